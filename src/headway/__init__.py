@@ -1,0 +1,72 @@
+"""headway: attention that knows where it is.
+
+>>> from headway import Attention, Causal, Rotary
+>>> Attention(dim=64, heads=8, position=Rotary(), mask=Causal()).head(0).q.shape
+torch.Size([64, 8])
+
+Names are imported when they are first used, so that ``import headway`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headway.attention import Attention
+    from headway.cache import KVCache
+    from headway.functional import Plan, attend, plan
+    from headway.generation import generate
+    from headway.masks import Causal, Dense, Documents, Prefix, Window
+    from headway.positions import T5, Alibi, Learned, NoPosition, Position, Rotary, Shaw, Sinusoidal
+    from headway.shapes import HeadShape, HeadwayError
+    from headway.transformer import Transformer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "functional": ("Plan", "attend", "plan"),
+    "attention": ("Attention",),
+    "cache": ("KVCache",),
+    "generation": ("generate",),
+    "masks": ("Causal", "Dense", "Documents", "Prefix", "Window"),
+    "positions": ("T5", "Alibi", "Learned", "NoPosition", "Position", "Rotary", "Shaw", "Sinusoidal"),
+    "shapes": ("HeadShape", "HeadwayError"),
+    "transformer": ("Transformer",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "T5",
+    "Alibi",
+    "Attention",
+    "Causal",
+    "Dense",
+    "Documents",
+    "HeadShape",
+    "HeadwayError",
+    "KVCache",
+    "Learned",
+    "NoPosition",
+    "Plan",
+    "Position",
+    "Prefix",
+    "Rotary",
+    "Shaw",
+    "Sinusoidal",
+    "Transformer",
+    "Window",
+    "attend",
+    "generate",
+    "plan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'headway' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"headway.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,248 @@
+"""Multi-head attention that knows place: the Q, K, V and O projections, the heads, and their initialisation.
+
+Q = X W_Q,  K = X W_K,  V = X W_V          X (n, d_model); each head h has its own W_Q, W_K, W_V (d_model, d_k)
+head_h = softmax(Q_h K_hᵀ / √d_k + position) V_h
+out = [head_1 … head_H] W_O
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.cache import KVCache
+from headway.functional import BACKENDS, attend
+from headway.init import check_init, initialise
+from headway.masks import Mask, as_positions
+from headway.positions import Look, NoPosition, Position, parse
+from headway.shapes import HeadShape, HeadwayError
+from headway.terms import AnyTerm
+
+
+class HeadWeights(NamedTuple):
+    """The matrices of one head, as in Q_h = X W_Q; views, so writing into them changes the model.
+
+    Args:
+        q: W_Q, (d_model, d_k).
+        k: W_K, (d_model, d_k); shared by the heads of a group.
+        v: W_V, (d_model, d_k); likewise.
+        o: W_O, (d_k, d_model).
+    """
+
+    q: Float[Tensor, "dim head_dim"]
+    k: Float[Tensor, "dim head_dim"]
+    v: Float[Tensor, "dim head_dim"]
+    o: Float[Tensor, "head_dim dim"]
+
+
+class Core(nn.Module):
+    """The call of :func:`headway.functional.attend` as a module, so that a hook can see what attention was given."""
+
+    def __init__(self, backend: str = "auto") -> None:
+        super().__init__()
+        if backend not in ("auto", *BACKENDS):
+            raise HeadwayError(f"expected backend 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}")
+        self.backend = backend
+
+    def forward(
+        self,
+        q: Float[Tensor, "batch heads queries dim"],
+        k: Float[Tensor, "batch kv_heads keys dim"],
+        v: Float[Tensor, "batch kv_heads keys dim_v"],
+        mask: Mask | None,
+        terms: Sequence[AnyTerm],
+        q_pos: Int[Tensor, "#batch queries"] | None,
+        k_pos: Int[Tensor, "#batch keys"] | None,
+        scale: float,
+    ) -> Float[Tensor, "batch heads queries dim_v"]:
+        """Attend."""
+        return attend(q, k, v, mask=mask, terms=terms, q_pos=q_pos, k_pos=k_pos, scale=scale, backend=self.backend)
+
+
+class Attention(nn.Module):
+    """Multi-head, grouped-query or multi-query attention, self or cross, with any position method.
+
+    Dividing by √d_k: for independent q and k of unit variance, q·k has variance d_k; scaled, the variance is 1 at every
+    head width, and softmax starts neither flat nor saturated.
+
+    Args:
+        dim: width of the model, d_model.
+        heads: query heads H. Each has matrices of its own, drawn independently (see :meth:`head`).
+        kv_heads: key and value heads; default ``heads``; 1 is multi-query.
+        head_dim: width of a head; default dim / heads, but free.
+        position: a method or its text, as ``"rotary(base=500000)"``; default none. One object handed to two layers
+            shares its parameters.
+        mask: who may see whom, always; :meth:`forward` can restrict it further. Default everybody.
+        bias: biases on Q, K, V.
+        out_bias: a bias on O; default as ``bias``.
+        scale: multiplies q·k; default 1/√d_k.
+        context_dim: width of the other sequence in cross attention; default ``dim``.
+        init: "xavier", "normal", "gpt2", "t5" or "orthogonal", see :func:`headway.init.initialise`.
+        depth: layers of the model, for "gpt2".
+        embed: add position to X here, for methods that act on the embedding (X' = X + P). A Transformer does that once
+            for all layers and turns it off.
+        backend: see :func:`headway.functional.attend`.
+
+    >>> from headway import Attention, Causal, Rotary
+    >>> attention = Attention(dim=512, heads=8, position=Rotary(), mask=Causal())
+    >>> attention(torch.randn(2, 10, 512)).shape
+    torch.Size([2, 10, 512])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 8,
+        *,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        position: Position | str | None = None,
+        mask: Mask | None = None,
+        bias: bool = False,
+        out_bias: bool | None = None,
+        scale: float | None = None,
+        context_dim: int | None = None,
+        init: str = "xavier",
+        depth: int = 1,
+        embed: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.shape = HeadShape.of(dim, heads, kv_heads, head_dim)
+        if isinstance(position, str):
+            position = parse(position)
+        self.position = (NoPosition() if position is None else position).attach(self.shape)
+        self.mask, self.embed = mask, embed
+        self.scale = self.shape.head_dim**-0.5 if scale is None else float(scale)
+        check_init(init)
+        self.init, self.depth = init, depth
+        inner, inner_kv = heads * self.shape.head_dim, self.shape.kv_heads * self.shape.head_dim
+        source = dim if context_dim is None else context_dim
+        self.q = nn.Linear(dim, inner, bias=bias)
+        self.k = nn.Linear(source, inner_kv, bias=bias)
+        self.v = nn.Linear(source, inner_kv, bias=bias)
+        self.o = nn.Linear(inner, dim, bias=bias if out_bias is None else out_bias)
+        self.core = Core(backend)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw W_Q, W_K, W_V and W_O of each head independently; biases are zero. Position draws its own."""
+        shape = self.shape
+        # T5 leaves scores unscaled and starts W_Q smaller by √d_k; with 1/√d_k in the scale that would count twice
+        gain = shape.head_dim**-0.5 if self.scale == 1 else 1.0
+        initialise(self.q.weight, self.init, parts=shape.heads, gain=gain)
+        initialise(self.k.weight, self.init, parts=shape.kv_heads)
+        initialise(self.v.weight, self.init, parts=shape.kv_heads)
+        initialise(self.o.weight, self.init, parts=shape.heads, by_input=True, residual_depth=self.depth)
+        for linear in (self.q, self.k, self.v, self.o):
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+
+    def head(self, index: int, *, grad: bool = False) -> HeadWeights:
+        """W_Q, W_K, W_V and W_O of one head as views, or their gradients.
+
+        Args:
+            index: the head, 0 … H−1.
+            grad: the gradients of the last backward instead.
+
+        Raises:
+            HeadwayError: when there is no such head, or no gradient yet.
+
+        >>> attention = Attention(dim=64, heads=8)
+        >>> attention.head(3).q.shape
+        torch.Size([64, 8])
+        """
+        if not 0 <= index < self.shape.heads:
+            raise HeadwayError(f"expected a head from 0 to {self.shape.heads - 1}, got {index}")
+        kv = index // (self.shape.heads // self.shape.kv_heads)
+        width = self.shape.head_dim
+
+        def matrix(linear: nn.Linear, number: int, by_input: bool = False) -> Tensor:
+            weight = linear.weight.grad if grad else linear.weight.detach()
+            if weight is None:
+                raise HeadwayError("expected gradients, got none: call backward() on a loss first")
+            part = slice(number * width, (number + 1) * width)
+            return (weight[:, part] if by_input else weight[part]).T
+
+        return HeadWeights(
+            matrix(self.q, index), matrix(self.k, kv), matrix(self.v, kv), matrix(self.o, index, by_input=True)
+        )
+
+    def forward(
+        self,
+        x: Float[Tensor, "*batch tokens dim"],
+        *,
+        context: Float[Tensor, "*batch keys context_dim"] | None = None,
+        pos: Int[Tensor, "#batch tokens"] | Int[Tensor, " tokens"] | None = None,
+        context_pos: Int[Tensor, "#batch keys"] | Int[Tensor, " keys"] | None = None,
+        mask: Mask | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "*batch tokens dim"]:
+        """Attend from x to itself, or to a context.
+
+        Args:
+            x: (B, N, dim), or (N, dim) without a batch.
+            context: attend to this other sequence instead, (B, M, context_dim).
+            pos: integer positions of x, (B or 1, N) or (N,); -1 is padding. Default 0 … N−1, or onwards from the cache.
+            context_pos: integer positions of the context; default 0 … M−1.
+            mask: restricts who may see whom for this call, for instance to packed documents.
+            cache: with self attention x continues the tokens in it and is appended; with a context its keys and values
+                are kept at the first call and used from then on.
+
+        Raises:
+            HeadwayError: on widths, positions or a cache that do not fit.
+        """
+        if x.ndim == 2:
+            context = None if context is None else context[None]
+            out: Tensor = self(x[None], context=context, pos=pos, context_pos=context_pos, mask=mask, cache=cache)
+            return out[0]
+        self._check(x, context)
+        cached = cache is not None and len(cache) > 0
+        if pos is None and cached and context is None and cache is not None:
+            q_pos = cache.next_pos(x.shape[1])
+        else:
+            q_pos = as_positions(pos, x)
+        if self.embed:
+            x = self.position.embed(x, q_pos)
+        q = self._split(self.q(x), self.shape.heads)
+        if context is not None and cached and cache is not None:
+            k, v, k_pos, marks = cache.k, cache.v, cache.pos, cache.marks
+            q, _ = self.position.rotate(q, k[:, :, :0], q_pos, k_pos[:, :0])
+        else:
+            source = x if context is None else context
+            k_pos = q_pos if context is None else as_positions(context_pos, source)
+            k, v = self._split(self.k(source), self.shape.kv_heads), self._split(self.v(source), self.shape.kv_heads)
+            marks = self.position.mark(source)
+            q, k = self.position.rotate(q, k, q_pos, k_pos)
+            if cache is not None:
+                cache.append(k, v, k_pos, marks)
+                if cached:
+                    k, v, k_pos, marks = cache.k, cache.v, cache.pos, cache.marks
+        if self.mask is not None:
+            mask = self.mask if mask is None else self.mask & mask
+        look = Look(q, k, q_pos, k_pos, self.scale, marks)
+        terms = self.position.terms(look)
+        # positions 0, 1, 2 … that nobody gave need not be looked at, and attention may run fused
+        given = pos is not None or context_pos is not None or (cached and context is None)
+        compared = mask is not None or bool(terms)
+        if given or (compared and q.shape[2] != k.shape[2]):
+            heads = self.core(q, k, v, mask, terms, q_pos, k_pos, self.scale)
+        else:
+            heads = self.core(q, k, v, mask, terms, None, None, self.scale)
+        out: Tensor = self.o(heads.transpose(1, 2).flatten(2))
+        return out
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        return x.unflatten(-1, (heads, self.shape.head_dim)).transpose(1, 2)
+
+    def _check(self, x: Tensor, context: Tensor | None) -> None:
+        if x.ndim != 3 or x.shape[-1] != self.shape.dim:
+            raise HeadwayError(f"expected x of shape (batch, tokens, {self.shape.dim}), got {tuple(x.shape)}")
+        width = self.k.in_features
+        if context is None and width != self.shape.dim:
+            raise HeadwayError(f"expected a context of width {width}, because context_dim was given, got none")
+        if context is not None and (context.ndim != 3 or context.shape[-1] != width or context.shape[0] != x.shape[0]):
+            raise HeadwayError(f"expected context of shape ({x.shape[0]}, tokens, {width}), got {tuple(context.shape)}")

@@ -1,0 +1,1 @@
+"""Ways to compute attention: each a file with ``refuses``, ``run`` and ``describe``, imported when first needed."""

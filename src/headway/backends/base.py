@@ -1,0 +1,94 @@
+"""What a backend is given: one checked call of attention. A backend is a file with ``refuses`` and ``run``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from headway.masks import ALL, Mask
+from headway.terms import AnyTerm, Term, ValuesByDistance
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of attention, checked, with nothing left to default.
+
+    Args:
+        q: queries, (B, H, Q, D).
+        k: keys, (B, H_kv, K, D).
+        v: values, (B, H_kv, K, D_v).
+        q_pos: positions of the queries, (B or 1, Q); -1 is padding.
+        k_pos: positions of the keys, (B or 1, K); -1 is padding.
+        mask: who may see whom; None is everybody.
+        terms: what is added to scores or values.
+        scale: multiplies q·k.
+        normalise: how scores become weights.
+        aligned: True when positions are known to be 0, 1, 2 … with no padding, so that they need not be looked at.
+        device: kind of device it runs on ("cpu", "cuda"); a planned call has meta tensors and names it here.
+    """
+
+    q: Float[Tensor, "batch heads queries dim"]
+    k: Float[Tensor, "batch kv_heads keys dim"]
+    v: Float[Tensor, "batch kv_heads keys dim_v"]
+    q_pos: Int[Tensor, "#batch queries"]
+    k_pos: Int[Tensor, "#batch keys"]
+    mask: Mask | None
+    terms: tuple[AnyTerm, ...]
+    scale: float
+    normalise: str
+    aligned: bool
+    device: str
+
+    @property
+    def training(self) -> bool:
+        """Whether gradients will be asked for."""
+        return torch.is_grad_enabled() and any(t.requires_grad for t in (self.q, self.k, self.v))
+
+    @property
+    def groups(self) -> int:
+        """How many query heads share one key head."""
+        return self.q.shape[1] // self.k.shape[1]
+
+    @property
+    def score_terms(self) -> tuple[Term, ...]:
+        """The terms that act on scores."""
+        return tuple(term for term in self.terms if isinstance(term, Term))
+
+    @property
+    def value_terms(self) -> tuple[ValuesByDistance, ...]:
+        """The terms that act on values."""
+        return tuple(term for term in self.terms if isinstance(term, ValuesByDistance))
+
+    def visible(self, rows: slice = ALL, cols: slice = ALL) -> Bool[Tensor, "#batch #heads queries keys"] | None:
+        """Which keys ``cols`` the queries ``rows`` may see, padding left out; None when all see all."""
+        seen = None if self.mask is None else self.mask.tile(self.q_pos, self.k_pos, rows, cols)
+        if self.aligned:
+            return seen
+        real = (self.q_pos[:, rows, None] >= 0) & (self.k_pos[:, None, cols] >= 0)
+        return real[:, None] if seen is None else seen & real[:, None]
+
+    def bias(self, rows: slice = ALL, cols: slice = ALL) -> Float[Tensor, "#batch #heads queries keys"] | None:
+        """The sum of the score terms on a tile, in float32 or better; None when there are none."""
+        total: Tensor | None = None
+        for term in self.score_terms:
+            tile = term.tile(self.q_pos, self.k_pos, rows, cols)
+            tile = tile.to(torch.promote_types(tile.dtype, torch.float32))
+            total = tile if total is None else total + tile
+        return total
+
+
+class Backend(Protocol):
+    """The contract of a backend module."""
+
+    def refuses(self, call: Call) -> str | None:
+        """Why this backend cannot run the call, or None when it can. Looks at shapes and kinds, never at values."""
+
+    def run(self, call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
+        """Compute attention."""
+
+    def describe(self, call: Call) -> tuple[str, str]:
+        """Exactness and memory of the route this backend would take, in words."""

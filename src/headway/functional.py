@@ -1,0 +1,236 @@
+"""Attention itself: one checked call, the ordered tuple of backends that may run it, and a plan that says which will.
+
+out_i = Σ_j softmax_j( scale · q_i·k_j + terms(i, j) under mask(i, j) ) · v_j
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from headway.backends.base import Backend, Call
+from headway.masks import Causal, Dense, Mask, as_positions
+from headway.positions.base import Look, Position
+from headway.shapes import HeadShape, HeadwayError
+from headway.terms import AnyTerm, Term, ValuesByDistance
+
+BACKENDS = ("sdpa", "reference")
+"""What ``backend="auto"`` tries, in this order; the first that does not refuse runs."""
+
+
+def attend(
+    q: Float[Tensor, "batch heads queries dim"],
+    k: Float[Tensor, "batch kv_heads keys dim"],
+    v: Float[Tensor, "batch kv_heads keys dim_v"],
+    *,
+    mask: Mask | Bool[Tensor, "#batch #heads queries keys"] | None = None,
+    terms: Sequence[AnyTerm] = (),
+    q_pos: Int[Tensor, "#batch queries"] | Int[Tensor, " queries"] | None = None,
+    k_pos: Int[Tensor, "#batch keys"] | Int[Tensor, " keys"] | None = None,
+    scale: float | None = None,
+    normalise: str = "softmax",
+    backend: str = "auto",
+) -> Float[Tensor, "batch heads queries dim_v"]:
+    """Scaled dot-product attention with positions.
+
+    A query that may see no key gets zeros and zero gradients. NaN or inf in a key, value or query that is masked
+    reaches nothing.
+
+    Args:
+        q: queries, (B, H, Q, D).
+        k: keys, (B, H_kv, K, D), where H_kv divides H.
+        v: values, (B, H_kv, K, D_v).
+        mask: who may see whom, see :mod:`headway.masks`; a boolean tensor is taken as :class:`headway.masks.Dense`.
+        terms: what is added to scores or values, see :mod:`headway.terms`.
+        q_pos: integer positions of the queries, (B or 1, Q) or (Q,); -1 is padding. Default 0 … Q−1.
+        k_pos: integer positions of the keys, likewise. Default 0 … K−1.
+        scale: multiplies q·k; default 1/√D, which keeps the variance of the scores at that of one product term.
+        normalise: how scores become weights; "softmax".
+        backend: "auto" or a name of :data:`BACKENDS`; a named backend that cannot run the call raises, with its reason.
+
+    Raises:
+        HeadwayError: on arguments that do not fit each other, or a backend that refuses.
+
+    >>> q = k = v = torch.eye(3).reshape(1, 1, 3, 3)
+    >>> attend(q, k, v, mask=Causal(), scale=0.0)[0, 0, 1].tolist()
+    [0.5, 0.5, 0.0]
+    """
+    call = _check(q, k, v, mask, terms, q_pos, k_pos, scale, normalise)
+    chosen = _load(_choose(call, backend))
+    call, poisoned = _isolate(call)
+    out = chosen.run(call)
+    return out if poisoned is None else out.masked_fill(poisoned[..., None], torch.nan)
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask | Tensor | None,
+    terms: Sequence[AnyTerm],
+    q_pos: Tensor | None,
+    k_pos: Tensor | None,
+    scale: float | None,
+    normalise: str,
+) -> Call:
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if not (q.ndim == k.ndim == v.ndim == 4):
+        raise HeadwayError(f"expected q, k and v of shape (batch, heads, tokens, head width), got {shapes}")
+    if not (q.shape[0] == k.shape[0] == v.shape[0]):
+        raise HeadwayError(f"expected q, k and v of one batch size, got {shapes}")
+    if q.shape[3] != k.shape[3]:
+        raise HeadwayError(f"expected queries and keys of one head width, got {shapes}")
+    if k.shape[1:3] != v.shape[1:3]:
+        raise HeadwayError(f"expected as many values as keys, in as many heads, got {shapes}")
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise HeadwayError(f"expected the key heads to divide the query heads, got {shapes}")
+    if not (q.dtype == k.dtype == v.dtype) or not q.is_floating_point():
+        raise HeadwayError(f"expected q, k and v of one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if not (q.device == k.device == v.device):
+        raise HeadwayError(f"expected q, k and v on one device, got {q.device}, {k.device}, {v.device}")
+    if isinstance(mask, Tensor):
+        mask = Dense(mask)
+    if not (mask is None or isinstance(mask, Mask)):
+        raise HeadwayError(f"expected a mask of headway.masks, a boolean tensor or None, got {type(mask).__name__}")
+    for term in terms:
+        if not isinstance(term, Term | ValuesByDistance):
+            raise HeadwayError(f"expected terms of headway.terms, got {type(term).__name__}")
+    queries, keys = q.shape[2], k.shape[2]
+    if queries != keys and (mask is not None or terms) and not isinstance(mask, Dense) and None in (q_pos, k_pos):
+        raise HeadwayError(
+            f"expected q_pos and k_pos, because a mask or term compares {queries} queries with {keys} keys by "
+            f"position, got none: for the newest tokens of a cache pass q_pos=torch.arange({max(keys - queries, 0)}, "
+            f"{max(keys - queries, 0) + queries}) and k_pos=torch.arange({keys})"
+        )
+    aligned = q_pos is None and k_pos is None
+    return Call(
+        q,
+        k,
+        v,
+        as_positions(q_pos, q[:, 0], "q_pos"),
+        as_positions(k_pos, k[:, 0], "k_pos"),
+        mask,
+        tuple(terms),
+        q.shape[-1] ** -0.5 if scale is None else float(scale),
+        normalise,
+        aligned,
+        q.device.type,
+    )
+
+
+def _load(name: str) -> Backend:
+    return cast(Backend, importlib.import_module(f"headway.backends.{name}"))
+
+
+def _choose(call: Call, backend: str) -> str:
+    if backend != "auto":
+        if backend not in BACKENDS:
+            raise HeadwayError(f"expected backend 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}")
+        reason = _load(backend).refuses(call)
+        if reason is not None:
+            raise HeadwayError(f"backend {backend!r} cannot run this call: {reason}; backend='auto' finds one that can")
+        return backend
+    refusals = []
+    for name in BACKENDS:
+        reason = _load(name).refuses(call)
+        if reason is None:
+            return name
+        refusals.append(f"{name}: {reason}")
+    raise HeadwayError("no backend can run this call: " + "; ".join(refusals))
+
+
+def _isolate(call: Call) -> tuple[Call, Bool[Tensor, "batch heads queries"] | None]:
+    """Zero the keys and values that hold NaN or inf, and name the rows that may see one, which become NaN.
+
+    A kernel multiplies a hidden key's weight, 0, with its value: 0 · NaN = NaN would reach rows that must not see it.
+    """
+    if (call.mask is None and call.aligned) or call.device == "meta":
+        return call, None
+    # on a CPU one look is nearly free; elsewhere it would wait for the device, so the work is done unasked
+    if call.q.device.type == "cpu" and not torch.compiler.is_compiling():
+        with torch.no_grad():
+            if math.isfinite(call.k.sum() + call.v.sum()):
+                return call, None
+    bad = ~(call.k.isfinite().all(-1) & call.v.isfinite().all(-1))  # (B, H_kv, K)
+    k, v = call.k.masked_fill(bad[..., None], 0.0), call.v.masked_fill(bad[..., None], 0.0)
+    bad = bad.repeat_interleave(call.groups, 1)
+    if call.aligned and isinstance(call.mask, Causal):
+        poisoned = bad.cumsum(-1) > 0
+    else:
+        seen = call.visible()
+        poisoned = bad.any(-1, keepdim=True) if seen is None else (seen & bad[:, :, None]).any(-1)
+    return replace(call, k=k, v=v), poisoned.expand(call.q.shape[:3])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run a position method, how exact, in how much memory, and why not the others. Print it.
+
+    Args:
+        position: the method.
+        route: the backend that will run.
+        exactness: in words.
+        memory: in words.
+        refused: (backend, reason) for every backend tried before.
+    """
+
+    position: str
+    route: str
+    exactness: str
+    memory: str
+    refused: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        why = "".join(f"\n  not {name}: {reason}" for name, reason in self.refused)
+        return f"{self.position}: {self.route} · {self.exactness} · {self.memory}{why}"
+
+
+def plan(
+    position: Position,
+    *,
+    tokens: int,
+    heads: int,
+    head_dim: int,
+    kv_heads: int | None = None,
+    mask: Mask | None = None,
+    device: str | torch.device = "cpu",
+    training: bool = True,
+) -> Plan:
+    """Say what would run a position method, without running it.
+
+    Args:
+        position: the method, attached or not; it is not changed.
+        tokens: queries and keys.
+        heads: query heads.
+        head_dim: width of one head.
+        kv_heads: key heads; default ``heads``.
+        mask: default :class:`headway.masks.Causal`.
+        device: where it would run.
+        training: whether gradients will be asked for.
+
+    >>> from headway.positions import Rotary
+    >>> print(plan(Rotary(), tokens=1024, heads=8, head_dim=64))
+    rotary: sdpa · exact · O(queries + keys): fused
+    """
+    shape = HeadShape.of(heads * head_dim, heads, kv_heads, head_dim)
+    with torch.device("meta"), torch.enable_grad():
+        fresh = position.fresh().attach(shape)
+        pos = torch.arange(tokens)[None]
+        q = torch.empty(1, heads, tokens, head_dim, requires_grad=training)
+        k = torch.empty(1, shape.kv_heads, tokens, head_dim, requires_grad=training)
+        v = torch.empty(1, shape.kv_heads, tokens, head_dim, requires_grad=training)
+        marks = fresh.mark(torch.empty(1, tokens, shape.dim))
+        q, k = fresh.rotate(q, k, pos, pos)
+        look = Look(q, k, pos, pos, head_dim**-0.5, marks)
+        call = _check(q, k, v, Causal() if mask is None else mask, fresh.terms(look), None, None, None, "softmax")
+        call = replace(call, device=torch.device(device).type)
+        route = _choose(call, "auto")
+    refused = tuple((name, _load(name).refuses(call) or "") for name in BACKENDS[: BACKENDS.index(route)])
+    return Plan(position.spec(), route, *_load(route).describe(call), refused)

@@ -1,0 +1,54 @@
+"""The initialisations people use, for one weight matrix that maps ``fan_in`` numbers to ``fan_out``."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from headway.shapes import HeadwayError
+
+INITS = ("xavier", "normal", "gpt2", "t5", "orthogonal")
+
+
+def initialise(
+    weight: Tensor, how: str, *, parts: int = 1, by_input: bool = False, residual_depth: int = 0, gain: float = 1.0
+) -> None:
+    """Draw the weight of an ``nn.Linear``, (fan_out, fan_in), in place, part by part: each head's matrix by itself.
+
+    - xavier: uniform in ±√(6 / (fan_in + fan_out)) (Glorot & Bengio 2010), fans of one part.
+    - normal: N(0, 0.02²).
+    - gpt2: the same, and matrices that write into the residual stream are divided by √(2·layers).
+    - t5: N(0, 1/fan_in), times ``gain`` (arXiv:1910.10683's query matrices also fold 1/√d_k in).
+    - orthogonal: orthonormal rows or columns (Saxe et al., arXiv:1312.6120).
+
+    Args:
+        weight: changed in place.
+        how: one of :data:`INITS`.
+        parts: heads; each part is drawn independently.
+        by_input: the parts lie along the input (W_O) instead of the output (W_Q, W_K, W_V).
+        residual_depth: layers of the model if this matrix writes into the residual stream, else 0.
+        gain: extra factor of "t5".
+    """
+    check_init(how)
+    with torch.no_grad():
+        for part in weight.chunk(parts, 1 if by_input else 0):
+            if how == "xavier":
+                nn.init.xavier_uniform_(part)
+            elif how == "orthogonal":
+                drawn = torch.empty(
+                    part.shape, dtype=torch.promote_types(part.dtype, torch.float32), device=part.device
+                )
+                part.copy_(nn.init.orthogonal_(drawn))
+            elif how == "t5":
+                nn.init.normal_(part, std=gain / math.sqrt(weight.shape[1]))
+            else:
+                deep = how == "gpt2" and residual_depth > 0
+                nn.init.normal_(part, std=0.02 / math.sqrt(2 * residual_depth) if deep else 0.02)
+
+
+def check_init(how: str) -> None:
+    """Raise unless ``how`` names an initialisation."""
+    if how not in INITS:
+        raise HeadwayError(f"expected init one of {', '.join(INITS)}, got {how!r}")

@@ -1,0 +1,101 @@
+"""Every way to tell attention where a token is: one method per file, found by listing this folder.
+
+>>> parse("rotary(base=500000)")
+Rotary(base=500000.0, fraction=1.0, pairing='half')
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+from headway.positions.alibi import Alibi
+from headway.positions.base import Look, Position
+from headway.positions.learned import Learned
+from headway.positions.none import NoPosition
+from headway.positions.rotary import Rotary
+from headway.positions.shaw import Shaw
+from headway.positions.sinusoidal import Sinusoidal
+from headway.positions.t5 import T5
+from headway.shapes import HeadwayError
+
+__all__ = [
+    "T5",
+    "Alibi",
+    "Learned",
+    "Look",
+    "NoPosition",
+    "Position",
+    "Rotary",
+    "Shaw",
+    "Sinusoidal",
+    "methods",
+    "parse",
+]
+
+
+@cache
+def methods() -> dict[str, type[Position]]:
+    """All methods by name, in alphabetical order with "none" first: every class a file of this folder defines."""
+    found: dict[str, type[Position]] = {}
+    for module_name in sorted(info.name for info in pkgutil.iter_modules(__path__) if info.name != "base"):
+        module = importlib.import_module(f"{__name__}.{module_name}")
+        for member in vars(module).values():
+            if isinstance(member, type) and issubclass(member, Position) and member.__module__ == module.__name__:
+                found[member.method_name()] = member
+    return dict(sorted(found.items(), key=lambda item: (item[0] != "none", item[0])))
+
+
+def parse(spec: str) -> Position:
+    """A method from its text: ``rotary`` or ``rotary(base=500000, pairing='interleaved')``.
+
+    Values are plain numbers, strings and truth values; nothing is evaluated.
+
+    Raises:
+        HeadwayError: on an unknown method, an unknown or ill-typed hyperparameter, or text that does not read so.
+    """
+    try:
+        node = ast.parse(spec.strip(), mode="eval").body
+        call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
+        if not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError
+        name = call.func.id
+        values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        raise HeadwayError(
+            f"expected a position method such as rotary or rotary(base=500000), got {spec!r}: known are {_known()}"
+        ) from None
+    if name not in methods():
+        raise HeadwayError(f"expected a position method, got {name!r}: known are {_known()}")
+    method = methods()[name]
+    defaults = {f.name: f.default for f in fields(method) if f.init}
+    for key, value in values.items():
+        if key not in defaults:
+            accepted = ", ".join(defaults) or "none"
+            raise HeadwayError(f"expected hyperparameters of {name} ({accepted}), got {key!r}")
+        values[key] = _same_kind(name, key, value, defaults[key])
+    return method(**values)
+
+
+def _same_kind(name: str, key: str, value: object, default: object) -> Any:
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise HeadwayError(f"expected {name} {key} like {default!r}, got {value!r}")
+    return value
+
+
+def _known() -> str:
+    return ", ".join(methods())
+
+
+def __getattr__(name: str) -> type[Position]:
+    """Methods whose file was added without a line above are importable all the same."""
+    for method in methods().values():
+        if method.__name__ == name:
+            return method
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,207 @@
+"""What a position method is: an object that acts at one or more of the few places where position can enter attention.
+
+    out_i = Σ_j softmax_j( scale · q_i·k_j + terms(i, j) under mask(i, j) ) · v_j
+
+1. ``embed``   adds a vector to the token embedding
+2. ``rotate``  maps q and k given their positions
+3. ``terms``   adds something to the scores or values
+4. ``mark``    computes something per token that is cached beside k and v
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.masks import as_positions
+from headway.shapes import HeadShape, HeadwayError
+from headway.terms import AnyTerm
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What a method may look at when it makes its terms.
+
+    Args:
+        q: queries, rotated, (B, H, Q, D).
+        k: keys, rotated, (B, H_kv, K, D).
+        q_pos: positions of the queries, (B or 1, Q); -1 is padding.
+        k_pos: positions of the keys, (B or 1, K); -1 is padding.
+        scale: what q·k is multiplied with.
+        marks: what ``mark`` computed for the keys, (B, K, ...).
+        heads: which of the method's heads q holds; None is all of them in order.
+    """
+
+    q: Float[Tensor, "batch heads queries dim"]
+    k: Float[Tensor, "batch kv_heads keys dim"]
+    q_pos: Int[Tensor, "#batch queries"]
+    k_pos: Int[Tensor, "#batch keys"]
+    scale: float
+    marks: Tensor | None = None
+    heads: Int[Tensor, " heads"] | None = None
+
+    def of_heads(self, parameter: Float[Tensor, "all_heads ..."]) -> Float[Tensor, "heads ..."]:
+        """The rows of a per-head parameter for the heads at hand."""
+        return parameter if self.heads is None else parameter[self.heads]
+
+
+@dataclass(eq=False)
+class Position(nn.Module):
+    """A way to tell attention where a token is. Subclass it in one file of ``headway/positions`` to add a method.
+
+    A method is a dataclass whose fields are its hyperparameters, all plain values. Parameters are made once, by
+    :meth:`attach`, when the method is handed to attention; the same object handed to two layers shares them.
+
+    Positions are integers, explicit and global; -1 is padding. A method never makes its own ``arange`` over tokens.
+    """
+
+    title: ClassVar[str] = ""
+    """Its name in the field."""
+    paper: ClassVar[str] = ""
+    """Where it was published, as arXiv:NNNN.NNNNN."""
+    summary: ClassVar[str] = ""
+    """What it does, in one sentence."""
+    relative: ClassVar[bool] = True
+    """Whether attention depends on differences of positions only, so that shifting them all changes nothing."""
+    per_layer: ClassVar[bool] = False
+    """Whether a Transformer gives each layer parameters of its own, as the method's paper does."""
+
+    shape: HeadShape | None = field(default=None, init=False, repr=False)
+    """The widths it was attached to; None before."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Initialise the module first: dataclasses assign their fields before any ``__init__`` could."""
+        self = super().__new__(cls)
+        nn.Module.__init__(self)
+        return self
+
+    # --- what a method implements -------------------------------------------------------------------------------
+
+    def build(self, shape: HeadShape) -> None:
+        """Make the parameters for these widths; called once. Values come from :meth:`reset_parameters`."""
+
+    def reset_parameters(self) -> None:
+        """Initialise the parameters."""
+
+    def embed(
+        self, x: Float[Tensor, "batch tokens dim"], pos: Int[Tensor, "#batch tokens"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Token embeddings with position added; by default unchanged."""
+        return x
+
+    def rotate(
+        self,
+        q: Float[Tensor, "batch heads queries dim"],
+        k: Float[Tensor, "batch kv_heads keys dim"],
+        q_pos: Int[Tensor, "#batch queries"],
+        k_pos: Int[Tensor, "#batch keys"],
+    ) -> tuple[Float[Tensor, "batch heads queries dim_r"], Float[Tensor, "batch kv_heads keys dim_r"]]:
+        """Queries and keys mapped by their positions; by default unchanged."""
+        return q, k
+
+    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+        """What is added to scores and values; by default nothing."""
+        return ()
+
+    def mark(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens *rest"] | None:
+        """Something per token, computed from attention's input and cached beside k and v; by default nothing."""
+        return None
+
+    # --- what every method has ----------------------------------------------------------------------------------
+
+    def attach(self, shape: HeadShape | int) -> Self:
+        """Make the parameters for these widths, once. Attention and Transformer do this themselves.
+
+        Args:
+            shape: the widths; a number is the width of an embedding without heads, as before an RNN.
+
+        Raises:
+            HeadwayError: when it is attached to other widths already.
+        """
+        shape = HeadShape.of(shape) if isinstance(shape, int) else shape
+        if self.shape is None:
+            self.build(shape)
+            self.shape = shape
+            self.reset_parameters()
+        elif self.shape != shape:
+            raise HeadwayError(
+                f"expected {type(self).__name__} to be used with the widths it has, {self.shape}, got {shape}: "
+                f"make another one, or .fresh()"
+            )
+        return self
+
+    def fresh(self) -> Self:
+        """The same method with parameters of its own, not yet made."""
+        return type(self)(**self.hyperparameters())
+
+    @classmethod
+    def method_name(cls) -> str:
+        """Its name on the command line and in files: the class name in lower case."""
+        return cls.__name__.lower()
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the method acts on the embedding."""
+        return type(self).embed is not Position.embed
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The fields and their values."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+
+    def spec(self) -> str:
+        """How the command line and configurations write it: the name, and what differs from the defaults.
+
+        >>> from headway.positions import Rotary
+        >>> Rotary(base=500000.0).spec()
+        'rotary(base=500000.0)'
+        """
+        defaults = {f.name: f.default for f in fields(self)}
+        given = self.hyperparameters().items()
+        changed = ", ".join(f"{name}={value!r}" for name, value in given if value != defaults[name])
+        return self.method_name() + (f"({changed})" if changed else "")
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens dim"], pos: Int[Tensor, "#batch tokens"] | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Add position to embeddings in front of any sequence model: an RNN, a CNN, ``nn.TransformerEncoder``.
+
+        Args:
+            x: embeddings, (B, N, dim).
+            pos: integer positions, (B or 1, N) or (N,); -1 is padding. Default 0 … N−1.
+
+        Raises:
+            HeadwayError: when the method acts only inside attention, or has no parameters yet.
+        """
+        if not self.embeds:
+            raise HeadwayError(
+                f"expected a method that acts on embeddings, got {type(self).__name__}, which acts inside attention: "
+                f"hand it to headway.Attention, or use Sinusoidal or Learned here"
+            )
+        if x.ndim != 3:
+            raise HeadwayError(f"expected embeddings of shape (batch, tokens, width), got {tuple(x.shape)}")
+        return self.embed(x, as_positions(pos, x))
+
+
+def frequencies(dim: int, base: float, device: torch.device, *, endpoint: bool = False) -> Float[Tensor, " pairs"]:
+    """Angular frequencies base^(−2i/dim) for i = 0 … ⌈dim/2⌉−1, in float64 radians per token.
+
+    Args:
+        dim: how many numbers the pairs fill.
+        base: ratio of the slowest to the fastest, nearly.
+        device: where.
+        endpoint: divide by ⌈dim/2⌉−1 instead of dim/2, so that the slowest is 1/base exactly (tensor2tensor).
+    """
+    pairs = (dim + 1) // 2
+    exponent = torch.arange(pairs, device=device, dtype=angle_dtype(device)) / (
+        max(pairs - 1, 1) if endpoint else dim / 2
+    )
+    return torch.as_tensor(base, dtype=exponent.dtype, device=device) ** -exponent
+
+
+def angle_dtype(device: torch.device) -> torch.dtype:
+    """float64 where the device has it: at position 10⁶ an angle in float32 errs by 0.016 in its cosine."""
+    return torch.float32 if device.type == "mps" else torch.float64

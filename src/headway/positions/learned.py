@@ -1,0 +1,79 @@
+"""Learned absolute position vectors, as in BERT and GPT-2. Gehring et al. 2017, "Convolutional Sequence to Sequence
+Learning", arXiv:1705.03122.
+
+    X' = X + E[pos]                E  learned table (max_length, d)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.positions.base import Position
+from headway.shapes import HeadShape, HeadwayError
+
+
+@dataclass(eq=False)
+class Learned(Position):
+    """One learned vector per position, added to the embedding (arXiv:1705.03122; BERT, GPT-2).
+
+    Formula: X' = X + E[pos]; learned: E (max_length, d), initialised N(0, 0.02²); shapes: x (B, N, d) → (B, N, d).
+
+    Pitfalls: there is no vector past ``max_length``, so a longer text is an error, never a clamp; rows that training
+    never reached stay at their random start.
+
+    Args:
+        max_length: how many positions have a vector.
+
+    Raises:
+        HeadwayError: when a position is at or past ``max_length``, or the table was not made yet.
+
+    >>> position = Learned(max_length=128).attach(16)
+    >>> position(torch.zeros(2, 10, 16)).shape
+    torch.Size([2, 10, 16])
+    """
+
+    title: ClassVar[str] = "Learned absolute"
+    paper: ClassVar[str] = "arXiv:1705.03122"
+    summary: ClassVar[str] = (
+        "A learned vector for each position is added to the embedding; there is none past its table."
+    )
+    relative: ClassVar[bool] = False
+
+    max_length: int = 512
+
+    def __post_init__(self) -> None:
+        if self.max_length < 1:
+            raise HeadwayError(f"expected learned max_length of at least 1, got {self.max_length}")
+
+    def build(self, shape: HeadShape) -> None:
+        """Make E."""
+        self.weight = nn.Parameter(torch.empty(self.max_length, shape.dim))
+
+    def reset_parameters(self) -> None:
+        """E ~ N(0, 0.02²)."""
+        nn.init.normal_(self.weight, std=0.02)
+
+    def embed(
+        self, x: Float[Tensor, "batch tokens dim"], pos: Int[Tensor, "#batch tokens"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """X + E[pos]; padding gets nothing."""
+        if self.shape is None:
+            raise HeadwayError(
+                f"expected Learned with its table, got one without: call .attach({x.shape[-1]}) once, "
+                f"before an optimizer looks for parameters"
+            )
+        if x.shape[-1] != self.weight.shape[1]:
+            raise HeadwayError(f"expected embeddings of width {self.weight.shape[1]}, got {x.shape[-1]}")
+        # a compiled graph cannot raise by value; there, torch's own index check stops it
+        if not torch.compiler.is_compiling() and pos.numel() and int(last := pos.max()) >= self.max_length:
+            raise HeadwayError(
+                f"expected positions below max_length={self.max_length}, got {int(last)}: learned positions cannot go "
+                f"past their table; train with a larger max_length, or use rotary, alibi or t5"
+            )
+        vectors = nn.functional.embedding(pos.clamp(min=0), self.weight)
+        return x + vectors.masked_fill((pos < 0)[..., None], 0.0).to(x.dtype)

@@ -1,0 +1,105 @@
+"""Rotary position embedding (RoPE). Su et al. 2021, "RoFormer", arXiv:2104.09864.
+
+    (q_a, q_b) ← (q_a cos θ − q_b sin θ,  q_b cos θ + q_a sin θ)      θ = pos · base^(−2i/r)
+    and the same for k; pair i = (a, b) of the first r numbers of a head; base = 10000.
+
+q_i·k_j then depends on the positions only through pos_i − pos_j: turning both by the same angle changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headway.positions.base import Position, frequencies
+from headway.shapes import HeadShape, HeadwayError
+
+PAIRINGS = ("half", "interleaved")
+
+
+@dataclass(eq=False)
+class Rotary(Position):
+    """Rotary position embedding (RoPE, arXiv:2104.09864): queries and keys are turned by their position.
+
+    Formula: pair i of q and k turns by pos·base^(−2i/r), r = fraction·d_k; nothing learned, nothing added to scores.
+    Shapes: q (B, H, Q, d_k), k (B, H_kv, K, d_k) unchanged. Angles are computed in float64, whatever the model's dtype.
+
+    Pitfalls: weights trained with one pairing are wrong with the other; with ``fraction`` below 1 the exponent runs
+    over the rotated width r (GPT-NeoX), not the head width. Extrapolates poorly past the training length.
+
+    Args:
+        base: 10000 in the paper; larger bases turn more slowly and serve longer contexts.
+        fraction: how much of each head is turned; its first r = fraction·d_k numbers, r even.
+        pairing: "half" pairs number i with i + r/2 (GPT-NeoX, Llama); "interleaved" pairs 2i with 2i+1 (RoFormer,
+            GPT-J).
+
+    >>> q, pos = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[1]])
+    >>> Rotary().rotate(q, q, pos, pos)[0].flatten().tolist()  # cos 1, sin 1
+    [0.5403022766113281, 0.8414709568023682]
+    """
+
+    title: ClassVar[str] = "Rotary (RoPE)"
+    paper: ClassVar[str] = "arXiv:2104.09864"
+    summary: ClassVar[str] = "Queries and keys are turned by angles that grow with position; scores see the difference."
+
+    base: float = 10000.0
+    fraction: float = 1.0
+    pairing: str = "half"
+
+    def __post_init__(self) -> None:
+        if self.base <= 0:
+            raise HeadwayError(f"expected rotary base above 0, got {self.base}")
+        if not 0 < self.fraction <= 1:
+            raise HeadwayError(f"expected rotary fraction above 0 and at most 1, got {self.fraction}")
+        if self.pairing not in PAIRINGS:
+            raise HeadwayError(f"expected rotary pairing {' or '.join(PAIRINGS)}, got {self.pairing!r}")
+
+    def build(self, shape: HeadShape) -> None:
+        """Check that the head divides into pairs."""
+        self.width(shape.head_dim)
+
+    def width(self, head_dim: int) -> int:
+        """How many numbers of a head are turned, r."""
+        if self.fraction == 1 and head_dim % 2:
+            raise HeadwayError(
+                f"expected an even head width, because rotary turns pairs, got {head_dim}: "
+                f"change heads or head_dim, or give fraction below 1"
+            )
+        width = int(self.fraction * head_dim) // 2 * 2
+        if width == 0:
+            raise HeadwayError(f"expected rotary to turn at least one pair, got fraction={self.fraction} of {head_dim}")
+        return width
+
+    def rotate(
+        self,
+        q: Float[Tensor, "batch heads queries dim"],
+        k: Float[Tensor, "batch kv_heads keys dim"],
+        q_pos: Int[Tensor, "#batch queries"],
+        k_pos: Int[Tensor, "#batch keys"],
+    ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
+        """Turn q and k by their positions."""
+        q_angles = self._angles(q_pos, q)
+        k_angles = q_angles if k_pos is q_pos else self._angles(k_pos, k)
+        return self._turn(q, *q_angles), self._turn(k, *k_angles)
+
+    def _angles(self, pos: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        width = self.width(like.shape[-1])
+        angles = pos[:, None, :, None] * frequencies(width, self.base, pos.device)  # (B, 1, N, r/2)
+        precise = torch.promote_types(like.dtype, torch.float32)
+        return angles.cos().to(precise), angles.sin().to(precise)
+
+    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        width = 2 * cos.shape[-1]
+        turned, rest = x[..., :width].to(cos.dtype), x[..., width:]
+        if self.pairing == "half":
+            a, b = turned.chunk(2, -1)
+            turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+        else:
+            a, b = turned[..., 0::2], turned[..., 1::2]
+            turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+        turned = turned.to(x.dtype)
+        return torch.cat((turned, rest), -1) if rest.shape[-1] else turned

@@ -1,0 +1,189 @@
+"""What may be added to attention scores, as data a kernel can look into, a planner choose by and a plot draw.
+
+    score(i, j) = scale · q_i·k_j + Σ terms(i, j)
+
+Each term is defined by its ``tile``: plain torch, for any rectangle of queries and keys, from explicit positions.
+A term holds one value per distance (``ByDistance``), per key (``PerKey``) and so on, not one per pair: what is O(n)
+stays O(n) until a backend decides otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headway.masks import ALL, Positions, distance
+from headway.shapes import HeadwayError
+
+Tile = Float[Tensor, "#batch #heads queries keys"]
+
+
+class Term:
+    """Something added to the scores."""
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
+        """What the term adds for queries ``rows`` and keys ``cols``, (B or 1, H or 1, q, k).
+
+        Args:
+            q_pos: positions of all queries, (B or 1, Q).
+            k_pos: positions of all keys, (B or 1, K).
+            rows: the queries of the tile; default all.
+            cols: the keys of the tile; default all.
+        """
+        raise NotImplementedError
+
+
+def _entry(
+    width: int, left: int, q_pos: Positions, k_pos: Positions, rows: slice, cols: slice
+) -> Int[Tensor, "#batch q k"]:
+    """Which of ``width`` entries belongs to each pair; entry ``left`` is distance 0, the ends serve all beyond."""
+    return (distance(q_pos, k_pos, rows, cols) + left).clamp(0, width - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class PerKey(Term):
+    """Adds c[b, h, j]: one number per key, the same for every query.
+
+    Args:
+        bias: c, (B or 1, H or 1, K).
+    """
+
+    bias: Float[Tensor, "#batch #heads keys"]
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
+        """See :meth:`Term.tile`."""
+        return self.bias[:, :, None, cols].expand(-1, -1, q_pos[:, rows].shape[1], -1)
+
+
+@dataclass(frozen=True, eq=False)
+class ByDistance(Term):
+    """Adds table[h, clamp(k_pos - q_pos + left)], and beyond the table's ends grows linearly by ``tails`` per step.
+
+    Without tails the bias saturates (T5, Shaw); a table of one entry with tails is ALiBi. See :meth:`linear`.
+
+    Args:
+        table: one value per head and distance, (H or 1, W).
+        left: the entry of distance 0; entries below it are the past.
+        tails: added per step beyond the left and the right end, (H or 1, 2); None is (0, 0).
+    """
+
+    table: Float[Tensor, "#heads width"]
+    left: int
+    tails: Float[Tensor, "#heads 2"] | None = None
+
+    @classmethod
+    def linear(cls, slope: Float[Tensor, " heads"]) -> ByDistance:
+        """slope[h] · |k_pos - q_pos|, for any distance.
+
+        >>> pos = torch.arange(3)[None]
+        >>> ByDistance.linear(torch.tensor([-0.5])).tile(pos, pos)[0, 0].tolist()
+        [[0.0, -0.5, -1.0], [-0.5, 0.0, -0.5], [-1.0, -0.5, 0.0]]
+        """
+        return cls(torch.zeros_like(slope)[:, None], 0, torch.stack((slope, slope), 1))
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
+        """See :meth:`Term.tile`."""
+        width = self.table.shape[1]
+        entry = _entry(width, self.left, q_pos, k_pos, rows, cols)  # (B, Q, K)
+        if width == 1:
+            bias = self.table[None, :, :, None].expand(entry.shape[0], -1, *entry.shape[1:])
+        else:
+            # embedding's backward sums equal entries densely; indexing's would sort them first
+            bias = torch.nn.functional.embedding(entry, self.table.T).permute(0, 3, 1, 2)
+        if self.tails is not None:
+            beyond = (distance(q_pos, k_pos, rows, cols) + self.left - entry)[:, None]  # (B, 1, Q, K)
+            past, future = self.tails[None, :, :, None, None].unbind(2)
+            bias = bias + past * (-beyond).clamp(min=0) + future * beyond.clamp(min=0)
+        return bias
+
+
+@dataclass(frozen=True, eq=False)
+class ByDistancePerQuery(Term):
+    """Adds rows[b, h, i, clamp(k_pos - q_pos + left)]: each query brings its own table (Shaw, Transformer-XL).
+
+    Args:
+        table: one value per query and distance, (B or 1, H or 1, Q, W).
+        left: the entry of distance 0.
+    """
+
+    table: Float[Tensor, "#batch #heads queries width"]
+    left: int
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
+        """See :meth:`Term.tile`."""
+        entry = _entry(self.table.shape[-1], self.left, q_pos, k_pos, rows, cols)[:, None]
+        table = self.table[:, :, rows]
+        batch = torch.broadcast_shapes(table.shape[:2], entry.shape[:2])
+        return table.expand(*batch, -1, -1).gather(-1, entry.expand(*batch, -1, -1))
+
+
+@dataclass(frozen=True, eq=False)
+class ByDistancePerKey(Term):
+    """Adds columns[b, h, j, clamp(k_pos - q_pos + left)]: each key brings its own table (DeBERTa's p→c).
+
+    Args:
+        table: one value per key and distance, (B or 1, H or 1, K, W).
+        left: the entry of distance 0.
+    """
+
+    table: Float[Tensor, "#batch #heads keys width"]
+    left: int
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
+        """See :meth:`Term.tile`."""
+        entry = _entry(self.table.shape[-1], self.left, q_pos, k_pos, rows, cols)[:, None].transpose(-1, -2)
+        table = self.table[:, :, cols]
+        batch = torch.broadcast_shapes(table.shape[:2], entry.shape[:2])
+        return table.expand(*batch, -1, -1).gather(-1, entry.expand(*batch, -1, -1)).transpose(-1, -2)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairwise(Term):
+    """Adds fn(q_pos, k_pos) of a tile: whatever has no smaller form (a graph's distances, a dense bias).
+
+    Args:
+        fn: maps query positions (B or 1, q) and key positions (B or 1, k) to a bias (B or 1, H or 1, q, k).
+    """
+
+    fn: Callable[[Positions, Positions], Tile]
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
+        """See :meth:`Term.tile`."""
+        bias = self.fn(q_pos[:, rows], k_pos[:, cols])
+        expected = (q_pos[:, rows].shape[1], k_pos[:, cols].shape[1])
+        if bias.ndim != 4 or tuple(bias.shape[-2:]) != expected:
+            raise HeadwayError(
+                f"expected Pairwise fn to return (batch or 1, heads or 1, {expected[0]}, {expected[1]}), "
+                f"got {tuple(bias.shape)}"
+            )
+        return bias
+
+
+@dataclass(frozen=True, eq=False)
+class ValuesByDistance:
+    """Acts on the values, not the scores: out_i += Σ_j α_ij · table[clamp(k_pos - q_pos + left)] (Shaw's a^V).
+
+    Args:
+        table: one vector per distance, (H or 1, W, D_v).
+        left: the entry of distance 0.
+    """
+
+    table: Float[Tensor, "#heads width dim"]
+    left: int
+
+    def add(
+        self, weights: Float[Tensor, "batch heads queries keys"], q_pos: Positions, k_pos: Positions
+    ) -> Float[Tensor, "batch heads queries dim"]:
+        """What the term adds to the output, given the attention weights α of all pairs."""
+        entry = _entry(self.table.shape[1], self.left, q_pos, k_pos, ALL, ALL)[:, None]  # (B, 1, Q, K)
+        # weights of equal distance are summed first: O(Q·W·D) instead of a vector for every pair
+        share = weights.new_zeros(*weights.shape[:3], self.table.shape[1])
+        share = share.scatter_add(-1, entry.expand_as(weights), weights)
+        return share @ self.table.to(share.dtype)
+
+
+AnyTerm = Term | ValuesByDistance
