@@ -1,0 +1,48 @@
+# One command each, from a fresh checkout with Python 3.11 or newer and make, nothing else.
+#   make compare   compare position methods on the built-in text (or TEXT=path) and write a report
+#   make test      lint, format, types and tests
+#   make proofs    the long proofs (repeated kills while saving)
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help compare test check tests proofs clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# torch first and pinned, so that nothing else pulls in another build of it
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"headway needs Python 3.11 or newer, got {sys.version.split()[0]}: set PYTHON=python3.12, for one")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) --editable '.[bpe]'
+	touch $@
+
+.venv/ready-dev: .venv/ready
+	$(PIP) --editable '.[bpe,dev]'
+	touch $@
+
+compare: .venv/ready
+	$(BIN)/headway compare $(TEXT) $(ARGS)
+
+test: check tests
+
+check: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# one thread per worker: two cores, two workers
+tests: .venv/ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+# the long proofs: more kills, more seeds
+proofs: .venv/ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,348 @@
+"""The commands: ``headway compare``, ``headway train``, ``headway generate``. Only argument handling and display.
+
+Nothing heavy is imported before it is needed, so that ``headway --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headway import __version__
+from headway.shapes import HeadwayError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Attention that knows where it is: train, compare and use Transformers with any position method.",
+)
+
+Out = Annotated[Path, typer.Option(help="Folder for the results; the same command again goes on in it.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's own choice.")]
+Dim = Annotated[int, typer.Option(help="Width of the model.")]
+Layers = Annotated[int, typer.Option(help="Layers.")]
+Heads = Annotated[int, typer.Option(help="Attention heads.")]
+Batch = Annotated[int, typer.Option(help="Windows per step.")]
+Optimizer = Annotated[str, typer.Option(help="adamw, adam or sgd (with momentum).")]
+Rate = Annotated[float | None, typer.Option(help="Peak learning rate; default: the optimizer's own.")]
+Vocabulary = Annotated[str, typer.Option(help="bytes, or bpe (trained on the text; needs the extra headway[bpe]).")]
+VocabularySize = Annotated[int, typer.Option(help="Tokens of a bpe vocabulary.")]
+
+
+def main() -> None:
+    """Run the command line; errors of the user's making are one line on stderr and exit status 2."""
+    try:
+        app()
+    except HeadwayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output is gone, as in `headway generate … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"headway {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def compare(
+    text: Annotated[
+        str | None, typer.Argument(help="A text file or folder; default: the documentation every Python carries.")
+    ] = None,
+    positions: Annotated[
+        str, typer.Option(help="Methods, as 'rotary,alibi' or 'rotary(base=500000),t5'; all: every method.")
+    ] = "all",
+    task: Annotated[
+        str, typer.Option(help="text: predict the text. recall, copy: retrieve something at a known distance.")
+    ] = "text",
+    train_length: Annotated[int, typer.Option(help="Tokens of a training window.")] = 64,
+    test_lengths: Annotated[
+        str, typer.Option(help="Lengths to test at; default: 1, 2, 4, 8 and 16 times the training length.")
+    ] = "",
+    seeds: Annotated[str, typer.Option(help="One model per method and seed.")] = "0,1",
+    steps: Annotated[int | None, typer.Option(help="Training steps of each model; default: as the task needs.")] = None,
+    batch: Batch = 32,
+    dim: Dim = 128,
+    layers: Layers = 3,
+    heads: Heads = 4,
+    optimizer: Optimizer = "adamw",
+    lr: Rate = None,
+    vocabulary: Vocabulary = "bytes",
+    vocabulary_size: VocabularySize = 1024,
+    out: Out = Path("headway-compare"),
+    threads: Threads = None,
+) -> None:
+    """Train one small model per position method on a text, test it far beyond the training length, write a report."""
+    _use_threads(threads)
+    from headway.experiments.compare import Comparison, Event
+    from headway.experiments.compare import compare as run
+    from headway.report import findings, table, write_report
+
+    comparison = Comparison(
+        text=text,
+        positions=() if positions.strip() == "all" else tuple(_split(positions)),
+        task=task,
+        train_length=train_length,
+        test_lengths=tuple(_numbers("--test-lengths", test_lengths)),
+        seeds=tuple(_numbers("--seeds", seeds)),
+        steps=steps,
+        batch=batch,
+        dim=dim,
+        layers=layers,
+        heads=heads,
+        optimizer=optimizer,
+        lr=lr,
+        vocabulary=vocabulary,
+        vocabulary_size=vocabulary_size,
+    )
+    console = _console()
+    with _bars() as bars:
+        whole, part = bars.add_task("compare", total=None, note=""), bars.add_task("", total=1, note="")
+
+        def show(event: Event) -> None:
+            name = f"{event.method}, seed {event.seed}"
+            done = 1.0 if event.what != "train" else 0.0
+            if event.progress is not None:
+                done = event.progress.step / event.progress.steps
+                note = f"loss {event.progress.loss:.3f} · {event.progress.tokens_per_second:,.0f} tokens/s"
+            else:
+                note = f"testing at {event.length} tokens" if event.what == "test" else ""
+            bars.update(part, description=name, total=1, completed=done, note=note)
+            counted = event.cell + (1 if event.what == "done" else 0.95 * done)
+            bars.update(whole, total=event.cells, completed=counted, note=f"model {event.cell + 1} of {event.cells}")
+            if event.what == "done" and not console.is_terminal:
+                print(f"{event.cell + 1} of {event.cells}: {name} done", flush=True)
+
+        command = "headway " + shlex.join(sys.argv[1:])
+        results = run(comparison, out, command=command, on_event=show)
+    report = write_report(results, out / "report.html")
+    console.print(table(results))
+    for finding in findings(results):
+        console.print(f"• {finding.en}", highlight=False)
+    if not results["complete"]:
+        console.print(f"\nInterrupted; what is done is kept. Go on with: {command}", soft_wrap=True, highlight=False)
+    console.print(f"\nReport: {report}", soft_wrap=True, highlight=False)
+    if not results["complete"]:
+        raise typer.Exit(130)
+
+
+@app.command()
+def train(
+    text: Annotated[
+        str | None, typer.Argument(help="A text file or folder; default: the documentation every Python carries.")
+    ] = None,
+    position: Annotated[str, typer.Option(help="The position method, as rotary or rotary(base=500000).")] = "rotary",
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 1000,
+    length: Annotated[int, typer.Option(help="Tokens of a training window.")] = 256,
+    batch: Batch = 16,
+    dim: Dim = 128,
+    layers: Layers = 3,
+    heads: Heads = 4,
+    kv_heads: Annotated[int | None, typer.Option(help="Key and value heads; default: as many as heads.")] = None,
+    norm: Annotated[str, typer.Option(help="rms or layer.")] = "rms",
+    post_norm: Annotated[bool, typer.Option("--post-norm", help="Norm after each part instead of before.")] = False,
+    activation: Annotated[str, typer.Option(help="gelu or swiglu.")] = "gelu",
+    init: Annotated[str, typer.Option(help="xavier, normal, gpt2, t5 or orthogonal.")] = "xavier",
+    dropout: Annotated[float, typer.Option(help="Share of each layer's output set to zero in training.")] = 0.0,
+    optimizer: Optimizer = "adamw",
+    lr: Rate = None,
+    momentum: Annotated[float, typer.Option(help="Of sgd.")] = 0.9,
+    weight_decay: Annotated[float | None, typer.Option(help="On matrices; default: 0.1 for adamw, else 0.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps of linear warm-up; default: a tenth, at most 100.")] = None,
+    schedule: Annotated[str, typer.Option(help="cosine or constant, after the warm-up.")] = "cosine",
+    clip: Annotated[float, typer.Option(help="Largest gradient norm; 0: no limit.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the weights, the order of the data and dropout.")] = 0,
+    vocabulary: Vocabulary = "bytes",
+    vocabulary_size: VocabularySize = 4096,
+    validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations.")] = 100,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
+    out: Out = Path("headway-run"),
+    device: Annotated[str, typer.Option(help="Where to train, as cpu or cuda.")] = "cpu",
+    threads: Threads = None,
+) -> None:
+    """Train one Transformer on a text; the same command again resumes it."""
+    _use_threads(threads)
+    from headway.training import Progress, TrainSettings
+    from headway.training import train as run
+
+    settings = TrainSettings(
+        steps=steps,
+        batch=batch,
+        length=length,
+        optimizer=optimizer,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        schedule=schedule,
+        clip=clip or None,
+        seed=seed,
+        validate_every=validate_every,
+        checkpoint_every=checkpoint_every,
+    )
+    config = {
+        "dim": dim,
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "position": position,
+        "norm": norm,
+        "post_norm": post_norm,
+        "activation": activation,
+        "init": init,
+        "dropout": dropout,
+    }
+    console = _console()
+    with _bars() as bars:
+        bar = bars.add_task("train", total=steps, note="")
+        validated = ""
+
+        def show(progress: Progress) -> None:
+            nonlocal validated
+            if progress.validation_loss is not None:
+                validated = f" · validation {progress.validation_loss:.3f}"
+                if not console.is_terminal:
+                    print(f"step {progress.step}: loss {progress.loss:.3f}{validated}", flush=True)
+            note = f"loss {progress.loss:.3f}{validated} · {progress.tokens_per_second:,.0f} tokens/s"
+            bars.update(bar, completed=progress.step, note=note)
+
+        result = run(
+            text,
+            out=out,
+            model_config=config,
+            settings=settings,
+            vocabulary=vocabulary,
+            vocabulary_size=vocabulary_size,
+            on_progress=show,
+            device=device,
+        )
+    for note in result.notes:
+        console.print(note, soft_wrap=True, highlight=False)
+    history = result.history
+    if history.status == "diverged":
+        raise HeadwayError(f"the training diverged: {history.reason}")
+    if history.status == "interrupted":
+        console.print(f"Interrupted after step {len(history.steps)} of {steps}; the same command goes on.")
+        raise typer.Exit(130)
+    console.print(
+        f"Validation loss {history.validation_loss[-1]:.3f} nats per token after {steps} steps, "
+        f"{history.tokens_per_second:,.0f} tokens/s.\nRun: {out}\nTry it: headway generate {shlex.quote(str(out))}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@app.command()
+def generate(
+    run: Annotated[Path, typer.Argument(help="A run of `headway train`.")],
+    prompt: Annotated[str, typer.Argument(help="How the text begins; - reads it from standard input.")] = "",
+    tokens: Annotated[int, typer.Option(min=0, help="How many tokens to write.")] = 200,
+    temperature: Annotated[float, typer.Option(help="Higher is bolder; 0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Choose among this many likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest of this total probability.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+    threads: Threads = None,
+) -> None:
+    """Continue a text with a trained model, as it is written."""
+    _use_threads(threads)
+    from headway.generation import generate as run_model
+    from headway.generation import prompt_ids, stream_text
+    from headway.training import load_model
+
+    model, vocabulary, _ = load_model(run)
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    ids = run_model(
+        model,
+        prompt_ids(vocabulary, prompt),
+        tokens=tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    # a terminal of another encoding shows a replacement instead of stopping in the middle of the text
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        for piece in [prompt]:
+            print(piece, end="", flush=True)
+        for piece in stream_text(vocabulary, ids):
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    finally:
+        print(flush=True)
+
+
+def _use_threads(threads: int | None) -> None:
+    from headway import experiments  # noqa: F401  # sets the environment before torch is loaded
+
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas outside parentheses and quotes: 'rotary(base=1, pairing="half"),t5' is two."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([") - (character in ")]")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise HeadwayError(f"expected {option} as whole numbers like 64,128,256, got {text!r}") from None
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _bars() -> Bars:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=_console(),
+        transient=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,381 @@
+"""The main job: train one small model per position method and seed, and test it far beyond the training length.
+
+All models of a seed see the same data in the same order and start from the same weights, except those of the position
+method itself. Each (method, seed) is a cell with a folder of its own: a comparison that is interrupted goes on where it
+was, and one that is asked for more lengths, methods or seeds computes only what is new.
+
+    OUT/results.json       all there is to know, what the report is made from
+    OUT/report.html        the report
+    OUT/cells/…/           checkpoints and results of one cell
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+import headway
+from headway.experiments.memory import peak_memory
+from headway.experiments.tasks import Task, make_task
+from headway.positions import Position, methods, parse
+from headway.shapes import HeadwayError
+from headway.training.batches import IGNORED
+from headway.training.files import FolderLock, make_folder, read_json, write_json_atomic
+from headway.training.history import History
+from headway.training.loop import Progress, Trainer, evaluating
+from headway.training.settings import TrainSettings
+from headway.transformer import Transformer
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare, and how; plain values.
+
+    Args:
+        text: a file or folder; None is the Python documentation that every Python carries.
+        positions: methods, as ``rotary`` or ``rotary(base=500000)``; empty is all of them.
+        task: "text", "recall" or "copy", see :mod:`headway.experiments.tasks`.
+        train_length: tokens of a training window.
+        test_lengths: lengths to test at; empty is 1, 2, 4, 8 and 16 times the training length.
+        seeds: one model per method and seed.
+        steps: training steps; None is 300 for text, and as many as the retrieval tasks need.
+        batch: windows per step.
+        dim: width of the models.
+        layers: layers of the models.
+        heads: heads of the models.
+        optimizer: "adamw", "adam" or "sgd".
+        lr: peak learning rate; None is the optimizer's default.
+        vocabulary: "bytes" or "bpe".
+        vocabulary_size: tokens of a BPE vocabulary.
+
+    Raises:
+        HeadwayError: on values that do not fit, before anything is trained.
+    """
+
+    text: str | None = None
+    positions: tuple[str, ...] = ()
+    task: str = "text"
+    train_length: int = 64
+    test_lengths: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = (0, 1)
+    steps: int | None = None
+    batch: int = 32
+    dim: int = 128
+    layers: int = 3
+    heads: int = 4
+    optimizer: str = "adamw"
+    lr: float | None = None
+    vocabulary: str = "bytes"
+    vocabulary_size: int = 1024
+
+    def __post_init__(self) -> None:
+        if not self.test_lengths:
+            object.__setattr__(self, "test_lengths", tuple(self.train_length * 2**i for i in range(5)))
+        object.__setattr__(self, "test_lengths", tuple(sorted(self.test_lengths)))
+        for name, values, least in (("test_lengths", self.test_lengths, 1), ("seeds", self.seeds, 0)):
+            if not values or min(values) < least:
+                raise HeadwayError(f"expected {name} of at least {least} each, got {list(values)}")
+            if len(set(values)) < len(values):
+                raise HeadwayError(f"expected {name} that differ, got {list(values)}")
+        if self.train_length < 2:
+            raise HeadwayError(f"expected train_length of at least 2, got {self.train_length}")
+        if len(set(self.specs())) < len(self.specs()):
+            raise HeadwayError(f"expected positions that differ, got {', '.join(self.positions)}")
+        if min(self.test_lengths) < self.train_length:
+            raise HeadwayError(
+                f"expected test lengths of at least the training length {self.train_length}, got "
+                f"{min(self.test_lengths)}: at every length the last {self.train_length} tokens are predicted"
+            )
+        self.train_settings(0)
+
+    def specs(self) -> list[str]:
+        """The methods in full, in order."""
+        return [self.method(spec).spec() for spec in (self.positions or methods())]
+
+    def method(self, spec: str) -> Position:
+        """The method a text names; one with a table of positions gets as many as are trained, unless told otherwise."""
+        position = parse(spec)
+        values = position.hyperparameters()
+        if "max_length" in values and "max_length" not in spec:
+            return type(position)(**{**values, "max_length": self.train_length})
+        return position
+
+    def train_settings(self, seed: int) -> TrainSettings:
+        """How each cell of this seed is trained."""
+        default = {"text": 300, "recall": 1500, "copy": 1500}.get(self.task, 300)
+        return TrainSettings(
+            steps=default if self.steps is None else self.steps,
+            batch=self.batch,
+            length=self.train_length,
+            optimizer=self.optimizer,
+            lr=self.lr,
+            seed=seed,
+            validate_every=None,
+            checkpoint_every=100,
+        )
+
+
+@dataclass(frozen=True)
+class Event:
+    """Where a comparison stands, for showing progress.
+
+    Args:
+        cell: number of the cell, from 0.
+        cells: cells in all.
+        method: its method.
+        seed: its seed.
+        what: "train", "test" or "done".
+        progress: while training.
+        length: while testing.
+    """
+
+    cell: int
+    cells: int
+    method: str
+    seed: int
+    what: str
+    progress: Progress | None = None
+    length: int | None = None
+
+
+@dataclass
+class _Cell:
+    """One method and seed: its folder, and what is known of it so far."""
+
+    folder: Path
+    spec: str
+    seed: int
+    known: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, **found: Any) -> None:
+        self.known.update(found)
+        write_json_atomic(self.folder / "cell.json", self.known)
+
+
+def compare(
+    comparison: Comparison,
+    out: str | Path,
+    *,
+    command: str | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> dict[str, Any]:
+    """Train and test every cell that is not finished, and return the results; they are in ``out/results.json`` too.
+
+    A ctrl-C keeps what is done: the results so far are returned with ``complete`` False, and the same call goes on.
+
+    Args:
+        comparison: what to compare.
+        out: the folder, made if needed.
+        command: the command line that repeats this, for the report.
+        on_event: called as it goes on.
+
+    Raises:
+        HeadwayError: when the text is missing or too short, or the folder is in use or not writable.
+    """
+    task = make_task(
+        comparison.task,
+        comparison.text,
+        train_length=comparison.train_length,
+        longest=max(comparison.test_lengths),
+        vocabulary=comparison.vocabulary,
+        vocabulary_size=comparison.vocabulary_size,
+    )
+    out = Path(out)
+    make_folder(out / "cells")
+    with FolderLock(out):
+        cells = [_open(out, comparison, task, spec, seed) for seed in comparison.seeds for spec in comparison.specs()]
+        complete = True
+        try:
+            for number, cell in enumerate(cells):
+
+                def tell(what: str, progress: Progress | None = None, length: int | None = None) -> None:
+                    if on_event is not None:
+                        on_event(Event(number, len(cells), cell.spec, cell.seed, what, progress, length))  # noqa: B023
+
+                if not _run(comparison, task, cell, tell):
+                    complete = False
+                    break
+                tell("done")
+        except KeyboardInterrupt:
+            complete = False
+        results = _results(comparison, task, cells, complete, command)
+        write_json_atomic(out / "results.json", results)
+    return results
+
+
+def _open(out: Path, comparison: Comparison, task: Task, spec: str, seed: int) -> _Cell:
+    """The cell's folder is named by everything that decides its training, so that nothing stale is ever reused."""
+    identity = {
+        "format": FORMAT,
+        "spec": spec,
+        "task": comparison.task,
+        "data": task.describe(),
+        "train": comparison.train_settings(seed).to_json(),
+        "model": [comparison.dim, comparison.layers, comparison.heads],
+        "torch": torch.__version__,
+        "headway": headway.__version__,
+    }
+    digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=5).hexdigest()
+    folder = out / "cells" / f"{spec.partition('(')[0]}-seed{seed}-{digest}"
+    make_folder(folder)
+    cell = _Cell(folder, spec, seed)
+    if (folder / "cell.json").exists():
+        try:
+            known = read_json(folder / "cell.json")
+        except HeadwayError:
+            known = None  # damaged: it is made anew from the checkpoint
+        if isinstance(known, dict) and known.get("identity") == identity:
+            cell.known = known
+    cell.known["identity"] = identity
+    return cell
+
+
+def _run(comparison: Comparison, task: Task, cell: _Cell, tell: Callable[..., None]) -> bool:
+    """Train and test one cell as far as it is not done; False when it was interrupted."""
+    try:
+        position = comparison.method(cell.spec)
+        model = Transformer(task.vocab, comparison.dim, comparison.layers, comparison.heads, position=position)
+    except HeadwayError as error:
+        cell.save(status="failed", message=str(error))
+        return True
+    torch.manual_seed(cell.seed)
+    model.reset_parameters()  # from the seed alone: all methods start from the same weights, position aside
+    settings = comparison.train_settings(cell.seed)
+    batches = task.batches(settings.length, settings.batch, settings.seed)
+    if "peak_memory_bytes" not in cell.known:
+        cell.save(
+            parameters=sum(p.numel() for p in model.parameters()),
+            position_parameters=_position_parameters(model),
+            peak_memory_bytes=_step_memory(model, batches(0)),
+        )
+    if cell.known.get("status") != "diverged":
+        trainer = Trainer(
+            model,
+            batches,
+            settings,
+            validation=task.validation(settings.length, settings.batch),
+            folder=cell.folder,
+            on_progress=lambda progress: tell("train", progress),
+        )
+        history = trainer.run()
+        if history.status == "interrupted":
+            return False
+        cell.save(status="ok" if history.status == "done" else "diverged", message=history.reason, **_curves(history))
+    tests = cell.known.setdefault("tests", {})
+    for length in comparison.test_lengths:
+        key = f"{length} of {max(comparison.test_lengths)}"
+        if cell.known["status"] == "ok" and key not in tests:
+            tell("test", length=length)
+            tests[key] = _test(task, model, length)
+            cell.save()
+    return True
+
+
+def _test(task: Task, model: Transformer, length: int) -> dict[str, Any]:
+    try:
+        with evaluating(model):
+            found = task.test(model, length)
+    except HeadwayError as error:
+        return {"length": length, "status": "cannot", "message": str(error)}
+    if not math.isfinite(found["loss"]):
+        return {"length": length, "status": "diverged", "message": "the loss is not finite"}
+    return {"length": length, "status": "ok", "message": None, **found}
+
+
+def _position_parameters(model: Transformer) -> int:
+    found = {
+        id(p): p.numel() for module in model.modules() if isinstance(module, Position) for p in module.parameters()
+    }
+    return sum(found.values())
+
+
+def _step_memory(model: Transformer, example: tuple[torch.Tensor, torch.Tensor]) -> int:
+    """Peak memory of one forward and backward pass, gradients included, weights not."""
+
+    def step() -> None:
+        inputs, targets = example
+        cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORED).backward()  # type: ignore[no-untyped-call]
+
+    peak = peak_memory(step)
+    model.zero_grad(set_to_none=True)
+    return peak
+
+
+def _curves(history: History) -> dict[str, Any]:
+    return {
+        "train": {"steps": history.steps, "loss": history.loss},
+        "validation": {"steps": history.validation_steps, "loss": history.validation_loss},
+        "seconds": history.seconds,
+        "tokens_per_second": history.tokens_per_second,
+    }
+
+
+def _results(
+    comparison: Comparison, task: Task, cells: list[_Cell], complete: bool, command: str | None
+) -> dict[str, Any]:
+    settings = {**asdict(comparison), **comparison.train_settings(comparison.seeds[0]).to_json(), **task.describe()}
+    for name in ("positions", "seed", "task", "validate_every", "checkpoint_every", "keep", "length"):
+        settings.pop(name, None)
+    longest = max(comparison.test_lengths)
+    return {
+        "format": FORMAT,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": command,
+        "task": comparison.task,
+        "settings": settings,
+        "environment": _environment(),
+        "complete": complete,
+        "methods": [_method(spec) for spec in comparison.specs()],
+        "cells": [_cell(cell, comparison.test_lengths, longest) for cell in cells if "status" in cell.known],
+    }
+
+
+def _method(spec: str) -> dict[str, str]:
+    position = parse(spec)
+    return {
+        "spec": spec,
+        "name": position.method_name(),
+        "title": position.title or type(position).__name__,
+        "summary": position.summary,
+        "paper": position.paper,
+    }
+
+
+def _cell(cell: _Cell, lengths: tuple[int, ...], longest: int) -> dict[str, Any]:
+    known = cell.known
+    tests = [known["tests"][key] for length in lengths if (key := f"{length} of {longest}") in known.get("tests", {})]
+    names = ("status", "message", "parameters", "position_parameters", "peak_memory_bytes", "seconds")
+    return {
+        "method": cell.spec,
+        "seed": cell.seed,
+        **{name: known.get(name) for name in names},
+        "tokens_per_second": known.get("tokens_per_second"),
+        "train": known.get("train", {"steps": [], "loss": []}),
+        "validation": known.get("validation", {"steps": [], "loss": []}),
+        "tests": [{name: value for name, value in test.items() if name != "by_distance"} for test in tests],
+        "by_distance": [row for test in tests for row in test.get("by_distance", [])],
+    }
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "headway": headway.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
