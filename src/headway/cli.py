@@ -141,7 +141,7 @@ def compare(
     report = write_report(results, out / "report.html")
     console.print(table(results))
     for finding in findings(results):
-        console.print(f"• {finding.en}", highlight=False)
+        console.print(f"• {finding.en}", highlight=False, markup=False)
     if not results["complete"]:
         console.print(f"\nInterrupted; what is done is kept. Go on with: {command}", soft_wrap=True, highlight=False)
     console.print(f"\nReport: {report}", soft_wrap=True, highlight=False)

@@ -5,11 +5,9 @@ out_i = Σ_j softmax_j( scale · q_i·k_j + terms(i, j) under mask(i, j) ) · v_
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -103,7 +101,8 @@ def _check(
         if not isinstance(term, Term | ValuesByDistance):
             raise HeadwayError(f"expected terms of headway.terms, got {type(term).__name__}")
     queries, keys = q.shape[2], k.shape[2]
-    if queries != keys and (mask is not None or terms) and not isinstance(mask, Dense) and None in (q_pos, k_pos):
+    compared = bool(terms) or not (mask is None or isinstance(mask, Dense))
+    if queries != keys and compared and (q_pos is None or k_pos is None):
         raise HeadwayError(
             f"expected q_pos and k_pos, because a mask or term compares {queries} queries with {keys} keys by "
             f"position, got none: for the newest tokens of a cache pass q_pos=torch.arange({max(keys - queries, 0)}, "
@@ -126,7 +125,16 @@ def _check(
 
 
 def _load(name: str) -> Backend:
-    return cast(Backend, importlib.import_module(f"headway.backends.{name}"))
+    # import statements, because torch.compile follows them; it cannot follow importlib
+    match name:
+        case "sdpa":
+            from headway.backends import sdpa
+
+            return sdpa
+        case _:
+            from headway.backends import reference
+
+            return reference
 
 
 def _choose(call: Call, backend: str) -> str:
@@ -147,26 +155,33 @@ def _choose(call: Call, backend: str) -> str:
 
 
 def _isolate(call: Call) -> tuple[Call, Bool[Tensor, "batch heads queries"] | None]:
-    """Zero the keys and values that hold NaN or inf, and name the rows that may see one, which become NaN.
+    """Zero the tokens of q, k and v that hold NaN or inf, and name the rows that may see one, which become NaN.
 
     A kernel multiplies a hidden key's weight, 0, with its value: 0 · NaN = NaN would reach rows that must not see it.
+    And torch's fused CPU kernel takes a row of nothing but NaN for a masked one: it would hide what should be seen.
     """
-    if (call.mask is None and call.aligned) or call.device == "meta":
+    if call.device == "meta":
         return call, None
     # on a CPU one look is nearly free; elsewhere it would wait for the device, so the work is done unasked
     if call.q.device.type == "cpu" and not torch.compiler.is_compiling():
         with torch.no_grad():
-            if math.isfinite(call.k.sum() + call.v.sum()):
+            if math.isfinite(call.q.sum() + call.k.sum() + call.v.sum()):
                 return call, None
-    bad = ~(call.k.isfinite().all(-1) & call.v.isfinite().all(-1))  # (B, H_kv, K)
-    k, v = call.k.masked_fill(bad[..., None], 0.0), call.v.masked_fill(bad[..., None], 0.0)
-    bad = bad.repeat_interleave(call.groups, 1)
-    if call.aligned and isinstance(call.mask, Causal):
-        poisoned = bad.cumsum(-1) > 0
+    elif call.mask is None and call.aligned:
+        return call, None
+    bad_row = ~call.q.isfinite().all(-1)  # (B, H, Q)
+    bad_key = ~(call.k.isfinite().all(-1) & call.v.isfinite().all(-1))  # (B, H_kv, K)
+    q = call.q.masked_fill(bad_row[..., None], 0.0)
+    k, v = call.k.masked_fill(bad_key[..., None], 0.0), call.v.masked_fill(bad_key[..., None], 0.0)
+    bad_key = bad_key.repeat_interleave(call.groups, 1)
+    seen = None if call.aligned and isinstance(call.mask, Causal) else call.visible()
+    if seen is not None:
+        poisoned = (seen & (bad_key[:, :, None] | bad_row[..., None])).any(-1)
+    elif call.mask is None:
+        poisoned = bad_row | bad_key.any(-1, keepdim=True)
     else:
-        seen = call.visible()
-        poisoned = bad.any(-1, keepdim=True) if seen is None else (seen & bad[:, :, None]).any(-1)
-    return replace(call, k=k, v=v), poisoned.expand(call.q.shape[:3])
+        poisoned = bad_row | (bad_key.cumsum(-1) > 0)
+    return replace(call, q=q, k=k, v=v), poisoned
 
 
 @dataclass(frozen=True)

@@ -391,6 +391,8 @@ class Transformer(nn.Module):
 
         So that from one seed all models that differ only in their position method start from the same weights.
         """
+        if self.config["tie"]:  # a model that was made on the meta device has lost it by Module.to_empty
+            self.head.weight = self.embedding.weight
         nn.init.normal_(self.embedding.weight, std=self.embedding.embedding_dim**-0.5)
         if self.head.weight is not self.embedding.weight:
             nn.init.normal_(self.head.weight, std=self.embedding.embedding_dim**-0.5)

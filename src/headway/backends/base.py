@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headway.masks import ALL, Mask
+from headway.shapes import HeadwayError
 from headway.terms import AnyTerm, Term, ValuesByDistance
 
 
@@ -65,7 +66,9 @@ class Call:
 
     def visible(self, rows: slice = ALL, cols: slice = ALL) -> Bool[Tensor, "#batch #heads queries keys"] | None:
         """Which keys ``cols`` the queries ``rows`` may see, padding left out; None when all see all."""
-        seen = None if self.mask is None else self.mask.tile(self.q_pos, self.k_pos, rows, cols)
+        seen = None
+        if self.mask is not None:
+            seen = self._fitting(self.mask.tile(self.q_pos, self.k_pos, rows, cols), "a mask")
         if self.aligned:
             return seen
         real = (self.q_pos[:, rows, None] >= 0) & (self.k_pos[:, None, cols] >= 0)
@@ -75,12 +78,21 @@ class Call:
         """The sum of the score terms on a tile, in float32 or better; None when there are none."""
         total: Tensor | None = None
         for term in self.score_terms:
-            tile = term.tile(self.q_pos, self.k_pos, rows, cols)
+            tile = self._fitting(term.tile(self.q_pos, self.k_pos, rows, cols), type(term).__name__)
             tile = tile.to(torch.promote_types(tile.dtype, torch.float32))
             total = tile if total is None else total + tile
         return total
 
+    def _fitting(self, tile: Tensor, what: str) -> Tensor:
+        batch, heads = self.q.shape[:2]
+        if tile.shape[0] not in (1, batch) or tile.shape[1] not in (1, heads):
+            raise HeadwayError(
+                f"expected {what} of shape ({batch} or 1, {heads} or 1, queries, keys), got {tuple(tile.shape)}"
+            )
+        return tile
 
+
+@runtime_checkable
 class Backend(Protocol):
     """The contract of a backend module."""
 

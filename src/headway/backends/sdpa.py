@@ -25,7 +25,7 @@ def refuses(call: Call) -> str | None:
 
 
 def _plain(call: Call) -> bool:
-    return not call.terms and call.aligned and (call.mask is None or isinstance(call.mask, Causal))
+    return len(call.terms) == 0 and call.aligned and (call.mask is None or isinstance(call.mask, Causal))
 
 
 def describe(call: Call) -> tuple[str, str]:

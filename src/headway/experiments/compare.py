@@ -245,6 +245,10 @@ def _open(out: Path, comparison: Comparison, task: Task, spec: str, seed: int) -
 
 def _run(comparison: Comparison, task: Task, cell: _Cell, tell: Callable[..., None]) -> bool:
     """Train and test one cell as far as it is not done; False when it was interrupted."""
+    tests = cell.known.setdefault("tests", {})
+    missing = [length for length in comparison.test_lengths if _key(comparison, length) not in tests]
+    if cell.known.get("status") in ("diverged", "failed") or (cell.known.get("status") == "ok" and not missing):
+        return True
     try:
         position = comparison.method(cell.spec)
         model = Transformer(task.vocab, comparison.dim, comparison.layers, comparison.heads, position=position)
@@ -261,27 +265,29 @@ def _run(comparison: Comparison, task: Task, cell: _Cell, tell: Callable[..., No
             position_parameters=_position_parameters(model),
             peak_memory_bytes=_step_memory(model, batches(0)),
         )
-    if cell.known.get("status") != "diverged":
-        trainer = Trainer(
-            model,
-            batches,
-            settings,
-            validation=task.validation(settings.length, settings.batch),
-            folder=cell.folder,
-            on_progress=lambda progress: tell("train", progress),
-        )
-        history = trainer.run()
-        if history.status == "interrupted":
-            return False
-        cell.save(status="ok" if history.status == "done" else "diverged", message=history.reason, **_curves(history))
-    tests = cell.known.setdefault("tests", {})
-    for length in comparison.test_lengths:
-        key = f"{length} of {max(comparison.test_lengths)}"
-        if cell.known["status"] == "ok" and key not in tests:
+    trainer = Trainer(
+        model,
+        batches,
+        settings,
+        validation=task.validation(settings.length, settings.batch),
+        folder=cell.folder,
+        on_progress=lambda progress: tell("train", progress),
+    )
+    history = trainer.run()
+    if history.status == "interrupted":
+        return False
+    cell.save(status="ok" if history.status == "done" else "diverged", message=history.reason, **_curves(history))
+    if history.status == "done":
+        for length in missing:
             tell("test", length=length)
-            tests[key] = _test(task, model, length)
+            tests[_key(comparison, length)] = _test(task, model, length)
             cell.save()
     return True
+
+
+def _key(comparison: Comparison, length: int) -> str:
+    """Where a cell keeps its test at this length; which windows are tested depends on the longest."""
+    return f"{length} of {max(comparison.test_lengths)}"
 
 
 def _test(task: Task, model: Transformer, length: int) -> dict[str, Any]:
@@ -329,7 +335,7 @@ def _results(
     settings = {**asdict(comparison), **comparison.train_settings(comparison.seeds[0]).to_json(), **task.describe()}
     for name in ("positions", "seed", "task", "validate_every", "checkpoint_every", "keep", "length"):
         settings.pop(name, None)
-    longest = max(comparison.test_lengths)
+    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
     return {
         "format": FORMAT,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -339,7 +345,7 @@ def _results(
         "environment": _environment(),
         "complete": complete,
         "methods": [_method(spec) for spec in comparison.specs()],
-        "cells": [_cell(cell, comparison.test_lengths, longest) for cell in cells if "status" in cell.known],
+        "cells": [_cell(comparison, cell) for cell in cells if "status" in cell.known],
     }
 
 
@@ -354,9 +360,10 @@ def _method(spec: str) -> dict[str, str]:
     }
 
 
-def _cell(cell: _Cell, lengths: tuple[int, ...], longest: int) -> dict[str, Any]:
+def _cell(comparison: Comparison, cell: _Cell) -> dict[str, Any]:
     known = cell.known
-    tests = [known["tests"][key] for length in lengths if (key := f"{length} of {longest}") in known.get("tests", {})]
+    keys = [_key(comparison, length) for length in comparison.test_lengths]
+    tests = [known["tests"][key] for key in keys if key in known["tests"]]
     names = ("status", "message", "parameters", "position_parameters", "peak_memory_bytes", "seconds")
     return {
         "method": cell.spec,

@@ -70,7 +70,8 @@ class Learned(Position):
         if x.shape[-1] != self.weight.shape[1]:
             raise HeadwayError(f"expected embeddings of width {self.weight.shape[1]}, got {x.shape[-1]}")
         # a compiled graph cannot raise by value; there, torch's own index check stops it
-        if not torch.compiler.is_compiling() and pos.numel() and int(last := pos.max()) >= self.max_length:
+        looked_at = pos.numel() and not pos.is_meta and not torch.compiler.is_compiling()
+        if looked_at and int(last := pos.max()) >= self.max_length:
             raise HeadwayError(
                 f"expected positions below max_length={self.max_length}, got {int(last)}: learned positions cannot go "
                 f"past their table; train with a larger max_length, or use rotary, alibi or t5"

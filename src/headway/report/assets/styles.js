@@ -1,0 +1,90 @@
+/**
+ * One fixed colour, dash and marker per method, by its name, in every figure of every report.
+ * Hues follow families: rotations blue, linear biases orange, learned biases green, relative vectors violet,
+ * data-dependent positions teal. Colours live in style.css as --hue-0 … --hue-7, one table per theme.
+ */
+
+/** @typedef {{ hue: number, dash: number }} Style */
+
+/** Solid, dashed, dotted, dash-dot, long dash: the index is also the marker's (circle, square, triangle, diamond, ring). */
+export const DASHES = ["", "7 4", "2 3.5", "9 3.5 2 3.5", "15 5"];
+const HUES = 8;
+const [BLUE, ORANGE, GREEN, OCHRE, PINK, VIOLET, GREY, TEAL] = [0, 1, 2, 3, 4, 5, 6, 7];
+
+/** @type {Record<string, [number, number]>} */
+const KNOWN = {
+  rotary: [BLUE, 0], xpos: [BLUE, 1], pope: [BLUE, 2], yarn: [BLUE, 3],
+  alibi: [ORANGE, 0], kerple: [ORANGE, 1], fire: [ORANGE, 2], sandwich: [ORANGE, 3],
+  t5: [GREEN, 0], dape: [GREEN, 1], grape: [GREEN, 2], inkling: [GREEN, 3],
+  sinusoidal: [OCHRE, 1], learned: [PINK, 3], randomized: [PINK, 0],
+  shaw: [VIOLET, 1], transformerxl: [VIOLET, 0], musictransformer: [VIOLET, 2], deberta: [VIOLET, 3],
+  none: [GREY, 2],
+  forgetting: [TEAL, 0], fox: [TEAL, 0], path: [TEAL, 1], cope: [TEAL, 2], stickbreaking: [TEAL, 3],
+};
+
+/**
+ * @param {{ spec: string, name: string }[]} methods
+ * @returns {Map<string, Style>} by spec; all different while there are at most 40 methods
+ */
+export function methodStyles(methods) {
+  /** @type {Map<string, Style>} */
+  const styles = new Map();
+  const taken = new Set();
+  const take = (/** @type {string} */ spec, /** @type {number} */ hue, /** @type {number} */ dash) => {
+    if (taken.has(hue * DASHES.length + dash)) return false;
+    taken.add(hue * DASHES.length + dash);
+    styles.set(spec, { hue, dash });
+    return true;
+  };
+  // The plain form of each known method first, so that a variant never takes another method's place.
+  const plainFirst = [...methods].sort((a, b) => Number(a.spec !== a.name) - Number(b.spec !== b.name));
+  const later = plainFirst.filter(({ spec, name }) => {
+    const known = KNOWN[keyOf(name)];
+    return !(known && take(spec, ...known));
+  });
+  const reserved = new Set(Object.values(KNOWN).map(([hue, dash]) => hue * DASHES.length + dash));
+  for (const { spec, name } of later) {
+    const start = hash(keyOf(name));
+    const hue = KNOWN[keyOf(name)]?.[0] ?? start % HUES;
+    const slots = [];
+    for (let turn = 0; turn < HUES; turn += 1)
+      for (let dash = DASHES.length - 1; dash >= 0; dash -= 1) slots.push([(hue + turn) % HUES, dash]);
+    const free = ([h, d]) => !taken.has(h * DASHES.length + d);
+    const family = keyOf(name) in KNOWN; // a variant stays in its family's hue if it can
+    const slot =
+      slots.find((s) => free(s) && (family ? s[0] === hue : !reserved.has(s[0] * DASHES.length + s[1]))) ?? slots.find(free);
+    if (slot) take(spec, slot[0], slot[1]);
+    else styles.set(spec, { hue, dash: start % DASHES.length });
+  }
+  return styles;
+}
+
+/**
+ * The outline of a marker.
+ * @param {number} dash
+ * @param {number} x
+ * @param {number} y
+ * @param {number} r
+ * @returns {string}
+ */
+export function markerPath(dash, x, y, r) {
+  const n = (/** @type {number} */ value) => value.toFixed(2);
+  const polygon = (/** @type {number[][]} */ points) =>
+    `M${points.map(([dx, dy]) => `${n(x + dx * r)} ${n(y + dy * r)}`).join("L")}Z`;
+  if (dash === 1) return polygon([[-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9]]);
+  if (dash === 2) return polygon([[0, -1.2], [1.15, 0.85], [-1.15, 0.85]]);
+  if (dash === 3) return polygon([[0, -1.35], [1.35, 0], [0, 1.35], [-1.35, 0]]);
+  return `M${n(x - r)} ${n(y)}a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0Z`;
+}
+
+/** @param {string} name */
+function keyOf(name) {
+  return name.toLowerCase().replace(/[^a-z0-9]/g, "");
+}
+
+/** @param {string} text */
+function hash(text) {
+  let value = 7;
+  for (const character of text) value = (value * 31 + character.charCodeAt(0)) % 65521;
+  return value;
+}

@@ -1,0 +1,169 @@
+"""One HTML file that holds the report: data, words, style and program, and nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from headway.report.findings import findings
+from headway.report.summary import Results, finite, mean
+from headway.report.words import LANGUAGES, strings
+
+MODULES = ("dom", "words", "styles", "labels", "data", "chart", "render")  # each imports only those before it
+POINTS = 250  # most points of one training curve in a report; with more, each stands for the mean of several
+
+
+def payload(results: Results) -> dict[str, Any]:
+    """Everything ``render(element, payload)`` needs, ready for JSON.
+
+    Args:
+        results: the dictionary that ``headway compare`` saves.
+
+    Returns:
+        ``results`` with long training curves averaged down and numbers that are not finite as None, the findings, and
+        the words of both languages.
+    """
+    longest = max((len((cell.get("train") or {}).get("loss") or ()) for cell in results.get("cells") or ()), default=0)
+    every = max(1, math.ceil(longest / POINTS))
+    cells = [{**cell, "train": _thin(cell.get("train"), every)} for cell in results.get("cells") or ()]
+    plain: dict[str, Any] = _plain({"settings": {}, "environment": {}, "methods": [], **results, "cells": cells})
+    return {
+        "results": plain,
+        "findings": [{"key": f.key, "figure": f.figure, "en": f.en, "zh": f.zh} for f in findings(results)],
+        "strings": {language: dict(strings(language)) for language in LANGUAGES},
+        "thinned": every,
+    }
+
+
+def write_report(results: Results, path: str | os.PathLike[str]) -> Path:
+    """Write the report as one HTML file that opens without a network.
+
+    The file appears whole or not at all: it is written beside its place and then renamed.
+
+    Args:
+        results: the dictionary that ``headway compare`` saves; an unfinished run is fine, the report says so.
+        path: where to put the file; its folder is made if need be, and an existing file is replaced.
+
+    Returns:
+        The path of the file.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(page(results))
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return target
+
+
+def page(results: Results) -> str:
+    """The report as HTML text."""
+    # "<" as an escape keeps "</script>" and "<!--" inside a file name from ending the block.
+    data = json.dumps(payload(results), ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace(
+        "<", "\\u003c"
+    )
+    style = _asset("style.css") + "body{margin:0}"
+    program = bundle()
+    allowed = f"script-src {_digest(program)}; style-src {_digest(style)}"
+    policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
+    noscript = " ".join(strings(language)["page.noscript"] for language in LANGUAGES)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="generator" content="headway">
+<title>headway: {escape(_title(results))}</title>
+<style>{style}</style>
+</head>
+<body>
+<main id="report"></main>
+<noscript><p>{escape(noscript)}</p></noscript>
+<script type="application/json" id="data">{data}</script>
+<script>{program}</script>
+</body>
+</html>
+"""
+
+
+def bundle() -> str:
+    """Join the modules into one script, each in its own function, so that it runs from ``file://``.
+
+    A module imports with ``import { a, b } from "./other.js";`` and exports functions and constants by name, no more.
+    """
+    parts = ['"use strict";']
+    for name in MODULES:
+        source = _asset(f"{name}.js")
+        source = re.sub(
+            r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', r"const \1 = module_\2;", source, flags=re.MULTILINE
+        )
+        exported = re.findall(r"^export (?:function|const) (\w+)", source, flags=re.MULTILINE)
+        source = re.sub(r"^export ", "", source, flags=re.MULTILINE)
+        parts.append(f"const module_{name} = (() => {{\n{source}\nreturn {{ {', '.join(exported)} }};\n}})();")
+    parts.append('const data = JSON.parse(document.getElementById("data").textContent);')
+    parts.append('module_render.render(document.getElementById("report"), data);')
+    return "\n".join(parts)
+
+
+def _asset(name: str) -> str:
+    return files("headway.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _title(results: Results) -> str:
+    settings = results.get("settings") or {}
+    lengths = [length for length in settings.get("test_lengths") or () if isinstance(length, int)]
+    train = settings.get("train_length")
+    words = strings("en")
+    if isinstance(train, int) and lengths and max(lengths) > train:
+        return words["title.longer"].format(train=f"{train:,}", longest=f"{max(lengths):,}")
+    return words["title.plain"].format(train=f"{train:,}" if isinstance(train, int) else "?")
+
+
+def _thin(curve: Mapping[str, Any] | None, every: int) -> dict[str, Any]:
+    """Average runs of ``every`` losses; the point stands at the run's last step, numbers keep six digits."""
+    steps, losses = (curve or {}).get("steps") or [], (curve or {}).get("loss") or []
+    thin: dict[str, Any] = {"steps": [], "loss": []}
+    for start in range(0, len(steps), every):
+        values = [loss for value in losses[start : start + every] if (loss := finite(value)) is not None]
+        thin["steps"].append(steps[min(start + every, len(steps)) - 1])
+        thin["loss"].append(float(f"{mean(values):.6g}") if values else None)
+    return thin
+
+
+def _plain(value: Any) -> Any:
+    """Copy with tuples as lists and numbers that JSON cannot hold as None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _umask() -> int:
+    """The rights a new file would not get; mkstemp makes files that only the owner can read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,42 @@
+"""Training: text to tokens to batches, optimizers, the loop, checkpoints that resume to the bit, and run folders."""
+
+from headway.training.batches import Batches, TextBatches, TextValidation
+from headway.training.checkpoint import Checkpoint, Checkpoints, read_checkpoint
+from headway.training.files import FolderLock, read_json, write_json_atomic
+from headway.training.history import History
+from headway.training.loop import Progress, Trainer
+from headway.training.optimizer import build_optimizer, learning_rate
+from headway.training.run import Run, RunResult, load_model, open_run, train
+from headway.training.settings import TrainSettings
+from headway.training.text import Split, Text, read_text
+from headway.training.vocabulary import Bpe, Bytes, Vocabulary, vocabulary_from_json
+
+__all__ = [
+    "Batches",
+    "Bpe",
+    "Bytes",
+    "Checkpoint",
+    "Checkpoints",
+    "FolderLock",
+    "History",
+    "Progress",
+    "Run",
+    "RunResult",
+    "Split",
+    "Text",
+    "TextBatches",
+    "TextValidation",
+    "TrainSettings",
+    "Trainer",
+    "Vocabulary",
+    "build_optimizer",
+    "learning_rate",
+    "load_model",
+    "open_run",
+    "read_checkpoint",
+    "read_json",
+    "read_text",
+    "train",
+    "vocabulary_from_json",
+    "write_json_atomic",
+]

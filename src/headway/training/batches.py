@@ -1,0 +1,142 @@
+"""Windows of text for training and for validation, chosen as a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from headway.shapes import HeadwayError
+
+IGNORED = -100
+"""A target with this value has no part in the loss."""
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """What the trainer trains on: any object that turns a step number into inputs and targets.
+
+    It must be a pure function of the step, so that a resumed run sees what an uninterrupted one would have seen.
+    Targets of -100 are left out of the loss.
+    """
+
+    def __call__(self, step: int, /) -> tuple[Int64[Tensor, "batch length"], Int64[Tensor, "batch length"]]:
+        """Return inputs and targets of one step."""
+        ...
+
+
+def seed_for(seed: int, step: int, purpose: str) -> int:
+    """Return a 63-bit seed that depends on all three, so that neighbours share nothing.
+
+    `seed + step` would not do: step 1 of seed 0 would repeat step 0 of seed 1; and PyTorch's CPU generator looks only
+    at the low 32 bits.
+
+    >>> seed_for(0, 1, "batches") == seed_for(1, 0, "batches")
+    False
+    """
+    digest = hashlib.blake2b(f"{purpose}:{seed}:{step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def compact(tokens: Int64[Tensor, "tokens"]) -> Tensor:
+    """Hold tokens in the smallest integer type that fits: a text of bytes then takes one byte each, not eight."""
+    largest = int(tokens.max()) if tokens.numel() else 0
+    return tokens.to(torch.uint8 if largest < 256 else torch.int32)
+
+
+def _check(tokens: Tensor, length: int, batch: int) -> None:
+    for name, value in (("length", length), ("batch", batch)):
+        if value < 1:
+            raise HeadwayError(f"expected {name} of at least 1, got {value}")
+    if tokens.ndim != 1 or tokens.is_floating_point():
+        raise HeadwayError(
+            f"expected integer tokens in one row (N,), got {tokens.dtype} of shape {tuple(tokens.shape)}"
+        )
+    if len(tokens) < length + 1:
+        raise HeadwayError(
+            f"expected at least {length + 1} tokens (a window of length {length} and its last target), "
+            f"got {len(tokens)}: give more text or a shorter length"
+        )
+
+
+class TextBatches:
+    """Random windows of a text; the targets are the inputs moved by one.
+
+    inputs[b, i] = tokens[s_b + i],  targets[b, i] = tokens[s_b + i + 1],  s_b uniform on 0 … len(tokens) − length − 1,
+    drawn from a generator seeded by (seed, step).
+
+    Args:
+        tokens: the text, integers (N,).
+        length: tokens in a window.
+        batch: windows in a batch.
+        seed: which sequence of batches.
+
+    Raises:
+        HeadwayError: when there are too few tokens for one window.
+
+    >>> batches = TextBatches(torch.arange(100), length=4, batch=2, seed=0)
+    >>> inputs, targets = batches(7)
+    >>> inputs.shape, bool((targets == inputs + 1).all()), bool((batches(7)[0] == inputs).all())
+    (torch.Size([2, 4]), True, True)
+    """
+
+    def __init__(self, tokens: Int64[Tensor, "tokens"], length: int, batch: int, seed: int = 0) -> None:
+        _check(tokens, length, batch)
+        self.length, self.batch, self.seed = length, batch, seed
+        self._tokens = compact(tokens)
+        self._window = torch.arange(length + 1)
+
+    def __call__(self, step: int, /) -> tuple[Int64[Tensor, "batch length"], Int64[Tensor, "batch length"]]:
+        """Return inputs and targets of one step, both (batch, length)."""
+        generator = torch.Generator().manual_seed(seed_for(self.seed, step, "batches"))
+        starts = torch.randint(len(self._tokens) - self.length, (self.batch, 1), generator=generator)
+        windows = self._tokens[starts + self._window].long()  # (B, N + 1)
+        return windows[:, :-1], windows[:, 1:]
+
+
+class TextValidation:
+    """Mean loss per token over windows spread evenly through the validation text: the same ones every time.
+
+    Args:
+        tokens: the validation text, integers (N,).
+        length: tokens in a window.
+        batch: windows computed at once.
+        windows: how many windows at most; they do not overlap.
+
+    Returns (when called with a model):
+        The mean cross-entropy in nats.
+
+    >>> class Uniform(nn.Module):
+    ...     def forward(self, tokens):
+    ...         return torch.zeros(*tokens.shape, 256)
+    >>> round(TextValidation(torch.arange(100), length=8, batch=2)(Uniform()), 4)
+    5.5452
+    """
+
+    def __init__(self, tokens: Int64[Tensor, "tokens"], length: int, batch: int, windows: int = 64) -> None:
+        _check(tokens, length, batch)
+        if windows < 1:
+            raise HeadwayError(f"expected windows of at least 1, got {windows}")
+        self.batch = batch
+        # A window's last target may be the next window's first input: no token is a target twice.
+        possible = (len(tokens) - 1) // length
+        count = min(windows, possible)
+        starts = torch.arange(count) * possible // count * length
+        self._windows = compact(tokens)[starts[:, None] + torch.arange(length + 1)]
+
+    def __call__(self, model: nn.Module, /) -> float:
+        """Return the model's mean loss per token, in nats."""
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for part in torch.split(self._windows, self.batch):
+                windows = part.to(device).long()
+                logits = model(windows[:, :-1])
+                loss = F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="sum")
+                total += loss.item()
+                count += part.shape[0] * (part.shape[1] - 1)
+        return total / count

@@ -1,0 +1,381 @@
+"""The training loop: deterministic, resumable to the bit, stoppable at any moment, and as fast as bare PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from headway.shapes import HeadwayError
+from headway.training.batches import IGNORED, Batches, seed_for
+from headway.training.checkpoint import Checkpoint, Checkpoints, not_finite
+from headway.training.files import FolderLock, make_folder, write_json_atomic
+from headway.training.history import History
+from headway.training.optimizer import build_optimizer, learning_rate
+from headway.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, handed to ``on_progress`` at most ten times a second, at every validation, and at the end.
+
+    Args:
+        step: finished steps.
+        steps: steps in all.
+        loss: training loss of the last step, in nats per token.
+        tokens_per_second: training speed since this process began.
+        seconds_left: training time to go at that speed.
+        validation_loss: the loss just found, when a validation has just run.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    tokens_per_second: float
+    seconds_left: float
+    validation_loss: float | None = None
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode and give every module its own mode back afterwards.
+
+    >>> model = nn.Dropout()
+    >>> with evaluating(model):
+    ...     model.training
+    False
+    >>> model.training
+    True
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class _Signals:
+    """Remembers a ctrl-C or SIGTERM until the current step is finished; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        # Python allows handlers only in the main thread; elsewhere `stop` is the way to stop.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # getsignal is None for a handler that was not set from Python: it could not be put back.
+                if signal.getsignal(number) is not None:
+                    self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            self._restore()
+            signal.raise_signal(number)
+        self.received = True
+
+    def _restore(self) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._old = {}
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+
+class Trainer:
+    """Trains a model to predict targets, and saves so that nothing but the current step can be lost.
+
+    The same build, device kind and thread count give the same bits, also after a resume, with dropout: before each step
+    the global random generator is seeded from (seed, step). So its state needs no saving, one integer says it all on
+    every device, and a validation that draws random numbers changes nothing. The generator is put back afterwards.
+
+    Args:
+        model: ``model(tokens (B, N)) -> logits (B, N, vocabulary)``; it is trained in place, on the device it is on.
+        batches: ``batches(step) -> (inputs (B, N), targets (B, N))``, a pure function; targets of -100 are ignored.
+        settings: how to train.
+        validation: ``validation(model) -> float``, called in evaluation mode without gradients; None for none.
+        folder: where to save; a run found there is resumed. None saves nothing.
+        on_progress: called with a `Progress`; what it raises ends the run.
+        extra: plain JSON values kept in each checkpoint.
+
+    Raises:
+        HeadwayError: when the model has nothing to train.
+
+    >>> from headway.training.batches import TextBatches
+    >>> model = nn.Sequential(nn.Embedding(256, 8), nn.Linear(8, 256))
+    >>> settings = TrainSettings(steps=3, batch=2, length=4)
+    >>> batches = TextBatches(torch.arange(100), settings.length, settings.batch, settings.seed)
+    >>> history = Trainer(model, batches, settings).run()
+    >>> history.status, history.steps
+    ('done', [1, 2, 3])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        settings: TrainSettings,
+        *,
+        validation: Callable[[nn.Module], float] | None = None,
+        folder: Path | str | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.batches, self.settings = model, batches, settings
+        self.validation, self.on_progress, self.extra = validation, on_progress, dict(extra or {})
+        self.optimizer = build_optimizer(model, settings)
+        self.folder = None if folder is None else Path(folder)
+        self.history = History()
+        self.resumed_from: int | None = None
+        self.notes: list[str] = []
+        self._checkpoints = None if self.folder is None else Checkpoints(self.folder / "checkpoints", settings.keep)
+        self._saved: int | None = None
+
+    def run(self, stop: Callable[[], bool] | None = None, *, lock: FolderLock | None = None) -> History:
+        """Train until done, stopped or diverged; resume first when the folder holds a checkpoint.
+
+        Args:
+            stop: asked after every step; True saves and ends the run as ``"interrupted"``. It serves other threads;
+                ctrl-C and SIGTERM do the same in the main thread (a second ctrl-C acts at once).
+            lock: a lock on ``folder`` that the caller already holds; None takes it for the run.
+
+        Returns:
+            The record of the whole run, the part before a resume included. ``"diverged"`` means a loss or gradient that
+            is not finite: the step was not applied, the weights are those before it, and ``reason`` names it.
+
+        Raises:
+            HeadwayError: when another process trains in the folder, a checkpoint there belongs to other settings or
+                another model, or saving fails (a full disk); earlier checkpoints are then intact.
+        """
+        device = next(self.model.parameters()).device
+        with contextlib.ExitStack() as held:
+            if self.folder is not None:
+                make_folder(self.folder)
+                if lock is None:
+                    held.enter_context(FolderLock(self.folder))
+            signals = held.enter_context(_Signals())
+            held.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+            self._resume()
+            was_training = [module for module in self.model.modules() if not module.training]
+            self.model.train()
+            try:
+                self._loop(device, lambda: signals.received or (stop is not None and stop()))
+            finally:
+                for module in was_training:
+                    module.training = False
+            self._write_history()
+        return self.history
+
+    def _loop(self, device: torch.device, stop: Callable[[], bool]) -> None:
+        settings, model, optimizer, history = self.settings, self.model, self.optimizer, self.history
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        # An infinite limit measures the norm and scales by exactly 1.
+        clip = math.inf if settings.clip is None else settings.clip
+        pace = _Pace(self.on_progress, settings.steps)
+        first = len(history.steps)
+        history.status, history.reason = "running", None
+        for step in range(first, settings.steps):
+            begin = time.perf_counter()
+            _seed_generators(seed_for(settings.seed, step, "dropout"), device)
+            inputs, targets = self.batches(step)
+            inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            rate = learning_rate(step, settings)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+            for parameter in params:
+                # zero_grad does the same behind two layers of hooks.
+                parameter.grad = None
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = clip_grad_norm_(params, clip, foreach=True)
+            loss_value, norm_value = _fetch(loss, norm)
+            if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+                self._diverge(step, _why(loss_value, norm_value, targets))
+                return
+            optimizer.step()
+            seconds = time.perf_counter() - begin
+            history.steps.append(step + 1)
+            history.loss.append(loss_value)
+            history.lr.append(rate)
+            history.grad_norm.append(norm_value)
+            history.seconds += seconds
+            history.tokens += inputs.numel()
+            found = None
+            last = step + 1 == settings.steps
+            if self.validation is not None and _due(step + 1, settings.validate_every, last):
+                found = self._validate(step + 1)
+                if not math.isfinite(found):
+                    self._diverge(step + 1, f"the validation loss after step {step + 1} is {found}")
+                    return
+            pace.tell(step + 1, loss_value, seconds, inputs.numel(), found, last)
+            if last:
+                history.status = "done"
+            elif stop():
+                history.status = "interrupted"
+            if history.status != "running" or _due(step + 1, settings.checkpoint_every, last):
+                if name := not_finite(model):
+                    self._diverge(step + 1, f"the weights {name} overflowed")
+                    return
+                self._save(step + 1)
+            if history.status == "interrupted":
+                return
+        history.status = "done"
+
+    def _validate(self, finished: int) -> float:
+        assert self.validation is not None
+        self.optimizer.zero_grad(set_to_none=True)
+        with evaluating(self.model), torch.no_grad():
+            found = float(self.validation(self.model))
+        if math.isfinite(found):
+            self.history.validation_steps.append(finished)
+            self.history.validation_loss.append(found)
+        return found
+
+    def _diverge(self, finished: int, why: str) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.history.status = "diverged"
+        self.history.reason = f"{why}: try a lower learning rate, a longer warm-up, or gradient clipping"
+        # A weight can overflow in a step whose gradient was finite; the checkpoints before it stay the last ones.
+        if finished > 0 and not_finite(self.model) is None:
+            self._save(finished)
+
+    def _save(self, finished: int) -> None:
+        if self._checkpoints is None or self._saved == finished:
+            return
+        values = {
+            "history": self.history.to_json(),
+            "settings": self.settings.to_json(),
+            "environment": _environment(self.model),
+            "extra": self.extra,
+        }
+        self._checkpoints.save(finished, self.model, self.optimizer, values)
+        self._saved = finished
+        self._write_history()
+
+    def _write_history(self) -> None:
+        if self.folder is not None:
+            write_json_atomic(self.folder / "history.json", self.history.to_json())
+
+    def _resume(self) -> None:
+        if self._checkpoints is None:
+            return
+        self._checkpoints.clean()
+        checkpoint, skipped = self._checkpoints.latest()
+        self.notes += skipped
+        if checkpoint is None:
+            if skipped:
+                raise HeadwayError(
+                    f"expected a whole checkpoint in {self._checkpoints.folder}, got only damaged ones ("
+                    f"{'; '.join(skipped)}): move the folder away to start anew"
+                )
+            return
+        history = _checked(checkpoint, self.settings)
+        checkpoint.restore(self.model, self.optimizer)
+        self.history = history
+        self.resumed_from = self._saved = checkpoint.step
+        here, there = _environment(self.model), checkpoint.values["environment"]
+        if here != there:
+            self.notes.append(f"resumed under {here}, saved under {there}: the last bits of the numbers may differ")
+
+
+def _checked(checkpoint: Checkpoint, settings: TrainSettings) -> History:
+    """Return the record in a checkpoint after making sure that it belongs to these settings."""
+    values = checkpoint.values
+    if set(values) != {"history", "settings", "environment", "extra"}:
+        raise HeadwayError(f"expected a trainer's values in {checkpoint.path}, got {sorted(values)}: not one of ours")
+    history = History.from_json(values["history"])
+    saved = TrainSettings.from_json(values["settings"])
+    if saved != settings:
+        raise HeadwayError(
+            f"expected the settings of the run in {checkpoint.path.parent.parent}, got others "
+            f"({differences(saved.to_json(), settings.to_json())}): use its settings or another folder"
+        )
+    if len(history.steps) != checkpoint.step or checkpoint.step > settings.steps:
+        raise HeadwayError(
+            f"expected {checkpoint.step} recorded steps in {checkpoint.path}, got {len(history.steps)}: it is damaged"
+        )
+    return history
+
+
+def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """Say where two records of plain values differ.
+
+    >>> differences({"lr": 0.1, "steps": 5}, {"lr": 0.2, "steps": 5})
+    'lr was 0.1, is 0.2'
+    """
+    names = [*saved, *(name for name in given if name not in saved)]
+    return ", ".join(f"{n} was {saved.get(n)!r}, is {given.get(n)!r}" for n in names if saved.get(n) != given.get(n))
+
+
+class _Pace:
+    """Tells progress without slowing training down."""
+
+    def __init__(self, on_progress: Callable[[Progress], None] | None, steps: int) -> None:
+        self._tell, self._steps = on_progress, steps
+        self._seconds = self._next = 0.0
+        self._count = self._tokens = 0
+
+    def tell(self, step: int, loss: float, seconds: float, tokens: int, found: float | None, last: bool) -> None:
+        if self._tell is None:
+            return
+        self._seconds += seconds
+        self._tokens += tokens
+        self._count += 1
+        now = time.monotonic()
+        if now < self._next and not last and found is None:
+            return
+        self._next = now + 0.1
+        left = (self._steps - step) * self._seconds / self._count
+        self._tell(Progress(step, self._steps, loss, self._tokens / self._seconds, left, found))
+
+
+def _due(finished: int, every: int | None, last: bool) -> bool:
+    return last or (every is not None and finished % every == 0)
+
+
+def _seed_generators(seed: int, device: torch.device) -> None:
+    # torch.manual_seed also walks through every accelerator and formats a stack trace when CUDA is not yet in use:
+    # some hundred microseconds in every step.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    elif device.type != "cpu":
+        torch.manual_seed(seed)
+
+
+def _fetch(loss: Tensor, norm: Tensor) -> tuple[float, float]:
+    if loss.device.type == "cpu":
+        return loss.item(), norm.item()
+    # One wait for the device instead of two.
+    both: list[float] = torch.stack((loss.detach().float(), norm.float())).tolist()
+    return both[0], both[1]
+
+
+def _why(loss: float, norm: float, targets: Tensor) -> str:
+    if not bool((targets != IGNORED).any()):
+        return "the batch has no target but -100, so its loss is not defined"
+    if not math.isfinite(loss):
+        return f"the loss is {loss}"
+    return f"the gradient norm is {norm}"
+
+
+def _environment(model: nn.Module) -> dict[str, Any]:
+    device = next(model.parameters()).device
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device.type}

@@ -1,0 +1,278 @@
+"""A run folder: everything needed to go on with a training, or to use what it made.
+
+settings.json    the model's config, the training settings, the vocabulary, the text's name and SHA-256, versions
+history.json     what happened so far
+checkpoints/     the last ones, each whole or absent
+.lock            held while a process trains here
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import headway
+from headway.shapes import HeadwayError
+from headway.training.batches import TextBatches, TextValidation
+from headway.training.checkpoint import Checkpoints
+from headway.training.files import FolderLock, explained, make_folder, read_json, write_json_atomic
+from headway.training.history import History
+from headway.training.loop import Progress, Trainer, differences
+from headway.training.settings import TrainSettings
+from headway.training.text import Split, Text, read_text
+from headway.training.vocabulary import Bpe, Bytes, Vocabulary, vocabulary_from_json
+
+_FORMAT = 1
+_FIELDS = frozenset({"format", "model", "train", "vocabulary", "vocabulary_request", "text", "versions"})
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says about itself.
+
+    Args:
+        path: the folder.
+        config: the model's config, for ``Transformer.from_config``.
+        settings: how it was trained.
+        vocabulary: how its text becomes ids.
+        text: name, bytes and SHA-256 of the text it was trained on.
+        versions: of headway, torch and python.
+        history: what happened so far.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    settings: TrainSettings
+    vocabulary: Vocabulary
+    text: dict[str, Any]
+    versions: dict[str, Any]
+    history: History
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `train` returns.
+
+    Args:
+        run: the run folder's content at the end.
+        model: the trained model.
+        resumed_from: finished steps found at the start; None for a new run.
+        notes: one sentence each on what is worth knowing (resumed, already finished, damaged checkpoints skipped).
+    """
+
+    run: Run
+    model: nn.Module
+    resumed_from: int | None
+    notes: tuple[str, ...]
+
+    @property
+    def history(self) -> History:
+        """The record of the whole run."""
+        return self.run.history
+
+
+def _build_model(config: Mapping[str, Any]) -> nn.Module:
+    # Looked up late: reading a text or a checkpoint does not need the model's code.
+    from headway.transformer import Transformer
+
+    return Transformer.from_config(dict(config))
+
+
+def train(
+    text: Path | str | None = None,
+    *,
+    out: Path | str,
+    model_config: Mapping[str, Any],
+    settings: TrainSettings | None = None,
+    vocabulary: str = "bytes",
+    vocabulary_size: int = 4096,
+    on_progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    device: torch.device | str = "cpu",
+) -> RunResult:
+    """Train a Transformer on a text, in a folder; the same call again resumes it.
+
+    Args:
+        text: a file, a folder, or None for the built-in text.
+        out: the run folder. New or empty: a run starts. A run with the same settings: it is resumed, or, when it is
+            finished, reported as such. Anything else is an error.
+        model_config: the model's config without ``vocab``, which the vocabulary decides.
+        settings: how to train; None takes the defaults.
+        vocabulary: ``"bytes"`` or ``"bpe"`` (trained on the training part of the text).
+        vocabulary_size: ids wanted, for bpe.
+        on_progress: called with a `Progress` now and then.
+        stop: asked after every step; True saves and stops.
+        device: where to train.
+
+    Returns:
+        The run, its model, and notes.
+
+    Raises:
+        HeadwayError: on a bad text, setting or folder, with one sentence that says what to do.
+    """
+    settings = settings or TrainSettings()
+    if vocabulary not in ("bytes", "bpe"):
+        raise HeadwayError(f"expected vocabulary to be bytes or bpe, got {vocabulary!r}")
+    source = read_text(text)
+    split = Split.of(source, length=settings.length)
+    folder = Path(out)
+    make_folder(folder)
+    with FolderLock(folder) as lock:
+        request = {"kind": vocabulary, **({"size": vocabulary_size} if vocabulary == "bpe" else {})}
+        existing = _existing(folder)
+        if existing is None:
+            words: Vocabulary = Bytes() if vocabulary == "bytes" else Bpe.train(split.train, size=vocabulary_size)
+        else:
+            words = vocabulary_from_json(existing["vocabulary"])
+        model = _new_model(model_config, words, settings.seed).to(device)
+        record = {
+            "format": _FORMAT,
+            "model": dict(getattr(model, "config", model_config)),
+            "train": settings.to_json(),
+            "vocabulary": words.to_json(),
+            "vocabulary_request": request,
+            "text": _describe(source),
+            "versions": {
+                "headway": headway.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        notes: list[str] = []
+        if existing is not None:
+            _check_same(folder, existing, record)
+        trainer = Trainer(
+            model,
+            TextBatches(words.encode(split.train), settings.length, settings.batch, settings.seed),
+            settings,
+            validation=TextValidation(words.encode(split.validation), settings.length, settings.batch),
+            folder=folder,
+            on_progress=on_progress,
+        )
+        if existing is None:
+            write_json_atomic(folder / "settings.json", record)
+        trainer.run(stop, lock=lock)
+    if trainer.resumed_from == settings.steps:
+        notes.append(f"the run in {folder} is already finished: {settings.steps} of {settings.steps} steps")
+    elif trainer.resumed_from is not None:
+        notes.append(f"resumed the run in {folder} after step {trainer.resumed_from} of {settings.steps}")
+    return RunResult(open_run(folder), model, trainer.resumed_from, (*notes, *trainer.notes))
+
+
+def _new_model(model_config: Mapping[str, Any], words: Vocabulary, seed: int) -> nn.Module:
+    if model_config.get("vocab", words.size) != words.size:
+        raise HeadwayError(
+            f"expected model_config without vocab, or with vocab={words.size} as the vocabulary has, "
+            f"got vocab={model_config['vocab']}: leave it out"
+        )
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
+        return _build_model({**model_config, "vocab": words.size})
+
+
+def _describe(source: Text) -> dict[str, Any]:
+    return {"name": source.name, "bytes": len(source.data), "sha256": hashlib.sha256(source.data).hexdigest()}
+
+
+def _existing(folder: Path) -> dict[str, Any] | None:
+    """Return the settings in a folder, or None when it is free for a new run."""
+    if (folder / "settings.json").exists():
+        # Before its first checkpoint a run holds nothing to lose: it may start anew with other settings.
+        return _read_settings(folder) if Checkpoints(folder / "checkpoints").steps() else None
+    # A start that was killed leaves the lock and perhaps a temporary file; anything else is not ours to write into.
+    with explained(f"reading {folder}"):
+        foreign = sorted(p.name for p in folder.iterdir() if p.name != ".lock" and ".json.tmp-" not in p.name)
+    if foreign:
+        raise HeadwayError(
+            f"expected a new, empty or run folder, got {folder}, which holds {', '.join(foreign[:3])} "
+            f"and no settings.json: choose another folder"
+        )
+    return None
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    record = read_json(folder / "settings.json")
+    if (
+        not isinstance(record, dict)
+        or set(record) != _FIELDS
+        or not all(isinstance(record[n], dict) for n in _FIELDS - {"format"})
+    ):
+        raise HeadwayError(f"expected the settings of a run in {folder}/settings.json, got something else: damaged")
+    if record["format"] != _FORMAT:
+        raise HeadwayError(
+            f"expected run format {_FORMAT} in {folder}/settings.json, got {record['format']!r}: "
+            f"use the version of headway that wrote it ({record['versions'].get('headway')})"
+        )
+    return record
+
+
+def _check_same(folder: Path, existing: dict[str, Any], record: dict[str, Any]) -> None:
+    # The text may have moved; what counts is that it is the same.
+    def comparable(values: dict[str, Any], field: str) -> dict[str, Any]:
+        return {name: value for name, value in values[field].items() if (field, name) != ("text", "name")}
+
+    for field in ("model", "train", "vocabulary_request", "text"):
+        found = differences(comparable(existing, field), comparable(record, field))
+        if found:
+            raise HeadwayError(
+                f"expected the {field} of the run in {folder}, got another ({found}): "
+                f"repeat the run's own command to resume it, or choose another folder"
+            )
+
+
+def open_run(path: Path | str) -> Run:
+    """Read a run folder without changing it; it may be training at the moment.
+
+    Args:
+        path: a folder that `train` made.
+
+    Raises:
+        HeadwayError: when it is not a run folder or is damaged.
+    """
+    folder = Path(path)
+    if not (folder / "settings.json").exists():
+        raise HeadwayError(f"expected a run folder with settings.json, got {folder}: make one with `headway train`")
+    record = _read_settings(folder)
+    history = History()
+    if (folder / "history.json").exists():
+        history = History.from_json(read_json(folder / "history.json"))
+    return Run(
+        folder,
+        record["model"],
+        TrainSettings.from_json(record["train"]),
+        vocabulary_from_json(record["vocabulary"]),
+        record["text"],
+        record["versions"],
+        history,
+    )
+
+
+def load_model(path: Path | str) -> tuple[nn.Module, Vocabulary, Run]:
+    """Load the model of a run's latest whole checkpoint, in evaluation mode on the CPU.
+
+    Args:
+        path: a folder that `train` made.
+
+    Returns:
+        The model, its vocabulary, and what the run says about itself.
+
+    Raises:
+        HeadwayError: when there is no run or no whole checkpoint.
+    """
+    run = open_run(path)
+    checkpoint, skipped = Checkpoints(run.path / "checkpoints").latest()
+    if checkpoint is None:
+        raise HeadwayError(
+            f"expected a whole checkpoint in {run.path}/checkpoints, got none"
+            f"{' (' + '; '.join(skipped) + ')' if skipped else ''}: train the run until it has saved one"
+        )
+    model = _build_model(run.config)
+    checkpoint.restore(model)
+    return model.eval(), run.vocabulary, run

@@ -1,0 +1,235 @@
+"""Turning bytes into token ids and back: plain bytes, or byte-pair encoding trained on the text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from headway.shapes import HeadwayError
+
+
+@runtime_checkable
+class Vocabulary(Protocol):
+    """What turns bytes into ids and back, exactly."""
+
+    @property
+    def size(self) -> int:
+        """Number of ids: 0 … size − 1."""
+        ...
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes per token, on average over the text it was made from; turns nats per token into bits per byte."""
+        ...
+
+    def encode(self, data: bytes) -> Int64[Tensor, "tokens"]:
+        """Turn bytes into ids."""
+        ...
+
+    def decode(self, ids: Iterable[int] | Tensor) -> bytes:
+        """Turn ids into the bytes they stand for."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values from which `vocabulary_from_json` rebuilds it."""
+        ...
+
+
+def _checked(ids: Iterable[int] | Tensor, size: int) -> list[int]:
+    plain: list[int] = ids.flatten().tolist() if isinstance(ids, Tensor) else list(ids)
+    for i in plain:
+        if not 0 <= i < size:
+            raise HeadwayError(f"expected token ids in 0 … {size - 1}, got {i}: use the vocabulary they were made with")
+    return plain
+
+
+class Bytes:
+    """The alphabet of 256 bytes: needs no training, and writes any file in any language.
+
+    >>> Bytes().encode(b"Hi").tolist(), Bytes().decode([72, 105])
+    ([72, 105], b'Hi')
+    """
+
+    size = 256
+    bytes_per_token = 1.0
+
+    def encode(self, data: bytes) -> Int64[Tensor, "tokens"]:
+        """Turn bytes into ids 0 … 255, one each."""
+        # frombuffer shares memory with an immutable object and refuses an empty one; the copy mends both.
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8).long() if data else torch.empty(0, dtype=torch.long)
+
+    def decode(self, ids: Iterable[int] | Tensor) -> bytes:
+        """Turn ids into bytes.
+
+        Raises:
+            HeadwayError: on an id outside 0 … 255.
+        """
+        return bytes(_checked(ids, 256))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"kind": "bytes"}
+
+
+def _alphabet() -> list[str]:
+    # The byte-level alphabet of GPT-2: printable bytes are themselves, the others move to U+0100 and on, so that every
+    # byte is one visible character.
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    moved = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(moved)) for byte in range(256)]
+
+
+class Bpe:
+    """Byte-level byte-pair encoding: frequent byte sequences become one token (Sennrich et al. 2016, arXiv:1508.07909).
+
+    Exact for any bytes: what is not valid UTF-8 is written as single-byte tokens, so ``decode(encode(data)) == data``.
+
+    Args:
+        tokens: the text of each id, in the byte-level alphabet of GPT-2; all 256 single bytes are among them.
+        merges: pairs of tokens to join, most frequent first.
+        bytes_per_token: mean on the text it was trained on.
+
+    Raises:
+        HeadwayError: when the `tokenizers` library is missing, or tokens and merges do not fit together.
+
+    >>> bpe = Bpe.train(b"the cat and the hat and the bat " * 9, size=260)
+    >>> bpe.size, bpe.decode(bpe.encode("the cät".encode())).decode()
+    (260, 'the cät')
+    """
+
+    def __init__(self, tokens: Sequence[str], merges: Sequence[tuple[str, str]], bytes_per_token: float) -> None:
+        alphabet = _alphabet()
+        byte_of = {character: byte for byte, character in enumerate(alphabet)}
+        ids = {token: i for i, token in enumerate(tokens)}
+        if len(ids) != len(tokens) or not set(alphabet) <= set(ids):
+            raise HeadwayError("expected distinct BPE tokens with all 256 bytes among them: the vocabulary is damaged")
+        for token in tokens:
+            if not token or not set(token) <= set(byte_of):
+                raise HeadwayError(f"expected BPE tokens of byte-level characters, got {token!r}: it is damaged")
+        for left, right in merges:
+            if left not in ids or right not in ids or left + right not in ids:
+                raise HeadwayError(f"expected BPE merges of known tokens, got {left!r} + {right!r}: it is damaged")
+        self.tokens, self.merges, self.bytes_per_token = tuple(tokens), tuple(merges), bytes_per_token
+        self._bytes = [bytes(byte_of[c] for c in token) for token in tokens]
+        self._single = [ids[character] for character in alphabet]
+        library = _library()
+        self._tokenizer = library.Tokenizer(library.models.BPE(vocab=ids, merges=list(merges)))
+        self._tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+    @classmethod
+    def train(cls, data: bytes, *, size: int = 4096) -> Bpe:
+        """Learn a vocabulary; give it the training part of the text only, or validation leaks into it.
+
+        Args:
+            data: the text. Bytes that are not UTF-8 are left out of the learning.
+            size: ids wanted, at least 256. A small text may give fewer.
+
+        Raises:
+            HeadwayError: when the size is too small or the `tokenizers` library is missing.
+        """
+        if size < 256:
+            raise HeadwayError(f"expected a vocabulary size of at least 256 (every byte is a token), got {size}")
+        library = _library()
+        tokenizer = library.Tokenizer(library.models.BPE())
+        tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = library.trainers.BpeTrainer(
+            vocab_size=size, show_progress=False, special_tokens=[], initial_alphabet=_alphabet()
+        )
+        tokenizer.train_from_iterator(_pieces(data.decode("utf-8", "ignore")), trainer)
+        # The library hands over the learned rules only as its own JSON.
+        import json
+
+        model = json.loads(tokenizer.to_str())["model"]
+        tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+        merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
+        bpe = cls(tokens, merges, 1.0)
+        sample = data[: 1 << 20]
+        bpe.bytes_per_token = len(sample) / len(bpe.encode(sample)) if sample else 1.0
+        return bpe
+
+    @property
+    def size(self) -> int:
+        """Number of ids."""
+        return len(self.tokens)
+
+    def encode(self, data: bytes) -> Int64[Tensor, "tokens"]:
+        """Turn bytes into ids; bytes that are not valid UTF-8 become single-byte tokens."""
+        ids: list[int] = []
+        # surrogateescape turns an invalid byte b into the lone character U+DC00 + b, which no valid text contains.
+        for part in re.split("([\udc80-\udcff]+)", data.decode("utf-8", "surrogateescape")):
+            if part and "\udc80" <= part[0] <= "\udcff":
+                ids += [self._single[ord(c) - 0xDC00] for c in part]
+            else:
+                for piece in _pieces(part):
+                    ids += self._tokenizer.encode(piece).ids
+        return torch.tensor(ids, dtype=torch.long)
+
+    def decode(self, ids: Iterable[int] | Tensor) -> bytes:
+        """Turn ids into bytes; a single token may be a part of a character.
+
+        Raises:
+            HeadwayError: on an id outside the vocabulary.
+        """
+        return b"".join(self._bytes[i] for i in _checked(ids, self.size))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "kind": "bpe",
+            "tokens": list(self.tokens),
+            "merges": [list(pair) for pair in self.merges],
+            "bytes_per_token": self.bytes_per_token,
+        }
+
+
+def _pieces(text: str, size: int = 1 << 20) -> Iterator[str]:
+    # The library holds some hundred bytes per token of a piece; pieces end at a line's end, where words end.
+    begin = 0
+    while len(text) - begin > size:
+        cut = text.rfind("\n", begin, begin + size) + 1 or begin + size
+        yield text[begin:cut]
+        begin = cut
+    if begin < len(text):
+        yield text[begin:]
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise HeadwayError(
+            "expected the library tokenizers for a BPE vocabulary, got none: "
+            "pip install 'headway[bpe]', or use bytes, which need nothing"
+        ) from error
+    return tokenizers
+
+
+def vocabulary_from_json(values: Any) -> Vocabulary:
+    """Rebuild a vocabulary from its `to_json`; every value is checked, nothing is executed.
+
+    Raises:
+        HeadwayError: when the values are not those of a vocabulary.
+
+    >>> vocabulary_from_json({"kind": "bytes"}).size
+    256
+    """
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if kind == "bytes" and set(values) == {"kind"}:
+        return Bytes()
+    if kind != "bpe" or set(values) != {"kind", "tokens", "merges", "bytes_per_token"}:
+        raise HeadwayError(f"expected a vocabulary of kind bytes or bpe, got {str(values)[:80]}: it is damaged")
+    tokens, merges, mean = values["tokens"], values["merges"], values["bytes_per_token"]
+    if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
+        raise HeadwayError("expected BPE tokens as a list of text, got something else: the vocabulary is damaged")
+    if not isinstance(merges, list) or not all(
+        isinstance(m, list) and len(m) == 2 and all(isinstance(t, str) for t in m) for m in merges
+    ):
+        raise HeadwayError("expected BPE merges as a list of pairs of text, got something else: it is damaged")
+    if not isinstance(mean, int | float) or isinstance(mean, bool) or not mean > 0:
+        raise HeadwayError(f"expected bytes_per_token above 0, got {mean!r}: the vocabulary is damaged")
+    return Bpe(tokens, [(left, right) for left, right in merges], float(mean))

@@ -1,0 +1,173 @@
+"""What the tests of the core share: the methods under test, plain attention to compare with, and the law's rule."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+from beartype import BeartypeConf, beartype
+from torch import Tensor
+
+EXEMPT: dict[str, dict[str, str]] = {
+    "autocast": {"learned": "position 16000 lies past its table"},
+}
+"""Methods a law does not bind: {law: {method: reason}}. Their tests must fail, or the exemption is stale."""
+
+VARIANTS = (
+    "alibi",
+    "learned(max_length=40)",
+    "rotary(pairing='interleaved')",
+    "rotary(fraction=0.5)",
+    "rotary(base=500000.0, fraction=0.25, pairing='interleaved')",
+    "shaw(clip=2)",
+    "shaw(values=False)",
+    "sinusoidal(layout='split')",
+    "sinusoidal(layout='split', endpoint=True)",
+    "t5(bidirectional=True)",
+    "t5(buckets=8, max_distance=9)",
+)
+"""Hyperparameters worth their own tests; every method is tested with its defaults without being named here."""
+
+
+def typechecker(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Beartype, but for ``Self``, which it understands only where it decorates a class."""
+    hints = function.__annotations__
+    function.__annotations__ = {name: hint for name, hint in hints.items() if hint is not typing.Self}
+    return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
+
+
+def specs() -> list[str]:
+    """Every method there is with its defaults, and the variants."""
+    from headway.positions import methods
+
+    return list(dict.fromkeys((*methods(), *VARIANTS)))
+
+
+def every_method(law: str, **where: bool) -> pytest.MarkDecorator:
+    """Parametrise a test over all methods whose class attributes are as given; those exempt must fail."""
+    from headway.positions import parse
+
+    cases = []
+    for spec in specs():
+        if any(getattr(parse(spec), name) != value for name, value in where.items()):
+            continue
+        reason = EXEMPT.get(law, {}).get(spec.partition("(")[0])
+        marks = [] if reason is None else [pytest.mark.xfail(strict=True, reason=reason)]
+        cases.append(pytest.param(spec, marks=marks, id=spec))
+    return pytest.mark.parametrize("spec", cases)
+
+
+def randomise(module: torch.nn.Module) -> None:
+    """Move every parameter away from its initialisation."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+
+
+def make(spec: str, heads: int = 4, kv_heads: int | None = None, head_dim: int = 8) -> Any:
+    """A method attached to these widths, its parameters random."""
+    from headway.positions import parse
+    from headway.shapes import HeadShape
+
+    position = parse(spec).attach(HeadShape.of(heads * head_dim, heads, kv_heads, head_dim))
+    randomise(position)
+    return position
+
+
+def attention(spec: str, heads: int = 6, kv_heads: int = 2, **given: Any) -> Any:
+    """A small float64 Attention with a method, all parameters random; six heads, two key heads."""
+    from headway.attention import Attention
+
+    module = Attention(8 * heads, heads, kv_heads=kv_heads, position=spec, **given).double()
+    randomise(module)
+    return module
+
+
+def transformer(spec: str, **given: Any) -> Any:
+    """A small float64 Transformer with a method, all parameters random."""
+    from headway.transformer import Transformer
+
+    model = Transformer(**{"vocab": 17, "dim": 24, "layers": 2, "heads": 3, "position": spec, **given}).double()
+    randomise(model)
+    return model
+
+
+def through(position: Any, q: Tensor, k: Tensor, v: Tensor, how: Callable[..., Tensor], **given: Any) -> Tensor:
+    """Rotate, make the terms, and attend: what Attention does between its projections.
+
+    Args:
+        how: ``attend`` or :func:`naive`.
+        given: mask, q_pos, k_pos and what else ``how`` takes.
+    """
+    from headway.positions import Look
+
+    q_pos, k_pos = given["q_pos"], given["k_pos"]
+    scale = q.shape[-1] ** -0.5
+    marks = position.mark(k.transpose(1, 2).flatten(2))
+    q, k = position.rotate(q, k, q_pos, k_pos)
+    terms = position.terms(Look(q, k, q_pos, k_pos, scale, marks))
+    return how(q, k, v, terms=terms, scale=scale, **given)
+
+
+def naive(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Any, terms: Sequence[Any], q_pos: Tensor, k_pos: Tensor, scale: float
+) -> Tensor:
+    """Attention as one writes it in plain PyTorch, every step in the inputs' dtype; no row may be without keys."""
+    from headway.terms import ValuesByDistance
+
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    score = torch.einsum("bhqd,bhkd->bhqk", q, k) * scale
+    for term in terms:
+        if not isinstance(term, ValuesByDistance):
+            score = score + term.tile(q_pos, k_pos).to(q.dtype)
+    if mask is not None:
+        score = score.masked_fill(~mask.tile(q_pos, k_pos), -torch.inf)
+    weight = score.softmax(-1)
+    out = torch.einsum("bhqk,bhkd->bhqd", weight, v)
+    for term in terms:
+        if isinstance(term, ValuesByDistance):
+            entry = (k_pos[:, None] - q_pos[..., None] + term.left).clamp(0, term.table.shape[1] - 1)
+            vectors = term.table[:, entry].transpose(0, 1).to(q.dtype)  # (B, H or 1, Q, K, D)
+            out = out + (weight[..., None] * vectors).sum(-2)
+    return out
+
+
+def values_and_gradients(position: Any, inputs: Sequence[Tensor], weight: Tensor, how: Any, **given: Any) -> dict:
+    """The output, and the gradients of Σ weight·output by q, k, v and each parameter."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    out = through(position, *leaves, how, **given)
+    named = dict(zip("qkv", leaves, strict=True)) | {
+        name: p for name, p in position.named_parameters() if how is not None
+    }
+    gradients = torch.autograd.grad((out * weight).sum(), list(named.values()), allow_unused=True)
+    return {"out": out.detach()} | {f"d{name}": g for name, g in zip(named, gradients, strict=True) if g is not None}
+
+
+def assert_as_exact(got: dict, plain: dict, truth: dict, atom: float = 0.0) -> None:
+    """The error is at most twice that of plain PyTorch, plus one rounding atom (that of the dtype, or a coarser)."""
+    assert got.keys() == plain.keys() == truth.keys()
+    for name, exact in truth.items():
+        assert got[name].dtype == plain[name].dtype
+        error, fair = ((x[name].double() - exact).abs().max().item() for x in (got, plain))
+        least = max(atom, torch.finfo(got[name].dtype).eps) * max(1.0, exact.abs().max().item())
+        assert error <= 2 * fair + least, f"{name} errs by {error:.3g}, plain PyTorch by {fair:.3g}"
+
+
+@contextlib.contextmanager
+def refusal(message: str) -> Iterator[None]:
+    """Expect a HeadwayError with exactly this text, as a user gets it: without shape checks before it."""
+    from headway.shapes import HeadwayError
+
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(HeadwayError, match=f"^{re.escape(message)}$"):
+            yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)

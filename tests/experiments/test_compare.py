@@ -1,0 +1,157 @@
+"""The main job: fair, resumable, and honest about what did not work."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from headway.experiments import compare as module
+from headway.experiments.compare import Comparison, compare
+from headway.positions import Position, methods
+from headway.shapes import HeadwayError
+from headway.transformer import Transformer
+
+SMALL = {"train_length": 8, "test_lengths": (8, 16), "seeds": (0,), "steps": 3, "batch": 2, "dim": 16, "layers": 1}
+SMALL |= {"heads": 2}
+
+
+def small(**changes):
+    return Comparison(**{**SMALL, "positions": ("rotary", "learned"), **changes})
+
+
+def without_time(results):
+    cells = [{k: v for k, v in cell.items() if k not in ("seconds", "tokens_per_second")} for cell in results["cells"]]
+    return [*cells, results["methods"], results["settings"], results["complete"]]
+
+
+def test_all_methods_give_a_complete_result(tmp_path):
+    results = compare(Comparison(**SMALL), tmp_path, command="headway compare")
+    assert results["complete"]
+    assert [cell["method"].partition("(")[0] for cell in results["cells"]] == list(methods())
+    for cell in results["cells"]:
+        assert cell["status"] == "ok"
+        assert cell["train"]["steps"] == [1, 2, 3]
+        assert cell["parameters"] > 0
+        assert cell["peak_memory_bytes"] > 0
+        assert cell["tokens_per_second"] > 0
+        for test in cell["tests"]:
+            if cell["method"].startswith("learned") and test["length"] == 16:
+                assert test["status"] == "cannot"
+                assert "positions below max_length=8" in test["message"]
+            else:
+                assert test["status"] == "ok"
+                assert test["bits_per_byte"] == pytest.approx(test["loss"] / math.log(2))
+                assert 0 <= test["accuracy"] <= 1
+    assert results == json.loads((tmp_path / "results.json").read_text())
+
+
+def test_all_methods_of_a_seed_start_from_the_same_weights(tmp_path, monkeypatch):
+    started = {}
+
+    class Recorder(module.Trainer):
+        def run(self, *args, **kwargs):
+            assert isinstance(self.model, Transformer)
+            own = {name for name, m in self.model.named_modules() if isinstance(m, Position)}
+            started[self.model.config["position"]] = {
+                name: p.detach().clone()
+                for name, p in self.model.named_parameters()
+                if name.rpartition(".")[0] not in own
+            }
+            return super().run(*args, **kwargs)
+
+    monkeypatch.setattr(module, "Trainer", Recorder)
+    compare(Comparison(**SMALL), tmp_path)
+    assert len(started) == len(methods())
+    first = started["none"]
+    for weights in started.values():
+        assert weights.keys() == first.keys()
+        assert all(torch.equal(weights[name], first[name]) for name in first)
+
+
+def test_finished_cells_are_not_trained_again(tmp_path, monkeypatch):
+    first = compare(small(), tmp_path)
+    monkeypatch.setattr(module, "Trainer", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(module, "_test", lambda *_: pytest.fail("tested again"))
+    assert compare(small(), tmp_path)["cells"] == first["cells"]
+
+
+def test_more_lengths_and_seeds_compute_only_what_is_new(tmp_path):
+    compare(small(), tmp_path)
+    events = []
+    results = compare(small(test_lengths=(8, 16, 32), seeds=(0, 5)), tmp_path, on_event=events.append)
+    assert {event.seed for event in events if event.what == "train"} == {5}
+    assert [test["length"] for test in results["cells"][0]["tests"]] == [8, 16, 32]
+
+
+@pytest.mark.parametrize("when", range(1, 12, 2))
+def test_interrupted_comparison_goes_on_to_the_same_result(tmp_path, when):
+    whole = compare(small(), tmp_path / "whole")
+    seen = []
+
+    def interrupt(event):
+        seen.append(event)
+        if len(seen) == when:
+            raise KeyboardInterrupt
+
+    part = compare(small(), tmp_path / "part", on_event=interrupt)
+    assert not part["complete"] or len(seen) < when
+    again = compare(small(), tmp_path / "part")
+    assert without_time(again) == without_time(whole)
+
+
+def test_diverged_run_is_shown_as_such(tmp_path):
+    results = compare(small(lr=1e30, optimizer="sgd", steps=20, positions=("none",)), tmp_path)
+    (cell,) = results["cells"]
+    assert cell["status"] == "diverged"
+    assert "lower learning rate" in cell["message"]
+    assert cell["tests"] == []
+    assert results["complete"]
+
+
+def test_method_that_cannot_be_built_is_a_failed_cell_and_the_others_go_on(tmp_path):
+    results = compare(small(dim=15, heads=3, positions=("rotary", "alibi")), tmp_path)
+    assert [cell["status"] for cell in results["cells"]] == ["failed", "ok"]
+    assert "expected an even head width" in results["cells"][0]["message"]
+
+
+def test_retrieval_tasks_report_by_distance(tmp_path):
+    for task in ("recall", "copy"):
+        results = compare(
+            small(task=task, train_length=16, test_lengths=(16, 32), positions=("none",)), tmp_path / task
+        )
+        (cell,) = results["cells"]
+        assert {row["length"] for row in cell["by_distance"]} == {16, 32}
+        for test in cell["tests"]:
+            rows = [row["accuracy"] for row in cell["by_distance"] if row["length"] == test["length"]]
+            assert test["accuracy"] == pytest.approx(sum(rows) / len(rows))
+
+
+def test_damaged_cell_record_is_made_anew(tmp_path):
+    first = compare(small(), tmp_path)
+    for path in tmp_path.glob("cells/*/cell.json"):
+        path.write_text(path.read_text()[:100])
+    assert without_time(compare(small(), tmp_path)) == without_time(first)
+
+
+def test_results_hold_no_nan(tmp_path):
+    compare(small(lr=1e30, optimizer="sgd", steps=20), tmp_path)
+    json.loads((tmp_path / "results.json").read_text(), parse_constant=lambda text: pytest.fail(text))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"positions": ("rotari",)}, "expected a position method, got 'rotari': known are none, alibi"),
+        ({"positions": ("rotary", "rotary(base=10000)")}, "expected positions that differ"),
+        ({"positions": ("t5(buckets=3)",)}, "expected an even number of t5 buckets"),
+        ({"seeds": (1, 1)}, "expected seeds that differ"),
+        ({"test_lengths": (4, 8)}, "expected test lengths of at least the training length 8, got 4"),
+        ({"train_length": 1, "test_lengths": (1,)}, "expected train_length of at least 2, got 1"),
+        ({"steps": 0}, "expected steps to be a whole number of at least 1, got 0"),
+        ({"optimizer": "lion"}, "expected optimizer to be one of sgd, adam, adamw, got 'lion'"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_trained(changes, message):
+    with pytest.raises(HeadwayError, match=message):
+        small(**changes)

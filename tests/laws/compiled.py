@@ -1,0 +1,60 @@
+"""torch.compile(fullgraph=True) = eager. Run by test_compile.py, in a process of its own without shape checks, which
+dynamo cannot follow.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from common import attention, every_method, transformer
+
+from headway import Causal, Documents, Window, attend
+from headway.positions import methods
+
+
+def same(module: torch.nn.Module, x: torch.Tensor, backend: str = "aot_eager", **given: object) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
+    results = []
+    for run in (module, compiled):
+        out = run(x, **given)
+        # a table of distances that a mask hides has no gradient
+        found = torch.autograd.grad(out.square().sum(), list(module.parameters()), allow_unused=True)
+        results.append([out, *(g for g in found if g is not None)])
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
+
+
+DEFAULTS = pytest.mark.parametrize("spec", methods())
+
+
+@every_method("compile")
+def test_attention_with_positions_and_documents(spec: str) -> None:
+    module = attention(spec, mask=Causal() & Window(3))
+    pos = torch.tensor([[-1, 0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 5, 6]])
+    same(module, torch.randn(2, 7, 48).double(), pos=pos, mask=Documents(torch.tensor([[0, 0, 0, 0, 1, 1, 1]])))
+
+
+@DEFAULTS
+def test_transformer(spec: str) -> None:
+    same(transformer(spec, layers=1), torch.randint(17, (2, 7)))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own
+def test_generated_code() -> None:
+    same(attention("t5", mask=Causal()), torch.randn(2, 7, 48).double(), backend="inductor")
+
+
+def test_lengths_that_change() -> None:
+    module = attention("rotary", mask=Causal())
+    torch.compiler.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    for tokens in (7, 12, 30):
+        x = torch.randn(2, tokens, 48).double()
+        torch.testing.assert_close(compiled(x), module(x))
+
+
+def test_attend_by_itself() -> None:
+    q = torch.randn(1, 4, 7, 8)
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(q, q, q, mask=Causal()), attend(q, q, q, mask=Causal()))

@@ -1,0 +1,116 @@
+"""Every backend that accepts a call is as exact as plain PyTorch, in values and in every gradient."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from common import assert_as_exact, every_method, make, naive, through, values_and_gradients
+
+from headway import Causal, Documents, HeadwayError, Prefix, Window, attend
+from headway.functional import BACKENDS
+
+ATOM = {"sdpa": 2**-18}
+"""torch's fused CPU kernel takes exp to 20 bits only (Vectorized::exp_u20), in float32 too; a gradient is a product of
+several such factors."""
+
+
+@dataclass
+class Case:
+    tokens: int
+    head_dim: int
+    heads: int
+    kv_heads: int
+    mask: Any
+    dtype: torch.dtype
+    start: int = 0
+    keys: int | None = None
+
+    def __str__(self) -> str:
+        mask = type(self.mask).__name__ if self.mask else "full"
+        return f"{self.tokens}x{self.head_dim}-{self.heads}of{self.kv_heads}-{mask}-{self.dtype}".replace("torch.", "")
+
+
+CASES = [
+    Case(1, 64, 4, 4, Causal(), torch.float32),
+    Case(2, 64, 3, 1, None, torch.float32, start=10**6),
+    Case(63, 59, 6, 2, Window(17), torch.float32),
+    Case(113, 80, 6, 3, Causal(), torch.bfloat16),
+    Case(63, 64, 12, 4, None, torch.bfloat16, keys=113),
+    Case(239, 32, 3, 3, Causal() | Prefix(20), torch.float32),
+    Case(239, 64, 2, 1, Causal(), torch.float32),
+    Case(239, 64, 3, 1, Window(30, 30), torch.bfloat16, start=1000),
+    Case(63, 80, 5, 5, Causal() & Documents((torch.arange(63) // 20)[None]), torch.float32),
+    Case(799, 32, 2, 1, Causal(), torch.float32),
+]
+
+
+@every_method("backends")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_as_exact_as_plain_pytorch(spec: str, case: Case) -> None:
+    try:
+        position = make(spec, case.heads, case.kv_heads, case.head_dim)
+    except HeadwayError as error:
+        assert "head width" in str(error), error
+        assert case.head_dim % 2
+        return
+    keys = case.keys or case.tokens
+    k_pos = torch.arange(case.start, case.start + keys)[None]
+    q_pos = k_pos[:, -case.tokens :]
+    shapes = ((case.heads, case.tokens), (case.kv_heads, keys), (case.kv_heads, keys))
+    inputs = [torch.randn(2, *shape, case.head_dim).to(case.dtype) for shape in shapes]
+    weight = torch.randn(2, case.heads, case.tokens, case.head_dim).to(case.dtype)
+    position = position.to(case.dtype)
+    given = {"mask": case.mask, "q_pos": q_pos, "k_pos": k_pos}
+    truth = values_and_gradients(
+        copy.deepcopy(position).double(), [x.double() for x in inputs], weight.double(), naive, **given
+    )
+    plain = values_and_gradients(position, inputs, weight, naive, **given)
+    for backend in BACKENDS:
+        try:
+            through(position, *inputs, attend, backend=backend, **given)
+        except HeadwayError as error:
+            assert f"backend '{backend}' cannot run this call: " in str(error)  # noqa: PT017
+            continue
+        got = values_and_gradients(position, inputs, weight, attend, backend=backend, **given)
+        assert_as_exact(got, plain, truth, ATOM.get(backend, 0.0))
+
+
+@every_method("backends")
+def test_the_reference_refuses_nothing(spec: str) -> None:
+    position, pos = make(spec), torch.arange(5)[None]
+    q, k, v = torch.randn(3, 1, 4, 5, 8)
+    out = through(position, q, k, v, attend, mask=Causal(), q_pos=pos, k_pos=pos, backend="reference")
+    assert out.shape == q.shape
+
+
+@every_method("backends")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strides_do_not_matter(spec: str, backend: str) -> None:
+    position, pos = make(spec, heads=4, kv_heads=1), torch.arange(9)[None]
+    q = torch.randn(9, 8, 4, 2).permute(3, 2, 0, 1)
+    k = torch.randn(1, 1, 9, 8).expand(2, 1, 9, 8)
+    v = torch.randn(2, 9, 1, 16).transpose(1, 2)[..., ::2]
+    given = {"mask": Causal(), "q_pos": pos, "k_pos": pos, "backend": backend}
+    try:
+        got = through(position, q, k, v, attend, **given)
+    except HeadwayError:
+        return
+    expected = through(position, q.contiguous(), k.contiguous(), v.contiguous(), attend, **given)
+    torch.testing.assert_close(got, expected)
+
+
+@every_method("determinism")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_runs_give_the_same_bits(spec: str, backend: str) -> None:
+    position, pos = make(spec, heads=4, kv_heads=2, head_dim=32), torch.arange(113)[None]
+    inputs = [torch.randn(2, heads, 113, 32) for heads in (4, 2, 2)]
+    given = {"mask": Causal(), "q_pos": pos, "k_pos": pos, "backend": backend}
+    try:
+        first, second = (values_and_gradients(position, inputs, torch.ones(1), attend, **given) for _ in range(2))
+    except HeadwayError:
+        return
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,66 @@
+"""Decoding with a cache, in pieces of any length, gives what one pass gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from common import attention, every_method, transformer
+
+from headway import Causal, KVCache, Window
+
+PIECES = ([1] * 9, [4, 1, 1, 1, 1, 1], [3, 2, 4], [9])
+PADS = torch.tensor([[3], [0]])
+
+
+def close(got: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@every_method("decode")
+@pytest.mark.parametrize("heads", [(6, 6), (6, 2), (3, 1)], ids=["mha", "gqa", "mqa"])
+@pytest.mark.parametrize("mask", [Causal(), Window(4)], ids=["causal", "window"])
+def test_attention(spec: str, heads: tuple[int, int], mask: object) -> None:
+    module = attention(spec, *heads, mask=mask)
+    x = torch.randn(2, 9, 8 * heads[0]).double()
+    whole = module(x)
+    for pieces in PIECES:
+        cache = KVCache()
+        close(torch.cat([module(piece, cache=cache) for piece in x.split(pieces, 1)], 1), whole)
+        assert len(cache) == 9
+
+
+@every_method("decode")
+def test_attention_with_left_padding(spec: str) -> None:
+    module = attention(spec, mask=Causal())
+    x = torch.randn(2, 9, 48).double()
+    pos = (torch.arange(9) - PADS).clamp(min=-1)
+    whole = module(x, pos=pos)
+    for prefill in (3, 5):  # with 3 the first sequence begins with nothing but padding
+        cache = KVCache()
+        out = [module(x[:, :prefill], pos=pos[:, :prefill], cache=cache)]
+        out += [module(x[:, i : i + 1], cache=cache) for i in range(prefill, 9)]
+        close(torch.cat(out, 1), whole)
+
+
+@every_method("decode")
+@pytest.mark.parametrize("kv_heads", [3, 1], ids=["mha", "mqa"])
+def test_transformer(spec: str, kv_heads: int) -> None:
+    model = transformer(spec, kv_heads=kv_heads)
+    tokens = torch.randint(17, (2, 9))
+    whole = model(tokens)
+    for pieces in PIECES:
+        cache = model.new_cache()
+        close(torch.cat([model(piece, cache=cache) for piece in tokens.split(pieces, 1)], 1), whole)
+
+
+@every_method("decode")
+def test_transformer_with_left_padding(spec: str) -> None:
+    model = transformer(spec)
+    tokens = torch.randint(17, (2, 9))
+    pos = (torch.arange(9) - PADS).clamp(min=-1)
+    cache = model.new_cache()
+    out = [model(tokens[:, :5], pos=pos[:, :5], cache=cache)]
+    out += [model(tokens[:, i : i + 1], cache=cache) for i in range(5, 9)]
+    out = torch.cat(out, 1)
+    close(out[0, 3:], model(tokens[:1, 3:])[0])
+    close(out[1], model(tokens[1:])[0])

@@ -1,0 +1,111 @@
+"""Where tokens lie in the tensor does not matter: packed, padded, numbered by hand, or with fewer heads at hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from common import attention, every_method, make, transformer
+
+from headway import Causal, Documents, attend
+from headway.functional import BACKENDS
+from headway.positions import Look
+
+BACKENDS_AND_AUTO = pytest.mark.parametrize("backend", ["reference", "auto"])
+
+
+def close(got: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+def gradients(module: torch.nn.Module, out: torch.Tensor, x: torch.Tensor) -> list[torch.Tensor]:
+    return [
+        torch.zeros_like(p) if g is None else g
+        for p in (x, *module.parameters())
+        for g in torch.autograd.grad(out, p, retain_graph=True, allow_unused=True)
+    ]
+
+
+@every_method("documents")
+@BACKENDS_AND_AUTO
+def test_packed_documents_are_separate_documents(spec: str, backend: str) -> None:
+    module = attention(spec, mask=Causal(), backend=backend)
+    lengths = [4, 1, 6]
+    x = torch.randn(1, 11, 48, dtype=torch.float64, requires_grad=True)
+    pos = torch.cat([torch.arange(n) for n in lengths])
+    ids = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None]
+    weight = torch.randn(1, 11, 48).double()
+    packed = module(x, pos=pos, mask=Documents(ids))
+    apart = torch.cat([module(part) for part in x.split(lengths, 1)], 1)
+    close(packed, apart)
+    for got, expected in zip(
+        gradients(module, (packed * weight).sum(), x), gradients(module, (apart * weight).sum(), x), strict=True
+    ):
+        close(got, expected)
+
+
+@every_method("documents", relative=True)
+def test_packed_documents_of_relative_methods_need_no_restart(spec: str) -> None:
+    module = attention(spec, mask=Causal())
+    x = torch.randn(2, 9, 48).double()
+    ids = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]])
+    close(module(x, mask=Documents(ids)), torch.cat([module(x[:, :4]), module(x[:, 4:])], 1))
+
+
+@every_method("documents")
+def test_a_transformer_takes_packed_documents(spec: str) -> None:
+    model = transformer(spec)
+    tokens = torch.randint(17, (1, 9))
+    pos = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 4])
+    ids = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]])
+    packed = model(tokens, pos=pos, mask=Documents(ids))
+    close(packed, torch.cat([model(tokens[:, :4]), model(tokens[:, 4:])], 1))
+
+
+@every_method("padding")
+@BACKENDS_AND_AUTO
+@pytest.mark.parametrize("mask", [None, Causal()], ids=["full", "causal"])
+def test_left_padding_is_none(spec: str, backend: str, mask: object) -> None:
+    module = attention(spec, mask=mask, backend=backend)
+    x = torch.randn(2, 9, 48, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 9, 48).double()
+    pos = torch.tensor([[-1, -1, -1, 0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5, 6, 7, 8]])
+    out = module(x, pos=pos)
+    assert not out[0, :3].any()
+    padded = (out[:1] * weight[:1]).sum() + (out[1:] * weight[1:]).sum()
+    whole = (module(x[:1, 3:]) * weight[:1, 3:]).sum() + (module(x[1:]) * weight[1:]).sum()
+    close(padded, whole)
+    for got, expected in zip(gradients(module, padded, x), gradients(module, whole, x), strict=True):
+        close(got, expected)
+
+
+@every_method("ids")
+@BACKENDS_AND_AUTO
+@pytest.mark.parametrize("mask", [None, Causal()], ids=["full", "causal"])
+def test_counting_by_hand_is_the_default(spec: str, backend: str, mask: object) -> None:
+    module = attention(spec, mask=mask, backend=backend)
+    x = torch.randn(2, 9, 48).double()
+    for pos in (torch.arange(9), torch.arange(9)[None], torch.arange(9).expand(2, 9), torch.arange(9).int()):
+        close(module(x, pos=pos), module(x))
+
+
+@every_method("order")
+def test_order_in_memory_does_not_matter(spec: str) -> None:
+    module = attention(spec, mask=Causal())
+    x, order = torch.randn(2, 9, 48).double(), torch.randperm(9)
+    close(module(x[:, order], pos=order), module(x)[:, order])
+
+
+@every_method("heads")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_slice_of_heads_is_the_whole(spec: str, backend: str) -> None:
+    position, pos = make(spec, heads=6), torch.arange(9)[None]
+    q, k, v = torch.randn(3, 2, 6, 9, 8).double()
+    position.double()
+    marks = position.mark(torch.randn(2, 9, 48).double())
+    q, k = position.rotate(q, k, pos, pos)
+    given = {"mask": Causal(), "q_pos": pos, "k_pos": pos}
+    whole = attend(q, k, v, terms=position.terms(Look(q, k, pos, pos, 0.3, marks)), **given)
+    for heads in (torch.tensor([4, 1]), torch.tensor([5]), torch.tensor([0, 2, 4])):
+        part = [x[:, heads] for x in (q, k, v)]
+        look = Look(*part[:2], pos, pos, 0.3, marks, heads)
+        close(attend(*part, terms=position.terms(look), **given), whole[:, heads])

@@ -1,0 +1,119 @@
+"""The house plan: imports point downward, positions and backends do not know each other, and importing is light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import headway
+
+ROOT = Path(headway.__file__).parent
+FLOORS = (
+    ("shapes",),
+    ("masks",),
+    ("terms",),
+    ("cache",),
+    ("positions", "backends"),
+    ("functional",),
+    ("init",),
+    ("attention",),
+    ("transformer",),
+    ("report",),
+    ("training",),
+    ("generation",),
+    ("experiments",),
+    ("cli",),
+)
+"""From the ground up; a part imports from the floors below its own, and from itself."""
+ALLOWED = {"positions": {"shapes", "masks", "terms", "positions"}, "backends": {"shapes", "masks", "terms", "backends"}}
+ALLOWED["report"] = {"report", "shapes"}
+HEIGHT = {part: number for number, floor in enumerate(FLOORS) for part in floor}
+FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[tuple[str, ...]]:
+    """Every module a file names in an import, anywhere in it, as its parts; relative imports made absolute."""
+    package = ("headway", *path.relative_to(ROOT).parent.parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {tuple(alias.name.split(".")) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = tuple((node.module or "").split(".")) if node.module else ()
+            if node.level:
+                base = package[: len(package) - node.level + 1] + base
+            found |= {(*base, alias.name) for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_downward(path: Path) -> None:
+    part = part_of(path)
+    assert part in HEIGHT, f"{path.name} has no floor: give headway.{part} one in the plan"
+    for module in imported(path):
+        if module[0] != "headway" or len(module) == 1:
+            continue
+        other = module[1]
+        if other not in HEIGHT:  # a name of headway/__init__.py, as in `from headway import Attention`
+            other = headway._HOME.get(other, other)
+        if other == "__version__":
+            continue
+        assert other in HEIGHT, f"{path.name} imports headway.{other}, which has no floor in the plan"
+        assert other == part or HEIGHT[other] < HEIGHT[part], f"headway.{part} ({path.name}) imports headway.{other}"
+        if part in ALLOWED:
+            assert other in ALLOWED[part], f"headway.{part} ({path.name}) imports headway.{other}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if part_of(path) == "report"], ids=lambda path: path.name)
+def test_the_report_needs_no_torch(path: Path) -> None:
+    assert not any(module[0] in ("torch", "numpy") for module in imported(path))
+
+
+def fresh(code: str) -> list[str]:
+    """What a new process prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def loaded(statement: str) -> set[str]:
+    """Top-level modules in memory after a statement in a new process."""
+    return set(fresh(f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"))
+
+
+def test_importing_headway_is_light() -> None:
+    assert not {"torch", "numpy", "typer", "rich"} & loaded("import headway")
+
+
+def test_importing_the_core_brings_nothing_but_torch() -> None:
+    statement = "import headway.positions, headway.transformer; headway.positions.methods()"
+    found = loaded(statement)
+    assert "torch" in found
+    assert not {"transformers", "x_transformers", "beartype", "typer", "tokenizers", "safetensors"} & found
+
+
+def test_backends_are_imported_when_first_needed() -> None:
+    code = "import sys, headway.attention; print(*[m for m in sys.modules if m.startswith('headway.backends.')])"
+    assert fresh(code) == ["headway.backends.base"]
+
+
+def test_every_name_headway_offers_is_there() -> None:
+    for name in headway.__all__:
+        assert getattr(headway, name).__name__ == name
+    assert set(headway.__all__) == set(headway._HOME)
+    assert set(headway.__all__) <= set(dir(headway))
+    with pytest.raises(AttributeError, match="^module 'headway' has no attribute 'attention_please'$"):
+        headway.attention_please  # noqa: B018
+
+
+def test_every_public_thing_is_described() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef | ast.Module):
+                assert ast.get_docstring(node), f"{path}: {getattr(node, 'name', 'the module')} has no docstring"

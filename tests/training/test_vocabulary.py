@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from headway.shapes import HeadwayError
+from headway.training.text import read_text
+from headway.training.vocabulary import Bpe, Bytes, Vocabulary, vocabulary_from_json
+
+SAMPLES = [b"", b"a", "añb 語言 🙂\n\t".encode(), b"\xff\xfe\x00", bytes(range(256)), os.urandom(999), b"  \r\n\n  x "]
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Bpe:
+    return Bpe.train(read_text().data[:60_000], size=500)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+@pytest.mark.parametrize("data", SAMPLES)
+def test_roundtrip_is_exact_for_any_bytes(kind: str, data: bytes, bpe: Bpe) -> None:
+    vocabulary: Vocabulary = Bytes() if kind == "bytes" else bpe
+    again = vocabulary_from_json(json.loads(json.dumps(vocabulary.to_json())))
+    ids = vocabulary.encode(data)
+    assert ids.dtype == torch.int64
+    assert torch.equal(again.encode(data), ids)
+    assert again.size == vocabulary.size
+    assert again.decode(ids) == data == vocabulary.decode(ids.tolist())
+    assert not len(ids) or 0 <= int(ids.min()) <= int(ids.max()) < vocabulary.size
+
+
+def test_bpe_is_shorter_than_bytes_and_agrees_with_the_library(bpe: Bpe) -> None:
+    data = read_text().data[:20_000]
+    assert bpe.size == 500
+    assert len(bpe.encode(data)) < 0.6 * len(data)
+    assert bpe.bytes_per_token > 1.6
+    assert bpe._tokenizer.encode(data.decode()).ids == bpe.encode(data).tolist()
+
+
+def test_bpe_training_is_deterministic_and_takes_any_bytes() -> None:
+    data = read_text().data[:20_000]
+    assert Bpe.train(data, size=300).to_json() == Bpe.train(data, size=300).to_json()
+    assert Bpe.train(os.urandom(1000), size=300).size >= 256
+    assert Bpe.train(b"", size=300).size == 256
+
+
+def test_long_text_is_encoded_in_pieces(bpe: Bpe, monkeypatch: pytest.MonkeyPatch) -> None:
+    import headway.training.vocabulary as module
+
+    data = read_text().data[:30_000]
+    pieces = module._pieces
+    monkeypatch.setattr(module, "_pieces", lambda text: pieces(text, 100))
+    assert bpe.decode(bpe.encode(data)) == data
+
+
+def test_ids_outside_are_refused(bpe: Bpe) -> None:
+    with pytest.raises(HeadwayError, match=r"expected token ids in 0 … 255, got 256"):
+        Bytes().decode([256])
+    with pytest.raises(HeadwayError, match=r"expected token ids in 0 … 499, got -1"):
+        bpe.decode(torch.tensor([-1]))
+
+
+def test_too_small_a_size_and_a_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HeadwayError, match=r"at least 256 .*, got 255"):
+        Bpe.train(b"x", size=255)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(HeadwayError, match=r"pip install 'headway\[bpe\]'"):
+        Bpe.train(b"x", size=300)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda v: None,
+        lambda v: [],
+        lambda v: {"kind": "pickle"},
+        lambda v: {"kind": "bytes", "more": 1},
+        lambda v: {**v, "tokens": v["tokens"][1:]},
+        lambda v: {**v, "tokens": [*v["tokens"], v["tokens"][0]]},
+        lambda v: {**v, "tokens": [*v["tokens"], ""]},
+        lambda v: {**v, "tokens": [*v["tokens"], "\n"]},
+        lambda v: {**v, "tokens": [*v["tokens"], 3]},
+        lambda v: {**v, "tokens": "abc"},
+        lambda v: {**v, "merges": [["a"]]},
+        lambda v: {**v, "merges": [["zzz", "q"]]},
+        lambda v: {**v, "merges": [[1, 2]]},
+        lambda v: {**v, "merges": {"a": "b"}},
+        lambda v: {**v, "bytes_per_token": 0},
+        lambda v: {**v, "bytes_per_token": "2"},
+        lambda v: {name: value for name, value in v.items() if name != "merges"},
+    ],
+)
+def test_damaged_json_is_refused(spoil: Callable[[dict[str, object]], object], bpe: Bpe) -> None:
+    with pytest.raises(HeadwayError, match=r"expected"):
+        vocabulary_from_json(spoil(bpe.to_json()))
