@@ -143,9 +143,7 @@ def values_and_gradients(position: Any, inputs: Sequence[Tensor], weight: Tensor
     """The output, and the gradients of Σ weight·output by q, k, v and each parameter."""
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     out = through(position, *leaves, how, **given)
-    named = dict(zip("qkv", leaves, strict=True)) | {
-        name: p for name, p in position.named_parameters() if how is not None
-    }
+    named = dict(zip("qkv", leaves, strict=True)) | dict(position.named_parameters())
     gradients = torch.autograd.grad((out * weight).sum(), list(named.values()), allow_unused=True)
     return {"out": out.detach()} | {f"d{name}": g for name, g in zip(named, gradients, strict=True) if g is not None}
 

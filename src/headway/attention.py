@@ -7,9 +7,11 @@ out = [head_1 … head_H] W_O
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -117,6 +119,8 @@ class Attention(nn.Module):
         self.position = (NoPosition() if position is None else position).attach(self.shape)
         self.mask, self.embed = mask, embed
         self.scale = self.shape.head_dim**-0.5 if scale is None else float(scale)
+        if not math.isfinite(self.scale):
+            raise HeadwayError(f"expected a finite scale, got {self.scale}")
         check_init(init)
         self.init, self.depth = init, depth
         inner, inner_kv = heads * self.shape.head_dim, self.shape.kv_heads * self.shape.head_dim
@@ -197,14 +201,16 @@ class Attention(nn.Module):
         """
         if x.ndim == 2:
             context = None if context is None else context[None]
-            out: Tensor = self(x[None], context=context, pos=pos, context_pos=context_pos, mask=mask, cache=cache)
-            return out[0]
+            batch: Tensor = self(x[None], context=context, pos=pos, context_pos=context_pos, mask=mask, cache=cache)
+            return batch[0]
         self._check(x, context)
         cached = cache is not None and len(cache) > 0
         if pos is None and cached and context is None and cache is not None:
             q_pos = cache.next_pos(x.shape[1])
         else:
             q_pos = as_positions(pos, x)
+        if pos is not None:  # what stands where padding is, NaN for one, must not reach the gradient of W_Q
+            x = x.masked_fill((q_pos < 0)[..., None], 0.0)
         if self.embed:
             x = self.position.embed(x, q_pos)
         q = self._split(self.q(x), self.shape.heads)
@@ -213,7 +219,9 @@ class Attention(nn.Module):
             q, _ = self.position.rotate(q, k[:, :, :0], q_pos, k_pos[:, :0])
         else:
             source = x if context is None else context
-            k_pos = q_pos if context is None else as_positions(context_pos, source)
+            k_pos = q_pos if context is None else as_positions(context_pos, source, "context_pos")
+            if context_pos is not None:
+                source = source.masked_fill((k_pos < 0)[..., None], 0.0)
             k, v = self._split(self.k(source), self.shape.kv_heads), self._split(self.v(source), self.shape.kv_heads)
             marks = self.position.mark(source)
             q, k = self.position.rotate(q, k, q_pos, k_pos)
@@ -226,7 +234,7 @@ class Attention(nn.Module):
         look = Look(q, k, q_pos, k_pos, self.scale, marks)
         terms = self.position.terms(look)
         # positions 0, 1, 2 … that nobody gave need not be looked at, and attention may run fused
-        given = pos is not None or context_pos is not None or (cached and context is None)
+        given = pos is not None or context_pos is not None or cached
         compared = mask is not None or bool(terms)
         if given or (compared and q.shape[2] != k.shape[2]):
             heads = self.core(q, k, v, mask, terms, q_pos, k_pos, self.scale)
@@ -236,7 +244,7 @@ class Attention(nn.Module):
         return out
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, self.shape.head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:2], heads, self.shape.head_dim).transpose(1, 2)
 
     def _check(self, x: Tensor, context: Tensor | None) -> None:
         if x.ndim != 3 or x.shape[-1] != self.shape.dim:
@@ -246,3 +254,9 @@ class Attention(nn.Module):
             raise HeadwayError(f"expected a context of width {width}, because context_dim was given, got none")
         if context is not None and (context.ndim != 3 or context.shape[-1] != width or context.shape[0] != x.shape[0]):
             raise HeadwayError(f"expected context of shape ({x.shape[0]}, tokens, {width}), got {tuple(context.shape)}")
+        weight = self.q.weight
+        for name, given in (("x", x), ("context", context)):
+            if given is not None and given.device != weight.device:
+                raise HeadwayError(f"expected {name} on {weight.device}, where the weights are, got {given.device}")
+            if given is not None and given.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
+                raise HeadwayError(f"expected {name} of {weight.dtype}, as the weights are, got {given.dtype}")

@@ -93,6 +93,9 @@ def _check(
         raise HeadwayError(f"expected q, k and v of one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
     if not (q.device == k.device == v.device):
         raise HeadwayError(f"expected q, k and v on one device, got {q.device}, {k.device}, {v.device}")
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if not -math.inf < scale < math.inf:
+        raise HeadwayError(f"expected a finite scale, got {scale}")
     if isinstance(mask, Tensor):
         mask = Dense(mask)
     if not (mask is None or isinstance(mask, Mask)):
@@ -117,7 +120,7 @@ def _check(
         as_positions(k_pos, k[:, 0], "k_pos"),
         mask,
         tuple(terms),
-        q.shape[-1] ** -0.5 if scale is None else float(scale),
+        scale,
         normalise,
         aligned,
         q.device.type,

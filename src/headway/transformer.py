@@ -243,6 +243,10 @@ class Stack(nn.Module):
             raise HeadwayError(
                 f"expected integer token ids of shape (batch, tokens), got {tokens.dtype} of {tuple(tokens.shape)}"
             )
+        if tokens.device != self.embedding.weight.device:
+            raise HeadwayError(
+                f"expected tokens on {self.embedding.weight.device}, where the weights are, got {tokens.device}"
+            )
         # on a CPU a look at the ids is nearly free; a GPU stops on a bad id by itself
         if tokens.device.type == "cpu" and not torch.compiler.is_compiling() and tokens.numel():
             low, high = (int(end) for end in torch.aminmax(tokens))
@@ -311,8 +315,9 @@ class Transformer(nn.Module):
     ) -> None:
         config = {key: value for key, value in locals().items() if key in CONFIG}
         super().__init__()
-        for name, value in (("vocab", vocab), ("layers", layers)):
-            if value < 1:
+        HeadShape.of(dim, heads, kv_heads, head_dim)
+        for name, value in (("vocab", vocab), ("layers", layers), ("hidden", hidden)):
+            if value is not None and value < 1:
                 raise HeadwayError(f"expected {name} of at least 1, got {value}")
         for name, choice, choices in (
             ("kind", kind, KINDS),
@@ -440,7 +445,8 @@ class Transformer(nn.Module):
                 source_pos = as_positions(source_pos, source)
             if cache is None or len(cache) == 0:
                 context = self.encoder(source, pos=source_pos)
-            else:  # its keys and values are in the cache
+            else:  # its keys, values and positions are in the cache
+                source_pos = None
                 context = self.embedding.weight.new_empty(len(source), 0, self.embedding.embedding_dim)
         x = self.stack(tokens, pos=pos, mask=mask, cache=cache, context=context, context_pos=source_pos)
         logits: Tensor = self.head(x)

@@ -36,6 +36,18 @@ def test_the_formula(backend: str, kv_heads: int) -> None:
     torch.testing.assert_close(attend(q, k, v, backend=backend, **given), naive(q, k, v, **given))
 
 
+@EVERY_BACKEND
+@pytest.mark.parametrize("scale", [0.0, -0.3, 1e-30])
+@pytest.mark.parametrize("mask", [None, Causal(), Window(2)], ids=str)
+def test_any_finite_scale(backend: str, scale: float, mask: Any) -> None:
+    """torch's own causal kernel gives NaN for a scale of 0 or below."""
+    q, k, v = qkv(dtype=torch.float64)
+    given = {"mask": mask, "q_pos": POS, "k_pos": POS, "scale": scale}
+    expected = naive(q, k, v, terms=(), **given)
+    torch.testing.assert_close(attend(q, k, v, backend=backend, **given), expected)
+    torch.testing.assert_close(attend(q, k, v, mask=mask, scale=scale, backend=backend), expected)
+
+
 def test_default_scale_is_one_over_root_of_width() -> None:
     q, k, v = qkv()
     assert torch.equal(attend(q, k, v), attend(q, k, v, scale=8**-0.5))
@@ -205,18 +217,15 @@ def test_nan_in_a_query_shows_in_its_row_only(backend: str) -> None:
 @EVERY_BACKEND
 def test_a_learned_slope_before_a_mask_has_a_finite_gradient(backend: str) -> None:
     q, k, v = qkv()
-    for term in (
-        slope := torch.full((4,), -0.3, requires_grad=True),
-        bias := torch.randn(1, 4, 6, requires_grad=True),
-        table := torch.randn(4, 11, requires_grad=True),
-    ):
-        if term is slope:
-            terms = ByDistance.linear(slope)
-        else:
-            terms = PerKey(bias) if term is bias else ByDistance(table, 5)
-        (gradient,) = torch.autograd.grad(
-            attend(q, k, v, mask=Causal(), terms=(terms,), backend=backend).square().sum(), term
-        )
+    made = (
+        (ByDistance.linear, torch.full((4,), -0.3)),
+        (PerKey, torch.randn(1, 4, 6)),
+        (lambda table: ByDistance(table, 5), torch.randn(4, 11)),
+    )
+    for term, parameter in made:
+        parameter.requires_grad_()
+        out = attend(q, k, v, mask=Causal(), terms=(term(parameter),), backend=backend)
+        (gradient,) = torch.autograd.grad(out.square().sum(), parameter)
         assert gradient.isfinite().all()
         assert gradient.any()
 
@@ -241,12 +250,13 @@ def test_the_reference_can_be_differentiated_twice() -> None:
 
 
 def test_the_fused_kernel_says_that_it_cannot() -> None:
-    with pytest.raises(RuntimeError, match="derivative for aten::_scaled_dot_product_flash_attention.* not implemented"):
+    with pytest.raises(
+        RuntimeError, match=r"derivative for aten::_scaled_dot_product_flash_attention.* not implemented"
+    ):
         twice("sdpa", mask=Causal())
 
 
 # --- what a user is told ------------------------------------------------------------------------------------------
-
 
 
 def change(index: int, change: Any) -> list[Tensor]:
@@ -294,6 +304,12 @@ def change(index: int, change: Any) -> list[Tensor]:
 def test_tensors_that_do_not_fit(inputs: list[Tensor], message: str) -> None:
     with refusal(message):
         attend(*inputs)
+
+
+@pytest.mark.parametrize("scale", [torch.nan, torch.inf, -torch.inf])
+def test_scales_that_are_not_finite(scale: float) -> None:
+    with refusal(f"expected a finite scale, got {scale}"):
+        attend(*qkv(), scale=scale)
 
 
 def test_masks_and_terms_that_are_none() -> None:
@@ -362,8 +378,8 @@ def test_backends_are_named() -> None:
     with refusal("expected backend 'auto' or one of sdpa, reference, got 'flash'"):
         attend(*qkv(), backend="flash")
     with refusal(
-        "backend 'sdpa' cannot run this call: ValuesByDistance needs the attention weights, which fused attention never "
-        "holds; backend='auto' finds one that can"
+        "backend 'sdpa' cannot run this call: ValuesByDistance needs the attention weights, which fused attention "
+        "never holds; backend='auto' finds one that can"
     ):
         attend(*qkv(), terms=(ValuesByDistance(torch.zeros(1, 3, 8), 1),), backend="sdpa")
     with refusal(

@@ -113,9 +113,7 @@ def test_an_attention_starts_with_scores_of_size_one(width: int) -> None:
     from headway.functional import _check
 
     def spread(scale: float) -> float:
-        q, k = (
-            linear(x).unflatten(-1, (4, width)).transpose(1, 2) for linear in (module.q, module.k)
-        )
+        q, k = (linear(x).unflatten(-1, (4, width)).transpose(1, 2) for linear in (module.q, module.k))
         return scores(_check(q, k, k, None, (), None, None, scale, "softmax")).std().item()
 
     module = Attention(4 * width, 4, init="t5")

@@ -72,9 +72,7 @@ def test_refusals() -> None:
         Window(-1)
     with refusal("expected window sides of at least 0 tokens, got left=2, right=-3"):
         Window(2, -3)
-    with refusal(
-        "expected Documents ids of shape (batch, 4), got (1, 3): give one document id per token"
-    ):
+    with refusal("expected Documents ids of shape (batch, 4), got (1, 3): give one document id per token"):
         Documents(Q_IDS[:1, :3]).tile(Q_POS, Q_POS)
     with refusal("expected Documents key_ids of shape (batch, 6), got (2, 4): give one document id per token"):
         Documents(Q_IDS).tile(Q_POS, K_POS)

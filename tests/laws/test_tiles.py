@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import torch
@@ -16,7 +17,7 @@ K_POS = torch.tensor([[0, 3, 5, 7, 8, 9, 20, 21, 150, 151], [-1, -1, -1, 0, 1, 2
 
 def cuts(length: int) -> list[slice]:
     ends = [0, *sorted(random.sample(range(1, length), 3)), length]
-    return [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
+    return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 
 @every_method("tiles")

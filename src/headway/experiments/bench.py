@@ -67,7 +67,7 @@ def train_step(model: nn.Module, batch: Int64[Tensor, "batch length_1"]) -> Call
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        cross_entropy(model(inputs).flatten(0, 1), targets).backward()  # type: ignore[no-untyped-call]
+        cross_entropy(model(inputs).flatten(0, 1), targets).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         optimizer.step()
 

@@ -143,7 +143,7 @@ class RecallTask:
     (torch.Size([2, 64]), True)
     """
 
-    keys = 16
+    keys = 8
     values = 16
     vocab = keys + values
 

@@ -165,7 +165,9 @@ class Position(nn.Module):
         return self.method_name() + (f"({changed})" if changed else "")
 
     def forward(
-        self, x: Float[Tensor, "batch tokens dim"], pos: Int[Tensor, "#batch tokens"] | None = None
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        pos: Int[Tensor, "#batch tokens"] | Int[Tensor, " tokens"] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Add position to embeddings in front of any sequence model: an RNN, a CNN, ``nn.TransformerEncoder``.
 

@@ -8,6 +8,7 @@ q_i·k_j then depends on the positions only through pos_i − pos_j: turning bot
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -51,8 +52,8 @@ class Rotary(Position):
     pairing: str = "half"
 
     def __post_init__(self) -> None:
-        if self.base <= 0:
-            raise HeadwayError(f"expected rotary base above 0, got {self.base}")
+        if not 0 < self.base < math.inf:
+            raise HeadwayError(f"expected a finite rotary base above 0, got {self.base}")
         if not 0 < self.fraction <= 1:
             raise HeadwayError(f"expected rotary fraction above 0 and at most 1, got {self.fraction}")
         if self.pairing not in PAIRINGS:

@@ -10,6 +10,7 @@ on k alone, which lets a layer learn to attend by offset.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,8 +55,8 @@ class Sinusoidal(Position):
     endpoint: bool = False
 
     def __post_init__(self) -> None:
-        if self.base <= 1:
-            raise HeadwayError(f"expected sinusoidal base above 1, got {self.base}")
+        if not 1 < self.base < math.inf:
+            raise HeadwayError(f"expected a finite sinusoidal base above 1, got {self.base}")
         if self.layout not in LAYOUTS:
             raise HeadwayError(f"expected sinusoidal layout {' or '.join(LAYOUTS)}, got {self.layout!r}")
 

@@ -203,7 +203,7 @@ class Trainer:
             for parameter in params:
                 # zero_grad does the same behind two layers of hooks.
                 parameter.grad = None
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             norm = clip_grad_norm_(params, clip, foreach=True)
             loss_value, norm_value = _fetch(loss, norm)
             if not (math.isfinite(loss_value) and math.isfinite(norm_value)):

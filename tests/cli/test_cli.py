@@ -1,0 +1,209 @@
+"""The commands as a user meets them: what works, and one clear line for what does not."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from headway import cli
+from headway.cli import _split
+
+SMALL = ["--train-length", "8", "--test-lengths", "8,16", "--seeds", "0", "--steps", "3", "--batch", "2"]
+SMALL += ["--dim", "16", "--layers", "1", "--heads", "2"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command line in this process; gives (exit status, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["headway", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    text = folder / "text.txt"
+    text.write_text("the cat sat on the mat. 猫坐在垫子上。" * 40)
+    for name, position in (("run", "rotary"), ("short", "learned(max_length=16)")):
+        arguments = f"train {text} --position {position} --steps 4 --length 8 --batch 2 --dim 16 --layers 1 --heads 2"
+        command = [sys.executable, "-m", "headway", *arguments.split(), "--out", str(folder / name)]
+        subprocess.run(command, check=True, capture_output=True, timeout=50)
+    return folder
+
+
+def test_help_answers_at_once_and_without_torch():
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        result = subprocess.run([sys.executable, "-m", "headway", "--help"], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - begin)
+    assert all(command in result.stdout for command in ("compare", "train", "generate"))
+    program = "import sys, headway.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    # 0.3 s is the promise on a quiet machine; the tests share theirs
+    assert min(seconds) < 0.6, seconds
+
+
+def test_version(run):
+    status, out, _ = run("--version")
+    assert status == 0
+    assert out.startswith("headway 0.")
+
+
+def test_compare_ends_by_naming_its_report(run, tmp_path):
+    status, out, err = run("compare", *SMALL, "--positions", "rotary, learned", "--out", tmp_path / "out")
+    assert status == 0, err
+    report = Path(out.rstrip().rpartition("Report: ")[2])
+    assert report.name == "report.html"
+    assert "<html" in report.read_text()[:500].lower()
+    assert "rotary" in out
+    assert "learned" in out
+    status, again, _ = run("compare", *SMALL, "--positions", "rotary, learned", "--out", tmp_path / "out")
+    assert status == 0
+    assert again.rpartition("Report: ")[2] == out.rpartition("Report: ")[2]
+
+
+def test_interrupted_compare_says_how_to_go_on(run, tmp_path, monkeypatch):
+    from headway.experiments import compare as module
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_test", interrupted)
+    status, out, _ = run("compare", *SMALL, "--positions", "none", "--out", tmp_path)
+    assert status == 130
+    assert f"Go on with: headway compare {' '.join(SMALL)} --positions none --out {tmp_path}" in out
+
+
+def test_train_resumes_and_generate_streams(run, trained, tmp_path):
+    text = trained / "text.txt"
+    arguments = f"{text} --steps 4 --length 8 --batch 2 --dim 16 --layers 1 --heads 2 --out {tmp_path / 'run'}".split()
+    status, out, err = run("train", *arguments)
+    assert status == 0, err
+    assert "Try it: headway generate" in out
+    status, out, _ = run("train", *arguments)
+    assert status == 0
+    assert "already finished" in out
+    status, one, _ = run("generate", tmp_path / "run", "the 猫", "--tokens", 30, "--seed", 1)
+    assert status == 0
+    assert one.startswith("the 猫")
+    assert run("generate", tmp_path / "run", "the 猫", "--tokens", 30, "--seed", 1)[1] == one
+    assert run("generate", tmp_path / "run", "the 猫", "--tokens", 30, "--seed", 2)[1] != one
+    one.encode()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--optimizer", "sgd", "--momentum", "0.8", "--schedule", "constant"],
+        ["--optimizer", "adam", "--vocabulary", "bpe", "--vocabulary-size", "280", "--swiglu"][:-1],
+        ["--position", "t5(buckets=8)", "--norm", "layer", "--post-norm", "--activation", "swiglu", "--kv-heads", "1"],
+        ["--init", "orthogonal", "--dropout", "0.1", "--clip", "0", "--warmup", "1"],
+    ],
+)
+def test_train_options(run, trained, tmp_path, options):
+    small = f"{trained / 'text.txt'} --steps 2 --length 8 --batch 2 --dim 16 --layers 1 --heads 2 --out {tmp_path}"
+    status, out, err = run("train", *small.split(), *options)
+    assert status == 0, err
+    assert "Validation loss" in out
+
+
+def test_any_bytes_are_text(run, tmp_path):
+    path = tmp_path / "binary"
+    path.write_bytes(bytes(range(256)) * 20)
+    status, _, err = run("compare", path, *SMALL, "--positions", "none", "--out", tmp_path / "out")
+    assert status == 0, err
+
+
+BAD = {
+    "unknown method": (
+        "compare --positions rotari",
+        "expected a position method, got 'rotari': known are none, alibi, learned, rotary, shaw, sinusoidal, t5",
+    ),
+    "unknown hyperparameter": (
+        "compare --positions rotary(bass=3)",
+        "expected hyperparameters of rotary (base, fraction, pairing), got 'bass'",
+    ),
+    "code for a hyperparameter": ("compare --positions rotary(base=exit())", "expected a position method such as"),
+    "no such file": ("compare {tmp}/absent.txt", "absent.txt, which does not exist"),
+    "empty file": ("compare {tmp}/empty.txt", "got an empty file"),
+    "tiny file": ("compare {tmp}/tiny.txt", "expected a text of at least"),
+    "folder without text": ("compare {tmp}/folder", "expected text files in the folder"),
+    "lengths": ("compare --test-lengths 64,many", "expected --test-lengths as whole numbers like 64,128,256"),
+    "seeds": ("compare --seeds -1", "expected seeds of at least 0 each"),
+    "test shorter than training": (
+        "compare --test-lengths 32",
+        "expected test lengths of at least the training length",
+    ),
+    "task": ("compare --task dance", "expected task one of text, recall, copy"),
+    "text for a task": ("compare {tmp}/tiny.txt --task copy", "expected no text for task copy"),
+    "heads": ("train --heads 3 --out {tmp}/x", "expected heads to divide dim, got dim=128 and heads=3"),
+    "key heads": ("train --kv-heads 3 --out {tmp}/x", "expected kv_heads to divide heads, got heads=4 and kv_heads=3"),
+    "steps": ("train --steps 0 --out {tmp}/x", "expected steps to be a whole number of at least 1, got 0"),
+    "rate": ("train --lr -1 --out {tmp}/x", "expected lr to be a number above 0, got -1"),
+    "activation": ("train --activation relu --out {tmp}/x", "expected activation one of gelu, swiglu, got 'relu'"),
+    "foreign folder": ("train --out {tmp}/folder", "expected a new, empty or run folder"),
+    "not a run": ("generate {tmp}/folder", "expected a run folder with settings.json"),
+    "temperature": ("generate {trained}/run a --temperature -1", "expected a temperature of at least 0"),
+    "top-p": ("generate {trained}/run a --top-p 2", "expected top_p in (0, 1], got 2.0"),
+    "past a learned table": (
+        "generate {trained}/short abcdefgh --tokens 20",
+        "could not go on after 9 of 20 tokens: expected positions below max_length=16, got 16",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_clear_line(run, trained, tmp_path, name):
+    command, message = BAD[name]
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "tiny.txt").write_text("hello")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "image.png").write_bytes(b"\0\1\2")
+    arguments = command.format(tmp=tmp_path, trained=trained).split()
+    if arguments[0] == "compare":
+        arguments += ["--out", tmp_path / "out"]
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1, err
+
+
+def test_damaged_checkpoint_is_named_and_nothing_is_overwritten(run, trained, tmp_path):
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(trained / "run", copy)
+    for path in copy.glob("checkpoints/*/*.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    status, _, err = run("generate", copy, "a")
+    assert status == 2
+    assert "expected a whole checkpoint" in err
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_reader_that_goes_away_is_no_error(trained):
+    command = f"{sys.executable} -m headway generate {trained / 'run'} a --tokens 2000 | head -c 5"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=50)
+    assert result.stderr == ""
+
+
+def test_split_respects_parentheses():
+    assert _split("rotary(base=1, fraction=0.5), t5,,") == ["rotary(base=1, fraction=0.5)", "t5"]
