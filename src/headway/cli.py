@@ -85,8 +85,8 @@ def compare(
     seeds: Annotated[str, typer.Option(help="One model per method and seed.")] = "0,1",
     steps: Annotated[int | None, typer.Option(help="Training steps of each model; default: as the task needs.")] = None,
     batch: Batch = 32,
-    dim: Dim = 128,
-    layers: Layers = 3,
+    dim: Annotated[int | None, typer.Option(help="Width of the models; default: as the task needs.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers; default: as the task needs.")] = None,
     heads: Heads = 4,
     optimizer: Optimizer = "adamw",
     lr: Rate = None,
@@ -97,10 +97,12 @@ def compare(
 ) -> None:
     """Train one small model per position method on a text, test it far beyond the training length, write a report."""
     _use_threads(threads)
-    from headway.experiments.compare import Comparison, Event
+    from headway.experiments.compare import DEFAULTS, Comparison, Event
     from headway.experiments.compare import compare as run
     from headway.report import findings, table, write_report
 
+    given = {"steps": steps, "dim": dim, "layers": layers}
+    sizes = DEFAULTS.get(task, {}) | {name: value for name, value in given.items() if value is not None}
     comparison = Comparison(
         text=text,
         positions=() if positions.strip() == "all" else tuple(_split(positions)),
@@ -108,15 +110,13 @@ def compare(
         train_length=train_length,
         test_lengths=tuple(_numbers("--test-lengths", test_lengths)),
         seeds=tuple(_numbers("--seeds", seeds)),
-        steps=steps,
         batch=batch,
-        dim=dim,
-        layers=layers,
         heads=heads,
         optimizer=optimizer,
         lr=lr,
         vocabulary=vocabulary,
         vocabulary_size=vocabulary_size,
+        **sizes,
     )
     console = _console()
     with _bars() as bars:

@@ -299,6 +299,14 @@ def test_methods_outside_attention() -> None:
         Sinusoidal()(x, torch.arange(5).double())
 
 
+def test_padding_gets_no_learned_vector() -> None:
+    position, x = Learned(max_length=4).attach(16), torch.randn(1, 3, 16)
+    out = position(x, torch.tensor([-1, 1, 2]))
+    assert torch.equal(out[:, 0], x[:, 0])
+    out.sum().backward()
+    assert position.weight.grad.any(1).tolist() == [False, True, True, False]
+
+
 KNOWN = "none, alibi, learned, rotary, shaw, sinusoidal, t5"
 
 

@@ -142,6 +142,7 @@ def test_results_hold_no_nan(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"task": "sing"}, "expected task one of text, recall, copy, got 'sing'"),
         ({"positions": ("rotari",)}, "expected a position method, got 'rotari': known are none, alibi"),
         ({"positions": ("rotary", "rotary(base=10000)")}, "expected positions that differ"),
         ({"positions": ("t5(buckets=3)",)}, "expected an even number of t5 buckets"),
