@@ -215,6 +215,11 @@ class Attention(nn.Module):
             x = self.position.embed(x, q_pos)
         q = self._split(self.q(x), self.shape.heads)
         if context is not None and cached and cache is not None:
+            if pos is None and not isinstance(self.position, NoPosition):
+                raise HeadwayError(
+                    "expected pos, because a cache of the context does not count the queries before, got none: "
+                    "pass the positions of x"
+                )
             k, v, k_pos, marks = cache.k, cache.v, cache.pos, cache.marks
             q, _ = self.position.rotate(q, k[:, :, :0], q_pos, k_pos[:, :0])
         else:

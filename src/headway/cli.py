@@ -84,7 +84,7 @@ def compare(
     ] = "",
     seeds: Annotated[str, typer.Option(help="One model per method and seed.")] = "0,1",
     steps: Annotated[int | None, typer.Option(help="Training steps of each model; default: as the task needs.")] = None,
-    batch: Batch = 32,
+    batch: Annotated[int | None, typer.Option(help="Windows per step; default: as the task needs.")] = None,
     dim: Annotated[int | None, typer.Option(help="Width of the models; default: as the task needs.")] = None,
     layers: Annotated[int | None, typer.Option(help="Layers; default: as the task needs.")] = None,
     heads: Heads = 4,
@@ -101,7 +101,7 @@ def compare(
     from headway.experiments.compare import compare as run
     from headway.report import findings, table, write_report
 
-    given = {"steps": steps, "dim": dim, "layers": layers}
+    given = {"steps": steps, "batch": batch, "dim": dim, "layers": layers}
     sizes = DEFAULTS.get(task, {}) | {name: value for name, value in given.items() if value is not None}
     comparison = Comparison(
         text=text,
@@ -110,7 +110,6 @@ def compare(
         train_length=train_length,
         test_lengths=tuple(_numbers("--test-lengths", test_lengths)),
         seeds=tuple(_numbers("--seeds", seeds)),
-        batch=batch,
         heads=heads,
         optimizer=optimizer,
         lr=lr,
@@ -328,7 +327,10 @@ def _numbers(option: str, text: str) -> list[int]:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console()
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 120  # a file or a pipe has no width of its own
+    return console
 
 
 def _bars() -> Bars:

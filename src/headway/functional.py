@@ -134,10 +134,12 @@ def _load(name: str) -> Backend:
             from headway.backends import sdpa
 
             return sdpa
-        case _:
+        case "reference":
             from headway.backends import reference
 
             return reference
+        case _:
+            raise AssertionError(f"backend {name} is listed in BACKENDS but not loaded here")
 
 
 def _choose(call: Call, backend: str) -> str:

@@ -225,7 +225,7 @@ def test_table_marks_the_best_of_each_column() -> None:
         for method in ("none", "rotary")
     }
     cells = list(grid.columns[1].cells)
-    assert [str(cell).split(" ±")[0] for cell in cells] == [f"{means[method]:.2f}" for method in ("none", "rotary")]
+    assert [str(cell).split("±")[0] for cell in cells] == [f"{means[method]:.2f}" for method in ("none", "rotary")]
     assert [getattr(cell, "style", "") for cell in cells] == ["", "bold green"]
 
 

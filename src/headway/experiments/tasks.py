@@ -72,7 +72,7 @@ class TextTask:
         longest: int,
         vocabulary: str = "bytes",
         vocabulary_size: int = 1024,
-        windows: int = 64,
+        windows: int = 32,
     ) -> None:
         if vocabulary not in ("bytes", "bpe"):
             raise HeadwayError(f"expected vocabulary bytes or bpe, got {vocabulary!r}")

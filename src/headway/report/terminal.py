@@ -54,12 +54,12 @@ _LONGEST_MESSAGE = 28  # characters; a whole exception does not fit a cell, the 
 
 
 def cell_text(spot: Spot, measure: Measure, longest: int | None = None) -> str:
-    """Say one cell of the table: "2.31 ± 0.02", "cannot: longest 64", "diverged at step 31"."""
+    """Say one cell of the table: "2.31±0.02", "cannot: longest 64", "diverged at step 31"."""
     if not spot.values:
         return _trouble(spot, longest)
     text = amount(spot.mean, measure)
     if len(spot.values) > 1:
-        text += f" ± {half_range(spot.mean, spot.low, spot.high, measure)}"
+        text += f"±{half_range(spot.mean, spot.low, spot.high, measure)}"
     if len(spot.values) < spot.planned:
         text += f" ({len(spot.values)} of {spot.planned} seeds)"
     return text

@@ -12,17 +12,18 @@ from torch import nn
 from headway.shapes import HeadwayError
 from headway.training.settings import TrainSettings
 
-_PEAK = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
+# For small models, a width of 128 or so; wide ones want less.
+_PEAK = {"sgd": 0.1, "adam": 3e-3, "adamw": 3e-3}
 _DECAY = {"sgd": 0.0, "adam": 0.0, "adamw": 0.1}
 # Device kinds for which torch.optim has one fused kernel for the whole update.
 _FUSED = frozenset({"cpu", "cuda", "mps", "xpu"})
 
 
 def peak_rate(settings: TrainSettings) -> float:
-    """Return the highest learning rate: the given one, or the optimizer's default (sgd 0.1, adam and adamw 0.001).
+    """Return the highest learning rate: the given one, or the optimizer's default (sgd 0.1, adam and adamw 0.003).
 
     >>> peak_rate(TrainSettings(optimizer="adamw"))
-    0.001
+    0.003
     """
     return _PEAK[settings.optimizer] if settings.lr is None else settings.lr
 
