@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test check tests proofs clean
+.PHONY: help compare test check tests proofs picture clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -43,6 +43,10 @@ tests: .venv/ready-dev
 # the long proofs: more kills, more seeds
 proofs: .venv/ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
+
+# the README's picture, from a real comparison
+picture: .venv/ready-dev compare
+	$(BIN)/python docs/picture.py headway-compare/report.html docs/report.png
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -34,14 +34,15 @@ from headway.training.batches import IGNORED
 from headway.training.files import FolderLock, make_folder, read_json, write_json_atomic
 from headway.training.history import History
 from headway.training.loop import Progress, Trainer, evaluating
+from headway.training.optimizer import peak_rate
 from headway.training.settings import TrainSettings
 from headway.transformer import Transformer
 
 FORMAT = 1
 DEFAULTS: dict[str, dict[str, int]] = {
     "text": {"steps": 400, "batch": 16, "dim": 96, "layers": 3},
-    "recall": {"steps": 1000, "batch": 32, "dim": 64, "layers": 2},
-    "copy": {"steps": 1000, "batch": 32, "dim": 64, "layers": 2},
+    "recall": {"steps": 800, "batch": 32, "dim": 64, "layers": 2},
+    "copy": {"steps": 800, "batch": 32, "dim": 64, "layers": 2},
 }
 """What suits each task: enough to learn it, in minutes for all methods on two cores. The class has those of text."""
 
@@ -339,10 +340,14 @@ def _curves(history: History) -> dict[str, Any]:
 def _results(
     comparison: Comparison, task: Task, cells: list[_Cell], complete: bool, command: str | None
 ) -> dict[str, Any]:
-    settings = {**asdict(comparison), **comparison.train_settings(comparison.seeds[0]).to_json(), **task.describe()}
-    for name in ("positions", "seed", "task", "validate_every", "checkpoint_every", "keep", "length"):
-        settings.pop(name, None)
-    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    train = comparison.train_settings(comparison.seeds[0])
+    settings = {**asdict(comparison), **train.to_json(), **task.describe(), "lr": peak_rate(train)}
+    elsewhere = ("positions", "seed", "task", "validate_every", "checkpoint_every", "keep", "length")
+    settings = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in settings.items()
+        if name not in elsewhere and value is not None
+    }
     return {
         "format": FORMAT,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -363,6 +368,7 @@ def _method(spec: str) -> dict[str, str]:
         "name": position.method_name(),
         "title": position.title or type(position).__name__,
         "summary": position.summary,
+        "summary_zh": position.summary_zh,
         "paper": position.paper,
     }
 

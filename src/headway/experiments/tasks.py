@@ -265,7 +265,7 @@ class CopyTask:
 
 
 _HELD_OUT = 2**31  # a seed no comparison trains with
-_SAMPLES = 64  # test sequences per length and distance
+_SAMPLES = 32  # test sequences per length and distance
 
 
 def make_task(

@@ -53,6 +53,7 @@ class Alibi(Position):
     title: ClassVar[str] = "ALiBi"
     paper: ClassVar[str] = "arXiv:2108.12409"
     summary: ClassVar[str] = "Scores lose a fixed amount per token of distance, at a different rate in each head."
+    summary_zh: ClassVar[str] = "分数按距离逐词元扣减，每个头的速率不同。"
 
     @property
     def slope(self) -> Float[Tensor, " heads"]:

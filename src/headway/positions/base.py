@@ -65,6 +65,8 @@ class Position(nn.Module):
     """Where it was published, as arXiv:NNNN.NNNNN."""
     summary: ClassVar[str] = ""
     """What it does, in one sentence."""
+    summary_zh: ClassVar[str] = ""
+    """The same in Chinese; where there is none, reports show the English."""
     relative: ClassVar[bool] = True
     """Whether attention depends on differences of positions only, so that shifting them all changes nothing."""
     per_layer: ClassVar[bool] = False

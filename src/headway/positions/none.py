@@ -28,6 +28,7 @@ class NoPosition(Position):
     title: ClassVar[str] = "No position (NoPE)"
     paper: ClassVar[str] = "arXiv:2305.19466"
     summary: ClassVar[str] = "Nothing is added; a decoder infers order from what its causal mask lets it see."
+    summary_zh: ClassVar[str] = "什么也不加；解码器从因果掩码允许看到的内容推断顺序。"
 
     @classmethod
     def method_name(cls) -> str:

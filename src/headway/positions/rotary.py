@@ -46,6 +46,7 @@ class Rotary(Position):
     title: ClassVar[str] = "Rotary (RoPE)"
     paper: ClassVar[str] = "arXiv:2104.09864"
     summary: ClassVar[str] = "Queries and keys are turned by angles that grow with position; scores see the difference."
+    summary_zh: ClassVar[str] = "按位置转动查询和键，分数只取决于两者之差。"
 
     base: float = 10000.0
     fraction: float = 1.0

@@ -38,6 +38,7 @@ class Shaw(Position):
     title: ClassVar[str] = "Shaw relative"
     paper: ClassVar[str] = "arXiv:1803.02155"
     summary: ClassVar[str] = "Learned vectors by clipped distance are added to keys and values."
+    summary_zh: ClassVar[str] = "按截断的距离学习向量，加到键和值上。"
     per_layer: ClassVar[bool] = True
 
     clip: int = 16

@@ -48,6 +48,7 @@ class Sinusoidal(Position):
     title: ClassVar[str] = "Sinusoidal"
     paper: ClassVar[str] = "arXiv:1706.03762"
     summary: ClassVar[str] = "Fixed sines and cosines of the position are added to the embedding."
+    summary_zh: ClassVar[str] = "把位置的固定正弦和余弦加到词嵌入上。"
     relative: ClassVar[bool] = False
 
     base: float = 10000.0

@@ -46,6 +46,7 @@ class T5(Position):
     title: ClassVar[str] = "T5 buckets"
     paper: ClassVar[str] = "arXiv:1910.10683"
     summary: ClassVar[str] = "A learned bias per head and distance bucket is added to scores; far distances share one."
+    summary_zh: ClassVar[str] = "按距离分桶，为每个头学习一个加在分数上的偏置；远处的距离共用一个桶。"
 
     buckets: int = 32
     max_distance: int = 128

@@ -27,7 +27,7 @@
  * @property {number} [tokens_per_second]
  * @property {number} [peak_memory_bytes]
  */
-/** @typedef {{ spec: string, name: string, title?: string, summary?: string, paper?: string }} Method */
+/** @typedef {{ spec: string, name: string, title?: string, summary?: string, summary_zh?: string, paper?: string }} Method */
 /**
  * @typedef {object} Results
  * @property {string} task

@@ -517,11 +517,14 @@ export function render(element, payload) {
 
   function methodList() {
     return html("section", { class: "methods" }, html("h2", {}, words.say("methods.title")),
-      html("dl", {}, results.methods.map(({ spec, title, summary, paper }) =>
-        html("div", {},
+      html("dl", {}, results.methods.map(({ spec, title, paper, ...method }) => {
+        const own = words.language === "zh" && method.summary_zh;
+        const summary = own || method.summary;
+        return html("div", {},
           html("dt", {}, swatch(/** @type {any} */ (styles.get(spec))), html("code", {}, spec)),
           html("dd", {},
-            html("strong", { lang: "en" }, title ?? spec), summary && html("span", { lang: "en" }, ` ${summary}`), paper && html("span", { class: "paper" }, ` ${paper}`))))));
+            html("strong", { lang: "en" }, title ?? spec), summary && html("span", { lang: own ? "zh" : "en" }, ` ${summary}`), paper && html("span", { class: "paper" }, ` ${paper}`)));
+      })));
   }
 
   function limits() {
