@@ -21,9 +21,8 @@ def main(report: str, out: str) -> None:
         page.goto(Path(report).resolve().as_uri())
         figure = page.locator("figure").first
         # without what belongs to the page and not to the picture
-        figure.evaluate(
-            "f => f.querySelectorAll('p, details, button, [role=group], [role=radiogroup]').forEach(e => e.style.display = 'none')"
-        )
+        hidden = "p, details, button, [role=group]"
+        figure.evaluate("(f, hidden) => f.querySelectorAll(hidden).forEach(e => e.style.display = 'none')", hidden)
         figure.screenshot(path=out)
         browser.close()
 
