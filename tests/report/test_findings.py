@@ -218,3 +218,18 @@ def test_both_languages_have_the_same_keys_and_places() -> None:
         # 中文 writes large numbers in full where English says "million".
         if key != "millions":
             assert set(re.findall(r"\{(\w+)\}", text)) == set(re.findall(r"\{(\w+)\}", words["zh"][key])), key
+
+
+def test_a_method_that_never_learned_is_not_said_to_keep_its_accuracy() -> None:
+    made = recall()
+    made["settings"]["chance"] = 0.125
+    method = made["methods"][0]["spec"]
+    for cell in made["cells"]:
+        if cell["method"] == method:
+            for test in cell["tests"]:
+                test["accuracy"] = 0.13
+    said = [finding for finding in findings(made) if finding.key == "lengths.accuracy.guess"]
+    assert len(said) == 1
+    assert f"`{method}` 13.0 % at 64 tokens, where guessing gives 12.5 %" in said[0].en
+    held = [finding.en for finding in findings(made) if ".held" in finding.key or ".worse" in finding.key]
+    assert not any(f"`{method}`" in text for text in held)

@@ -42,7 +42,7 @@ class Task(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What identifies the data, for the record."""
+        """What identifies the data, for the record; ``chance`` is the share of right answers that guessing gives."""
         ...
 
 
@@ -149,7 +149,7 @@ class RecallTask:
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`Task.describe`."""
-        return {"text": f"recall: {self.keys} keys, {self.values} values"}
+        return {"text": f"recall: {self.keys} keys, {self.values} values", "chance": 1 / self.values}
 
     def _pairs(self, keys: Tensor, generator: torch.Generator) -> Tensor:
         """Sequences key, value, … from keys (B, P): (B, 2P)."""
@@ -212,7 +212,7 @@ class CopyTask:
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`Task.describe`."""
-        return {"text": f"copy: {self.letters} letters"}
+        return {"text": f"copy: {self.letters} letters", "chance": 1 / self.letters}
 
     def _copy(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """One copy: tokens (2·size + 2,), and whether each is to be predicted."""
@@ -229,7 +229,9 @@ class CopyTask:
         tokens, asked = self._copy(last, generator) if last is not None else (torch.empty(0).long(), torch.empty(0))
         tokens, asked = tokens[:-1], asked[:-1].bool()  # ends with the last letter
         while len(tokens) < length + 1:
-            size = int(torch.randint(self.smallest, largest + 1, (1,), generator=generator))
+            # sizes are spread evenly on a log scale: most copies are short, and easy enough to find out what is asked
+            share = float(torch.rand(1, generator=generator))
+            size = int(self.smallest * ((largest + 1) / self.smallest) ** share)
             more, more_asked = self._copy(size, generator)
             if last is not None:
                 more_asked = torch.zeros_like(more_asked)

@@ -148,8 +148,13 @@ def _best(summary: Summary, length: int) -> Finding:
 
 
 def _changes(summary: Summary, base: int, longest: int) -> Iterator[Finding]:
-    """How each method's number changes from the training length to the longest, in three groups."""
+    """How each method's number changes from the training length to the longest, in three groups.
+
+    A method that hardly beats guessing where it was trained keeps or loses nothing: it is said to have learned nothing.
+    """
     measure = summary.measure
+    chance = finite(summary.results["settings"].get("chance")) or 0.0
+    guessing: list[Clause] = []
     groups: dict[str, list[tuple[float, dict[str, Any]]]] = {"held": [], "worse": [], "better": []}
     for method in summary.methods:
         start, end = summary.spot(method, base).by_seed, summary.spot(method, longest).by_seed
@@ -159,6 +164,10 @@ def _changes(summary: Summary, base: int, longest: int) -> Iterator[Finding]:
         before, after = mean(start[seed] for seed in shared), mean(end[seed] for seed in shared)
         change, limit = _change(before, after, measure)
         if change is None:
+            continue
+        if not measure.lower_is_better and before < 2 * chance:
+            amount_then = Amount(before, measure, bare=True)
+            guessing.append(Clause("finding.lengths.part.at", {"name": Names([method]), "before": amount_then}))
             continue
         values = {
             "name": Names([method]),
@@ -189,6 +198,9 @@ def _changes(summary: Summary, base: int, longest: int) -> Iterator[Finding]:
                 said.append(Clause("finding.lengths.part.more", {"n": len(members) - len(shown)}))
             parts = Listed(said)
             yield _make("lengths", f"lengths.{way}.{group}.many", **span, parts=parts)
+    if guessing:
+        guess = Amount(chance, measure, bare=True)
+        yield _make("lengths", "lengths.accuracy.guess", **span, parts=Listed(guessing), chance=guess)
 
 
 def _change(before: float, after: float, measure: Measure) -> tuple[float | None, float]:
