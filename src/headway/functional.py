@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -54,17 +55,29 @@ def attend(
         backend: "auto" or a name of :data:`BACKENDS`; a named backend that cannot run the call raises, with its reason.
 
     Raises:
-        HeadwayError: on arguments that do not fit each other, or a backend that refuses.
+        HeadwayError: on arguments that do not fit each other, a backend that refuses, or (in backward) a second
+            derivative of a backend other than "reference".
 
     >>> q = k = v = torch.eye(3).reshape(1, 1, 3, 3)
     >>> attend(q, k, v, mask=Causal(), scale=0.0)[0, 0, 1].tolist()
     [0.5, 0.5, 0.0]
     """
     call = _check(q, k, v, mask, terms, q_pos, k_pos, scale, normalise)
-    chosen = _load(_choose(call, backend))
+    route = _choose(call, backend)
     call, poisoned = _isolate(call)
-    out = chosen.run(call)
+    out = _load(route).run(call)
+    if route != "reference" and out.requires_grad and not torch.compiler.is_compiling():
+        out.register_hook(partial(_refuse_second_backward, route))
     return out if poisoned is None else out.masked_fill(poisoned[..., None], torch.nan)
+
+
+def _refuse_second_backward(route: str, gradient: Tensor | None) -> None:
+    # grad mode is on in a backward pass only when it is to be differentiated itself
+    if torch.is_grad_enabled():
+        raise HeadwayError(
+            f"expected one backward pass, because backend {route!r} cannot be differentiated twice, "
+            f"got create_graph=True: use backend='reference'"
+        )
 
 
 def _check(
