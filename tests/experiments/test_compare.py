@@ -100,6 +100,13 @@ def test_interrupted_comparison_goes_on_to_the_same_result(tmp_path, when):
     assert without_time(again) == without_time(whole)
 
 
+def test_a_table_size_that_is_given_is_kept_even_if_it_is_the_default(tmp_path):
+    results = compare(small(positions=("learned(max_length=512)",)), tmp_path)
+    (cell,) = results["cells"]
+    assert [test["status"] for test in cell["tests"]] == ["ok", "ok"]
+    assert cell["position_parameters"] == 512 * SMALL["dim"]
+
+
 def test_diverged_run_is_shown_as_such(tmp_path):
     results = compare(small(lr=1e30, optimizer="sgd", steps=20, positions=("none",)), tmp_path)
     (cell,) = results["cells"]

@@ -204,7 +204,8 @@ def compare(
     out = Path(out)
     make_folder(out / "cells")
     with FolderLock(out):
-        cells = [_open(out, comparison, task, spec, seed) for seed in comparison.seeds for spec in comparison.specs()]
+        data = task.describe()
+        cells = [_open(out, comparison, data, spec, seed) for seed in comparison.seeds for spec in comparison.specs()]
         complete = True
         try:
             for number, cell in enumerate(cells):
@@ -219,18 +220,18 @@ def compare(
                 tell("done")
         except KeyboardInterrupt:
             complete = False
-        results = _results(comparison, task, cells, complete, command)
+        results = _results(comparison, data, cells, complete, command)
         write_json_atomic(out / "results.json", results)
     return results
 
 
-def _open(out: Path, comparison: Comparison, task: Task, spec: str, seed: int) -> _Cell:
+def _open(out: Path, comparison: Comparison, data: dict[str, Any], spec: str, seed: int) -> _Cell:
     """The cell's folder is named by everything that decides its training, so that nothing stale is ever reused."""
     identity = {
         "format": FORMAT,
         "spec": spec,
         "task": comparison.task,
-        "data": task.describe(),
+        "data": data,
         "train": comparison.train_settings(seed).to_json(),
         "model": [comparison.dim, comparison.layers, comparison.heads],
         "torch": torch.__version__,
@@ -258,8 +259,7 @@ def _run(comparison: Comparison, task: Task, cell: _Cell, tell: Callable[..., No
     if cell.known.get("status") in ("diverged", "failed") or (cell.known.get("status") == "ok" and not missing):
         return True
     try:
-        position = comparison.method(cell.spec)
-        model = Transformer(task.vocab, comparison.dim, comparison.layers, comparison.heads, position=position)
+        model = Transformer(task.vocab, comparison.dim, comparison.layers, comparison.heads, position=cell.spec)
     except HeadwayError as error:
         cell.save(status="failed", message=str(error))
         return True
@@ -338,10 +338,10 @@ def _curves(history: History) -> dict[str, Any]:
 
 
 def _results(
-    comparison: Comparison, task: Task, cells: list[_Cell], complete: bool, command: str | None
+    comparison: Comparison, data: dict[str, Any], cells: list[_Cell], complete: bool, command: str | None
 ) -> dict[str, Any]:
     train = comparison.train_settings(comparison.seeds[0])
-    settings = {**asdict(comparison), **train.to_json(), **task.describe(), "lr": peak_rate(train)}
+    settings = {**asdict(comparison), **train.to_json(), **data, "lr": peak_rate(train)}
     elsewhere = ("positions", "seed", "task", "validate_every", "checkpoint_every", "keep", "length")
     settings = {
         name: list(value) if isinstance(value, tuple) else value

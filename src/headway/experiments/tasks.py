@@ -6,6 +6,7 @@ retrieval tasks ask for one thing that lies at a known distance.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -99,8 +100,6 @@ class TextTask:
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`Task.describe`."""
-        import hashlib
-
         data = self.train.numpy().tobytes() + self.held_out.numpy().tobytes()
         return {
             "text": self.name,
