@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,7 @@ from headway import __version__
 from headway.shapes import HeadwayError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress as Bars
 
 
@@ -118,7 +119,7 @@ def compare(
         **sizes,
     )
     console = _console()
-    with _bars() as bars:
+    with _bars(console) as bars:
         whole, part = bars.add_task("compare", total=None, note=""), bars.add_task("", total=1, note="")
 
         def show(event: Event) -> None:
@@ -140,10 +141,10 @@ def compare(
     report = write_report(results, out / "report.html")
     console.print(table(results))
     for finding in findings(results):
-        console.print(f"• {finding.en}", highlight=False, markup=False)
+        console.print(f"• {finding.en}")
     if not results["complete"]:
-        console.print(f"\nInterrupted; what is done is kept. Go on with: {command}", soft_wrap=True, highlight=False)
-    console.print(f"\nReport: {report}", soft_wrap=True, highlight=False)
+        console.print(f"\nInterrupted; what is done is kept. Go on with: {command}", soft_wrap=True)
+    console.print(f"\nReport: {report}", soft_wrap=True)
     if not results["complete"]:
         raise typer.Exit(130)
 
@@ -215,7 +216,7 @@ def train(
         "dropout": dropout,
     }
     console = _console()
-    with _bars() as bars:
+    with _bars(console) as bars:
         bar = bars.add_task("train", total=steps, note="")
         validated = ""
 
@@ -239,7 +240,7 @@ def train(
             device=device,
         )
     for note in result.notes:
-        console.print(note, soft_wrap=True, highlight=False)
+        console.print(note, soft_wrap=True)
     history = result.history
     if history.status == "diverged":
         raise HeadwayError(f"the training diverged: {history.reason}")
@@ -250,7 +251,6 @@ def train(
         f"Validation loss {history.validation_loss[-1]:.3f} nats per token after {steps} steps, "
         f"{history.tokens_per_second:,.0f} tokens/s.\nRun: {out}\nTry it: headway generate {shlex.quote(str(out))}",
         soft_wrap=True,
-        highlight=False,
     )
 
 
@@ -286,8 +286,7 @@ def generate(
     # a terminal of another encoding shows a replacement instead of stopping in the middle of the text
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        for piece in [prompt]:
-            print(piece, end="", flush=True)
+        print(prompt, end="", flush=True)
         for piece in stream_text(vocabulary, ids):
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
@@ -324,16 +323,16 @@ def _numbers(option: str, text: str) -> list[int]:
         raise HeadwayError(f"expected {option} as whole numbers like 64,128,256, got {text!r}") from None
 
 
-def _console() -> Any:
+def _console() -> Console:
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False, highlight=False)  # paths, commands and messages may hold brackets
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 120  # a file or a pipe has no width of its own
     return console
 
 
-def _bars() -> Bars:
+def _bars(console: Console) -> Bars:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
@@ -341,7 +340,7 @@ def _bars() -> Bars:
         BarColumn(),
         TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
-        console=_console(),
+        console=console,
         transient=True,
     )
 

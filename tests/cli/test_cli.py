@@ -76,6 +76,12 @@ def test_compare_ends_by_naming_its_report(run, tmp_path):
     assert again.rpartition("Report: ")[2] == out.rpartition("Report: ")[2]
 
 
+def test_brackets_in_a_path_are_shown_as_they_are(run, tmp_path):
+    status, out, err = run("compare", *SMALL, "--positions", "none", "--out", tmp_path / "[bold]x")
+    assert status == 0, err
+    assert Path(out.rstrip().rpartition("Report: ")[2]) == tmp_path / "[bold]x" / "report.html"
+
+
 def test_interrupted_compare_says_how_to_go_on(run, tmp_path, monkeypatch):
     from headway.experiments import compare as module
 
