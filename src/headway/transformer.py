@@ -363,8 +363,6 @@ class Transformer(nn.Module):
         self.encoder = stack(_two_sided(position), False, False) if kind == "encoder-decoder" else None
         self.stack = stack(position, kind != "encoder", kind == "encoder-decoder")
         self.head = nn.Linear(dim, vocab, bias=False)
-        if tie:
-            self.head.weight = self.embedding.weight
         self.reset_parameters()
 
     @classmethod
@@ -396,10 +394,10 @@ class Transformer(nn.Module):
 
         So that from one seed all models that differ only in their position method start from the same weights.
         """
-        if self.config["tie"]:  # a model that was made on the meta device has lost it by Module.to_empty
-            self.head.weight = self.embedding.weight
         nn.init.normal_(self.embedding.weight, std=self.embedding.embedding_dim**-0.5)
-        if self.head.weight is not self.embedding.weight:
+        if self.config["tie"]:  # here and not only at the start: Module.to_empty unties a model made on the meta device
+            self.head.weight = self.embedding.weight
+        else:
             nn.init.normal_(self.head.weight, std=self.embedding.embedding_dim**-0.5)
         for module in self.modules():
             if isinstance(module, Attention | MLP | nn.LayerNorm | nn.RMSNorm):
