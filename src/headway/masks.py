@@ -131,6 +131,17 @@ class Documents(Mask):
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Visible:
         """See :meth:`Mask.tile`."""
+        ids, keys = self.of(q_pos, k_pos)
+        return (ids[:, rows, None] == keys[:, None, cols])[:, None]
+
+    def of(
+        self, q_pos: Positions, k_pos: Positions
+    ) -> tuple[Int[Tensor, "#batch queries"], Int[Tensor, "#batch keys"]]:
+        """The document of each query and of each key.
+
+        Raises:
+            HeadwayError: when there is not one id per token.
+        """
         keys = self.ids if self.key_ids is None else self.key_ids
         for name, ids, pos in (("ids", self.ids, q_pos), ("key_ids", keys, k_pos)):
             if ids.ndim != 2 or ids.shape[1] != pos.shape[1]:
@@ -138,7 +149,7 @@ class Documents(Mask):
                     f"expected Documents {name} of shape (batch, {pos.shape[1]}), got {tuple(ids.shape)}: "
                     f"give one document id per token"
                 )
-        return (self.ids[:, rows, None] == keys[:, None, cols])[:, None]
+        return self.ids, keys
 
 
 @dataclass(frozen=True, eq=False)

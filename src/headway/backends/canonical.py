@@ -1,0 +1,156 @@
+"""A call in the few shapes a fused kernel knows: whatever masks and terms were given, at most one tensor of each kind.
+
+    score(i, j) = scale · q_i·k_j + keys[j] + table(k_pos − q_pos) + rows[i](k_pos − q_pos)
+    visible(i, j): −past <= k_pos − q_pos <= future, the same document, no padding
+
+Terms of a kind are summed and masks intersected here, in differentiable plain torch on O(queries + keys) numbers, so a
+kernel needs to know each kind once. What does not fit is named by :func:`unfit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headway.backends.base import Call
+from headway.masks import And, Causal, Documents, Mask, Window
+from headway.terms import ByDistance, ByDistancePerQuery, PerKey
+
+FAR = 2**40
+"""A distance no pair of tokens has: the reach of a mask without that side."""
+
+
+@dataclass(frozen=True, eq=False)
+class Canonical:
+    """What a fused kernel computes. Tensors of terms are in the accumulator's dtype: float32, or float64 for float64.
+
+    Args:
+        q: (B, H, Q, D).
+        k: (B, H_kv, K, D).
+        v: (B, H_kv, K, D_v).
+        q_pos: (B, Q); -1 is padding.
+        k_pos: (B, K); -1 is padding.
+        past: how far behind a query its keys may lie; :data:`FAR` is without limit.
+        future: how far before it; 0 is causal.
+        q_docs: the document of each query, (B, Q), or None.
+        k_docs: the document of each key, (B, K), or None.
+        keys: added per key, (B, H, K), or None.
+        table: added by distance, (H, W), or None; see :class:`headway.terms.ByDistance`.
+        left: the table's entry of distance 0.
+        tails: added per step beyond the table's left and right end, (H, 2), or None.
+        rows: added by distance, each query its own, (B, H, Q, W'), or None.
+        rows_left: the entry of distance 0 in rows.
+        scale: multiplies q·k.
+    """
+
+    q: Float[Tensor, "batch heads queries dim"]
+    k: Float[Tensor, "batch kv_heads keys dim"]
+    v: Float[Tensor, "batch kv_heads keys dim_v"]
+    q_pos: Int[Tensor, "batch queries"]
+    k_pos: Int[Tensor, "batch keys"]
+    past: int
+    future: int
+    q_docs: Int[Tensor, "batch queries"] | None
+    k_docs: Int[Tensor, "batch keys"] | None
+    keys: Float[Tensor, "batch heads keys"] | None
+    table: Float[Tensor, "heads width"] | None
+    left: int
+    tails: Float[Tensor, "heads 2"] | None
+    rows: Float[Tensor, "batch heads queries width_rows"] | None
+    rows_left: int
+    scale: float
+
+
+def _parts(mask: Mask | None) -> list[Mask]:
+    """The masks whose conjunction ``mask`` is."""
+    if mask is None:
+        return []
+    return [*_parts(mask.first), *_parts(mask.second)] if isinstance(mask, And) else [mask]
+
+
+def unfit(call: Call) -> str | None:
+    """Why a call has no canonical form, or None when it has one. Looks at kinds, never at values."""
+    if call.normalise != "softmax":
+        return f"normalise={call.normalise!r} is not known to fused kernels, only 'softmax'"
+    for term in call.terms:
+        if not isinstance(term, PerKey | ByDistance | ByDistancePerQuery):
+            return f"the term {type(term).__name__} is none of PerKey, ByDistance, ByDistancePerQuery"
+    parts = _parts(call.mask)
+    for part in parts:
+        if not isinstance(part, Causal | Window | Documents):
+            return f"the mask {type(part).__name__} is none of Causal, Window, Documents and their conjunction"
+    if sum(isinstance(part, Documents) for part in parts) > 1:
+        return "the mask names documents twice"
+    return None
+
+
+def canonical(call: Call) -> Canonical:
+    """The canonical form of a call that :func:`unfit` has nothing against."""
+    batch, heads, queries, _ = call.q.shape
+    keys = call.k.shape[2]
+    wide = torch.promote_types(call.q.dtype, torch.float32)
+    past, future, q_docs, k_docs = FAR, FAR, None, None
+    for part in _parts(call.mask):
+        if isinstance(part, Causal):
+            future = min(future, 0)
+        elif isinstance(part, Window):
+            past, future = min(past, part.left), min(future, part.right)
+        elif isinstance(part, Documents):
+            q_docs, k_docs = (ids.expand(batch, -1) for ids in part.of(call.q_pos, call.k_pos))
+    per_key = [term.bias for term in call.terms if isinstance(term, PerKey)]
+    table, left, tails = _one_table([term for term in call.terms if isinstance(term, ByDistance)])
+    rows, rows_left = _one_bank([term for term in call.terms if isinstance(term, ByDistancePerQuery)])
+    return Canonical(
+        call.q,
+        call.k,
+        call.v,
+        call.q_pos.expand(batch, -1),
+        call.k_pos.expand(batch, -1),
+        past,
+        future,
+        q_docs,
+        k_docs,
+        sum(per_key[1:], start=per_key[0]).to(wide).expand(batch, heads, keys) if per_key else None,
+        None if table is None else table.to(wide).expand(heads, -1),
+        left,
+        None if tails is None else tails.to(wide).expand(heads, -1),
+        None if rows is None else rows.to(wide).expand(batch, heads, queries, -1),
+        rows_left,
+        call.scale,
+    )
+
+
+def _reach(terms: Sequence[ByDistance] | Sequence[ByDistancePerQuery]) -> tuple[int, Int[Tensor, " distances"]]:
+    """The left end and all distances of the shortest table that holds every term's."""
+    left = max(term.left for term in terms)
+    right = max(term.table.shape[-1] - 1 - term.left for term in terms)
+    return left, torch.arange(-left, right + 1, device=terms[0].table.device)
+
+
+def _one_table(terms: Sequence[ByDistance]) -> tuple[Tensor | None, int, Tensor | None]:
+    """One table, its entry of distance 0 and its tails, that add what all the terms add."""
+    if not terms:
+        return None, 0, None
+    tails = [term.tails for term in terms if term.tails is not None]
+    tail = sum(tails[1:], start=tails[0]) if tails else None
+    if len(terms) == 1:
+        return terms[0].table, terms[0].left, tail
+    left, distances = _reach(terms)
+    origin = torch.zeros_like(distances[:1])[None]
+    tables = [term.tile(origin, distances[None])[0, :, 0] for term in terms]
+    return sum(tables[1:], start=tables[0]), left, tail
+
+
+def _one_bank(terms: Sequence[ByDistancePerQuery]) -> tuple[Tensor | None, int]:
+    """One table per query and its entry of distance 0, that add what all the terms add."""
+    if not terms:
+        return None, 0
+    if len(terms) == 1:
+        return terms[0].table, terms[0].left
+    left, distances = _reach(terms)
+    banks = [term.table[..., (distances + term.left).clamp(0, term.table.shape[-1] - 1)] for term in terms]
+    return sum(banks[1:], start=banks[0]), left
