@@ -57,7 +57,7 @@ def test_a_large_run_stays_under_two_megabytes() -> None:
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_report(results(["none"]), tmp_path / "report.html")
     before = path.read_text(encoding="utf-8")
-    monkeypatch.setattr("headway.report.page.bundle", lambda: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("headway.report.page.bundle", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_report(results(), path)
     assert path.read_text(encoding="utf-8") == before

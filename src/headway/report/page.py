@@ -48,8 +48,6 @@ def payload(results: Results) -> dict[str, Any]:
 def write_report(results: Results, path: str | os.PathLike[str]) -> Path:
     """Write the report as one HTML file that opens without a network.
 
-    The file appears whole or not at all: it is written beside its place and then renamed.
-
     Args:
         results: the dictionary that ``headway compare`` saves; an unfinished run is fine, the report says so.
         path: where to put the file; its folder is made if need be, and an existing file is replaced.
@@ -57,12 +55,17 @@ def write_report(results: Results, path: str | os.PathLike[str]) -> Path:
     Returns:
         The path of the file.
     """
+    return write_whole(path, page(results))
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a text file that appears whole or not at all: it is written beside its place and then renamed."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(page(results))
+            file.write(text)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except BaseException:
@@ -73,12 +76,21 @@ def write_report(results: Results, path: str | os.PathLike[str]) -> Path:
 
 def page(results: Results) -> str:
     """The report as HTML text."""
+    return document(_title(results), payload(results), "render")
+
+
+def document(title: str, data: Mapping[str, Any], module: str) -> str:
+    """A whole page as HTML text: what ``module``'s ``render(element, data)`` draws.
+
+    Args:
+        title: after "headway: ".
+        data: what is drawn; numbers that are not finite become null.
+        module: one of :data:`MODULES`.
+    """
     # "<" as an escape keeps "</script>" and "<!--" inside a file name from ending the block.
-    data = json.dumps(payload(results), ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace(
-        "<", "\\u003c"
-    )
+    text = json.dumps(_plain(data), ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     style = _asset("style.css") + "body{margin:0}"
-    program = bundle()
+    program = bundle(module)
     allowed = f"script-src {_digest(program)}; style-src {_digest(style)}"
     policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
     noscript = " ".join(strings(language)["page.noscript"] for language in LANGUAGES)
@@ -90,20 +102,20 @@ def page(results: Results) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta name="generator" content="headway">
-<title>headway: {escape(_title(results))}</title>
+<title>headway: {escape(title)}</title>
 <style>{style}</style>
 </head>
 <body>
 <main id="report"></main>
 <noscript><p>{escape(noscript)}</p></noscript>
-<script type="application/json" id="data">{data}</script>
+<script type="application/json" id="data">{text}</script>
 <script>{program}</script>
 </body>
 </html>
 """
 
 
-def bundle() -> str:
+def bundle(module: str = "render") -> str:
     """Join the modules into one script, each in its own function, so that it runs from ``file://``.
 
     A module imports with ``import { a, b } from "./other.js";`` and exports functions and constants by name, no more.
@@ -118,7 +130,7 @@ def bundle() -> str:
         source = re.sub(r"^export ", "", source, flags=re.MULTILINE)
         parts.append(f"const module_{name} = (() => {{\n{source}\nreturn {{ {', '.join(exported)} }};\n}})();")
     parts.append('const data = JSON.parse(document.getElementById("data").textContent);')
-    parts.append('module_render.render(document.getElementById("report"), data);')
+    parts.append(f'module_{module}.render(document.getElementById("report"), data);')
     return "\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Measure: ``python -m headway.experiments.bench train`` trains our decoder beside others of the same size.
+"""Whole training steps: ``python -m headway.experiments.bench train`` runs our decoder beside others of its size.
 
 Each contender does the same work on the same batches: embedding, layers, output matrix tied to the embedding,
 cross-entropy, backward, gradient clipping, fused AdamW. Rounds are interleaved, because a machine's speed drifts, and
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -17,6 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from headway.experiments.bench.measure import interleaved, median_ratio
 from headway.shapes import HeadwayError
 from headway.transformer import Transformer
 
@@ -74,20 +74,6 @@ def train_step(model: nn.Module, batch: Int64[Tensor, "batch length_1"]) -> Call
     return step
 
 
-def interleaved(work: dict[str, Callable[[], object]], rounds: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds per call of each piece of work, one figure a round, the pieces taking turns within a round."""
-    for step in work.values():
-        step()  # the first call also builds what is built once
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(rounds):
-        for name, step in work.items():
-            begin = time.perf_counter()
-            for _ in range(repeats):
-                step()
-            seconds[name].append((time.perf_counter() - begin) / repeats)
-    return seconds
-
-
 def bench_train(
     *, dim: int, layers: int, heads: int, length: int, batch: int, rounds: int, repeats: int = 5
 ) -> dict[str, float]:
@@ -95,7 +81,10 @@ def bench_train(
     torch.manual_seed(0)
     windows = torch.randint(256, (batch, length + 1))
     models = contenders(256, dim, layers, heads, length)
-    seconds = interleaved({name: train_step(model, windows) for name, model in models.items()}, rounds, repeats)
+    steps = {name: train_step(model, windows) for name, model in models.items()}
+    for step in steps.values():
+        step()  # the first call also builds what is built once
+    seconds = interleaved(steps, rounds, repeats)
     tokens = batch * length
     print(f"{layers} layers, width {dim}, {heads} heads, {batch} windows of {length} tokens, fp32")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds} rounds of {repeats}, medians\n")
@@ -103,20 +92,15 @@ def bench_train(
     ratios = {}
     for name, model in models.items():
         median = statistics.median(seconds[name])
-        # the ratio of each round, in which both met the same weather
-        ratios[name] = statistics.median(
-            their / our for their, our in zip(seconds[name], seconds["headway"], strict=True)
-        )
+        ratios[name] = median_ratio(seconds[name], seconds["headway"])
         count = sum(p.numel() for p in model.parameters())
         print(f"{name:<24}{count:>12,}{tokens / median:>12,.0f}{ratios[name]:>16.3f}")
     return ratios
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Read the arguments and measure."""
-    parser = argparse.ArgumentParser(prog="python -m headway.experiments.bench", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="training speed of a plain decoder beside others of the same size")
+    parser = argparse.ArgumentParser(prog="python -m headway.experiments.bench train", description=__doc__)
     for name, default in (
         ("dim", 128),
         ("layers", 3),
@@ -125,10 +109,9 @@ def main() -> None:
         ("batch", 32),
         ("rounds", 15),
     ):
-        train.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    train.add_argument("--threads", type=int, default=None, help="default: torch's own choice")
-    given = vars(parser.parse_args())
-    given.pop("command")
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    parser.add_argument("--threads", type=int, default=None, help="default: torch's own choice")
+    given = vars(parser.parse_args(arguments))
     threads = given.pop("threads")
     if threads is not None:
         torch.set_num_threads(threads)
@@ -136,7 +119,3 @@ def main() -> None:
         bench_train(**given)
     except HeadwayError as error:
         parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()
