@@ -1,4 +1,4 @@
-"""The commands: ``headway compare``, ``headway train``, ``headway generate``. Only argument handling and display.
+"""The commands: ``headway compare``, ``train``, ``generate`` and ``bench``. Only argument handling and display.
 
 Nothing heavy is imported before it is needed, so that ``headway --help`` answers at once.
 """
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headway import __version__
+from headway.experiments.bench.settings import HELP
+from headway.experiments.options import numbers, split
 from headway.shapes import HeadwayError
 
 if TYPE_CHECKING:
@@ -106,11 +108,11 @@ def compare(
     sizes = DEFAULTS.get(task, {}) | {name: value for name, value in given.items() if value is not None}
     comparison = Comparison(
         text=text,
-        positions=() if positions.strip() == "all" else tuple(_split(positions)),
+        positions=() if positions.strip() == "all" else tuple(split(positions)),
         task=task,
         train_length=train_length,
-        test_lengths=tuple(_numbers("--test-lengths", test_lengths)),
-        seeds=tuple(_numbers("--seeds", seeds)),
+        test_lengths=tuple(numbers("--test-lengths", test_lengths)),
+        seeds=tuple(numbers("--seeds", seeds)),
         heads=heads,
         optimizer=optimizer,
         lr=lr,
@@ -295,32 +297,55 @@ def generate(
         print(flush=True)
 
 
-def _use_threads(threads: int | None) -> None:
-    from headway import experiments  # noqa: F401  # sets the environment before torch is loaded
+@app.command(name="bench")
+def bench_command(
+    methods: Annotated[str | None, typer.Option(help=HELP["methods"])] = None,
+    lengths: Annotated[str | None, typer.Option(help=HELP["lengths"])] = None,
+    modes: Annotated[str | None, typer.Option(help=HELP["modes"])] = None,
+    masks: Annotated[str | None, typer.Option(help=HELP["masks"])] = None,
+    backends: Annotated[str | None, typer.Option(help=HELP["backends"])] = None,
+    baselines: Annotated[bool, typer.Option(help=HELP["baselines"])] = True,
+    batch: Annotated[int | None, typer.Option(help=HELP["batch"])] = None,
+    heads: Annotated[int | None, typer.Option(help=HELP["heads"])] = None,
+    kv_heads: Annotated[int | None, typer.Option(help=HELP["kv_heads"])] = None,
+    head_dim: Annotated[int | None, typer.Option(help=HELP["head_dim"])] = None,
+    dtype: Annotated[str | None, typer.Option(help=HELP["dtype"])] = None,
+    device: Annotated[str | None, typer.Option(help=HELP["device"])] = None,
+    rounds: Annotated[int | None, typer.Option(help=HELP["rounds"])] = None,
+    bars: Annotated[bool, typer.Option("--bars", help=HELP["bars"])] = False,
+    out: Annotated[Path, typer.Option(help=HELP["out"])] = Path("headway-bench"),
+    threads: Threads = None,
+) -> None:
+    """Measure what position costs: time, memory and error beside plain attention, ours and what others offer."""
+    options = {name: value for name, value in locals().items() if name not in ("out", "threads")}
+    _use_threads(threads)
+    from headway.experiments.bench.settings import Bench
+    from headway.experiments.bench.tax import Row, bench, outcome
+    from headway.report.bench import bench_text, row_text, write_bench
 
+    console = _console()
+    with _bars(console) as progress:
+        bar = progress.add_task("bench", total=None, note="")
+
+        def show(row: Row, done: int, count: int) -> None:
+            progress.update(bar, total=count, completed=done, note=row_text(vars(row)))
+            if not console.is_terminal:
+                print(f"{done} of {count}: {row_text(vars(row))}", flush=True)
+
+        command = "headway " + shlex.join(sys.argv[1:])
+        results = bench(Bench.of(options), out, command=command, on_row=show)
+    report = write_bench(results, out / "report.html")
+    console.print(bench_text(results), soft_wrap=True)
+    console.print(f"\nReport: {report}", soft_wrap=True)
+    if status := outcome(results):
+        raise typer.Exit(status)
+
+
+def _use_threads(threads: int | None) -> None:
     if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def _split(text: str) -> list[str]:
-    """Split at commas outside parentheses and quotes: 'rotary(base=1, pairing="half"),t5' is two."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character in "([") - (character in ")]")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts if part.strip()]
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise HeadwayError(f"expected {option} as whole numbers like 64,128,256, got {text!r}") from None
 
 
 def _console() -> Console:

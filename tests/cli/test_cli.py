@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from headway import cli
-from headway.cli import _split
+from headway.experiments.options import split
 
 SMALL = ["--train-length", "8", "--test-lengths", "8,16", "--seeds", "0", "--steps", "3", "--batch", "2"]
 SMALL += ["--dim", "16", "--layers", "1", "--heads", "2"]
@@ -212,4 +212,4 @@ def test_reader_that_goes_away_is_no_error(trained):
 
 
 def test_split_respects_parentheses():
-    assert _split("rotary(base=1, fraction=0.5), t5,,") == ["rotary(base=1, fraction=0.5)", "t5"]
+    assert split("rotary(base=1, fraction=0.5), t5,,") == ["rotary(base=1, fraction=0.5)", "t5"]

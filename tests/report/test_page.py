@@ -18,7 +18,7 @@ from rich.console import Console
 from sample import NASTY, all_failed, crowded, diverged, interrupted, nasty, recall, results, wild
 
 from headway.report import payload, table, to_csv, write_report
-from headway.report.page import MODULES, bundle, page
+from headway.report.page import MODULES, PAGES, bundle, page
 from headway.report.words import strings
 
 ASSETS = Path(sys.modules["headway.report.page"].__file__ or "").parent / "assets"
@@ -77,17 +77,18 @@ def test_numbers_that_json_cannot_hold_become_null() -> None:
 
 
 def test_modules_follow_the_rules_of_the_bundle() -> None:
-    for place, name in enumerate(MODULES):
+    for place, name in [*enumerate(MODULES), *((len(MODULES), one) for one in PAGES)]:
         source = (ASSETS / f"{name}.js").read_text(encoding="utf-8")
         for imported in re.findall(r'^import .*?from "\./(\w+)\.js";$', source, re.MULTILINE | re.DOTALL):
             assert imported in MODULES[:place]
         assert "innerHTML" not in source
         assert "insertAdjacentHTML" not in source
-    assert not re.search(r"^\s*(import|export)\b", bundle(), re.MULTILINE)
+    for name in PAGES:
+        assert not re.search(r"^\s*(import|export)\b", bundle(name), re.MULTILINE)
 
 
 def test_every_word_the_program_says_exists() -> None:
-    source = (ASSETS / "render.js").read_text(encoding="utf-8")
+    source = "".join((ASSETS / f"{name}.js").read_text(encoding="utf-8") for name in (*MODULES, *PAGES))
     keys = strings("en").keys()
     for key in re.findall(r'words\.say\("([^"]+)"', source):
         assert key in keys

@@ -13,6 +13,8 @@ from headway.report.summary import Results, finite
 from headway.report.words import LANGUAGES, plain, strings
 
 Row = Mapping[str, Any]
+PLAIN = "plain SDPA"
+"""The contender that all others are divided by: torch's fused attention without any position."""
 _HEAD = ("method", "computed by", "ms", "tax", "memory", "error", "÷ eager", "same bits")
 
 
@@ -55,7 +57,7 @@ def write_bench(results: Results, path: str | os.PathLike[str]) -> Path:
 def bench_page(results: Results) -> str:
     """The page as HTML text."""
     words = {language: dict(strings(language)) for language in LANGUAGES}
-    return document(words["en"]["bench.title"], {"results": results, "strings": words}, "bench")
+    return document(words["en"]["bench.title"], {"results": results, "strings": words, "plain": PLAIN}, "bench")
 
 
 def _shape(row: Row) -> tuple[Any, ...]:
@@ -83,7 +85,7 @@ def _machine(results: Results) -> str:
 
 def _block(rows: list[Row]) -> str:
     first = rows[0]
-    base = next((row for row in rows if row["ratio"] == 1.0 and row["method"] == "none"), None)
+    base = next((row for row in rows if row["contender"] == PLAIN), None)
     title = f"{first['length']:,} tokens · {first['mode']} · {first['mask']}"
     if base is not None and finite(base["seconds"]):
         title += f" · plain attention {plain(1e3 * base['seconds'])} ms, {plain(base['gflops'])} GFLOP/s"

@@ -19,7 +19,8 @@ from headway.report.findings import findings
 from headway.report.summary import Results, finite, mean
 from headway.report.words import LANGUAGES, strings
 
-MODULES = ("dom", "words", "styles", "labels", "data", "chart", "render")  # each imports only those before it
+MODULES = ("dom", "words", "frame", "styles", "labels", "data", "chart")  # each imports only those before it
+PAGES = ("render", "bench")  # each one page, and imports only modules
 POINTS = 250  # most points of one training curve in a report; with more, each stands for the mean of several
 
 
@@ -85,7 +86,7 @@ def document(title: str, data: Mapping[str, Any], module: str) -> str:
     Args:
         title: after "headway: ".
         data: what is drawn; numbers that are not finite become null.
-        module: one of :data:`MODULES`.
+        module: one of :data:`PAGES`.
     """
     # "<" as an escape keeps "</script>" and "<!--" inside a file name from ending the block.
     text = json.dumps(_plain(data), ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
@@ -115,13 +116,13 @@ def document(title: str, data: Mapping[str, Any], module: str) -> str:
 """
 
 
-def bundle(module: str = "render") -> str:
-    """Join the modules into one script, each in its own function, so that it runs from ``file://``.
+def bundle(page: str) -> str:
+    """Join the modules of a page into one script, each in its own function, so that it runs from ``file://``.
 
     A module imports with ``import { a, b } from "./other.js";`` and exports functions and constants by name, no more.
     """
     parts = ['"use strict";']
-    for name in MODULES:
+    for name in (*MODULES, page):
         source = _asset(f"{name}.js")
         source = re.sub(
             r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', r"const \1 = module_\2;", source, flags=re.MULTILINE
@@ -130,7 +131,7 @@ def bundle(module: str = "render") -> str:
         source = re.sub(r"^export ", "", source, flags=re.MULTILINE)
         parts.append(f"const module_{name} = (() => {{\n{source}\nreturn {{ {', '.join(exported)} }};\n}})();")
     parts.append('const data = JSON.parse(document.getElementById("data").textContent);')
-    parts.append(f'module_{module}.render(document.getElementById("report"), data);')
+    parts.append(f'module_{page}.render(document.getElementById("report"), data);')
     return "\n".join(parts)
 
 

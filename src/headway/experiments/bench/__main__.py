@@ -69,7 +69,7 @@ def tax(arguments: list[str]) -> int:
 
     import torch
 
-    from headway.experiments.bench.tax import Row, bench
+    from headway.experiments.bench.tax import Row, bench, outcome
     from headway.report.bench import bench_text, row_text, write_bench
 
     def show(row: Row, done: int, count: int) -> None:
@@ -88,15 +88,6 @@ def tax(arguments: list[str]) -> int:
     print(bench_text(results))
     print(f"\nReport: {report}")
     return outcome(results)
-
-
-def outcome(results: dict[str, object]) -> int:
-    """The exit status: 130 when interrupted, 1 when a bar does not hold."""
-    if not results["complete"]:
-        return 130
-    bars = results["bars"]
-    assert isinstance(bars, list)
-    return int(any(not bar["passed"] for bar in bars))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from headway.experiments.bench.cases import Case
-from headway.experiments.bench.contenders import PLAIN, Contender, ours
+from headway.experiments.bench.contenders import Contender, ours
 from headway.experiments.bench.others import flex
 from headway.experiments.bench.settings import Bench, rounds_for
 from headway.experiments.bench.tax import EXACT_UP_TO, Entry, Group, Row, measured
+from headway.report.bench import PLAIN
 
 
 @dataclass(frozen=True)

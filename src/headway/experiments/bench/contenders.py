@@ -17,10 +17,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from headway.experiments.bench.cases import Built, Case, TooLarge, Unsupported, build
 from headway.experiments.bench.measure import available_memory
 from headway.functional import BACKENDS, _check, _load, attend
+from headway.report.bench import PLAIN
 from headway.terms import Term, ValuesByDistance
-
-PLAIN = "plain SDPA"
-"""The denominator: torch's fused attention without any position."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ import csv
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,12 +19,13 @@ from typing import Any, TextIO
 import torch
 
 from headway.experiments.bench.cases import Case, TooLarge, Unsupported
-from headway.experiments.bench.contenders import PLAIN, Contender, Work, eager, materialised, ours, plain
+from headway.experiments.bench.contenders import Contender, Work, eager, materialised, ours, plain
 from headway.experiments.bench.measure import environment, error, interleaved, median_ratio, repeats_for, same
 from headway.experiments.bench.others import others_for
 from headway.experiments.bench.settings import Bench, rounds_for
 from headway.experiments.memory import peak_memory
 from headway.functional import BACKENDS
+from headway.report.bench import PLAIN
 from headway.report.page import write_whole
 from headway.shapes import HeadwayError
 
@@ -231,12 +232,14 @@ def bench(
     from headway.experiments.bench.bars import measure_bars
 
     rows: list[Row] = []
+    given = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
     results: dict[str, Any] = {
         "format": FORMAT,
         "kind": "bench",
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": command,
-        "settings": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()},
+        # the bars have their own methods, lengths and shapes
+        "settings": {name: given[name] for name in ("bars", "device", "rounds")} if settings.bars else given,
         "environment": environment(getattr(torch, settings.dtype), settings.device),
         "complete": True,
         "rows": [],
@@ -267,6 +270,13 @@ def bench(
             results["complete"] = False
         folder.save(results)
     return results
+
+
+def outcome(results: Mapping[str, Any]) -> int:
+    """The exit status of a command: 130 when it was interrupted, 1 when a bar does not hold."""
+    if not results["complete"]:
+        return 130
+    return int(any(not bar["passed"] for bar in results["bars"]))
 
 
 def cases(settings: Bench) -> Iterator[Case]:

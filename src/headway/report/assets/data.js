@@ -235,6 +235,14 @@ export function csvOf(results, sheet) {
       for (const row of cell.by_distance ?? [])
         rows.push([cell.method, cell.seed, row.length, row.distance, row.accuracy, row.count]);
   }
+  return csvText(rows);
+}
+
+/**
+ * @param {unknown[][]} rows
+ * @returns {string}
+ */
+export function csvText(rows) {
   return rows.map((row) => row.map(csvField).join(",") + "\r\n").join("");
 }
 

@@ -19,8 +19,9 @@ import {
   unitsOf,
 } from "./data.js";
 import { download, html, prose } from "./dom.js";
+import { dated, foot, head, howItWasRun, mount } from "./frame.js";
 import { methodStyles } from "./styles.js";
-import { byteSize, decimals, firstLanguage, grouped, threeDigits, wordsIn } from "./words.js";
+import { byteSize, decimals, grouped, threeDigits } from "./words.js";
 
 /** @typedef {import("./data.js").Results} Results */
 /** @typedef {{ key: string, figure: string, en: string, zh: string }} Finding */
@@ -43,8 +44,6 @@ export function render(element, payload) {
   const units = unitsOf(results);
   const distances = distanceLengths(results);
   const state = {
-    language: firstLanguage(navigator.languages ?? [navigator.language]),
-    theme: "auto",
     unit: units[0],
     distance: distances[distances.length - 1],
     /** @type {Set<string>} */
@@ -52,38 +51,26 @@ export function render(element, payload) {
     /** @type {Set<string>} figures drawn without cutting off */
     whole: new Set(),
   };
-  let words = wordsIn(payload.strings, state.language);
+  /** @type {import("./words.js").Words} */
+  let words;
   /** @type {(() => void)[]} */
   let updates = [];
-  let width = 0;
-
   const update = () => updates.forEach((one) => one());
 
-  function build() {
-    words = wordsIn(payload.strings, state.language);
-    updates = [];
-    const scroll = window.scrollY;
-    const focused = document.activeElement?.getAttribute("data-keep");
-    element.lang = state.language === "zh" ? "zh-CN" : "en";
-    element.classList.add("headway");
+  /** @param {import("./frame.js").Shell} shell */
+  function content(shell) {
+    ({ words, updates } = shell);
     const numbered = [figureLengths, ...(distances.length ? [figureDistance] : []), figureTraining, figureCost];
-    element.replaceChildren(
-      html(
-        "div",
-        { class: "page" },
-        header(),
-        findingsBlock(),
-        ...numbered.map((figure, i) => figure(i + 1)),
-        resultTable(),
-        methodList(),
-        limits(),
-        settings(),
-        html("footer", {}, words.say("footer", { version: results.environment.headway ?? "" })),
-      ),
-    );
-    update();
-    if (focused) /** @type {HTMLElement | null} */ (element.querySelector(`[data-keep="${focused}"]`))?.focus();
-    window.scrollTo(0, scroll);
+    return [
+      header(shell),
+      findingsBlock(),
+      ...numbered.map((figure, i) => figure(i + 1)),
+      resultTable(),
+      methodList(),
+      limits(),
+      howItWasRun(words, results),
+      foot(words, results.environment.headway),
+    ];
   }
 
   const count = (/** @type {number} */ value) => words.count(value);
@@ -100,7 +87,8 @@ export function render(element, payload) {
   const half = (/** @type {import("./data.js").Point} */ { mean, low, high }) =>
     state.unit.id === "accuracy" ? grouped(50 * (high - low), 1) : grouped((high - low) / 2, decimals(mean));
 
-  function header() {
+  /** @param {import("./frame.js").Shell} shell */
+  function header(shell) {
     const lengths = lengthsOf(results);
     const longest = lengths[lengths.length - 1];
     const train = results.settings.train_length;
@@ -111,51 +99,15 @@ export function render(element, payload) {
       one("head.seeds", seeds),
       results.settings.steps ? one("head.steps", results.settings.steps) : null,
       results.settings.text ? String(results.settings.text) : words.say(`task.${results.task}`),
-      results.created ? dated(results.created) : null,
-    ].filter(Boolean);
+      results.created ? dated(words, results.created) : null,
+    ];
     const title = longest && train && longest > train
       ? words.say("title.longer", { train: count(train), longest: count(longest) })
       : words.say("title.plain", { train: train ? count(train) : "?" });
-    return html(
-      "header",
-      {},
-      html("div", { class: "topline" }, html("span", { class: "brand" }, "headway", html("span", {}, words.say("brand"))), controls()),
-      html("h1", {}, title),
-      html("p", { class: "facts" }, facts.map((fact) => html("span", {}, fact))),
-    );
+    return head(shell, words.say("brand"), title, facts);
   }
 
-  function controls() {
-    const choose = (/** @type {string} */ key, /** @type {string} */ value, /** @type {string} */ text, /** @type {() => void} */ act, lang = "") =>
-      html(
-        "button",
-        { type: "button", "data-keep": `${key}-${value}`, lang: lang || null, "aria-pressed": String(state[/** @type {"theme"} */ (key)] === value), onclick: act },
-        text,
-      );
-    const themes = ["auto", "light", "dark"].map((theme) =>
-      choose("theme", theme, words.say(`theme.${theme}`), () => {
-        state.theme = theme;
-        if (theme === "auto") element.removeAttribute("data-theme");
-        else element.setAttribute("data-theme", theme);
-        for (const button of element.querySelectorAll('[data-keep^="theme-"]'))
-          button.setAttribute("aria-pressed", String(button.getAttribute("data-keep") === `theme-${theme}`));
-      }),
-    );
-    const languages = /** @type {const} */ ([["en", "EN"], ["zh", "中文"]]).map(([language, text]) =>
-      choose("language", language, text, () => {
-        state.language = language;
-        build();
-      }, language === "zh" ? "zh-CN" : "en"),
-    );
-    return html(
-      "div",
-      { class: "controls" },
-      html("div", { class: "choice", role: "group", "aria-label": words.say("theme.label") }, themes),
-      html("div", { class: "choice", role: "group", "aria-label": words.say("language.label") }, languages),
-    );
-  }
-
-  const sentence = (/** @type {Finding} */ finding) => prose(state.language === "zh" ? finding.zh : finding.en);
+  const sentence = (/** @type {Finding} */ finding) => prose(words.language === "zh" ? finding.zh : finding.en);
 
   function findingsBlock() {
     const warning = payload.findings.filter((finding) => finding.figure === "run");
@@ -342,7 +294,7 @@ export function render(element, payload) {
     const word = words.say(`status.${stop.kind}`);
     const message = (stop.message ?? "").trim();
     if (!message || message.length > 28) return stop.kind === "cannot" && last ? words.say("status.longest", { n: count(last) }) : word;
-    return message.startsWith(stop.kind) && state.language === "en" ? message : `${word}${words.say("join.colon")}${message.replace(new RegExp(`^${stop.kind}\\s*`), "")}`;
+    return message.startsWith(stop.kind) && words.language === "en" ? message : `${word}${words.say("join.colon")}${message.replace(new RegExp(`^${stop.kind}\\s*`), "")}`;
   }
 
   /** The training curves can be shown in bits only where a token is a byte: then a nat is 1 / ln 2 bits. */
@@ -544,49 +496,5 @@ export function render(element, payload) {
 
   const size = (/** @type {number} */ n) => (n >= 1e6 ? words.say("millions", { n: threeDigits(n / 1e6), count: count(n) }) : count(n));
 
-  function settings() {
-    const list = (/** @type {Record<string, unknown>} */ record) =>
-      html("dl", { class: "pairs" }, Object.entries(record).map(([key, value]) =>
-        html("div", {}, html("dt", {}, words.has(`setting.${key}`) ? words.say(`setting.${key}`) : (key.charAt(0).toUpperCase() + key.slice(1)).replaceAll("_", " ")), html("dd", {}, plainly(value)))));
-    const { command } = results;
-    return html("section", { class: "settings" },
-      html("h2", {}, words.say("settings.title")),
-      html("div", { class: "columns" },
-        html("div", {}, html("h3", {}, words.say("settings.run")), list(results.settings)),
-        html("div", {}, html("h3", {}, words.say("settings.machine")), list(results.environment))),
-      html("h3", {}, words.say("reproduce.title")),
-      command
-        ? [html("p", {}, words.say("reproduce.text")), html("pre", { tabindex: "0" }, html("code", {}, String(command)))]
-        : html("p", {}, words.say("reproduce.none")));
-  }
-
-  /** @param {unknown} value @returns {string} */
-  function plainly(value) {
-    if (value === null || value === undefined) return "–";
-    if (typeof value === "boolean") return words.say(value ? "yes" : "no");
-    if (typeof value === "number") return Number.isInteger(value) ? count(value) : String(value);
-    if (Array.isArray(value)) return value.map(plainly).join(", ");
-    if (typeof value === "object") return Object.entries(value).map(([key, one]) => `${key} ${plainly(one)}`).join(", ");
-    return String(value);
-  }
-
-  /** @param {string} text */
-  function dated(text) {
-    const date = new Date(text);
-    if (Number.isNaN(date.getTime())) return text;
-    return `${new Intl.DateTimeFormat(state.language === "zh" ? "zh-CN" : "en-GB", { dateStyle: "long", timeStyle: "short", timeZone: "UTC" }).format(date)} UTC`;
-  }
-
-  build();
-  const observer = new ResizeObserver(() => {
-    if (element.clientWidth === width) return;
-    width = element.clientWidth;
-    update();
-  });
-  width = element.clientWidth;
-  observer.observe(element);
-  return () => {
-    observer.disconnect();
-    element.replaceChildren();
-  };
+  return mount(element, payload.strings, content);
 }
