@@ -1,0 +1,218 @@
+// Dense arithmetic on small blocks that stay in cache: products, packing, exp. Written once over ATen's vector types.
+//
+// Why not the BLAS that torch links: it packs its operands anew in every call, which for blocks this small costs as
+// much as the product, and on some processors it leaves half of the vector unit unused.
+#pragma once
+
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <new>
+
+namespace headway {
+
+using at::vec::Vectorized;
+
+template <typename T>
+constexpr int64_t LANES = Vectorized<T>::size();
+
+// Registers of a block of a product: ROWS x GROUP vectors of sums, GROUP of one operand, one of the other.
+constexpr int ROWS = 6;
+#if defined(CPU_CAPABILITY_AVX512) || defined(__aarch64__)
+constexpr int GROUP = 4; // 32 vector registers
+#else
+constexpr int GROUP = 2; // 16
+#endif
+
+template <typename T>
+constexpr int64_t PANEL = GROUP * LANES<T>;
+
+inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// Memory for one thread, cut into pieces that start on cache lines.
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes) : room_(round_up(bytes, 64)) {
+    start_ = static_cast<char*>(std::aligned_alloc(64, std::max<size_t>(room_, 64)));
+    if (start_ == nullptr) throw std::bad_alloc();
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { std::free(start_); }
+  template <typename T>
+  T* take(int64_t count) {
+    char* piece = start_ + used_;
+    used_ += round_up(count * sizeof(T), 64);
+    if (used_ > room_) throw std::bad_alloc();
+    return reinterpret_cast<T*>(piece);
+  }
+  void clear() { used_ = 0; }
+
+ private:
+  size_t room_, used_ = 0;
+  char* start_;
+};
+
+// exp(x) for x <= 0 or a little above, to 1 ulp; 0 below -87.7, where it leaves float32's normal numbers.
+inline Vectorized<float> exp_negative(Vectorized<float> x) {
+  using V = Vectorized<float>;
+  using I = Vectorized<int32_t>;
+  x = at::vec::clamp_min(x, V(-88.1f)); // there 2^n below has all its bits zero: an exact 0
+  const V shifter(12582912.0f);         // 1.5 * 2^23: the sum's last bits are the nearest integer
+  const V shifted = at::vec::fmadd(x, V(1.44269504088896341f), shifter);
+  const V n = shifted - shifter;
+  V r = at::vec::fmadd(n, V(-0.693359375f), x); // ln 2 in two parts, so that r is exact
+  r = at::vec::fmadd(n, V(2.12194440e-4f), r);
+  V p = at::vec::fmadd(V(1.9875691500e-4f), r, V(1.3981999507e-3f));
+  p = at::vec::fmadd(p, r, V(8.3334519073e-3f));
+  p = at::vec::fmadd(p, r, V(4.1665795894e-2f));
+  p = at::vec::fmadd(p, r, V(1.6666665459e-1f));
+  p = at::vec::fmadd(p, r, V(5.0000001201e-1f));
+  p = at::vec::fmadd(p, r * r, r) + V(1.0f);
+  const I bits = at::vec::cast<int32_t, float>(shifted);
+  const I power = (bits << I(23)) + I(127 << 23);
+  return p * at::vec::cast<float, int32_t>(power);
+}
+
+inline Vectorized<double> exp_negative(Vectorized<double> x) {
+  constexpr int64_t lanes = LANES<double>;
+  double value[lanes];
+  x.store(value);
+  for (int64_t i = 0; i < lanes; ++i) value[i] = std::exp(value[i]);
+  return Vectorized<double>::loadu(value);
+}
+
+template <typename T>
+inline T sum_of(Vectorized<T> x) {
+  T value[LANES<T>];
+  x.store(value);
+  for (int64_t half = LANES<T> / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) value[i] += value[i + half];
+  return value[0];
+}
+
+template <typename T>
+inline T max_of(Vectorized<T> x) {
+  T value[LANES<T>];
+  x.store(value);
+  for (int64_t half = LANES<T> / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) value[i] = value[i] < value[i + half] ? value[i + half] : value[i];
+  return value[0];
+}
+
+// C (M, N) = or += A (M, K) B (K, N), M and N vectors small enough for the registers.
+template <typename T, int M, int N>
+inline void block(
+    int64_t K, const T* A, int64_t a_row, int64_t a_col, const T* B, int64_t b_row, T* C, int64_t c_row, bool add) {
+  using V = Vectorized<T>;
+  constexpr int64_t lanes = LANES<T>;
+  V sum[M][N];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) sum[m][n] = V(T(0));
+  for (int64_t k = 0; k < K; ++k) {
+    V b[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) b[n] = V::loadu(B + k * b_row + n * lanes);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const V a(A[m * a_row + k * a_col]);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) sum[m][n] = at::vec::fmadd(a, b[n], sum[m][n]);
+    }
+  }
+  // added last, so that the error grows with the length of a block and the number of blocks, not with their product
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      T* to = C + m * c_row + n * lanes;
+      (add ? sum[m][n] + V::loadu(to) : sum[m][n]).store(to);
+    }
+}
+
+template <typename T, int N>
+inline void column(
+    int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_col, const T* B, int64_t b_row, T* C, int64_t c_row,
+    bool add) {
+  int64_t m = 0;
+  for (; m + ROWS <= M; m += ROWS)
+    block<T, ROWS, N>(K, A + m * a_row, a_row, a_col, B, b_row, C + m * c_row, c_row, add);
+  A += m * a_row;
+  C += m * c_row;
+  switch (M - m) {
+    case 1: return block<T, 1, N>(K, A, a_row, a_col, B, b_row, C, c_row, add);
+    case 2: return block<T, 2, N>(K, A, a_row, a_col, B, b_row, C, c_row, add);
+    case 3: return block<T, 3, N>(K, A, a_row, a_col, B, b_row, C, c_row, add);
+    case 4: return block<T, 4, N>(K, A, a_row, a_col, B, b_row, C, c_row, add);
+    case 5: return block<T, 5, N>(K, A, a_row, a_col, B, b_row, C, c_row, add);
+    default: return;
+  }
+}
+
+#ifndef HEADWAY_DEPTH
+#define HEADWAY_DEPTH 32
+#endif
+// Terms that are summed one after the other: longer sums are sums of such, which halves their rounding error.
+constexpr int64_t DEPTH = HEADWAY_DEPTH;
+
+// C (M, N) = or += A (M, K) B (K, N). N is a multiple of the lanes. B lies in groups of PANEL columns, `b_group` apart:
+// PANEL for an ordinary matrix, K · PANEL for one packed by `transpose`.
+template <typename T>
+void product(
+    int64_t M, int64_t N, int64_t K, const T* A, int64_t a_row, int64_t a_col, const T* B, int64_t b_row,
+    int64_t b_group, T* C, int64_t c_row, bool add) {
+  for (int64_t n = 0; n < N; n += PANEL<T>, B += b_group) {
+    T* c = C + n;
+    const int64_t vectors = std::min<int64_t>(GROUP, (N - n) / LANES<T>);
+    for (int64_t k = 0; k < K; k += DEPTH) {
+      const int64_t depth = std::min(DEPTH, K - k);
+      const T *a = A + k * a_col, *b = B + k * b_row;
+      const bool more = add || k > 0;
+      switch (vectors) {
+        case 1: column<T, 1>(M, depth, a, a_row, a_col, b, b_row, c, c_row, more); break;
+        case 2: column<T, 2>(M, depth, a, a_row, a_col, b, b_row, c, c_row, more); break;
+#if defined(CPU_CAPABILITY_AVX512) || defined(__aarch64__)
+        case 3: column<T, 3>(M, depth, a, a_row, a_col, b, b_row, c, c_row, more); break;
+        case 4: column<T, 4>(M, depth, a, a_row, a_col, b, b_row, c, c_row, more); break;
+#endif
+        default: break;
+      }
+    }
+  }
+}
+
+// Rows of any dtype, times `scale`, as rows of T of width `wide`, the rest zero.
+template <typename T, typename In>
+void pack(T* to, int64_t wide, const In* from, int64_t stride, int64_t rows, int64_t width, T scale) {
+  for (int64_t r = 0; r < rows; ++r, to += wide, from += stride) {
+    for (int64_t d = 0; d < width; ++d) to[d] = static_cast<T>(from[d]) * scale;
+    for (int64_t d = width; d < wide; ++d) to[d] = T(0);
+  }
+}
+
+// Rows (rows, width) as panels [group][d][PANEL]: the operand of a product whose columns are these rows. `rows` is
+// rounded up to whole panels, which `from` must hold.
+template <typename T>
+void transpose(T* to, const T* from, int64_t stride, int64_t rows, int64_t width) {
+  constexpr int64_t lanes = LANES<T>, panel = PANEL<T>;
+  for (int64_t r = 0; r < rows; r += panel, to += width * panel) {
+    for (int64_t n = 0; n < panel; n += lanes) {
+      const T* source = from + (r + n) * stride;
+      int64_t d = 0;
+      for (; d + lanes <= width; d += lanes)
+        at::vec::transpose_mxn<T, lanes, lanes>(source + d, stride, to + d * panel + n, panel);
+      for (; d < width; ++d)
+        for (int64_t i = 0; i < lanes; ++i) to[d * panel + n + i] = source[i * stride + d];
+    }
+  }
+}
+
+} // namespace headway

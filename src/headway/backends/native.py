@@ -1,0 +1,250 @@
+"""A C++ kernel for CPUs: attention with positions at the speed of attention without, forward and backward.
+
+    out_i = Σ_j softmax_j( scale · q_i·k_j + keys[j] + table(k_pos − q_pos) + rows[i](k_pos − q_pos) ) · v_j
+
+It holds no more than O(queries + keys) numbers, accumulates in float32 (float64 for float64), and gives the same bits
+in every run with the same number of threads. Tiles that no mask hides but whose weights are so small that all of them
+together change no row by more than 1/256 of its own rounding are left out: the steeper a bias decays, the faster.
+
+The source is in ``csrc``; it is compiled for the machine once, when first needed. ``python -m headway.backends.native``
+does it beforehand, or says why it cannot be done.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headway.backends import canonical, compiler
+from headway.backends.base import Call
+from headway.shapes import HeadwayError
+
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+_POINTERS = "p"
+
+
+class _Call(ctypes.Structure):
+    """One call, field by field as ``Call`` in csrc/tile.h."""
+
+    _fields_ = [
+        (name, {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}[kind])
+        for kind, names in (
+            ("n", "batch heads kv_heads queries keys dim dim_v"),
+            ("p", "q k v"),
+            ("n", "q_batch q_head q_row k_batch k_head k_row v_batch v_head v_row"),
+            ("p", "q_pos k_pos q_docs k_docs"),
+            ("n", "q_pos_batch k_pos_batch q_docs_batch k_docs_batch past future"),
+            ("p", "per_key"),
+            ("n", "per_key_batch per_key_head"),
+            ("p", "table tails"),
+            ("n", "width left"),
+            ("p", "rows"),
+            ("n", "rows_batch rows_head rows_row rows_width rows_left"),
+            ("d", "scale"),
+            ("n", "skip"),
+            ("p", "out"),
+            ("n", "out_batch out_head out_row"),
+            ("p", "sums grad"),
+            ("n", "grad_batch grad_head grad_row splits"),
+            ("p", "d_q"),
+            ("n", "d_q_split d_q_batch d_q_head d_q_row"),
+            ("p", "d_k d_v"),
+            ("n", "d_k_batch d_k_head d_k_row d_v_batch d_v_head d_v_row"),
+            ("p", "d_per_key d_table d_tails d_rows tiles"),
+        )
+        for name in names.split()
+    ]
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(str(compiler.library(Path(__file__).parent / "csrc" / "attention.cpp")))
+
+
+@torch.compiler.assume_constant_result
+@cache
+def unavailable() -> str | None:
+    """Why there is no kernel on this machine, or None when there is one; compiles it if need be."""
+    try:
+        _library()
+    except (HeadwayError, OSError) as error:
+        return str(error)
+    return None
+
+
+def refuses(call: Call) -> str | None:
+    """See :class:`headway.backends.base.Backend`."""
+    if call.device != "cpu":
+        return f"it runs on the CPU, not on {call.device}"
+    if call.q.dtype not in _KINDS:
+        return f"it knows {', '.join(str(dtype).removeprefix('torch.') for dtype in _KINDS)}, not {call.q.dtype}"
+    reason = canonical.unfit(call)
+    if reason is None and (problem := unavailable()) is not None:
+        return f"it could not be compiled ({problem})"
+    return reason
+
+
+def describe(call: Call) -> tuple[str, str]:
+    """See :class:`headway.backends.base.Backend`."""
+    return "exact", "O(queries + keys): fused"
+
+
+def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
+    """See :class:`headway.backends.base.Backend`."""
+    c = canonical.canonical(call)
+    out: Tensor = _Attention.apply(
+        *(c.q, c.k, c.v, c.keys, c.table, c.tails, c.rows),
+        *(c.q_pos, c.k_pos, c.q_docs, c.k_docs),
+        *(c.past, c.future, c.left, c.rows_left, c.scale),
+    )
+    return out
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        compiling = torch.compiler.is_compiling()
+        out, sums = (torch.ops.headway.native_forward if compiling else forward)(*given)
+        ctx.save_for_backward(*given[:11], out, sums)
+        ctx.numbers = given[11:]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        compiling = torch.compiler.is_compiling()
+        saved, needed = ctx.saved_tensors, list(ctx.needs_input_grad[:7])
+        run = torch.ops.headway.native_backward if compiling else backward
+        gradients = run(grad, *saved[-2:], needed, *saved[:11], *ctx.numbers)
+        return (*(g if need else None for g, need in zip(gradients, needed, strict=True)), *(None,) * 9)
+
+
+def _even(x: Tensor) -> Tensor:
+    """The same numbers, neighbours in the last dimension side by side in memory."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _put(call: _Call, name: str, x: Tensor | None, *strides: str) -> None:
+    """Hand a tensor to the kernel: where it is, and its strides by their names."""
+    if x is None:
+        return
+    setattr(call, name, x.data_ptr())
+    for stride, size in zip(strides, x.stride(), strict=False):
+        setattr(call, f"{name}_{stride}", size)
+
+
+class _Prepared:
+    """What forward and backward hand over alike; keeps the tensors alive that the kernel reads."""
+
+    def __init__(self, *given: Any) -> None:
+        q, k, v, keys, table, tails, rows, q_pos, k_pos, q_docs, k_docs, past, future, left, rows_left, scale = given
+        self.call = call = _Call()
+        self.kind = _KINDS[q.dtype]
+        call.batch, call.heads, call.queries, call.dim = q.shape
+        call.kv_heads, call.keys, call.dim_v = k.shape[1], k.shape[2], v.shape[3]
+        call.past, call.future, call.scale, call.skip = past, future, scale, 1
+        self.kept = [q, k, v] = [_even(x) for x in (q, k, v)]
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            _put(call, name, x, "batch", "head", "row")
+        for name, x in (("q_pos", q_pos), ("k_pos", k_pos), ("q_docs", q_docs), ("k_docs", k_docs)):
+            self._keep(name, x, "batch")
+        self._keep("per_key", keys, "batch", "head")
+        self._keep("rows", rows, "batch", "head", "row")
+        for name, x in (("table", table), ("tails", tails)):
+            self._keep(name, None if x is None else x.contiguous())
+        if table is not None:
+            call.width, call.left = table.shape[-1], left
+        if rows is not None:
+            call.rows_width, call.rows_left = rows.shape[-1], rows_left
+
+    def _keep(self, name: str, x: Tensor | None, *strides: str) -> None:
+        if x is not None:
+            x = _even(x)
+            self.kept.append(x)
+            _put(self.call, name, x, *strides)
+
+    def run(self, what: str) -> None:
+        message = ctypes.create_string_buffer(256)
+        if getattr(_library(), what)(ctypes.byref(self.call), self.kind, message):
+            raise MemoryError(f"the CPU kernel failed: {message.value.decode()}")
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """What sums are kept in."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def forward(*given: Any) -> tuple[Tensor, Tensor]:
+    """The output, and each row's greatest score and 1 / its sum of exponentials, (B, H, Q, 2)."""
+    prepared, (q, _, v) = _Prepared(*given), given[:3]
+    # laid out as the heads' results are used: side by side for each token
+    out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
+    sums = q.new_empty(*q.shape[:3], 2, dtype=_wide(q))
+    _put(prepared.call, "out", out, "batch", "head", "row")
+    _put(prepared.call, "sums", sums)
+    prepared.run("headway_forward")
+    return out, sums
+
+
+def _splits(tasks: int, keys: int) -> int:
+    """Among how many tasks to divide the keys of a head, so that all threads have work to the end.
+
+    Each division costs a copy of dQ; the order of summation, and with it the last bit, depends on their number.
+    """
+    threads, most = torch.get_num_threads(), max(1, keys // 256)
+    for splits in range(1, most + 1):
+        turns = math.ceil(tasks * splits / threads)
+        if tasks * splits >= 0.9 * turns * threads:
+            return splits
+    return most
+
+
+def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor]:
+    """The gradients of q, k, v, keys, table, tails, rows; an empty tensor where none is needed."""
+    prepared = _Prepared(*given)
+    q, k, v, keys, table, tails, rows = given[:7]
+    call, wide, empty = prepared.call, _wide(q), q.new_empty(0)
+    batch, heads, queries, dim = q.shape
+    splits = call.splits = _splits(batch * k.shape[1], k.shape[2])
+    grad = _even(grad)
+    for name, x in (("out", out), ("grad", grad)):
+        _put(call, name, x, "batch", "head", "row")
+    _put(call, "sums", sums)
+    lanes = 64 // wide.itemsize
+    d_q = q.new_zeros(splits, batch, queries, heads, math.ceil(dim / lanes) * lanes, dtype=wide).transpose(2, 3)
+    d_k, d_v = (x.new_zeros(batch, x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2) for x in (k, v))
+    _put(call, "d_q", d_q, "split", "batch", "head", "row")
+    for name, x in (("d_k", d_k), ("d_v", d_v)):
+        _put(call, name, x, "batch", "head", "row")
+    parts: dict[str, Tensor] = {}
+    for name, x, need, shape, dtype in (
+        ("d_per_key", keys, needed[3], (batch, heads, k.shape[2]), wide),
+        ("d_table", table, needed[4], (splits, batch, heads, call.width), torch.float64),
+        ("d_tails", tails, needed[5], (splits, batch, heads, 2), torch.float64),
+        ("d_rows", rows, needed[6], (splits, batch, heads, queries, call.rows_width), wide),
+    ):
+        if x is not None and need:
+            parts[name] = q.new_zeros(shape, dtype=dtype)
+            _put(call, name, parts[name])
+    prepared.run("headway_backward")
+    whole = d_q[0] if splits == 1 else d_q.sum(0)
+    d_rows = parts.get("d_rows")
+    return [
+        whole[..., :dim].to(q.dtype),
+        d_k,
+        d_v,
+        parts.get("d_per_key", empty),
+        parts["d_table"].sum((0, 1)).to(wide) if "d_table" in parts else empty,
+        parts["d_tails"].sum((0, 1)).to(wide) if "d_tails" in parts else empty,
+        empty if d_rows is None else d_rows[0] if splits == 1 else d_rows.sum(0),
+    ]
+
+
+if __name__ == "__main__":
+    print(unavailable() or "the CPU kernel is ready")
