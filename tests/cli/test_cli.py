@@ -50,7 +50,7 @@ def test_help_answers_at_once_and_without_torch():
         begin = time.perf_counter()
         result = subprocess.run([sys.executable, "-m", "headway", "--help"], capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - begin)
-    assert all(command in result.stdout for command in ("compare", "train", "generate"))
+    assert all(command in result.stdout for command in ("compare", "train", "generate", "bench"))
     program = "import sys, headway.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
     # 0.3 s is the promise on a quiet machine; the tests share theirs
@@ -80,6 +80,45 @@ def test_brackets_in_a_path_are_shown_as_they_are(run, tmp_path):
     status, out, err = run("compare", *SMALL, "--positions", "none", "--out", tmp_path / "[bold]x")
     assert status == 0, err
     assert Path(out.rstrip().rpartition("Report: ")[2]) == tmp_path / "[bold]x" / "report.html"
+
+
+QUICK = ["--lengths", "8", "--rounds", "1", "--heads", "2", "--head-dim", "8", "--no-baselines"]
+
+
+def test_bench_ends_by_naming_its_report(run, tmp_path):
+    options = ["--methods", "t5, rotary(base=5, fraction=0.5)", "--modes", "forward,decode", "--masks", "causal,full"]
+    options += ["--batch", 2, "--kv-heads", 1, "--dtype", "bfloat16", "--device", "cpu", "--backends", "all"]
+    status, out, err = run("bench", *QUICK, *options, "--threads", 1, "--out", tmp_path / "[bold]x")
+    assert status == 0, err
+    assert Path(out.rstrip().rpartition("Report: ")[2]) == tmp_path / "[bold]x" / "report.html"
+    assert "<html" in (tmp_path / "[bold]x" / "report.html").read_text()[:500].lower()
+    assert "rotary(base=5, fraction=0.5)" in out
+    assert "bfloat16, batch 2, 2 heads (1 key heads) of 8" in out
+
+
+def test_bench_bars_decide_the_exit_status(run, tmp_path, monkeypatch):
+    from headway.experiments.bench import bars
+    from headway.experiments.bench.cases import Case
+
+    case = Case(8, heads=2, kv_heads=2, head_dim=8)
+    for limit, expected in ((1e9, 0), (1e-9, 1)):
+        monkeypatch.setattr(bars, "bars", lambda _, limit=limit: [bars.Bar(case, "t5", limit)])
+        status, out, _ = run("bench", "--bars", "--rounds", 1, "--out", tmp_path)
+        assert status == expected
+        assert ("pass" if expected == 0 else "FAIL") in out
+
+
+def test_interrupted_bench_keeps_its_rows(run, tmp_path, monkeypatch):
+    from headway.experiments.bench import tax
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tax, "measured", interrupted)
+    status, out, _ = run("bench", *QUICK, "--methods", "none", "--out", tmp_path)
+    assert status == 130
+    assert "Interrupted: what was measured until then is kept." in out
+    assert (tmp_path / "report.html").exists()
 
 
 def test_interrupted_compare_says_how_to_go_on(run, tmp_path, monkeypatch):
@@ -156,6 +195,11 @@ BAD = {
     ),
     "task": ("compare --task dance", "expected task one of text, recall, copy"),
     "text for a task": ("compare {tmp}/tiny.txt --task copy", "expected no text for task copy"),
+    "bench method": ("bench --methods rotari", "expected a position method, got 'rotari'"),
+    "bench lengths": ("bench --lengths 1,x", "expected --lengths as whole numbers like 64,128,256, got '1,x'"),
+    "bench mode": ("bench --modes sideways", "expected mode one of forward+backward, forward, decode, got 'sideways'"),
+    "bench backend": ("bench --backends magic", "expected backend one of auto, all, "),
+    "bench folder": ("bench --out {tmp}/empty.txt", "expected a folder to write to, got"),
     "heads": ("train --heads 3 --out {tmp}/x", "expected heads to divide dim, got dim=128 and heads=3"),
     "key heads": ("train --kv-heads 3 --out {tmp}/x", "expected kv_heads to divide heads, got heads=4 and kv_heads=3"),
     "steps": ("train --steps 0 --out {tmp}/x", "expected steps to be a whole number of at least 1, got 0"),

@@ -223,3 +223,64 @@ def nasty() -> dict[str, Any]:
     changed["cells"][0] |= {"status": "failed", "message": NASTY, "tests": []}
     changed["methods"][1]["summary"] = NASTY
     return changed
+
+
+def bench(*, bars: bool = False, complete: bool = True) -> dict[str, Any]:
+    """Invented results of a benchmark: every kind of row, a tax from 0.3 to 40, names that are long or hostile."""
+    random_ = random.Random(5)
+    taxes: dict[tuple[str, str], float | tuple[str, str]] = {
+        ("none", "plain SDPA"): 1.0,
+        ("none", "headway: sdpa"): 1.01,
+        ("t5(bidirectional=True, buckets=64, max_distance=1000)", "headway: native"): 0.97,
+        ("t5(bidirectional=True, buckets=64, max_distance=1000)", "SDPA + bias tensor"): 5.9,
+        ("t5(bidirectional=True, buckets=64, max_distance=1000)", "FlexAttention"): (
+            "unsupported",
+            "FlexAttention has no backward on a CPU",
+        ),
+        ("t5(bidirectional=True, buckets=64, max_distance=1000)", "transformers T5Attention"): 8.02,
+        ("alibi", "headway: native"): 0.31,
+        ("alibi", "x-transformers"): ("out of memory", "needs 48.5 GiB"),
+        ("rotary", "headway: sdpa"): 1.03,
+        ("fox", "headway: native"): 0.55,
+        ("fox", "FlexAttention"): ("failed", f"RuntimeError: {NASTY}"),
+        ("rows", "headway: reference"): 41.7,
+    }
+    rows = []
+    for mode, mask in (("forward+backward", "causal"), ("forward+backward", "full"), ("decode", "causal")):
+        for length in (512, 16384):
+            for (method, contender), tax in taxes.items():
+                row: dict[str, Any] = {
+                    "method": method, "contender": contender, "length": length, "mode": mode, "mask": mask,
+                    "status": "ok", "reason": None, "seconds": None, "ratio": None, "low": None, "high": None,
+                    "rounds": 0, "gflops": None, "peak_bytes": None, "memory_ratio": None, "error": None,
+                    "error_ratio": None, "repeats": None,
+                }  # fmt: skip
+                if isinstance(tax, tuple):
+                    row["status"], row["reason"] = tax
+                else:
+                    ratio = tax if tax == 1.0 else tax * random_.uniform(0.95, 1.05)
+                    row |= {"seconds": ratio * length / 9000, "ratio": ratio, "low": ratio * 0.9, "high": ratio * 1.2}
+                    row |= {"rounds": 5, "gflops": 150 / ratio, "peak_bytes": length * 4321, "memory_ratio": 1.5}
+                    if length == 512:
+                        row |= {"error": 1.2e-6, "error_ratio": 1.1, "repeats": contender != "FlexAttention"}
+                rows.append(row)
+    judged = [
+        {"name": "time of t5 by headway (auto) ÷ plain SDPA, 4,096 tokens, causal, width 64", "bar": "≤ 0.95",
+         "measured": 0.93, "passed": True, "reason": None},
+        {"name": "time of fox by headway (auto) ÷ plain SDPA, 8,192 tokens, causal, width 64", "bar": "≤ 0.6",
+         "measured": 0.72, "passed": False, "reason": None},
+        {"name": "time of t5 by headway (tiled) ÷ plain SDPA, 4,096 tokens, causal, width 64", "bar": "≤ 1.6",
+         "measured": None, "passed": False, "reason": "headway (tiled): unsupported: there is no backend tiled"},
+    ]  # fmt: skip
+    return {
+        "format": 1,
+        "kind": "bench",
+        "created": "2026-03-05T10:20:00Z",
+        "command": "headway bench --lengths 512,16384 --methods 't5(bidirectional=True, buckets=64)'",
+        "settings": {"methods": ["none", "t5"], "lengths": [512, 16384], "dtype": "float32", "kv_heads": None},
+        "environment": {"headway": "0.1.0", "torch": "2.13.0", "threads": 2, "cores": 2, "cpu_capability": "AVX512",
+                        "matmul_gflops": 214.6},
+        "complete": complete,
+        "rows": rows,
+        "bars": judged if bars else [],
+    }  # fmt: skip

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample import all_failed, crowded, diverged, interrupted, nasty, recall, results, wild
+from sample import all_failed, bench, crowded, diverged, interrupted, nasty, recall, results, wild
 
 from headway.report import to_csv, write_report
+from headway.report.bench import write_bench
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the report is not looked at")
@@ -48,7 +49,8 @@ def open_report(browser: Any, tmp_path: Path) -> Iterator[Open]:
         )
         contexts.append(context)
         page = context.new_page()
-        uri = write_report(made, tmp_path / "report.html").as_uri()
+        write = write_bench if made.get("kind") == "bench" else write_report
+        uri = write(made, tmp_path / "report.html").as_uri()
         page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(f"a dialog opened: {dialog.message}"))
@@ -190,6 +192,7 @@ def test_the_table_of_a_figure_holds_its_values(open_report: Open) -> None:
     made = results()
     page = open_report(made)
     page.click("#figure-lengths summary")
+    page.wait_for_selector("#figure-lengths tbody tr")  # filled when the browser tells that it was opened
     row = page.locator("#figure-lengths tbody tr", has_text="rotary")
     mean = means(made, "bits_per_byte")["rotary"]
     for cell, length in zip(row.locator("td").all(), (64, 128, 256, 512, 1024), strict=True):
@@ -357,3 +360,97 @@ def test_render_can_be_called_again_and_taken_out(open_report: Open) -> None:
     )
     assert empty == [True, 0]
     assert json.loads(page.locator("#data").text_content())["results"]["format"] == 1
+
+
+# --- the page of a benchmark ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 640, 1024, 1600])
+def test_no_word_of_a_benchmark_overlaps_or_leaves_the_page(open_report: Open, width: int, scheme: str) -> None:
+    page = open_report(
+        bench(bars=True, complete=False),
+        width=width,
+        locale="zh-CN" if width in (640, 1024) else "en-GB",
+        color_scheme=scheme,
+    )
+    assert page.locator("h1").count() == 1
+    assert page.evaluate(OUTSIDE) == []
+    overlaps = """() => {
+      const parts = '.tax .bar-name, .tax .bar-value, .tax .why, .tax .track, .tax .axis span';
+      const boxes = [...document.querySelectorAll(parts)].map((one) => [one.textContent, one.getBoundingClientRect()]);
+      return boxes.flatMap(([a, one], i) => boxes.slice(i + 1).flatMap(([b, other]) => {
+        const x = Math.min(one.right, other.right) - Math.max(one.left, other.left);
+        const y = Math.min(one.bottom, other.bottom) - Math.max(one.top, other.top);
+        return x > 1 && y > 2 ? [`${a} / ${b}`] : [];
+      }));
+    }"""
+    assert page.evaluate(overlaps) == []
+
+
+def test_bars_of_the_tax_start_at_plain_attention(open_report: Open) -> None:
+    made = bench()
+    page = open_report(made)
+    drawn = page.eval_on_selector_all(
+        "#figure-tax [data-ratio]",
+        """rows => rows.map(row => {
+          const box = (name) => row.querySelector(name).getBoundingClientRect();
+          const [bar, one] = [box('.bar'), box('.one')];
+          return [Number(row.dataset.ratio), bar.left, bar.right, (one.left + one.right) / 2];
+        })""",
+    )
+    wanted = [row for row in made["rows"] if (row["mode"], row["mask"]) == ("forward+backward", "causal")]
+    wanted = [row["ratio"] for row in wanted if row["ratio"] and row["contender"] != "plain SDPA"]
+    assert [ratio for ratio, *_ in drawn] == wanted
+    lengths = {math.log(ratio): right - left for ratio, left, right, _ in drawn}
+    for ratio, left, right, one in drawn:
+        assert (left if ratio > 1 else right) == pytest.approx(one, abs=1)
+        assert right - left == pytest.approx(abs(math.log(ratio)) * max(lengths.values()) / max(lengths), abs=1.5)
+
+
+def test_another_mode_of_a_benchmark_can_be_chosen(open_report: Open) -> None:
+    page = open_report(bench())
+    assert page.locator("#figure-tax [data-length]").count() == 2
+    page.click('#figure-tax [data-kind="decode/causal"]')
+    assert page.locator('#figure-tax [data-kind="decode/causal"]').get_attribute("aria-pressed") == "true"
+    shown = page.locator("#figure-tax [data-ratio]").first.get_attribute("data-ratio")
+    decode = [row for row in bench()["rows"] if row["mode"] == "decode"]
+    assert float(shown) == decode[1]["ratio"]
+
+
+def test_every_row_of_a_benchmark_is_in_its_table_and_csv(open_report: Open) -> None:
+    made = bench()
+    page = open_report(made)
+    assert page.locator("#results tbody tr:not(.group)").count() == len(made["rows"])
+    assert page.locator("#results tbody tr.group").count() == 6
+    assert page.locator("#results td.none").first.inner_text() == "unsupported: FlexAttention has no backward on a CPU"
+    with page.expect_download() as waiting:
+        page.click('[data-csv="rows"]')
+    text = Path(waiting.value.path()).read_text(encoding="utf-8-sig")
+    found = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [one["contender"] for one in found] == [row["contender"] for row in made["rows"]]
+    assert [float(one["ratio"] or "nan") for one in found] == pytest.approx(
+        [math.nan if row["ratio"] is None else row["ratio"] for row in made["rows"]], nan_ok=True
+    )
+
+
+def test_the_projects_bars_say_pass_or_fail(open_report: Open) -> None:
+    page = open_report(bench(bars=True))
+    assert [row.inner_text() for row in page.locator("#bars tbody td:last-child").all()] == ["pass", "fail", "fail"]
+    assert "2 of 3 do not hold" in page.locator(".results").first.inner_text()
+    assert open_report(bench()).locator("#bars").count() == 0
+
+
+def test_a_benchmark_speaks_both_languages(open_report: Open) -> None:
+    page = open_report(bench(complete=False))
+    assert page.locator("h1").inner_text() == "What position costs"
+    assert "interrupted" in page.locator(".warning").inner_text()
+    page.click('[data-keep="language-zh"]')
+    assert page.locator("h1").inner_text() == "位置编码要花多少代价"
+    assert page.locator("#report").get_attribute("lang") == "zh-CN"
+
+
+def test_a_benchmark_without_rows_is_a_page(open_report: Open) -> None:
+    page = open_report({**bench(complete=False), "rows": []})
+    assert page.locator("#figure-tax").count() == 0
+    assert page.locator(".limits li").count() > 5

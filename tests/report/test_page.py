@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from sample import NASTY, all_failed, crowded, diverged, interrupted, nasty, recall, results, wild
+from sample import NASTY, all_failed, bench, crowded, diverged, interrupted, nasty, recall, results, wild
 
 from headway.report import payload, table, to_csv, write_report
+from headway.report.bench import bench_page, bench_text, row_text, write_bench
 from headway.report.page import MODULES, PAGES, bundle, page
 from headway.report.words import strings
 
@@ -249,3 +250,65 @@ def test_importing_the_report_loads_neither_torch_nor_rich() -> None:
     code = "import sys, headway.report; print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- a benchmark ---------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_a_benchmark_asks_for_nothing(tmp_path: Path) -> None:
+    path = write_bench(bench(bars=True), tmp_path / "deep" / "report.html")
+    html = path.read_text(encoding="utf-8")
+    assert path.stat().st_size < 300_000
+    assert "default-src 'none'" in html
+    assert not re.search(
+        r"https?://|url\((?!#)|@import|<link|\bfetch\(", html.replace("http://www.w3.org/2000/svg", "")
+    )
+    assert html.count("</script>") == 2
+    assert embedded(html)["results"]["rows"] == json.loads(json.dumps(bench()["rows"]))
+
+
+def test_numbers_of_a_benchmark_that_json_cannot_hold_become_null() -> None:
+    made = bench()
+    made["rows"][0]["error_ratio"] = math.nan
+    assert embedded(bench_page(made))["results"]["rows"][0]["error_ratio"] is None
+
+
+def test_a_benchmark_in_the_terminal() -> None:
+    text = bench_text(bench(bars=True, complete=False))
+    first = text.split("\n\n")[1].splitlines()
+    assert first[0] == "512 tokens · forward+backward · causal · plain attention 56.9 ms, 150 GFLOP/s"
+    assert first[1].split() == [
+        "method",
+        "computed",
+        "by",
+        "ms",
+        "tax",
+        "memory",
+        "error",
+        "÷",
+        "eager",
+        "same",
+        "bits",
+    ]
+    assert "unsupported: FlexAttention has no backward on a CPU" in text
+    assert "out of memory: needs 48.5 GiB" in text
+    assert re.search(r"^pass +0\.93 ≤ 0\.95 ", text, re.MULTILINE)
+    assert re.search(r"^FAIL +0\.72 ≤ 0\.6 ", text, re.MULTILINE)
+    assert re.search(r"^FAIL +– ≤ 1\.6 .*there is no backend tiled\)$", text, re.MULTILINE)
+    assert text.endswith("Interrupted: what was measured until then is kept.")
+
+
+def test_a_row_in_one_line() -> None:
+    rows = bench()["rows"]
+    assert re.fullmatch(
+        r"none, headway: sdpa, 512 tokens forward\+backward causal: 1\.\d\d × plain attention", row_text(rows[1])
+    )
+    assert row_text(rows[4]).endswith("causal: unsupported: FlexAttention has no backward on a CPU")
+    assert row_text({**rows[1], "ratio": None}).endswith("1.50 × plain attention's memory")
+
+
+def test_both_languages_have_every_word() -> None:
+    assert strings("en").keys() == strings("zh").keys()
+    for key, text in strings("en").items():
+        if key.startswith("bench."):
+            assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", strings("zh")[key])), key

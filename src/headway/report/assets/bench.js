@@ -162,7 +162,7 @@ export function render(element, payload) {
       html("h2", {}, words.say("bench.bars.title")),
       html("p", { class: "quiet" }, words.say(failed ? "bench.bars.failed" : "bench.bars.passed", { n: failed, all: bars.length })),
       html("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": words.say("bench.bars.title") },
-        html("table", { id: "bars" },
+        html("table", { id: "bars", class: "wordy" },
           html("thead", {}, html("tr", {}, ["what", "bar", "measured", "outcome"].map((key) => html("th", { scope: "col" }, words.say(`bench.bars.${key}`))))),
           html("tbody", {}, bars.map((bar) => html("tr", { class: bar.passed ? null : "failed" },
             html("th", { scope: "row" }, bar.name, bar.reason && html("small", {}, bar.reason)),
@@ -184,20 +184,24 @@ export function render(element, payload) {
       ["error_ratio", (row) => number(row.error_ratio, (value) => grouped(value, 2))],
       ["repeats", (row) => (row.repeats === null ? "–" : words.say(row.repeats ? "yes" : "no"))],
     ];
+    const together = (/** @type {Row} */ one, /** @type {Row | undefined} */ other) => other !== undefined && other.length === one.length && keyOf(other) === keyOf(one);
     const body = rows.map((row, i) => {
-      const first = i === 0 || rows[i - 1].length !== row.length || keyOf(rows[i - 1]) !== keyOf(row);
+      const first = !together(row, rows[i - 1]);
+      const named = !first && rows[i - 1].method === row.method;
+      let high = 1; // a method's name stands once, beside all who compute it
+      while (together(row, rows[i + high]) && rows[i + high].method === row.method) high += 1;
       const cells = row.status === "ok"
         ? columns.map(([, write]) => html("td", {}, write(row)))
         : [html("td", { class: "none left", colspan: columns.length }, why(row))];
       return [
         first && html("tr", { class: "group" }, html("th", { scope: "rowgroup", colspan: columns.length + 2 }, `${words.say("tokens", { n: words.count(row.length) })} · ${kindName(row)}`)),
-        html("tr", {}, html("th", { scope: "row" }, swatch(/** @type {any} */ (styles.get(row.method))), row.method), html("td", { class: "left" }, row.contender), cells),
+        html("tr", {}, !named && html("th", { scope: "rowgroup", rowspan: high }, swatch(/** @type {any} */ (styles.get(row.method))), row.method), html("td", { class: "left" }, row.contender), cells),
       ];
     });
     return html("section", { class: "results" },
       html("h2", {}, words.say("table.title")),
       html("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": words.say("table.title") },
-        html("table", { id: "results" },
+        html("table", { id: "results", class: "wordy" },
           html("thead", {}, html("tr", {}, html("th", { scope: "col" }, words.say("table.method")), html("th", { scope: "col", class: "left" }, words.say("bench.column.contender")),
             columns.map(([key]) => html("th", { scope: "col" }, words.say(`bench.column.${key}`))))),
           html("tbody", {}, body.flat()))));
