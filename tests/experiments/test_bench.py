@@ -219,6 +219,23 @@ def test_a_contender_that_raises_is_a_row(problem: Exception, status: str, reaso
     assert "\n" not in row.reason
 
 
+def test_a_case_without_plain_attention_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(method: str, case: Case) -> Work:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(tax, "plain", broken)
+    (row,) = run(methods=("t5",), modes=("forward",))["rows"]
+    assert (row["contender"], row["status"]) == (PLAIN, "out of memory")
+    (bar,) = judged([Bar(TINY, "t5", 1.0)])
+    assert bar["reason"] == "plain SDPA: out of memory: CUDA out of memory."
+
+
+def test_a_truth_that_does_not_fit_leaves_the_error_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contenders, "available_memory", lambda _: 1000)
+    row = measured(Entry("none", "headway: sdpa", ours("sdpa")), Group(replace(TINY, mode="forward"), 1))
+    assert (row.status, row.error, row.error_ratio) == ("ok", None, None)
+
+
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Row] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shlex
 import sys
 import types
 from pathlib import Path
@@ -80,7 +81,7 @@ def tax(arguments: list[str]) -> int:
             if threads < 1:
                 raise HeadwayError(f"expected threads of at least 1, got {threads}")
             torch.set_num_threads(threads)
-        command = " ".join(("python -m headway.experiments.bench", *arguments))
+        command = shlex.join(["python", "-m", "headway.experiments.bench", *arguments])
         results = bench(Bench.of(options), out, command=command, on_row=show)
         report = write_bench(results, out / "report.html")
     except HeadwayError as error:

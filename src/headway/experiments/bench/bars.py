@@ -14,7 +14,7 @@ from headway.experiments.bench.cases import Case
 from headway.experiments.bench.contenders import Contender, ours
 from headway.experiments.bench.others import flex
 from headway.experiments.bench.settings import Bench, rounds_for
-from headway.experiments.bench.tax import EXACT_UP_TO, Entry, Group, Row, measured
+from headway.experiments.bench.tax import EXACT_UP_TO, Entry, Group, Row, measured, without_base
 from headway.report.bench import PLAIN
 
 
@@ -118,8 +118,13 @@ def measure_bars(
     done = 0
     for case, together in by_case.items():
         # at great length a run takes seconds: what no bar asks for is left out
-        group = Group(case, settings.rounds or rounds_for(case.length), thorough=case.length <= EXACT_UP_TO)
         rows: dict[tuple[str, str], Row] = {}
+        try:
+            group = Group(case, settings.rounds or rounds_for(case.length), thorough=case.length <= EXACT_UP_TO)
+        except Exception as problem:
+            base = without_base(case, problem)
+            yield [bar.judge(dict.fromkeys(bar.needs, base)) for bar in together], [base]
+            continue
         for bar in together:
             for method, by in bar.needs:
                 if (method, by) in rows:

@@ -183,6 +183,8 @@ def fits(case: Case, *, held: int | None = None, wide: bool = False) -> None:
         TooLarge: with the memory it would need.
     """
     held = (6 if case.backward else 3) if held is None else held
-    need = held * case.pairs * (8 if wide else 4 if case.device == "cpu" else 2)
+    # a CPU's math path computes in float32 at least
+    size = 8 if wide else max(case.torch_dtype.itemsize, 4 if case.device == "cpu" else 0)
+    need = held * case.pairs * size
     if need > available_memory(case.device) / 2:
         raise TooLarge(f"needs {need / 2**30:.3g} GiB")

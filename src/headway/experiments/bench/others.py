@@ -205,6 +205,7 @@ def huggingface(method: str, case: Case) -> Work:
     def forward() -> Tensor:
         layer.q = _Given(built.q * case.scale)
         out = layer(x, mask=hidden)[0]
+        layer.q = nn.Identity()  # or it would hold the queries until the next call
         return out.unflatten(-1, (case.heads, case.head_dim)).transpose(1, 2)  # type: ignore[no-any-return]
 
     leaves = {"q": built.q, "k": built.k, "v": built.v, "weight_by_bucket": weight}

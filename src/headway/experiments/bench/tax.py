@@ -104,18 +104,21 @@ class Group:
     base_peak: int = field(init=False)
     base_count: int = field(init=False)
     base_samples: list[float] = field(init=False, default_factory=list)
-    truths: dict[str, tuple[dict[str, torch.Tensor], float]] = field(init=False, default_factory=dict)
+    truths: dict[str, tuple[dict[str, torch.Tensor], float] | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.base = plain("none", self.case)
         self.base.step()
         self.base_peak, self.base_count = peak_and_repeats(self.base)
 
-    def truth(self, method: str) -> tuple[dict[str, torch.Tensor], float]:
-        """The float64 values of a method, and the error of plain PyTorch against them."""
+    def truth(self, method: str) -> tuple[dict[str, torch.Tensor], float] | None:
+        """The float64 values of a method, and the error of plain PyTorch against them; None where they do not fit."""
         if method not in self.truths:
-            exact = eager(method, self.case, wide=True).step()
-            self.truths[method] = exact, error(eager(method, self.case).step(), exact)
+            try:
+                exact = eager(method, self.case, wide=True).step()
+                self.truths[method] = exact, error(eager(method, self.case).step(), exact)
+            except (TooLarge, torch.cuda.OutOfMemoryError):
+                self.truths[method] = None
         return self.truths[method]
 
     def row(self, method: str, name: str) -> Row:
@@ -136,10 +139,16 @@ class Group:
     def check(self, row: Row, work: Work, got: dict[str, torch.Tensor]) -> None:
         """Compare what a contender computed with a second run, and with float64 where that is affordable."""
         row.repeats = same(got, work.step())
-        if self.case.length <= EXACT_UP_TO:
-            exact, fair = self.truth(row.method)
+        if self.case.length <= EXACT_UP_TO and (truth := self.truth(row.method)) is not None:
+            exact, fair = truth
             row.error = error(got, exact)
             row.error_ratio = row.error / fair if fair else None
+
+
+def without_base(case: Case, problem: Exception) -> Row:
+    """The only row of a case whose denominator cannot be measured."""
+    status, reason = trouble(problem)
+    return Row("none", PLAIN, case.length, case.mode, case.mask, status, reason)
 
 
 def measured(entry: Entry, group: Group, keep: Callable[[Row, str, int, float], None] | None = None) -> Row:
@@ -256,7 +265,11 @@ def bench(
                 planned = [(case, entries_for(settings, case)) for case in cases(settings)]
                 count = sum(len(entries) for _, entries in planned)
                 for case, entries in planned:
-                    group = Group(case, settings.rounds or rounds_for(case.length))
+                    try:
+                        group = Group(case, settings.rounds or rounds_for(case.length))
+                    except Exception as problem:
+                        results["rows"].append(asdict(without_base(case, problem)))
+                        continue
                     rows = []
                     try:
                         for entry in entries:
