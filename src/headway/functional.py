@@ -20,7 +20,7 @@ from headway.positions.base import Look, Position
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, Term, ValuesByDistance
 
-BACKENDS = ("sdpa", "reference")
+BACKENDS = ("sdpa", "tiled", "reference")
 """What ``backend="auto"`` tries, in this order; the first that does not refuse runs."""
 
 
@@ -147,6 +147,10 @@ def _load(name: str) -> Backend:
             from headway.backends import sdpa
 
             return sdpa
+        case "tiled":
+            from headway.backends import tiled
+
+            return tiled
         case "reference":
             from headway.backends import reference
 

@@ -1,0 +1,148 @@
+"""Tables by distance as strided views: when positions go up by one, bias[i, j] = table[j − i + c] needs no gather.
+
+Number the queries of a block from the last to the first, u = i_last − i. Then j − i grows with u + j, and a table laid
+along the keys becomes a tile by moving one entry per row: a view whose row stride is one more than the row is long.
+
+    tile[u, j] = line[u, u + j + c]        read: a table added to scores; written: its gradient, collected
+
+No entry is written twice, so gradients need no atomic adds and come out the same in every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def skewed(lines: Float[Tensor, "*lead lines length"], width: int, offset: int) -> Float[Tensor, "*lead lines width"]:
+    """The view view[a, c] = lines[a, a + c + offset] of a tensor whose rows are contiguous.
+
+    >>> skewed(torch.arange(10).view(2, 5), 3, 1)
+    tensor([[1, 2, 3],
+            [7, 8, 9]])
+    """
+    stride = lines.stride()
+    return lines.as_strided(
+        (*lines.shape[:-1], width), (*stride[:-2], stride[-2] + 1, 1), lines.storage_offset() + offset
+    )
+
+
+def unrolled(table: Float[Tensor, "*lead lines width"], margin: int) -> Float[Tensor, "*lead lines length"]:
+    """A table with ``margin`` copies of its ends on either side: what lies beyond it, as far as a block can see."""
+    sides = (*table.shape[:-1], margin)
+    return torch.cat((table[..., :1].expand(sides), table, table[..., -1:].expand(sides)), -1)
+
+
+def folded(lines: Float[Tensor, "*lead lines length"], margin: int) -> Float[Tensor, "*lead lines width"]:
+    """The adjoint of :func:`unrolled`: what the copies of an end got is added to the end."""
+    width = lines.shape[-1] - 2 * margin
+    table = lines[..., margin : margin + width].clone()
+    table[..., 0] += lines[..., :margin].sum(-1)
+    table[..., -1] += lines[..., margin + width :].sum(-1)
+    return table
+
+
+def diagonal_sums(tile: Float[Tensor, "*lead queries keys"]) -> Float[Tensor, "*lead diagonals"]:
+    """Sums of a tile over u + j = 0, 1, 2 …, (…, queries + keys − 1).
+
+    >>> diagonal_sums(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    tensor([1., 5., 4.])
+    """
+    *lead, queries, keys = tile.shape
+    lines = tile.new_zeros(*lead, queries, queries + keys - 1)
+    skewed(lines, keys, 0).copy_(tile)
+    return lines.sum(-2)
+
+
+@dataclass(frozen=True)
+class Band:
+    """Where, in a tile, a table by distance changes from key to key; beyond it every key has the entry of an end.
+
+    Args:
+        queries: rows of the tile, from the last query to the first.
+        keys: columns of the tile.
+        width: entries of the table.
+        first: the column that the tile's first query, its last row, meets at entry 0; may lie outside the tile.
+    """
+
+    queries: int
+    keys: int
+    width: int
+    first: int
+
+    def _inside(self, column: int) -> int:
+        return min(max(column, 0), self.keys)
+
+    @property
+    def start(self) -> int:
+        """First column of the band."""
+        return self._inside(self.first)
+
+    @property
+    def stop(self) -> int:
+        """One past its last column."""
+        return self._inside(self.first + self.width + self.margin)
+
+    @property
+    def margin(self) -> int:
+        """How many copies of its ends a table needs, so that every query finds an entry for every key of the band."""
+        return self.queries - 1
+
+    def add_rows(self, tile: Float[Tensor, "*lead queries keys"], table: Float[Tensor, "*lead queries width"]) -> None:
+        """Add table[u, clamp(distance)] to a tile in place: each query brings its own table."""
+        start, stop = self.start, self.stop
+        tile[..., :start] += table[..., :1]
+        tile[..., stop:] += table[..., -1:]
+        if start < stop:
+            tile[..., start:stop] += skewed(unrolled(table, self.margin), stop - start, start - self.first)
+
+    def collect_rows(self, tile: Float[Tensor, "*lead queries keys"]) -> Float[Tensor, "*lead queries width"]:
+        """The adjoint of :meth:`add_rows`: sums[u, w] over the keys that query u meets at entry w."""
+        start, stop = self.start, self.stop
+        lines = tile.new_zeros(*tile.shape[:-1], self.width + 2 * self.margin)
+        if start < stop:
+            skewed(lines, stop - start, start - self.first).copy_(tile[..., start:stop])
+        sums = folded(lines, self.margin)
+        sums[..., 0] += tile[..., :start].sum(-1)
+        sums[..., -1] += tile[..., stop:].sum(-1)
+        return sums
+
+    def _parts(self) -> Iterator[tuple[slice, bool]]:
+        """The band's columns, and whether they meet an end's copies; only those need their tables copied."""
+        start, stop = self.start, self.stop
+        left = min(max(self.first + self.margin, start), stop)
+        right = min(max(self.first + self.width, left), stop)
+        for part, ends in ((slice(start, left), True), (slice(left, right), False), (slice(right, stop), True)):
+            if part.start < part.stop:
+                yield part, ends
+
+    def add_columns(self, tile: Float[Tensor, "*lead queries keys"], table: Float[Tensor, "*lead keys width"]) -> None:
+        """Add table[j, clamp(distance)] to a tile in place: each key brings its own table."""
+        tile[..., : self.start] += table[..., None, : self.start, 0]
+        tile[..., self.stop :] += table[..., None, self.stop :, -1]
+        for part, ends in self._parts():
+            margin = self.margin if ends else 0
+            lines = unrolled(table[..., part, :], margin) if ends else table[..., part, :]
+            offset = part.start - self.first - self.margin + margin
+            tile[..., part] += skewed(lines, self.queries, offset).transpose(-1, -2)
+
+    def collect_columns(
+        self, tile: Float[Tensor, "*lead queries keys"], sums: Float[Tensor, "*lead keys width"]
+    ) -> None:
+        """The adjoint of :meth:`add_columns`, added to ``sums`` in place: over the queries key j meets at entry w."""
+        sums[..., : self.start, 0] += tile[..., : self.start].sum(-2)
+        sums[..., self.stop :, -1] += tile[..., self.stop :].sum(-2)
+        for part, ends in self._parts():
+            columns = tile[..., part].transpose(-1, -2)
+            if ends:
+                lines = tile.new_zeros(*columns.shape[:-1], self.width + 2 * self.margin)
+                skewed(lines, self.queries, part.start - self.first).copy_(columns)
+                sums[..., part, :] += folded(lines, self.margin)
+            else:
+                # the table itself is long enough: each key's run of entries lies inside its row
+                view = skewed(sums[..., part, :], self.queries, part.start - self.first - self.margin)
+                view += columns
