@@ -1,0 +1,344 @@
+"""Backward: the weights are made again, tile by tile, from the scores and the forward's log-sum-exp.
+
+    p = 2^(s − lse)     dp = dout · vᵀ     delta = Σ dout · out     ds = p · (dp − delta)
+    dv = pᵀ · dout      dk = scale · dsᵀ · q     dkeys = Σ_i ds     dq = scale · ds · k     drows[i, d] = ds[i, i + d]
+
+Two kernels, each making the weights for itself, so that every sum has one owner: no atomics, the same bits every time.
+"""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import triton
+import triton.language as tl
+
+from headway.backends.triton.tiles import (
+    BAND,
+    GENERAL,
+    SATURATED,
+    bias,
+    count_tiles,
+    distances,
+    dot,
+    headroom,
+    load_rows,
+    saturated_bias,
+    segments,
+    steps_beyond,
+    store_rows,
+    tile_number,
+    trim_by_position,
+    trim_by_weight,
+    visible,
+)
+
+
+@triton.jit
+@no_type_check
+def deltas(
+    q, out, dout, lse, delta, q_norms, lse_floor, sq_b, sq_h, sq_n, so_b, so_h, so_n, heads, queries, q_blocks,
+    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """delta of each query; of each block of queries the largest |q| and −least lse, if wanted. Grid: (B·H, blocks)."""
+    bh, x = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    b, h = bh // heads, bh % heads
+    m = x * BM + tl.arange(0, BM)
+    y = load_rows(out + bh * queries * DV, m, DV, queries, DV, BDV, True).to(tl.float32)
+    z = load_rows(dout + b * so_b + h * so_h, m, so_n, queries, DV, BDV, True).to(tl.float32)
+    tl.store(delta + bh * queries + m, tl.sum(y * z, 1), mask=m < queries)
+    if q_norms is not None:
+        w = load_rows(q + b * sq_b + h * sq_h, m, sq_n, queries, D, BD, True).to(tl.float32)
+        tl.store(q_norms + bh * q_blocks + x, tl.sqrt(tl.max(tl.sum(w * w, 1))))
+        floor = tl.min(tl.load(lse + bh * queries + m, mask=m < queries, other=float("inf")))
+        tl.store(lse_floor + bh * q_blocks + x, -floor)
+
+
+@triton.jit
+@no_type_check
+def backward_keys(
+    q, k, v, dout, sq_b, sq_h, sq_n, sk_b, sk_h, sk_n, sv_b, sv_h, sv_n, so_b, so_h, so_n,
+    q_pos, k_pos, q_docs, k_docs, limits, keys, table, tails, rows, norms, tile_max, q_norms, lse_floor,
+    lse, delta, dk, dv, dkeys,
+    heads, groups, shares, queries, n_keys, q_blocks, k_blocks, norm_blocks,
+    past, future, low, high, width, left, rows_width, rows_left, scale, unscale, tiny, tile_base, tiles,
+    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
+    STATIC: tl.constexpr, HAS_BAND: tl.constexpr, ONE: tl.constexpr,
+):  # fmt: skip
+    """dk, dv and dkeys of one block of keys. Grid: (key blocks · batch · key heads · shares,).
+
+    A key head serves ``groups`` query heads; ``shares`` programs divide them where there is too little to do, each with
+    its own dk and dv, (B, H_kv · shares, K, D).
+
+    Args:
+        limits: least and largest position and document of each block of queries, (B, 4, blocks), or None.
+        unscale: of dsᵀ · q; ``scale`` without log2 e.
+    """
+    j = tl.program_id(0) % k_blocks
+    kv_heads = heads // groups
+    owner = tl.program_id(0) // k_blocks
+    b, hs = (owner // (kv_heads * shares)).to(tl.int64), owner % (kv_heads * shares)
+    hk = hs // shares
+    n0 = j * BN
+    n = n0 + tl.arange(0, BN)
+    y = load_rows(k + b * sk_b + hk.to(tl.int64) * sk_h, n, sk_n, n_keys, D, BD, True)
+    z = load_rows(v + b * sv_b + hk.to(tl.int64) * sv_h, n, sv_n, n_keys, DV, BDV, True)
+    if q_pos is not None:
+        q_pos += b * queries
+        k_pos += b * n_keys
+    if q_docs is not None:
+        q_docs += b * queries
+        k_docs += b * n_keys
+
+    # seen from the keys, past and future change places, and so do the ends of the table
+    if q_pos is None:
+        begin, a, h0, h1, e, end, s1, s2 = segments(n0, n_keys, queries, future, past, -high, -low, False, BN, BM)
+    else:
+        begin, a, h0, h1, e, end, s1, s2 = 0, 0, 0, 0, 0, q_blocks, 0, 0
+    if not STATIC:
+        begin, end = trim_by_position(
+            begin, end, n, n_keys, k_pos, k_docs, limits + b * 4 * q_blocks, q_blocks, future, past
+        )
+        a, h0, h1, e, s1, s2 = begin, begin, begin, begin, begin, begin
+
+    grown_k = tl.zeros((BN, BD), tl.float32)
+    grown_v = tl.zeros((BN, BDV), tl.float32)
+    per_share = groups // shares
+    for g in range(per_share):
+        h = hk * groups + (hs % shares) * per_share + g
+        bh = b * heads + h
+        h = h.to(tl.int64)
+        q_h, dout_h = q + b * sq_b + h * sq_h, dout + b * so_b + h * so_h
+        lse_h, delta_h = lse + bh * queries, delta + bh * queries
+        table_h, tails_h, rows_h = table, tails, rows
+        if table is not None:
+            table_h += h * width
+        if tails is not None:
+            tails_h += 2 * h
+        if rows is not None:
+            rows_h += bh * queries * rows_width
+        if keys is not None:
+            c = tl.load(keys + bh * n_keys + n, mask=n < n_keys, other=0.0)
+            grown_c = tl.zeros((BN,), tl.float32)
+        first, last = a, e
+        if STATIC and norms is not None:
+            f = y.to(tl.float32)
+            own = tl.sqrt(tl.max(tl.sum(f * f, 1))) * tl.abs(scale)
+            kv = (b * kv_heads + hk) * norm_blocks
+            stride = (tl.num_programs(0) // k_blocks // shares).to(tl.int64) * norm_blocks
+            least = tiny - headroom(norms + kv, norm_blocks, stride)
+            if keys is not None:
+                least -= tl.max(tl.where(n < n_keys, c, float("-inf")))
+            unit = BM if BM < BN else BN
+            maxima = tile_max
+            if tile_max is not None:
+                maxima += h * tiles
+            first, last = trim_by_weight(
+                a, e, own, q_norms + bh * q_blocks, maxima, tile_base + j * (BN // unit), -(BM // unit),
+                lse_floor + bh * q_blocks, least,
+            )  # fmt: skip
+        for KIND in tl.static_range(3):
+            if KIND == GENERAL or (STATIC and (KIND != BAND or HAS_BAND)):
+                for t in range(count_tiles(KIND, begin, a, h0, h1, e, end, s1, s2, first, last)):
+                    i = tile_number(t, KIND, begin, a, h0, h1, e, end, s1, s2, first, last)
+                    m0 = i * BM
+                    m = m0 + tl.arange(0, BM)
+                    x = load_rows(q_h, m, sq_n, queries, D, BD, KIND == GENERAL)
+                    s = dot(y, tl.trans(x)) * scale  # (BN, BM)
+                    if keys is not None:
+                        s += c[:, None]
+                    if KIND == GENERAL:
+                        d = distances(m[None, :], n[:, None], queries, n_keys, q_pos, k_pos)
+                        s += bias(
+                            d, m[None, :], queries, table_h, tails_h, width, left, rows_h, rows_width, rows_left, ONE
+                        )
+                    elif KIND == BAND:
+                        d = n[:, None] - m[None, :]
+                        s += bias(
+                            d, m[None, :], queries, table_h, tails_h, width, left, rows_h, rows_width, rows_left, ONE
+                        )
+                    else:
+                        s += saturated_bias(
+                            i >= s2, m[None, :], n[:, None], n0, queries, table_h, tails_h, width, left,
+                            rows_h, rows_width,
+                        )  # fmt: skip
+                    log_sum = tl.load(lse_h + m, mask=m < queries, other=float("inf"))
+                    p = tl.exp2(s - log_sum[None, :])
+                    if KIND == GENERAL:
+                        seen = visible(
+                            d, m[None, :], n[:, None], queries, n_keys, q_pos, k_pos, q_docs, k_docs, past, future
+                        )
+                        p = tl.where(seen, p, 0.0)
+                    w = load_rows(dout_h, m, so_n, queries, DV, BDV, KIND == GENERAL)
+                    grown_v += dot(p.to(w.dtype), w)
+                    dp = dot(z, tl.trans(w))
+                    ds = p * (dp - tl.load(delta_h + m, mask=m < queries, other=0.0)[None, :])
+                    grown_k += dot(ds.to(x.dtype), x)
+                    if keys is not None:
+                        grown_c += tl.sum(ds, 1)
+        if dkeys is not None:
+            tl.store(dkeys + bh * n_keys + n, grown_c, mask=n < n_keys)
+    base = owner.to(tl.int64) * n_keys
+    store_rows(dk + base * D, n, n_keys, grown_k * unscale, D, BD)
+    store_rows(dv + base * DV, n, n_keys, grown_v, DV, BDV)
+
+
+@triton.jit
+@no_type_check
+def backward_queries(
+    q, k, v, dout, sq_b, sq_h, sq_n, sk_b, sk_h, sk_n, sv_b, sv_h, sv_n, so_b, so_h, so_n,
+    q_pos, k_pos, q_docs, k_docs, limits, keys, table, tails, rows, norms, tile_max, key_max,
+    lse, delta, dq, sides, beyond, drows,
+    heads, groups, queries, n_keys, q_blocks, k_blocks, norm_blocks,
+    past, future, low, high, width, left, rows_width, rows_left, scale, unscale, tiny, tile_base, tiles,
+    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
+    STATIC: tl.constexpr, HAS_BAND: tl.constexpr, ONE: tl.constexpr,
+):  # fmt: skip
+    """dq of one block of queries, and what only its rows know. Grid: (query blocks · batch · heads,).
+
+    Args:
+        sides: Σ_j ds of each query where the table serves its first entry, and where its last, (2, B, H, Q), or None.
+        beyond: the same, each pair times its steps beyond that entry: what the tails have to learn; or None.
+        drows: the gradient of rows, zeros before; its inner entries only where positions are indices; or None.
+    """
+    i = q_blocks - 1 - tl.program_id(0) % q_blocks
+    bh = (tl.program_id(0) // q_blocks).to(tl.int64)
+    b, h = bh // heads, bh % heads
+    hk = h // groups
+    m0 = i * BM
+    m = m0 + tl.arange(0, BM)
+    k += b * sk_b + hk * sk_h
+    v += b * sv_b + hk * sv_h
+    x = load_rows(q + b * sq_b + h * sq_h, m, sq_n, queries, D, BD, True)
+    w = load_rows(dout + b * so_b + h * so_h, m, so_n, queries, DV, BDV, True)
+    log_sum = tl.load(lse + bh * queries + m, mask=m < queries, other=float("inf"))
+    mean = tl.load(delta + bh * queries + m, mask=m < queries, other=0.0)
+    if q_pos is not None:
+        q_pos += b * queries
+        k_pos += b * n_keys
+    if q_docs is not None:
+        q_docs += b * queries
+        k_docs += b * n_keys
+    if keys is not None:
+        keys += bh * n_keys
+    if table is not None:
+        table += h * width
+    if tails is not None:
+        tails += 2 * h
+    if rows is not None:
+        rows += bh * queries * rows_width
+
+    if q_pos is None:
+        begin, a, h0, h1, e, end, s1, s2 = segments(m0, queries, n_keys, past, future, low, high, False, BM, BN)
+    else:
+        begin, a, h0, h1, e, end, s1, s2 = 0, 0, 0, 0, 0, k_blocks, 0, 0
+    if not STATIC:
+        begin, end = trim_by_position(
+            begin, end, m, queries, q_pos, q_docs, limits + b * 4 * k_blocks, k_blocks, past, future
+        )
+        a, h0, h1, e, s1, s2 = begin, begin, begin, begin, begin, begin
+    first, last = a, e
+    if STATIC and norms is not None:
+        f = x.to(tl.float32)
+        own = tl.sqrt(tl.max(tl.sum(f * f, 1))) * tl.abs(scale)
+        kv = (b * (heads // groups) + hk) * norm_blocks
+        stride = (tl.num_programs(0) // q_blocks // groups).to(tl.int64) * norm_blocks
+        least = tl.min(log_sum) + tiny - headroom(norms + kv, norm_blocks, stride)
+        unit = BM if BM < BN else BN
+        maxima = tile_max
+        if tile_max is not None:
+            maxima += h * tiles
+        extra = key_max
+        if key_max is not None:
+            extra += bh * k_blocks
+        first, last = trim_by_weight(
+            a, e, own, norms + kv, maxima, tile_base - i * (BM // unit), BN // unit, extra, least
+        )
+
+    grown = tl.zeros((BM, BD), tl.float32)
+    if sides is not None:
+        side_past, side_future = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
+    if beyond is not None:
+        beyond_past, beyond_future = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
+    if drows is not None:
+        drows += (bh * queries + m) * rows_width
+        row_past, row_future = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
+    for KIND in tl.static_range(3):
+        if KIND == GENERAL or (STATIC and (KIND != BAND or HAS_BAND)):
+            for t in range(count_tiles(KIND, begin, a, h0, h1, e, end, s1, s2, first, last)):
+                j = tile_number(t, KIND, begin, a, h0, h1, e, end, s1, s2, first, last)
+                n0 = j * BN
+                n = n0 + tl.arange(0, BN)
+                y = load_rows(k, n, sk_n, n_keys, D, BD, KIND == GENERAL)
+                s = dot(x, tl.trans(y)) * scale
+                if keys is not None:
+                    s += tl.load(keys + n, mask=n < n_keys, other=0.0)[None, :]
+                if KIND == GENERAL:
+                    d = distances(m[:, None], n[None, :], queries, n_keys, q_pos, k_pos)
+                    s += bias(d, m[:, None], queries, table, tails, width, left, rows, rows_width, rows_left, ONE)
+                elif KIND == BAND:
+                    d = n[None, :] - m[:, None]
+                    s += bias(d, m[:, None], queries, table, tails, width, left, rows, rows_width, rows_left, ONE)
+                else:
+                    s += saturated_bias(
+                        j < s1, m[:, None], n[None, :], n0, queries, table, tails, width, left, rows, rows_width
+                    )
+                p = tl.exp2(s - log_sum[:, None])
+                if KIND == GENERAL:
+                    seen = visible(
+                        d, m[:, None], n[None, :], queries, n_keys, q_pos, k_pos, q_docs, k_docs, past, future
+                    )
+                    p = tl.where(seen, p, 0.0)
+                z = load_rows(v, n, sv_n, n_keys, DV, BDV, KIND == GENERAL)
+                ds = p * (dot(w, tl.trans(z)) - mean[:, None])
+                grown += dot(ds.to(y.dtype), y)
+                if KIND == SATURATED:
+                    in_past = j < s1
+                    if sides is not None or drows is not None:
+                        found = tl.sum(ds, 1)
+                    if sides is not None:
+                        side_past += tl.where(in_past, found, 0.0)
+                        side_future += tl.where(in_past, 0.0, found)
+                    if drows is not None:
+                        row_past += tl.where(in_past, found, 0.0)
+                        row_future += tl.where(in_past, 0.0, found)
+                    if beyond is not None:
+                        found = tl.sum(ds * steps_beyond(in_past, m[:, None], n[None, :], n0, width, left), 1)
+                        beyond_past += tl.where(in_past, found, 0.0)
+                        beyond_future += tl.where(in_past, 0.0, found)
+                else:
+                    if sides is not None:
+                        in_past = d + left <= 0
+                        side_past += tl.sum(tl.where(in_past, ds, 0.0), 1)
+                        side_future += tl.sum(tl.where(~in_past & (d + left >= width - 1), ds, 0.0), 1)
+                    if beyond is not None:
+                        beyond_past += tl.sum(ds * tl.maximum(-(d + left), 0).to(tl.float32), 1)
+                        beyond_future += tl.sum(ds * tl.maximum(d + left - (width - 1), 0).to(tl.float32), 1)
+                    if drows is not None:
+                        entry = d + rows_left
+                        in_past = entry <= 0
+                        in_future = ~in_past & (entry >= rows_width - 1)
+                        row_past += tl.sum(tl.where(in_past, ds, 0.0), 1)
+                        row_future += tl.sum(tl.where(in_future, ds, 0.0), 1)
+                        if q_pos is None:
+                            # indices: no two keys of a query share a distance, and each entry has one owner
+                            inner = ~in_past & ~in_future & (m < queries)[:, None] & (n < n_keys)[None, :]
+                            tl.store(drows[:, None] + entry, ds, mask=inner)
+
+    store_rows(dq + bh * queries * D, m, queries, grown * unscale, D, BD)
+    there = m < queries
+    side = (tl.num_programs(0) // q_blocks).to(tl.int64) * queries
+    if sides is not None:
+        tl.store(sides + bh * queries + m, side_past, mask=there)
+        tl.store(sides + side + bh * queries + m, side_future, mask=there)
+    if beyond is not None:
+        tl.store(beyond + bh * queries + m, beyond_past, mask=there)
+        tl.store(beyond + side + bh * queries + m, beyond_future, mask=there)
+    if drows is not None:
+        if rows_width == 1:
+            tl.store(drows, row_past + row_future, mask=there)
+        else:
+            tl.store(drows, row_past, mask=there)
+            tl.store(drows + rows_width - 1, row_future, mask=there)

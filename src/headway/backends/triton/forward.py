@@ -1,0 +1,260 @@
+"""Forward: one program per block of queries, softmax on the run, the output and its log-sum-exp kept for the backward.
+
+    m ← max(m, s_j)     l ← l · 2^(m_old − m) + 2^(s_j − m)     acc ← acc · 2^(m_old − m) + 2^(s_j − m) · v_j
+    out = acc / l       lse = m + log2 l, or inf for a query that sees no key: its weights 2^(s − lse) are all 0
+
+A few queries over many keys (decoding) fill no GPU: there the keys are divided among programs, and ``merge`` joins what
+each found, in fixed order.
+"""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import triton
+import triton.language as tl
+
+from headway.backends.triton.tiles import (
+    BAND,
+    GENERAL,
+    bias,
+    count_tiles,
+    distances,
+    dot,
+    headroom,
+    load_rows,
+    saturated_bias,
+    segments,
+    store_rows,
+    tile_number,
+    trim_by_position,
+    trim_by_weight,
+    visible,
+)
+
+
+@triton.jit
+@no_type_check
+def forward(
+    q, k, v, sq_b, sq_h, sq_n, sk_b, sk_h, sk_n, sv_b, sv_h, sv_n,
+    q_pos, k_pos, q_docs, k_docs, limits, keys, table, tails, rows, norms, tile_max, key_max,
+    out, lse,
+    heads, groups, queries, n_keys, q_blocks, k_blocks,
+    past, future, low, high, width, left, rows_width, rows_left, scale, tiny, tile_base, tiles,
+    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
+    STATIC: tl.constexpr, HAS_BAND: tl.constexpr, ONE: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Grid: (query blocks · batch · heads, SPLITS). With SPLITS > 1 it stores each share's output, float32, and lse.
+
+    Args:
+        limits: least and largest position and document of each block of keys, (B, 4, blocks), or None.
+        low, high: the distances at which table and rows have saturated.
+        scale: of q·k, in units of log 2.
+        norms, tile_max, key_max: what bounds a tile's scores, or None to visit all; see ``trim_by_weight``.
+        tiny: log2 of the weight below which a tile is not visited, 2^-32 / keys.
+        tile_base, tiles: the entry of ``tile_max`` for the first query and key, and how many there are per head.
+    """
+    # the last blocks of queries see most keys in causal attention: they start first
+    i = q_blocks - 1 - tl.program_id(0) % q_blocks
+    bh = tl.program_id(0) // q_blocks
+    split = tl.program_id(1)
+    b, h = (bh // heads).to(tl.int64), bh % heads
+    hk = h // groups
+    m0 = i * BM
+    m = m0 + tl.arange(0, BM)
+    bh = bh.to(tl.int64)
+    k += b * sk_b + hk.to(tl.int64) * sk_h
+    v += b * sv_b + hk.to(tl.int64) * sv_h
+    x = load_rows(q + b * sq_b + h.to(tl.int64) * sq_h, m, sq_n, queries, D, BD, True)
+    if q_pos is not None:
+        q_pos += b * queries
+        k_pos += b * n_keys
+    if q_docs is not None:
+        q_docs += b * queries
+        k_docs += b * n_keys
+    if keys is not None:
+        keys += bh * n_keys
+    if table is not None:
+        table += h.to(tl.int64) * width
+    if tails is not None:
+        tails += 2 * h
+    if rows is not None:
+        rows += bh * queries * rows_width
+
+    if q_pos is None:
+        begin, a, h0, h1, e, end, s1, s2 = segments(
+            m0, queries, n_keys, past, future, low, high, norms is not None, BM, BN
+        )
+    else:
+        begin, a, h0, h1, e, end, s1, s2 = 0, 0, 0, 0, 0, k_blocks, 0, 0
+    if not STATIC:
+        if limits is not None:
+            begin, end = trim_by_position(
+                begin, end, m, queries, q_pos, q_docs, limits + b * 4 * k_blocks, k_blocks, past, future
+            )
+        if SPLITS > 1:
+            share = (end - begin + SPLITS - 1) // SPLITS
+            begin = tl.minimum(begin + split * share, end)
+            end = tl.minimum(begin + share, end)
+        a, h0, h1, e, s1, s2 = begin, begin, begin, begin, begin, begin
+    first, last = a, e
+
+    top = tl.full((BM,), float("-inf"), tl.float32)
+    total = tl.zeros((BM,), tl.float32)
+    acc = tl.zeros((BM, BDV), tl.float32)
+    for KIND in tl.static_range(3):
+        if KIND == GENERAL or (STATIC and (KIND != BAND or HAS_BAND)):
+            for t in range(count_tiles(KIND, begin, a, h0, h1, e, end, s1, s2, first, last)):
+                j = tile_number(t, KIND, begin, a, h0, h1, e, end, s1, s2, first, last)
+                n0 = j * BN
+                n = n0 + tl.arange(0, BN)
+                y = load_rows(k, n, sk_n, n_keys, D, BD, KIND == GENERAL)
+                s = dot(x, tl.trans(y)) * scale
+                if keys is not None:
+                    s += tl.load(keys + n, mask=n < n_keys, other=0.0)[None, :]
+                if KIND == GENERAL:
+                    d = distances(m[:, None], n[None, :], queries, n_keys, q_pos, k_pos)
+                    s += bias(d, m[:, None], queries, table, tails, width, left, rows, rows_width, rows_left, ONE)
+                    seen = visible(
+                        d, m[:, None], n[None, :], queries, n_keys, q_pos, k_pos, q_docs, k_docs, past, future
+                    )
+                    s = tl.where(seen, s, float("-inf"))
+                elif KIND == BAND:
+                    d = n[None, :] - m[:, None]
+                    s += bias(d, m[:, None], queries, table, tails, width, left, rows, rows_width, rows_left, ONE)
+                else:
+                    s += saturated_bias(
+                        j < s1, m[:, None], n[None, :], n0, queries, table, tails, width, left, rows, rows_width
+                    )
+                grown = tl.maximum(top, tl.max(s, 1))
+                # a row that has seen nothing yet: −inf − −inf is NaN
+                zero = tl.where(grown == float("-inf"), 0.0, grown)
+                p = tl.exp2(s - zero[:, None])
+                shrink = tl.exp2(top - zero)
+                total = total * shrink + tl.sum(p, 1)
+                acc *= shrink[:, None]
+                z = load_rows(v, n, sv_n, n_keys, DV, BDV, KIND == GENERAL)
+                acc += dot(p.to(z.dtype), z)
+                top = grown
+        if KIND == GENERAL and STATIC and norms is not None:
+            # the tiles at the diagonal are done: what cannot come within reach of their maxima is not visited
+            f = x.to(tl.float32)
+            own = tl.sqrt(tl.max(tl.sum(f * f, 1))) * tl.abs(scale)
+            kv = (b * (heads // groups) + hk) * k_blocks
+            stride = (tl.num_programs(0) // q_blocks // groups).to(tl.int64) * k_blocks
+            least = tl.min(tl.where(m < queries, top, float("inf"))) + tiny - headroom(norms + kv, k_blocks, stride)
+            unit = BM if BM < BN else BN
+            maxima = tile_max
+            if tile_max is not None:
+                maxima += h * tiles
+            extra = key_max
+            if key_max is not None:
+                extra += bh * k_blocks
+            first, last = trim_by_weight(
+                a, e, own, norms + kv, maxima, tile_base - i * (BM // unit), BN // unit, extra, least
+            )
+
+    alive = total > 0
+    acc = acc / tl.where(alive, total, 1.0)[:, None]
+    found = top + tl.log2(tl.where(alive, total, 1.0))
+    base = bh * queries
+    if SPLITS > 1:
+        base += split * tl.num_programs(0).to(tl.int64) // q_blocks * queries
+        found = tl.where(alive, found, float("-inf"))
+    else:
+        found = tl.where(alive, found, float("inf"))
+    store_rows(out + base * DV, m, queries, acc, DV, BDV)
+    tl.store(lse + base + m, found, mask=m < queries)
+
+
+@triton.jit
+@no_type_check
+def merge(
+    part, part_lse, out, lse, total_rows,
+    DV: tl.constexpr, BDV: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Join the shares of a divided forward pass, (SPLITS, rows, DV), weighted by 2^(lse − largest lse)."""
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    there = r < total_rows
+    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    for s in range(SPLITS):
+        found = tl.load(part_lse + s * total_rows + r, mask=there, other=float("-inf"))
+        top = tl.maximum(top, found)
+    zero = tl.where(top == float("-inf"), 0.0, top)
+    acc = tl.zeros((ROWS, BDV), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    for s in range(SPLITS):
+        share = tl.exp2(tl.load(part_lse + s * total_rows + r, mask=there, other=float("-inf")) - zero)
+        acc += share[:, None] * load_rows(part + s * total_rows * DV, r, DV, total_rows, DV, BDV, True)
+        total += share
+    alive = total > 0
+    total = tl.where(alive, total, 1.0)
+    store_rows(out, r, total_rows, acc / total[:, None], DV, BDV)
+    tl.store(lse + r, tl.where(alive, zero + tl.log2(total), float("inf")), mask=there)
+
+
+@triton.jit
+@no_type_check
+def position_limits(pos, docs, limits, tokens, blocks, BLOCK: tl.constexpr):
+    """Least and largest position and document of each block of tokens, (B, 4, blocks) int64. Grid: (B, blocks)."""
+    b, x = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    n = x * BLOCK + tl.arange(0, BLOCK)
+    big = 2**62
+    # padding is in no block's limits, and a block of nothing else has its least above its largest
+    p = tl.load(pos + b * tokens + n, mask=n < tokens, other=-1)
+    limits += b * 4 * blocks + x
+    tl.store(limits, tl.min(tl.where(p >= 0, p, big)))
+    tl.store(limits + blocks, tl.max(tl.where(p >= 0, p, -big)))
+    if docs is not None:
+        d = tl.load(docs + b * tokens + n, mask=n < tokens, other=0)
+        tl.store(limits + 2 * blocks, tl.min(tl.where(p >= 0, d, big)))
+        tl.store(limits + 3 * blocks, tl.max(tl.where(p >= 0, d, -big)))
+
+
+@triton.jit
+@no_type_check
+def key_norms(
+    k, v, sk_b, sk_h, sk_n, sv_b, sv_h, sv_n, norms, kv_heads, n_keys, blocks,
+    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Largest and least |k|, |v| of each block of keys, (4, B, H_kv, blocks). Grid: (B·H_kv, blocks)."""
+    bh, x = tl.program_id(0), tl.program_id(1)
+    b, h = (bh // kv_heads).to(tl.int64), (bh % kv_heads).to(tl.int64)
+    n = x * BN + tl.arange(0, BN)
+    there = n < n_keys
+    norms += bh.to(tl.int64) * blocks + x
+    stride = tl.num_programs(0).to(tl.int64) * blocks
+    y = load_rows(k + b * sk_b + h * sk_h, n, sk_n, n_keys, D, BD, True).to(tl.float32)
+    z = load_rows(v + b * sv_b + h * sv_h, n, sv_n, n_keys, DV, BDV, True).to(tl.float32)
+    y, z = tl.sqrt(tl.sum(y * y, 1)), tl.sqrt(tl.sum(z * z, 1))
+    tl.store(norms, tl.max(y))
+    tl.store(norms + stride, tl.min(tl.where(there, y, float("inf"))))
+    tl.store(norms + 2 * stride, tl.max(z))
+    tl.store(norms + 3 * stride, tl.min(tl.where(there, z, float("inf"))))
+
+
+@triton.jit
+@no_type_check
+def key_maxima(keys, key_max, n_keys, blocks, BN: tl.constexpr):
+    """Largest term of each block of keys, (B, H, blocks). Grid: (B·H, blocks)."""
+    bh, x = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    n = x * BN + tl.arange(0, BN)
+    found = tl.load(keys + bh * n_keys + n, mask=n < n_keys, other=float("-inf"))
+    tl.store(key_max + bh * blocks + x, tl.max(found))
+
+
+@triton.jit
+@no_type_check
+def tile_maxima(
+    table, tails, tile_max, width, left, base, tiles,
+    BM: tl.constexpr, BN: tl.constexpr, SPAN: tl.constexpr, UNIT: tl.constexpr, ONE: tl.constexpr,
+):  # fmt: skip
+    """Largest bias of a tile whose first key is (u − base)·UNIT past its first query, (H, tiles). Grid: (tiles, H)."""
+    u, h = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    step = tl.arange(0, SPAN)
+    d = (u - base) * UNIT - (BM - 1) + step
+    if tails is not None:
+        tails += 2 * h
+    found = bias(d, d, 0, table + h * width, tails, width, left, None, 0, 0, ONE) + tl.zeros((SPAN,), tl.float32)
+    tl.store(tile_max + h * tiles + u, tl.max(tl.where(step < BM + BN - 1, found, float("-inf"))))

@@ -1,0 +1,295 @@
+"""What the kernels share: which tiles of scores there are, what is added to one, and which may be left out.
+
+A program owns one block of *rows* and visits blocks of *columns*. In the forward pass and for dq the rows are queries;
+for dk and dv they are keys. With d = column − row, a tile is one of three kinds:
+
+    GENERAL     crosses the mask's edge, or its positions are not known to be 0, 1, 2 …: everything is looked up
+    BAND        wholly visible, and the bias varies inside it
+    SATURATED   wholly visible, and all its distances lie beyond one end of the table: one number, and a slope
+
+Scores are kept in units of log 2, because the hardware has 2^x and not e^x.
+"""
+
+from __future__ import annotations
+
+from typing import no_type_check  # Triton reads a kernel's source: it must not be wrapped by run-time shape checks
+
+import triton
+import triton.language as tl
+
+from headway.backends.triton import INTERPRETED
+
+EMULATED = tl.constexpr(INTERPRETED)
+GENERAL = tl.constexpr(0)
+BAND = tl.constexpr(1)
+SATURATED = tl.constexpr(2)
+LOG2E = tl.constexpr(1.4426950408889634)
+FAR = tl.constexpr(2**30)  # a distance beyond all others; twice it still fits 32 bits
+CHUNK = tl.constexpr(64)  # blocks looked at together when tiles are left out
+
+
+@triton.jit
+@no_type_check
+def dot(x, y):
+    """x · y on tensor cores, summed in float32; float32 factors are not rounded to TF32."""
+    if EMULATED:  # the interpreter would multiply bf16 as the integers it keeps them in
+        x, y = x.to(tl.float32), y.to(tl.float32)
+    return tl.dot(x, y, input_precision="ieee")
+
+
+@triton.jit
+@no_type_check
+def load_rows(base, r, stride, rows, WIDTH: tl.constexpr, BLOCK: tl.constexpr, CHECK: tl.constexpr):
+    """Rows ``r`` of a matrix, (len(r), BLOCK): zeros past its WIDTH and, if CHECK, past its last row."""
+    c = tl.arange(0, BLOCK)
+    ptr = base + r.to(tl.int64)[:, None] * stride + c[None, :]
+    if CHECK:
+        there = (r < rows)[:, None] & (c < WIDTH)[None, :]
+        x = tl.load(ptr, mask=(r < rows)[:, None] if WIDTH == BLOCK else there, other=0.0)
+    elif WIDTH == BLOCK:
+        x = tl.load(ptr)
+    else:
+        x = tl.load(ptr, mask=(c < WIDTH)[None, :], other=0.0)
+    return x
+
+
+@triton.jit
+@no_type_check
+def store_rows(base, r, rows, x, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Store ``x`` (len(r), BLOCK) as rows ``r`` of a contiguous matrix of WIDTH columns."""
+    c = tl.arange(0, BLOCK)
+    ptr = base + r.to(tl.int64)[:, None] * WIDTH + c[None, :]
+    tl.store(ptr, x.to(base.dtype.element_ty), mask=(r < rows)[:, None] & (c < WIDTH)[None, :])
+
+
+@triton.jit
+@no_type_check
+def segments(r0, rows, cols, past, future, low, high, NEAR: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Blocks of columns by kind for the rows r0 …, when positions are indices and −past <= d <= future is the mask.
+
+    Saturated is d <= low or d >= high. Returns begin, a, h0, h1, b, end, s1, s2:
+
+        GENERAL     [begin, a), [h0, h1) and [b, end)
+        SATURATED   [a, s1) and [s2, b), less [h0, h1)
+        BAND        [s1, s2), less [h0, h1)
+
+    [h0, h1) are, if NEAR, the blocks at the diagonal: visited first, they tell which others carry no weight.
+    """
+    last = tl.minimum(r0 + ROWS, rows) - 1
+    end = (tl.minimum(cols, last + future + 1) + COLS - 1) // COLS
+    begin = tl.minimum(tl.maximum(r0 - past, 0) // COLS, end)
+    a = (tl.maximum(r0 + ROWS - 1 - past, 0) + COLS - 1) // COLS
+    a = tl.minimum(tl.maximum(a, begin), end)
+    b = tl.maximum(tl.minimum(tl.minimum(r0 + future + 1, cols) // COLS, end), a)
+    s1 = tl.minimum(tl.maximum(tl.maximum(low + r0 + 1, 0) // COLS, a), b)
+    s2 = (tl.maximum(high + r0 + ROWS - 1, 0) + COLS - 1) // COLS
+    s2 = tl.minimum(tl.maximum(s2, s1), b)
+    h0, h1 = a, a
+    if NEAR:
+        h0 = tl.minimum(tl.maximum(r0 // COLS, a), b)
+        h1 = tl.minimum(tl.maximum((r0 + ROWS + COLS - 1) // COLS, h0), b)
+    return begin, a, h0, h1, b, end, s1, s2
+
+
+@triton.jit
+@no_type_check
+def without(lo, hi, h0, h1):
+    """How many blocks of [lo, hi) are not in [h0, h1)."""
+    hi = tl.maximum(hi, lo)
+    return hi - lo - (tl.minimum(tl.maximum(h1, lo), hi) - tl.minimum(tl.maximum(h0, lo), hi))
+
+
+@triton.jit
+@no_type_check
+def nth_without(t, lo, hi, h0, h1):
+    """The t-th of them."""
+    at, to = tl.minimum(tl.maximum(h0, lo), tl.maximum(hi, lo)), tl.minimum(tl.maximum(h1, lo), tl.maximum(hi, lo))
+    return lo + t + tl.where(lo + t >= at, to - at, 0)
+
+
+@triton.jit
+@no_type_check
+def count_tiles(KIND: tl.constexpr, begin, a, h0, h1, b, end, s1, s2, first, last):
+    """How many tiles of a kind there are; those not general only within [first, last)."""
+    if KIND == GENERAL:
+        count = (end - b) + (h1 - h0) + (a - begin)
+    elif KIND == BAND:
+        count = without(tl.maximum(s1, first), tl.minimum(s2, last), h0, h1)
+    else:
+        count = without(tl.maximum(a, first), tl.minimum(s1, last), h0, h1)
+        count += without(tl.maximum(s2, first), tl.minimum(b, last), h0, h1)
+    return count
+
+
+@triton.jit
+@no_type_check
+def tile_number(t, KIND: tl.constexpr, begin, a, h0, h1, b, end, s1, s2, first, last):
+    """The block of columns of the t-th tile of a kind. General ones begin at the right: the diagonal, if causal."""
+    if KIND == GENERAL:
+        right = end - b
+        near = right + h1 - h0
+        number = tl.where(t < right, end - 1 - t, tl.where(t < near, h1 - 1 - t + right, a - 1 - t + near))
+    elif KIND == BAND:
+        number = nth_without(t, tl.maximum(s1, first), tl.minimum(s2, last), h0, h1)
+    else:
+        lo, hi = tl.maximum(a, first), tl.minimum(s1, last)
+        past = without(lo, hi, h0, h1)
+        number = nth_without(t, lo, hi, h0, h1)
+        in_future = nth_without(t - past, tl.maximum(s2, first), tl.minimum(b, last), h0, h1)
+        number = tl.where(t < past, number, in_future)
+    return number
+
+
+@triton.jit
+@no_type_check
+def trim_by_position(begin, end, r, rows, pos, docs, limits, blocks, past, future):
+    """The blocks of columns within [begin, end) that rows ``r`` may see, from each block's least and largest position.
+
+    Args:
+        pos, docs: position and document of each row; positions are indices, or there are no documents, where None.
+        limits: (4, blocks) int64: least and largest position, least and largest document.
+    """
+    big = 2**62
+    real = r < rows
+    p = r.to(tl.int64)
+    if pos is not None:
+        p = tl.load(pos + r, mask=real, other=-1)
+        real = p >= 0
+    p_min, p_max = tl.min(tl.where(real, p, big)), tl.max(tl.where(real, p, -big))
+    if docs is not None:
+        own = tl.load(docs + r, mask=r < rows, other=0)
+        own_min, own_max = tl.min(tl.where(real, own, big)), tl.max(tl.where(real, own, -big))
+    first, last = end, begin
+    for x0 in range(begin, end, CHUNK):
+        x = x0 + tl.arange(0, CHUNK)
+        there = x < end
+        least, most = tl.load(limits + x, mask=there, other=big), tl.load(limits + blocks + x, mask=there, other=-big)
+        # a block of padding has least > most
+        seen = there & (least <= most) & (p_min <= p_max) & (most - p_min >= -past) & (least - p_max <= future)
+        if docs is not None:
+            least = tl.load(limits + 2 * blocks + x, mask=there, other=big)
+            most = tl.load(limits + 3 * blocks + x, mask=there, other=-big)
+            seen = seen & (least <= own_max) & (most >= own_min)
+        first = tl.minimum(first, tl.min(tl.where(seen, x, end)))
+        last = tl.maximum(last, tl.max(tl.where(seen, x + 1, begin)))
+    return first, tl.maximum(first, last)
+
+
+@triton.jit
+@no_type_check
+def headroom(norms, blocks, stride):
+    """By how much (log 2) one key or value may outgrow another: a weight counts by what it multiplies.
+
+    Args:
+        norms: (4, …, blocks): largest and least |k|, largest and least |v| of each block of keys, ``stride`` apart.
+    """
+    k_max, v_max = 0.0, 0.0
+    k_min, v_min = float("inf"), float("inf")
+    for x0 in range(0, blocks, CHUNK):
+        x = x0 + tl.arange(0, CHUNK)
+        there = x < blocks
+        k_max = tl.maximum(k_max, tl.max(tl.load(norms + x, mask=there, other=0.0)))
+        k_min = tl.minimum(k_min, tl.min(tl.load(norms + stride + x, mask=there, other=float("inf"))))
+        v_max = tl.maximum(v_max, tl.max(tl.load(norms + 2 * stride + x, mask=there, other=0.0)))
+        v_min = tl.minimum(v_min, tl.min(tl.load(norms + 3 * stride + x, mask=there, other=float("inf"))))
+    return tl.log2(k_max / k_min) + tl.log2(v_max / v_min)
+
+
+@triton.jit
+@no_type_check
+def trim_by_weight(a, b, own, norms, tile_max, base, step, extra, least):
+    """The blocks of columns within [a, b) where a score may reach ``least``; the others carry no weight.
+
+    A score is at most own · norms[x] + tile_max[base + x · step] + extra[x], by Cauchy and Schwarz. One range, found
+    before the loop, instead of a test per tile: the loop stays free of branches, and its loads run ahead.
+    """
+    first, last = b, a
+    for x0 in range(a, b, CHUNK):
+        x = x0 + tl.arange(0, CHUNK)
+        there = x < b
+        most = own * tl.load(norms + x, mask=there, other=0.0)
+        if tile_max is not None:
+            most += tl.load(tile_max + base + x * step, mask=there, other=0.0)
+        if extra is not None:
+            most += tl.load(extra + x, mask=there, other=0.0)
+        # written so that NaN is visited, and seen in the result
+        need = there & ~(most < least)
+        first = tl.minimum(first, tl.min(tl.where(need, x, b)))
+        last = tl.maximum(last, tl.max(tl.where(need, x + 1, a)))
+    return first, tl.maximum(first, last)
+
+
+@triton.jit
+@no_type_check
+def distances(m, n, queries, keys, q_pos, k_pos):
+    """Key position minus query position of a tile, int32; positions are indices where they are None."""
+    if q_pos is None:
+        d = n - m
+    else:
+        q = tl.load(q_pos + m, mask=m < queries, other=-1)
+        k = tl.load(k_pos + n, mask=n < keys, other=-1)
+        d = tl.minimum(tl.maximum(k - q, -FAR), FAR).to(tl.int32)
+    return d
+
+
+@triton.jit
+@no_type_check
+def visible(d, m, n, queries, keys, q_pos, k_pos, q_docs, k_docs, past, future):
+    """Which pairs of a tile may attend."""
+    seen = (d >= -past) & (d <= future) & (m < queries) & (n < keys)
+    if q_pos is not None:
+        real = tl.load(q_pos + m, mask=m < queries, other=-1) >= 0
+        seen = seen & real & (tl.load(k_pos + n, mask=n < keys, other=-1) >= 0)
+    if q_docs is not None:
+        q = tl.load(q_docs + m, mask=m < queries, other=0)
+        seen = seen & (q == tl.load(k_docs + n, mask=n < keys, other=0))
+    return seen
+
+
+@triton.jit
+@no_type_check
+def bias(d, m, queries, table, tails, width, left, rows, rows_width, rows_left, ONE: tl.constexpr):
+    """table(d) + rows[m](d) for any tile; a scalar 0 when there is neither.
+
+    Args:
+        table, tails, rows: pointers of this head, or None; table and tails in units of log 2, rows not.
+        ONE: whether the table has one entry, which then needs no gather.
+    """
+    total = 0.0
+    if table is not None:
+        e = d + left
+        total = tl.load(table + (0 if ONE else tl.minimum(tl.maximum(e, 0), width - 1)))
+        if tails is not None:
+            total += tl.load(tails) * tl.maximum(-e, 0).to(tl.float32)
+            total += tl.load(tails + 1) * tl.maximum(e - (width - 1), 0).to(tl.float32)
+    if rows is not None:
+        e = tl.minimum(tl.maximum(d + rows_left, 0), rows_width - 1)
+        total += LOG2E * tl.load(rows + m.to(tl.int64) * rows_width + e, mask=m < queries, other=0.0)
+    return total
+
+
+@triton.jit
+@no_type_check
+def saturated_bias(is_past, m, n, n0, queries, table, tails, width, left, rows, rows_width):
+    """The same for a saturated tile, all of it before the table's first entry (``is_past``) or all after its last."""
+    total = 0.0
+    if table is not None:
+        total = tl.load(table + tl.where(is_past, 0, width - 1))
+        if tails is not None:
+            slope = tl.load(tails + tl.where(is_past, 0, 1))
+            # exact below 2^24, and one subtraction: converting a tile of integers would cost as much as its exp2
+            beyond = steps_beyond(is_past, m, n, n0, width, left)
+            total += slope * beyond
+    if rows is not None:
+        end = tl.where(is_past, 0, rows_width - 1)
+        total += LOG2E * tl.load(rows + m.to(tl.int64) * rows_width + end, mask=m < queries, other=0.0)
+    return total
+
+
+@triton.jit
+@no_type_check
+def steps_beyond(is_past, m, n, n0, width, left):
+    """How far each pair of a saturated tile lies beyond the table's end, float32; n0 is the first key of the tile."""
+    edge = tl.where(is_past, -left, width - 1 - left)
+    sign = tl.where(is_past, -1.0, 1.0)
+    return ((n - n0).to(tl.float32) - (m + edge - n0).to(tl.float32)) * sign

@@ -1,0 +1,298 @@
+"""The triton backend's kernels against float64, in Triton's interpreter on a CPU. Run by test_triton.py, in a process
+of its own: the interpreter is chosen when triton is first imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from common import assert_as_exact
+from torch import Tensor
+
+from headway import Causal, Documents, Window
+from headway.backends import reference
+from headway.backends import triton as backend
+from headway.backends.base import Call
+from headway.backends.triton import attention, backward, forward
+from headway.masks import as_positions
+from headway.terms import AnyTerm, ByDistance, ByDistancePerQuery, PerKey
+
+Terms = Callable[[list[Tensor]], tuple[AnyTerm, ...]]
+FULL, FAR = None, Window(10**6, 10**6)
+
+
+@dataclass
+class Case:
+    tokens: int = 113
+    head_dim: int = 16
+    heads: int = 2
+    kv_heads: int = 1
+    mask: Any = field(default_factory=Causal)
+    terms: tuple[str, ...] = ()
+    dtype: torch.dtype = torch.float32
+    keys: int | None = None
+    dim_v: int | None = None
+    q_pos: Tensor | None = None
+    k_pos: Tensor | None = None
+    tile: tuple[int, int] | None = (32, 16)
+
+    def __str__(self) -> str:
+        mask = type(self.mask).__name__ if self.mask else "full"
+        where = "" if self.q_pos is None else "-positions"
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"{self.tokens}x{self.head_dim}-{mask}-{'+'.join(self.terms) or 'plain'}-{kind}{where}"
+
+
+def made(name: str, case: Case) -> tuple[list[Tensor], Terms]:
+    """A term's parameters, and the term given them."""
+    heads, queries, keys = case.heads, case.tokens, case.keys or case.tokens
+    if name == "saturating":
+        return [torch.randn(heads, 13)], lambda p: (ByDistance(p[0], 9),)
+    if name == "full table":
+        return [torch.randn(heads, 2 * queries + 1)], lambda p: (ByDistance(p[0], queries),)
+    if name == "far table":  # it lies wholly in the past, so that the diagonal has left it at its other end
+        return [torch.randn(heads, 5), -torch.rand(heads, 2)], lambda p: (ByDistance(p[0], 20, p[1]),)
+    if name == "two entries":
+        return [torch.randn(heads, 2)], lambda p: (ByDistance(p[0], 1),)
+    if name == "slope":
+        return [-torch.rand(heads)], lambda p: (ByDistance.linear(p[0]),)
+    if name == "steep":
+        return [-5 - torch.rand(heads)], lambda p: (ByDistance.linear(p[0]),)
+    if name == "falling keys":
+        return [torch.arange(keys).expand(2, heads, -1) * 5.0], lambda p: (PerKey(p[0]),)
+    if name == "rows":
+        return [torch.randn(2, heads, queries, 9)], lambda p: (ByDistancePerQuery(p[0], 5),)
+    if name == "one row entry":
+        return [torch.randn(2, heads, queries, 1)], lambda p: (ByDistancePerQuery(p[0], 0),)
+    assert name == "keys"
+    return [torch.randn(2, heads, keys)], lambda p: (PerKey(p[0]),)
+
+
+def values_and_gradients(run: Any, case: Case, inputs: list[Tensor], parameters: list[list[Tensor]], wide: Any) -> dict:
+    def leaf(x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.detach().to(dtype).requires_grad_()
+
+    qkv = [leaf(x, wide or case.dtype) for x in inputs[:3]]
+    params = [[leaf(x, wide or torch.float32) for x in group] for group in parameters]
+    terms = [made(name, case)[1](group) for name, group in zip(case.terms, params, strict=True)]
+    call = Call(
+        *qkv,
+        as_positions(case.q_pos, qkv[0][:, 0]),
+        as_positions(case.k_pos, qkv[1][:, 0]),
+        case.mask,
+        tuple(term for group in terms for term in group),
+        case.head_dim**-0.5,
+        "softmax",
+        case.q_pos is None and case.k_pos is None,
+        "cpu",
+    )
+    assert wide or backend.refuses(call) is None
+    out = run(call)
+    leaves = dict(zip("qkv", qkv, strict=True)) | {f"t{i}": x for i, x in enumerate(x for g in params for x in g)}
+    gradients = torch.autograd.grad((out.double() * inputs[3]).sum(), list(leaves.values()))
+    return {"out": out.detach()} | dict(zip(leaves, gradients, strict=True))
+
+
+@pytest.fixture
+def tile(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[tuple[int, int]], None]]:
+    """Make tiles small, so that few tokens make many of them."""
+
+    def small(sizes: tuple[int, int]) -> None:
+        def blocks(kernel: str, *_: Any, **__: Any) -> attention.Blocks:
+            queries, keys = sizes
+            own = {"walk": (queries, queries), "entries": (16, keys), "keys": (keys, queries)}
+            return attention.Blocks(*own.get(kernel, sizes), 4, 1)
+
+        monkeypatch.setattr(attention, "blocks", blocks)
+
+    return small
+
+
+def compare(case: Case, twice: bool = False) -> None:
+    """As exact as plain PyTorch; and, if asked, the same bits twice."""
+    shapes = ((case.heads, case.tokens, case.head_dim), (case.kv_heads, case.keys or case.tokens, case.head_dim))
+    dim_v = case.dim_v or case.head_dim
+    inputs = [torch.randn(2, *shape).to(case.dtype) for shape in shapes]
+    inputs += [torch.randn(2, *shapes[1][:2], dim_v).to(case.dtype)]
+    inputs += [torch.randn(2, *shapes[0][:2], dim_v).double()]
+    parameters = [made(name, case)[0] for name in case.terms]
+    truth = values_and_gradients(reference.run, case, inputs, parameters, torch.float64)
+    plain = values_and_gradients(reference.run, case, inputs, parameters, None)
+    got = values_and_gradients(backend.run, case, inputs, parameters, None)
+    # weights are rounded to the dtype for the tensor cores, as all flash attention's are; the reference keeps them wide
+    atom = 2 * torch.finfo(case.dtype).eps if case.dtype is not torch.float32 else 2**-21
+    assert_as_exact([got], [plain], [truth], atom)
+    if twice:
+        again = values_and_gradients(backend.run, case, inputs, parameters, None)
+        assert all(torch.equal(got[name], again[name]) for name in got)
+
+
+PACKED = torch.cat((torch.arange(40), torch.arange(23)))[None]
+DOCS = (torch.arange(63) // 40)[None]
+PADDED = torch.cat((torch.full((7,), -1), torch.arange(56)))[None]
+SCATTERED = torch.randint(-1, 40, (2, 50), generator=torch.Generator().manual_seed(0))
+ALL = ("far table", "rows", "keys")
+
+TABLES = ("saturating", "full table", "far table", "two entries")
+OTHERS = ("slope", "rows", "keys", "one row entry")
+KINDS = [
+    Case(),
+    Case(63, mask=FULL),
+    Case(63, mask=Window(20, 10)),
+    *[Case(63, mask=mask, terms=(term,)) for term in TABLES for mask in (Causal(), FULL, Window(30, 12))],
+    *[Case(63, mask=mask, terms=(term,)) for term in OTHERS for mask in (Causal(), FULL)],
+    Case(63, mask=Window(30, 12), terms=ALL),
+    Case(63, heads=4, kv_heads=2, mask=FULL, terms=ALL, dim_v=40),
+    Case(63, terms=("saturating", "slope")),
+]  # fmt: skip
+SHAPES = [
+    Case(1, 64, terms=("slope",), tile=None),
+    Case(2, 59, 3, 1, FULL, ("saturating",), tile=None),
+    Case(17, 80, 4, 2, Window(5), ("rows",), tile=None),
+    Case(63, 59, 6, 2, terms=ALL, dtype=torch.bfloat16, tile=None),
+    Case(113, 80, 2, 2, FULL, ("full table",), torch.float16, tile=None),
+    Case(113, 64, 4, 1, terms=("saturating",), dtype=torch.bfloat16, tile=None),
+    Case(5, 64, 4, 2, FULL, keys=71),
+    Case(63, 16, terms=("saturating",), tile=(16, 32)),
+    Case(63, 16, mask=FULL, terms=("slope",), tile=(16, 32)),
+]
+POSITIONS = [
+    Case(63, mask=Causal() & Documents(DOCS), terms=ALL),
+    Case(63, mask=Causal() & Documents(DOCS), terms=ALL, q_pos=PACKED, k_pos=PACKED),
+    Case(63, terms=("saturating", "rows"), q_pos=PADDED, k_pos=PADDED),
+    Case(40, mask=Window(30, 30), terms=ALL, keys=50, q_pos=SCATTERED[:, :40], k_pos=SCATTERED),
+    Case(20, mask=Causal(), terms=("saturating",), q_pos=torch.arange(20) + 2**40, k_pos=torch.arange(20) + 2**40),
+]  # fmt: skip
+DECODING = [
+    Case(1, 64, 4, 2, Causal(), ("slope",), keys=300, q_pos=torch.tensor([299]), k_pos=torch.arange(300)),
+    Case(3, 16, 2, 1, FAR, ("saturating",), keys=300, q_pos=torch.tensor([5, -1, 299]), k_pos=torch.arange(300)),
+    Case(3, 16, 2, 2, FULL, keys=300),
+]
+
+
+@pytest.mark.parametrize("case", KINDS, ids=str)
+def test_kinds_of_terms_and_masks(case: Case, tile: Any) -> None:
+    tile(case.tile)
+    compare(case)
+
+
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+def test_awkward_shapes(case: Case, tile: Any) -> None:
+    if case.tile:
+        tile(case.tile)
+    compare(case, twice=True)
+
+
+@pytest.mark.parametrize("case", POSITIONS, ids=str)
+def test_positions_that_are_not_indices(case: Case, tile: Any) -> None:
+    tile(case.tile)
+    compare(case)
+
+
+@pytest.mark.parametrize("case", DECODING, ids=str)
+def test_few_queries_divide_the_keys(case: Case, tile: Any) -> None:
+    tile(case.tile)
+    compare(case)
+
+
+@pytest.mark.parametrize("mask", [Causal(), FULL], ids=["causal", "full"])
+@pytest.mark.parametrize("terms", [("steep",), ("falling keys",)], ids=str)
+def test_tiles_without_weight_are_left_out_and_change_nothing(
+    mask: Any, terms: tuple[str, ...], tile: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tile((16, 16))
+    case = Case(113, mask=mask, terms=terms)
+    inputs = [torch.randn(2, h, case.tokens, case.head_dim) for h in (case.heads, case.kv_heads, case.kv_heads)]
+    inputs.append(torch.randn(2, case.heads, case.tokens, case.head_dim).double())
+    parameters = [made(name, case)[0] for name in case.terms]
+    left_out = dict.fromkeys((forward, backward), 0)
+    for module in left_out:
+        trim = module.trim_by_weight
+
+        def counting(a: Any, b: Any, *given: Any, module: Any = module, trim: Any = trim) -> Any:
+            first, last = trim(a, b, *given)
+            left_out[module] += int(b - a) - int(last - first)
+            return first, last
+
+        monkeypatch.setattr(module, "trim_by_weight", counting)
+    some = values_and_gradients(backend.run, case, inputs, parameters, None)
+    assert min(left_out.values()) > 10
+    monkeypatch.setattr(attention.Launch, "trims", property(lambda self: False, lambda self, _: None), raising=False)
+    every = values_and_gradients(backend.run, case, inputs, parameters, None)
+    for name, expected in every.items():
+        torch.testing.assert_close(some[name], expected, rtol=0, atol=2**-20)
+
+
+def test_a_value_that_outgrows_the_others_keeps_its_tile(tile: Any) -> None:
+    """Weights of 10^-14 do count where they reach values of 10^15."""
+    tile((16, 16))
+    q, k, v = torch.randn(3, 1, 1, 96, 16)
+    v[..., 3, :] = 1e15
+
+    def run(how: Any, dtype: torch.dtype) -> Tensor:
+        slope, pos = torch.ones(1, dtype=dtype), torch.arange(96)[None]
+        terms = (ByDistance.linear(-slope),)
+        inputs = (x.to(dtype) for x in (q, k, v))
+        return how(Call(*inputs, pos, pos, Causal(), terms, 0.25, "softmax", True, "cpu"))
+
+    torch.testing.assert_close(
+        run(backend.run, torch.float32).double(), run(reference.run, torch.float64), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_compiled_is_eager(with_gradients: bool) -> None:
+    table = torch.randn(2, 9, requires_grad=True)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        pos = torch.arange(q.shape[2])[None]
+        return backend.run(Call(q, k, v, pos, pos, Causal(), (ByDistance(table, 5),), 0.25, "softmax", True, "cpu"))
+
+    leaves = [torch.randn(1, h, 17, 16, requires_grad=with_gradients) for h in (2, 1, 1)]
+    results = []
+    for how in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
+        out = how(*leaves)
+        found = torch.autograd.grad(out.square().sum(), [*leaves, table]) if with_gradients else ()
+        results.append([out, *found])
+    for expected, got in zip(*results, strict=True):
+        assert torch.equal(expected, got)
+
+
+def test_strides_do_not_matter() -> None:
+    q = torch.randn(9, 16, 4, 2).permute(3, 2, 0, 1)
+    k = torch.randn(1, 1, 9, 16).expand(2, 1, 9, 16)
+    v = torch.randn(2, 9, 1, 32).transpose(1, 2)[..., ::2]
+    pos = torch.arange(9)[None]
+
+    def run(*qkv: Tensor) -> Tensor:
+        return backend.run(Call(*qkv, pos, pos, Causal(), (), 0.25, "softmax", True, "cpu"))
+
+    assert torch.equal(run(q, k, v), run(*(x.contiguous() for x in (q, k, v))))
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(0, 6), (6, 0), (0, 0)])
+def test_nobody_or_nothing_to_see(queries: int, keys: int) -> None:
+    q, k = torch.randn(2, 4, queries, 8, requires_grad=True), torch.randn(2, 2, keys, 8, requires_grad=True)
+    pos = torch.arange(6)[None]
+    call = Call(q, k, k, pos[:, :queries], pos[:, :keys], Causal(), (), 1.0, "softmax", False, "cpu")
+    out = backend.run(call)
+    assert out.shape == q.shape
+    assert not out.any()
+    assert not any(g.any() for g in torch.autograd.grad(out.sum(), (q, k)))
+
+
+def test_what_it_refuses() -> None:
+    pos = torch.arange(3)[None]
+
+    def reason(x: Tensor, device: str = "cpu") -> str | None:
+        return backend.refuses(Call(x, x, x, pos, pos, None, (), 1.0, "softmax", True, device))
+
+    x = torch.randn(1, 1, 3, 16)
+    assert reason(x) is None
+    assert reason(x.double()) == "its kernels know float16, bfloat16 and float32, not torch.float64"
+    assert reason(torch.randn(1, 1, 3, 300)) == "heads are 300 wide, and its tiles hold at most 256"
+    assert reason(x, "xpu") == "its kernels run on NVIDIA GPUs, not on 'xpu'"
