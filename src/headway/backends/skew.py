@@ -10,12 +10,66 @@ No entry is written twice, so gradients need no atomic adds and come out the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from headway.masks import And, Causal, Mask, Or, Window
+from headway.terms import ByDistance
+
+FAR = 2**40
+"""A distance no pair of tokens has: the reach of a mask without that side."""
+
+
+def straight(mask: Mask | None) -> bool:
+    """Whether a mask hides by distance alone."""
+    if isinstance(mask, And | Or):
+        return straight(mask.first) and straight(mask.second)
+    return mask is None or isinstance(mask, Causal | Window)
+
+
+def reach(mask: Mask | None) -> tuple[int, int]:
+    """How far behind and before a query a mask may let it see; all between, for a mask that is :func:`straight`.
+
+    Each range holds distance 0, so that ranges that meet or join are ranges again.
+    """
+    match mask:
+        case Causal():
+            return FAR, 0
+        case Window(left, right):
+            return left, right
+        case And(first, second) | Or(first, second):
+            choose = min if isinstance(mask, And) else max
+            (past, future), (other_past, other_future) = reach(first), reach(second)
+            return choose(past, other_past), choose(future, other_future)
+        case _:
+            return FAR, FAR
+
+
+def strip(
+    terms: Sequence[ByDistance], first: int, stop: int, past: int, future: int, like: Tensor
+) -> Float[Tensor, "#heads distances"] | None:
+    """What terms add at the distances first … stop − 1, and −inf where a mask hides; None where all would be zero.
+
+    Args:
+        terms: terms by distance.
+        first: the smallest distance, first key − last query.
+        stop: one more than the largest.
+        past: how far behind a query its keys may lie.
+        future: how far before it.
+        like: a tensor for the device and the dtype, which is widened to float32.
+    """
+    wide = torch.promote_types(like.dtype, torch.float32)
+    distances = torch.arange(first, stop, device=like.device)[None]
+    tiles = [term.tile(torch.zeros_like(distances[:, :1]), distances)[0, :, 0].to(wide) for term in terms]
+    line = sum(tiles[1:], start=tiles[0]) if tiles else None
+    if first >= -past and stop - 1 <= future:
+        return line
+    line = like.new_zeros(1, 1, dtype=wide) if line is None else line
+    return line.masked_fill((distances < -past) | (distances > future), -torch.inf)
 
 
 def skewed(lines: Float[Tensor, "*lead lines length"], width: int, offset: int) -> Float[Tensor, "*lead lines width"]:

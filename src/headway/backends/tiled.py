@@ -26,8 +26,8 @@ from torch.utils.checkpoint import checkpoint
 
 from headway.backends import reference
 from headway.backends.base import Call
-from headway.backends.skew import Band, diagonal_sums
-from headway.masks import And, Causal, Dense, Documents, Mask, Or, Prefix, Window
+from headway.backends.skew import Band, diagonal_sums, reach, straight, strip
+from headway.masks import And, Dense, Documents, Mask, Or, Prefix
 from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, Pairwise, PerKey
 
 ROWS = 64
@@ -36,8 +36,6 @@ FEWEST_ROWS = 16
 ROOM = {"cpu": 2**19}
 """Scores held at once; on a CPU as many as its cache holds. One head's block of queries is held even if it is more."""
 ROOM_ELSEWHERE = 2**25
-FAR = 2**40
-"""A distance no pair of tokens has: the reach of a mask without that side."""
 
 
 def refuses(call: Call) -> str | None:
@@ -196,30 +194,22 @@ def _unit_steps(call: Call, shift: int) -> Tensor:
     per_key = [term.bias for term in call.terms if isinstance(term, PerKey)]
     rows = [term for term in call.terms if isinstance(term, ByDistancePerQuery)]
     columns = [term for term in call.terms if isinstance(term, ByDistancePerKey)]
-    past, future = _reach(call.mask)
-    straight = _straight(call.mask)
+    past, future = reach(call.mask)
     job = _Job(
         # only for its mask: tensors of the right shape that keep nothing alive
         call=replace(call, terms=(), **{x: getattr(call, x).new_empty(()).expand_as(getattr(call, x)) for x in "qkv"}),
         shift=shift,
         past=past,
         future=future,
-        spotted=not straight,
+        spotted=not straight(call.mask),
         varies=_varies(by_distance, -past, future),
         rows=tuple(term.left for term in rows),
         columns=tuple(term.left for term in columns),
         values=tuple(term.left for term in call.value_terms),
     )
-    origin = torch.zeros_like(call.q_pos[:1, :1])
-    distances = torch.arange(shift - queries + 1, shift + keys, device=origin.device)[None]
-    tiles = [term.tile(origin, distances)[0, :, 0].to(wide) for term in by_distance]
-    strip = sum(tiles[1:], start=tiles[0]) if tiles else None
-    if (past, future) != (FAR, FAR):
-        hidden = (distances < -past) | (distances > future)
-        strip = call.q.new_zeros(1, 1, dtype=wide) if strip is None else strip
-        strip = strip.masked_fill(hidden, -torch.inf)
+    line = strip(by_distance, shift - queries + 1, shift + keys, past, future, call.q)
     tables = _Tables(
-        None if strip is None else strip.expand(heads, -1),
+        None if line is None else line.expand(heads, -1),
         sum(per_key[1:], start=per_key[0]).to(wide).expand(batch, heads, -1) if per_key else None,
         tuple(term.table.to(wide).expand(batch, heads, -1, -1) for term in rows),
         tuple(term.table.to(wide).expand(batch, heads, -1, -1) for term in columns),
@@ -239,31 +229,6 @@ def _check_shapes(call: Call) -> None:
 def _lead(term: Any) -> tuple[int, int]:
     tensor = term.bias if isinstance(term, PerKey) else term.table
     return tensor.shape[0], tensor.shape[1]
-
-
-def _straight(mask: Mask | None) -> bool:
-    """Whether a mask hides by distance alone."""
-    if isinstance(mask, And | Or):
-        return _straight(mask.first) and _straight(mask.second)
-    return mask is None or isinstance(mask, Causal | Window)
-
-
-def _reach(mask: Mask | None) -> tuple[int, int]:
-    """How far behind and before a query a mask may let it see; all between, for a mask that is :func:`_straight`.
-
-    Each range holds distance 0, so that ranges that meet or join are ranges again.
-    """
-    match mask:
-        case Causal():
-            return FAR, 0
-        case Window(left, right):
-            return left, right
-        case And(first, second):
-            return tuple(map(min, _reach(first), _reach(second)))  # type: ignore[return-value]
-        case Or(first, second):
-            return tuple(map(max, _reach(first), _reach(second)))  # type: ignore[return-value]
-        case _:
-            return FAR, FAR
 
 
 def _varies(terms: Sequence[ByDistance], low: int, high: int) -> tuple[int, int]:
