@@ -20,7 +20,7 @@ from headway.positions.base import Look, Position
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, Term, ValuesByDistance
 
-BACKENDS = ("sdpa", "tiled", "reference")
+BACKENDS = ("native", "sdpa", "tiled", "reference")
 """What ``backend="auto"`` tries, in this order; the first that does not refuse runs."""
 
 
@@ -143,6 +143,10 @@ def _check(
 def _load(name: str) -> Backend:
     # import statements, because torch.compile follows them; it cannot follow importlib
     match name:
+        case "native":
+            from headway.backends import native
+
+            return native
         case "sdpa":
             from headway.backends import sdpa
 

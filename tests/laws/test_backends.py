@@ -78,18 +78,19 @@ def test_as_exact_as_plain_pytorch(spec: str, case: Case) -> None:
     k_pos = torch.arange(case.start, case.start + keys)[None]
     q_pos = k_pos[:, -case.tokens :]
     shapes = ((case.heads, case.tokens), (case.kv_heads, keys), (case.kv_heads, keys))
-    inputs = [torch.randn(2, *shape, case.head_dim).to(case.dtype) for shape in shapes]
+    # of a handful of numbers either side may err by next to nothing, by chance: the worst of several draws counts
+    draws = 8 if case.tokens <= 2 else 1
+    inputs = [[torch.randn(2, *shape, case.head_dim).to(case.dtype) for shape in shapes] for _ in range(draws)]
     weight = torch.randn(2, case.heads, case.tokens, case.head_dim).to(case.dtype)
     position = position.to(case.dtype)
     given = {"mask": case.mask, "q_pos": q_pos, "k_pos": k_pos}
-    truth = values_and_gradients(
-        copy.deepcopy(position).double(), [x.double() for x in inputs], weight.double(), naive, **given
-    )
-    plain = values_and_gradients(position, inputs, weight, naive, **given)
+    exact = copy.deepcopy(position).double()
+    truth = [values_and_gradients(exact, [x.double() for x in draw], weight.double(), naive, **given) for draw in inputs]
+    plain = [values_and_gradients(position, draw, weight, naive, **given) for draw in inputs]
     for backend in BACKENDS:
-        if refusing(backend, position, inputs, **given):
+        if refusing(backend, position, inputs[0], **given):
             continue
-        got = values_and_gradients(position, inputs, weight, attend, backend=backend, **given)
+        got = [values_and_gradients(position, draw, weight, attend, backend=backend, **given) for draw in inputs]
         assert_as_exact(got, plain, truth, ATOM.get(backend, 0.0))
 
 

@@ -84,12 +84,20 @@ class Call:
         return total
 
     def _fitting(self, tile: Tensor, what: str) -> Tensor:
-        batch, heads = self.q.shape[:2]
-        if tile.shape[0] not in (1, batch) or tile.shape[1] not in (1, heads):
-            raise HeadwayError(
-                f"expected {what} of shape ({batch} or 1, {heads} or 1, queries, keys), got {tuple(tile.shape)}"
-            )
+        self.fits(what, *tile.shape)
         return tile
+
+    def fits(self, what: str, batch: int, heads: int, queries: int, keys: int) -> None:
+        """Refuse a mask or term made for another batch or other heads.
+
+        Raises:
+            HeadwayError: when it has neither as many as this call, nor one for all.
+        """
+        if batch not in (1, self.q.shape[0]) or heads not in (1, self.q.shape[1]):
+            raise HeadwayError(
+                f"expected {what} of shape ({self.q.shape[0]} or 1, {self.q.shape[1]} or 1, queries, keys), "
+                f"got {(batch, heads, queries, keys)}"
+            )
 
 
 @runtime_checkable

@@ -100,7 +100,16 @@ def canonical(call: Call) -> Canonical:
         elif isinstance(part, Window):
             past, future = min(past, part.left), min(future, part.right)
         elif isinstance(part, Documents):
-            q_docs, k_docs = (ids.expand(batch, -1) for ids in part.of(call.q_pos, call.k_pos))
+            ids, key_ids = part.of(call.q_pos, call.k_pos)
+            call.fits("a mask", max(len(ids), len(key_ids)), 1, queries, keys)
+            q_docs, k_docs = ids.expand(batch, -1), key_ids.expand(batch, -1)
+    for term in call.terms:
+        if isinstance(term, PerKey):
+            call.fits("PerKey", *term.bias.shape[:2], queries, keys)
+        elif isinstance(term, ByDistance):
+            call.fits("ByDistance", 1, len(term.table), queries, keys)
+        elif isinstance(term, ByDistancePerQuery):
+            call.fits("ByDistancePerQuery", *term.table.shape[:2], queries, keys)
     per_key = [term.bias for term in call.terms if isinstance(term, PerKey)]
     table, left, tails = _one_table([term for term in call.terms if isinstance(term, ByDistance)])
     rows, rows_left = _one_bank([term for term in call.terms if isinstance(term, ByDistancePerQuery)])

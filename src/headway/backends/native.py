@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -27,13 +28,18 @@ from headway.backends.base import Call
 from headway.shapes import HeadwayError
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-_POINTERS = "p"
+_GIVEN = (
+    "Tensor q, Tensor k, Tensor v, Tensor? keys, Tensor? table, Tensor? tails, Tensor? rows, "
+    "Tensor q_pos, Tensor k_pos, Tensor? q_docs, Tensor? k_docs, "
+    "int past, int future, int left, int rows_left, float scale"
+)
+"""What forward and backward are given, as :class:`headway.backends.canonical.Canonical` names it."""
 
 
 class _Call(ctypes.Structure):
     """One call, field by field as ``Call`` in csrc/tile.h."""
 
-    _fields_ = [
+    _fields_: ClassVar = [
         (name, {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}[kind])
         for kind, names in (
             ("n", "batch heads kv_heads queries keys dim dim_v"),
@@ -64,19 +70,19 @@ class _Call(ctypes.Structure):
 
 
 @cache
-def _library() -> ctypes.CDLL:
-    return ctypes.CDLL(str(compiler.library(Path(__file__).parent / "csrc" / "attention.cpp")))
-
-
-@torch.compiler.assume_constant_result
-@cache
-def unavailable() -> str | None:
-    """Why there is no kernel on this machine, or None when there is one; compiles it if need be."""
+def _loaded() -> ctypes.CDLL | str:
+    """The compiled kernel, or why there is none."""
     try:
-        _library()
+        return ctypes.CDLL(str(compiler.library(Path(__file__).parent / "csrc" / "attention.cpp")))
     except (HeadwayError, OSError) as error:
         return str(error)
-    return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def unavailable() -> str | None:
+    """Why there is no kernel on this machine, or None when there is one; compiles it if need be."""
+    found = _loaded()
+    return found if isinstance(found, str) else None
 
 
 def refuses(call: Call) -> str | None:
@@ -99,7 +105,7 @@ def describe(call: Call) -> tuple[str, str]:
 def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     """See :class:`headway.backends.base.Backend`."""
     c = canonical.canonical(call)
-    out: Tensor = _Attention.apply(
+    out: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
         *(c.q, c.k, c.v, c.keys, c.table, c.tails, c.rows),
         *(c.q_pos, c.k_pos, c.q_docs, c.k_docs),
         *(c.past, c.future, c.left, c.rows_left, c.scale),
@@ -108,19 +114,19 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
 
 
 class _Attention(torch.autograd.Function):
+    """The kernel as one differentiable step."""
+
     @staticmethod
     def forward(ctx: Any, *given: Any) -> Tensor:
-        compiling = torch.compiler.is_compiling()
-        out, sums = (torch.ops.headway.native_forward if compiling else forward)(*given)
+        out, sums = _forward_op(*given) if torch.compiler.is_compiling() else forward(*given)
         ctx.save_for_backward(*given[:11], out, sums)
         ctx.numbers = given[11:]
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        compiling = torch.compiler.is_compiling()
         saved, needed = ctx.saved_tensors, list(ctx.needs_input_grad[:7])
-        run = torch.ops.headway.native_backward if compiling else backward
+        run = _backward_op if torch.compiler.is_compiling() else backward
         gradients = run(grad, *saved[-2:], needed, *saved[:11], *ctx.numbers)
         return (*(g if need else None for g, need in zip(gradients, needed, strict=True)), *(None,) * 9)
 
@@ -171,7 +177,7 @@ class _Prepared:
 
     def run(self, what: str) -> None:
         message = ctypes.create_string_buffer(256)
-        if getattr(_library(), what)(ctypes.byref(self.call), self.kind, message):
+        if getattr(_loaded(), what)(ctypes.byref(self.call), self.kind, message):
             raise MemoryError(f"the CPU kernel failed: {message.value.decode()}")
 
 
@@ -180,12 +186,21 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def _by_token(shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """(B, H, N, D) as (B, N, H, D): as heads are used, side by side for each token."""
+    return shape[0], shape[2], shape[1], shape[3]
+
+
+def _results(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """What forward returns, not yet computed."""
+    out = q.new_empty(_by_token((*q.shape[:3], v.shape[3]))).transpose(1, 2)
+    return out, q.new_empty(*q.shape[:3], 2, dtype=_wide(q))
+
+
 def forward(*given: Any) -> tuple[Tensor, Tensor]:
     """The output, and each row's greatest score and 1 / its sum of exponentials, (B, H, Q, 2)."""
     prepared, (q, _, v) = _Prepared(*given), given[:3]
-    # laid out as the heads' results are used: side by side for each token
-    out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
-    sums = q.new_empty(*q.shape[:3], 2, dtype=_wide(q))
+    out, sums = _results(q, v)
     _put(prepared.call, "out", out, "batch", "head", "row")
     _put(prepared.call, "sums", sums)
     prepared.run("headway_forward")
@@ -218,7 +233,7 @@ def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given
     _put(call, "sums", sums)
     lanes = 64 // wide.itemsize
     d_q = q.new_zeros(splits, batch, queries, heads, math.ceil(dim / lanes) * lanes, dtype=wide).transpose(2, 3)
-    d_k, d_v = (x.new_zeros(batch, x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2) for x in (k, v))
+    d_k, d_v = (x.new_zeros(_by_token(x.shape)).transpose(1, 2) for x in (k, v))
     _put(call, "d_q", d_q, "split", "batch", "head", "row")
     for name, x in (("d_k", d_k), ("d_v", d_v)):
         _put(call, name, x, "batch", "head", "row")
@@ -244,6 +259,33 @@ def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given
         parts["d_tails"].sum((0, 1)).to(wide) if "d_tails" in parts else empty,
         empty if d_rows is None else d_rows[0] if splits == 1 else d_rows.sum(0),
     ]
+
+
+# torch.compile cannot look into the kernel; as operators it can take it whole
+_forward_op = torch.library.custom_op(
+    "headway::native_forward", forward, mutates_args=(), schema=f"({_GIVEN}) -> (Tensor, Tensor)"
+)
+_backward_op = torch.library.custom_op(
+    "headway::native_backward",
+    backward,
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor out, Tensor sums, bool[] needed, {_GIVEN}) -> Tensor[]",
+)
+
+
+@_forward_op.register_fake
+def _(*given: Any) -> tuple[Tensor, Tensor]:
+    return _results(given[0], given[2])
+
+
+@_backward_op.register_fake
+def _(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor]:
+    q, k, v = given[:3]
+    terms = [
+        x.new_empty(x.shape) if need and x is not None else q.new_empty(0)
+        for x, need in zip(given[3:7], needed[3:], strict=True)
+    ]
+    return [*(x.new_empty(_by_token(x.shape)).transpose(1, 2) for x in (q, k, v)), *terms]
 
 
 if __name__ == "__main__":

@@ -227,21 +227,37 @@ struct Query {
 };
 
 // One row of a tile: scores to weights, and their gradients to those of the scores. Returns the sum of the latter.
+// If the row is `whole`, all its keys in this tile, its mean is taken from the very numbers it is subtracted from, whose
+// rounding errors then cancel.
 template <typename T>
-inline T differentiate(T* weight, T* gradient, int64_t first, int64_t wide, Added<T> added, Query<T> query) {
+inline T differentiate(T* weight, T* gradient, int64_t first, int64_t wide, Added<T> added, Query<T> query, bool whole) {
   using V = Vectorized<T>;
   constexpr int64_t lanes = LANES<T>;
-  const V all(added.all), shift(added.each == nullptr ? query.most - added.all : query.most);
-  const V inverse(query.inverse), mean(query.mean);
-  V total(T(0));
-  for (int64_t j = first; j < wide; j += lanes) {
+  const V all(added.all), shift(added.each == nullptr ? query.most - added.all : query.most), inverse(query.inverse);
+  const auto weigh = [&](int64_t j) {
     V x = V::loadu(weight + j);
     if (added.each != nullptr) x = x + (V::loadu(added.each + j) + all);
     const V p = exp_negative(x - shift) * inverse;
-    const V g = p * (V::loadu(gradient + j) - mean);
     p.store(weight + j);
-    g.store(gradient + j);
-    total = total + g;
+    return p;
+  };
+  V total(T(0));
+  if (whole) {
+    V mean(T(0));
+    for (int64_t j = first; j < wide; j += lanes) mean = at::vec::fmadd(weigh(j), V::loadu(gradient + j), mean);
+    mean = V(sum_of(mean));
+    for (int64_t j = first; j < wide; j += lanes) {
+      const V g = V::loadu(weight + j) * (V::loadu(gradient + j) - mean);
+      g.store(gradient + j);
+      total = total + g;
+    }
+  } else {
+    const V mean(query.mean);
+    for (int64_t j = first; j < wide; j += lanes) {
+      const V g = weigh(j) * (V::loadu(gradient + j) - mean);
+      g.store(gradient + j);
+      total = total + g;
+    }
   }
   return sum_of(total);
 }
@@ -336,21 +352,20 @@ class Gradients : public Terms<T> {
   double total_ = 0;
 };
 
-// sum_j weight(i, j) (d_out_i v_j) = d_out_i out_i, summed in the order of `product`: where one key has all the weight
-// its gradient is then exactly 0, as it should be. Several rows at a time, since each sum waits for its last term.
+// sum_j weight(i, j) (d_out_i v_j) = d_out_i out_i. Several rows at a time, since each sum waits for its last term.
 template <typename T, typename In>
 void summarise(const Call& call, int64_t bh, const T* sums, Query<T>* to) {
-  constexpr int64_t some = 16;
+  constexpr int64_t some = 8;
   const int64_t b = bh / call.heads, h = bh % call.heads;
   for (int64_t i = 0; i < call.queries; i += some) {
     const int64_t rows = std::min(some, call.queries - i);
     const In* out = at_row<In>(call.out, b, call.out_batch, h, call.out_head, i, call.out_row);
     const In* grad = at_row<In>(call.grad, b, call.grad_batch, h, call.grad_head, i, call.grad_row);
-    T mean[some] = {};
+    double mean[some] = {};
     for (int64_t d = 0; d < call.dim_v; ++d)
       for (int64_t r = 0; r < rows; ++r)
-        mean[r] = std::fma(static_cast<T>(grad[r * call.grad_row + d]), static_cast<T>(out[r * call.out_row + d]), mean[r]);
-    for (int64_t r = 0; r < rows; ++r) to[i + r] = {sums[2 * (i + r)], sums[2 * (i + r) + 1], mean[r]};
+        mean[r] += double(grad[r * call.grad_row + d]) * double(out[r * call.out_row + d]);
+    for (int64_t r = 0; r < rows; ++r) to[i + r] = {sums[2 * (i + r)], sums[2 * (i + r) + 1], T(mean[r])};
   }
 }
 
@@ -378,6 +393,14 @@ void backward(const Call& call) {
       }
     }
   });
+
+  std::vector<std::vector<int64_t>> blocks(call.batch); // of keys, that the queries of a span see
+  for (int64_t b = 0; b < call.batch; ++b)
+    for (const Span& q : shared.q[b])
+      blocks[b].push_back(std::count_if(shared.k[b].begin(), shared.k[b].end(), [&](const Span& k) {
+        Tile tile;
+        return look<T>(call, q, k, tile);
+      }));
 
   // the longest tasks come first, so that none is left for the end
   const int64_t tasks = call.batch * call.kv_heads * call.splits;
@@ -455,7 +478,7 @@ void backward(const Call& call) {
       head.enter(tile, line, sums);
       for (int64_t i = 0; i < rows; ++i) {
         T *weight = weights + i * columns, *gradient = gradients + i * columns;
-        const T sum = differentiate<T>(weight, gradient, tile.first, tile.wide, head.of_row(i, row_room), queries[bh * call.queries + query + i]);
+        const T sum = differentiate<T>(weight, gradient, tile.first, tile.wide, head.of_row(i, row_room), queries[bh * call.queries + query + i], blocks[b][iq] == 1);
         head.add(i, gradient, sum);
       }
       head.leave();
