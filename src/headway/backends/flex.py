@@ -1,0 +1,198 @@
+"""PyTorch's FlexAttention, for what the other fused backends do not know: Prefix, ``|``, Dense, tables per key.
+
+Terms become its ``score_mod`` and masks its ``mask_mod``, functions of one pair that torch.compile turns into a kernel
+(https://pytorch.org/docs/stable/nn.attention.flex_attention.html). A table by distance is spread over all distances
+first, so that inside the kernel it is one look-up, and learned buckets take their gradient once per distance, not per
+pair. Gradients of what is learned are still added by atomics, in no fixed order: two runs may differ in the last bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from headway.backends.base import Call
+from headway.masks import And, Causal, Dense, Documents, Mask, Or, Prefix, Window
+from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, PerKey, Term
+
+Index = Tensor
+ScoreMod = Callable[[Tensor, Index, Index, Index, Index], Tensor]
+MaskMod = Callable[[Index, Index, Index, Index], Tensor]
+PairBias = Callable[[Index, Index, Index, Index], Tensor]
+NARROWEST = 16
+"""The narrowest head of its kernels."""
+TERMS = PerKey | ByDistance | ByDistancePerQuery | ByDistancePerKey
+MASKS = Causal | Window | Prefix | Documents | Dense | And | Or
+
+
+def refuses(call: Call) -> str | None:
+    """See :class:`headway.backends.base.Backend`."""
+    if call.device != "cuda":
+        return (
+            f"FlexAttention has no backward pass on {call.device!r}, and forward only if compiled: it is used on CUDA"
+        )
+    if call.normalise != "softmax":
+        return f"normalise={call.normalise!r} is not known to FlexAttention, only 'softmax'"
+    if call.q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"FlexAttention's kernels know float16, bfloat16 and float32, not {call.q.dtype}"
+    narrow = min(call.q.shape[3], call.v.shape[3])
+    if narrow < NARROWEST:
+        return f"heads are {narrow} wide, and FlexAttention's kernels need at least {NARROWEST}"
+    if 0 in (*call.q.shape, call.k.shape[2]):
+        return "FlexAttention needs at least one query and one key"
+    for term in call.terms:
+        if not isinstance(term, TERMS):
+            return f"the term {type(term).__name__} is no function of one pair that torch.compile could follow"
+    for part in _leaves(call.mask):
+        if not isinstance(part, MASKS):
+            return f"the mask {type(part).__name__} is no function of one pair that torch.compile could follow"
+    return None
+
+
+def describe(call: Call) -> tuple[str, str]:
+    """See :class:`headway.backends.base.Backend`."""
+    tensors = [x for term in call.score_terms for x in vars(term).values() if isinstance(x, Tensor)]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return "exact, not deterministic: gradients of terms by atomic addition", "O(queries + keys): FlexAttention"
+    return "exact", "O(queries + keys): FlexAttention"
+
+
+def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
+    """See :class:`headway.backends.base.Backend`."""
+    attention, block_mask = _compiled()
+    if torch.compiler.is_compiling():
+        attention, block_mask = flex_attention, create_block_mask
+    seen, (batch, heads, queries, _) = mask_mod(call), call.q.shape
+    blocks = None
+    if seen is not None:
+        blocks = block_mask(seen, batch, heads, queries, call.k.shape[2], device=str(call.q.device))
+    out: Tensor = attention(
+        call.q,
+        call.k,
+        call.v,
+        score_mod=score_mod(call),
+        block_mask=blocks,
+        scale=call.scale,
+        enable_gqa=call.groups > 1,
+    )
+    return out
+
+
+@cache
+def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """FlexAttention, and the maker of its masks, as kernels: uncompiled, both hold all pairs."""
+    return torch.compile(flex_attention), torch.compile(create_block_mask)
+
+
+def _leaves(mask: Mask | None) -> list[Mask]:
+    """The masks that ``&`` and ``|`` combine."""
+    if mask is None:
+        return []
+    return [*_leaves(mask.first), *_leaves(mask.second)] if isinstance(mask, And | Or) else [mask]
+
+
+def _distance(call: Call) -> PairBias:
+    """Key position minus query position of a pair, from indices where positions are known to be indices."""
+    if call.aligned:
+        return lambda b, h, i, j: j - i
+    q_pos, k_pos = (pos.expand(call.q.shape[0], -1) for pos in (call.q_pos, call.k_pos))
+    return lambda b, h, i, j: k_pos[b, j] - q_pos[b, i]
+
+
+def score_mod(call: Call) -> ScoreMod | None:
+    """(score, b, h, i, j) → the score with every term added; None when there are none."""
+    parts = [_bias(call, term) for term in call.score_terms]
+    if not parts:
+        return None
+
+    def modified(score: Tensor, b: Index, h: Index, i: Index, j: Index) -> Tensor:
+        for part in parts:
+            score = score + part(b, h, i, j)
+        return score
+
+    return modified
+
+
+def _bias(call: Call, term: Term) -> PairBias:
+    """One term, as a function of a pair."""
+    batch, heads, queries, _ = call.q.shape
+    wide = torch.promote_types(call.q.dtype, torch.float32)
+    away = _distance(call)
+    if isinstance(term, PerKey):
+        bias = term.bias.to(wide).expand(batch, heads, -1)
+        return lambda b, h, i, j: bias[b, h, j]
+    if isinstance(term, ByDistance) and call.aligned:
+        every = torch.arange(1 - queries, call.k.shape[2], device=call.q.device)
+        vector = term.tile(torch.zeros_like(every[:1])[None], every[None])[0, :, 0].to(wide).expand(heads, -1)
+        return lambda b, h, i, j: vector[h, j - i + (queries - 1)]
+    if isinstance(term, ByDistance):
+        return _by_distance(term, away, heads, wide)
+    assert isinstance(term, ByDistancePerQuery | ByDistancePerKey)  # `refuses` lets no other kind in
+    table, left, last = term.table.to(wide).expand(batch, heads, -1, -1), term.left, term.table.shape[-1] - 1
+    if isinstance(term, ByDistancePerQuery):
+        return lambda b, h, i, j: table[b, h, i, (away(b, h, i, j) + left).clamp(0, last)]
+    return lambda b, h, i, j: table[b, h, j, (away(b, h, i, j) + left).clamp(0, last)]
+
+
+def _by_distance(term: ByDistance, away: PairBias, heads: int, wide: torch.dtype) -> PairBias:
+    """A table by distance at any positions, which may lie any distance apart."""
+    table, left, last = term.table.to(wide).expand(heads, -1), term.left, term.table.shape[1] - 1
+    if term.tails is None:
+        return lambda b, h, i, j: table[h, (away(b, h, i, j) + left).clamp(0, last)]
+    tails = term.tails.to(wide).expand(heads, -1)
+
+    def bias(b: Index, h: Index, i: Index, j: Index) -> Tensor:
+        entry = away(b, h, i, j) + left
+        served = entry.clamp(0, last)
+        before, after = (served - entry).clamp(min=0), (entry - served).clamp(min=0)
+        return table[h, served] + tails[h, 0] * before + tails[h, 1] * after
+
+    return bias
+
+
+def mask_mod(call: Call) -> MaskMod | None:
+    """(b, h, i, j) → whether the query may see the key, padding left out; None when all see all."""
+    seen = None if call.mask is None else _seen(call, call.mask)
+    if call.aligned:
+        return seen
+    q_real, k_real = (pos.expand(call.q.shape[0], -1) >= 0 for pos in (call.q_pos, call.k_pos))
+
+    if seen is None:
+        return lambda b, h, i, j: q_real[b, i] & k_real[b, j]
+    return lambda b, h, i, j: q_real[b, i] & k_real[b, j] & seen(b, h, i, j)
+
+
+def _seen(call: Call, mask: Mask) -> MaskMod:
+    """One mask, as a function of a pair."""
+    batch, heads = call.q.shape[:2]
+    away = _distance(call)
+    match mask:
+        case And(first, second):
+            one, other = _seen(call, first), _seen(call, second)
+            return lambda b, h, i, j: one(b, h, i, j) & other(b, h, i, j)
+        case Or(first, second):
+            one, other = _seen(call, first), _seen(call, second)
+            return lambda b, h, i, j: one(b, h, i, j) | other(b, h, i, j)
+        case Causal():
+            return lambda b, h, i, j: away(b, h, i, j) <= 0
+        case Window(left, right):
+            return lambda b, h, i, j: (away(b, h, i, j) >= -left) & (away(b, h, i, j) <= right)
+        case Prefix(length):
+            k_pos = call.k_pos.expand(batch, -1)
+            if isinstance(length, Tensor):
+                lengths = length.expand(batch)
+                return lambda b, h, i, j: k_pos[b, j] < lengths[b]
+            return lambda b, h, i, j: k_pos[b, j] < length
+        case Documents():
+            q_docs, k_docs = (ids.expand(batch, -1) for ids in mask.of(call.q_pos, call.k_pos))
+            return lambda b, h, i, j: q_docs[b, i] == k_docs[b, j]
+        case _:
+            # the whole mask, in its own shape check: a Dense one, as `refuses` lets no other kind in
+            visible = mask.tile(call.q_pos, call.k_pos).expand(batch, heads, -1, -1)
+            return lambda b, h, i, j: visible[b, h, i, j]
