@@ -105,11 +105,11 @@ def canonical(call: Call) -> Canonical:
             q_docs, k_docs = ids.expand(batch, -1), key_ids.expand(batch, -1)
     for term in call.terms:
         if isinstance(term, PerKey):
-            call.fits("PerKey", *term.bias.shape[:2], queries, keys)
+            call.fits("PerKey", term.bias.shape[0], term.bias.shape[1], queries, keys)
         elif isinstance(term, ByDistance):
             call.fits("ByDistance", 1, len(term.table), queries, keys)
         elif isinstance(term, ByDistancePerQuery):
-            call.fits("ByDistancePerQuery", *term.table.shape[:2], queries, keys)
+            call.fits("ByDistancePerQuery", term.table.shape[0], term.table.shape[1], queries, keys)
     per_key = [term.bias for term in call.terms if isinstance(term, PerKey)]
     table, left, tails = _one_table([term for term in call.terms if isinstance(term, ByDistance)])
     rows, rows_left = _one_bank([term for term in call.terms if isinstance(term, ByDistancePerQuery)])

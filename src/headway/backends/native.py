@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -39,7 +39,7 @@ _GIVEN = (
 class _Call(ctypes.Structure):
     """One call, field by field as ``Call`` in csrc/tile.h."""
 
-    _fields_: ClassVar = [
+    _fields_: ClassVar[Any] = [
         (name, {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}[kind])
         for kind, names in (
             ("n", "batch heads kv_heads queries keys dim dim_v"),
@@ -105,30 +105,28 @@ def describe(call: Call) -> tuple[str, str]:
 def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     """See :class:`headway.backends.base.Backend`."""
     c = canonical.canonical(call)
-    out: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
+    given = (
         *(c.q, c.k, c.v, c.keys, c.table, c.tails, c.rows),
         *(c.q_pos, c.k_pos, c.q_docs, c.k_docs),
         *(c.past, c.future, c.left, c.rows_left, c.scale),
     )
-    return out
+    # an operator is what torch.compile takes whole, and costs more by itself
+    out, _ = _forward_op(*given) if torch.compiler.is_compiling() else _Attention.apply(*given)  # type: ignore[no-untyped-call]
+    return cast(Tensor, out)
 
 
-class _Attention(torch.autograd.Function):
-    """The kernel as one differentiable step."""
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """Keep for backward what it needs."""
+    ctx.save_for_backward(*inputs[:11], *output)
+    ctx.numbers = inputs[11:]
 
-    @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
-        out, sums = _forward_op(*given) if torch.compiler.is_compiling() else forward(*given)
-        ctx.save_for_backward(*given[:11], out, sums)
-        ctx.numbers = given[11:]
-        return out
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved, needed = ctx.saved_tensors, list(ctx.needs_input_grad[:7])
-        run = _backward_op if torch.compiler.is_compiling() else backward
-        gradients = run(grad, *saved[-2:], needed, *saved[:11], *ctx.numbers)
-        return (*(g if need else None for g, need in zip(gradients, needed, strict=True)), *(None,) * 9)
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradient of every input."""
+    saved, needed = ctx.saved_tensors, list(ctx.needs_input_grad[:7])
+    run = _backward_op if torch.compiler.is_compiling() else backward
+    gradients = run(grad, *saved[11:], needed, *saved[:11], *ctx.numbers)
+    return (*(g if need else None for g, need in zip(gradients, needed, strict=True)), *(None,) * 9)
 
 
 def _even(x: Tensor) -> Tensor:
@@ -224,7 +222,7 @@ def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given
     """The gradients of q, k, v, keys, table, tails, rows; an empty tensor where none is needed."""
     prepared = _Prepared(*given)
     q, k, v, keys, table, tails, rows = given[:7]
-    call, wide, empty = prepared.call, _wide(q), q.new_empty(0)
+    call, wide = prepared.call, _wide(q)
     batch, heads, queries, dim = q.shape
     splits = call.splits = _splits(batch * k.shape[1], k.shape[2])
     grad = _even(grad)
@@ -249,19 +247,31 @@ def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given
             _put(call, name, parts[name])
     prepared.run("headway_backward")
     whole = d_q[0] if splits == 1 else d_q.sum(0)
-    d_rows = parts.get("d_rows")
+    if whole.shape != q.shape or whole.dtype != q.dtype:
+        whole = q.new_empty(_by_token(q.shape)).transpose(1, 2).copy_(whole[..., :dim])
+
+    def summed(name: str, *dims: int) -> Tensor:
+        return parts[name].sum(dims).to(wide) if name in parts else q.new_empty(0)
+
     return [
-        whole[..., :dim].to(q.dtype),
+        whole,
         d_k,
         d_v,
-        parts.get("d_per_key", empty),
-        parts["d_table"].sum((0, 1)).to(wide) if "d_table" in parts else empty,
-        parts["d_tails"].sum((0, 1)).to(wide) if "d_tails" in parts else empty,
-        empty if d_rows is None else d_rows[0] if splits == 1 else d_rows.sum(0),
+        parts.get("d_per_key", q.new_empty(0)),
+        summed("d_table", 0, 1),
+        summed("d_tails", 0, 1),
+        parts["d_rows"][0] if splits == 1 and "d_rows" in parts else summed("d_rows", 0),
     ]
 
 
-# torch.compile cannot look into the kernel; as operators it can take it whole
+class _Attention(torch.autograd.Function):
+    """The kernel as one differentiable step."""
+
+    forward = staticmethod(forward)
+    setup_context = staticmethod(_keep)
+    backward = staticmethod(_differentiate)
+
+
 _forward_op = torch.library.custom_op(
     "headway::native_forward", forward, mutates_args=(), schema=f"({_GIVEN}) -> (Tensor, Tensor)"
 )
@@ -276,6 +286,9 @@ _backward_op = torch.library.custom_op(
 @_forward_op.register_fake
 def _(*given: Any) -> tuple[Tensor, Tensor]:
     return _results(given[0], given[2])
+
+
+_forward_op.register_autograd(_differentiate, setup_context=_keep)
 
 
 @_backward_op.register_fake
