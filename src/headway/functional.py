@@ -20,7 +20,7 @@ from headway.positions.base import Look, Position
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, Term, ValuesByDistance
 
-BACKENDS = ("native", "sdpa", "tiled", "reference")
+BACKENDS = ("native", "triton", "sdpa", "flex", "tiled", "reference")
 """What ``backend="auto"`` tries, in this order; the first that does not refuse runs."""
 
 
@@ -64,8 +64,15 @@ def attend(
     """
     call = _check(q, k, v, mask, terms, q_pos, k_pos, scale, normalise)
     route = _choose(call, backend)
+    run = _load(route).run
+    eager = call.q.device.type == "cpu" and not torch.compiler.is_compiling()
+    if eager and not call.training and getattr(_load(route), "SHOWS_NAN", False):
+        # looking at the result instead of at what it was made from reads a long cache once, not twice
+        out = run(call)
+        if math.isfinite(out.sum()):
+            return out
     call, poisoned = _isolate(call)
-    out = _load(route).run(call)
+    out = run(call)
     if route != "reference" and out.requires_grad and not torch.compiler.is_compiling():
         out.register_hook(partial(_refuse_second_backward, route))
     return out if poisoned is None else out.masked_fill(poisoned[..., None], torch.nan)
@@ -147,10 +154,18 @@ def _load(name: str) -> Backend:
             from headway.backends import native
 
             return native
+        case "triton":
+            from headway.backends import triton
+
+            return triton
         case "sdpa":
             from headway.backends import sdpa
 
             return sdpa
+        case "flex":
+            from headway.backends import flex
+
+            return flex
         case "tiled":
             from headway.backends import tiled
 

@@ -59,11 +59,13 @@ def blocks(kernel: str, dtype: torch.dtype, width: int, *, terms: bool = False) 
     """
     wide = dtype is torch.float32
     if kernel == "walk":
-        return Blocks(16, 16, 4, 1) if wide else Blocks(64, 64, 4, 2)
+        if wide:
+            return Blocks(16, 16, 4, 1)
+        return Blocks(64, 64, 4, 2) if width <= 128 else Blocks(32, 32, 4, 2)
     if kernel == "entries":
         return Blocks(16, 32, 4, 1)
     if wide:  # products on the ordinary units, unrolled: larger tiles fill no tensor core, only registers
-        return Blocks(32, 32, 4, 1) if kernel == "forward" else Blocks(16, 16, 4, 1)
+        return Blocks(32 if width <= 64 else 16, 32, 4, 1) if kernel == "forward" else Blocks(16, 16, 4, 1)
     if kernel == "forward" and width <= 64:
         return Blocks(128, 64, 8, 2) if terms else Blocks(128, 64, 4, 3)
     if kernel == "forward":
