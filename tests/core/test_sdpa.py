@@ -29,6 +29,7 @@ VIEWS: dict[str, tuple[Mask | None, Callable[[int], tuple[AnyTerm, ...]]]] = {
     "per key, shared": (None, lambda n: (PerKey(torch.randn(1, 1, n)), PerKey(torch.randn(1, 4, n)))),
     "slopes": (None, lambda n: (ByDistance.linear(SLOPES),)),
     "slopes, causal": (Causal(), lambda n: (ByDistance.linear(SLOPES),)),
+    "one entry": (None, lambda n: (ByDistance(torch.randn(4, 1), 0),)),
     "table, causal": (Causal(), lambda n: (ByDistance(torch.randn(4, 65), 64),)),
     "table, window": (Window(20, 20), lambda n: (ByDistance(torch.randn(1, 9), 4), ByDistance.linear(SLOPES))),
 }
@@ -61,7 +62,7 @@ def test_as_exact_as_plain_pytorch(name: str, shape: tuple[int, int, int], dtype
     truth = run(lambda *x: naive(*x, terms=[widened(t) for t in terms], **given), exact, weight.double())
     plain = run(lambda *x: naive(*x, terms=terms, **given), rounded, weight)
     got = run(lambda *x: attend(*x, mask=mask, terms=terms, backend="sdpa"), rounded, weight)
-    assert_as_exact(got, plain, truth, ATOM)
+    assert_as_exact([got], [plain], [truth], ATOM)
 
 
 @pytest.mark.parametrize("name", list(VIEWS))

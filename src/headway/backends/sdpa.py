@@ -138,12 +138,13 @@ def _by_distance(call: Call) -> Tensor:
     table = strip(terms, 1 - queries, keys, past, future, call.q)  # distance 0 is entry queries − 1
     if table is None:
         return _fused(call, call.q, call.k, call.v)
-    stride, first = table.stride(0), table.storage_offset()
+    # a copy, because views are laid over it: numbers side by side, from the start of their memory
+    table = table.clone(memory_format=torch.contiguous_format)
     out = []
     for rows in _blocks(queries) if (past, future) != (FAR, FAR) else (slice(0, queries),):
         cols = slice(max(rows.start - past, 0), min(rows.stop + future, keys))
         size = (1, table.shape[0], rows.stop - rows.start, cols.stop - cols.start)
-        view = table.as_strided(size, (0, stride, 1, 1), first + queries - rows.stop + cols.start)
+        view = table.as_strided(size, (0, table.shape[1], 1, 1), queries - rows.stop + cols.start)
         q = call.q[:, :, rows].flip(2)
         out.append(_fused(call, q, call.k[:, :, cols], call.v[:, :, cols], _as_mask(call, view)).flip(2))
     return torch.cat(out, 2)
