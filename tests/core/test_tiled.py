@@ -10,8 +10,8 @@ from common import refusal
 from torch import Tensor
 
 from headway import Causal, Dense, Documents, Prefix, Window, attend
-from headway.backends import tiled
 from headway.backends.skew import Band, diagonal_sums, folded, unrolled
+from headway.backends.tiled import blocks
 from headway.experiments.memory import peak_memory
 from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, Pairwise, PerKey, ValuesByDistance
 
@@ -92,9 +92,9 @@ def agree(terms: list[Any], leaves: list[Tensor], mask: Any, queries: int = Q, k
 def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of fewer queries, and fewer heads and sequences at once."""
     rows, room = request.param
-    monkeypatch.setattr(tiled, "ROWS", rows)
-    monkeypatch.setattr(tiled, "FEWEST_ROWS", min(rows, 16))
-    monkeypatch.setattr(tiled, "ROOM", {"cpu": room})
+    monkeypatch.setattr(blocks, "ROWS", rows)
+    monkeypatch.setattr(blocks, "FEWEST_ROWS", min(rows, 16))
+    monkeypatch.setattr(blocks, "ROOM", {"cpu": room})
 
 
 @pytest.mark.usefixtures("cut")
@@ -126,6 +126,7 @@ POSITIONS = {
 }
 
 
+@pytest.mark.parametrize("cut", [(16, 700)], ids=["blocks"], indirect=True)
 @pytest.mark.usefixtures("cut")
 @pytest.mark.parametrize("where", list(POSITIONS))
 @pytest.mark.parametrize("name", list(TERMS))
@@ -174,16 +175,16 @@ def test_autocast_does_not_round_the_scores() -> None:
 
 
 def test_a_step_of_decoding_runs_one_block() -> None:
-    blocks = []
-    original = tiled._Chunk.weights
+    tiles = []
+    original = blocks.Chunk.weights
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiled._Chunk, "weights", lambda self, *args: blocks.append(args) or original(self, *args))
+        patch.setattr(blocks.Chunk, "weights", lambda self, *args: tiles.append(args) or original(self, *args))
         q, k = torch.randn(1, 8, 1, 16), torch.randn(1, 8, 4096, 16)
         terms = (ByDistance(torch.randn(8, 129), 128),)
         attend(
             q, k, k, mask=Causal(), terms=terms, q_pos=torch.tensor([4095]), k_pos=torch.arange(4096), backend="tiled"
         )
-    assert len(blocks) == 1
+    assert len(tiles) == 1
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

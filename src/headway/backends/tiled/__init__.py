@@ -1,0 +1,59 @@
+"""Attention in plain torch operations, a block of queries at a time: every term, every mask, any device and dtype.
+
+    S = scale · Q_b Kᵀ + terms        one block of queries against the keys it may see
+    P = softmax(S),  out_b = P V
+    dV += Pᵀ dO_b,  dP = dO_b Vᵀ,  dS = P ∘ (dP − Σ_j P dP),  dQ_b = scale · dS K,  dK += scale · dSᵀ Q_b
+
+A block holds all keys it sees, so the softmax is torch's own and nothing but the inputs is kept for the backward pass,
+which computes S and P again: memory is O(queries + keys). Scores are float32, or float64 for float64.
+
+Where positions go up by one, terms by distance are strided views (see :mod:`headway.backends.skew`). Other positions,
+and terms only known as a function, are evaluated tile by tile and differentiated by autograd, one block at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headway.backends import reference
+from headway.backends.base import Call
+from headway.backends.tiled.anywhere import any_positions
+from headway.backends.tiled.blocks import full_precision
+from headway.backends.tiled.steps import unit_steps
+from headway.terms import Pairwise
+
+
+def refuses(call: Call) -> str | None:
+    """See :class:`headway.backends.base.Backend`."""
+    if call.normalise != "softmax":
+        return f"normalise={call.normalise!r} is not known, only 'softmax'"
+    return None
+
+
+def describe(call: Call) -> tuple[str, str]:
+    """See :class:`headway.backends.base.Backend`."""
+    return "exact", "O(queries + keys): a block of queries at a time"
+
+
+def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
+    """See :class:`headway.backends.base.Backend`."""
+    if 0 in (*call.q.shape[:3], call.k.shape[2]):
+        return reference.run(call)
+    with full_precision(call.device):
+        shift = None if torch.compiler.is_compiling() else _shift(call)
+        if shift is None or any(isinstance(term, Pairwise) for term in call.terms):
+            return any_positions(call)
+        return unit_steps(call, shift)
+
+
+def _shift(call: Call) -> int | None:
+    """Position of the first key minus that of the first query, where both go up by one; None where that is unknown."""
+    if call.aligned:
+        return 0
+    if call.q.device.type != "cpu":  # elsewhere a look at positions would wait for the device
+        return None
+    offset = call.k_pos[:, :1] - call.q_pos[:, :1]
+    straight = all(bool((pos.diff() == 1).all() and (pos[:, 0] >= 0).all()) for pos in (call.q_pos, call.k_pos))
+    return int(offset[0, 0]) if straight and bool((offset == offset[0, 0]).all()) else None

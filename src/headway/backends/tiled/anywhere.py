@@ -1,0 +1,57 @@
+"""Any positions and any term: each block of queries as the specification says, differentiated by autograd.
+
+What a block computes is thrown away and computed again in the backward pass (checkpointing), so one block's scores are
+held at a time, and gradients reach whatever a Pairwise function captures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from headway.backends.base import Call
+from headway.backends.tiled import blocks
+from headway.backends.tiled.blocks import hull
+
+
+def any_positions(call: Call) -> Tensor:
+    """Attention of a call with whatever positions, masks and terms."""
+    wide = torch.promote_types(call.q.dtype, torch.float32)
+    q, k, v = (x.to(wide) for x in (call.q, call.k, call.v))
+    size = max(1, blocks.ROWS // call.groups)
+    parts = (slice(start, min(start + size, q.shape[2])) for start in range(0, q.shape[2], size))
+    out = [checkpoint(_attend, call, rows, q[:, :, rows], k, v, use_reentrant=False) for rows in parts]
+    return torch.cat(out, 2).to(call.v.dtype)
+
+
+def _attend(call: Call, rows: slice, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of the queries ``rows``, which are q."""
+    seen, cols = call.visible(rows), slice(0, k.shape[2])
+    if seen is not None and q.device.type == "cpu" and not torch.compiler.is_compiling():
+        cols = hull(seen)
+        seen = seen[..., cols]
+    part = replace(call, q=q, k=k[:, :, cols], v=v[:, :, cols], q_pos=call.q_pos[:, rows], k_pos=call.k_pos[:, cols])
+    scores = (_by_key_head(q, call) * call.scale) @ part.k.mT  # (B, H_kv, G · q, K)
+    scores = scores.reshape(*q.shape[:3], -1)
+    bias = call.bias(rows, cols)
+    if bias is not None:
+        scores = scores + bias
+    if seen is None:
+        weights = scores.softmax(-1)
+    else:
+        # a row that sees nothing attends to everything, so that no NaN is made, and is zeroed after
+        alive = seen.any(-1, keepdim=True)
+        weights = scores.masked_fill(~(seen | ~alive), -torch.inf).softmax(-1).masked_fill(~alive, 0.0)
+    weights = weights.to(q.dtype)
+    out = (_by_key_head(weights, call) @ part.v).reshape(*q.shape[:3], -1)
+    for term in call.value_terms:
+        out = out + term.add(weights, part.q_pos, part.k_pos)
+    return out.to(q.dtype)
+
+
+def _by_key_head(x: Tensor, call: Call) -> Tensor:
+    """Queries of all heads that share a key head, one after the other, (B, H_kv, G · q, …)."""
+    return x.reshape(x.shape[0], call.k.shape[1], -1, x.shape[-1])

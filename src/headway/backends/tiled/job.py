@@ -1,0 +1,128 @@
+"""A call whose positions go up by one, as numbers and tensors: what the blocks are computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from headway.backends.base import Call
+from headway.backends.skew import reach, straight, strip
+from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, PerKey
+
+
+@dataclass(frozen=True)
+class Job:
+    """The numbers of a call; its tensors are handed over beside them.
+
+    Args:
+        call: the call, for its mask.
+        shift: position of the first key minus that of the first query.
+        past: how far behind a query its keys may lie.
+        future: how far before it.
+        spotted: whether the mask hides more than ``past`` and ``future`` say, and must be looked at.
+        varies: the distances between which the strip's entries differ; beyond them an end's entry serves all.
+        rows: the entry of distance 0 in each table per query.
+        columns: the entry of distance 0 in each table per key.
+        values: the entry of distance 0 in each table of values.
+    """
+
+    call: Call
+    shift: int
+    past: int
+    future: int
+    spotted: bool
+    varies: tuple[int, int]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    values: tuple[int, ...]
+
+
+class Tables(NamedTuple):
+    """The tensors of terms, in the scores' dtype.
+
+    Args:
+        strip: what all queries add by distance, and −inf where the mask hides a distance, (H, Q + K − 1);
+            entry e is distance e − (Q − 1) + shift.
+        keys: added per key, (B, H, K).
+        rows: by distance for each query, (B, H, Q, W).
+        columns: by distance for each key, (B, H, K, W).
+        values: vectors by distance, (H, W, D_v).
+    """
+
+    strip: Tensor | None
+    keys: Tensor | None
+    rows: tuple[Tensor, ...]
+    columns: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    def flat(self) -> tuple[Tensor | None, ...]:
+        """One after the other, as autograd takes them."""
+        return (self.strip, self.keys, *self.rows, *self.columns, *self.values)
+
+    @classmethod
+    def of(cls, flat: Sequence[Any], job: Job) -> Tables:
+        """What :meth:`flat` gave, or a gradient for each, by kind."""
+        first, second = 2 + len(job.rows), 2 + len(job.rows) + len(job.columns)
+        return cls(flat[0], flat[1], tuple(flat[2:first]), tuple(flat[first:second]), tuple(flat[second:]))
+
+
+def job_of(call: Call, shift: int) -> tuple[Job, Tables]:
+    """The numbers and the tensors of a call; the tensors by plain torch, so that gradients reach the terms'.
+
+    Args:
+        call: the call.
+        shift: position of the first key minus that of the first query; both go up by one from there.
+
+    Raises:
+        HeadwayError: when a term is for another batch or another number of heads.
+    """
+    (batch, heads, queries, _), keys = call.q.shape, call.k.shape[2]
+    wide = torch.promote_types(call.q.dtype, torch.float32)
+    _check_shapes(call)
+    by_distance = [term for term in call.terms if isinstance(term, ByDistance)]
+    per_key = [term.bias for term in call.terms if isinstance(term, PerKey)]
+    rows = [term for term in call.terms if isinstance(term, ByDistancePerQuery)]
+    columns = [term for term in call.terms if isinstance(term, ByDistancePerKey)]
+    past, future = reach(call.mask)
+    job = Job(
+        # only for its mask: tensors of the right shape that keep nothing alive
+        call=replace(call, terms=(), **{x: getattr(call, x).new_empty(()).expand_as(getattr(call, x)) for x in "qkv"}),
+        shift=shift,
+        past=past,
+        future=future,
+        spotted=not straight(call.mask),
+        varies=_varies(by_distance, -past, future),
+        rows=tuple(term.left for term in rows),
+        columns=tuple(term.left for term in columns),
+        values=tuple(term.left for term in call.value_terms),
+    )
+    line = strip(by_distance, shift - queries + 1, shift + keys, past, future, call.q)
+    tables = Tables(
+        None if line is None else line.expand(heads, -1),
+        sum(per_key[1:], start=per_key[0]).to(wide).expand(batch, heads, -1) if per_key else None,
+        tuple(term.table.to(wide).expand(batch, heads, -1, -1) for term in rows),
+        tuple(term.table.to(wide).expand(batch, heads, -1, -1) for term in columns),
+        tuple(term.table.to(wide).expand(heads, -1, -1) for term in call.value_terms),
+    )
+    return job, tables
+
+
+def _check_shapes(call: Call) -> None:
+    for term in call.score_terms:
+        tensor: Tensor = term.bias if isinstance(term, PerKey) else term.table  # type: ignore[attr-defined]
+        lead = (1, tensor.shape[0]) if isinstance(term, ByDistance) else tensor.shape[:2]
+        # a tile of the whole, without memory: the error is that of every backend
+        call._fitting(tensor.new_empty(()).expand(*lead, call.q.shape[2], call.k.shape[2]), type(term).__name__)
+
+
+def _varies(terms: Sequence[ByDistance], low: int, high: int) -> tuple[int, int]:
+    """Between which of the visible distances, low … high, the sum of the terms changes from one to the next."""
+    if any(term.tails is not None for term in terms):
+        return low, high
+    first = min((-term.left for term in terms), default=0)
+    last = max((term.table.shape[1] - 1 - term.left for term in terms), default=0)
+    return min(max(first, low), high), min(max(last, low), high)
