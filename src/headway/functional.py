@@ -20,7 +20,7 @@ from headway.positions.base import Look, Position
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, Term, ValuesByDistance
 
-BACKENDS = ("native", "triton", "sdpa", "flex", "tiled", "reference")
+BACKENDS = ("native", "sdpa", "triton", "flex", "tiled", "reference")
 """What ``backend="auto"`` tries, in this order; the first that does not refuse runs."""
 
 
@@ -214,14 +214,18 @@ def _isolate(call: Call) -> tuple[Call, Bool[Tensor, "batch heads queries"] | No
     bad_key = ~(call.k.isfinite().all(-1) & call.v.isfinite().all(-1))  # (B, H_kv, K)
     q = call.q.masked_fill(bad_row[..., None], 0.0)
     k, v = call.k.masked_fill(bad_key[..., None], 0.0), call.v.masked_fill(bad_key[..., None], 0.0)
-    bad_key = bad_key.repeat_interleave(call.groups, 1)
-    seen = None if call.aligned and isinstance(call.mask, Causal) else call.visible()
-    if seen is not None:
-        poisoned = (seen & (bad_key[:, :, None] | bad_row[..., None])).any(-1)
-    elif call.mask is None:
-        poisoned = bad_row | bad_key.any(-1, keepdim=True)
+    if call.aligned and call.mask is None:
+        sees_bad = bad_key.any(-1, keepdim=True).repeat_interleave(call.groups, 1)
+        poisoned = bad_row | sees_bad
+    elif call.aligned and isinstance(call.mask, Causal):
+        poisoned = bad_row | (bad_key.cumsum(-1) > 0).repeat_interleave(call.groups, 1)
     else:
-        poisoned = bad_row | (bad_key.cumsum(-1) > 0)
+        # attention with equal weights says what share of the keys a query sees is bad, and whether it sees any
+        even = {"q": torch.zeros_like(q), "k": torch.zeros_like(k), "terms": ()}
+        with torch.no_grad():
+            probe = replace(call, v=torch.stack((bad_key, torch.ones_like(bad_key)), -1).to(q.dtype), **even)
+            sees_bad, sees = (_load(_choose(probe, "auto")).run(probe) > 0).unbind(-1)
+        poisoned = sees_bad | (bad_row & sees)
     return replace(call, q=q, k=k, v=v), poisoned
 
 

@@ -9,6 +9,7 @@ import torch
 from common import attention, every_method, refusal
 
 from headway import Attention, Causal, Documents, HeadShape, KVCache, Learned, Rotary, Sinusoidal, attend
+from headway.functional import BACKENDS
 from headway.positions import parse
 
 
@@ -211,7 +212,7 @@ def test_widths_that_do_not_fit() -> None:
             Attention(**{"dim": 48, "heads": 6, **given})
     with refusal("expected head_dim of at least 1, got -8"):
         Attention(48, 6, head_dim=-8)
-    with refusal("expected backend 'auto' or one of sdpa, reference, got 'cudnn'"):
+    with refusal(f"expected backend 'auto' or one of {', '.join(BACKENDS)}, got 'cudnn'"):
         Attention(48, 6, backend="cudnn")
 
 

@@ -11,6 +11,7 @@ import torch
 from common import every_method, refusal, transformer
 
 from headway import Causal, Documents, Transformer, attend
+from headway.functional import BACKENDS
 from headway.transformer import ACTIVATIONS, CONFIG, KINDS, NORMS
 
 SMALL = {"vocab": 17, "dim": 24, "layers": 2, "heads": 4}
@@ -198,7 +199,7 @@ HOSTILE: list[tuple[Any, str]] = [
     ({"vocab": 8, "dropout": -0.1}, "expected dropout from 0 to below 1, got -0.1"),
     ({"vocab": 8, "dropout": float("nan")}, "expected dropout from 0 to below 1, got nan"),
     ({"vocab": 8, "scale": float("nan")}, "expected a finite scale, got nan"),
-    ({"vocab": 8, "backend": "x"}, "expected backend 'auto' or one of sdpa, reference, got 'x'"),
+    ({"vocab": 8, "backend": "x"}, f"expected backend 'auto' or one of {', '.join(BACKENDS)}, got 'x'"),
     (
         {"vocab": 8, "dim": 30},
         "expected heads to divide dim, got dim=30 and heads=4: choose heads that divide 30, or give head_dim",

@@ -47,7 +47,8 @@ class Call:
     @property
     def training(self) -> bool:
         """Whether gradients will be asked for."""
-        return torch.is_grad_enabled() and any(t.requires_grad for t in (self.q, self.k, self.v))
+        held = (x for term in self.terms for x in vars(term).values() if isinstance(x, Tensor))
+        return torch.is_grad_enabled() and any(x.requires_grad for x in (self.q, self.k, self.v, *held))
 
     @property
     def groups(self) -> int:

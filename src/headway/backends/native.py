@@ -54,7 +54,7 @@ class _Call(ctypes.Structure):
             ("p", "rows"),
             ("n", "rows_batch rows_head rows_row rows_width rows_left"),
             ("d", "scale"),
-            ("n", "skip"),
+            ("n", "skip decoding"),
             ("p", "out"),
             ("n", "out_batch out_head out_row"),
             ("p", "sums grad"),
@@ -85,6 +85,10 @@ def unavailable() -> str | None:
     return found if isinstance(found, str) else None
 
 
+SHOWS_NAN = True
+"""NaN or inf in a query, or in a key or value that it reads, hidden ones too, makes its result NaN or inf."""
+
+
 def refuses(call: Call) -> str | None:
     """See :class:`headway.backends.base.Backend`."""
     if call.device != "cpu":
@@ -111,7 +115,12 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
         *(c.past, c.future, c.left, c.rows_left, c.scale),
     )
     # an operator is what torch.compile takes whole, and costs more by itself
-    out, _ = _forward_op(*given) if torch.compiler.is_compiling() else _Attention.apply(*given)  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling():
+        out, _ = _forward_op(*given)
+    elif call.training:
+        out, _ = _Attention.apply(*given)  # type: ignore[no-untyped-call]
+    else:
+        out, _ = _compute(given, decoding=True)
     return cast(Tensor, out)
 
 
@@ -197,8 +206,13 @@ def _results(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def forward(*given: Any) -> tuple[Tensor, Tensor]:
     """The output, and each row's greatest score and 1 / its sum of exponentials, (B, H, Q, 2)."""
+    return _compute(given, decoding=False)
+
+
+def _compute(given: tuple[Any, ...], decoding: bool) -> tuple[Tensor, Tensor]:
     prepared, (q, _, v) = _Prepared(*given), given[:3]
     out, sums = _results(q, v)
+    prepared.call.decoding = decoding
     _put(prepared.call, "out", out, "batch", "head", "row")
     _put(prepared.call, "sums", sums)
     prepared.run("headway_forward")

@@ -114,6 +114,9 @@ inline void soften(T* row, int64_t first, int64_t wide, Added<T> added, T& most,
   }
   const T now = std::max(most, max_of(best));
   if (now == -std::numeric_limits<T>::infinity()) {
+    // nothing to be seen, or nothing but NaN, which no comparison finds: that must show
+    for (int64_t j = first; j < wide; ++j)
+      if (std::isnan(row[j])) sum = row[j];
     std::fill(row + first, row + wide, T(0));
     shrink = T(1);
     return;
@@ -133,31 +136,37 @@ inline void soften(T* row, int64_t first, int64_t wide, Added<T> added, T& most,
 template <typename T, typename In>
 void forward(const Call& call) {
   const Shared<T, In> shared(call);
+  const bool few = call.decoding && call.queries <= FEW;
   const int64_t wide_d = round_up(call.dim, LANES<T>), wide_v = round_up(call.dim_v, LANES<T>);
   const int64_t per_head = (call.queries + TASK - 1) / TASK, group = call.heads / call.kv_heads;
+  // the heads of a task read the same keys: while decoding, reading them is all the work
+  const int64_t together = few ? group : 1, per_batch = call.heads / together;
   const int64_t task_rows = std::min(TASK, round_up(call.queries, ROWS)), columns = std::min(KEYS, round_up(call.keys, PANEL<T>));
   const int64_t tile_rows = std::min(QUERIES, task_rows);
   const size_t bytes = sizeof(T) *
-          (task_rows * (wide_d + wide_v + 3) + columns * (2 * wide_d + wide_v) + (tile_rows + 1) * columns +
+          (together * task_rows * (wide_d + wide_v + 2) + columns * (2 * wide_d + wide_v) + (tile_rows + 1) * columns +
            tile_rows + columns + LANES<T>) + 64 * 16;
   std::atomic<int64_t> computed{0}, skipped{0};
 
-  run(call.batch * call.heads * per_head, bytes, [&](int64_t task, Scratch& room) {
-    const int64_t b = task / per_head / call.heads, h = task / per_head % call.heads, h_kv = h / group;
+  run(call.batch * per_batch * per_head, bytes, [&](int64_t task, Scratch& room) {
+    const int64_t b = task / per_head / per_batch, h = task / per_head % per_batch * together, h_kv = h / group;
     // the last queries see the most keys: they come first, so that no long task is left for the end
     const int64_t begin = (per_head - 1 - task % per_head) * TASK, end = std::min(call.queries, begin + TASK), rows = end - begin;
     const std::vector<Span>&q_spans = shared.q[b], &k_spans = shared.k[b];
-    const Bounds<T>& bounds = shared.bounds[b * call.heads + h];
-    Terms<T> terms(call, b, h);
 
-    T *sums = room.take<T>(task_rows * wide_v), *q_room = room.take<T>(task_rows * wide_d);
-    T *most = room.take<T>(task_rows), *total = room.take<T>(task_rows);
+    T *sums = room.take<T>(together * task_rows * wide_v), *q_room = room.take<T>(together * task_rows * wide_d);
+    T *most = room.take<T>(together * task_rows), *total = room.take<T>(together * task_rows);
     T *k_room = room.take<T>(columns * wide_d), *k_panel = room.take<T>(columns * wide_d), *v_room = room.take<T>(columns * wide_v);
     T *scores = room.take<T>(tile_rows * columns), *line = room.take<T>(tile_rows + columns + LANES<T>), *row_room = room.take<T>(columns);
-    const Rows<T> q = rows_of<T>(at_row<In>(call.q, b, call.q_batch, h, call.q_head, begin, call.q_row), call.q_row, rows, call.dim, wide_d, q_room);
-    std::fill(sums, sums + rows * wide_v, T(0));
-    std::fill(most, most + rows, -std::numeric_limits<T>::infinity());
-    std::fill(total, total + rows, T(0));
+    std::vector<Terms<T>> terms;
+    std::vector<Rows<T>> q;
+    for (int64_t g = 0; g < together; ++g) {
+      terms.emplace_back(call, b, h + g);
+      q.push_back(rows_of<T>(at_row<In>(call.q, b, call.q_batch, h + g, call.q_head, begin, call.q_row), call.q_row, rows, call.dim, wide_d, q_room + g * task_rows * wide_d));
+    }
+    std::fill(sums, sums + together * task_rows * wide_v, T(0));
+    std::fill(most, most + together * task_rows, -std::numeric_limits<T>::infinity());
+    std::fill(total, total + together * task_rows, T(0));
 
     // from the keys beside the task's queries outward: decaying weights find their maximum early
     const int64_t blocks = k_spans.size();
@@ -168,47 +177,65 @@ void forward(const Call& call) {
       const int64_t ik = backward ? down-- : up++;
       const Span& keys = k_spans[ik];
       bool packed = false;
-      Rows<T> v{};
+      Rows<T> k{}, v{};
       for (int64_t iq = begin / QUERIES; iq * QUERIES < end; ++iq) {
         Tile tile;
         if (!look<T>(call, q_spans[iq], keys, tile)) continue;
-        const int64_t first_row = iq * QUERIES - begin;
-        if (negligible(bounds, terms, tile, iq, ik, *std::min_element(most + first_row, most + first_row + tile.rows()))) {
-          skipped.fetch_add(1, std::memory_order_relaxed);
-          continue;
-        }
-        computed.fetch_add(1, std::memory_order_relaxed);
-        if (!packed) {
-          packed = true;
-          pack<T, In>(k_room, wide_d, at_row<In>(call.k, b, call.k_batch, h_kv, call.k_head, keys.begin, call.k_row), call.k_row, keys.size(), call.dim, T(call.scale));
-          std::fill(k_room + keys.size() * wide_d, k_room + round_up(keys.size(), PANEL<T>) * wide_d, T(0));
-          transpose<T>(k_panel, k_room, wide_d, keys.size(), call.dim);
-          v = rows_of<T>(at_row<In>(call.v, b, call.v_batch, h_kv, call.v_head, keys.begin, call.v_row), call.v_row, keys.size(), call.dim_v, wide_v, v_room);
-        }
-        product<T>(tile.rows(), tile.wide - tile.first, call.dim, q.start + first_row * q.stride, q.stride, 1,
-            k_panel + tile.first * call.dim, PANEL<T>, call.dim * PANEL<T>, scores + tile.first, columns, false);
-        terms.enter(tile, line);
-        for (int64_t i = 0; i < tile.rows(); ++i) {
-          T* row = scores + i * columns;
-          T shrink;
-          soften<T>(row, tile.first, tile.wide, terms.of_row(i, row_room), most[first_row + i], total[first_row + i], shrink);
-          if (shrink != T(1)) {
-            T* sum = sums + (first_row + i) * wide_v;
-            for (int64_t d = 0; d < wide_v; ++d) sum[d] *= shrink;
+        for (int64_t g = 0; g < together; ++g) {
+          const int64_t query = iq * QUERIES - begin, first_row = g * task_rows + query;
+          if (negligible(shared.bounds[b * call.heads + h + g], terms[g], tile, iq, ik, *std::min_element(most + first_row, most + first_row + tile.rows()))) {
+            skipped.fetch_add(1, std::memory_order_relaxed);
+            continue;
           }
+          computed.fetch_add(1, std::memory_order_relaxed);
+          if (!packed) {
+            packed = true;
+            const In* k_rows = at_row<In>(call.k, b, call.k_batch, h_kv, call.k_head, keys.begin, call.k_row);
+            v = rows_of<T>(at_row<In>(call.v, b, call.v_batch, h_kv, call.v_head, keys.begin, call.v_row), call.v_row, keys.size(), call.dim_v, wide_v, v_room);
+            if (few) {
+              k = rows_of<T>(k_rows, call.k_row, keys.size(), call.dim, wide_d, k_room);
+            } else {
+              pack<T, In>(k_room, wide_d, k_rows, call.k_row, keys.size(), call.dim, T(call.scale));
+              std::fill(k_room + keys.size() * wide_d, k_room + round_up(keys.size(), PANEL<T>) * wide_d, T(0));
+              transpose<T>(k_panel, k_room, wide_d, keys.size(), call.dim);
+            }
+          }
+          const Rows<T> mine{q[g].start + query * q[g].stride, q[g].stride};
+          if (few) {
+            products_of_few<T>(tile.rows(), tile.last - tile.first, wide_d, T(call.scale), mine.start, mine.stride,
+                k.start + tile.first * k.stride, k.stride, scores + tile.first, columns);
+            for (int64_t i = 0; i < tile.rows(); ++i)
+              std::fill(scores + i * columns + tile.last, scores + i * columns + tile.wide, T(0));
+          } else {
+            product<T>(tile.rows(), tile.wide - tile.first, call.dim, mine.start, mine.stride, 1,
+                k_panel + tile.first * call.dim, PANEL<T>, call.dim * PANEL<T>, scores + tile.first, columns, false);
+          }
+          terms[g].enter(tile, line);
+          for (int64_t i = 0; i < tile.rows(); ++i) {
+            T* row = scores + i * columns;
+            T shrink;
+            soften<T>(row, tile.first, tile.wide, terms[g].of_row(i, row_room), most[first_row + i], total[first_row + i], shrink);
+            if (shrink != T(1)) {
+              T* sum = sums + (first_row + i) * wide_v;
+              for (int64_t d = 0; d < wide_v; ++d) sum[d] *= shrink;
+            }
+          }
+          product<T>(tile.rows(), wide_v, tile.last - tile.first, scores + tile.first, columns, 1,
+              v.start + tile.first * v.stride, v.stride, PANEL<T>, sums + first_row * wide_v, wide_v, true);
         }
-        product<T>(tile.rows(), wide_v, tile.last - tile.first, scores + tile.first, columns, 1,
-            v.start + tile.first * v.stride, v.stride, PANEL<T>, sums + first_row * wide_v, wide_v, true);
       }
     }
-    T* sums_of = static_cast<T*>(call.sums) + ((b * call.heads + h) * call.queries + begin) * 2;
-    for (int64_t i = 0; i < rows; ++i) {
-      const bool seen = total[i] > T(0);
-      const T inverse = seen ? T(1) / total[i] : T(0);
-      sums_of[2 * i] = seen ? most[i] : T(0);
-      sums_of[2 * i + 1] = inverse;
-      In* out = const_cast<In*>(at_row<In>(call.out, b, call.out_batch, h, call.out_head, begin + i, call.out_row));
-      for (int64_t d = 0; d < call.dim_v; ++d) out[d] = static_cast<In>(sums[i * wide_v + d] * inverse);
+    for (int64_t g = 0; g < together; ++g) {
+      T* kept = static_cast<T*>(call.sums) + ((b * call.heads + h + g) * call.queries + begin) * 2;
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t at = g * task_rows + i;
+        const bool seen = total[at] > T(0) || std::isnan(total[at]);
+        const T inverse = seen ? T(1) / total[at] : T(0);
+        kept[2 * i] = seen ? most[at] : T(0);
+        kept[2 * i + 1] = inverse;
+        In* out = const_cast<In*>(at_row<In>(call.out, b, call.out_batch, h + g, call.out_head, begin + i, call.out_row));
+        for (int64_t d = 0; d < call.dim_v; ++d) out[d] = static_cast<In>(sums[at * wide_v + d] * inverse);
+      }
     }
   });
   if (call.tiles != nullptr) {

@@ -33,6 +33,9 @@ constexpr int GROUP = 2; // 16
 template <typename T>
 constexpr int64_t PANEL = GROUP * LANES<T>;
 
+// Up to so many queries at a time take the keys as they lie: decoding.
+constexpr int64_t FEW = 4;
+
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // Memory for one thread, cut into pieces that start on cache lines.
@@ -187,6 +190,21 @@ void product(
       }
     }
   }
+}
+
+// C (M, N) = scale · A (M, K) B (N, K)ᵀ for so few rows of A that packing B would cost more than the product. K is a
+// multiple of the lanes.
+template <typename T>
+void products_of_few(
+    int64_t M, int64_t N, int64_t K, T scale, const T* A, int64_t a_row, const T* B, int64_t b_row, T* C, int64_t c_row) {
+  using V = Vectorized<T>;
+  for (int64_t n = 0; n < N; ++n, B += b_row)
+    for (int64_t m = 0; m < M; ++m) {
+      V sum(T(0));
+      for (int64_t k = 0; k < K; k += LANES<T>)
+        sum = at::vec::fmadd(V::loadu(A + m * a_row + k), V::loadu(B + k), sum);
+      C[m * c_row + n] = scale * sum_of(sum);
+    }
 }
 
 // Rows of any dtype, times `scale`, as rows of T of width `wide`, the rest zero.

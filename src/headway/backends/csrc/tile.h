@@ -22,7 +22,8 @@ struct Call {
   const void* rows; // (B, H, Q, W') T, or null
   int64_t rows_batch, rows_head, rows_row, rows_width, rows_left;
   double scale;
-  int64_t skip; // whether tiles of negligible weight are left out
+  int64_t skip;     // whether tiles of negligible weight are left out
+  int64_t decoding; // no backward will follow
   void* out; // (B, H, Q, D_v)
   int64_t out_batch, out_head, out_row;
   void* sums; // (B, H, Q, 2) T, contiguous: a row's greatest score, and 1 / its sum of exp(score - greatest), or 0, 0
@@ -314,18 +315,21 @@ struct Bounds {
         if (k_pos[j] < 0) continue;
         const T key = squared_length<T>(at_row<In>(call.k, b, call.k_batch, h_kv, call.k_head, j, call.k_row), call.dim);
         const T value = squared_length<T>(at_row<In>(call.v, b, call.v_batch, h_kv, call.v_head, j, call.v_row), call.dim_v);
-        longest = std::max(longest, key);
+        // what is not a number must be seen: no bound holds for it
+        longest = key <= std::numeric_limits<T>::max() ? std::max(longest, key) : infinite;
         shortest_k = std::min(shortest_k, key);
         shortest_v = std::min(shortest_v, value);
-        longest_v = std::max(longest_v, value);
+        longest_v = value <= std::numeric_limits<T>::max() ? std::max(longest_v, value) : infinite;
       }
       longest_k = std::max(longest_k, longest);
       k.push_back(std::sqrt(longest) * std::abs(T(call.scale)));
     }
     for (const Span& span : q_spans) {
       T longest = 0;
-      for (int64_t i = span.begin; i < span.end; ++i)
-        longest = std::max(longest, squared_length<T>(at_row<In>(call.q, b, call.q_batch, h, call.q_head, i, call.q_row), call.dim));
+      for (int64_t i = span.begin; i < span.end; ++i) {
+        const T query = squared_length<T>(at_row<In>(call.q, b, call.q_batch, h, call.q_head, i, call.q_row), call.dim);
+        longest = query <= std::numeric_limits<T>::max() ? std::max(longest, query) : infinite;
+      }
       q.push_back(std::sqrt(longest));
       T most = 0;
       if (call.rows != nullptr) {
