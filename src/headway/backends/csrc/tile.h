@@ -221,8 +221,9 @@ class Terms {
     if (table_ != nullptr) {
       // linear beyond the ends, so the greatest value is at an end of the tile or inside the table
       bound = std::max(at(furthest), at(nearest));
-      const int64_t from = clamp(furthest + call_.left, call_.width), to = clamp(nearest + call_.left, call_.width);
-      bound = std::max(bound, *std::max_element(table_ + from, table_ + to + 1));
+      const int64_t from = std::max<int64_t>(furthest + call_.left, 0);
+      const int64_t to = std::min(nearest + call_.left, call_.width - 1);
+      if (from <= to) bound = std::max(bound, *std::max_element(table_ + from, table_ + to + 1));
     }
     if (per_key_ != nullptr) bound += *std::max_element(per_key_ + tile.k->begin, per_key_ + tile.k->end);
     return bound;
