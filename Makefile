@@ -2,6 +2,8 @@
 #   make compare   compare position methods on the built-in text (or TEXT=path) and write a report
 #   make test      lint, format, types and tests
 #   make proofs    the long proofs (repeated kills while saving)
+#   make bench     the position tax: what methods cost beside plain attention
+#   make bars      the project's own speed bars; let nothing else run meanwhile
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test check tests proofs picture clean
+.PHONY: help compare test check tests proofs bench bars picture clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -20,6 +22,7 @@ help:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch
 	$(PIP) --editable '.[bpe]'
+	$(BIN)/python -m headway.backends.native
 	touch $@
 
 .venv/ready-dev: .venv/ready
@@ -43,6 +46,12 @@ tests: .venv/ready-dev
 # the long proofs: more kills, more seeds
 proofs: .venv/ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
+
+bench: .venv/ready
+	$(BIN)/headway bench $(ARGS)
+
+bars: .venv/ready
+	$(BIN)/headway bench --bars $(ARGS)
 
 # the README's picture, from a real comparison
 picture: .venv/ready-dev compare

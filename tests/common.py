@@ -174,7 +174,7 @@ def assert_as_exact(got: list[dict], plain: list[dict], truth: list[dict], atom:
     for name in truth[0]:
         assert {draw[name].dtype for draw in got} == {draw[name].dtype for draw in plain}
         error, fair = (
-            max((draw[name].double() - exact[name]).abs().max().item() for draw, exact in zip(draws, truth, strict=True))
+            max((x[name].double() - exact[name]).abs().max().item() for x, exact in zip(draws, truth, strict=True))
             for draws in (got, plain)
         )
         largest = max(exact[name].abs().max().item() for exact in truth)

@@ -221,9 +221,9 @@ def _isolate(call: Call) -> tuple[Call, Bool[Tensor, "batch heads queries"] | No
         poisoned = bad_row | (bad_key.cumsum(-1) > 0).repeat_interleave(call.groups, 1)
     else:
         # attention with equal weights says what share of the keys a query sees is bad, and whether it sees any
-        even = {"q": torch.zeros_like(q), "k": torch.zeros_like(k), "terms": ()}
         with torch.no_grad():
-            probe = replace(call, v=torch.stack((bad_key, torch.ones_like(bad_key)), -1).to(q.dtype), **even)
+            share = torch.stack((bad_key, torch.ones_like(bad_key)), -1).to(q.dtype)
+            probe = replace(call, q=torch.zeros_like(q), k=torch.zeros_like(k), v=share, terms=())
             sees_bad, sees = (_load(_choose(probe, "auto")).run(probe) > 0).unbind(-1)
         poisoned = sees_bad | (bad_row & sees)
     return replace(call, q=q, k=k, v=v), poisoned
@@ -277,7 +277,7 @@ def plan(
 
     >>> from headway.positions import Rotary
     >>> print(plan(Rotary(), tokens=1024, heads=8, head_dim=64))
-    rotary: sdpa · exact · O(queries + keys): fused
+    rotary: native · exact · O(queries + keys): fused
     """
     shape = HeadShape.of(heads * head_dim, heads, kv_heads, head_dim)
     with torch.device("meta"), torch.enable_grad():

@@ -17,7 +17,8 @@ from headway.backends import triton as backend
 from headway.backends.base import Call
 
 HERE = Path(__file__).parent
-GROUPS = ("test_kinds", "test_awkward or test_positions", "not (test_kinds or test_awkward or test_positions)")
+LONG = ("test_kinds", "test_awkward", "test_positions", "test_tiles", "test_few or test_a_value")
+GROUPS = (*LONG, f"not ({' or '.join(LONG)})")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is published for Linux only")

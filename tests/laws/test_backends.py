@@ -85,7 +85,8 @@ def test_as_exact_as_plain_pytorch(spec: str, case: Case) -> None:
     position = position.to(case.dtype)
     given = {"mask": case.mask, "q_pos": q_pos, "k_pos": k_pos}
     exact = copy.deepcopy(position).double()
-    truth = [values_and_gradients(exact, [x.double() for x in draw], weight.double(), naive, **given) for draw in inputs]
+    wide = [[x.double() for x in draw] for draw in inputs]
+    truth = [values_and_gradients(exact, draw, weight.double(), naive, **given) for draw in wide]
     plain = [values_and_gradients(position, draw, weight, naive, **given) for draw in inputs]
     for backend in BACKENDS:
         if refusing(backend, position, inputs[0], **given):

@@ -73,9 +73,12 @@ class _Call(ctypes.Structure):
 def _loaded() -> ctypes.CDLL | str:
     """The compiled kernel, or why there is none."""
     try:
-        return ctypes.CDLL(str(compiler.library(Path(__file__).parent / "csrc" / "attention.cpp")))
+        kernel = ctypes.CDLL(str(compiler.library(Path(__file__).parent / "csrc" / "attention.cpp")))
     except (HeadwayError, OSError) as error:
         return str(error)
+    if kernel.headway_call_size() != ctypes.sizeof(_Call):
+        raise AssertionError("csrc/tile.h and native.py describe different calls")
+    return kernel
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

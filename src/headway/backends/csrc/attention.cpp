@@ -558,3 +558,6 @@ extern "C" int headway_backward(const headway::Call* call, int kind, char* messa
     }
   });
 }
+
+// So that both sides can see that they mean the same structure.
+extern "C" int64_t headway_call_size() { return sizeof(headway::Call); }
