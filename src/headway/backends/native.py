@@ -247,8 +247,8 @@ def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given
         _put(call, name, x, "batch", "head", "row")
     _put(call, "sums", sums)
     lanes = 64 // wide.itemsize
-    d_q = q.new_zeros(splits, batch, queries, heads, math.ceil(dim / lanes) * lanes, dtype=wide).transpose(2, 3)
-    d_k, d_v = (x.new_zeros(_by_token(x.shape)).transpose(1, 2) for x in (k, v))
+    d_q = q.new_empty(splits, batch, queries, heads, math.ceil(dim / lanes) * lanes, dtype=wide).transpose(2, 3)
+    d_k, d_v = (x.new_empty(_by_token(x.shape)).transpose(1, 2) for x in (k, v))
     _put(call, "d_q", d_q, "split", "batch", "head", "row")
     for name, x in (("d_k", d_k), ("d_v", d_v)):
         _put(call, name, x, "batch", "head", "row")

@@ -379,17 +379,18 @@ class Gradients : public Terms<T> {
   double total_ = 0;
 };
 
-// sum_j weight(i, j) (d_out_i v_j) = d_out_i out_i. Several rows at a time, since each sum waits for its last term.
+// sum_j weight(i, j) (d_out_i v_j) = d_out_i out_i, not needed of rows that are whole. Several rows at a time, since each
+// sum waits for its last term.
 template <typename T, typename In>
-void summarise(const Call& call, int64_t bh, const T* sums, Query<T>* to) {
+void summarise(const Call& call, int64_t bh, const Span& span, const T* sums, bool whole, Query<T>* to) {
   constexpr int64_t some = 8;
   const int64_t b = bh / call.heads, h = bh % call.heads;
-  for (int64_t i = 0; i < call.queries; i += some) {
-    const int64_t rows = std::min(some, call.queries - i);
+  for (int64_t i = span.begin; i < span.end; i += some) {
+    const int64_t rows = std::min(some, span.end - i);
     const In* out = at_row<In>(call.out, b, call.out_batch, h, call.out_head, i, call.out_row);
     const In* grad = at_row<In>(call.grad, b, call.grad_batch, h, call.grad_head, i, call.grad_row);
     double mean[some] = {};
-    for (int64_t d = 0; d < call.dim_v; ++d)
+    for (int64_t d = 0; !whole && d < call.dim_v; ++d)
       for (int64_t r = 0; r < rows; ++r)
         mean[r] += double(grad[r * call.grad_row + d]) * double(out[r * call.out_row + d]);
     for (int64_t r = 0; r < rows; ++r) to[i + r] = {sums[2 * (i + r)], sums[2 * (i + r) + 1], T(mean[r])};
@@ -407,20 +408,6 @@ void backward(const Call& call) {
            2 * (tile_rows + columns + LANES<T>)) + 64 * 16;
   const T scale = T(call.scale);
 
-  std::vector<Query<T>> queries(call.batch * call.heads * call.queries);
-  std::vector<std::vector<T>> least(call.batch * call.heads); // lowest logarithm of a sum, per span of queries
-  at::parallel_for(0, call.batch * call.heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t bh = begin; bh < end; ++bh) {
-      const T* sums = static_cast<const T*>(call.sums) + bh * call.queries * 2;
-      summarise<T, In>(call, bh, sums, queries.data() + bh * call.queries);
-      for (const Span& span : shared.q[bh / call.heads]) {
-        T lowest = std::numeric_limits<T>::infinity();
-        for (int64_t i = span.begin; i < span.end; ++i) lowest = std::min(lowest, sums[2 * i] - std::log(sums[2 * i + 1]));
-        least[bh].push_back(lowest);
-      }
-    }
-  });
-
   std::vector<std::vector<int64_t>> blocks(call.batch); // of keys, that the queries of a span see
   for (int64_t b = 0; b < call.batch; ++b)
     for (const Span& q : shared.q[b])
@@ -428,6 +415,21 @@ void backward(const Call& call) {
         Tile tile;
         return look<T>(call, q, k, tile);
       }));
+  std::vector<Query<T>> queries(call.batch * call.heads * call.queries);
+  std::vector<std::vector<T>> least(call.batch * call.heads); // lowest logarithm of a sum, per span of queries
+  at::parallel_for(0, call.batch * call.heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t bh = begin; bh < end; ++bh) {
+      const T* sums = static_cast<const T*>(call.sums) + bh * call.queries * 2;
+      const std::vector<Span>& q_spans = shared.q[bh / call.heads];
+      for (size_t iq = 0; iq < q_spans.size(); ++iq) {
+        summarise<T, In>(call, bh, q_spans[iq], sums, blocks[bh / call.heads][iq] == 1, queries.data() + bh * call.queries);
+        T lowest = std::numeric_limits<T>::infinity();
+        for (int64_t i = q_spans[iq].begin; i < q_spans[iq].end; ++i)
+          lowest = std::min(lowest, sums[2 * i] - std::log(sums[2 * i + 1]));
+        least[bh].push_back(lowest);
+      }
+    }
+  });
 
   // the longest tasks come first, so that none is left for the end
   const int64_t tasks = call.batch * call.kv_heads * call.splits;
@@ -469,21 +471,29 @@ void backward(const Call& call) {
     std::vector<Gradients<T>> terms;
     for (int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) terms.emplace_back(call, b, h, split);
 
-    int64_t held = -1; // the block of keys in the rooms
-    const auto write = [&]() {
-      if (held < 0) return;
-      const Span& keys = shared.k[b][held];
-      for (int64_t j = 0; j < keys.size(); ++j) {
-        In* to_k = const_cast<In*>(at_row<In>(call.d_k, b, call.d_k_batch, h_kv, call.d_k_head, keys.begin + j, call.d_k_row));
-        In* to_v = const_cast<In*>(at_row<In>(call.d_v, b, call.d_v_batch, h_kv, call.d_v_head, keys.begin + j, call.d_v_row));
-        for (int64_t d = 0; d < call.dim; ++d) to_k[d] = static_cast<In>(d_k[j * wide_d + d] * scale);
-        for (int64_t d = 0; d < call.dim_v; ++d) to_v[d] = static_cast<In>(d_v[j * wide_v + d]);
+    const int64_t some_queries = shared.q[b].size(), some_keys = shared.k[b].size();
+    std::vector<char> begun(group * some_queries, 0); // whether there is something in d_q of a head's span
+    const auto d_q_of = [&](int64_t h, int64_t query) {
+      return static_cast<T*>(call.d_q) + split * call.d_q_split + b * call.d_q_batch + h * call.d_q_head + query * call.d_q_row;
+    };
+    int64_t next = split;  // the first block of keys whose gradients are not written
+    int64_t held = -1;     // the block of keys in the rooms
+    const auto write_until = [&](int64_t last) {
+      for (; next < last; next += call.splits) {
+        const Span& keys = shared.k[b][next];
+        for (int64_t j = 0; j < keys.size(); ++j) {
+          In* to_k = const_cast<In*>(at_row<In>(call.d_k, b, call.d_k_batch, h_kv, call.d_k_head, keys.begin + j, call.d_k_row));
+          In* to_v = const_cast<In*>(at_row<In>(call.d_v, b, call.d_v_batch, h_kv, call.d_v_head, keys.begin + j, call.d_v_row));
+          const bool seen = next == held;
+          for (int64_t d = 0; d < call.dim; ++d) to_k[d] = seen ? static_cast<In>(d_k[j * wide_d + d] * scale) : In(0);
+          for (int64_t d = 0; d < call.dim_v; ++d) to_v[d] = seen ? static_cast<In>(d_v[j * wide_v + d]) : In(0);
+        }
       }
     };
     each_tile(task, [&](int64_t ik, int64_t h, int64_t iq, const Tile& tile) {
       computed.fetch_add(1, std::memory_order_relaxed);
       if (ik != held) {
-        write();
+        write_until(ik);
         held = ik;
         const Span& keys = *tile.k;
         const int64_t whole = round_up(keys.size(), PANEL<T>);
@@ -511,10 +521,15 @@ void backward(const Call& call) {
       head.leave();
       product<T>(width, wide_v, rows, weights + tile.first, 1, columns, grad.start, grad.stride, PANEL<T>, d_v + tile.first * wide_v, wide_v, true);
       product<T>(width, wide_d, rows, gradients + tile.first, 1, columns, q.start, q.stride, PANEL<T>, d_k + tile.first * wide_d, wide_d, true);
-      T* d_q = static_cast<T*>(call.d_q) + split * call.d_q_split + b * call.d_q_batch + h * call.d_q_head + query * call.d_q_row;
-      product<T>(rows, wide_d, width, gradients + tile.first, columns, 1, k_room + tile.first * wide_d, wide_d, PANEL<T>, d_q, call.d_q_row, true);
+      char& started = begun[(h - h_kv * group) * some_queries + iq];
+      product<T>(rows, wide_d, width, gradients + tile.first, columns, 1, k_room + tile.first * wide_d, wide_d, PANEL<T>, d_q_of(h, query), call.d_q_row, started);
+      started = 1;
     });
-    write();
+    write_until(some_keys);
+    for (int64_t g = 0; g < group; ++g)
+      for (int64_t iq = 0; iq < some_queries; ++iq)
+        for (int64_t i = shared.q[b][iq].begin; !begun[g * some_queries + iq] && i < shared.q[b][iq].end; ++i)
+          std::fill_n(d_q_of(h_kv * group + g, i), wide_d, T(0));
   });
   if (call.tiles != nullptr) {
     call.tiles[0] += computed;
