@@ -38,6 +38,7 @@ check: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror src/headway/backends/csrc/*
 
 # one thread per worker: two cores, two workers
 tests: .venv/ready-dev
@@ -53,9 +54,11 @@ bench: .venv/ready
 bars: .venv/ready
 	$(BIN)/headway bench --bars $(ARGS)
 
-# the README's picture, from a real comparison
+# the README's pictures, from a real comparison and a real measurement
 picture: .venv/ready-dev compare
 	$(BIN)/python docs/picture.py headway-compare/report.html docs/report.png
+	$(BIN)/headway bench --methods t5,alibi,rotary,fox --lengths 512,2048 --modes forward+backward
+	$(BIN)/python docs/picture.py headway-bench/report.html docs/tax.png
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

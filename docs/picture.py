@@ -1,4 +1,4 @@
-"""Make the README's picture: the first figure of a report. ``make picture`` runs a comparison and then this.
+"""Make a picture for the README: the first figure of a report. ``make picture`` makes the reports and then this.
 
 Usage: python docs/picture.py REPORT.html OUT.png
 """

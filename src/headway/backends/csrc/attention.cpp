@@ -1,4 +1,5 @@
-// Attention with positions on CPUs, forward and backward, tile by tile: no more than O(queries + keys) numbers are held.
+// Attention with positions on CPUs, forward and backward, tile by tile: no more than O(queries + keys) numbers are
+// held.
 //
 //     out_i = sum_j softmax_j(scale q_i k_j + terms(i, j)) v_j
 //
@@ -18,18 +19,9 @@
 
 namespace headway {
 
-#ifndef HEADWAY_QUERIES
-#define HEADWAY_QUERIES 96
-#endif
-#ifndef HEADWAY_KEYS
-#define HEADWAY_KEYS 256
-#endif
-#ifndef HEADWAY_TASK
-#define HEADWAY_TASK 384
-#endif
-
 // Rows and columns of a tile, and the queries of a forward task, which share the packing of a block of keys.
-constexpr int64_t QUERIES = HEADWAY_QUERIES, KEYS = HEADWAY_KEYS, TASK = HEADWAY_TASK;
+constexpr int64_t QUERIES = 96, KEYS = 256, TASK = 384;
+static_assert(TASK % QUERIES == 0);
 
 // Rows as the products need them: in place where they are, packed otherwise.
 template <typename T>
@@ -71,14 +63,17 @@ struct Shared {
     for (int64_t b = 0; b < call.batch; ++b) {
       const bool docs = call.q_docs != nullptr;
       const bool again = b > 0 && call.q_pos_batch == 0 && call.k_pos_batch == 0 &&
-          (!docs || (call.q_docs_batch == 0 && call.k_docs_batch == 0));
+                         (!docs || (call.q_docs_batch == 0 && call.k_docs_batch == 0));
       if (again) {
         q.push_back(q[0]);
         k.push_back(k[0]);
         continue;
       }
-      q.push_back(spans(call.q_pos + b * call.q_pos_batch, docs ? call.q_docs + b * call.q_docs_batch : nullptr, call.queries, QUERIES));
-      k.push_back(spans(call.k_pos + b * call.k_pos_batch, docs ? call.k_docs + b * call.k_docs_batch : nullptr, call.keys, KEYS));
+      q.push_back(spans(
+          call.q_pos + b * call.q_pos_batch, docs ? call.q_docs + b * call.q_docs_batch : nullptr, call.queries,
+          QUERIES));
+      k.push_back(spans(
+          call.k_pos + b * call.k_pos_batch, docs ? call.k_docs + b * call.k_docs_batch : nullptr, call.keys, KEYS));
     }
     at::parallel_for(0, call.batch * call.heads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t bh = begin; bh < end; ++bh)
@@ -95,7 +90,8 @@ bool negligible(const Bounds<T>& bounds, const Terms<T>& terms, const Tile& tile
 
 // ---------------------------------------------------------------------------------------------------------- forward
 
-// One row of a tile: scores to weights relative to `most`, the row's maximum so far. Returns {maximum, sum}.
+// One row of a tile: scores to exp(score - most). Brings `most`, the row's greatest score so far, and `sum` up to date;
+// `shrink` is what earlier results of the row must be multiplied by.
 template <typename T>
 inline void soften(T* row, int64_t first, int64_t wide, Added<T> added, T& most, T& sum, T& shrink) {
   using V = Vectorized<T>;
@@ -141,28 +137,36 @@ void forward(const Call& call) {
   const int64_t per_head = (call.queries + TASK - 1) / TASK, group = call.heads / call.kv_heads;
   // the heads of a task read the same keys: while decoding, reading them is all the work
   const int64_t together = few ? group : 1, per_batch = call.heads / together;
-  const int64_t task_rows = std::min(TASK, round_up(call.queries, ROWS)), columns = std::min(KEYS, round_up(call.keys, PANEL<T>));
+  const int64_t task_rows = std::min(TASK, round_up(call.queries, ROWS)),
+                columns = std::min(KEYS, round_up(call.keys, PANEL<T>));
   const int64_t tile_rows = std::min(QUERIES, task_rows);
   const size_t bytes = sizeof(T) *
-          (together * task_rows * (wide_d + wide_v + 2) + columns * (2 * wide_d + wide_v) + (tile_rows + 1) * columns +
-           tile_rows + columns + LANES<T>) + 64 * 16;
+                       (together * task_rows * (wide_d + wide_v + 2) + columns * (2 * wide_d + wide_v) +
+                        (tile_rows + 1) * columns + tile_rows + columns + LANES<T>)+64 *
+                       16;
   std::atomic<int64_t> computed{0}, skipped{0};
 
   run(call.batch * per_batch * per_head, bytes, [&](int64_t task, Scratch& room) {
     const int64_t b = task / per_head / per_batch, h = task / per_head % per_batch * together, h_kv = h / group;
     // the last queries see the most keys: they come first, so that no long task is left for the end
-    const int64_t begin = (per_head - 1 - task % per_head) * TASK, end = std::min(call.queries, begin + TASK), rows = end - begin;
+    const int64_t begin = (per_head - 1 - task % per_head) * TASK, end = std::min(call.queries, begin + TASK),
+                  rows = end - begin;
     const std::vector<Span>&q_spans = shared.q[b], &k_spans = shared.k[b];
 
     T *sums = room.take<T>(together * task_rows * wide_v), *q_room = room.take<T>(together * task_rows * wide_d);
     T *most = room.take<T>(together * task_rows), *total = room.take<T>(together * task_rows);
-    T *k_room = room.take<T>(columns * wide_d), *k_panel = room.take<T>(columns * wide_d), *v_room = room.take<T>(columns * wide_v);
-    T *scores = room.take<T>(tile_rows * columns), *line = room.take<T>(tile_rows + columns + LANES<T>), *row_room = room.take<T>(columns);
+    T *k_room = room.take<T>(columns * wide_d), *k_panel = room.take<T>(columns * wide_d),
+      *v_room = room.take<T>(columns * wide_v);
+    T *scores = room.take<T>(tile_rows * columns), *line = room.take<T>(tile_rows + columns + LANES<T>),
+      *row_room = room.take<T>(columns);
     std::vector<Terms<T>> terms;
     std::vector<Rows<T>> q;
     for (int64_t g = 0; g < together; ++g) {
       terms.emplace_back(call, b, h + g);
-      q.push_back(rows_of<T>(at_row<In>(call.q, b, call.q_batch, h + g, call.q_head, begin, call.q_row), call.q_row, rows, call.dim, wide_d, q_room + g * task_rows * wide_d));
+      q.push_back(
+          rows_of<T>(
+              at_row<In>(call.q, b, call.q_batch, h + g, call.q_head, begin, call.q_row), call.q_row, rows, call.dim,
+              wide_d, q_room + g * task_rows * wide_d));
     }
     std::fill(sums, sums + together * task_rows * wide_v, T(0));
     std::fill(most, most + together * task_rows, -std::numeric_limits<T>::infinity());
@@ -183,7 +187,9 @@ void forward(const Call& call) {
         if (!look<T>(call, q_spans[iq], keys, tile)) continue;
         for (int64_t g = 0; g < together; ++g) {
           const int64_t query = iq * QUERIES - begin, first_row = g * task_rows + query;
-          if (negligible(shared.bounds[b * call.heads + h + g], terms[g], tile, iq, ik, *std::min_element(most + first_row, most + first_row + tile.rows()))) {
+          if (negligible(
+                  shared.bounds[b * call.heads + h + g], terms[g], tile, iq, ik,
+                  *std::min_element(most + first_row, most + first_row + tile.rows()))) {
             skipped.fetch_add(1, std::memory_order_relaxed);
             continue;
           }
@@ -191,7 +197,9 @@ void forward(const Call& call) {
           if (!packed) {
             packed = true;
             const In* k_rows = at_row<In>(call.k, b, call.k_batch, h_kv, call.k_head, keys.begin, call.k_row);
-            v = rows_of<T>(at_row<In>(call.v, b, call.v_batch, h_kv, call.v_head, keys.begin, call.v_row), call.v_row, keys.size(), call.dim_v, wide_v, v_room);
+            v = rows_of<T>(
+                at_row<In>(call.v, b, call.v_batch, h_kv, call.v_head, keys.begin, call.v_row), call.v_row, keys.size(),
+                call.dim_v, wide_v, v_room);
             if (few) {
               k = rows_of<T>(k_rows, call.k_row, keys.size(), call.dim, wide_d, k_room);
             } else {
@@ -202,25 +210,30 @@ void forward(const Call& call) {
           }
           const Rows<T> mine{q[g].start + query * q[g].stride, q[g].stride};
           if (few) {
-            products_of_few<T>(tile.rows(), tile.last - tile.first, wide_d, T(call.scale), mine.start, mine.stride,
+            products_of_few<T>(
+                tile.rows(), tile.last - tile.first, wide_d, T(call.scale), mine.start, mine.stride,
                 k.start + tile.first * k.stride, k.stride, scores + tile.first, columns);
             for (int64_t i = 0; i < tile.rows(); ++i)
               std::fill(scores + i * columns + tile.last, scores + i * columns + tile.wide, T(0));
           } else {
-            product<T>(tile.rows(), tile.wide - tile.first, call.dim, mine.start, mine.stride, 1,
+            product<T>(
+                tile.rows(), tile.wide - tile.first, call.dim, mine.start, mine.stride, 1,
                 k_panel + tile.first * call.dim, PANEL<T>, call.dim * PANEL<T>, scores + tile.first, columns, false);
           }
           terms[g].enter(tile, line);
           for (int64_t i = 0; i < tile.rows(); ++i) {
             T* row = scores + i * columns;
             T shrink;
-            soften<T>(row, tile.first, tile.wide, terms[g].of_row(i, row_room), most[first_row + i], total[first_row + i], shrink);
+            soften<T>(
+                row, tile.first, tile.wide, terms[g].of_row(i, row_room), most[first_row + i], total[first_row + i],
+                shrink);
             if (shrink != T(1)) {
               T* sum = sums + (first_row + i) * wide_v;
               for (int64_t d = 0; d < wide_v; ++d) sum[d] *= shrink;
             }
           }
-          product<T>(tile.rows(), wide_v, tile.last - tile.first, scores + tile.first, columns, 1,
+          product<T>(
+              tile.rows(), wide_v, tile.last - tile.first, scores + tile.first, columns, 1,
               v.start + tile.first * v.stride, v.stride, PANEL<T>, sums + first_row * wide_v, wide_v, true);
         }
       }
@@ -233,7 +246,8 @@ void forward(const Call& call) {
         const T inverse = seen ? T(1) / total[at] : T(0);
         kept[2 * i] = seen ? most[at] : T(0);
         kept[2 * i + 1] = inverse;
-        In* out = const_cast<In*>(at_row<In>(call.out, b, call.out_batch, h + g, call.out_head, begin + i, call.out_row));
+        In* out =
+            const_cast<In*>(at_row<In>(call.out, b, call.out_batch, h + g, call.out_head, begin + i, call.out_row));
         for (int64_t d = 0; d < call.dim_v; ++d) out[d] = static_cast<In>(sums[at * wide_v + d] * inverse);
       }
     }
@@ -254,10 +268,11 @@ struct Query {
 };
 
 // One row of a tile: scores to weights, and their gradients to those of the scores. Returns the sum of the latter.
-// If the row is `whole`, all its keys in this tile, its mean is taken from the very numbers it is subtracted from, whose
-// rounding errors then cancel.
+// If the row is `whole`, all its keys in this tile, its mean is taken from the very numbers it is subtracted from,
+// whose rounding errors then cancel.
 template <typename T>
-inline T differentiate(T* weight, T* gradient, int64_t first, int64_t wide, Added<T> added, Query<T> query, bool whole) {
+inline T differentiate(
+    T* weight, T* gradient, int64_t first, int64_t wide, Added<T> added, Query<T> query, bool whole) {
   using V = Vectorized<T>;
   constexpr int64_t lanes = LANES<T>;
   const V all(added.all), shift(added.each == nullptr ? query.most - added.all : query.most), inverse(query.inverse);
@@ -300,8 +315,7 @@ class Gradients : public Terms<T> {
  public:
   using Terms<T>::clamp;
 
-  Gradients(const Call& call, int64_t b, int64_t h, int64_t split)
-      : Terms<T>(call, b, h) {
+  Gradients(const Call& call, int64_t b, int64_t h, int64_t split) : Terms<T>(call, b, h) {
     const int64_t index = (split * call.batch + b) * call.heads + h;
     if (call.d_table != nullptr) d_table_ = call.d_table + index * call.width;
     if (call.d_tails != nullptr) d_tails_ = call.d_tails + index * 2;
@@ -370,7 +384,9 @@ class Gradients : public Terms<T> {
       const int64_t apart = this->Terms<T>::distance(i, j);
       if (tables()) distance(apart, gradient[j]);
       if (d_rows_ != nullptr)
-        d_rows_[(tile.q->begin + i) * this->call_.rows_width + clamp(apart + this->call_.rows_left, this->call_.rows_width)] += gradient[j];
+        d_rows_
+            [(tile.q->begin + i) * this->call_.rows_width +
+             clamp(apart + this->call_.rows_left, this->call_.rows_width)] += gradient[j];
     }
   }
 
@@ -379,8 +395,8 @@ class Gradients : public Terms<T> {
   double total_ = 0;
 };
 
-// sum_j weight(i, j) (d_out_i v_j) = d_out_i out_i, not needed of rows that are whole. Several rows at a time, since each
-// sum waits for its last term.
+// sum_j weight(i, j) (d_out_i v_j) = d_out_i out_i, not needed of rows that are whole. Several rows at a time, since
+// each sum waits for its last term.
 template <typename T, typename In>
 void summarise(const Call& call, int64_t bh, const Span& span, const T* sums, bool whole, Query<T>* to) {
   constexpr int64_t some = 8;
@@ -403,12 +419,12 @@ void backward(const Call& call) {
   const int64_t wide_d = round_up(call.dim, LANES<T>), wide_v = round_up(call.dim_v, LANES<T>);
   const int64_t group = call.heads / call.kv_heads;
   const int64_t columns = std::min(KEYS, round_up(call.keys, PANEL<T>)), tile_rows = std::min(QUERIES, call.queries);
-  const size_t bytes = sizeof(T) *
-          (columns * (3 * wide_d + 3 * wide_v) + tile_rows * (wide_d + wide_v) + (2 * tile_rows + 1) * columns +
-           2 * (tile_rows + columns + LANES<T>)) + 64 * 16;
+  const size_t bytes = sizeof(T) * (columns * (3 * wide_d + 3 * wide_v) + tile_rows * (wide_d + wide_v) +
+                                    (2 * tile_rows + 1) * columns + 2 * (tile_rows + columns + LANES<T>)) +
+                       64 * 16;
   const T scale = T(call.scale);
 
-  std::vector<std::vector<int64_t>> blocks(call.batch); // of keys, that the queries of a span see
+  std::vector<std::vector<int64_t>> blocks(call.batch);  // of keys, that the queries of a span see
   for (int64_t b = 0; b < call.batch; ++b)
     for (const Span& q : shared.q[b])
       blocks[b].push_back(std::count_if(shared.k[b].begin(), shared.k[b].end(), [&](const Span& k) {
@@ -416,13 +432,14 @@ void backward(const Call& call) {
         return look<T>(call, q, k, tile);
       }));
   std::vector<Query<T>> queries(call.batch * call.heads * call.queries);
-  std::vector<std::vector<T>> least(call.batch * call.heads); // lowest logarithm of a sum, per span of queries
+  std::vector<std::vector<T>> least(call.batch * call.heads);  // lowest logarithm of a sum, per span of queries
   at::parallel_for(0, call.batch * call.heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t bh = begin; bh < end; ++bh) {
       const T* sums = static_cast<const T*>(call.sums) + bh * call.queries * 2;
       const std::vector<Span>& q_spans = shared.q[bh / call.heads];
       for (size_t iq = 0; iq < q_spans.size(); ++iq) {
-        summarise<T, In>(call, bh, q_spans[iq], sums, blocks[bh / call.heads][iq] == 1, queries.data() + bh * call.queries);
+        summarise<T, In>(
+            call, bh, q_spans[iq], sums, blocks[bh / call.heads][iq] == 1, queries.data() + bh * call.queries);
         T lowest = std::numeric_limits<T>::infinity();
         for (int64_t i = q_spans[iq].begin; i < q_spans[iq].end; ++i)
           lowest = std::min(lowest, sums[2 * i] - std::log(sums[2 * i + 1]));
@@ -437,7 +454,8 @@ void backward(const Call& call) {
   std::iota(order.begin(), order.end(), 0);
   std::atomic<int64_t> computed{0}, skipped{0};
   const auto each_tile = [&](int64_t task, const auto& work) {
-    const int64_t split = task % call.splits, h_kv = task / call.splits % call.kv_heads, b = task / call.splits / call.kv_heads;
+    const int64_t split = task % call.splits, h_kv = task / call.splits % call.kv_heads,
+                  b = task / call.splits / call.kv_heads;
     const std::vector<Span>&q_spans = shared.q[b], &k_spans = shared.k[b];
     for (int64_t ik = split; ik < int64_t(k_spans.size()); ik += call.splits)
       for (int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) {
@@ -446,35 +464,45 @@ void backward(const Call& call) {
         for (int64_t iq = 0; iq < int64_t(q_spans.size()); ++iq) {
           Tile tile;
           if (!look<T>(call, q_spans[iq], k_spans[ik], tile)) continue;
-          if (negligible(shared.bounds[bh], terms, tile, iq, ik, least[bh][iq])) skipped.fetch_add(1, std::memory_order_relaxed);
-          else work(ik, h, iq, tile);
+          if (negligible(shared.bounds[bh], terms, tile, iq, ik, least[bh][iq]))
+            skipped.fetch_add(1, std::memory_order_relaxed);
+          else
+            work(ik, h, iq, tile);
         }
       }
   };
   if (tasks > 1) {
     at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task)
-        each_tile(task, [&](int64_t, int64_t, int64_t, const Tile& tile) { length[task] += tile.rows() * (tile.wide - tile.first); });
+        each_tile(task, [&](int64_t, int64_t, int64_t, const Tile& tile) {
+          length[task] += tile.rows() * (tile.wide - tile.first);
+        });
     });
     skipped = 0;
-    std::stable_sort(order.begin(), order.end(), [&](int64_t one, int64_t other) { return length[one] > length[other]; });
+    std::stable_sort(
+        order.begin(), order.end(), [&](int64_t one, int64_t other) { return length[one] > length[other]; });
   }
 
   run(tasks, bytes, [&](int64_t turn, Scratch& room) {
     const int64_t task = order[turn];
-    const int64_t split = task % call.splits, h_kv = task / call.splits % call.kv_heads, b = task / call.splits / call.kv_heads;
-    T *k_room = room.take<T>(columns * wide_d), *k_panel = room.take<T>(columns * wide_d), *d_k = room.take<T>(columns * wide_d);
-    T *v_room = room.take<T>(columns * wide_v), *v_panel = room.take<T>(columns * wide_v), *d_v = room.take<T>(columns * wide_v);
+    const int64_t split = task % call.splits, h_kv = task / call.splits % call.kv_heads,
+                  b = task / call.splits / call.kv_heads;
+    T *k_room = room.take<T>(columns * wide_d), *k_panel = room.take<T>(columns * wide_d),
+      *d_k = room.take<T>(columns * wide_d);
+    T *v_room = room.take<T>(columns * wide_v), *v_panel = room.take<T>(columns * wide_v),
+      *d_v = room.take<T>(columns * wide_v);
     T *q_room = room.take<T>(tile_rows * wide_d), *grad_room = room.take<T>(tile_rows * wide_v);
-    T *weights = room.take<T>(tile_rows * columns), *gradients = room.take<T>(tile_rows * columns), *row_room = room.take<T>(columns);
+    T *weights = room.take<T>(tile_rows * columns), *gradients = room.take<T>(tile_rows * columns),
+      *row_room = room.take<T>(columns);
     T *line = room.take<T>(tile_rows + columns + LANES<T>), *sums = room.take<T>(tile_rows + columns + LANES<T>);
     std::vector<Gradients<T>> terms;
     for (int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) terms.emplace_back(call, b, h, split);
 
     const int64_t some_queries = shared.q[b].size(), some_keys = shared.k[b].size();
-    std::vector<char> begun(group * some_queries, 0); // whether there is something in d_q of a head's span
+    std::vector<char> begun(group * some_queries, 0);  // whether there is something in d_q of a head's span
     const auto d_q_of = [&](int64_t h, int64_t query) {
-      return static_cast<T*>(call.d_q) + split * call.d_q_split + b * call.d_q_batch + h * call.d_q_head + query * call.d_q_row;
+      return static_cast<T*>(call.d_q) + split * call.d_q_split + b * call.d_q_batch + h * call.d_q_head +
+             query * call.d_q_row;
     };
     int64_t next = split;  // the first block of keys whose gradients are not written
     int64_t held = -1;     // the block of keys in the rooms
@@ -482,8 +510,10 @@ void backward(const Call& call) {
       for (; next < last; next += call.splits) {
         const Span& keys = shared.k[b][next];
         for (int64_t j = 0; j < keys.size(); ++j) {
-          In* to_k = const_cast<In*>(at_row<In>(call.d_k, b, call.d_k_batch, h_kv, call.d_k_head, keys.begin + j, call.d_k_row));
-          In* to_v = const_cast<In*>(at_row<In>(call.d_v, b, call.d_v_batch, h_kv, call.d_v_head, keys.begin + j, call.d_v_row));
+          In* to_k = const_cast<In*>(
+              at_row<In>(call.d_k, b, call.d_k_batch, h_kv, call.d_k_head, keys.begin + j, call.d_k_row));
+          In* to_v = const_cast<In*>(
+              at_row<In>(call.d_v, b, call.d_v_batch, h_kv, call.d_v_head, keys.begin + j, call.d_v_row));
           const bool seen = next == held;
           for (int64_t d = 0; d < call.dim; ++d) to_k[d] = seen ? static_cast<In>(d_k[j * wide_d + d] * scale) : In(0);
           for (int64_t d = 0; d < call.dim_v; ++d) to_v[d] = seen ? static_cast<In>(d_v[j * wide_v + d]) : In(0);
@@ -497,8 +527,12 @@ void backward(const Call& call) {
         held = ik;
         const Span& keys = *tile.k;
         const int64_t whole = round_up(keys.size(), PANEL<T>);
-        pack<T, In>(k_room, wide_d, at_row<In>(call.k, b, call.k_batch, h_kv, call.k_head, keys.begin, call.k_row), call.k_row, keys.size(), call.dim, scale);
-        pack<T, In>(v_room, wide_v, at_row<In>(call.v, b, call.v_batch, h_kv, call.v_head, keys.begin, call.v_row), call.v_row, keys.size(), call.dim_v, T(1));
+        pack<T, In>(
+            k_room, wide_d, at_row<In>(call.k, b, call.k_batch, h_kv, call.k_head, keys.begin, call.k_row), call.k_row,
+            keys.size(), call.dim, scale);
+        pack<T, In>(
+            v_room, wide_v, at_row<In>(call.v, b, call.v_batch, h_kv, call.v_head, keys.begin, call.v_row), call.v_row,
+            keys.size(), call.dim_v, T(1));
         std::fill(k_room + keys.size() * wide_d, k_room + whole * wide_d, T(0));
         std::fill(v_room + keys.size() * wide_v, v_room + whole * wide_v, T(0));
         transpose<T>(k_panel, k_room, wide_d, keys.size(), call.dim);
@@ -507,22 +541,38 @@ void backward(const Call& call) {
         std::fill(d_v, d_v + columns * wide_v, T(0));
       }
       const int64_t rows = tile.rows(), width = tile.last - tile.first, query = tile.q->begin, bh = b * call.heads + h;
-      const Rows<T> q = rows_of<T>(at_row<In>(call.q, b, call.q_batch, h, call.q_head, query, call.q_row), call.q_row, rows, call.dim, wide_d, q_room);
-      const Rows<T> grad = rows_of<T>(at_row<In>(call.grad, b, call.grad_batch, h, call.grad_head, query, call.grad_row), call.grad_row, rows, call.dim_v, wide_v, grad_room);
-      product<T>(rows, tile.wide - tile.first, call.dim, q.start, q.stride, 1, k_panel + tile.first * call.dim, PANEL<T>, call.dim * PANEL<T>, weights + tile.first, columns, false);
-      product<T>(rows, tile.wide - tile.first, call.dim_v, grad.start, grad.stride, 1, v_panel + tile.first * call.dim_v, PANEL<T>, call.dim_v * PANEL<T>, gradients + tile.first, columns, false);
+      const Rows<T> q = rows_of<T>(
+          at_row<In>(call.q, b, call.q_batch, h, call.q_head, query, call.q_row), call.q_row, rows, call.dim, wide_d,
+          q_room);
+      const Rows<T> grad = rows_of<T>(
+          at_row<In>(call.grad, b, call.grad_batch, h, call.grad_head, query, call.grad_row), call.grad_row, rows,
+          call.dim_v, wide_v, grad_room);
+      product<T>(
+          rows, tile.wide - tile.first, call.dim, q.start, q.stride, 1, k_panel + tile.first * call.dim, PANEL<T>,
+          call.dim * PANEL<T>, weights + tile.first, columns, false);
+      product<T>(
+          rows, tile.wide - tile.first, call.dim_v, grad.start, grad.stride, 1, v_panel + tile.first * call.dim_v,
+          PANEL<T>, call.dim_v * PANEL<T>, gradients + tile.first, columns, false);
       Gradients<T>& head = terms[h - h_kv * group];
       head.enter(tile, line, sums);
       for (int64_t i = 0; i < rows; ++i) {
         T *weight = weights + i * columns, *gradient = gradients + i * columns;
-        const T sum = differentiate<T>(weight, gradient, tile.first, tile.wide, head.of_row(i, row_room), queries[bh * call.queries + query + i], blocks[b][iq] == 1);
+        const T sum = differentiate<T>(
+            weight, gradient, tile.first, tile.wide, head.of_row(i, row_room), queries[bh * call.queries + query + i],
+            blocks[b][iq] == 1);
         head.add(i, gradient, sum);
       }
       head.leave();
-      product<T>(width, wide_v, rows, weights + tile.first, 1, columns, grad.start, grad.stride, PANEL<T>, d_v + tile.first * wide_v, wide_v, true);
-      product<T>(width, wide_d, rows, gradients + tile.first, 1, columns, q.start, q.stride, PANEL<T>, d_k + tile.first * wide_d, wide_d, true);
+      product<T>(
+          width, wide_v, rows, weights + tile.first, 1, columns, grad.start, grad.stride, PANEL<T>,
+          d_v + tile.first * wide_v, wide_v, true);
+      product<T>(
+          width, wide_d, rows, gradients + tile.first, 1, columns, q.start, q.stride, PANEL<T>,
+          d_k + tile.first * wide_d, wide_d, true);
       char& started = begun[(h - h_kv * group) * some_queries + iq];
-      product<T>(rows, wide_d, width, gradients + tile.first, columns, 1, k_room + tile.first * wide_d, wide_d, PANEL<T>, d_q_of(h, query), call.d_q_row, started);
+      product<T>(
+          rows, wide_d, width, gradients + tile.first, columns, 1, k_room + tile.first * wide_d, wide_d, PANEL<T>,
+          d_q_of(h, query), call.d_q_row, started);
       started = 1;
     });
     write_until(some_keys);
@@ -549,16 +599,20 @@ int guarded(char* message, const Work& work) {
   }
 }
 
-} // namespace headway
+}  // namespace headway
 
 // kind: 0 float32, 1 bfloat16, 2 float16, 3 float64. Returns 0, or 1 with a message of at most 255 characters.
 extern "C" int headway_forward(const headway::Call* call, int kind, char* message) {
   return headway::guarded(message, [&] {
     switch (kind) {
-      case 0: return headway::forward<float, float>(*call);
-      case 1: return headway::forward<float, c10::BFloat16>(*call);
-      case 2: return headway::forward<float, c10::Half>(*call);
-      default: return headway::forward<double, double>(*call);
+      case 0:
+        return headway::forward<float, float>(*call);
+      case 1:
+        return headway::forward<float, c10::BFloat16>(*call);
+      case 2:
+        return headway::forward<float, c10::Half>(*call);
+      default:
+        return headway::forward<double, double>(*call);
     }
   });
 }
@@ -566,10 +620,14 @@ extern "C" int headway_forward(const headway::Call* call, int kind, char* messag
 extern "C" int headway_backward(const headway::Call* call, int kind, char* message) {
   return headway::guarded(message, [&] {
     switch (kind) {
-      case 0: return headway::backward<float, float>(*call);
-      case 1: return headway::backward<float, c10::BFloat16>(*call);
-      case 2: return headway::backward<float, c10::Half>(*call);
-      default: return headway::backward<double, double>(*call);
+      case 0:
+        return headway::backward<float, float>(*call);
+      case 1:
+        return headway::backward<float, c10::BFloat16>(*call);
+      case 2:
+        return headway::backward<float, c10::Half>(*call);
+      default:
+        return headway::backward<double, double>(*call);
     }
   });
 }

@@ -25,9 +25,9 @@ constexpr int64_t LANES = Vectorized<T>::size();
 // Registers of a block of a product: ROWS x GROUP vectors of sums, GROUP of one operand, one of the other.
 constexpr int ROWS = 6;
 #if defined(CPU_CAPABILITY_AVX512) || defined(__aarch64__)
-constexpr int GROUP = 4; // 32 vector registers
+constexpr int GROUP = 4;  // 32 vector registers
 #else
-constexpr int GROUP = 2; // 16
+constexpr int GROUP = 2;  // 16
 #endif
 
 template <typename T>
@@ -66,11 +66,11 @@ class Scratch {
 inline Vectorized<float> exp_negative(Vectorized<float> x) {
   using V = Vectorized<float>;
   using I = Vectorized<int32_t>;
-  x = at::vec::clamp_min(x, V(-88.1f)); // there 2^n below has all its bits zero: an exact 0
-  const V shifter(12582912.0f);         // 1.5 * 2^23: the sum's last bits are the nearest integer
+  x = at::vec::clamp_min(x, V(-88.1f));  // there 2^n below has all its bits zero: an exact 0
+  const V shifter(12582912.0f);          // 1.5 * 2^23: the sum's last bits are the nearest integer
   const V shifted = at::vec::fmadd(x, V(1.44269504088896341f), shifter);
   const V n = shifted - shifter;
-  V r = at::vec::fmadd(n, V(-0.693359375f), x); // ln 2 in two parts, so that r is exact
+  V r = at::vec::fmadd(n, V(-0.693359375f), x);  // ln 2 in two parts, so that r is exact
   r = at::vec::fmadd(n, V(2.12194440e-4f), r);
   V p = at::vec::fmadd(V(1.9875691500e-4f), r, V(1.3981999507e-3f));
   p = at::vec::fmadd(p, r, V(8.3334519073e-3f));
@@ -151,20 +151,23 @@ inline void column(
   A += m * a_row;
   C += m * c_row;
   switch (M - m) {
-    case 1: return block<T, 1, N>(K, A, a_row, a_col, B, b_row, C, c_row, add);
-    case 2: return block<T, 2, N>(K, A, a_row, a_col, B, b_row, C, c_row, add);
-    case 3: return block<T, 3, N>(K, A, a_row, a_col, B, b_row, C, c_row, add);
-    case 4: return block<T, 4, N>(K, A, a_row, a_col, B, b_row, C, c_row, add);
-    case 5: return block<T, 5, N>(K, A, a_row, a_col, B, b_row, C, c_row, add);
-    default: return;
+    case 1:
+      return block<T, 1, N>(K, A, a_row, a_col, B, b_row, C, c_row, add);
+    case 2:
+      return block<T, 2, N>(K, A, a_row, a_col, B, b_row, C, c_row, add);
+    case 3:
+      return block<T, 3, N>(K, A, a_row, a_col, B, b_row, C, c_row, add);
+    case 4:
+      return block<T, 4, N>(K, A, a_row, a_col, B, b_row, C, c_row, add);
+    case 5:
+      return block<T, 5, N>(K, A, a_row, a_col, B, b_row, C, c_row, add);
+    default:
+      return;
   }
 }
 
-#ifndef HEADWAY_DEPTH
-#define HEADWAY_DEPTH 32
-#endif
 // Terms that are summed one after the other: longer sums are sums of such, which halves their rounding error.
-constexpr int64_t DEPTH = HEADWAY_DEPTH;
+constexpr int64_t DEPTH = 32;
 
 // C (M, N) = or += A (M, K) B (K, N). N is a multiple of the lanes. B lies in groups of PANEL columns, `b_group` apart:
 // PANEL for an ordinary matrix, K · PANEL for one packed by `transpose`.
@@ -180,13 +183,22 @@ void product(
       const T *a = A + k * a_col, *b = B + k * b_row;
       const bool more = add || k > 0;
       switch (vectors) {
-        case 1: column<T, 1>(M, depth, a, a_row, a_col, b, b_row, c, c_row, more); break;
-        case 2: column<T, 2>(M, depth, a, a_row, a_col, b, b_row, c, c_row, more); break;
+        case 1:
+          column<T, 1>(M, depth, a, a_row, a_col, b, b_row, c, c_row, more);
+          break;
+        case 2:
+          column<T, 2>(M, depth, a, a_row, a_col, b, b_row, c, c_row, more);
+          break;
 #if defined(CPU_CAPABILITY_AVX512) || defined(__aarch64__)
-        case 3: column<T, 3>(M, depth, a, a_row, a_col, b, b_row, c, c_row, more); break;
-        case 4: column<T, 4>(M, depth, a, a_row, a_col, b, b_row, c, c_row, more); break;
+        case 3:
+          column<T, 3>(M, depth, a, a_row, a_col, b, b_row, c, c_row, more);
+          break;
+        case 4:
+          column<T, 4>(M, depth, a, a_row, a_col, b, b_row, c, c_row, more);
+          break;
 #endif
-        default: break;
+        default:
+          break;
       }
     }
   }
@@ -196,13 +208,13 @@ void product(
 // multiple of the lanes.
 template <typename T>
 void products_of_few(
-    int64_t M, int64_t N, int64_t K, T scale, const T* A, int64_t a_row, const T* B, int64_t b_row, T* C, int64_t c_row) {
+    int64_t M, int64_t N, int64_t K, T scale, const T* A, int64_t a_row, const T* B, int64_t b_row, T* C,
+    int64_t c_row) {
   using V = Vectorized<T>;
   for (int64_t n = 0; n < N; ++n, B += b_row)
     for (int64_t m = 0; m < M; ++m) {
       V sum(T(0));
-      for (int64_t k = 0; k < K; k += LANES<T>)
-        sum = at::vec::fmadd(V::loadu(A + m * a_row + k), V::loadu(B + k), sum);
+      for (int64_t k = 0; k < K; k += LANES<T>) sum = at::vec::fmadd(V::loadu(A + m * a_row + k), V::loadu(B + k), sum);
       C[m * c_row + n] = scale * sum_of(sum);
     }
 }
@@ -233,4 +245,4 @@ void transpose(T* to, const T* from, int64_t stride, int64_t rows, int64_t width
   }
 }
 
-} // namespace headway
+}  // namespace headway

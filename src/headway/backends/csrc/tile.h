@@ -12,46 +12,47 @@ struct Call {
   int64_t batch, heads, kv_heads, queries, keys, dim, dim_v;
   const void *q, *k, *v;
   int64_t q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row;
-  const int64_t *q_pos, *k_pos, *q_docs, *k_docs; // documents may be null
+  const int64_t *q_pos, *k_pos, *q_docs, *k_docs;  // documents may be null
   int64_t q_pos_batch, k_pos_batch, q_docs_batch, k_docs_batch;
   int64_t past, future;
-  const void* per_key; // (B, H, K) T, or null
+  const void* per_key;  // (B, H, K) T, or null
   int64_t per_key_batch, per_key_head;
-  const void *table, *tails; // (H, W) and (H, 2) T, or null; contiguous
+  const void *table, *tails;  // (H, W) and (H, 2) T, or null; contiguous
   int64_t width, left;
-  const void* rows; // (B, H, Q, W') T, or null
+  const void* rows;  // (B, H, Q, W') T, or null
   int64_t rows_batch, rows_head, rows_row, rows_width, rows_left;
   double scale;
-  int64_t skip;     // whether tiles of negligible weight are left out
-  int64_t decoding; // no backward will follow
-  void* out; // (B, H, Q, D_v)
+  int64_t skip;      // whether tiles of negligible weight are left out
+  int64_t decoding;  // no backward will follow
+  void* out;         // (B, H, Q, D_v)
   int64_t out_batch, out_head, out_row;
-  void* sums; // (B, H, Q, 2) T, contiguous: a row's greatest score, and 1 / its sum of exp(score - greatest), or 0, 0
+  void* sums;  // (B, H, Q, 2) T, contiguous: a row's greatest score, and 1 / its sum of exp(score - greatest), or 0, 0
   // backward
-  const void* grad; // (B, H, Q, D_v)
+  const void* grad;  // (B, H, Q, D_v)
   int64_t grad_batch, grad_head, grad_row;
-  int64_t splits; // the keys of a head are divided among so many tasks; each has its own d_q, d_table, d_rows
-  void* d_q; // (S, B, H, Q, wide D) T
+  int64_t splits;  // the keys of a head are divided among so many tasks; each has its own d_q, d_table, d_rows
+  void* d_q;       // (S, B, H, Q, wide D) T
   int64_t d_q_split, d_q_batch, d_q_head, d_q_row;
-  void *d_k, *d_v; // (B, H_kv, K, D), (B, H_kv, K, D_v)
+  void *d_k, *d_v;  // (B, H_kv, K, D), (B, H_kv, K, D_v)
   int64_t d_k_batch, d_k_head, d_k_row, d_v_batch, d_v_head, d_v_row;
-  void* d_per_key; // (B, H, K) T, or null
-  double *d_table, *d_tails; // (S, B, H, W) and (S, B, H, 2), or null
-  void* d_rows; // (S, B, H, Q, W') T, or null
-  int64_t* tiles; // {computed, skipped}, added to
+  void* d_per_key;            // (B, H, K) T, or null
+  double *d_table, *d_tails;  // (S, B, H, W) and (S, B, H, 2), or null
+  void* d_rows;               // (S, B, H, Q, W') T, or null
+  int64_t* tiles;             // {computed, skipped}, added to
 };
 
 template <typename In>
-const In* at_row(const void* start, int64_t b, int64_t b_stride, int64_t h, int64_t h_stride, int64_t r, int64_t r_stride) {
+const In* at_row(
+    const void* start, int64_t b, int64_t b_stride, int64_t h, int64_t h_stride, int64_t r, int64_t r_stride) {
   return static_cast<const In*>(start) + b * b_stride + h * h_stride + r * r_stride;
 }
 
 // A block of neighbouring tokens and what is known of their positions.
 struct Span {
-  int64_t begin, end;          // tokens
-  int64_t low, high;           // least and greatest position; low > high when all are padding
-  int64_t doc_low, doc_high;   // likewise for documents
-  bool unit;                   // positions go up by one, no padding
+  int64_t begin, end;         // tokens
+  int64_t low, high;          // least and greatest position; low > high when all are padding
+  int64_t doc_low, doc_high;  // likewise for documents
+  bool unit;                  // positions go up by one, no padding
 
   int64_t size() const { return end - begin; }
 };
@@ -78,11 +79,11 @@ inline std::vector<Span> spans(const int64_t* pos, const int64_t* docs, int64_t 
 // A rectangle of scores: queries of one span, keys of another, of which columns [first, last) are looked at.
 struct Tile {
   const Span *q, *k;
-  int64_t first, last; // `first` is a multiple of PANEL, both count from k->begin
-  int64_t wide;        // `last` rounded up to whole vectors
-  int64_t distance;    // of the first query and key; that of (i, j) is distance + j - i if regular
-  bool regular;        // it is, and all pairs are of one document
-  bool edge;           // some pair in [first, wide) is hidden
+  int64_t first, last;  // `first` is a multiple of PANEL, both count from k->begin
+  int64_t wide;         // `last` rounded up to whole vectors
+  int64_t distance;     // of the first query and key; that of (i, j) is distance + j - i if regular
+  bool regular;         // it is, and all pairs are of one document
+  bool edge;            // some pair in [first, wide) is hidden
 
   int64_t rows() const { return q->size(); }
 };
@@ -102,8 +103,8 @@ bool look(const Call& call, const Span& q, const Span& k, Tile& tile) {
   tile.edge = !tile.regular;
   if (tile.regular) {
     // the first row sees furthest into the past, the last furthest into the future
-    const int64_t nearest = call.future - tile.distance + tile.rows(); // one past the last column the last row sees
-    const int64_t furthest = -call.past - tile.distance;               // the first column the first row sees
+    const int64_t nearest = call.future - tile.distance + tile.rows();  // one past the last column the last row sees
+    const int64_t furthest = -call.past - tile.distance;                // the first column the first row sees
     tile.edge = k.high - q.low > call.future || k.low - q.high < -call.past;
     if (nearest < tile.last) tile.last = nearest;
     if (furthest > 0) tile.first = furthest / PANEL<T> * PANEL<T>;
@@ -131,7 +132,9 @@ class Terms {
         k_pos_(call.k_pos + b * call.k_pos_batch),
         q_docs_(call.q_docs == nullptr ? nullptr : call.q_docs + b * call.q_docs_batch),
         k_docs_(call.k_docs == nullptr ? nullptr : call.k_docs + b * call.k_docs_batch),
-        per_key_(call.per_key == nullptr ? nullptr : at_row<T>(call.per_key, b, call.per_key_batch, h, call.per_key_head, 0, 0)),
+        per_key_(
+            call.per_key == nullptr ? nullptr
+                                    : at_row<T>(call.per_key, b, call.per_key_batch, h, call.per_key_head, 0, 0)),
         table_(call.table == nullptr ? nullptr : static_cast<const T*>(call.table) + h * call.width),
         rows_(call.rows == nullptr ? nullptr : at_row<T>(call.rows, b, call.rows_batch, h, call.rows_head, 0, 0)) {
     if (call.tails != nullptr) {
@@ -177,7 +180,7 @@ class Terms {
     const T* key = per_key_ == nullptr ? nullptr : per_key_ + tile.k->begin;
     T all = all_;
     const T* own = nullptr;
-    int64_t entry = 0; // of column 0 in the query's own table
+    int64_t entry = 0;  // of column 0 in the query's own table
     if (rows_ != nullptr) {
       own = rows_ + (tile.q->begin + i) * call_.rows_row;
       entry = tile.distance - i + call_.rows_left;
@@ -239,7 +242,7 @@ class Terms {
   bool visible(int64_t i, int64_t j) const {
     const int64_t query = tile_->q->begin + i, key = tile_->k->begin + j, apart = k_pos_[key] - q_pos_[query];
     return k_pos_[key] >= 0 && q_pos_[query] >= 0 && apart <= call_.future && apart >= -call_.past &&
-        (q_docs_ == nullptr || q_docs_[query] == k_docs_[key]);
+           (q_docs_ == nullptr || q_docs_[query] == k_docs_[key]);
   }
 
   const Call& call_;
@@ -247,9 +250,9 @@ class Terms {
   const T *per_key_, *table_, *rows_;
   T past_tail_ = T(0), future_tail_ = T(0);
   const Tile* tile_ = nullptr;
-  const T* line_ = nullptr; // the table over the tile's distances, or null
-  T all_ = T(0);            // or its one value there,
-  int64_t all_entry_ = 0;   // which is this entry's
+  const T* line_ = nullptr;  // the table over the tile's distances, or null
+  T all_ = T(0);             // or its one value there,
+  int64_t all_entry_ = 0;    // which is this entry's
 
  private:
   // line[u] = the table at distance lowest + u, for u in [first, count)
@@ -299,8 +302,8 @@ inline T squared_length(const In* row, int64_t width) {
 // that is left out of a row is less than 1/256 of one rounding of what is kept, for values as for weights.
 template <typename T>
 struct Bounds {
-  std::vector<T> q, k, rows;                             // per span: the longest query, scaled key, and largest own term
-  T threshold = -std::numeric_limits<T>::infinity();     // -inf: nothing is negligible
+  std::vector<T> q, k, rows;                          // per span: the longest query, scaled key, and largest own term
+  T threshold = -std::numeric_limits<T>::infinity();  // -inf: nothing is negligible
 
   template <typename In>
   void measure(
@@ -315,8 +318,10 @@ struct Bounds {
       T longest = 0;
       for (int64_t j = span.begin; j < span.end; ++j) {
         if (k_pos[j] < 0) continue;
-        const T key = squared_length<T>(at_row<In>(call.k, b, call.k_batch, h_kv, call.k_head, j, call.k_row), call.dim);
-        const T value = squared_length<T>(at_row<In>(call.v, b, call.v_batch, h_kv, call.v_head, j, call.v_row), call.dim_v);
+        const T key =
+            squared_length<T>(at_row<In>(call.k, b, call.k_batch, h_kv, call.k_head, j, call.k_row), call.dim);
+        const T value =
+            squared_length<T>(at_row<In>(call.v, b, call.v_batch, h_kv, call.v_head, j, call.v_row), call.dim_v);
         // what is not a number must be seen: no bound holds for it
         longest = key <= std::numeric_limits<T>::max() ? std::max(longest, key) : infinite;
         shortest_k = std::min(shortest_k, key);
@@ -360,4 +365,4 @@ struct Bounds {
   }
 };
 
-} // namespace headway
+}  // namespace headway
