@@ -203,3 +203,32 @@ class Or(Mask):
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Visible:
         """See :meth:`Mask.tile`."""
         return self.first.tile(q_pos, k_pos, rows, cols) | self.second.tile(q_pos, k_pos, rows, cols)
+
+
+FAR = 2**40
+"""A distance no pair of tokens has: the reach of a mask without that side."""
+
+
+def straight(mask: Mask | None) -> bool:
+    """Whether a mask hides by distance alone."""
+    if isinstance(mask, And | Or):
+        return straight(mask.first) and straight(mask.second)
+    return mask is None or isinstance(mask, Causal | Window)
+
+
+def reach(mask: Mask | None) -> tuple[int, int]:
+    """How far behind and before a query a mask may let it see; all between, for a mask that is :func:`straight`.
+
+    Each range holds distance 0, so that ranges that meet or join are ranges again.
+    """
+    match mask:
+        case Causal():
+            return FAR, 0
+        case Window(left, right):
+            return left, right
+        case And(first, second) | Or(first, second):
+            choose = min if isinstance(mask, And) else max
+            (past, future), (other_past, other_future) = reach(first), reach(second)
+            return choose(past, other_past), choose(future, other_future)
+        case _:
+            return FAR, FAR

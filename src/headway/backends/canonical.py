@@ -17,11 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.backends.base import Call
-from headway.masks import And, Causal, Documents, Mask, Window
+from headway.masks import And, Causal, Documents, Mask, Window, reach
 from headway.terms import ByDistance, ByDistancePerQuery, PerKey
-
-FAR = 2**40
-"""A distance no pair of tokens has: the reach of a mask without that side."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +31,7 @@ class Canonical:
         v: (B, H_kv, K, D_v).
         q_pos: (B, Q); -1 is padding.
         k_pos: (B, K); -1 is padding.
-        past: how far behind a query its keys may lie; :data:`FAR` is without limit.
+        past: how far behind a query its keys may lie; :data:`headway.masks.FAR` is without limit.
         future: how far before it; 0 is causal.
         q_docs: the document of each query, (B, Q), or None.
         k_docs: the document of each key, (B, K), or None.
@@ -93,13 +90,10 @@ def canonical(call: Call) -> Canonical:
     batch, heads, queries, _ = call.q.shape
     keys = call.k.shape[2]
     wide = torch.promote_types(call.q.dtype, torch.float32)
-    past, future, q_docs, k_docs = FAR, FAR, None, None
+    past, future = reach(call.mask)
+    q_docs, k_docs = None, None
     for part in _parts(call.mask):
-        if isinstance(part, Causal):
-            future = min(future, 0)
-        elif isinstance(part, Window):
-            past, future = min(past, part.left), min(future, part.right)
-        elif isinstance(part, Documents):
+        if isinstance(part, Documents):
             ids, key_ids = part.of(call.q_pos, call.k_pos)
             call.fits("a mask", max(len(ids), len(key_ids)), 1, queries, keys)
             q_docs, k_docs = ids.expand(batch, -1), key_ids.expand(batch, -1)

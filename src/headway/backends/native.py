@@ -146,10 +146,8 @@ def _even(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _put(call: _Call, name: str, x: Tensor | None, *strides: str) -> None:
+def _put(call: _Call, name: str, x: Tensor, *strides: str) -> None:
     """Hand a tensor to the kernel: where it is, and its strides by their names."""
-    if x is None:
-        return
     setattr(call, name, x.data_ptr())
     for stride, size in zip(strides, x.stride(), strict=False):
         setattr(call, f"{name}_{stride}", size)
@@ -165,9 +163,9 @@ class _Prepared:
         call.batch, call.heads, call.queries, call.dim = q.shape
         call.kv_heads, call.keys, call.dim_v = k.shape[1], k.shape[2], v.shape[3]
         call.past, call.future, call.scale, call.skip = past, future, scale, 1
-        self.kept = [q, k, v] = [_even(x) for x in (q, k, v)]
+        self.kept: list[Tensor] = []
         for name, x in (("q", q), ("k", k), ("v", v)):
-            _put(call, name, x, "batch", "head", "row")
+            self._keep(name, x, "batch", "head", "row")
         for name, x in (("q_pos", q_pos), ("k_pos", k_pos), ("q_docs", q_docs), ("k_docs", k_docs)):
             self._keep(name, x, "batch")
         self._keep("per_key", keys, "batch", "head")

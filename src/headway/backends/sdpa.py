@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from headway.backends.base import Call
-from headway.backends.skew import FAR, reach, straight, strip
-from headway.masks import Causal, Dense
+from headway.backends.skew import strip
+from headway.masks import FAR, Causal, Dense, reach, straight
 from headway.terms import ByDistance, PerKey
 
 FEW = 16

@@ -587,10 +587,24 @@ void backward(const Call& call) {
   }
 }
 
+// Run `work` for the accumulator's type and the inputs'. Returns 0, or 1 with a message of at most 255 characters.
+// kind: 0 float32, 1 bfloat16, 2 float16, 3 float64.
 template <typename Work>
-int guarded(char* message, const Work& work) {
+int by_kind(int kind, char* message, const Work& work) {
   try {
-    work();
+    switch (kind) {
+      case 0:
+        work.template operator()<float, float>();
+        break;
+      case 1:
+        work.template operator()<float, c10::BFloat16>();
+        break;
+      case 2:
+        work.template operator()<float, c10::Half>();
+        break;
+      default:
+        work.template operator()<double, double>();
+    }
     return 0;
   } catch (const std::exception& error) {
     std::strncpy(message, error.what(), 255);
@@ -601,35 +615,12 @@ int guarded(char* message, const Work& work) {
 
 }  // namespace headway
 
-// kind: 0 float32, 1 bfloat16, 2 float16, 3 float64. Returns 0, or 1 with a message of at most 255 characters.
 extern "C" int headway_forward(const headway::Call* call, int kind, char* message) {
-  return headway::guarded(message, [&] {
-    switch (kind) {
-      case 0:
-        return headway::forward<float, float>(*call);
-      case 1:
-        return headway::forward<float, c10::BFloat16>(*call);
-      case 2:
-        return headway::forward<float, c10::Half>(*call);
-      default:
-        return headway::forward<double, double>(*call);
-    }
-  });
+  return headway::by_kind(kind, message, [&]<typename T, typename In>() { headway::forward<T, In>(*call); });
 }
 
 extern "C" int headway_backward(const headway::Call* call, int kind, char* message) {
-  return headway::guarded(message, [&] {
-    switch (kind) {
-      case 0:
-        return headway::backward<float, float>(*call);
-      case 1:
-        return headway::backward<float, c10::BFloat16>(*call);
-      case 2:
-        return headway::backward<float, c10::Half>(*call);
-      default:
-        return headway::backward<double, double>(*call);
-    }
-  });
+  return headway::by_kind(kind, message, [&]<typename T, typename In>() { headway::backward<T, In>(*call); });
 }
 
 // So that both sides can see that they mean the same structure.

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from headway.backends.base import Call
-from headway.backends.skew import reach, straight, strip
+from headway.backends.skew import strip
+from headway.masks import reach, straight
 from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, PerKey
 
 
