@@ -14,26 +14,6 @@ import torch
 from beartype import BeartypeConf, beartype
 from torch import Tensor
 
-EXEMPT: dict[str, dict[str, str]] = {
-    "autocast": {"learned": "position 16000 lies past its table"},
-}
-"""Methods a law does not bind: {law: {method: reason}}. Their tests must fail, or the exemption is stale."""
-
-VARIANTS = (
-    "alibi",
-    "learned(max_length=40)",
-    "rotary(pairing='interleaved')",
-    "rotary(fraction=0.5)",
-    "rotary(base=500000.0, fraction=0.25, pairing='interleaved')",
-    "shaw(clip=2)",
-    "shaw(values=False)",
-    "sinusoidal(layout='split')",
-    "sinusoidal(layout='split', endpoint=True)",
-    "t5(bidirectional=True)",
-    "t5(buckets=8, max_distance=9)",
-)
-"""Hyperparameters worth their own tests; every method is tested with its defaults without being named here."""
-
 
 def typechecker(function: Callable[..., Any]) -> Callable[..., Any]:
     """Beartype, but for ``Self``, which it understands only where it decorates a class."""
@@ -43,10 +23,17 @@ def typechecker(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def specs() -> list[str]:
-    """Every method there is with its defaults, and the variants."""
+    """Every method there is with its defaults, and the variants it names."""
     from headway.positions import methods
 
-    return list(dict.fromkeys((*methods(), *VARIANTS)))
+    return [*methods(), *(variant for method in methods().values() for variant in method.variants)]
+
+
+def exemptions() -> list[tuple[str, str, str]]:
+    """Law, method and reason, wherever a method says that a law does not bind it."""
+    from headway.positions import methods
+
+    return sorted((law, name, why) for name, method in methods().items() for law, why in method.exempt.items())
 
 
 def every_method(law: str, **where: bool) -> pytest.MarkDecorator:
@@ -57,7 +44,7 @@ def every_method(law: str, **where: bool) -> pytest.MarkDecorator:
     for spec in specs():
         if any(getattr(parse(spec), name) != value for name, value in where.items()):
             continue
-        reason = EXEMPT.get(law, {}).get(spec.partition("(")[0])
+        reason = parse(spec).exempt.get(law)
         marks = [] if reason is None else [pytest.mark.xfail(strict=True, reason=reason)]
         cases.append(pytest.param(spec, marks=marks, id=spec))
     return pytest.mark.parametrize("spec", cases)
@@ -124,30 +111,41 @@ def through(position: Any, q: Tensor, k: Tensor, v: Tensor, how: Callable[..., T
         how: ``attend`` or :func:`naive`.
         given: mask, q_pos, k_pos and what else ``how`` takes.
     """
-    from headway.positions import Look
-
     q_pos, k_pos = given["q_pos"], given["k_pos"]
     scale = q.shape[-1] ** -0.5
-    marks = position.mark(k.transpose(1, 2).flatten(2))
+    marks = position.mark(k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(1, 2).flatten(2))
     q, k = position.rotate(q, k, q_pos, k_pos)
-    terms = position.terms(Look(q, k, q_pos, k_pos, scale, marks))
-    return how(q, k, v, terms=terms, scale=scale, **given)
+    q, k, terms = position.act(q, k, q_pos, k_pos, scale, marks)
+    return how(q, k, v, terms=terms, scale=scale, normalise=position.normalise, **given)
 
 
 def naive(
-    q: Tensor, k: Tensor, v: Tensor, *, mask: Any, terms: Sequence[Any], q_pos: Tensor, k_pos: Tensor, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Any,
+    terms: Sequence[Any],
+    q_pos: Tensor,
+    k_pos: Tensor,
+    scale: float,
+    normalise: str = "softmax",
 ) -> Tensor:
     """Attention as one writes it in plain PyTorch, every step in the inputs' dtype; no row may be without keys."""
-    from headway.terms import ValuesByDistance
+    from headway.terms import Term, ValuesByDistance
 
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     score = torch.einsum("bhqd,bhkd->bhqk", q, k) * scale
+    content, seen = score, None if mask is None else mask.tile(q_pos, k_pos)
     for term in terms:
-        if not isinstance(term, ValuesByDistance):
+        if isinstance(term, Term):
             score = score + term.tile(q_pos, k_pos).to(q.dtype)
-    if mask is not None:
-        score = score.masked_fill(~mask.tile(q_pos, k_pos), -torch.inf)
+        elif not isinstance(term, ValuesByDistance):
+            score = score + term.rows(content, seen, q_pos, k_pos).to(q.dtype)
+    if seen is not None:
+        score = score.masked_fill(~seen, -torch.inf)
+    assert normalise == "softmax"
     weight = score.softmax(-1)
     out = torch.einsum("bhqk,bhkd->bhqd", weight, v)
     for term in terms:

@@ -38,11 +38,10 @@ def pytest_configure() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    from common import EXEMPT
+    from common import exemptions
 
-    for law, methods in EXEMPT.items():
-        for method, reason in methods.items():
-            terminalreporter.write_line(f"exempt from law '{law}': {method}, because {reason}")
+    for law, method, reason in exemptions():
+        terminalreporter.write_line(f"exempt from law '{law}': {method}, because {reason}")
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from headway.cache import KVCache
 from headway.functional import BACKENDS, attend
 from headway.init import check_init, initialise
 from headway.masks import Mask, as_positions
-from headway.positions import Look, NoPosition, Position, parse
+from headway.positions import NoPosition, Position, parse
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm
 
@@ -59,9 +59,25 @@ class Core(nn.Module):
         q_pos: Int[Tensor, "#batch queries"] | None,
         k_pos: Int[Tensor, "#batch keys"] | None,
         scale: float,
+        normalise: str = "softmax",
+        softcap: float | None = None,
+        sinks: Float[Tensor, " heads"] | None = None,
     ) -> Float[Tensor, "batch heads queries dim_v"]:
         """Attend."""
-        return attend(q, k, v, mask=mask, terms=terms, q_pos=q_pos, k_pos=k_pos, scale=scale, backend=self.backend)
+        return attend(
+            q,
+            k,
+            v,
+            mask=mask,
+            terms=terms,
+            q_pos=q_pos,
+            k_pos=k_pos,
+            scale=scale,
+            normalise=normalise,
+            softcap=softcap,
+            sinks=sinks,
+            backend=self.backend,
+        )
 
 
 class Attention(nn.Module):
@@ -82,6 +98,12 @@ class Attention(nn.Module):
         out_bias: a bias on O; default as ``bias``.
         scale: multiplies q·k; default 1/√d_k.
         context_dim: width of the other sequence in cross attention; default ``dim``.
+        qk_norm: bring each query and key to unit root mean square, times a learned weight, before position turns it
+            (RMSNorm as in Qwen3; arXiv:2010.04245): scores cannot grow without bound.
+        softcap: c in c·tanh(scale·q·k / c), see :func:`headway.functional.attend`.
+        sinks: a learned score per head for attending to nothing, see :func:`headway.functional.attend`; starts at 0.
+        log_scale: the training length L; queries at position p ≥ L are multiplied by ln(p+1)/ln L, so that attention
+            over more keys stays as sharp (log-n scaling, arXiv:2202.12172).
         init: "xavier", "normal", "gpt2", "t5" or "orthogonal", see :func:`headway.init.initialise`.
         depth: layers of the model, for "gpt2".
         embed: add position to X here, for methods that act on the embedding (X' = X + P). A Transformer does that once
@@ -107,6 +129,10 @@ class Attention(nn.Module):
         out_bias: bool | None = None,
         scale: float | None = None,
         context_dim: int | None = None,
+        qk_norm: bool = False,
+        softcap: float | None = None,
+        sinks: bool = False,
+        log_scale: int | None = None,
         init: str = "xavier",
         depth: int = 1,
         embed: bool = True,
@@ -129,6 +155,14 @@ class Attention(nn.Module):
         self.k = nn.Linear(source, inner_kv, bias=bias)
         self.v = nn.Linear(source, inner_kv, bias=bias)
         self.o = nn.Linear(inner, dim, bias=bias if out_bias is None else out_bias)
+        if softcap is not None and not 0 < softcap < math.inf:
+            raise HeadwayError(f"expected a finite softcap above 0, or None, got {softcap}")
+        if log_scale is not None and log_scale < 2:
+            raise HeadwayError(f"expected log_scale, a training length, of at least 2, got {log_scale}")
+        self.softcap, self.log_scale = softcap, log_scale
+        self.q_norm = nn.RMSNorm(self.shape.head_dim, eps=1e-6) if qk_norm else None
+        self.k_norm = nn.RMSNorm(self.shape.head_dim, eps=1e-6) if qk_norm else None
+        self.sinks = nn.Parameter(torch.empty(heads)) if sinks else None
         self.core = Core(backend)
         self.reset_parameters()
 
@@ -144,6 +178,11 @@ class Attention(nn.Module):
         for linear in (self.q, self.k, self.v, self.o):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
+        for norm in (self.q_norm, self.k_norm):
+            if norm is not None:
+                norm.reset_parameters()
+        if self.sinks is not None:
+            nn.init.zeros_(self.sinks)
 
     def head(self, index: int, *, grad: bool = False) -> HeadWeights:
         """W_Q, W_K, W_V and W_O of one head as views, or their gradients.
@@ -182,6 +221,7 @@ class Attention(nn.Module):
         context: Float[Tensor, "*batch keys context_dim"] | None = None,
         pos: Int[Tensor, "#batch tokens"] | Int[Tensor, " tokens"] | None = None,
         context_pos: Int[Tensor, "#batch keys"] | Int[Tensor, " keys"] | None = None,
+        coordinates: Int[Tensor, "#batch tokens axes"] | None = None,
         mask: Mask | None = None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "*batch tokens dim"]:
@@ -192,6 +232,9 @@ class Attention(nn.Module):
             context: attend to this other sequence instead, (B, M, context_dim).
             pos: integer positions of x, (B or 1, N) or (N,); -1 is padding. Default 0 … N−1, or onwards from the cache.
             context_pos: integer positions of the context; default 0 … M−1.
+            coordinates: where each token of x lies, (B or 1, N, axes), for methods of several axes (images, videos):
+                they embed and rotate by these, while ``pos`` stays the order that masks, terms and caches go by. Not
+                with a context.
             mask: restricts who may see whom for this call, for instance to packed documents.
             cache: with self attention x continues the tokens in it and is appended; with a context its keys and values
                 are kept at the first call and used from then on.
@@ -201,7 +244,15 @@ class Attention(nn.Module):
         """
         if x.ndim == 2:
             context = None if context is None else context[None]
-            batch: Tensor = self(x[None], context=context, pos=pos, context_pos=context_pos, mask=mask, cache=cache)
+            batch: Tensor = self(
+                x[None],
+                context=context,
+                pos=pos,
+                context_pos=context_pos,
+                coordinates=coordinates,
+                mask=mask,
+                cache=cache,
+            )
             return batch[0]
         self._check(x, context)
         cached = cache is not None and len(cache) > 0
@@ -211,9 +262,17 @@ class Attention(nn.Module):
             q_pos = as_positions(pos, x)
         if pos is not None:  # what stands where padding is, NaN for one, must not reach the gradient of W_Q
             x = x.masked_fill((q_pos < 0)[..., None], 0.0)
+        if self.embed and renumbers(self.position, cache):
+            q_pos = pos = self.position.renumber(q_pos)
+        where = q_pos if coordinates is None else as_coordinates(coordinates, x, self.position, context)
         if self.embed:
-            x = self.position.embed(x, q_pos)
+            x = self.position.embed(x, where)
         q = self._split(self.q(x), self.shape.heads)
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        if self.log_scale is not None:
+            length = (q_pos + 1).clamp(min=self.log_scale).to(torch.promote_types(q.dtype, torch.float32))
+            q = (q * (length.log() / math.log(self.log_scale))[:, None, :, None]).to(q.dtype)
         if context is not None and cached and cache is not None:
             if pos is None and not isinstance(self.position, NoPosition):
                 raise HeadwayError(
@@ -221,30 +280,32 @@ class Attention(nn.Module):
                     "pass the positions of x"
                 )
             k, v, k_pos, marks = cache.k, cache.v, cache.pos, cache.marks
-            q, _ = self.position.rotate(q, k[:, :, :0], q_pos, k_pos[:, :0])
+            q, _ = self.position.rotate(q, k[:, :, :0], where, k_pos[:, :0])
         else:
             source = x if context is None else context
             k_pos = q_pos if context is None else as_positions(context_pos, source, "context_pos")
             if context_pos is not None:
                 source = source.masked_fill((k_pos < 0)[..., None], 0.0)
             k, v = self._split(self.k(source), self.shape.kv_heads), self._split(self.v(source), self.shape.kv_heads)
+            if self.k_norm is not None:
+                k = self.k_norm(k)
             marks = self.position.mark(source)
-            q, k = self.position.rotate(q, k, q_pos, k_pos)
+            q, k = self.position.rotate(q, k, where, where if context is None else k_pos)
             if cache is not None:
                 cache.append(k, v, k_pos, marks)
                 if cached:
                     k, v, k_pos, marks = cache.k, cache.v, cache.pos, cache.marks
         if self.mask is not None:
             mask = self.mask if mask is None else self.mask & mask
-        look = Look(q, k, q_pos, k_pos, self.scale, marks)
-        terms = self.position.terms(look)
+        q, k, terms = self.position.act(q, k, q_pos, k_pos, self.scale, marks)
         # positions 0, 1, 2 … that nobody gave need not be looked at, and attention may run fused
+        rest = (self.scale, self.position.normalise, self.softcap, self.sinks)
         given = pos is not None or context_pos is not None or cached
         compared = mask is not None or bool(terms)
         if given or (compared and q.shape[2] != k.shape[2]):
-            heads = self.core(q, k, v, mask, terms, q_pos, k_pos, self.scale)
+            heads = self.core(q, k, v, mask, terms, q_pos, k_pos, *rest)
         else:
-            heads = self.core(q, k, v, mask, terms, None, None, self.scale)
+            heads = self.core(q, k, v, mask, terms, None, None, *rest)
         out: Tensor = self.o(heads.transpose(1, 2).flatten(2))
         return out
 
@@ -265,3 +326,34 @@ class Attention(nn.Module):
                 raise HeadwayError(f"expected {name} on {weight.device}, where the weights are, got {given.device}")
             if given is not None and given.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
                 raise HeadwayError(f"expected {name} of {weight.dtype}, as the weights are, got {given.dtype}")
+
+
+def renumbers(position: Position, cache: object) -> bool:
+    """Whether a method gives tokens other positions now: while training, and not with a cache."""
+    return position.training and cache is None and type(position).renumber is not Position.renumber
+
+
+def as_coordinates(
+    coordinates: Int[Tensor, "#batch tokens axes"], x: Tensor, position: Position, context: Tensor | None = None
+) -> Int[Tensor, "#batch tokens axes"]:
+    """Coordinates of the tokens x as int64, checked.
+
+    Raises:
+        HeadwayError: when the method has other axes, or they are not integers, not one set per token, or elsewhere.
+    """
+    if context is not None:
+        raise HeadwayError("expected no coordinates in cross attention, got some: only x could have them")
+    if position.axes == 1:
+        raise HeadwayError(
+            f"expected no coordinates, because {type(position).__name__} has one axis, got some: pass pos instead"
+        )
+    expected, got = (x.shape[0], x.shape[1], position.axes), tuple(coordinates.shape)
+    if len(got) != 3 or got[1:] != expected[1:] or got[0] not in (1, expected[0]):
+        raise HeadwayError(
+            f"expected coordinates of shape ({expected[0]} or 1, {expected[1]}, {expected[2]}), got {got}"
+        )
+    if coordinates.is_floating_point() or coordinates.is_complex() or coordinates.dtype is torch.bool:
+        raise HeadwayError(f"expected integer coordinates, got {coordinates.dtype}")
+    if coordinates.device != x.device:
+        raise HeadwayError(f"expected coordinates on {x.device}, got {coordinates.device}")
+    return coordinates.long()

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from headway.backends.base import Backend, Call
 from headway.masks import Causal, Dense, Mask, as_positions
-from headway.positions.base import Look, Position
+from headway.positions.base import Position
 from headway.shapes import HeadShape, HeadwayError
-from headway.terms import AnyTerm, Term, ValuesByDistance
+from headway.terms import AnyTerm
 
 BACKENDS = ("native", "sdpa", "triton", "flex", "tiled", "reference")
 """What ``backend="auto"`` tries, in this order; the first that does not refuse runs."""
@@ -35,6 +35,8 @@ def attend(
     k_pos: Int[Tensor, "#batch keys"] | Int[Tensor, " keys"] | None = None,
     scale: float | None = None,
     normalise: str = "softmax",
+    softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "batch heads queries dim_v"]:
     """Scaled dot-product attention with positions.
@@ -52,6 +54,10 @@ def attend(
         k_pos: integer positions of the keys, likewise. Default 0 … K−1.
         scale: multiplies q·k; default 1/√D, which keeps the variance of the scores at that of one product term.
         normalise: how scores become weights; "softmax".
+        softcap: c in c·tanh(scale·q·k / c), which keeps the content part of scores within ±c, before terms are added
+            (Gemma 2, arXiv:2408.00118). Default none.
+        sinks: for each head the score of one more key of value zero, (H,): weights then sum to less than 1, and a head
+            can attend to nothing (gpt-oss). Default none.
         backend: "auto" or a name of :data:`BACKENDS`; a named backend that cannot run the call raises, with its reason.
 
     Raises:
@@ -62,7 +68,7 @@ def attend(
     >>> attend(q, k, v, mask=Causal(), scale=0.0)[0, 0, 1].tolist()
     [0.5, 0.5, 0.0]
     """
-    call = _check(q, k, v, mask, terms, q_pos, k_pos, scale, normalise)
+    call = _check(q, k, v, mask, terms, q_pos, k_pos, scale, normalise, softcap, sinks)
     route = _choose(call, backend)
     run = _load(route).run
     eager = call.q.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -97,6 +103,8 @@ def _check(
     k_pos: Tensor | None,
     scale: float | None,
     normalise: str,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Call:
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not (q.ndim == k.ndim == v.ndim == 4):
@@ -116,12 +124,19 @@ def _check(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if not -math.inf < scale < math.inf:
         raise HeadwayError(f"expected a finite scale, got {scale}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise HeadwayError(f"expected a finite softcap above 0, or None, got {softcap}")
+    if sinks is not None and (tuple(sinks.shape) != (q.shape[1],) or sinks.device != q.device):
+        raise HeadwayError(
+            f"expected sinks of shape ({q.shape[1]},), one per query head, on {q.device}, "
+            f"got {tuple(sinks.shape)} on {sinks.device}"
+        )
     if isinstance(mask, Tensor):
         mask = Dense(mask)
     if not (mask is None or isinstance(mask, Mask)):
         raise HeadwayError(f"expected a mask of headway.masks, a boolean tensor or None, got {type(mask).__name__}")
     for term in terms:
-        if not isinstance(term, Term | ValuesByDistance):
+        if not isinstance(term, AnyTerm):
             raise HeadwayError(f"expected terms of headway.terms, got {type(term).__name__}")
     queries, keys = q.shape[2], k.shape[2]
     compared = bool(terms) or not (mask is None or isinstance(mask, Dense))
@@ -144,6 +159,8 @@ def _check(
         normalise,
         aligned,
         q.device.type,
+        softcap,
+        sinks,
     )
 
 
@@ -223,7 +240,16 @@ def _isolate(call: Call) -> tuple[Call, Bool[Tensor, "batch heads queries"] | No
         # attention with equal weights says what share of the keys a query sees is bad, and whether it sees any
         with torch.no_grad():
             share = torch.stack((bad_key, torch.ones_like(bad_key)), -1).to(q.dtype)
-            probe = replace(call, q=torch.zeros_like(q), k=torch.zeros_like(k), v=share, terms=())
+            probe = replace(
+                call,
+                q=torch.zeros_like(q),
+                k=torch.zeros_like(k),
+                v=share,
+                terms=(),
+                normalise="softmax",
+                softcap=None,
+                sinks=None,
+            )
             sees_bad, sees = (_load(_choose(probe, "auto")).run(probe) > 0).unbind(-1)
         poisoned = sees_bad | (bad_row & sees)
     return replace(call, q=q, k=k, v=v), poisoned
@@ -288,8 +314,9 @@ def plan(
         v = torch.empty(1, shape.kv_heads, tokens, head_dim, requires_grad=training)
         marks = fresh.mark(torch.empty(1, tokens, shape.dim))
         q, k = fresh.rotate(q, k, pos, pos)
-        look = Look(q, k, pos, pos, head_dim**-0.5, marks)
-        call = _check(q, k, v, Causal() if mask is None else mask, fresh.terms(look), None, None, None, "softmax")
+        q, k, terms = fresh.act(q, k, pos, pos, head_dim**-0.5, marks)
+        mask = Causal() if mask is None else mask
+        call = _check(q, k, v, mask, terms, None, None, head_dim**-0.5, fresh.normalise)
         call = replace(call, device=torch.device(device).type)
         route = _choose(call, "auto")
     refused = tuple((name, _load(name).refuses(call) or "") for name in BACKENDS[: BACKENDS.index(route)])

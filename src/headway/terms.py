@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headway.masks import ALL, Positions, distance
@@ -186,4 +186,32 @@ class ValuesByDistance:
         return share @ self.table.to(share.dtype)
 
 
-AnyTerm = Term | ValuesByDistance
+class RowTerm:
+    """Something added to the scores that no pair can know by itself: it needs a query's whole row, or all heads.
+
+    Only backends that hold whole rows run it (tiled, reference).
+    """
+
+    def rows(
+        self,
+        content: Float[Tensor, "batch heads queries keys"],
+        seen: Bool[Tensor, "#batch #heads queries keys"] | None,
+        q_pos: Positions,
+        k_pos: Positions,
+        rows: slice = ALL,
+        cols: slice = ALL,
+    ) -> Tile:
+        """What the term adds for queries ``rows`` and keys ``cols``, which are all keys that any of them may see.
+
+        Args:
+            content: scale · q·k of the tile, capped if there is a softcap.
+            seen: which keys the queries may see; None is all. What is hidden must reach nothing.
+            q_pos: positions of all queries, (B or 1, Q).
+            k_pos: positions of all keys, (B or 1, K).
+            rows: the queries of the tile; default all.
+            cols: the keys of the tile; default all.
+        """
+        raise NotImplementedError
+
+
+AnyTerm = Term | RowTerm | ValuesByDistance

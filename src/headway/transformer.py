@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.attention import Attention
+from headway.attention import Attention, as_coordinates, renumbers
 from headway.cache import KVCache
 from headway.init import check_init, initialise
 from headway.masks import Causal, Mask, as_positions
@@ -39,6 +39,10 @@ CONFIG: dict[str, Any] = {
     "bias": bool,
     "init": str,
     "scale": float | int | None,
+    "qk_norm": bool,
+    "softcap": float | int | None,
+    "sinks": bool,
+    "log_scale": int | None,
     "tie": bool,
     "dropout": float | int,
     "backend": str,
@@ -114,6 +118,7 @@ class Block(nn.Module):
         x: Float[Tensor, "batch tokens dim"],
         *,
         pos: Int[Tensor, "#batch tokens"] | None,
+        coordinates: Int[Tensor, "#batch tokens axes"] | None,
         mask: Mask | None,
         cache: KVCache | None,
         context: Float[Tensor, "batch keys dim"] | None,
@@ -121,7 +126,7 @@ class Block(nn.Module):
         context_cache: KVCache | None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Apply the layer; arguments as in :meth:`headway.Attention.forward`."""
-        x = self.attention(x, pos=pos, mask=mask, cache=cache)
+        x = self.attention(x, pos=pos, coordinates=coordinates, mask=mask, cache=cache)
         if self.cross is not None:
             x = self.cross(x, context=context, pos=pos, context_pos=context_pos, cache=context_cache)
         out: Tensor = self.mlp(x)
@@ -147,6 +152,7 @@ class Stack(nn.Module):
         position: the method of the self attention.
         causal: see only the past, as a decoder does.
         cross: attend to a context in every layer.
+        options: what else :class:`headway.Attention` takes, for the self attention.
     """
 
     def __init__(
@@ -170,6 +176,7 @@ class Stack(nn.Module):
         scale: float | None,
         dropout: float,
         backend: str,
+        options: dict[str, Any],
     ) -> None:
         super().__init__()
         dim = embedding.embedding_dim
@@ -177,7 +184,7 @@ class Stack(nn.Module):
         self.position = position.attach(HeadShape.of(dim, heads, kv_heads, head_dim))
         self.dropout = nn.Dropout(dropout)
 
-        def attention(position: Position | None, mask: Mask | None) -> Residual:
+        def attention(position: Position | None, mask: Mask | None, **given: Any) -> Residual:
             part = Attention(
                 dim,
                 heads,
@@ -191,6 +198,7 @@ class Stack(nn.Module):
                 depth=layers,
                 embed=False,
                 backend=backend,
+                **given,
             )
             return Residual(dim, norm, post_norm, dropout, part)
 
@@ -198,7 +206,7 @@ class Stack(nn.Module):
             own = position if share_position or number == 0 else position.fresh()
             mlp = MLP(dim, hidden, activation, bias, init, layers)
             return Block(
-                attention(own, Causal() if causal else None),
+                attention(own, Causal() if causal else None, **options),
                 attention(None, None) if cross else None,
                 Residual(dim, norm, post_norm, dropout, mlp),
             )
@@ -212,6 +220,7 @@ class Stack(nn.Module):
         tokens: Int[Tensor, "batch tokens"],
         *,
         pos: Int[Tensor, "#batch tokens"] | Int[Tensor, " tokens"] | None = None,
+        coordinates: Int[Tensor, "#batch tokens axes"] | None = None,
         mask: Mask | None = None,
         cache: Cache | None = None,
         context: Float[Tensor, "batch keys dim"] | None = None,
@@ -223,12 +232,16 @@ class Stack(nn.Module):
             pos = cache.layers[0].next_pos(tokens.shape[1])
         elif pos is not None:
             pos = as_positions(pos, tokens)
+        if renumbers(self.position, cache):
+            pos = self.position.renumber(as_positions(pos, tokens))
         x = self.embedding(tokens) * self.embedding.embedding_dim**0.5
-        x = self.dropout(self.position.embed(x, as_positions(pos, tokens)))
+        where = as_positions(pos, tokens) if coordinates is None else as_coordinates(coordinates, x, self.position)
+        x = self.dropout(self.position.embed(x, where))
         for number, block in enumerate(self.blocks):
             x = block(
                 x,
                 pos=pos,
+                coordinates=coordinates,
                 mask=mask,
                 cache=None if cache is None else cache.layers[number],
                 context=context,
@@ -278,6 +291,11 @@ class Transformer(nn.Module):
         bias: biases on all matrices.
         init: see :func:`headway.init.initialise`; the embedding is N(0, 1/dim), multiplied by √dim when read.
         scale: multiplies q·k; default 1/√d_k.
+        qk_norm: normalise queries and keys; this and the next three as in :class:`headway.Attention`, for the self
+            attention of both sides.
+        softcap: keep scores within ±softcap before position is added.
+        sinks: a learned score per head for attending to nothing.
+        log_scale: the training length, to keep attention as sharp beyond it.
         tie: use the embedding as the output matrix too.
         dropout: share of each layer's output set to zero in training.
         backend: see :func:`headway.functional.attend`.
@@ -309,6 +327,10 @@ class Transformer(nn.Module):
         bias: bool = False,
         init: str = "xavier",
         scale: float | None = None,
+        qk_norm: bool = False,
+        softcap: float | None = None,
+        sinks: bool = False,
+        log_scale: int | None = None,
         tie: bool = True,
         dropout: float = 0.0,
         backend: str = "auto",
@@ -358,6 +380,7 @@ class Transformer(nn.Module):
                 scale=scale,
                 dropout=dropout,
                 backend=backend,
+                options={"qk_norm": qk_norm, "softcap": softcap, "sinks": sinks, "log_scale": log_scale},
             )
 
         self.encoder = stack(_two_sided(position), False, False) if kind == "encoder-decoder" else None
@@ -417,6 +440,7 @@ class Transformer(nn.Module):
         source: Int[Tensor, "batch source"] | None = None,
         pos: Int[Tensor, "#batch tokens"] | Int[Tensor, " tokens"] | None = None,
         source_pos: Int[Tensor, "#batch source"] | Int[Tensor, " source"] | None = None,
+        coordinates: Int[Tensor, "#batch tokens axes"] | None = None,
         mask: Mask | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "batch tokens vocab"]:
@@ -427,6 +451,8 @@ class Transformer(nn.Module):
             source: what the encoder of an encoder-decoder reads, (B, M); with a filled cache it is not read again.
             pos: integer positions, (B or 1, N) or (N,); -1 is padding. Default 0 … N−1, or onwards from the cache.
             source_pos: likewise for the source.
+            coordinates: where each token lies, (B or 1, N, axes), for methods of several axes; see
+                :meth:`headway.Attention.forward`.
             mask: restricts the self attention of the decoder (or of an encoder alone) further, as packed documents do.
             cache: of :meth:`new_cache`; the tokens continue those in it.
 
@@ -446,7 +472,15 @@ class Transformer(nn.Module):
             else:  # its keys, values and positions are in the cache
                 source_pos = None
                 context = self.embedding.weight.new_empty(len(source), 0, self.embedding.embedding_dim)
-        x = self.stack(tokens, pos=pos, mask=mask, cache=cache, context=context, context_pos=source_pos)
+        x = self.stack(
+            tokens,
+            pos=pos,
+            coordinates=coordinates,
+            mask=mask,
+            cache=cache,
+            context=context,
+            context_pos=source_pos,
+        )
         logits: Tensor = self.head(x)
         return logits
 

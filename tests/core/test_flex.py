@@ -107,7 +107,7 @@ def test_what_it_refuses() -> None:
     assert flex.refuses(call(Causal() | Prefix(3), terms().values(), False, "cuda")) is None
     reasons = {
         "FlexAttention has no backward pass on 'cpu', and forward only if compiled: it is used on CUDA": call(),
-        "normalise='sigmoid' is not known to FlexAttention, only 'softmax'": replace(made, normalise="sigmoid"),
+        "normalise='sigmoid' is not known to FlexAttention": replace(made, normalise="sigmoid"),
         "FlexAttention's kernels know float16, bfloat16 and float32, not torch.float64": replace(
             made, q=made.q.double()
         ),

@@ -1,4 +1,4 @@
-"""The compiled laws (compiled.py), each group in a process without shape checks."""
+"""The compiled laws (compiled.py), some at a time, in processes without shape checks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ import sys
 from pathlib import Path
 
 import pytest
+from common import specs
+
+from headway.positions import methods
 
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("group", ["test_attention", "test_transformer", "not (test_attention or test_transformer)"])
-def test_compiled_is_eager(group: str) -> None:
-    options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--show-capture=no", "--tb=short", "-k", group]
+TESTS = [f"test_attention_with_positions_and_documents[{spec}]" for spec in specs()]
+TESTS += [f"test_transformer[{spec}]" for spec in methods()]
+TESTS += ["test_generated_code", "test_lengths_that_change", "test_attend_by_itself"]
+SOME = 16
+
+
+@pytest.mark.parametrize("start", range(0, len(TESTS), SOME))
+def test_compiled_is_eager(start: int) -> None:
+    options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--show-capture=no", "--tb=short"]
+    some = [f"{HERE / 'compiled.py'}::{test}" for test in TESTS[start : start + SOME]]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", str(HERE / "compiled.py"), *options],
+        [sys.executable, "-m", "pytest", *some, *options],
         cwd=HERE.parents[1],
         env={**os.environ, "HEADWAY_UNCHECKED": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -8,7 +8,6 @@ from common import attention, every_method, make, transformer
 
 from headway import Causal, Documents, attend
 from headway.functional import BACKENDS
-from headway.positions import Look
 
 BACKENDS_AND_AUTO = pytest.mark.parametrize("backend", ["reference", "auto"])
 
@@ -104,8 +103,11 @@ def test_a_slice_of_heads_is_the_whole(spec: str, backend: str) -> None:
     marks = position.mark(torch.randn(2, 9, 48).double())
     q, k = position.rotate(q, k, pos, pos)
     given = {"mask": Causal(), "q_pos": pos, "k_pos": pos}
-    whole = attend(q, k, v, terms=position.terms(Look(q, k, pos, pos, 0.3, marks)), **given)
+
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: torch.Tensor | None = None) -> torch.Tensor:
+        q, k, terms = position.act(q, k, pos, pos, 0.3, marks, heads)
+        return attend(q, k, v, terms=terms, normalise=position.normalise, **given)
+
+    whole = run(q, k, v)
     for heads in (torch.tensor([4, 1]), torch.tensor([5]), torch.tensor([0, 2, 4])):
-        part = [x[:, heads] for x in (q, k, v)]
-        look = Look(*part[:2], pos, pos, 0.3, marks, heads)
-        close(attend(*part, terms=position.terms(look), **given), whole[:, heads])
+        close(run(*(x[:, heads] for x in (q, k, v)), heads), whole[:, heads])

@@ -8,7 +8,6 @@ import random
 import torch
 from common import every_method, make
 
-from headway.positions import Look
 from headway.terms import Term
 
 Q_POS = torch.tensor([[7, 8, 9, 20, 21, 150, 151], [-1, -1, 0, 1, 2, 3, 4]])
@@ -27,7 +26,7 @@ def test_tiles_are_the_whole(spec: str) -> None:
     marks = position.mark(torch.randn(2, 10, 32))
     q, k = position.rotate(q, k, Q_POS, K_POS)
     random.seed(0)
-    for term in position.terms(Look(q, k, Q_POS, K_POS, 0.3, marks)):
+    for term in position.act(q, k, Q_POS, K_POS, 0.3, marks)[2]:
         if not isinstance(term, Term):
             continue
         whole = term.tile(Q_POS, K_POS)

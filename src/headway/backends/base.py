@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headway.masks import ALL, Mask
 from headway.shapes import HeadwayError
-from headway.terms import AnyTerm, Term, ValuesByDistance
+from headway.terms import AnyTerm, RowTerm, Term, ValuesByDistance
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,8 @@ class Call:
         terms: what is added to scores or values.
         scale: multiplies q·k.
         normalise: how scores become weights.
+        softcap: c in c·tanh(scale·q·k / c), or None.
+        sinks: the score of one more key of value zero for each head, (H,), or None.
         aligned: True when positions are known to be 0, 1, 2 … with no padding, so that they need not be looked at.
         device: kind of device it runs on ("cpu", "cuda"); a planned call has meta tensors and names it here.
     """
@@ -43,12 +45,28 @@ class Call:
     normalise: str
     aligned: bool
     device: str
+    softcap: float | None = None
+    sinks: Float[Tensor, " heads"] | None = None
 
     @property
     def training(self) -> bool:
         """Whether gradients will be asked for."""
-        held = (x for term in self.terms for x in vars(term).values() if isinstance(x, Tensor))
-        return torch.is_grad_enabled() and any(x.requires_grad for x in (self.q, self.k, self.v, *held))
+        held = (x for term in self.terms for x in vars(term).values())
+        tensors = (x for x in (self.q, self.k, self.v, self.sinks, *held) if isinstance(x, Tensor))
+        return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+    @property
+    def whole_rows(self) -> str | None:
+        """What of this call needs a query's whole row of scores at once, in words; None when nothing does."""
+        if self.normalise != "softmax":
+            return f"normalise={self.normalise!r}"
+        if self.softcap is not None:
+            return f"softcap={self.softcap}"
+        if self.sinks is not None:
+            return "an attention sink"
+        if self.row_terms:
+            return f"the term {type(self.row_terms[0]).__name__}"
+        return None
 
     @property
     def groups(self) -> int:
@@ -59,6 +77,11 @@ class Call:
     def score_terms(self) -> tuple[Term, ...]:
         """The terms that act on scores."""
         return tuple(term for term in self.terms if isinstance(term, Term))
+
+    @property
+    def row_terms(self) -> tuple[RowTerm, ...]:
+        """The terms that act on scores a whole row at a time."""
+        return tuple(term for term in self.terms if isinstance(term, RowTerm))
 
     @property
     def value_terms(self) -> tuple[ValuesByDistance, ...]:

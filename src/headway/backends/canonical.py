@@ -71,8 +71,8 @@ def _parts(mask: Mask | None) -> list[Mask]:
 
 def unfit(call: Call) -> str | None:
     """Why a call has no canonical form, or None when it has one. Looks at kinds, never at values."""
-    if call.normalise != "softmax":
-        return f"normalise={call.normalise!r} is not known to fused kernels, only 'softmax'"
+    if call.whole_rows is not None:
+        return f"{call.whole_rows} is not known to fused kernels"
     for term in call.terms:
         if not isinstance(term, PerKey | ByDistance | ByDistancePerQuery):
             return f"the term {type(term).__name__} is none of PerKey, ByDistance, ByDistancePerQuery"

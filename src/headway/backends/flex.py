@@ -37,8 +37,8 @@ def refuses(call: Call) -> str | None:
         return (
             f"FlexAttention has no backward pass on {call.device!r}, and forward only if compiled: it is used on CUDA"
         )
-    if call.normalise != "softmax":
-        return f"normalise={call.normalise!r} is not known to FlexAttention, only 'softmax'"
+    if call.whole_rows is not None:
+        return f"{call.whole_rows} is not known to FlexAttention"
     if call.q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"FlexAttention's kernels know float16, bfloat16 and float32, not {call.q.dtype}"
     narrow = min(call.q.shape[3], call.v.shape[3])

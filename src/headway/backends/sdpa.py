@@ -29,8 +29,8 @@ ROWS = 256
 
 def refuses(call: Call) -> str | None:
     """See :class:`headway.backends.base.Backend`."""
-    if call.normalise != "softmax":
-        return f"normalise={call.normalise!r} is not known to torch's fused attention, only 'softmax'"
+    if call.whole_rows is not None:
+        return f"{call.whole_rows} is not known to torch's fused attention"
     if call.value_terms:
         return f"{type(call.value_terms[0]).__name__} needs the attention weights, which fused attention never holds"
     if call.device == "cuda" and call.q.dtype is torch.float64:

@@ -3,14 +3,17 @@
     out_i = Σ_j softmax_j( scale · q_i·k_j + terms(i, j) under mask(i, j) ) · v_j
 
 1. ``embed``   adds a vector to the token embedding
-2. ``rotate``  maps q and k given their positions
+2. ``rotate``  maps q and k given their positions; what it makes of k is cached
 3. ``terms``   adds something to the scores or values
 4. ``mark``    computes something per token that is cached beside k and v
+
+And where these do not reach: ``renumber`` changes positions themselves while training, ``recast`` maps all keys, cached
+ones too, anew at every call, and ``normalise`` names another way from scores to weights than softmax.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -71,6 +74,12 @@ class Position(nn.Module):
     """Whether attention depends on differences of positions only, so that shifting them all changes nothing."""
     per_layer: ClassVar[bool] = False
     """Whether a Transformer gives each layer parameters of its own, as the method's paper does."""
+    normalise: ClassVar[str] = "softmax"
+    """How scores become weights, see :func:`headway.functional.attend`."""
+    variants: ClassVar[tuple[str, ...]] = ()
+    """Hyperparameters worth a look beside the defaults, as ``rotary(fraction=0.5)``; the laws are tested on them too."""
+    exempt: ClassVar[dict[str, str]] = {}
+    """Laws (see tests/laws) that do not bind it, each with the reason; the tests expect them to fail."""
 
     shape: HeadShape | None = field(default=None, init=False, repr=False)
     """The widths it was attached to; None before."""
@@ -113,6 +122,23 @@ class Position(nn.Module):
         """Something per token, computed from attention's input and cached beside k and v; by default nothing."""
         return None
 
+    def renumber(self, pos: Int[Tensor, "#batch tokens"]) -> Int[Tensor, "batch tokens"]:
+        """Other positions for the tokens while training, in the same order, -1 kept; by default the same.
+
+        Called once for all layers, and not with a cache.
+        """
+        return pos
+
+    def recast(
+        self, look: Look
+    ) -> tuple[Float[Tensor, "batch heads queries dim_r"], Float[Tensor, "batch kv_heads keys dim_r"]]:
+        """Queries and all keys, cached ones too, mapped at every call: for maps that change as the sequence grows, or
+        that follow from the marks of all tokens. By default unchanged.
+
+        The queries are the newest tokens: query i of Q belongs to key K − Q + i, unless attention crosses to a context.
+        """
+        return look.q, look.k
+
     # --- what every method has ----------------------------------------------------------------------------------
 
     def attach(self, shape: HeadShape | int) -> Self:
@@ -144,6 +170,38 @@ class Position(nn.Module):
     def method_name(cls) -> str:
         """Its name on the command line and in files: the class name in lower case."""
         return cls.__name__.lower()
+
+    @property
+    def axes(self) -> int:
+        """How many coordinates a token may have: 1 in text; 2 in an image, 3 in a video. See ``Attention.forward``."""
+        return 1
+
+    def act(
+        self,
+        q: Float[Tensor, "batch heads queries dim"],
+        k: Float[Tensor, "batch kv_heads keys dim"],
+        q_pos: Int[Tensor, "#batch queries"],
+        k_pos: Int[Tensor, "#batch keys"],
+        scale: float,
+        marks: Tensor | None = None,
+        heads: Int[Tensor, " heads"] | None = None,
+    ) -> tuple[Tensor, Tensor, tuple[AnyTerm, ...]]:
+        """What attention is to be called with: queries and keys after :meth:`recast`, and the terms.
+
+        Args:
+            q: queries after :meth:`rotate`.
+            k: keys after :meth:`rotate`, cached ones too.
+            q_pos: as in :class:`Look`, like all that follow.
+            k_pos: positions of the keys.
+            scale: what q·k is multiplied with.
+            marks: what ``mark`` computed for the keys.
+            heads: which of the method's heads q holds.
+        """
+        look = Look(q, k, q_pos, k_pos, scale, marks, heads)
+        if type(self).recast is not Position.recast:
+            q, k = self.recast(look)
+            look = replace(look, q=q, k=k)
+        return q, k, self.terms(look)
 
     @property
     def embeds(self) -> bool:

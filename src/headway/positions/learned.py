@@ -44,6 +44,9 @@ class Learned(Position):
     )
     relative: ClassVar[bool] = False
 
+    exempt: ClassVar[dict[str, str]] = {"autocast": "position 16000 lies past its table"}
+    variants: ClassVar[tuple[str, ...]] = ("learned(max_length=40)",)
+
     max_length: int = 512
 
     def __post_init__(self) -> None:

@@ -48,6 +48,12 @@ class Rotary(Position):
     summary: ClassVar[str] = "Queries and keys are turned by angles that grow with position; scores see the difference."
     summary_zh: ClassVar[str] = "按位置转动查询和键，分数只取决于两者之差。"
 
+    variants: ClassVar[tuple[str, ...]] = (
+        "rotary(pairing='interleaved')",
+        "rotary(fraction=0.5)",
+        "rotary(base=500000.0, fraction=0.25, pairing='interleaved')",
+    )
+
     base: float = 10000.0
     fraction: float = 1.0
     pairing: str = "half"

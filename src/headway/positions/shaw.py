@@ -41,6 +41,8 @@ class Shaw(Position):
     summary_zh: ClassVar[str] = "按截断的距离学习向量，加到键和值上。"
     per_layer: ClassVar[bool] = True
 
+    variants: ClassVar[tuple[str, ...]] = ("shaw(clip=2)", "shaw(values=False)")
+
     clip: int = 16
     values: bool = True
 

@@ -52,6 +52,8 @@ class Sinusoidal(Position):
     relative: ClassVar[bool] = False
 
     base: float = 10000.0
+    variants: ClassVar[tuple[str, ...]] = ("sinusoidal(layout='split')", "sinusoidal(layout='split', endpoint=True)")
+
     layout: str = "interleaved"
     endpoint: bool = False
 

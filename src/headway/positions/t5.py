@@ -48,6 +48,8 @@ class T5(Position):
     summary: ClassVar[str] = "A learned bias per head and distance bucket is added to scores; far distances share one."
     summary_zh: ClassVar[str] = "按距离分桶，为每个头学习一个加在分数上的偏置；远处的距离共用一个桶。"
 
+    variants: ClassVar[tuple[str, ...]] = ("t5(bidirectional=True)", "t5(buckets=8, max_distance=9)")
+
     buckets: int = 32
     max_distance: int = 128
     bidirectional: bool = False

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.backends import reference
+from headway.backends import reference, rows
 from headway.backends.base import Call
 from headway.backends.tiled.anywhere import any_positions
 from headway.backends.tiled.blocks import full_precision
@@ -27,9 +27,7 @@ from headway.terms import Pairwise
 
 def refuses(call: Call) -> str | None:
     """See :class:`headway.backends.base.Backend`."""
-    if call.normalise != "softmax":
-        return f"normalise={call.normalise!r} is not known, only 'softmax'"
-    return None
+    return rows.refuses(call)
 
 
 def describe(call: Call) -> tuple[str, str]:
@@ -43,7 +41,7 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
         return reference.run(call)
     with full_precision(call.device):
         shift = None if torch.compiler.is_compiling() else _shift(call)
-        if shift is None or any(isinstance(term, Pairwise) for term in call.terms):
+        if shift is None or call.whole_rows is not None or any(isinstance(term, Pairwise) for term in call.terms):
             return any_positions(call)
         return unit_steps(call, shift)
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from headway.backends import rows as whole
 from headway.backends.base import Call
+from headway.backends.rows import by_key_head
 from headway.backends.tiled import blocks
 from headway.backends.tiled.blocks import hull
 
@@ -34,24 +36,9 @@ def _attend(call: Call, rows: slice, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cols = hull(seen)
         seen = seen[..., cols]
     part = replace(call, q=q, k=k[:, :, cols], v=v[:, :, cols], q_pos=call.q_pos[:, rows], k_pos=call.k_pos[:, cols])
-    scores = (_by_key_head(q, call) * call.scale) @ part.k.mT  # (B, H_kv, G · q, K)
-    scores = scores.reshape(*q.shape[:3], -1)
-    bias = call.bias(rows, cols)
-    if bias is not None:
-        scores = scores + bias
-    if seen is None:
-        weights = scores.softmax(-1)
-    else:
-        # a row that sees nothing attends to everything, so that no NaN is made, and is zeroed after
-        alive = seen.any(-1, keepdim=True)
-        weights = scores.masked_fill(~(seen | ~alive), -torch.inf).softmax(-1).masked_fill(~alive, 0.0)
+    weights = whole.weights(call, q, part.k, seen, rows, cols)
     weights = weights.to(q.dtype)
-    out = (_by_key_head(weights, call) @ part.v).reshape(*q.shape[:3], -1)
+    out = (by_key_head(weights, call) @ part.v).reshape(*q.shape[:3], -1)
     for term in call.value_terms:
         out = out + term.add(weights, part.q_pos, part.k_pos)
     return out.to(q.dtype)
-
-
-def _by_key_head(x: Tensor, call: Call) -> Tensor:
-    """Queries of all heads that share a key head, one after the other, (B, H_kv, G · q, …)."""
-    return x.reshape(x.shape[0], call.k.shape[1], -1, x.shape[-1])

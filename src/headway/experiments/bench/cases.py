@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from headway.masks import Causal, Mask
-from headway.positions import Look, Position, parse
+from headway.positions import Position, parse
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistance, ByDistancePerQuery, PerKey
 
@@ -153,6 +153,11 @@ class Built:
     position: Position | None = None
 
     @property
+    def normalise(self) -> str:
+        """How scores become weights."""
+        return "softmax" if self.position is None else self.position.normalise
+
+    @property
     def leaves(self) -> dict[str, Tensor]:
         """All that gets a gradient."""
         return {"q": self.q, "k": self.k, "v": self.v, **self.learned}
@@ -212,14 +217,14 @@ def _method(built: Built, position: Position, case: Case, draw: Draw) -> None:
 
         def make() -> tuple[Tensor, Tensor, tuple[AnyTerm, ...]]:
             q, _ = position.rotate(built.q, new, q_pos, q_pos)
-            return q, built.k, position.terms(Look(q, built.k, q_pos, k_pos, case.scale, marks))
+            return position.act(q, built.k, q_pos, k_pos, case.scale, marks)
 
     else:
 
         def make() -> tuple[Tensor, Tensor, tuple[AnyTerm, ...]]:
             marks = None if x is None else position.mark(x)
             q, k = position.rotate(built.q, built.k, q_pos, k_pos)
-            return q, k, position.terms(Look(q, k, q_pos, k_pos, case.scale, marks))
+            return position.act(q, k, q_pos, k_pos, case.scale, marks)
 
     built.make = make
 

@@ -92,7 +92,7 @@ def ours(backend: str) -> Contender:
             given["q_pos"], given["k_pos"] = case.positions()
         with torch.set_grad_enabled(case.backward):
             q, k, terms = built.make()
-            call = _check(q, k, built.v, terms=terms, normalise="softmax", **given)
+            call = _check(q, k, built.v, terms=terms, normalise=built.normalise, **given)
             names = BACKENDS if backend == "auto" else (backend,)
             if names[0] not in BACKENDS:
                 raise Unsupported(f"there is no backend {backend}, only {', '.join(BACKENDS)}")

@@ -1,0 +1,73 @@
+"""Attention weights of whole rows of scores, as the specification says; for ``reference`` and ``tiled``.
+
+content = scale · q·k, or c·tanh(scale · q·k / c) with a softcap c (Gemma 2, arXiv:2408.00118)
+scores  = content + terms
+softmax:        α_j = exp(s_j) / (Σ_t exp(s_t) + exp(sink))      a sink (arXiv:2309.17453, gpt-oss) takes its share
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from headway.backends.base import Call
+from headway.masks import ALL
+
+NORMALISE = ("softmax",)
+"""How scores can become weights."""
+
+
+def refuses(call: Call) -> str | None:
+    """Why no weights can be made, or None when they can."""
+    if call.normalise not in NORMALISE:
+        return f"normalise={call.normalise!r} is not known, only {' and '.join(map(repr, NORMALISE))}"
+    return None
+
+
+def scores(
+    call: Call,
+    q: Float[Tensor, "batch heads rows dim"],
+    k: Float[Tensor, "batch kv_heads cols dim"],
+    seen: Bool[Tensor, "#batch #heads rows cols"] | None,
+    rows: slice = ALL,
+    cols: slice = ALL,
+) -> Float[Tensor, "batch heads rows cols"]:
+    """Scores before the mask, of the call's queries ``rows``, which are q, and its keys ``cols``, which are k."""
+    content = (by_key_head(q * call.scale, call) @ k.mT).reshape(*q.shape[:3], k.shape[2])
+    if call.softcap is not None:
+        content = call.softcap * (content / call.softcap).tanh()
+    bias = call.bias(rows, cols)
+    total = content if bias is None else content + bias
+    for term in call.row_terms:
+        total = total + term.rows(content, seen, call.q_pos, call.k_pos, rows, cols)
+    return total
+
+
+def weights(
+    call: Call,
+    q: Float[Tensor, "batch heads rows dim"],
+    k: Float[Tensor, "batch kv_heads cols dim"],
+    seen: Bool[Tensor, "#batch #heads rows cols"] | None,
+    rows: slice = ALL,
+    cols: slice = ALL,
+) -> Float[Tensor, "batch heads rows cols"]:
+    """Attention weights of queries ``rows``; a row that sees nothing is all zeros."""
+    if seen is None:
+        return _normalised(call, scores(call, q, k, None, rows, cols))
+    # a row that sees nothing attends to everything with a zero query, so that no NaN is made, and is zeroed after
+    alive = seen.any(-1, keepdim=True)
+    total = scores(call, q.masked_fill(~alive, 0.0), k, seen, rows, cols)
+    return _normalised(call, total.masked_fill(~(seen | ~alive), -torch.inf)).masked_fill(~alive, 0.0)
+
+
+def by_key_head(x: Tensor, call: Call) -> Tensor:
+    """Queries of all heads that share a key head, one after the other, (B, H_kv, G · q, …)."""
+    return x.reshape(x.shape[0], call.k.shape[1], call.groups * x.shape[2], x.shape[-1])
+
+
+def _normalised(call: Call, total: Tensor) -> Tensor:
+    if call.sinks is None:
+        return total.softmax(-1)
+    sink = call.sinks.to(total.dtype)[:, None, None].expand(*total.shape[:-1], 1)
+    return torch.cat((total, sink), -1).softmax(-1)[..., :-1]
