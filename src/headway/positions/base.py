@@ -77,7 +77,7 @@ class Position(nn.Module):
     normalise: ClassVar[str] = "softmax"
     """How scores become weights, see :func:`headway.functional.attend`."""
     variants: ClassVar[tuple[str, ...]] = ()
-    """Hyperparameters worth a look beside the defaults, as ``rotary(fraction=0.5)``; the laws are tested on them too."""
+    """Hyperparameters worth a look beside the defaults, as ``rotary(fraction=0.5)``; laws are tested on them too."""
     exempt: ClassVar[dict[str, str]] = {}
     """Laws (see tests/laws) that do not bind it, each with the reason; the tests expect them to fail."""
 
