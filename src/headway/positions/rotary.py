@@ -90,24 +90,42 @@ class Rotary(Position):
         k_pos: Int[Tensor, "#batch keys"],
     ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
         """Turn q and k by their positions."""
-        q_angles = self._angles(q_pos, q)
-        k_angles = q_angles if k_pos is q_pos else self._angles(k_pos, k)
-        return self._turn(q, *q_angles), self._turn(k, *k_angles)
+        q_waves = self._waves(q_pos, q)
+        k_waves = q_waves if k_pos is q_pos else self._waves(k_pos, k)
+        return turn(q, *q_waves, self.pairing), turn(k, *k_waves, self.pairing)
 
-    def _angles(self, pos: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _waves(self, pos: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         width = self.width(like.shape[-1])
-        angles = pos[:, None, :, None] * frequencies(width, self.base, pos.device)  # (B, 1, N, r/2)
-        precise = torch.promote_types(like.dtype, torch.float32)
-        return angles.cos().to(precise), angles.sin().to(precise)
+        return waves(pos[:, None, :, None] * frequencies(width, self.base, pos.device), like)  # (B, 1, N, r/2)
 
-    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        width = 2 * cos.shape[-1]
-        turned, rest = x[..., :width].to(cos.dtype), x[..., width:]
-        if self.pairing == "half":
-            a, b = turned.chunk(2, -1)
-            turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
-        else:
-            a, b = turned[..., 0::2], turned[..., 1::2]
-            turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
-        turned = turned.to(x.dtype)
-        return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
+
+def waves(angles: Float[Tensor, "*shape"], like: Tensor) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    """cos and sin of angles, in the dtype of ``like`` but at least float32."""
+    precise = torch.promote_types(like.dtype, torch.float32)
+    return angles.cos().to(precise), angles.sin().to(precise)
+
+
+def turn(
+    x: Float[Tensor, "batch heads tokens dim"],
+    cos: Float[Tensor, "#batch #heads #tokens pairs"],
+    sin: Float[Tensor, "#batch #heads #tokens pairs"],
+    pairing: str = "half",
+) -> Float[Tensor, "batch heads tokens dim"]:
+    """Turn the first pairs of x by the angles that have this cos and sin; the rest of x stays.
+
+    Args:
+        x: queries or keys; the result has its dtype.
+        cos: of the angle of each pair.
+        sin: likewise.
+        pairing: as in :class:`Rotary`.
+    """
+    width = 2 * cos.shape[-1]
+    turned, rest = x[..., :width].to(cos.dtype), x[..., width:]
+    if pairing == "half":
+        a, b = turned.chunk(2, -1)
+        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+    else:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+    turned = turned.to(x.dtype)
+    return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
