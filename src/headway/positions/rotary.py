@@ -90,13 +90,46 @@ class Rotary(Position):
         k_pos: Int[Tensor, "#batch keys"],
     ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
         """Turn q and k by their positions."""
-        q_waves = self._waves(q_pos, q)
-        k_waves = q_waves if k_pos is q_pos else self._waves(k_pos, k)
+        return self.turned(q, k, q_pos, k_pos, self.rates(self.width(q.shape[-1]), q.device))
+
+    def rates(self, width: int, device: torch.device) -> Float[Tensor, " pairs"]:
+        """How fast each pair turns, in radians per token, (r/2,), float64: what a scaled rotary changes.
+
+        Args:
+            width: how many numbers of a head are turned, r.
+            device: where.
+        """
+        return frequencies(width, self.base, device)
+
+    def amplitude(self) -> float:
+        """What cosines and sines are multiplied with, for q and for k: the turned part of q·k grows by its square."""
+        return 1.0
+
+    def turned(
+        self,
+        q: Float[Tensor, "batch heads queries dim"],
+        k: Float[Tensor, "batch kv_heads keys dim"],
+        q_pos: Int[Tensor, "#batch queries"],
+        k_pos: Int[Tensor, "#batch keys"],
+        rates: Float[Tensor, "*#each pairs"],
+    ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
+        """Turn q and k by position · rate, at this method's amplitude.
+
+        Args:
+            q: queries.
+            k: keys.
+            q_pos: positions of the queries.
+            k_pos: positions of the keys.
+            rates: radians per token of each pair, (r/2,), or of each sequence and pair, (B, 1, 1, r/2).
+        """
+        q_waves = self._waves(q_pos, rates, q)
+        k_waves = q_waves if k_pos is q_pos else self._waves(k_pos, rates, k)
         return turn(q, *q_waves, self.pairing), turn(k, *k_waves, self.pairing)
 
-    def _waves(self, pos: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        width = self.width(like.shape[-1])
-        return waves(pos[:, None, :, None] * frequencies(width, self.base, pos.device), like)  # (B, 1, N, r/2)
+    def _waves(self, pos: Tensor, rates: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = waves(pos[:, None, :, None] * rates, like)  # (B, 1, N, r/2)
+        amplitude = self.amplitude()
+        return (cos, sin) if amplitude == 1 else (cos * amplitude, sin * amplitude)
 
 
 def waves(angles: Float[Tensor, "*shape"], like: Tensor) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
