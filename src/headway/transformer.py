@@ -5,7 +5,9 @@ X = E[tokens]·√d + P           each layer:  X ← X + Attention(norm X);  X �
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -251,6 +253,11 @@ class Stack(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
+    def attentions(self) -> list[Attention]:
+        """The self attention of each layer."""
+        residuals = [block.attention for block in self.blocks if isinstance(block, Block)]
+        return [residual.part for residual in residuals if isinstance(residual.part, Attention)]
+
     def _check(self, tokens: Tensor) -> None:
         if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype is torch.bool:
             raise HeadwayError(
@@ -411,6 +418,53 @@ class Transformer(nn.Module):
     def position(self) -> Position:
         """The position method; of the decoder if there are two sides, of the first layer if each has its own."""
         return self.stack.position
+
+    def extended(self, *, to: int, how: str, trained: int | None = None) -> Transformer:
+        """A copy of the model, weights included, whose position method serves ``to`` tokens.
+
+        Args:
+            to: the length to serve.
+            how: as in :meth:`headway.positions.Position.extended`, which says what each method can.
+            trained: the length it was trained at, where the method does not know it.
+
+        Raises:
+            HeadwayError: when the method cannot be extended so.
+        """
+        given = {} if trained is None else {"trained": trained}
+        other = copy.deepcopy(self)
+        other._replace_positions(lambda position: position.extended(to=to, how=how, **given))
+        return other
+
+    def drop_position(self) -> None:
+        """Go on without position, as DroPE does after most of the training (arXiv:2512.12167); a causal mask stays.
+
+        Calling it again changes nothing. :class:`headway.training.TrainSettings` has it as ``drop_position``.
+
+        Raises:
+            HeadwayError: when the method has learned parameters, which an optimizer or a checkpoint may hold.
+        """
+        if any(True for _ in self.position.parameters()):
+            raise HeadwayError(
+                f"expected a position method without parameters to drop, as rotary, got {self.position.spec()}"
+            )
+        self._replace_positions(lambda position: NoPosition())
+
+    def _replace_positions(self, change: Callable[[Position], Position]) -> None:
+        """Put ``change(position)`` in the place of each position object of the self attentions."""
+        changed: dict[int, Position] = {}  # what was shared stays shared
+
+        def of(position: Position, shape: HeadShape) -> Position:
+            if id(position) not in changed:
+                changed[id(position)] = change(position).attach(shape)
+            return changed[id(position)]
+
+        for stack in (self.encoder, self.stack):
+            if stack is None:
+                continue
+            holders: list[Stack | Attention] = [stack, *stack.attentions()]
+            for holder in holders:
+                holder.position = of(holder.position, stack.attentions()[0].shape)
+        self.config["position"] = self.position.spec()
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew; those of the position method last.

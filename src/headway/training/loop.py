@@ -116,7 +116,7 @@ class Trainer:
         extra: plain JSON values kept in each checkpoint.
 
     Raises:
-        HeadwayError: when the model has nothing to train.
+        HeadwayError: when the model has nothing to train, or no position to drop where the settings ask for it.
 
     >>> from headway.training.batches import TextBatches
     >>> model = nn.Sequential(nn.Embedding(256, 8), nn.Linear(8, 256))
@@ -138,6 +138,11 @@ class Trainer:
         on_progress: Callable[[Progress], None] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
+        if settings.drop_position and not callable(getattr(model, "drop_position", None)):
+            raise HeadwayError(
+                f"expected a model with drop_position(), as headway.Transformer has, because the settings drop it, "
+                f"got {type(model).__name__}: set drop_position=0"
+            )
         self.model, self.batches, self.settings = model, batches, settings
         self.validation, self.on_progress, self.extra = validation, on_progress, dict(extra or {})
         self.optimizer = build_optimizer(model, settings)
@@ -191,8 +196,12 @@ class Trainer:
         pace = _Pace(self.on_progress, settings.steps)
         first = len(history.steps)
         history.status, history.reason = "running", None
+        drops = settings.drop_position > 0
         for step in range(first, settings.steps):
             begin = time.perf_counter()
+            if drops and step >= settings.positioned:
+                model.drop_position()  # type: ignore[operator]
+                drops = False
             _seed_generators(seed_for(settings.seed, step, "dropout"), device)
             inputs, targets = self.batches(step)
             inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
@@ -288,6 +297,8 @@ class Trainer:
             return
         history = _checked(checkpoint, self.settings)
         checkpoint.restore(self.model, self.optimizer)
+        if checkpoint.step > self.settings.positioned:
+            self.model.drop_position()  # type: ignore[operator]
         self.history = history
         self.resumed_from = self._saved = checkpoint.step
         here, there = _environment(self.model), checkpoint.values["environment"]

@@ -33,11 +33,12 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
 
     With peak p, warm-up of w steps, floor f and S steps in all:
     p·(step + 1)/w while step < w, then for cosine p·(f + (1 − f)·(1 + cos πt)/2) with t = (step − w)/(S − 1 − w),
-    which ends at p·f in the last step; for constant p.
+    which ends at p·f in the last step; for constant p. Where position is dropped a second course of the same kind
+    begins, S and w being those of the steps that are left.
 
     Args:
         step: 0 … S − 1.
-        settings: lr, warmup, schedule, floor, steps.
+        settings: lr, warmup, schedule, floor, steps, drop_position.
 
     Source: Loshchilov & Hutter 2017, arXiv:1608.03983 (cosine, without restarts).
 
@@ -46,12 +47,15 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     [1.0, 0.5, 0.0]
     """
     peak = peak_rate(settings)
-    warmup = min(100, settings.steps // 10) if settings.warmup is None else settings.warmup
+    steps = settings.positioned
+    if step >= steps:
+        step, steps = step - steps, settings.drop_position
+    warmup = min(100, steps // 10) if settings.warmup is None else min(settings.warmup, steps)
     if step < warmup:
         return peak * (step + 1) / warmup
     if settings.schedule == "constant":
         return peak
-    along = min(1.0, (step - warmup) / max(1, settings.steps - 1 - warmup))
+    along = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
     return peak * (settings.floor + (1 - settings.floor) * 0.5 * (1 + math.cos(math.pi * along)))
 
 

@@ -275,4 +275,6 @@ def load_model(path: Path | str) -> tuple[nn.Module, Vocabulary, Run]:
         )
     model = _build_model(run.config)
     checkpoint.restore(model)
+    if checkpoint.step > run.settings.positioned:
+        model.drop_position()  # type: ignore[operator]
     return model.eval(), run.vocabulary, run

@@ -34,6 +34,9 @@ class TrainSettings:
         seed: of the initial weights, the order of the data, and dropout.
         validate_every: steps between validations (the last step always validates); None only at the end.
         checkpoint_every: steps between checkpoints (the last step always saves); None only at the end.
+        drop_position: how many of the last steps are without position (DroPE, arXiv:2512.12167, which takes 0.5 to 2 %
+            of the training): the model's method is dropped, the learning rate warms up and falls once more, and the
+            model then reads longer texts than it was trained on.
         keep: how many checkpoints stay, at least 2: the older one is there if the newer one is found damaged.
 
     Raises:
@@ -54,6 +57,7 @@ class TrainSettings:
     warmup: int | None = None
     schedule: str = "cosine"
     floor: float = 0.1
+    drop_position: int = 0
     clip: float | None = 1.0
     seed: int = 0
     validate_every: int | None = 100
@@ -61,7 +65,7 @@ class TrainSettings:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 1), ("length", 1), ("seed", 0), ("keep", 2)):
+        for name, least in (("steps", 1), ("batch", 1), ("length", 1), ("seed", 0), ("drop_position", 0), ("keep", 2)):
             _whole(name, getattr(self, name), least)
         for name, least in (("warmup", 0), ("validate_every", 1), ("checkpoint_every", 1)):
             if getattr(self, name) is not None:
@@ -88,6 +92,17 @@ class TrainSettings:
             raise HeadwayError(
                 f"expected warmup of at most steps={self.steps}, got {self.warmup}: train longer or warm up less"
             )
+
+        if self.drop_position >= self.steps:
+            raise HeadwayError(
+                f"expected drop_position below steps={self.steps}, got {self.drop_position}: "
+                f"position is dropped after most of the training"
+            )
+
+    @property
+    def positioned(self) -> int:
+        """How many steps have position: all before the last ``drop_position``."""
+        return self.steps - self.drop_position
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
