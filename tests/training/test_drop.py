@@ -1,4 +1,4 @@
-"""DroPE: position is dropped for the last steps, the learning rate begins anew, and a resume lands in the right phase."""
+"""DroPE: position is dropped for the last steps, the rate begins anew, and a resume lands in the right phase."""
 
 from __future__ import annotations
 
@@ -52,13 +52,10 @@ def test_a_run_ends_without_position(tmp_path: Path) -> None:
 
 def test_position_is_there_until_it_is_dropped(tmp_path: Path) -> None:
     """As many steps with position as without the setting, bit for bit, then others."""
-    source = text(tmp_path)
-    dropped = train(source, out=tmp_path / "a", model_config=MODEL, settings=settings(schedule="constant", warmup=0))
-    kept = train(
-        source,
-        out=tmp_path / "b",
-        model_config=MODEL,
-        settings=settings(schedule="constant", warmup=0, drop_position=0),
+    given = {"schedule": "constant", "warmup": 0}
+    dropped, kept = (
+        train(text(tmp_path), out=tmp_path / f"{n}", model_config=MODEL, settings=settings(drop_position=n, **given))
+        for n in (4, 0)
     )
     same = [a == b for a, b in zip(dropped.history.loss, kept.history.loss, strict=True)]
     assert same == [True] * 6 + [False] * 4
