@@ -214,4 +214,82 @@ class RowTerm:
         raise NotImplementedError
 
 
+def from_the_end(
+    x: Float[Tensor, "batch heads queries keys"],
+    seen: Bool[Tensor, "#batch #heads queries keys"] | None,
+    inclusive: bool,
+) -> Float[Tensor, "batch heads queries keys"]:
+    """Sums over the seen keys of each row from every key to the last, in the order they lie in memory.
+
+    Args:
+        x: what is summed, already finite where it is hidden.
+        seen: which keys count; None is all.
+        inclusive: whether a key counts for its own sum.
+    """
+    if seen is not None:
+        x = x.masked_fill(~seen, 0.0)
+    total = x.flip(-1).cumsum(-1).flip(-1)
+    return total if inclusive else torch.nn.functional.pad(total[..., 1:], (0, 1))
+
+
+def _in_groups(x: Float[Tensor, "batch heads queries dim"], heads: int) -> Float[Tensor, "batch kv_heads rows dim"]:
+    """Queries of all heads that share one of ``heads``, one after the other."""
+    return x.reshape(x.shape[0], heads, -1, x.shape[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Scan(RowTerm):
+    """Adds c_ij, the sum of a gate over the keys a query sees from key j to its last, in the order they lie in memory;
+    or looks c_ij up in a table that each query brings.
+
+        z_it = content_it, or left_i · right_t                  g_it = σ(z_it), or slope_h · log σ(z_it)
+        c_ij = Σ_{t ≥ j} g_it inclusive, Σ_{t > j} g_it else    over the t that query i sees
+
+    A table is read between its entries ⌊c⌋ and ⌈c⌉ linearly, and its last entry serves all beyond (CoPE); without one
+    c itself is added (GRAPE-AP). Sums are taken in float32 or better.
+
+    Args:
+        inclusive: whether the gate of key j itself counts.
+        table: one value per query and count, (B or 1, H or 1, Q, W); None adds c.
+        left: for each query, (B or 1, H, Q, D); None gates by the content, with σ.
+        right: for each key, (B or 1, H_kv, K, D); with ``left``, whose heads H_kv divides.
+        slope: multiplies log σ, (H or 1,).
+    """
+
+    inclusive: bool
+    table: Float[Tensor, "#batch #heads queries width"] | None = None
+    left: Float[Tensor, "#batch heads queries dim"] | None = None
+    right: Float[Tensor, "#batch kv_heads keys dim"] | None = None
+    slope: Float[Tensor, " #heads"] | None = None
+
+    def rows(
+        self,
+        content: Float[Tensor, "batch heads queries keys"],
+        seen: Bool[Tensor, "#batch #heads queries keys"] | None,
+        q_pos: Positions,
+        k_pos: Positions,
+        rows: slice = ALL,
+        cols: slice = ALL,
+    ) -> Tile:
+        """See :meth:`RowTerm.rows`."""
+        wide = torch.promote_types(content.dtype, torch.float32)
+        count = from_the_end(self._gates(content.to(wide), seen, rows, cols), seen, self.inclusive)
+        if self.table is None:
+            return count
+        table = self.table[:, :, rows].to(wide).expand(*count.shape[:3], -1)
+        count = count.clamp(max=table.shape[-1] - 1)
+        below, above = (table.gather(-1, entry.long()) for entry in (count.floor(), count.ceil()))
+        return torch.lerp(below, above, count - count.detach().floor())
+
+    def _gates(self, content: Tensor, seen: Tensor | None, rows: slice, cols: slice) -> Tensor:
+        if self.left is None or self.right is None:
+            return (content if seen is None else content.masked_fill(~seen, 0.0)).sigmoid()
+        left, right = (x.to(content.dtype) for x in (self.left[:, :, rows], self.right[:, :, cols]))
+        product = (_in_groups(left, right.shape[1]) @ right.mT).reshape(*left.shape[:3], -1)
+        # before log σ, whose gradient would make NaN of what is hidden
+        product = product if seen is None else product.masked_fill(~seen, 0.0)
+        gates = torch.nn.functional.logsigmoid(product)
+        return gates if self.slope is None else gates * self.slope.to(gates.dtype)[:, None, None]
+
+
 AnyTerm = Term | RowTerm | ValuesByDistance
