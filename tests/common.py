@@ -143,10 +143,13 @@ def naive(
             score = score + term.tile(q_pos, k_pos).to(q.dtype)
         elif not isinstance(term, ValuesByDistance):
             score = score + term.rows(content, seen, q_pos, k_pos).to(q.dtype)
-    if seen is not None:
-        score = score.masked_fill(~seen, -torch.inf)
-    assert normalise == "softmax"
-    weight = score.softmax(-1)
+    if normalise == "stickbreaking":
+        before = (k_pos[:, None] < q_pos[..., None])[:, None]
+        share = score.sigmoid().masked_fill(~(before if seen is None else before & seen), 0.0)
+        left = (1 - share).flip(-1).cumprod(-1).flip(-1)  # after a key's own share
+        weight = share * torch.nn.functional.pad(left[..., 1:], (0, 1), value=1.0)
+    else:
+        weight = score.softmax(-1) if seen is None else score.masked_fill(~seen, -torch.inf).softmax(-1)
     out = torch.einsum("bhqk,bhkd->bhqd", weight, v)
     for term in terms:
         if isinstance(term, ValuesByDistance):

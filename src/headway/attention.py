@@ -301,7 +301,8 @@ class Attention(nn.Module):
         # positions 0, 1, 2 … that nobody gave need not be looked at, and attention may run fused
         rest = (self.scale, self.position.normalise, self.softcap, self.sinks)
         given = pos is not None or context_pos is not None or cached
-        compared = mask is not None or bool(terms)
+        # every way but softmax to weigh scores goes by the keys' order
+        compared = mask is not None or bool(terms) or self.position.normalise != "softmax"
         if given or (compared and q.shape[2] != k.shape[2]):
             heads = self.core(q, k, v, mask, terms, q_pos, k_pos, *rest)
         else:

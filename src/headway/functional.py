@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headway.backends.base import Backend, Call
-from headway.masks import Causal, Dense, Mask, as_positions
+from headway.masks import Before, Causal, Dense, Mask, as_positions
 from headway.positions.base import Position
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm
@@ -53,7 +53,9 @@ def attend(
         q_pos: integer positions of the queries, (B or 1, Q) or (Q,); -1 is padding. Default 0 … Q−1.
         k_pos: integer positions of the keys, likewise. Default 0 … K−1.
         scale: multiplies q·k; default 1/√D, which keeps the variance of the scores at that of one product term.
-        normalise: how scores become weights; "softmax".
+        normalise: how scores become weights: "softmax", or "stickbreaking" (arXiv:2410.17980), where key j gets the
+            share σ(s_j) of what the keys between it and the query left over. A query then sees only keys at positions
+            before its own, nearest is what lies last in memory, and weights sum to at most 1.
         softcap: c in c·tanh(scale·q·k / c), which keeps the content part of scores within ±c, before terms are added
             (Gemma 2, arXiv:2408.00118). Default none.
         sinks: for each head the score of one more key of value zero, (H,): weights then sum to less than 1, and a head
@@ -135,6 +137,13 @@ def _check(
         mask = Dense(mask)
     if not (mask is None or isinstance(mask, Mask)):
         raise HeadwayError(f"expected a mask of headway.masks, a boolean tensor or None, got {type(mask).__name__}")
+    if normalise == "stickbreaking":
+        if sinks is not None:
+            raise HeadwayError(
+                "expected no sinks with normalise='stickbreaking', whose weights sum to less than 1 already, got some: "
+                "leave them out"
+            )
+        mask = Before() if mask is None else mask & Before()
     for term in terms:
         if not isinstance(term, AnyTerm):
             raise HeadwayError(f"expected terms of headway.terms, got {type(term).__name__}")

@@ -80,6 +80,15 @@ class Causal(Mask):
 
 
 @dataclass(frozen=True)
+class Before(Mask):
+    """A query sees keys before its own position, not itself: k_pos < q_pos."""
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Visible:
+        """See :meth:`Mask.tile`."""
+        return (distance(q_pos, k_pos, rows, cols) < 0)[:, None]
+
+
+@dataclass(frozen=True)
 class Window(Mask):
     """A query sees ``left`` tokens into the past and ``right`` into the future, itself included.
 

@@ -228,8 +228,9 @@ def from_the_end(
     """
     if seen is not None:
         x = x.masked_fill(~seen, 0.0)
-    total = x.flip(-1).cumsum(-1).flip(-1)
-    return total if inclusive else torch.nn.functional.pad(total[..., 1:], (0, 1))
+    if not inclusive:
+        x = torch.nn.functional.pad(x, (0, 1))[..., 1:]
+    return x.flip(-1).cumsum(-1).flip(-1)
 
 
 def _in_groups(x: Float[Tensor, "batch heads queries dim"], heads: int) -> Float[Tensor, "batch kv_heads rows dim"]:

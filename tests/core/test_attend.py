@@ -394,7 +394,7 @@ def test_backends_are_named() -> None:
         attend(*qkv(), normalise="sparsemax")
     told = str(refused.value)
     assert told.startswith("no backend can run this call: native: normalise='sparsemax' is not known to fused kernels;")
-    assert told.endswith("; reference: normalise='sparsemax' is not known, only 'softmax'")
+    assert told.endswith("; reference: normalise='sparsemax' is not known, only 'softmax' and 'stickbreaking'")
     assert all(f"{name}: " in told for name in BACKENDS)
 
 

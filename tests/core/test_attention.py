@@ -183,7 +183,7 @@ def test_nan_in_another_document_reaches_no_value(spec: str) -> None:
     x[:, :3] = torch.nan
     got = module(x, pos=pos, mask=ids)
     close(got[:, 3:], clean[:, 3:])
-    assert got[:, :3].isnan().all()
+    assert got[:, 1:3].isnan().all()  # the first token may see nothing at all
 
 
 def test_nan_in_a_padded_context_reaches_nothing() -> None:

@@ -3,6 +3,8 @@
 content = scale · q·k, or c·tanh(scale · q·k / c) with a softcap c (Gemma 2, arXiv:2408.00118)
 scores  = content + terms
 softmax:        α_j = exp(s_j) / (Σ_t exp(s_t) + exp(sink))      a sink (arXiv:2309.17453, gpt-oss) takes its share
+stickbreaking:  α_j = σ(s_j) · Π_{t > j} σ(−s_t)                  over the keys seen after j, in the order of memory
+                                                                 (arXiv:2410.17980); attend hides the query's own key
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from headway.backends.base import Call
 from headway.masks import ALL
+from headway.terms import from_the_end
 
-NORMALISE = ("softmax",)
+NORMALISE = ("softmax", "stickbreaking")
 """How scores can become weights."""
 
 
@@ -53,6 +57,8 @@ def weights(
     cols: slice = ALL,
 ) -> Float[Tensor, "batch heads rows cols"]:
     """Attention weights of queries ``rows``; a row that sees nothing is all zeros."""
+    if call.normalise == "stickbreaking":
+        return _stick_breaking(scores(call, q, k, seen, rows, cols), seen)
     if seen is None:
         return _normalised(call, scores(call, q, k, None, rows, cols))
     # a row that sees nothing attends to everything with a zero query, so that no NaN is made, and is zeroed after
@@ -71,3 +77,13 @@ def _normalised(call: Call, total: Tensor) -> Tensor:
         return total.softmax(-1)
     sink = call.sinks.to(total.dtype)[:, None, None].expand(*total.shape[:-1], 1)
     return torch.cat((total, sink), -1).softmax(-1)[..., :-1]
+
+
+def _stick_breaking(total: Tensor, seen: Tensor | None) -> Tensor:
+    # in logarithms and float32: a product of hundreds of factors below 1 would underflow, a sum in bfloat16 not count
+    total = total.to(torch.promote_types(total.dtype, torch.float32))
+    if seen is not None:
+        total = total.masked_fill(~seen, 0.0)
+    left_over = from_the_end(logsigmoid(-total), seen, inclusive=False)
+    alpha = (logsigmoid(total) + left_over).exp()
+    return alpha if seen is None else alpha.masked_fill(~seen, 0.0)
