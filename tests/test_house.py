@@ -22,6 +22,7 @@ FLOORS = (
     ("init",),
     ("attention",),
     ("transformer",),
+    ("inspect",),
     ("report",),
     ("training",),
     ("generation",),

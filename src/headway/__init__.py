@@ -62,11 +62,17 @@ __all__ = [
 ]
 
 
+_MODULES = ("inspect", "positions")
+"""Used as ``headway.inspect.record(…)``, without an import of their own."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"headway.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'headway' has no attribute {name!r}")
     return getattr(importlib.import_module(f"headway.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

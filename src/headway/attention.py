@@ -270,9 +270,7 @@ class Attention(nn.Module):
         q = self._split(self.q(x), self.shape.heads)
         if self.q_norm is not None:
             q = self.q_norm(q)
-        if self.log_scale is not None:
-            length = (q_pos + 1).clamp(min=self.log_scale).to(torch.promote_types(q.dtype, torch.float32))
-            q = (q * (length.log() / math.log(self.log_scale))[:, None, :, None]).to(q.dtype)
+        q = self.sharpened(q, q_pos)
         if context is not None and cached and cache is not None:
             if pos is None and not isinstance(self.position, NoPosition):
                 raise HeadwayError(
@@ -309,6 +307,15 @@ class Attention(nn.Module):
             heads = self.core(q, k, v, mask, terms, None, None, *rest)
         out: Tensor = self.o(heads.transpose(1, 2).flatten(2))
         return out
+
+    def sharpened(
+        self, q: Float[Tensor, "batch heads queries dim"], q_pos: Int[Tensor, "#batch queries"]
+    ) -> Float[Tensor, "batch heads queries dim"]:
+        """Queries times ln(p+1)/ln L at positions p ≥ L, where ``log_scale`` is a training length L."""
+        if self.log_scale is None:
+            return q
+        length = (q_pos + 1).clamp(min=self.log_scale).to(torch.promote_types(q.dtype, torch.float32))
+        return (q * (length.log() / math.log(self.log_scale))[:, None, :, None]).to(q.dtype)
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
         return x.view(*x.shape[:2], heads, self.shape.head_dim).transpose(1, 2)

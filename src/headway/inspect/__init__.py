@@ -1,0 +1,17 @@
+"""Look inside attention: what it was given, how each score came about, how its matrices learn.
+
+>>> import headway, torch
+>>> model = headway.Transformer(vocab=50, dim=32, layers=2, heads=4)
+>>> with headway.inspect.record(model) as trace:
+...     _ = model(torch.arange(10)[None])
+>>> [layer.name for layer in trace]
+['stack.blocks.0.attention.part', 'stack.blocks.1.attention.part']
+>>> trace[0].weights().shape
+torch.Size([1, 4, 10, 10])
+"""
+
+from headway.inspect.record import Layer, Trace, record
+from headway.inspect.split import Split, split
+from headway.inspect.watch import Snapshot, Watch, watch
+
+__all__ = ["Layer", "Snapshot", "Split", "Trace", "Watch", "record", "split", "watch"]

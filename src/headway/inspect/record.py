@@ -1,0 +1,303 @@
+"""What each attention was given in a forward pass, by hooks that are gone afterwards; scores and weights on demand.
+
+Nothing of size n² is kept: scores and weights are computed again from q, k and the terms, for the rows asked for, by
+the code that defines them (the reference), whatever backend ran.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from headway.attention import Attention
+from headway.backends import rows as whole
+from headway.backends.base import Call
+from headway.functional import check
+from headway.masks import ALL
+from headway.shapes import HeadwayError
+from headway.terms import AnyTerm
+from headway.transformer import Block, Stack
+
+ROWS = 64
+"""Queries whose scores are held at once in summaries."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Where attention's input came from: tokens and what position added to them.
+
+    Args:
+        tokens: the embedding without position, (B, N, dim).
+        position: what position added to it, (B, N, dim).
+        before: the residual stream before ``norm``, (B, N, dim).
+        norm: what made attention's input of it; None is nothing.
+        first: whether no layer came before, so that ``before`` is ``tokens + position``.
+    """
+
+    tokens: Tensor
+    position: Tensor
+    before: Tensor
+    norm: nn.RMSNorm | nn.LayerNorm | None
+    first: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One attention in one forward pass; compute what you want to see from it.
+
+    Args:
+        name: of the module in its model.
+        attention: the module; its matrices are as they are now, not as they were.
+        call: what attention was called with: q and k rotated, v, positions, mask, terms, scale.
+        x: what W_Q was multiplied with, (B, N, dim).
+        q: Q = X W_Q by head, normalised if there is QK-norm, before position turned it, (B, H, N, d_k).
+        k: K likewise, (B, H_kv, M, d_k); None where keys came from a cache.
+        stream: how x came about, inside a Transformer or where attention itself adds position; else None.
+    """
+
+    name: str
+    attention: Attention
+    call: Call
+    x: Float[Tensor, "batch tokens dim"]
+    q: Float[Tensor, "batch heads tokens head_dim"]
+    k: Float[Tensor, "batch kv_heads keys head_dim"] | None
+    stream: Stream | None = None
+
+    @property
+    def heads(self) -> int:
+        """How many query heads."""
+        return self.call.q.shape[1]
+
+    @property
+    def queries(self) -> int:
+        """How many queries."""
+        return self.call.q.shape[2]
+
+    @property
+    def keys(self) -> int:
+        """How many keys."""
+        return self.call.k.shape[2]
+
+    def seen(self, rows: slice = ALL) -> Bool[Tensor, "#batch #heads rows keys"] | None:
+        """Which keys the queries ``rows`` may see; None is all."""
+        return self.call.visible(rows)
+
+    def scores(self, rows: slice = ALL) -> Float[Tensor, "batch heads rows keys"]:
+        """Scores before the mask, scale · q·k plus every term, for the queries ``rows``."""
+        return whole.scores(self.call, self.call.q[:, :, rows], self.call.k, self.seen(rows), rows)
+
+    def weights(self, rows: slice = ALL) -> Float[Tensor, "batch heads rows keys"]:
+        """Attention weights for the queries ``rows``; what is hidden is 0."""
+        return whole.weights(self.call, self.call.q[:, :, rows], self.call.k, self.seen(rows), rows)
+
+    def row(self, query: int, head: int, batch: int = 0) -> Float[Tensor, " keys"]:
+        """The weights of one query in one head, O(keys) even for a long text.
+
+        Raises:
+            HeadwayError: when there is no such query, head or sequence.
+        """
+        limits = {"query": (query, self.queries), "head": (head, self.heads), "batch": (batch, len(self.x))}
+        for what, (index, count) in limits.items():
+            if not 0 <= index < count:
+                raise HeadwayError(f"expected {what} from 0 to {count - 1}, got {index}")
+        return self.weights(slice(query, query + 1))[batch, head, 0]
+
+    def output(self, rows: slice = ALL) -> Float[Tensor, "batch heads rows dim_v"]:
+        """What each head hands on, Σ_j α_ij v_j, for the queries ``rows``."""
+        weights = self.weights(rows)
+        v = self.call.v.repeat_interleave(self.call.groups, 1).to(weights.dtype)
+        out = weights @ v
+        for term in self.call.value_terms:
+            out = out + term.add(weights, self.call.q_pos[:, rows], self.call.k_pos)
+        return out
+
+    def summary(self) -> dict[str, Float[Tensor, "batch heads"]]:
+        """What each head looks at, averaged over its queries; a block of queries at a time.
+
+        Returns:
+            ``entropy`` in nats; the share of ``self``, of the ``previous`` and of the ``first`` token; the mean
+            ``distance`` in tokens. Queries that see nothing do not count.
+        """
+        position = self.call.k_pos.double()
+        total: dict[str, Tensor] = {}
+        counted = torch.zeros((), dtype=torch.double)
+        for start in range(0, self.queries, ROWS):
+            rows = slice(start, min(start + ROWS, self.queries))
+            weights = self.weights(rows).double()
+            distance = self.call.q_pos[:, rows, None].double() - position[:, None]  # (B, q, K)
+            distance = distance[:, None]
+            alive = (weights.sum(-1) > 0).double()
+            first = position == position.masked_fill(position < 0, torch.inf).amin(-1, keepdim=True)
+            found = {
+                "entropy": -torch.special.xlogy(weights, weights).sum(-1),
+                "self": (weights * (distance == 0)).sum(-1),
+                "previous": (weights * (distance == 1)).sum(-1),
+                "first": (weights * first[:, None, None]).sum(-1),
+                "distance": (weights * distance.abs()).sum(-1),
+            }
+            counted = counted + alive.sum(-1)
+            for name, value in found.items():
+                total[name] = total.get(name, 0) + (value * alive).sum(-1)
+        return {name: value / counted.clamp(min=1) for name, value in total.items()}
+
+
+@dataclass
+class Trace:
+    """The attentions of a recorded forward pass (or several), in the order they ran.
+
+    Args:
+        layers: each attention as often as it ran.
+        tokens: token ids a Transformer was given, (B, N), one for each of its stacks that ran.
+    """
+
+    layers: list[Layer] = field(default_factory=list)
+    tokens: list[Tensor] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def __getitem__(self, index: int | str) -> Layer:
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise HeadwayError(f"expected a layer below {len(self)}, got {index}")
+            return self.layers[index]
+        found = [layer for layer in self.layers if layer.name == index]
+        if not found:
+            names = ", ".join(dict.fromkeys(layer.name for layer in self.layers)) or "none, nothing ran"
+            raise HeadwayError(f"expected the name of a recorded attention ({names}), got {index!r}")
+        return found[-1]
+
+    def summary(self) -> dict[str, Float[Tensor, "layers batch heads"]]:
+        """:meth:`Layer.summary` of all layers, which must have as many heads each."""
+        found = [layer.summary() for layer in self.layers]
+        return {name: torch.stack([each[name] for each in found]) for name in (found[0] if found else ())}
+
+
+@contextlib.contextmanager
+def record(model: nn.Module) -> Iterator[Trace]:
+    """Keep what every attention of a model is given while the block runs. A model that is not recorded pays nothing.
+
+    What is kept is detached and O(n) per layer: inputs, queries, keys, values and terms.
+
+    Args:
+        model: any module that contains :class:`headway.Attention`.
+
+    Raises:
+        HeadwayError: when it contains none.
+
+    >>> attention = Attention(dim=32, heads=4)
+    >>> with record(attention) as trace:
+    ...     _ = attention(torch.randn(1, 5, 32))
+    >>> trace[0].weights().sum(-1).round(decimals=4).unique().tolist()
+    [1.0]
+    """
+    attentions = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
+    if not attentions:
+        raise HeadwayError(f"expected a model with headway.Attention inside, got {type(model).__name__} with none")
+    trace, handles = Trace(), contextlib.ExitStack()
+    with handles:
+        streams = _watch_streams(model, trace, handles)
+        for name, attention in attentions.items():
+            _watch_attention(name, attention, trace, streams, handles)
+        yield trace
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, AnyTerm):
+        return replace(value, **{name: _detached(held) for name, held in vars(value).items()})  # type: ignore[type-var]
+    return value
+
+
+def _watch_attention(
+    name: str,
+    attention: Attention,
+    trace: Trace,
+    streams: dict[Attention, Stream],
+    handles: contextlib.ExitStack,
+) -> None:
+    kept: dict[str, Tensor] = {}
+
+    def keep(key: str, *, of_input: bool = False) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            kept[key] = (inputs[0] if of_input else output).detach()
+
+        return hook
+
+    def start(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        kept.clear()
+        x = args[0] if args else given["x"]
+        kept["given"] = x.detach()
+
+    def finish(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        q, k, v, mask, terms, q_pos, k_pos, scale, *rest = (_detached(x) for x in args)
+        call = check(q, k, v, mask, [_detached(term) for term in terms], q_pos, k_pos, scale, *rest)
+        shape = attention.shape
+
+        def by_head(x: Tensor, heads: int) -> Tensor:
+            return x if x.ndim == 4 else x.unflatten(-1, (heads, shape.head_dim)).transpose(1, 2)
+
+        stream = streams.get(attention)
+        if attention.embed and attention.position.embeds:
+            tokens = kept["given"].expand_as(kept["x"])
+            stream = Stream(tokens, kept["x"] - tokens, kept["x"], None, first=True)
+        projected = by_head(kept["q"], shape.heads)
+        keys = by_head(kept["k"], shape.kv_heads) if "k" in kept and kept["k"].shape[-2] == k.shape[-2] else None
+        trace.layers.append(Layer(name, attention, call, kept["x"], projected, keys, stream))
+
+    handles.callback(attention.register_forward_pre_hook(start, with_kwargs=True).remove)
+    handles.callback(attention.q.register_forward_hook(keep("x", of_input=True)).remove)
+    for key, module in (("q", attention.q), ("k", attention.k), ("q", attention.q_norm), ("k", attention.k_norm)):
+        if module is not None:
+            handles.callback(module.register_forward_hook(keep(key)).remove)
+    handles.callback(attention.core.register_forward_hook(finish).remove)
+
+
+def _watch_streams(model: nn.Module, trace: Trace, handles: contextlib.ExitStack) -> dict[Attention, Stream]:
+    """Follow the residual stream of each stack: what tokens and position put into it, and what each norm is given."""
+    streams: dict[Attention, Stream] = {}
+    for stack in model.modules():
+        if not isinstance(stack, Stack):
+            continue
+        start: dict[str, Tensor] = {}
+
+        def begin(module: nn.Module, args: tuple[Any, ...], start: dict[str, Tensor] = start) -> None:
+            trace.tokens.append(args[0].detach())
+            start["ids"] = args[0]
+
+        def embedded(
+            module: nn.Module, args: tuple[Any, ...], stack: Stack = stack, start: dict[str, Tensor] = start
+        ) -> None:
+            with torch.no_grad():
+                weight = stack.embedding.weight
+                start["tokens"] = weight[start["ids"]] * weight.shape[1] ** 0.5
+                start["position"] = args[0].detach() - start["tokens"]
+
+        handles.callback(stack.register_forward_pre_hook(begin).remove)
+        handles.callback(stack.dropout.register_forward_pre_hook(embedded).remove)
+        for number, block in enumerate(stack.blocks):
+            assert isinstance(block, Block)
+            residual = block.attention
+
+            def normed(
+                module: nn.Module,
+                args: tuple[Any, ...],
+                start: dict[str, Tensor] = start,
+                norm: Any = None if residual.post else residual.norm,
+                attention: Any = residual.part,
+                first: bool = number == 0,
+            ) -> None:
+                streams[attention] = Stream(start["tokens"], start["position"], args[0].detach(), norm, first)
+
+            handles.callback(residual.register_forward_pre_hook(normed).remove)
+    return streams

@@ -1,0 +1,149 @@
+"""How much of each score is content and how much is position: parts that add up to the score, exactly.
+
+    score(i, j) = scale · q_i·k_j  [content]  +  what turning q and k changed  +  each term
+
+For methods that add to the embedding X = E + P, content is split four ways, by q and by k:
+    q_i·k_j = (E+P)_i W_Q W_Kᵀ (E+P)_jᵀ = content·content + content·position + position·content + position·position
+In the first layer that is exact, the norm before it included: a norm divides by one number per token, which is kept as
+it was. In deeper layers P is still in the residual stream, but other layers have carried position elsewhere too: the
+four parts still add up to the score, but the position parts are an estimate, and :attr:`Split.exact` is False.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from headway.backends.rows import by_key_head
+from headway.inspect.record import Layer, Stream
+from headway.masks import ALL
+from headway.positions import Position
+from headway.shapes import HeadwayError
+
+CONTENT = ("content", "content·content")
+"""The parts that know nothing of position."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Parts of the scores of some queries.
+
+    Args:
+        parts: by name, (B, H, q, K) each: ``content``, or ``content·content``, ``content·position``,
+            ``position·content`` and ``position·position``; ``rotation``; ``softcap``; and the terms by their kind.
+        seen: which keys the queries may see, None is all.
+        exact: whether no part is an estimate.
+    """
+
+    parts: dict[str, Float[Tensor, "batch heads rows keys"]]
+    seen: Bool[Tensor, "#batch #heads rows keys"] | None
+    exact: bool
+
+    @property
+    def total(self) -> Float[Tensor, "batch heads rows keys"]:
+        """The scores: the sum of all parts."""
+        return torch.stack(list(self.parts.values())).sum(0)
+
+    @property
+    def content(self) -> Float[Tensor, "batch heads rows keys"]:
+        """The part that knows nothing of position."""
+        return next(self.parts[name] for name in CONTENT if name in self.parts)
+
+    @property
+    def position(self) -> Float[Tensor, "batch heads rows keys"]:
+        """All that position did to the scores."""
+        return self.total - self.content
+
+
+def split(layer: Layer, rows: slice = ALL) -> Split:
+    """Split the scores of a recorded layer into content and position.
+
+    Args:
+        layer: of a trace.
+        rows: which queries; a long text is looked at a few rows at a time.
+
+    Raises:
+        HeadwayError: when keys came from a cache, where they are kept rotated.
+
+    >>> from headway import Attention
+    >>> from headway.inspect import record
+    >>> attention = Attention(dim=32, heads=4, position="alibi")
+    >>> with record(attention) as trace:
+    ...     _ = attention(torch.randn(1, 5, 32))
+    >>> sorted(split(trace[0]).parts)
+    ['ByDistance', 'content']
+    """
+    call, attention = layer.call, layer.attention
+    turned = _products(layer, call.q, call.k, rows)
+    parts: dict[str, Tensor] = {}
+    turns = any(getattr(type(attention.position), name) is not getattr(Position, name) for name in ("rotate", "recast"))
+    if not turns and layer.stream is not None and bool(layer.stream.position.any()):
+        q, k = (_content_and_position(layer, layer.stream, linear) for linear in (attention.q, attention.k))
+        names = ("content", "position")
+        for i, first in enumerate(names):
+            for j, second in enumerate(names):
+                parts[f"{first}·{second}"] = _products(layer, q[i], k[j], rows)
+    elif turns:
+        if layer.k is None:
+            raise HeadwayError(
+                "expected keys as W_K made them, got keys of a cache, which are kept rotated: "
+                "record a pass over the whole text without a cache"
+            )
+        content = _products(layer, attention.sharpened(layer.q, call.q_pos), layer.k, rows)
+        parts = {"content": content, "rotation": turned - content}
+    else:
+        parts = {"content": turned}
+    seen = layer.seen(rows)
+    capped = turned
+    if call.softcap is not None:
+        capped = call.softcap * (turned / call.softcap).tanh()
+        parts["softcap"] = capped - turned
+    for term in call.score_terms:
+        tile = term.tile(call.q_pos, call.k_pos, rows).to(turned.dtype).expand_as(turned)
+        _add(parts, type(term).__name__, tile)
+    for row_term in call.row_terms:
+        tile = row_term.rows(capped, seen, call.q_pos, call.k_pos, rows).to(turned.dtype).expand_as(turned)
+        _add(parts, type(row_term).__name__, tile)
+    exact = layer.stream is None or layer.stream.first or "content·content" not in parts
+    return Split(parts, seen, exact)
+
+
+def _add(parts: dict[str, Tensor], name: str, tile: Tensor) -> None:
+    parts[name] = parts[name] + tile if name in parts else tile
+
+
+def _products(layer: Layer, q: Tensor, k: Tensor, rows: slice) -> Float[Tensor, "batch heads rows keys"]:
+    """scale · q·k for the queries ``rows``, in float32 or better."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    q = q[:, :, rows].to(wide) * layer.call.scale
+    return (by_key_head(q, layer.call) @ k.to(wide).mT).reshape(*q.shape[:3], k.shape[2])
+
+
+def _content_and_position(layer: Layer, stream: Stream, linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Q or K as the sum of what tokens (and all that is not P) and what position P contributed, by head."""
+    attention = layer.attention
+    heads = linear.out_features // attention.shape.head_dim
+    position = _through_norm(stream, stream.position) @ linear.weight.T.detach()
+    whole = linear(layer.x).detach()
+    norm = attention.q_norm if linear is attention.q else attention.k_norm
+    position, whole = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (position, whole))
+    if norm is not None:  # RMSNorm divides by one number per token and head
+        factor = (whole.square().mean(-1, keepdim=True) + norm.eps).rsqrt() * norm.weight.detach()
+        position, whole = position * factor, whole * factor
+    if linear is attention.q:
+        position, whole = (attention.sharpened(x, layer.call.q_pos) for x in (position, whole))
+    return whole - position, position
+
+
+def _through_norm(stream: Stream, part: Tensor) -> Tensor:
+    """What a norm makes of a part of its input, each token divided by what the whole is divided by."""
+    if stream.norm is None:
+        return part
+    weight, eps = stream.norm.weight.detach(), stream.norm.eps or 0.0
+    if isinstance(stream.norm, nn.LayerNorm):
+        variance = stream.before.var(-1, correction=0, keepdim=True)
+        return (part - part.mean(-1, keepdim=True)) / (variance + eps).sqrt() * weight
+    return part / (stream.before.square().mean(-1, keepdim=True) + eps).sqrt() * weight

@@ -1,0 +1,196 @@
+"""How the matrices of each head learn: weights, gradients, optimiser state and updates, while training.
+
+    W ← W + ΔW        ΔW = −lr·∂L/∂W with SGD; −lr·m̂/(√v̂ + ε) with Adam, m and v running means of g and g²
+
+Every few steps W_Q, W_K, W_V of each attention are copied before the optimiser steps, with the gradient it is about to
+use, and after it, with the state it has then. The update is their difference, not a formula.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from headway.attention import Attention
+from headway.shapes import HeadwayError
+
+MATRICES = ("q", "k", "v")
+ROOM = 2**28
+"""Bytes a watch may take before it looks half as often."""
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """One matrix at one step; rows as ``nn.Linear`` keeps them, (heads · d_k, d_model).
+
+    Args:
+        weight: W before the step.
+        gradient: ∂L/∂W as the optimiser was given it, clipped if clipping is on; None where it had none.
+        update: ΔW, what the step added.
+        state: the optimiser's own tensors after the step: ``momentum_buffer``, or ``exp_avg`` and ``exp_avg_sq``.
+    """
+
+    weight: Tensor
+    gradient: Tensor | None
+    update: Tensor
+    state: dict[str, Tensor]
+
+    def head(self, index: int, heads: int) -> Snapshot:
+        """The part of one of ``heads`` heads, each (d_k, d_model).
+
+        Raises:
+            HeadwayError: when there is no such head.
+        """
+        if not 0 <= index < heads:
+            raise HeadwayError(f"expected a head from 0 to {heads - 1}, got {index}")
+
+        def part(x: Tensor) -> Tensor:
+            by_head: Tensor = x.unflatten(0, (heads, -1))
+            return by_head[index]
+
+        gradient = None if self.gradient is None else part(self.gradient)
+        return Snapshot(part(self.weight), gradient, part(self.update), {n: part(x) for n, x in self.state.items()})
+
+
+@dataclass(eq=False)
+class Watch:
+    """What was recorded: ``watch[step][name, "q"]`` is a :class:`Snapshot`.
+
+    Args:
+        every: optimiser steps between two looks; doubles when the room is full.
+        room: bytes it may take.
+        steps: which optimiser steps were looked at, counted from 0 when watching began.
+    """
+
+    every: int
+    room: int = ROOM
+    steps: list[int] = field(default_factory=list)
+    _taken: dict[int, dict[tuple[str, str], Snapshot]] = field(default_factory=dict, repr=False)
+
+    def __getitem__(self, step: int) -> dict[tuple[str, str], Snapshot]:
+        if step not in self._taken:
+            raise HeadwayError(f"expected a step that was looked at ({_some(self.steps)}), got {step}")
+        return self._taken[step]
+
+    @property
+    def size(self) -> int:
+        """Bytes taken so far."""
+        return sum(_bytes(taken) for taken in self._taken.values())
+
+    def _add(self, step: int, taken: dict[tuple[str, str], Snapshot]) -> None:
+        self._taken[step] = taken
+        if len(self._taken) > 2 and self.size > self.room:
+            self.every *= 2
+            self._taken = {s: t for s, t in self._taken.items() if s % self.every == 0}
+        self.steps = sorted(self._taken)
+
+
+def size_beforehand(model: nn.Module, steps: int, every: int = 10, tensors: int = 5) -> int:
+    """Bytes that watching a training of so many steps would take without a limit, for a message beforehand.
+
+    Args:
+        model: what would be watched.
+        steps: of the training.
+        every: steps between two looks.
+        tensors: per matrix and look: weight, gradient, update and the optimiser's, 5 with Adam, 4 with SGD.
+
+    >>> size_beforehand(Attention(dim=64, heads=4), steps=100, every=10)
+    2457600
+    """
+    once = sum(weight.numel() * 4 for _, _, weight in _matrices(model))
+    return math.ceil(steps / every) * tensors * once
+
+
+@contextlib.contextmanager
+def watch(model: nn.Module, *, every: int = 10, room: int = ROOM) -> Iterator[Watch]:
+    """Record W_Q, W_K and W_V of every attention while a model trains in this block, with any torch optimiser.
+
+    Args:
+        model: any module that contains :class:`headway.Attention`.
+        every: optimiser steps between two looks.
+        room: bytes it may take; when they are full, every second look is given up, and it looks half as often.
+
+    Raises:
+        HeadwayError: when the model contains no attention, or ``every`` is below 1.
+
+    >>> attention = Attention(dim=16, heads=2)
+    >>> optimizer = torch.optim.SGD(attention.parameters(), lr=0.5)
+    >>> with watch(attention, every=1) as watched:
+    ...     attention(torch.randn(1, 3, 16)).square().sum().backward()
+    ...     optimizer.step()
+    >>> taken = watched[0]["", "q"]
+    >>> torch.allclose(taken.update, -0.5 * taken.gradient, atol=1e-6)
+    True
+    """
+    if every < 1:
+        raise HeadwayError(f"expected every of at least 1 step, got {every}")
+    matrices = list(_matrices(model))
+    if not matrices:
+        raise HeadwayError(f"expected a model with headway.Attention inside, got {type(model).__name__} with none")
+    watched = Watch(every, room)
+    count = 0
+    before: dict[tuple[str, str], tuple[Tensor, Tensor | None]] = {}
+
+    def ours(optimizer: torch.optim.Optimizer) -> bool:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return any(id(weight) in held for _, _, weight in matrices)
+
+    def look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        before.clear()
+        if count % watched.every == 0 and ours(optimizer):
+            for name, which, weight in matrices:
+                before[name, which] = _copy(weight), None if weight.grad is None else _copy(weight.grad)
+
+    def keep(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        nonlocal count
+        if before:
+            taken = {}
+            for name, which, weight in matrices:
+                old, gradient = before[name, which]
+                state = {n: _copy(x) for n, x in optimizer.state.get(weight, {}).items() if _alike(x, weight)}
+                taken[name, which] = Snapshot(old, gradient, _copy(weight) - old, state)
+            watched._add(count, taken)
+            before.clear()
+        count += ours(optimizer)
+
+    with contextlib.ExitStack() as handles:
+        handles.callback(register_optimizer_step_pre_hook(look).remove)
+        handles.callback(register_optimizer_step_post_hook(keep).remove)
+        yield watched
+
+
+def _matrices(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
+    for name, module in model.named_modules():
+        if isinstance(module, Attention):
+            for which in MATRICES:
+                weight = getattr(module, which).weight
+                assert isinstance(weight, nn.Parameter)
+                yield name, which, weight
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.detach().to("cpu", torch.float32, copy=True)
+
+
+def _alike(x: Any, weight: Tensor) -> bool:
+    return isinstance(x, Tensor) and x.shape == weight.shape
+
+
+def _bytes(taken: dict[tuple[str, str], Snapshot]) -> int:
+    found = 0
+    for snapshot in taken.values():
+        tensors = (snapshot.weight, snapshot.gradient, snapshot.update, *snapshot.state.values())
+        found += sum(x.numel() * 4 for x in tensors if x is not None)
+    return found
+
+
+def _some(steps: list[int]) -> str:
+    shown = steps if len(steps) < 7 else [*steps[:3], "…", *steps[-2:]]
+    return ", ".join(map(str, shown)) or "none yet"
