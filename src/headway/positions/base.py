@@ -51,6 +51,30 @@ class Look:
         """The rows of a per-head parameter for the heads at hand."""
         return parameter if self.heads is None else parameter[self.heads]
 
+    def offsets(self, past: int, future: int) -> tuple[Int[Tensor, " width"], int]:
+        """The distances, key minus query, that a table must hold for the tokens at hand, and the entry of distance 0.
+
+        For bias that is constant beyond ``past`` and ``future``: then the table's width changes no result, only its
+        cost. Where positions cannot be looked at (under torch.compile, on the meta device) it is as wide as it may be.
+
+        Args:
+            past: how far behind a query distances are told apart; keys farther away count as that far.
+            future: how far before it.
+
+        >>> pos = torch.tensor([[-1, -1, 10, 11]])
+        >>> x = torch.zeros(1, 1, 4, 8)
+        >>> Look(x, x, pos, pos, 1.0).offsets(512, 0)
+        (tensor([-1,  0]), 1)
+        """
+        q_pos, k_pos = self.q_pos, self.k_pos
+        if q_pos.numel() and k_pos.numel() and not q_pos.is_meta and not torch.compiler.is_compiling():
+            never = torch.iinfo(k_pos.dtype).max // 2  # where padding stands, no token is near
+            first_q, first_k = (x.masked_fill(x < 0, never).amin(1) for x in (q_pos, k_pos))
+            ends = torch.stack([(q_pos.amax(1) - first_k).amax(), (k_pos.amax(1) - first_q).amax()])
+            behind, before = ends.clamp(min=0).tolist()
+            past, future = min(past, behind), min(future, before)
+        return torch.arange(-past, future + 1, device=q_pos.device), past
+
 
 @dataclass(eq=False)
 class Position(nn.Module):
