@@ -123,19 +123,19 @@ class Position(nn.Module):
         """Initialise the parameters."""
 
     def embed(
-        self, x: Float[Tensor, "batch tokens dim"], pos: Int[Tensor, "#batch tokens"]
+        self, x: Float[Tensor, "batch tokens dim"], pos: Int[Tensor, "#batch tokens *axes"]
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Token embeddings with position added; by default unchanged."""
+        """Token embeddings with position added; by default unchanged. ``pos`` may be coordinates."""
         return x
 
     def rotate(
         self,
         q: Float[Tensor, "batch heads queries dim"],
         k: Float[Tensor, "batch kv_heads keys dim"],
-        q_pos: Int[Tensor, "#batch queries"],
-        k_pos: Int[Tensor, "#batch keys"],
+        q_pos: Int[Tensor, "#batch queries *axes"],
+        k_pos: Int[Tensor, "#batch keys *axes"],
     ) -> tuple[Float[Tensor, "batch heads queries dim_r"], Float[Tensor, "batch kv_heads keys dim_r"]]:
-        """Queries and keys mapped by their positions; by default unchanged."""
+        """Queries and keys mapped by their positions, or coordinates; by default unchanged."""
         return q, k
 
     def terms(self, look: Look) -> tuple[AnyTerm, ...]:
@@ -189,6 +189,22 @@ class Position(nn.Module):
     def fresh(self) -> Self:
         """The same method with parameters of its own, not yet made."""
         return type(self)(**self.hyperparameters())
+
+    def extended(self, to: int, how: str | None = None, trained: int | None = None) -> Position:
+        """A new method for longer texts than this one was trained on; this one stays as it is.
+
+        Args:
+            to: the length to serve, in tokens.
+            how: the way, of those the method has; default its own.
+            trained: the length it was trained at; may be left out where the method knows it.
+
+        Raises:
+            HeadwayError: when the method has nothing to extend, or on lengths and ways that do not fit.
+        """
+        raise HeadwayError(
+            f"expected a method with frequencies or a table of positions to extend (rotary and its scalings, learned), "
+            f"got {type(self).__name__}: it takes a text of any length as it is, or cannot be stretched"
+        )
 
     @classmethod
     def method_name(cls) -> str:
