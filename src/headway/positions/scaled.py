@@ -284,7 +284,7 @@ class LongRope(Rotary):
                     f"got {len(getattr(self, name))}"
                 )
 
-    def rates_for(self, length: Int[Tensor, "batch 1 1 1"] | int, width: int, device: torch.device) -> Tensor:
+    def rates_for(self, length: Float[Tensor, "#batch 1 1 1"] | float, width: int, device: torch.device) -> Tensor:
         """ω_i/λ_i at a length, (r/2,), or (B, 1, 1, r/2) for the lengths of several sequences."""
         rates = self.rates(width, device)
         short, long = (
@@ -395,10 +395,44 @@ class Proportional(Rotary):
             )
         return head_dim
 
+    def extended(self, to: int, how: str | None = None, trained: int | None = None) -> Position:
+        """The same with a factor of to/trained; only how="linear"."""
+        if how not in (None, "linear") or trained is None or not 1 <= trained <= to:
+            raise HeadwayError(
+                f"expected how 'linear', trained, the trained length, and to at least that, "
+                f"got how={how!r}, trained={trained} and to={to}"
+            )
+        return Proportional(**{**self.hyperparameters(), "factor": to / trained})
+
     def rates(self, width: int, device: torch.device) -> Float[Tensor, " pairs"]:
         """ω_i / s for the fastest ⌊p·d/2⌋ pairs, 0 for the rest."""
         rates = super().rates(width, device) / self.factor
         return rates * (torch.arange(len(rates), device=device) < int(self.fraction * width / 2))
+
+
+WAYS: dict[str, type[Rotary]] = {"linear": Interpolated, "ntk": NTK, "dynamic": DynamicNTK, "yarn": Yarn}
+"""What ``extended(how=...)`` names."""
+
+
+def extend(position: Rotary, to: int, how: str, trained: int | None) -> Position:
+    """What :meth:`Rotary.extended` returns: the scaling, with whatever else it shares with the position at hand."""
+    if type(position) not in (Rotary, Llama3, LongRope, *WAYS.values()):
+        return Position.extended(position, to, how, trained)
+    trained = getattr(position, "original", None) if trained is None else trained
+    if how not in WAYS:
+        raise HeadwayError(f"expected how one of {', '.join(WAYS)}, got {how!r}")
+    if trained is None:
+        raise HeadwayError(
+            f"expected trained, the length the frequencies were trained at, because {position.method_name()} does not "
+            f"know it, got none: pass trained=2048, for one"
+        )
+    if not 1 <= trained <= to:
+        raise HeadwayError(f"expected to at least the trained length and that at least 1, got {to} and {trained}")
+    # an amplitude that was given belongs to the factor it was given with
+    scaling = {"factor": to / trained, "original": trained, "attention_factor": 0.0}
+    names = WAYS[how]().hyperparameters()
+    values = {name: value for name, value in (position.hyperparameters() | scaling).items() if name in names}
+    return WAYS[how](**values)
 
 
 def _at_least(position: Rotary, **least: float) -> None:
@@ -415,6 +449,6 @@ def _rise(width: int, device: torch.device) -> Float[Tensor, " pairs"]:
     return torch.arange(pairs, device=device, dtype=angle_dtype(device)) / max(pairs - 1, 1)
 
 
-def _length(pos: Int[Tensor, "#batch keys"]) -> Int[Tensor, "#batch 1 1 1"]:
+def _length(pos: Int[Tensor, "#batch keys"]) -> Float[Tensor, "#batch 1 1 1"]:
     """How long each sequence is, by its largest position; without keys 0."""
-    return torch.nn.functional.pad(pos, (1, 0), value=-1).amax(1)[:, None, None, None] + 1
+    return torch.nn.functional.pad(pos, (1, 0), value=-1).amax(1)[:, None, None, None].to(angle_dtype(pos.device)) + 1
