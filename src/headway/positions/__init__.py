@@ -53,7 +53,8 @@ def methods() -> dict[str, type[Position]]:
 def parse(spec: str) -> Position:
     """A method from its text: ``rotary`` or ``rotary(base=500000, pairing='interleaved')``.
 
-    Values are plain numbers, strings and truth values; nothing is evaluated.
+    Values are plain numbers, strings, truth values, and tuples of them, as ``longrope(long=(1.0, 2.5))``; nothing is
+    evaluated.
 
     Raises:
         HeadwayError: on an unknown method, an unknown or ill-typed hyperparameter, or text that does not read so.
@@ -82,6 +83,8 @@ def parse(spec: str) -> Position:
 
 
 def _same_kind(name: str, key: str, value: object, default: object) -> Any:
+    if isinstance(default, tuple) and isinstance(value, tuple):
+        return tuple(_same_kind(name, key, each, default[0] if default else 0.0) for each in value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):

@@ -30,7 +30,8 @@ class Rotary(Position):
     Shapes: q (B, H, Q, d_k), k (B, H_kv, K, d_k) unchanged. Angles are computed in float64, whatever the model's dtype.
 
     Pitfalls: weights trained with one pairing are wrong with the other; with ``fraction`` below 1 the exponent runs
-    over the rotated width r (GPT-NeoX), not the head width. Extrapolates poorly past the training length.
+    over the rotated width r (GPT-NeoX), not the head width. Extrapolates poorly past the training length,
+    see :meth:`extended`.
 
     Args:
         base: 10000 in the paper; larger bases turn more slowly and serve longer contexts.
@@ -104,6 +105,24 @@ class Rotary(Position):
     def amplitude(self) -> float:
         """What cosines and sines are multiplied with, for q and for k: the turned part of q·k grows by its square."""
         return 1.0
+
+    def extended(self, to: int, how: str | None = None, trained: int | None = None) -> Position:
+        """A new method whose frequencies serve longer texts, with factor to/trained.
+
+        Args:
+            to: the length to serve, in tokens.
+            how: "linear", "ntk", "dynamic" or "yarn", see :mod:`headway.positions.scaled`; default "yarn".
+            trained: the length the unscaled frequencies were trained at; default ``original``, where there is one.
+
+        Raises:
+            HeadwayError: on another ``how``, on ``to`` below ``trained``, or without ``trained``.
+
+        >>> Rotary(base=500000.0).extended(to=32768, trained=8192).spec()
+        'yarn(base=500000.0, original=8192)'
+        """
+        from headway.positions.scaled import extend  # which imports this file
+
+        return extend(self, to, how or "yarn", trained)
 
     def turned(
         self,
