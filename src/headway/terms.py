@@ -235,7 +235,7 @@ def from_the_end(
 
 def _in_groups(x: Float[Tensor, "batch heads queries dim"], heads: int) -> Float[Tensor, "batch kv_heads rows dim"]:
     """Queries of all heads that share one of ``heads``, one after the other."""
-    return x.reshape(x.shape[0], heads, -1, x.shape[-1])
+    return x.unflatten(1, (heads, x.shape[1] // heads)).flatten(2, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,7 +286,7 @@ class Scan(RowTerm):
         if self.left is None or self.right is None:
             return (content if seen is None else content.masked_fill(~seen, 0.0)).sigmoid()
         left, right = (x.to(content.dtype) for x in (self.left[:, :, rows], self.right[:, :, cols]))
-        product = (_in_groups(left, right.shape[1]) @ right.mT).reshape(*left.shape[:3], -1)
+        product = (_in_groups(left, right.shape[1]) @ right.mT).reshape(*left.shape[:3], right.shape[2])
         # before log σ, whose gradient would make NaN of what is hidden
         product = product if seen is None else product.masked_fill(~seen, 0.0)
         gates = torch.nn.functional.logsigmoid(product)

@@ -103,7 +103,7 @@ def test_empty_and_single(spec: str, tokens: int) -> None:
     close(module(x, cache=cache), out)
 
 
-@every_method("cross")
+@every_method("narrow context")
 def test_cross_attention(spec: str) -> None:
     module = attention(spec, context_dim=20)
     x, context = torch.randn(2, 5, 48).double(), torch.randn(2, 9, 20).double()
