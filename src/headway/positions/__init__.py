@@ -15,6 +15,7 @@ from typing import Any
 
 from headway.positions.alibi import Alibi
 from headway.positions.base import Look, Position
+from headway.positions.interchange import convert_pairing, from_hf, to_hf
 from headway.positions.learned import Learned
 from headway.positions.none import NoPosition
 from headway.positions.rotary import Rotary
@@ -33,8 +34,11 @@ __all__ = [
     "Rotary",
     "Shaw",
     "Sinusoidal",
+    "convert_pairing",
+    "from_hf",
     "methods",
     "parse",
+    "to_hf",
 ]
 
 
