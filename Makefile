@@ -2,6 +2,7 @@
 #   make compare   compare position methods on the built-in text (or TEXT=path) and write a report
 #   make test      lint, format, types and tests
 #   make proofs    the long proofs (repeated kills while saving)
+#   make docs      pages on all position methods, generated into docs/methods
 #   make bench     the position tax: what methods cost beside plain attention
 #   make bars      the project's own speed bars; let nothing else run meanwhile
 
@@ -11,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test check tests proofs bench bars picture clean
+.PHONY: help compare test check tests proofs docs bench bars picture clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -47,6 +48,9 @@ tests: .venv/ready-dev
 # the long proofs: more kills, more seeds
 proofs: .venv/ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
+
+docs: .venv/ready
+	$(BIN)/headway methods --out docs/methods
 
 bench: .venv/ready
 	$(BIN)/headway bench $(ARGS)

@@ -1,10 +1,11 @@
-"""The commands: ``headway compare``, ``train``, ``generate`` and ``bench``. Only argument handling and display.
+"""The commands: ``headway compare``, ``train``, ``generate``, ``bench``, ``methods``. Only arguments and display.
 
 Nothing heavy is imported before it is needed, so that ``headway --help`` answers at once.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -341,6 +342,38 @@ def bench_command(
     console.print(f"\nReport: {report}", soft_wrap=True)
     if status := outcome(results):
         raise typer.Exit(status)
+
+
+@app.command(name="methods")
+def methods_command(
+    name: Annotated[str | None, typer.Argument(help="One method, as rotary or rotary(base=500000).")] = None,
+    device: Annotated[str, typer.Option(help="Where they would run, as cpu or cuda.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything that is known as JSON instead.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the method's page to this file, for a browser.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write pages on all methods to this folder, as Markdown.")] = None,
+) -> None:
+    """List all position methods and what runs them here; or show one: formula, hyperparameters, what it does."""
+    if name is None and html is not None:
+        raise HeadwayError("expected a method with --html, got none: headway methods rotary --html rotary.html")
+    if name is not None and out is not None:
+        raise HeadwayError(f"expected no method with --out, which writes pages on all, got {name!r}: use --html")
+    from headway.experiments.catalogue import catalogue, entry
+    from headway.positions import parse
+    from headway.report.methods import method_text, methods_note, methods_table, write_markdown, write_method
+
+    found = [entry(parse(name), device)] if name is not None else catalogue(device, pictures=out is not None)
+    console = _console()
+    if as_json:
+        print(json.dumps(found if name is None else found[0], ensure_ascii=False, indent=2))
+    elif out is not None:
+        console.print(f"Pages: {write_markdown(found, out)}", soft_wrap=True)
+    elif html is not None:
+        console.print(f"Page: {write_method(found[0], html)}", soft_wrap=True)
+    elif name is not None:
+        console.print(method_text(found[0], console.width))
+    else:
+        console.print(methods_table(found, console.width))
+        console.print(methods_note(found))
 
 
 def _use_threads(threads: int | None) -> None:

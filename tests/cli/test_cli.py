@@ -1,5 +1,6 @@
 """The commands as a user meets them: what works, and one clear line for what does not."""
 
+import json
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import pytest
 
 from headway import cli
 from headway.experiments.options import split
+from headway.positions import methods
 
 SMALL = ["--train-length", "8", "--test-lengths", "8,16", "--seeds", "0", "--steps", "3", "--batch", "2"]
 SMALL += ["--dim", "16", "--layers", "1", "--heads", "2"]
@@ -50,7 +52,7 @@ def test_help_answers_at_once_and_without_torch():
         begin = time.perf_counter()
         result = subprocess.run([sys.executable, "-m", "headway", "--help"], capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - begin)
-    assert all(command in result.stdout for command in ("compare", "train", "generate", "bench"))
+    assert all(command in result.stdout for command in ("compare", "train", "generate", "bench", "methods"))
     program = "import sys, headway.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
     # 0.3 s is the promise on a quiet machine; the tests share theirs
@@ -173,10 +175,49 @@ def test_any_bytes_are_text(run, tmp_path):
     assert status == 0, err
 
 
+def test_methods_lists_every_method(run, tmp_path):
+    status, out, err = run("methods")
+    assert status == 0, err
+    shown = [line.split()[0] for line in out.splitlines()[2:]]
+    assert shown[: len(methods())] == list(methods())
+    status, out, _ = run("methods", "--json")
+    assert status == 0
+    assert [one["name"] for one in json.loads(out)] == list(methods())
+    assert all(one["device"] == "cuda" for one in json.loads(run("methods", "--json", "--device", "cuda")[1]))
+
+
+def test_methods_shows_one_method(run, tmp_path):
+    status, out, err = run("methods", "rotary(base=500000)")
+    assert status == 0, err
+    assert out.startswith("rotary(base=500000.0)  Rotary (RoPE)  arXiv:2104.09864\n")
+    assert "every head" in out
+    assert json.loads(run("methods", "alibi", "--json")[1])["picture"]["curves"][0]["values"][8] == -2.0
+    status, out, _ = run("methods", "t5", "--html", tmp_path / "t5.html")
+    assert (status, out) == (0, f"Page: {tmp_path / 't5.html'}\n")
+    assert "<html" in (tmp_path / "t5.html").read_text()[:500]
+
+
+def test_methods_writes_pages_on_all(run, tmp_path):
+    status, out, err = run("methods", "--out", tmp_path / "docs")
+    assert status == 0, err
+    assert out == f"Pages: {tmp_path / 'docs' / 'index.md'}\n"
+    assert {path.stem for path in (tmp_path / "docs").glob("*.md")} == {"index", *methods()}
+
+
+def test_methods_answers_within_three_seconds():
+    """3 s is the promise on a quiet machine; the tests share theirs."""
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "headway", "methods"], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - begin)
+    assert min(seconds) < 6, seconds
+
+
 BAD = {
     "unknown method": (
         "compare --positions rotari",
-        "expected a position method, got 'rotari': known are none, alibi, learned, rotary, shaw, sinusoidal, t5",
+        f"expected a position method, got 'rotari': known are {', '.join(methods())}",
     ),
     "unknown hyperparameter": (
         "compare --positions rotary(bass=3)",
@@ -200,6 +241,9 @@ BAD = {
     "bench mode": ("bench --modes sideways", "expected mode one of forward+backward, forward, decode, got 'sideways'"),
     "bench backend": ("bench --backends magic", "expected backend one of auto, all, "),
     "bench folder": ("bench --out {tmp}/empty.txt", "expected a folder to write to, got"),
+    "methods name": ("methods rotari", "expected a position method, got 'rotari'"),
+    "methods page of none": ("methods --html {tmp}/x.html", "expected a method with --html, got none"),
+    "methods pages of one": ("methods t5 --out {tmp}/x", "expected no method with --out, which writes pages on all"),
     "heads": ("train --heads 3 --out {tmp}/x", "expected heads to divide dim, got dim=128 and heads=3"),
     "key heads": ("train --kv-heads 3 --out {tmp}/x", "expected kv_heads to divide heads, got heads=4 and kv_heads=3"),
     "steps": ("train --steps 0 --out {tmp}/x", "expected steps to be a whole number of at least 1, got 0"),

@@ -20,7 +20,7 @@ from headway.report.summary import Results, finite, mean
 from headway.report.words import LANGUAGES, strings
 
 MODULES = ("dom", "words", "frame", "styles", "labels", "data", "chart")  # each imports only those before it
-PAGES = ("render", "bench")  # each one page, and imports only modules
+PAGES = ("render", "bench", "methods")  # each one page, and imports only modules
 POINTS = 250  # most points of one training curve in a report; with more, each stands for the mean of several
 
 
