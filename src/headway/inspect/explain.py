@@ -67,8 +67,8 @@ def explain(
     Returns:
         Plain values. ``shapes``; the matrices ``x``, ``w_q``, ``w_k``, ``w_v``, and of the head ``q``, ``k``, ``v``
         before position turns them, ``q_turned``, ``k_turned``; ``cell``; ``raw`` = q·k, ``scaled``, ``parts`` (content
-        and what position adds, by name), ``scores``, ``seen``, ``weights``, ``output``; the ``spread`` of raw and scaled
-        scores, the ``entropy`` of their softmax; and the root mean square of each part as its ``share``.
+        and what position adds, by name), ``scores``, ``seen``, ``weights``, ``output``; the ``spread`` of raw and
+        scaled scores, the ``entropy`` of their softmax; and the root mean square of each part as its ``share``.
 
     Raises:
         HeadwayError: on an empty or too long text, or a layer, head or cell that is not there.
