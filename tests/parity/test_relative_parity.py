@@ -11,11 +11,14 @@ import torch
 from common import randomise
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import XLNetConfig
+from transformers import DebertaConfig, DebertaV2Config, XLNetConfig
+from transformers.models.deberta.modeling_deberta import DisentangledSelfAttention as DebertaAttention
+from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention as DebertaV2Attention
+from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetRelativeAttention
 
 from headway import Attention, Causal, HeadShape
-from headway.positions import Look, Music, TransformerXL
+from headway.positions import Deberta, Look, Music, TransformerXL
 
 PADDED = torch.tensor([[-1, -1, 0, 1, 2, 3, 40], [0, 1, 2, 3, 4, 5, 6]])
 
@@ -24,13 +27,13 @@ def close(got: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
-def same_with_gradients(got: Tensor, expected: Tensor, leaves: Sequence[Tensor]) -> None:
+def same_with_gradients(got: Tensor, expected: Tensor, leaves: Sequence[Tensor], tolerance: float = 1e-9) -> None:
     """Values, and the gradients of one random loss by all leaves, which both were computed from."""
-    close(got, expected)
+    close(got, expected, tolerance)
     weight = torch.randn_like(got)
     found, wanted = (torch.autograd.grad((out * weight).sum(), leaves, retain_graph=True) for out in (got, expected))
     for g, e in zip(found, wanted, strict=True):
-        close(g, e)
+        close(g, e, 10 * tolerance)
         assert e.any()
 
 
@@ -164,3 +167,100 @@ def test_music_is_the_papers_skewing() -> None:
     skewed = nn.functional.pad(q @ ordered.transpose(1, 2), (1, 0)).view(2, heads, tokens + 1, tokens)[:, :, 1:]
     (term,) = position.terms(Look(q, q, pos, pos, 1.0))
     same_with_gradients(term.tile(pos, pos).tril(), skewed.tril(), [position.table])
+
+
+# --- DeBERTa ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("clip", "buckets"), [(512, 256), (512, 32), (40, 8), (37, 6), (1000, 64), (301, 48)])
+def test_deberta_buckets(clip: int, buckets: int) -> None:
+    n = torch.arange(-3 * clip, 3 * clip + 1)
+    theirs = make_log_bucket_position(n, buckets, clip).long()
+    assert torch.equal(Deberta(clip=clip, buckets=buckets).row(n), (theirs + buckets).clamp(0, 2 * buckets - 1))
+
+
+@pytest.mark.parametrize(("clip", "buckets"), [(512, 0), (3, 0), (12, 6)])
+@pytest.mark.parametrize(("kv_heads", "causal"), [(3, False), (1, True)])
+def test_deberta_as_its_paper_writes_it(clip: int, buckets: int, kv_heads: int, causal: bool) -> None:
+    """Q_c K_cᵀ + Q_c K_r[δ(i,j)]ᵀ + K_c Q_r[δ(j,i)]ᵀ over √(3d)."""
+    side = buckets or clip
+
+    def delta(n: int) -> int:
+        if buckets and abs(n) > buckets // 2:
+            middle = buckets // 2
+            far = middle + math.ceil(math.log(abs(n) / middle) / math.log((clip - 1) / middle) * (middle - 1))
+            n = int(math.copysign(far, n))
+        return 0 if n <= -side else 2 * side - 1 if n >= side else n + side
+
+    def score(position: Any, h: int, q: Tensor, k: Tensor, i: int, j: int) -> Tensor:
+        key = position.key_weight[h] @ position.vectors[delta(i - j)]
+        query = position.query_weight[h] @ position.vectors[delta(j - i)]
+        return (q @ k + q @ key + k @ query) / math.sqrt(3 * 4)
+
+    as_written(Deberta(clip=clip, buckets=buckets), score, causal, kv_heads)
+
+
+DIM, HEADS, TOKENS = 24, 3, 60
+GIVEN = {
+    "hidden_size": DIM,
+    "num_attention_heads": HEADS,
+    "relative_attention": True,
+    "pos_att_type": ["c2p", "p2c"],
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+
+
+def deberta_is(theirs: nn.Module, position: Deberta, weights: dict[str, Tensor], rows: int) -> None:
+    """Ours with their weights is theirs, left-padded, and is not with δ(j,i); they divide by √(3d) in float32."""
+    vectors = torch.randn(rows, DIM, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, TOKENS, DIM, dtype=torch.float64, requires_grad=True)
+    pos = torch.stack([torch.arange(TOKENS) - 7, torch.arange(TOKENS)]).clamp(min=-1)
+    relative = torch.arange(TOKENS)[:, None] - torch.arange(TOKENS)
+    if isinstance(theirs, DebertaV2Attention) and position.buckets:
+        relative = make_log_bucket_position(relative, position.buckets, position.clip).long()
+    seen = (pos >= 0)[:, None, None].expand(-1, -1, TOKENS, -1)
+    expected = theirs(x, seen, relative_pos=relative[None], rel_embeddings=vectors)[0]
+    expected = expected.masked_fill((pos < 0)[..., None], 0.0)
+    for reverse in (False, True):
+        position = Deberta(clip=position.clip, buckets=position.buckets, reverse=reverse)
+        ours = Attention(DIM, HEADS, position=position, bias=True, out_bias=False).double()
+        given = {"o.weight": torch.eye(DIM).double(), "position.vectors": vectors, **weights}
+        got = functional_call(ours, given, (x,), {"pos": pos})
+        if not reverse:
+            same_with_gradients(got, expected, [x, vectors, *(p for p in theirs.parameters() if p.any())], 1e-6)
+        else:
+            assert (got - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(("clip", "buckets"), [(512, 256), (40, 8), (20, 0), (512, 0)])
+def test_deberta_v2(clip: int, buckets: int) -> None:
+    config = DebertaV2Config(**GIVEN, max_relative_positions=clip, position_buckets=buckets or -1, share_att_key=False)
+    theirs = DebertaV2Attention(config).double()
+    randomise(theirs)
+    with torch.no_grad():  # the first adds one number to a whole row of scores; neither is in the paper
+        theirs.pos_key_proj.bias.zero_()
+        theirs.pos_query_proj.bias.zero_()
+    weights = {
+        f"{name[0]}.{part}": getattr(theirs, f"{name}_proj").get_parameter(part)
+        for name in ("query", "key", "value")
+        for part in ("weight", "bias")
+    }
+    weights["position.key_weight"] = theirs.pos_key_proj.weight.view(HEADS, -1, DIM)
+    weights["position.query_weight"] = theirs.pos_query_proj.weight.view(HEADS, -1, DIM)
+    deberta_is(theirs, Deberta(clip=clip, buckets=buckets), weights, 2 * (buckets or clip))
+
+
+@pytest.mark.parametrize("clip", [20, 512])
+def test_deberta_v1(clip: int) -> None:
+    """Its q, k and v lie head by head in one matrix; keys have no bias."""
+    theirs = DebertaAttention(DebertaConfig(**GIVEN, max_relative_positions=clip)).double()
+    randomise(theirs)
+    with torch.no_grad():
+        theirs.pos_q_proj.bias.zero_()
+    stacked = theirs.in_proj.weight.view(HEADS, 3, -1, DIM)
+    weights = {f"{name}.weight": stacked[:, index].reshape(DIM, DIM) for index, name in enumerate("qkv")}
+    weights |= {"q.bias": theirs.q_bias, "k.bias": torch.zeros(DIM).double(), "v.bias": theirs.v_bias}
+    weights["position.key_weight"] = theirs.pos_proj.weight.view(HEADS, -1, DIM)
+    weights["position.query_weight"] = theirs.pos_q_proj.weight.view(HEADS, -1, DIM)
+    deberta_is(theirs, Deberta(clip=clip), weights, 2 * clip)
