@@ -45,7 +45,8 @@ def every_method(law: str, **where: bool) -> pytest.MarkDecorator:
         if any(getattr(parse(spec), name) != value for name, value in where.items()):
             continue
         reason = parse(spec).exempt.get(law)
-        marks = [] if reason is None else [pytest.mark.xfail(strict=True, reason=reason)]
+        marks = [pytest.mark.law(law)]
+        marks += [] if reason is None else [pytest.mark.xfail(strict=True, reason=reason)]
         cases.append(pytest.param(spec, marks=marks, id=spec))
     return pytest.mark.parametrize("spec", cases)
 

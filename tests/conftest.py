@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -30,11 +34,85 @@ if os.environ.get("HEADWAY_UNCHECKED", "0") == "0":
     jaxtyping.install_import_hook(CHECKED, "common.typechecker")
 
 
-def pytest_configure() -> None:
-    import torch
+MATRIX = Path(__file__).parents[1] / "docs" / "methods" / "matrix.md"
+METHODS_MADE = pytest.StashKey[set[str]]()
+RECORDS = pytest.StashKey[str]()
+MISSING = pytest.StashKey[list[str]]()
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--matrix", metavar="FILE", help="write methods × laws × parity here, also if only some tests run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    import torch
+    from matrix import FOLDER
+
+    config.addinivalue_line("markers", "law(name): a law that binds every method, see common.every_method")
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
+    if FOLDER not in os.environ:  # the first process: workers, and what tests start, inherit the folder
+        config.stash[RECORDS] = os.environ[FOLDER] = tempfile.mkdtemp(prefix="headway-records-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    from matrix import FOLDER
+
+    if RECORDS in config.stash:
+        shutil.rmtree(config.stash[RECORDS])
+        del os.environ[FOLDER]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Any:
+    from matrix import PARITY, made
+
+    if item.path.parent != PARITY:
+        return (yield)
+    with made() as names:
+        item.stash[METHODS_MADE] = names
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    from matrix import note
+
+    report = yield
+    note(item, report, item.stash.get(METHODS_MADE, set()))
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the matrix after a whole run, and fail if the parity tests, run whole, leave a method out."""
+    from matrix import PARITY, matrix, records, without_parity
+
+    config = session.config
+    if RECORDS not in config.stash or not (found := records(config.stash[RECORDS])):
+        return
+    from headway.positions import methods
+
+    everything = config.args_source is config.ArgsSource.TESTPATHS and not _chosen(config)
+    wanted = config.getoption("--matrix")
+    if wanted or everything:
+        partial = None if everything else "only some tests were run."
+        path = Path(wanted) if wanted else MATRIX
+        path.parent.mkdir(parents=True, exist_ok=True)
+        exempt = {name: method.exempt for name, method in methods().items()}
+        path.write_text(matrix(found, exempt, partial), encoding="utf-8")
+    ran = {one["file"] for one in found if one["law"] is None}
+    if not _chosen(config) and ran >= {path.name for path in PARITY.glob("test_*.py")}:
+        session.stash[MISSING] = without_parity(found, methods())
+        if session.stash[MISSING] and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _chosen(config: pytest.Config) -> bool:
+    """Whether some tests were left out on purpose, other than slow ones."""
+    option = config.option
+    single = any("::" in argument for argument in config.args)
+    last = getattr(option, "lf", False)  # absent without the cache's plugin
+    return bool(single or option.keyword or option.markexpr not in ("", "not slow") or option.collectonly or last)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -42,6 +120,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
     for law, method, reason in exemptions():
         terminalreporter.write_line(f"exempt from law '{law}': {method}, because {reason}")
+    session = terminalreporter._session
+    for name in [] if session is None else session.stash.get(MISSING, []):
+        terminalreporter.write_line(
+            f"FAILED: no parity test is about {name}: compare it with an independent implementation in tests/parity",
+            red=True,
+        )
 
 
 @pytest.fixture(autouse=True)
