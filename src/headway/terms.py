@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from headway.masks import ALL, Positions, distance
@@ -59,6 +59,17 @@ class PerKey(Term):
         return self.bias[:, :, None, cols].expand(-1, -1, q_pos[:, rows].shape[1], -1)
 
 
+def raster(pos: Positions, row: int) -> Positions:
+    """Where a token of a raster with rows this wide comes to lie when a gap of row − 1 follows each: -1 stays.
+
+    There, any two tokens that lie (Δy, Δx) apart are Δy·(2·row − 1) + Δx apart, and no others are. Order is kept.
+
+    >>> raster(torch.tensor([[-1, 0, 1, 2, 3, 6]]), 3).tolist()
+    [[-1, 0, 1, 2, 5, 10]]
+    """
+    return pos + (pos // row).clamp(min=0) * (row - 1)
+
+
 @dataclass(frozen=True, eq=False)
 class ByDistance(Term):
     """Adds table[h, clamp(k_pos - q_pos + left)], and beyond the table's ends grows linearly by ``tails`` per step.
@@ -69,11 +80,14 @@ class ByDistance(Term):
         table: one value per head and distance, (H or 1, W).
         left: the entry of distance 0; entries below it are the past.
         tails: added per step beyond the left and the right end, (H or 1, 2); None is (0, 0).
+        row: positions are y·row + x, tokens of an image, and distances are those of :func:`raster`, where every
+            (Δy, Δx) has its own; None takes positions as they are.
     """
 
     table: Float[Tensor, "#heads width"]
     left: int
     tails: Float[Tensor, "#heads 2"] | None = None
+    row: int | None = None
 
     @classmethod
     def linear(cls, slope: Float[Tensor, " heads"]) -> ByDistance:
@@ -87,6 +101,8 @@ class ByDistance(Term):
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
         """See :meth:`Term.tile`."""
+        if self.row is not None:
+            q_pos, k_pos = raster(q_pos, self.row), raster(k_pos, self.row)
         width = self.table.shape[1]
         entry = _entry(width, self.left, q_pos, k_pos, rows, cols)  # (B, Q, K)
         if width == 1:
@@ -189,8 +205,19 @@ class ValuesByDistance:
 class RowTerm:
     """Something added to the scores that no pair can know by itself: it needs a query's whole row, or all heads.
 
-    Only backends that hold whole rows run it (tiled, reference).
+    Only backends that hold whole rows run it (tiled, reference). NaN and inf in what it holds per query or key count as
+    zero in :meth:`rows`; ``attend`` makes NaN of the rows that see them, and of no others.
     """
+
+    @property
+    def per_query(self) -> tuple[Float[Tensor, "#batch #heads queries width"], ...]:
+        """What it holds for each query."""
+        return ()
+
+    @property
+    def per_key(self) -> tuple[Float[Tensor, "#batch kv_heads keys width"], ...]:
+        """What it holds for each key."""
+        return ()
 
     def rows(
         self,
@@ -233,9 +260,14 @@ def from_the_end(
     return x.flip(-1).cumsum(-1).flip(-1)
 
 
-def _in_groups(x: Float[Tensor, "batch heads queries dim"], heads: int) -> Float[Tensor, "batch kv_heads rows dim"]:
+def _in_groups(x: Shaped[Tensor, "batch heads queries dim"], heads: int) -> Shaped[Tensor, "batch kv_heads rows dim"]:
     """Queries of all heads that share one of ``heads``, one after the other."""
-    return x.unflatten(1, (heads, x.shape[1] // heads)).flatten(2, 3)
+    return x.reshape(x.shape[0], heads, x.shape[1] // heads * x.shape[2], x.shape[3])
+
+
+def _finite(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """With zeros for NaN and inf, before a product of them with a hidden pair's zero makes NaN of a sum."""
+    return x.to(dtype).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,6 +295,16 @@ class Scan(RowTerm):
     right: Float[Tensor, "#batch kv_heads keys dim"] | None = None
     slope: Float[Tensor, " #heads"] | None = None
 
+    @property
+    def per_query(self) -> tuple[Float[Tensor, "#batch #heads queries width"], ...]:
+        """See :attr:`RowTerm.per_query`."""
+        return tuple(x for x in (self.table, self.left) if x is not None)
+
+    @property
+    def per_key(self) -> tuple[Float[Tensor, "#batch kv_heads keys width"], ...]:
+        """See :attr:`RowTerm.per_key`."""
+        return () if self.right is None else (self.right,)
+
     def rows(
         self,
         content: Float[Tensor, "batch heads queries keys"],
@@ -277,7 +319,7 @@ class Scan(RowTerm):
         count = from_the_end(self._gates(content.to(wide), seen, rows, cols), seen, self.inclusive)
         if self.table is None:
             return count
-        table = self.table[:, :, rows].to(wide).expand(*count.shape[:3], -1)
+        table = _finite(self.table[:, :, rows], wide).expand(*count.shape[:3], -1)
         count = count.clamp(max=table.shape[-1] - 1)
         below, above = (table.gather(-1, entry.long()) for entry in (count.floor(), count.ceil()))
         return torch.lerp(below, above, count - count.detach().floor())
@@ -285,12 +327,85 @@ class Scan(RowTerm):
     def _gates(self, content: Tensor, seen: Tensor | None, rows: slice, cols: slice) -> Tensor:
         if self.left is None or self.right is None:
             return (content if seen is None else content.masked_fill(~seen, 0.0)).sigmoid()
-        left, right = (x.to(content.dtype) for x in (self.left[:, :, rows], self.right[:, :, cols]))
+        left, right = (_finite(x, content.dtype) for x in (self.left[:, :, rows], self.right[:, :, cols]))
         product = (_in_groups(left, right.shape[1]) @ right.mT).reshape(*left.shape[:3], right.shape[2])
         # before log σ, whose gradient would make NaN of what is hidden
         product = product if seen is None else product.masked_fill(~seen, 0.0)
         gates = torch.nn.functional.logsigmoid(product)
         return gates if self.slope is None else gates * self.slope.to(gates.dtype)[:, None, None]
+
+
+PATH_BLOCK = 64
+"""Keys whose reflections are applied together: the triangular system of a block is as large."""
+
+
+@dataclass(frozen=True, eq=False)
+class PathProduct(RowTerm):
+    """Turns scale · q_i·k_j into scale · q_i·H_r ⋯ H_{j+1} k_j, H_t = I − β_t w_t w_tᵀ, by adding the difference.
+
+    r is the last key that query i may see: its own under a causal mask. Tokens lie in the order of memory; those at
+    position -1 are passed over (β = 0).
+
+    From r to the left, u ← H_t u. With γ_t what token t takes of it, u before j is q − Σ_{t>j} γ_t w_t, and for a block
+    of tokens γ solves a triangular system (the UT transform), so that rows · keys · D multiplications suffice:
+
+        γ_t + β_t Σ_{s>t} (w_t·w_s) γ_s = β_t w_t·u
+
+    Args:
+        q: queries, (B, H, Q, D).
+        k: keys, (B, H_kv, K, D).
+        w: directions of unit length, (B, H_w, K, D), where H_kv divides H_w and H_w divides H.
+        beta: how much of the direction is taken, (B, H_w, K); 2 reflects.
+        scale: multiplies q·k.
+    """
+
+    q: Float[Tensor, "batch heads queries dim"]
+    k: Float[Tensor, "batch kv_heads keys dim"]
+    w: Float[Tensor, "batch w_heads keys dim"]
+    beta: Float[Tensor, "batch w_heads keys"]
+    scale: float
+
+    @property
+    def per_query(self) -> tuple[Float[Tensor, "#batch #heads queries width"], ...]:
+        """See :attr:`RowTerm.per_query`."""
+        return (self.q,)
+
+    @property
+    def per_key(self) -> tuple[Float[Tensor, "#batch kv_heads keys width"], ...]:
+        """See :attr:`RowTerm.per_key`."""
+        return self.k, self.w, self.beta[..., None]
+
+    def rows(
+        self,
+        content: Float[Tensor, "batch heads queries keys"],
+        seen: Bool[Tensor, "#batch #heads queries keys"] | None,
+        q_pos: Positions,
+        k_pos: Positions,
+        rows: slice = ALL,
+        cols: slice = ALL,
+    ) -> Tile:
+        """See :meth:`RowTerm.rows`."""
+        wide = torch.promote_types(content.dtype, torch.float32)
+        held = (self.q[:, :, rows], self.k[:, :, cols], self.w[:, :, cols], self.beta[:, :, cols])
+        q, k, w, beta = (_finite(x, wide) for x in held)
+        beta = beta * (k_pos[:, None, cols] >= 0)
+        groups = w.shape[1]
+        q, k = _in_groups(q, groups), k.repeat_interleave(groups // k.shape[1], 1)
+        before = None  # whether a token comes before the last key that a query may see, or is it
+        if seen is not None:
+            before = _in_groups((seen.flip(-1).cumsum(-1) > 0).flip(-1).expand(content.shape), groups)
+        taken, tiles = torch.zeros_like(q), [q.new_zeros(*q.shape[:3], 0)]
+        for stop in range(k.shape[2], 0, -PATH_BLOCK):
+            part = slice(max(0, stop - PATH_BLOCK), stop)
+            k_part, w_part, b_part = k[:, :, part], w[:, :, part], beta[:, :, None, part]
+            share = (q - taken) @ w_part.mT * b_part
+            if before is not None:
+                share = share.masked_fill(~before[..., part], 0.0)
+            system = (w_part @ w_part.mT * b_part).tril(-1)  # its diagonal is taken for 1
+            share = torch.linalg.solve_triangular(system, share, upper=False, left=False, unitriangular=True)
+            tiles.append(taken @ k_part.mT + share @ (w_part @ k_part.mT).tril(-1))
+            taken = taken + share @ w_part
+        return torch.cat(tiles[::-1], -1).reshape(content.shape) * -self.scale
 
 
 AnyTerm = Term | RowTerm | ValuesByDistance

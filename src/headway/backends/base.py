@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headway.masks import ALL, Mask
 from headway.shapes import HeadwayError
-from headway.terms import AnyTerm, RowTerm, Term, ValuesByDistance
+from headway.terms import AnyTerm, ByDistance, RowTerm, Term, ValuesByDistance
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,11 @@ class Call:
         if self.row_terms:
             return f"the term {type(self.row_terms[0]).__name__}"
         return None
+
+    @property
+    def row(self) -> int | None:
+        """How wide the rows of an image are, in which a term takes distances; None where none does."""
+        return next((t.row for t in self.terms if isinstance(t, ByDistance) and t.row is not None), None)
 
     @property
     def groups(self) -> int:

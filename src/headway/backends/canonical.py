@@ -10,7 +10,7 @@ kernel needs to know each kind once. What does not fit is named by :func:`unfit`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from headway.backends.base import Call
 from headway.masks import And, Causal, Documents, Mask, Window, reach
-from headway.terms import ByDistance, ByDistancePerQuery, PerKey
+from headway.terms import ByDistance, ByDistancePerQuery, PerKey, raster
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +80,9 @@ def unfit(call: Call) -> str | None:
     for part in parts:
         if not isinstance(part, Causal | Window | Documents):
             return f"the mask {type(part).__name__} is none of Causal, Window, Documents and their conjunction"
+    rows = {getattr(term, "row", None) for term in call.terms if not isinstance(term, PerKey)}
+    if call.row is not None and (len(rows) > 1 or any(isinstance(part, Window) for part in parts)):
+        return f"a term by distance in rows of {call.row} stands beside a term or mask by another distance"
     if sum(isinstance(part, Documents) for part in parts) > 1:
         return "the mask names documents twice"
     return None
@@ -107,12 +110,15 @@ def canonical(call: Call) -> Canonical:
     per_key = [term.bias for term in call.terms if isinstance(term, PerKey)]
     table, left, tails = _one_table([term for term in call.terms if isinstance(term, ByDistance)])
     rows, rows_left = _one_bank([term for term in call.terms if isinstance(term, ByDistancePerQuery)])
+    q_pos, k_pos = call.q_pos, call.k_pos
+    if call.row is not None:
+        q_pos, k_pos = raster(q_pos, call.row), raster(k_pos, call.row)
     return Canonical(
         call.q,
         call.k,
         call.v,
-        call.q_pos.expand(batch, -1),
-        call.k_pos.expand(batch, -1),
+        q_pos.expand(batch, -1),
+        k_pos.expand(batch, -1),
         past,
         future,
         q_docs,
@@ -144,7 +150,7 @@ def _one_table(terms: Sequence[ByDistance]) -> tuple[Tensor | None, int, Tensor 
         return terms[0].table, terms[0].left, tail
     left, distances = _reach(terms)
     origin = torch.zeros_like(distances[:1])[None]
-    tables = [term.tile(origin, distances[None])[0, :, 0] for term in terms]
+    tables = [replace(term, row=None).tile(origin, distances[None])[0, :, 0] for term in terms]
     return sum(tables[1:], start=tables[0]), left, tail
 
 

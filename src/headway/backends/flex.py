@@ -49,6 +49,8 @@ def refuses(call: Call) -> str | None:
     for term in call.terms:
         if not isinstance(term, TERMS):
             return f"the term {type(term).__name__} is no function of one pair that torch.compile could follow"
+    if call.row is not None:
+        return "distances in an image are left to the other backends"
     for part in _leaves(call.mask):
         if not isinstance(part, MASKS):
             return f"the mask {type(part).__name__} is no function of one pair that torch.compile could follow"

@@ -46,6 +46,8 @@ def refuses(call: Call) -> str | None:
 
 def _view_refuses(call: Call) -> str | None:
     """Why terms and mask have no view of few numbers."""
+    if call.row is not None:
+        return "distances in an image would be a tensor of queries · keys numbers"
     for term in call.score_terms:
         if not isinstance(term, PerKey | ByDistance):
             return f"{type(term).__name__} would be a tensor of queries · keys numbers"

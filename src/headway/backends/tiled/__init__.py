@@ -41,7 +41,8 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
         return reference.run(call)
     with full_precision(call.device):
         shift = None if torch.compiler.is_compiling() else _shift(call)
-        if shift is None or call.whole_rows is not None or any(isinstance(term, Pairwise) for term in call.terms):
+        held = call.whole_rows is not None or call.row is not None
+        if shift is None or held or any(isinstance(term, Pairwise) for term in call.terms):
             return any_positions(call)
         return unit_steps(call, shift)
 

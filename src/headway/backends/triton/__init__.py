@@ -53,4 +53,4 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     """See :class:`headway.backends.base.Backend`."""
     from headway.backends.triton.attention import attention
 
-    return attention(canonical(call), call.aligned)
+    return attention(canonical(call), call.aligned and call.row is None)

@@ -49,6 +49,8 @@ def _score_mod(terms: tuple[Any, ...]) -> Callable[..., Tensor] | None:
         match term:
             case PerKey(bias):
                 return lambda b, h, q, k: bias[b if bias.shape[0] > 1 else 0, h, k]
+            case ByDistance(row=int()):
+                raise Unsupported("distances in an image are not written as a score_mod here")
             case ByDistance(table) if table.shape[1] == 1 and term.tails is not None:
                 tails, left = term.tails, term.left
                 # ALiBi and its kind: grows from one point on
