@@ -230,14 +230,20 @@ def _isolate(call: Call) -> tuple[Call, Bool[Tensor, "batch heads queries"] | No
     if call.device == "meta":
         return call, None
     # on a CPU one look is nearly free; elsewhere it would wait for the device, so the work is done unasked
+    per_query = [x for term in call.row_terms for x in term.per_query]
+    per_key = [x for term in call.row_terms for x in term.per_key]
     if call.q.device.type == "cpu" and not torch.compiler.is_compiling():
         with torch.no_grad():
-            if math.isfinite(call.q.sum() + call.k.sum() + call.v.sum()):
+            if math.isfinite(sum(x.sum() for x in (call.q, call.k, call.v, *per_query, *per_key))):
                 return call, None
-    elif call.mask is None and call.aligned:
+    elif call.mask is None and call.aligned and not call.row_terms:
         return call, None
     bad_row = ~call.q.isfinite().all(-1)  # (B, H, Q)
     bad_key = ~(call.k.isfinite().all(-1) & call.v.isfinite().all(-1))  # (B, H_kv, K)
+    for x in per_query:
+        bad_row = bad_row | ~x.isfinite().all(-1)
+    for x in per_key:  # of any number of heads
+        bad_key = bad_key | ~x.isfinite().all(-1).all(1, keepdim=True)
     q = call.q.masked_fill(bad_row[..., None], 0.0)
     k, v = call.k.masked_fill(bad_key[..., None], 0.0), call.v.masked_fill(bad_key[..., None], 0.0)
     if call.aligned and call.mask is None:

@@ -42,7 +42,7 @@ def test_packed_documents_are_separate_documents(spec: str, backend: str) -> Non
         close(got, expected)
 
 
-@every_method("documents", relative=True)
+@every_method("no restart", relative=True)
 def test_packed_documents_of_relative_methods_need_no_restart(spec: str) -> None:
     module = attention(spec, mask=Causal())
     x = torch.randn(2, 9, 48).double()

@@ -1,0 +1,115 @@
+"""PaTH attention. Yang et al. 2025, "PaTH Attention: Position Encoding via Accumulating Householder Transformations",
+arXiv:2505.16381.
+
+    score(i, j) = q_iᵀ H_i H_{i−1} ⋯ H_{j+1} k_j / √d_k             H_t = I − β_t w_t w_tᵀ
+    β_t = 2 σ(u·x_t + b),   w_t = SiLU(Σ_s c_s ∘ (U A x_{t−s})), brought to length 1
+
+Where rotary turns by the distance, every token between turns, reflects or forgets a direction of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad, silu
+
+from headway.positions.base import Look, Position
+from headway.shapes import HeadShape, HeadwayError
+from headway.terms import AnyTerm, PathProduct
+
+
+@dataclass(eq=False)
+class Path(Position):
+    """Each token between query and key transforms what the query looks for (PaTH, arXiv:2505.16381).
+
+    Formula: q·k becomes q_iᵀ H_i ⋯ H_{j+1} k_j, H_t = I − β_t w_t w_tᵀ, over the tokens after the key up to the last
+    that the query may see. w_t is a low-rank map of x_t, a causal convolution over the last tokens, SiLU, and length 1;
+    β_t = 2σ(u·x_t + b) for each key head. Learned, each layer its own: A (rank, d_model), U (H_kv·d_k, rank),
+    c (conv, H_kv·d_k), u and b together (H_kv, d_model + 1), uniform within ±1/√(inputs), b zeros. A x_t and β_t are
+    cached, rank + H_kv numbers per token; w and the products follow from them at every call, so that decoding is
+    one pass, and keys are cached as they are.
+
+    Pitfalls: tokens are those that lie between in memory, so rows must not be shuffled. The convolution goes back as
+    long as positions go up: let each packed document start its positions anew. Without a causal mask the product
+    runs to the last token for every query.
+
+    Args:
+        rank: inner width of the map to w; 32 in the paper. 0 maps at once, as its authors do for few key heads.
+        conv: how many tokens the convolution covers; 3 in the paper. 1 is none, and no SiLU.
+
+    >>> Path().attach(HeadShape.of(64, heads=4)).mark(torch.zeros(1, 5, 64)).shape
+    torch.Size([1, 5, 36])
+    """
+
+    title: ClassVar[str] = "PaTH"
+    paper: ClassVar[str] = "arXiv:2505.16381"
+    summary: ClassVar[str] = "Each token between query and key applies a reflection of its own to what is compared."
+    summary_zh: ClassVar[str] = "查询与键之间的每个词元都对被比较的向量施加一个由自身决定的反射。"
+    per_layer: ClassVar[bool] = True
+
+    variants: ClassVar[tuple[str, ...]] = ("path(rank=0, conv=4)",)
+    exempt: ClassVar[dict[str, str]] = {
+        "order": "tokens between are those that lie between in memory",
+        "no restart": "its convolution sees where documents end only by their positions",
+        "narrow context": "w is computed from tokens as wide as the model",
+    }
+
+    rank: int = 32
+    conv: int = 3
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise HeadwayError(f"expected a path rank of at least 1, or 0 for none, got {self.rank}")
+        if self.conv < 1:
+            raise HeadwayError(f"expected path conv of at least 1 token, got {self.conv}")
+
+    def build(self, shape: HeadShape) -> None:
+        """Make A, U, c, and u with b."""
+        self.heads, self.kv_heads, width = shape.heads, shape.kv_heads, shape.kv_heads * shape.head_dim
+        self.down = nn.Parameter(torch.empty(self.rank or width, shape.dim))
+        if self.rank:
+            self.up = nn.Parameter(torch.empty(width, self.rank))
+        if self.conv > 1:
+            self.taps = nn.Parameter(torch.empty(self.conv, width))
+        self.gate = nn.Parameter(torch.empty(shape.kv_heads, shape.dim + 1))  # b stands last
+
+    def reset_parameters(self) -> None:
+        """Uniform within ±1/√(inputs); b zeros."""
+        for name, parameter in self.named_parameters():
+            bound = parameter.shape[0 if name == "taps" else -1] ** -0.5
+            nn.init.uniform_(parameter, -bound, bound)
+        nn.init.zeros_(self.gate.data[:, -1])
+
+    def mark(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens width"]:
+        """A x and β of every token."""
+        return torch.cat((linear(x, self.down), 2 * linear(x, self.gate[:, :-1], self.gate[:, -1]).sigmoid()), -1)
+
+    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+        """What the tokens between make of q·k."""
+        assert look.marks is not None
+        marks = look.marks.to(torch.promote_types(look.marks.dtype, torch.float32))
+        low, beta = marks.split((marks.shape[-1] - self.kv_heads, self.kv_heads), -1)
+        w, beta = self._directions(low, look.k_pos), beta.transpose(1, 2)
+        if look.heads is not None:
+            of_head = look.heads // (self.heads // self.kv_heads)
+            w, beta = w[:, of_head], beta[:, of_head]
+        return (PathProduct(look.q, look.k, w, beta, look.scale),)
+
+    def _directions(self, low: Tensor, pos: Int[Tensor, "#batch tokens"]) -> Tensor:
+        """w of every token, (B, H_kv, K, d_k)."""
+        w = linear(low, self.up.to(low.dtype)) if self.rank else low
+        if self.conv > 1:
+            tokens, taps = w.shape[1], self.taps.to(w.dtype)
+            follows = pad((pos[:, :-1] >= 0) & (pos[:, :-1] < pos[:, 1:]), (1, 0))  # whether a token goes on a text
+            summed, going = w * taps[0], torch.ones_like(follows)
+            for back in range(1, self.conv):
+                going = going & pad(follows, (back - 1, 0))[:, :tokens]
+                summed = summed + pad(w, (0, 0, back, 0))[:, :tokens].masked_fill(~going[..., None], 0.0) * taps[back]
+            w = silu(summed)
+        w = w.reshape(*w.shape[:2], self.kv_heads, w.shape[2] // self.kv_heads)
+        unit: Tensor = w * (w.square().sum(-1, keepdim=True) + 1e-12).rsqrt()
+        return unit.transpose(1, 2)
