@@ -77,8 +77,12 @@ def compare(
         str | None, typer.Argument(help="A text file or folder; default: the documentation every Python carries.")
     ] = None,
     positions: Annotated[
-        str, typer.Option(help="Methods, as 'rotary,alibi' or 'rotary(base=500000),t5'; all: every method.")
-    ] = "all",
+        str | None,
+        typer.Option(
+            help="Methods, as 'rotary,alibi' or 'rotary(base=500000),t5'; all: every method that headway methods "
+            "lists, which takes long; default: none, sinusoidal, learned, rotary, alibi, t5, shaw."
+        ),
+    ] = None,
     task: Annotated[
         str, typer.Option(help="text: predict the text. recall, copy: retrieve something at a known distance.")
     ] = "text",
@@ -96,20 +100,27 @@ def compare(
     lr: Rate = None,
     vocabulary: Vocabulary = "bytes",
     vocabulary_size: VocabularySize = 1024,
+    extend: Annotated[
+        str, typer.Option(help="Test trained models extended too: linear, ntk, dynamic, yarn, drope, several or all.")
+    ] = "",
+    recalibrate: Annotated[
+        int | None, typer.Option(min=1, help="Steps without position for drope; default: a fiftieth of the training.")
+    ] = None,
     out: Out = Path("headway-compare"),
     threads: Threads = None,
 ) -> None:
     """Train one small model per position method on a text, test it far beyond the training length, write a report."""
     _use_threads(threads)
-    from headway.experiments.compare import DEFAULTS, Comparison, Event
+    from headway.experiments.compare import CORE, DEFAULTS, Comparison, Event
     from headway.experiments.compare import compare as run
+    from headway.experiments.extend import WAYS
     from headway.report import findings, table, write_report
 
     given = {"steps": steps, "batch": batch, "dim": dim, "layers": layers}
     sizes = DEFAULTS.get(task, {}) | {name: value for name, value in given.items() if value is not None}
     comparison = Comparison(
         text=text,
-        positions=() if positions.strip() == "all" else tuple(split(positions)),
+        positions=CORE if positions is None else tuple(split(positions)),
         task=task,
         train_length=train_length,
         test_lengths=tuple(numbers("--test-lengths", test_lengths)),
@@ -119,6 +130,8 @@ def compare(
         lr=lr,
         vocabulary=vocabulary,
         vocabulary_size=vocabulary_size,
+        extend=WAYS if extend.strip() == "all" else tuple(split(extend)),
+        recalibrate=recalibrate,
         **sizes,
     )
     console = _console()

@@ -419,7 +419,7 @@ class Transformer(nn.Module):
         """The position method; of the decoder if there are two sides, of the first layer if each has its own."""
         return self.stack.position
 
-    def extended(self, *, to: int, how: str, trained: int | None = None) -> Transformer:
+    def extended(self, to: int, how: str | None = None, trained: int | None = None) -> Transformer:
         """A copy of the model, weights included, whose position method serves ``to`` tokens.
 
         Args:
@@ -430,9 +430,8 @@ class Transformer(nn.Module):
         Raises:
             HeadwayError: when the method cannot be extended so.
         """
-        given = {} if trained is None else {"trained": trained}
         other = copy.deepcopy(self)
-        other._replace_positions(lambda position: position.extended(to=to, how=how, **given))
+        other._replace_positions(lambda position: position.extended(to, how, trained))
         return other
 
     def drop_position(self) -> None:

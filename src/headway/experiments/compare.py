@@ -16,9 +16,10 @@ import json
 import math
 import os
 import platform
+import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import headway
+from headway.experiments.extend import WAYS, extends, recalibrated
 from headway.experiments.memory import peak_memory
 from headway.experiments.tasks import TASKS, Task, make_task
 from headway.positions import Position, methods, parse
@@ -44,7 +46,11 @@ DEFAULTS: dict[str, dict[str, int]] = {
     "recall": {"steps": 800, "batch": 32, "dim": 64, "layers": 2},
     "copy": {"steps": 2000, "batch": 32, "dim": 64, "layers": 2},
 }
-"""What suits each task: four minutes for all methods on two cores, ten for copy. The class has the values of text."""
+"""What suits each task: four minutes for :data:`CORE` on two cores, ten for copy. The class has the values of text."""
+CORE = ("none", "sinusoidal", "learned", "rotary", "alibi", "t5", "shaw")
+"""What is compared unless told otherwise: a baseline, and the best known method of each kind."""
+TRAINED = ("max_length", "original")
+"""Hyperparameters that mean the length a model is trained at: methods get the comparison's, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Comparison:
 
     Args:
         text: a file or folder; None is the Python documentation that every Python carries.
-        positions: methods, as ``rotary`` or ``rotary(base=500000)``; empty is all of them.
+        positions: methods, as ``rotary`` or ``rotary(base=500000)``; ``all`` is every method with its defaults.
         task: "text", "recall" or "copy", see :mod:`headway.experiments.tasks`.
         train_length: tokens of a training window.
         test_lengths: lengths to test at; empty is 1, 2, 4, 8 and 16 times the training length.
@@ -67,13 +73,16 @@ class Comparison:
         lr: peak learning rate; None is the optimizer's default.
         vocabulary: "bytes" or "bpe".
         vocabulary_size: tokens of a BPE vocabulary.
+        extend: ways to make trained models read longer texts, of :data:`headway.experiments.extend.WAYS`; each model
+            that can be extended so is tested before and after.
+        recalibrate: training steps without position for "drope"; None is a fiftieth of ``steps``.
 
     Raises:
         HeadwayError: on values that do not fit, before anything is trained.
     """
 
     text: str | None = None
-    positions: tuple[str, ...] = ()
+    positions: tuple[str, ...] = CORE
     task: str = "text"
     train_length: int = 64
     test_lengths: tuple[int, ...] = ()
@@ -87,6 +96,8 @@ class Comparison:
     lr: float | None = None
     vocabulary: str = "bytes"
     vocabulary_size: int = 1024
+    extend: tuple[str, ...] = ()
+    recalibrate: int | None = None
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -101,6 +112,8 @@ class Comparison:
                 raise HeadwayError(f"expected {name} that differ, got {list(values)}")
         if self.train_length < 2:
             raise HeadwayError(f"expected train_length of at least 2, got {self.train_length}")
+        if not self.positions:
+            raise HeadwayError("expected at least one position method, got none: 'all' is every method")
         if len(set(self.specs())) < len(self.specs()):
             raise HeadwayError(f"expected positions that differ, got {', '.join(self.positions)}")
         if min(self.test_lengths) < self.train_length:
@@ -109,18 +122,35 @@ class Comparison:
                 f"{min(self.test_lengths)}: at every length the last {self.train_length} tokens are predicted"
             )
         self.train_settings(0)
+        for how in self.extend:
+            if how not in WAYS:
+                raise HeadwayError(f"expected extend among {', '.join(WAYS)}, got {how!r}")
+        if self.extend and not any(self.ways(spec) for spec in self.specs()):
+            raise HeadwayError(
+                f"expected a method that {', '.join(self.extend)} can extend, as rotary, got {', '.join(self.specs())}"
+            )
+
+    def ways(self, spec: str) -> list[str]:
+        """Which of the ways in ``extend`` a method can go."""
+        position, longest = parse(spec), max(self.test_lengths)
+        return [how for how in self.extend if extends(position, how, to=longest, trained=self.train_length)]
+
+    @property
+    def recalibration(self) -> int:
+        """Training steps without position for "drope"."""
+        return max(1, self.steps // 50) if self.recalibrate is None else self.recalibrate
 
     def specs(self) -> list[str]:
         """The methods in full, in order."""
-        return [self.method(spec).spec() for spec in (self.positions or methods())]
+        asked = [name for spec in self.positions for name in (methods() if spec == "all" else [spec])]
+        return [self.method(spec).spec() for spec in asked]
 
     def method(self, spec: str) -> Position:
-        """The method a text names; one with a table of positions gets as many as are trained, unless told otherwise."""
+        """The method a text names; hyperparameters of :data:`TRAINED` are the training length, unless told otherwise."""
         position = parse(spec)
         values = position.hyperparameters()
-        if "max_length" in values and "max_length" not in spec:
-            return type(position)(**{**values, "max_length": self.train_length})
-        return position
+        trained = {name: self.train_length for name in TRAINED if name in values and not _given(spec, name)}
+        return type(position)(**{**values, **trained}) if trained else position
 
     def train_settings(self, seed: int) -> TrainSettings:
         """How each cell of this seed is trained."""
@@ -134,6 +164,11 @@ class Comparison:
             validate_every=None,
             checkpoint_every=100,
         )
+
+
+def _given(spec: str, name: str) -> bool:
+    """Whether a method's text sets a hyperparameter, if only to its default."""
+    return re.search(rf"\b{name}\s*=", spec) is not None
 
 
 @dataclass(frozen=True)
@@ -167,6 +202,11 @@ class _Cell:
     spec: str
     seed: int
     known: dict[str, Any] = field(default_factory=dict)
+
+    def extended(self, way: str) -> dict[str, Any]:
+        """The tests of its model after being extended so."""
+        tests: dict[str, Any] = self.known.setdefault("extended", {}).setdefault(way, {})
+        return tests
 
     def save(self, **found: Any) -> None:
         self.known.update(found)
@@ -256,7 +296,13 @@ def _run(comparison: Comparison, task: Task, cell: _Cell, tell: Callable[..., No
     """Train and test one cell as far as it is not done; False when it was interrupted."""
     tests = cell.known.setdefault("tests", {})
     missing = [length for length in comparison.test_lengths if _key(comparison, length) not in tests]
-    if cell.known.get("status") in ("diverged", "failed") or (cell.known.get("status") == "ok" and not missing):
+    ways = [
+        how
+        for how in comparison.ways(cell.spec)
+        if any(_key(comparison, n) not in cell.extended(_way(comparison, how)) for n in comparison.test_lengths)
+    ]
+    status = cell.known.get("status")
+    if status in ("diverged", "failed") or (status == "ok" and not missing and not ways):
         return True
     try:
         model = Transformer(task.vocab, comparison.dim, comparison.layers, comparison.heads, position=cell.spec)
@@ -290,7 +336,37 @@ def _run(comparison: Comparison, task: Task, cell: _Cell, tell: Callable[..., No
             tell("test", length=length)
             tests[_key(comparison, length)] = _test(task, model, length)
             cell.save()
+        for how in ways:
+            if not _extend(comparison, task, cell, model, how, tell):
+                return False
     return True
+
+
+def _extend(
+    comparison: Comparison, task: Task, cell: _Cell, model: Transformer, how: str, tell: Callable[..., None]
+) -> bool:
+    """Test a trained model after it was extended; False when that was interrupted."""
+    way, failure = _way(comparison, how), None
+    if how == "drope":
+        settings = comparison.train_settings(cell.seed)
+        longer, history = recalibrated(model, task, settings, comparison.recalibration, cell.folder / way)
+        if history.status == "interrupted":
+            return False
+        if history.status == "diverged":
+            failure = {"status": "diverged", "message": history.reason}
+    else:
+        longer = model.extended(max(comparison.test_lengths), how, comparison.train_length)
+    for length in comparison.test_lengths:
+        tell("test", length=length)
+        found = _test(task, longer, length) if failure is None else {"length": length, **failure}
+        cell.extended(way)[_key(comparison, length)] = found
+        cell.save()
+    return True
+
+
+def _way(comparison: Comparison, how: str) -> str:
+    """Where a cell keeps the tests of a way to extend it."""
+    return f"drope-{comparison.recalibration}" if how == "drope" else how
 
 
 def _key(comparison: Comparison, length: int) -> str:
@@ -356,13 +432,42 @@ def _results(
         "settings": settings,
         "environment": _environment(),
         "complete": complete,
-        "methods": [_method(spec) for spec in comparison.specs()],
-        "cells": [_cell(comparison, cell) for cell in cells if "status" in cell.known],
+        "methods": [
+            method
+            for spec in comparison.specs()
+            for method in (_method(spec), *(_method(spec, how) for how in comparison.ways(spec)))
+        ],
+        "cells": [
+            row
+            for cell in cells
+            if "status" in cell.known
+            for row in (_cell(comparison, cell), *_extended_cells(comparison, cell))
+        ],
     }
 
 
-def _method(spec: str) -> dict[str, str]:
+def _extended_cells(comparison: Comparison, cell: _Cell) -> list[dict[str, Any]]:
+    """The rows of a model that was extended: the model's own but for its tests."""
+    if cell.known["status"] != "ok":
+        return []
+    empty: dict[str, Any] = {"train": {"steps": [], "loss": []}, "validation": {"steps": [], "loss": []}}
+    return [
+        {
+            **_cell(
+                comparison, replace(cell, known={**cell.known, **empty, "tests": cell.extended(_way(comparison, how))})
+            ),
+            "method": f"{cell.spec} + {how}",
+        }
+        for how in comparison.ways(cell.spec)
+    ]
+
+
+def _method(spec: str, how: str | None = None) -> dict[str, str]:
     position = parse(spec)
+    if how is not None:
+        own = _method(spec)
+        said = {"drope": "position dropped after training"}.get(how, f"extended after training, {how}")
+        return {**own, "spec": f"{spec} + {how}", "title": f"{own['title']}, {said}"}
     return {
         "spec": spec,
         "name": position.method_name(),
