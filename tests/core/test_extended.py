@@ -18,6 +18,7 @@ from headway.positions import (
     Position,
     Proportional,
     Sinusoidal,
+    XPos,
     Yarn,
     parse,
 )
@@ -90,7 +91,7 @@ def test_a_table_of_positions(dtype: torch.dtype) -> None:
     assert Learned(max_length=1).attach(3).extended(to=4).weight.shape == (4, 3)
 
 
-@pytest.mark.parametrize("position", [Alibi(), T5(), NoPosition(), Sinusoidal()])
+@pytest.mark.parametrize("position", [Alibi(), T5(), NoPosition(), Sinusoidal(), XPos()])
 def test_others_have_nothing_to_extend(position: Position) -> None:
     name = type(position).__name__
     with refusal(
@@ -129,6 +130,7 @@ def test_lengths_and_ways_that_do_not_fit() -> None:
         (lambda: Yarn(mscale=-1.0), "expected yarn mscale of at least 0 and finite, got -1.0"),
         (lambda: Yarn(base=1.0), "expected yarn base above 1, because it divides by its logarithm, got 1.0"),
         (lambda: Yarn(beta_slow=32.0), "expected yarn beta_slow above 0 and below beta_fast=32.0, got 32.0"),
+        (lambda: XPos(scale_base=0.0), "expected a finite xpos scale_base above 0, got 0.0"),
         (lambda: Llama3(low=4.0), "expected llama3 high, finite, above low=4.0, got 4.0"),
         (lambda: LongRope(long=(1.0, 0.0)), "expected longrope long of finite numbers above 0, got (1.0, 0.0)"),
         (

@@ -1,0 +1,64 @@
+"""FoPE against its formula written anew in loops, and against the rotaries that it becomes without its coefficients.
+
+No implementation of it is installed. The loops follow the paper; pairs that do not turn stay as they are, as there (the
+authors' first code pads their sines with 1).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from common import make
+
+from headway import HeadShape, Rotary
+from headway.positions import FoPE, Proportional
+
+
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+@pytest.mark.parametrize("start", [0, 10**6])
+def test_the_formula_of_the_paper(start: int, pairing: str) -> None:
+    base, original, width, heads, kv_heads = 300.0, 40, 12, 6, 2
+    position = make(f"fope(base={base}, original={original}, pairing='{pairing}')", heads, kv_heads, width).double()
+    q = torch.randn(2, heads, 3, width, dtype=torch.float64, requires_grad=True)
+    k = torch.randn(2, kv_heads, 4, width, dtype=torch.float64, requires_grad=True)
+    q_pos, k_pos = torch.tensor([[5, 0, 77], [1, 2, 3]]) + start, torch.tensor([[2, 77, 5, 6]]) + start
+    got = position.rotate(q, k, q_pos, k_pos)
+    rates = [base ** (-2 * i / width) for i in range(width // 2)]
+    kept = [i for i, rate in enumerate(rates) if 2 * math.pi / rate <= original]
+    assert kept == [0, 1]
+    leaves = [q, k, position.cos, position.sin]
+    weights = [torch.randn_like(x) for x in got]
+    gradients = torch.autograd.grad(sum((x * w).sum() for x, w in zip(got, weights, strict=True)), leaves)
+    loss = torch.zeros((), dtype=torch.float64)
+    for x, pos, turned, weight in zip((q, k), (q_pos, k_pos.expand(2, -1)), got, weights, strict=True):
+        expected = x.clone()
+        for batch, head, token in itertools.product(*map(range, x.shape[:3])):
+            p, of = int(pos[batch, token]), head * kv_heads // x.shape[1]
+            for i in kept:
+                cos, sin = math.cos(p * rates[i]), math.sin(p * rates[i])
+                for j in kept:
+                    cos = cos + position.cos[of, j, i] / math.sqrt(2) * math.cos(p * rates[j])
+                    sin = sin + position.sin[of, j, i] / math.sqrt(2) * math.sin(p * rates[j])
+                a, b = (i, i + width // 2) if pairing == "half" else (2 * i, 2 * i + 1)
+                y, z = x[batch, head, token, a], x[batch, head, token, b]
+                expected[batch, head, token, a] = y * cos - z * sin
+                expected[batch, head, token, b] = z * cos + y * sin
+        torch.testing.assert_close(turned, expected, rtol=1e-9, atol=1e-9)
+        loss = loss + (expected * weight).sum()
+    for g, e in zip(gradients, torch.autograd.grad(loss, leaves), strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+def test_without_coefficients_it_is_rotary_without_the_waves_that_are_too_long(pairing: str) -> None:
+    q, pos = torch.randn(2, 3, 50, 16, dtype=torch.float64), torch.arange(50)[None]
+    shape = HeadShape.of(48, 3)
+    short = FoPE(sigma=0.0, original=512, pairing=pairing).attach(shape)
+    whole = FoPE(sigma=0.0, original=10**6, pairing=pairing).attach(shape)
+    kept = Proportional(fraction=0.5, pairing=pairing)  # 4 of 8 pairs turn within 512 tokens
+    for ours, other in ((short, kept), (whole, Rotary(pairing=pairing))):
+        for got, expected in zip(ours.rotate(q, q, pos, pos), other.rotate(q, q, pos, pos), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
