@@ -6,7 +6,7 @@ s   = factor, how many times longer        L0 = original, the length ω was trai
 Interpolated   ω_i / s                                      Chen et al. 2023, arXiv:2306.15595
 NTK            ω_i · s^(−2i/(r−2)), that is, base·s^(r/(r−2))   Peng et al. 2023, arXiv:2309.00071, section 3.1
 DynamicNTK     NTK with s·L/L0 − (s−1) for s once the length L passes L0         the same, section 3.3
-Yarn           ω_i where a pair turns often within L0, ω_i / s where it does not  the same, section 3.2
+Yarn           ω_i where a pair turns often within L0, ω_i / s where it does not  the same, section 3.4
 Llama3         the same idea, with a ramp over frequencies   Llama 3 team 2024, arXiv:2407.21783
 LongRope       ω_i / λ_i, two lists of λ found by search     Ding et al. 2024, arXiv:2402.13753
 Proportional   ω_i for the fastest, 0 for the rest           Barbero et al. 2024, arXiv:2410.06205
@@ -106,8 +106,9 @@ class DynamicNTK(Rotary):
     one pass over the text so far gives its last token. One pass over a longer text gives its earlier rows another base
     than they had then: that is the method, and beyond L0 the two differ.
 
-    Pitfalls: L is counted from position 0, so beyond L0 attention is no longer the same when all positions are moved.
-    Turning all keys in every step costs about as much as reading them.
+    Pitfalls: the paper's own factor is L/L0, which is s = 1 here; checkpoints on Hugging Face bring an s of their own.
+    L is counted from position 0, so beyond L0 attention is no longer the same when all positions are moved. Turning all
+    keys in every step costs about as much as reading them.
 
     Args:
         factor: s; at length s·L0 the factor is s² − s + 1.
@@ -155,7 +156,9 @@ class Yarn(Rotary):
     are multiplied with 0.1·ln s + 1, so the turned part of scores grows by its square. Shapes as :class:`Rotary`.
     Nothing learned.
 
-    Pitfalls: with ``fraction`` below 1 only the turned part is sharpened. DeepSeek's models give both ``mscale`` and
+    Pitfalls: the paper writes the ramp over turns within L0; its authors' code, all checkpoints and this class have it
+    over the number of the pair (``Llama3(low=1.0, high=32.0)`` is the other, without the larger scores). With
+    ``fraction`` below 1 only the turned part is sharpened. DeepSeek's models give both ``mscale`` and
     ``mscale_all_dim``, and besides multiply the softmax scale by (0.1·mscale_all_dim·ln s + 1)²: hand that scale to
     Attention.
 
