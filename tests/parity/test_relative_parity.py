@@ -18,7 +18,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetRelativeAttention
 
 from headway import Attention, Causal, HeadShape
-from headway.positions import Deberta, Look, Music, TransformerXL
+from headway.positions import Alibi, Deberta, Kerple, Look, Music, TransformerXL
 
 PADDED = torch.tensor([[-1, -1, 0, 1, 2, 3, 40], [0, 1, 2, 3, 4, 5, 6]])
 
@@ -264,3 +264,41 @@ def test_deberta_v1(clip: int) -> None:
     weights["position.key_weight"] = theirs.pos_proj.weight.view(HEADS, -1, DIM)
     weights["position.query_weight"] = theirs.pos_q_proj.weight.view(HEADS, -1, DIM)
     deberta_is(theirs, Deberta(clip=clip), weights, 2 * clip)
+
+
+# --- KERPLE -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["log", "power"])
+@pytest.mark.parametrize(("causal", "kv_heads", "clip"), [(True, 3, 16384), (False, 1, 5)])
+def test_kerple_as_its_paper_writes_it(kind: str, causal: bool, kv_heads: int, clip: int) -> None:
+    """−r1·ln(1 + r2·|m−n|) and −r1·|m−n|^r2, r1 and r2 of their parametrisation."""
+
+    def score(position: Any, h: int, q: Tensor, k: Tensor, i: int, j: int) -> Tensor:
+        n = min(abs(i - j), clip)
+        r1, r2 = (1 + position.first[h].exp()).log(), (1 + position.second[h].exp()).log()
+        if kind == "log":
+            return q @ k / 2 - r1 * (1 + r2 * n).log()
+        return q @ k / 2 - (r1 * n ** (2 / (1 + (-position.second[h]).exp())) if n else 0)
+
+    as_written(Kerple(kind=kind, clip=clip), score, causal, kv_heads)
+
+
+@pytest.mark.parametrize("kind", ["log", "power"])
+def test_kerple_begins_uniform_and_takes_rates(kind: str) -> None:
+    position = Kerple(kind=kind).attach(HeadShape.of(4000, 4000))
+    for rate, top in zip(position.rates(), (2, 1) if kind == "log" else (1, 2), strict=True):
+        assert 0.0099 < rate.min() < 0.0101
+        close(rate.sort().values, torch.linspace(0, top, 4000).double(), 0.06)
+    given = torch.linspace(0.02, 1.98, 4000).double()
+    position.assign(given, given)
+    for rate in position.rates():
+        close(rate, given, 1e-5)
+
+
+def test_power_kernel_of_exponent_1_is_alibi() -> None:
+    position, alibi = (each.attach(HeadShape.of(24, 6)) for each in (Kerple(kind="power"), Alibi()))
+    position.assign(alibi.slope.float(), torch.ones(6))
+    pos, q = torch.arange(300)[None], torch.zeros(1, 6, 300, 4)
+    ours, theirs = (each.terms(Look(q, q, pos, pos, 1.0))[0].tile(pos, pos) for each in (position, alibi))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
