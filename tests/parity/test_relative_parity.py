@@ -18,7 +18,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetRelativeAttention
 
 from headway import Attention, Causal, HeadShape
-from headway.positions import Alibi, Deberta, Kerple, Look, Music, TransformerXL
+from headway.positions import Alibi, Deberta, Kerple, Look, Music, Sandwich, TransformerXL
 
 PADDED = torch.tensor([[-1, -1, 0, 1, 2, 3, 40], [0, 1, 2, 3, 4, 5, 6]])
 
@@ -302,3 +302,26 @@ def test_power_kernel_of_exponent_1_is_alibi() -> None:
     pos, q = torch.arange(300)[None], torch.zeros(1, 6, 300, 4)
     ours, theirs = (each.terms(Look(q, q, pos, pos, 1.0))[0].tile(pos, pos) for each in (position, alibi))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+# --- Sandwich -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "clip", "causal"), [(128, 16384, True), (6, 5, False)])
+def test_sandwich_as_its_paper_lists_it(width: int, clip: int, causal: bool) -> None:
+    """The product of two sinusoidal vectors over the compression ratio 8h/H, h from 1; where clipped, at the clip."""
+
+    def score(position: Any, h: int, q: Tensor, k: Tensor, i: int, j: int) -> Tensor:
+        j = max(i - clip, min(i + clip, j))
+        return q @ k / 2 + sinusoid(i, width) @ sinusoid(j, width) / ((h + 1) * 8 / 3)
+
+    as_written(Sandwich(width=width, clip=clip), score, causal)
+
+
+def test_sandwich_of_many_tokens() -> None:
+    """Positions' vectors multiplied as a matrix, up to 3000 tokens apart."""
+    position, pos, q = Sandwich().attach(HeadShape.of(24, 6)), torch.arange(0, 3001, 50)[None], torch.zeros(1, 6, 61, 4)
+    vectors = torch.stack([sinusoid(int(p), 128) for p in pos[0]])
+    ratio = torch.arange(1, 7).double()[:, None, None] * 8 / 6
+    (term,) = position.terms(Look(q.double(), q.double(), pos, pos, 1.0))
+    close(term.tile(pos, pos)[0], vectors @ vectors.T / ratio)

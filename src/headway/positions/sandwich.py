@@ -1,0 +1,72 @@
+"""Sandwich. Chi et al. 2023, "Dissecting Transformer Length Extrapolation via the Lens of Receptive Field Analysis",
+arXiv:2212.10356.
+
+    score(i, j) = q_i·k_j / √d_k + (H / 8h) · Σ_m cos(n · 10000^(−2m/w))          n = pos_i − pos_j, m = 0 … w/2−1
+    h = 1 … H
+
+The sum is the product of the sinusoidal vectors of both positions, P[pos_i]·P[pos_j]: what remains of sinusoidal
+embeddings when their products with content are dropped. It falls roughly with the logarithm of the distance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headway.positions.base import Look, Position, angle_dtype, frequencies
+from headway.shapes import HeadwayError
+from headway.terms import AnyTerm, ByDistance
+
+
+@dataclass(eq=False)
+class Sandwich(Position):
+    """The product of two sinusoidal vectors, added to the scores at a fixed rate per head (arXiv:2212.10356).
+
+    Formula: (H/8h)·Σ_m cos(n·10000^(−2m/width)), h = 1 … H, n = pos_i − pos_j, is added to the scores. Nothing learned;
+    the same for past and future.
+
+    Pitfalls: ``width`` is a hyperparameter of its own, not the model's or a head's width; frequencies begin with m = 0,
+    as in the sinusoids of Vaswani et al.; the bias is up to H·width/16, far more than scores at first.
+
+    Args:
+        width: w, twice the number of cosines; even, 128 in the paper.
+        clip: longer distances count as this one; memory and time grow with the distances at hand only.
+
+    >>> from headway import HeadShape
+    >>> position = Sandwich(width=4).attach(HeadShape.of(64, heads=8))
+    >>> position.bias(torch.tensor([0, 1]))[0].float()  # cos 0 + cos 0, cos 1 + cos 0.01
+    tensor([2.0000, 1.5403])
+    """
+
+    title: ClassVar[str] = "Sandwich"
+    paper: ClassVar[str] = "arXiv:2212.10356"
+    summary: ClassVar[str] = "Scores gain the product of the two positions' sinusoidal vectors, each head at its rate."
+    summary_zh: ClassVar[str] = "分数加上两个位置正弦向量的内积，每个头按固定比例缩放。"
+
+    variants: ClassVar[tuple[str, ...]] = ("sandwich(width=8, clip=3)",)
+
+    width: int = 128
+    clip: int = 16384
+
+    def __post_init__(self) -> None:
+        if self.width < 2 or self.width % 2:
+            raise HeadwayError(f"expected an even sandwich width of at least 2, got {self.width}")
+        if self.clip < 1:
+            raise HeadwayError(f"expected sandwich clip of at least 1, got {self.clip}")
+
+    def bias(self, n: Int[Tensor, " distances"]) -> Float[Tensor, "heads distances"]:
+        """What is added at each distance, float64."""
+        product = (n[:, None] * frequencies(self.width, 10000.0, n.device)).cos().sum(1)
+        heads = 1 if self.shape is None else self.shape.heads
+        head = torch.arange(1, heads + 1, device=n.device, dtype=angle_dtype(n.device))
+        return product * (heads / (8 * head))[:, None]
+
+    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+        """The table over the distances at hand."""
+        offset, left = look.offsets(self.clip, self.clip)
+        table = look.of_heads(self.bias(offset)).to(torch.promote_types(look.q.dtype, torch.float32))
+        return (ByDistance(table, left),)
