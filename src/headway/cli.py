@@ -313,6 +313,41 @@ def generate(
         print(flush=True)
 
 
+@app.command()
+def explain(
+    text: Annotated[str, typer.Argument(help="A sentence; at most 64 tokens.")],
+    model: Annotated[
+        Path | None, typer.Option(help="A run of `headway train`; default: a small model that has learned nothing yet.")
+    ] = None,
+    position: Annotated[str, typer.Option(help="Position method of the new model.")] = "rotary",
+    dim: Annotated[int, typer.Option(min=1, help="Width of the new model.")] = 16,
+    heads: Annotated[int, typer.Option(min=1, help="Heads of the new model.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Of the new model's weights.")] = 0,
+    layer: Annotated[int, typer.Option(help="Which layer, from 0.")] = 0,
+    head: Annotated[int, typer.Option(help="Which head, from 0.")] = 0,
+    language: Annotated[str, typer.Option(help="en or zh.")] = "en",
+) -> None:
+    """Walk through attention for one sentence: Q, K and V with one number worked out, scaling, position, weights."""
+    from headway.inspect.explain import explain as walk
+    from headway.inspect.explain import fresh_model, words
+    from headway.report.walk import walk_text
+    from headway.report.words import LANGUAGES
+
+    if language not in LANGUAGES:
+        raise HeadwayError(f"expected language one of {', '.join(LANGUAGES)}, got {language!r}")
+    if model is None:
+        tokens = words(text)
+        network, ids = fresh_model(tokens, position=position, dim=dim, heads=heads, seed=seed)
+    else:
+        from headway.training import load_model, token_texts
+
+        network, vocabulary, _ = load_model(model)
+        row = vocabulary.encode(text.encode())
+        tokens, ids = token_texts(vocabulary, row), row[None]
+    console = _console()
+    console.print(walk_text(walk(network, ids, tokens, layer=layer, head=head), console.width, language))
+
+
 @app.command(name="bench")
 def bench_command(
     methods: Annotated[str | None, typer.Option(help=HELP["methods"])] = None,

@@ -25,43 +25,79 @@ def without_time(results):
     return [*cells, results["methods"], results["settings"], results["complete"]]
 
 
-def test_all_methods_give_a_complete_result(tmp_path):
-    results = compare(Comparison(**SMALL), tmp_path, command="headway compare")
-    assert results["complete"]
-    assert [cell["method"].partition("(")[0] for cell in results["cells"]] == list(methods())
-    for cell in results["cells"]:
-        assert cell["status"] == "ok"
-        assert cell["train"]["steps"] == [1, 2, 3]
-        assert cell["parameters"] > 0
-        assert cell["peak_memory_bytes"] > 0
-        assert cell["tokens_per_second"] > 0
-        for test in cell["tests"]:
-            if cell["method"].startswith("learned") and test["length"] == 16:
-                assert test["status"] == "cannot"
-                assert "positions below max_length=8" in test["message"]
-            else:
-                assert test["status"] == "ok"
-                assert test["bits_per_byte"] == pytest.approx(test["loss"] / math.log(2))
-                assert 0 <= test["accuracy"] <= 1
-    assert results == json.loads((tmp_path / "results.json").read_text())
-
-
-def test_all_methods_of_a_seed_start_from_the_same_weights(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """A comparison of all methods: its folder, its results, and the weights that each started from, position aside."""
     started = {}
 
     class Recorder(module.Trainer):
         def run(self, *args, **kwargs):
             assert isinstance(self.model, Transformer)
-            own = {name for name, m in self.model.named_modules() if isinstance(m, Position)}
+            own = {p for m in self.model.modules() if isinstance(m, Position) for p in m.parameters()}
             started[self.model.config["position"]] = {
-                name: p.detach().clone()
-                for name, p in self.model.named_parameters()
-                if name.rpartition(".")[0] not in own
+                name: p.detach().clone() for name, p in self.model.named_parameters() if p not in own
             }
             return super().run(*args, **kwargs)
 
-    monkeypatch.setattr(module, "Trainer", Recorder)
-    compare(Comparison(**SMALL), tmp_path)
+    folder = tmp_path_factory.mktemp("everything")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "Trainer", Recorder)
+        results = compare(small(positions=("all",)), folder, command="headway compare")
+    return folder, results, started
+
+
+def test_all_methods_give_a_complete_result(everything):
+    """Every method trains from its start without NaN, and is tested beyond, or says in a sentence why it cannot be."""
+    folder, results, _ = everything
+    assert results["complete"]
+    assert [cell["method"].partition("(")[0] for cell in results["cells"]] == list(methods())
+    for cell in results["cells"]:
+        assert cell["status"] == "ok", cell
+        assert cell["train"]["steps"] == [1, 2, 3]
+        assert all(map(math.isfinite, cell["train"]["loss"]))
+        assert cell["parameters"] > 0
+        assert cell["peak_memory_bytes"] > 0
+        assert cell["tokens_per_second"] > 0
+        for test in cell["tests"]:
+            if test["status"] == "cannot":
+                assert test["length"] == 16
+                assert "max_length=8" in test["message"]
+            else:
+                assert test["status"] == "ok", test
+                assert test["bits_per_byte"] == pytest.approx(test["loss"] / math.log(2))
+                assert 0 <= test["accuracy"] <= 1
+    cannot = {cell["method"] for cell in results["cells"] for test in cell["tests"] if test["status"] == "cannot"}
+    assert "learned(max_length=8)" in cannot
+    assert results == json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", methods())
+def test_every_method_learns_at_the_size_of_a_real_comparison(tmp_path, name):
+    results = compare(Comparison(positions=(name,), seeds=(0,), steps=60, test_lengths=(64, 256)), tmp_path)
+    (cell,) = results["cells"]
+    assert cell["status"] == "ok", cell
+    loss = cell["train"]["loss"]
+    assert all(map(math.isfinite, loss))
+    # text of bytes: 5.5 nats at random, about 3.1 by the frequency of letters alone
+    assert sum(loss[-5:]) / 5 < 3.2
+    assert cell["tests"][0]["status"] == "ok"
+    assert cell["tests"][1]["status"] in ("ok", "cannot")
+
+
+def test_all_is_every_method_and_the_default_a_few():
+    assert [spec.partition("(")[0] for spec in Comparison(positions=("all",)).specs()] == list(methods())
+    assert [spec.partition("(")[0] for spec in Comparison().specs()] == list(module.CORE)
+    assert set(module.CORE) < set(methods())
+
+
+def test_methods_learn_the_training_length_unless_told():
+    found = Comparison(train_length=128, positions=("learned", "learned(max_length=512)", "rotary", "hope")).specs()
+    assert found == ["learned(max_length=128)", "learned", "rotary", "hope(original=128)"]
+
+
+def test_all_methods_of_a_seed_start_from_the_same_weights(everything):
+    _, _, started = everything
     assert len(started) == len(methods())
     first = started["none"]
     for weights in started.values():
@@ -152,6 +188,8 @@ def test_results_hold_no_nan(tmp_path):
         ({"task": "sing"}, "expected task one of text, recall, copy, got 'sing'"),
         ({"positions": ("rotari",)}, "expected a position method, got 'rotari': known are none, alibi"),
         ({"positions": ("rotary", "rotary(base=10000)")}, "expected positions that differ"),
+        ({"positions": ("t5", "all")}, "expected positions that differ"),
+        ({"positions": ()}, "expected at least one position method, got none: 'all' is every method"),
         ({"positions": ("t5(buckets=3)",)}, "expected an even number of t5 buckets"),
         ({"seeds": (1, 1)}, "expected seeds that differ"),
         ({"test_lengths": (4, 8)}, "expected test lengths of at least the training length 8, got 4"),

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from headway.report.methods import (
     write_markdown,
     write_method,
 )
-from headway.report.words import strings
+from headway.report.words import LANGUAGES, strings
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +231,13 @@ def test_the_page_is_offline_and_holds_the_curves(tmp_path: Path) -> None:
     assert block
     curves = json.loads(block[1])["entry"]["picture"]["curves"]
     assert [curve["values"][8] for curve in curves] == [-2.0, -0.5, -0.125, -0.03125]
+
+
+def test_no_word_is_given_twice() -> None:
+    for language in LANGUAGES:
+        text = files("headway.report").joinpath("assets", f"{language}.json").read_text(encoding="utf-8")
+        pairs = json.loads(text, object_pairs_hook=list)
+        assert len(pairs) == len(dict(pairs))
 
 
 def test_words_of_methods_have_the_same_blanks_in_both_languages() -> None:

@@ -175,8 +175,17 @@ def _first(text: str) -> str:
 
 
 def _clause(text: str) -> str:
-    """A formula up to where its explanation begins."""
-    return re.split(r"; |\. |\.$", text, maxsplit=1)[0].replace("`", "")
+    """A formula up to where its explanation begins: a semicolon or full stop outside brackets.
+
+    >>> _clause("B = [c, s; s, c]; learned: c. And so on")
+    'B = [c, s; s, c]'
+    """
+    depth = 0
+    for i, character in enumerate(text):
+        depth += (character in "([") - (character in ")]")
+        if depth <= 0 and character in ";." and text[i + 1 : i + 2] in ("", " "):
+            return text[:i].replace("`", "")
+    return text.replace("`", "")
 
 
 def _line(text: str) -> str:

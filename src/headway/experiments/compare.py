@@ -146,7 +146,7 @@ class Comparison:
         return [self.method(spec).spec() for spec in asked]
 
     def method(self, spec: str) -> Position:
-        """The method a text names; hyperparameters of :data:`TRAINED` are the training length, unless told otherwise."""
+        """The method a text names; what it has of :data:`TRAINED` is the training length, unless told otherwise."""
         position = parse(spec)
         values = position.hyperparameters()
         trained = {name: self.train_length for name in TRAINED if name in values and not _given(spec, name)}

@@ -183,7 +183,7 @@ def markdown(entries: Sequence[Entry]) -> dict[str, str]:
     words = strings("en")
     keys = ("name", "acts", "formula", "learned", "runs")
     lines = [
-        f"# {words['methods.title']}",
+        f"# {words['methods.index']}",
         "",
         words["methods.generated"],
         "",
@@ -252,7 +252,8 @@ def _markdown_page(entry: Entry) -> str:
     for note in entry["notes"]:
         lines += [note, ""]
     for key, facts in _facts(entry):
-        lines += [f"- **{words[f'methods.{key}']}**: {facts[0]}", *(f"  - {fact.strip()}" for fact in facts[1:])]
+        first, *more = facts if len(facts) == 1 or key in ("learned", "runs_on") else ["", *facts]
+        lines += [f"- **{words[f'methods.{key}']}**: {first}".rstrip(), *(f"  - {fact}" for fact in more)]
     lines += ["", f"## {words['methods.picture']}", "", caption_of(entry["picture"], "en"), ""]
     if entry["picture"]["curves"]:
         lines += [f"![{_cell(caption_of(entry['picture'], 'en'))}]({entry['name']}.svg)", ""]
