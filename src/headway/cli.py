@@ -340,9 +340,11 @@ def explain(
         network, ids = fresh_model(tokens, position=position, dim=dim, heads=heads, seed=seed)
     else:
         from headway.training import load_model, token_texts
+        from headway.transformer import Transformer
 
-        network, vocabulary, _ = load_model(model)
-        row = vocabulary.encode(text.encode())
+        loaded, vocabulary, _ = load_model(model)
+        assert isinstance(loaded, Transformer)  # as every run of ours
+        network, row = loaded, vocabulary.encode(text.encode())
         tokens, ids = token_texts(vocabulary, row), row[None]
     console = _console()
     console.print(walk_text(walk(network, ids, tokens, layer=layer, head=head), console.width, language))

@@ -303,3 +303,17 @@ def test_reader_that_goes_away_is_no_error(trained):
 
 def test_split_respects_parentheses():
     assert split("rotary(base=1, fraction=0.5), t5,,") == ["rotary(base=1, fraction=0.5)", "t5"]
+
+
+def test_explain_walks_through_a_sentence(run, trained):
+    status, out, _ = run("explain", "The cat sat.", "--position", "alibi", "--head", "1")
+    assert status == 0
+    assert "3. One number of Q, worked out" in out
+    assert "ALiBi (alibi)" in out
+    status, out, _ = run("explain", "the 猫", "--model", trained / "run", "--language", "zh")
+    assert status == 0
+    assert "7. 这个头输出什么" in out
+    assert "␣" in out
+    assert run("explain", "a", "--language", "fr") == (2, "", "error: expected language one of en, zh, got 'fr'\n")
+    status, _, err = run("explain", "word " * 65)
+    assert (status, err[:47]) == (2, "error: expected a text of 1 to 64 tokens, of wh")

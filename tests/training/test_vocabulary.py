@@ -10,7 +10,7 @@ import torch
 
 from headway.shapes import HeadwayError
 from headway.training.text import read_text
-from headway.training.vocabulary import Bpe, Bytes, Vocabulary, vocabulary_from_json
+from headway.training.vocabulary import Bpe, Bytes, Vocabulary, token_texts, vocabulary_from_json
 
 SAMPLES = [b"", b"a", "añb 語言 🙂\n\t".encode(), b"\xff\xfe\x00", bytes(range(256)), os.urandom(999), b"  \r\n\n  x "]
 
@@ -97,3 +97,15 @@ def test_too_small_a_size_and_a_missing_library(monkeypatch: pytest.MonkeyPatch)
 def test_damaged_json_is_refused(spoil: Callable[[dict[str, object]], object], bpe: Bpe) -> None:
     with pytest.raises(HeadwayError, match=r"expected"):
         vocabulary_from_json(spoil(bpe.to_json()))
+
+
+def test_labels_of_tokens_are_never_broken_characters() -> None:
+    text = "Die Katze saß, 猫坐\n".encode() + b"\xff\xe7\x8c"
+    labels = token_texts(Bytes(), text)
+    assert len(labels) == len(text)
+    assert "".join(label for label in labels if label != "‥") == "Die␣Katze␣saß,␣猫坐⏎\\xff\\xe7\\x8c"
+    bpe = Bpe.train("猫坐在垫子上。猫坐在垫子上。the cat sat on the mat ".encode() * 20, size=300)
+    labels = token_texts(bpe, bpe.encode("猫 the cat 狗".encode()))
+    assert "".join(label for label in labels if label != "‥") == "猫␣the␣cat␣狗"
+    assert not any("�" in label for label in labels)
+    assert token_texts(Bytes(), []) == []

@@ -9,7 +9,7 @@ from headway.training.optimizer import build_optimizer, learning_rate
 from headway.training.run import Run, RunResult, load_model, open_run, train
 from headway.training.settings import TrainSettings
 from headway.training.text import Split, Text, read_text
-from headway.training.vocabulary import Bpe, Bytes, Vocabulary, vocabulary_from_json
+from headway.training.vocabulary import Bpe, Bytes, Vocabulary, token_texts, vocabulary_from_json
 
 __all__ = [
     "Batches",
@@ -36,6 +36,7 @@ __all__ = [
     "read_checkpoint",
     "read_json",
     "read_text",
+    "token_texts",
     "train",
     "vocabulary_from_json",
     "write_json_atomic",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -185,6 +186,37 @@ class Bpe:
             "merges": [list(pair) for pair in self.merges],
             "bytes_per_token": self.bytes_per_token,
         }
+
+
+_VISIBLE = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
+
+
+def token_texts(vocabulary: Vocabulary, ids: Iterable[int] | Tensor) -> list[str]:
+    """How each token reads in its place, for labels: never a broken character.
+
+    A character whose bytes are several tokens stands at the first of them, the others are "‥"; white space is visible;
+    a byte that belongs to no character is written in hexadecimal.
+
+    Args:
+        vocabulary: the model's own.
+        ids: token ids of a whole text.
+
+    >>> token_texts(Bytes(), "a 猫".encode())
+    ['a', '␣', '猫', '‥', '‥']
+    """
+    pieces = [vocabulary.decode([i]) for i in (ids.flatten().tolist() if isinstance(ids, Tensor) else ids)]
+    text = b"".join(pieces).decode("utf-8", "surrogateescape")
+    ends = itertools.accumulate(len(piece) for piece in pieces)
+    labels, at, start = [], 0, 0
+    for end in ends:
+        shown = ""
+        while start < end and at < len(text):
+            character = text[at]
+            shown += f"\\x{ord(character) - 0xDC00:02x}" if "\udc80" <= character <= "\udcff" else character
+            start += len(character.encode("utf-8", "surrogateescape"))
+            at += 1
+        labels.append("".join(_VISIBLE.get(character, character) for character in shown) or "‥")
+    return labels
 
 
 def _pieces(text: str, size: int = 1 << 20) -> Iterator[str]:
