@@ -1,10 +1,9 @@
 """One shape of attention with its inputs, and position methods as something to add to it.
 
-Besides every method of :mod:`headway.positions` three kinds of terms are known that have no method yet:
+Besides every method of :mod:`headway.positions` three kinds of terms are known by themselves:
 
-- ``fox``: forgetting gates f = sigmoid(x), one per token and head, as in the Forgetting Transformer (arXiv:2503.02130).
-  It adds Σ_{l=j+1..i} log f_l, which by softmax's invariance is −F_j with F = cumsum(log f): one number per key. x is
-  N(4.35, 1), so that the gates have a mean of 0.98; its gradient is part of the work.
+- ``fox``: the forgetting gates f = sigmoid(x) of :class:`headway.positions.Fox` without their projection from tokens: x
+  is N(4.35, 1), so that the gates have a mean of 0.98; its gradient is part of the work.
 - ``rows``: a table for each query, q·Eᵀ·scale with 128 vectors E for the distances 0 … 127, the last for all beyond
   (Shaw's and Inkling's query-dependent biases); gradients to q and E.
 - ``table``: one learned number per head and distance, for all 2n−1 distances.
@@ -23,6 +22,7 @@ from torch.nn.functional import logsigmoid
 
 from headway.masks import Causal, Mask
 from headway.positions import Position, parse
+from headway.positions.fox import forgetting
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistance, ByDistancePerQuery, PerKey
 
@@ -235,14 +235,14 @@ def _fox(built: Built, case: Case, draw: Draw) -> None:
     x = draw.normal(case.batch, case.heads, case.length, mean=_GATE)
     at_least = torch.promote_types(x.dtype, torch.float32)
 
-    def kept() -> Tensor:
-        return -logsigmoid(x.to(at_least)).cumsum(-1)
+    def term() -> PerKey:
+        return forgetting(logsigmoid(x.to(at_least)))
 
     if case.decodes:  # the running sum is kept beside the cache
-        cached = kept()
-        built.make = lambda: (built.q, built.k, (PerKey(cached),))
+        cached = term()
+        built.make = lambda: (built.q, built.k, (cached,))
     else:
-        built.make = lambda: (built.q, built.k, (PerKey(kept()),))
+        built.make = lambda: (built.q, built.k, (term(),))
     built.learned["gates"] = x
 
 

@@ -1,0 +1,116 @@
+"""Methods that gate scores by content (FoX, Inkling, GRAPE), against their authors' code or their papers' formulas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from common import randomise
+from torch import Tensor
+
+from headway import Attention, Causal, KVCache
+from headway.positions import Fox
+from headway.positions.fox import forgetting
+
+PADDED = torch.tensor([[-1, -1, 0, 1, 2, 3, 40], [0, 1, 2, 3, 4, 5, 6]])
+
+
+def close(got: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+def same_with_gradients(got: Tensor, expected: Tensor, leaves: Sequence[Tensor], tolerance: float = 1e-9) -> None:
+    """Values, and the gradients of one random loss by all leaves, which both were computed from."""
+    close(got, expected, tolerance)
+    weight = torch.randn_like(got)
+    found, wanted = (torch.autograd.grad((out * weight).sum(), leaves, retain_graph=True) for out in (got, expected))
+    for g, e in zip(found, wanted, strict=True):
+        close(g, e, 10 * tolerance)
+        assert e.any()
+
+
+def module(position: Any, heads: int = 3, kv_heads: int | None = None, **given: Any) -> Attention:
+    """Causal attention in float64, all parameters random."""
+    made = Attention(8 * heads, heads, kv_heads=kv_heads, position=position, mask=Causal(), **given).double()
+    randomise(made)
+    return made
+
+
+def projected(ours: Attention, x: Tensor) -> list[Tensor]:
+    """Queries, keys and values of all query heads, (B, H, N, D)."""
+    groups = ours.shape.heads // ours.shape.kv_heads
+    q, *rest = (f(x).unflatten(-1, (-1, ours.shape.head_dim)).transpose(1, 2) for f in (ours.q, ours.k, ours.v))
+    return [q, *(y.repeat_interleave(groups, 1) for y in rest)]
+
+
+def out_of(ours: Attention, scores: Tensor, v: Tensor) -> Tensor:
+    """What attention returns for scores (B, H, N, N), of which a query sees those up to its own."""
+    hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    heads: Tensor = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v
+    return ours.o(heads.transpose(1, 2).flatten(2))
+
+
+# --- FoX --------------------------------------------------------------------------------------------------------------
+
+
+def forgotten(ours: Attention, x: Tensor) -> Tensor:
+    """o_i = Σ_j softmax_j(q_i·k_j/√d + D_ij) v_j, D_ij = Σ_{t=j+1…i} log f_t, term by term as the paper defines it."""
+    q, k, v = projected(ours, x)
+    gate = ours.position.gate
+    f = 1 / (1 + torch.exp(-(x @ gate.weight.T + gate.bias)))  # (B, N, H)
+    tokens = x.shape[1]
+    decay = [
+        torch.stack([f[:, j + 1 : i + 1].log().sum(1) for j in range(tokens)], -1)  # (B, H, N)
+        for i in range(tokens)
+    ]
+    return out_of(ours, q @ k.mT / math.sqrt(8) + torch.stack(decay, -2), v)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (6, 2)])
+def test_fox_as_its_paper_writes_it(heads: int, kv_heads: int) -> None:
+    ours = module("fox", heads, kv_heads)
+    x = torch.randn(2, 40, 8 * heads, dtype=torch.float64, requires_grad=True)
+    same_with_gradients(ours(x), forgotten(ours, x), [x, *ours.parameters()])
+
+
+def test_fox_forgets_nothing_at_padding() -> None:
+    """The authors' kernel, too, sets log f to 0 there; and gates know no positions, so a jump is no forgetting."""
+    ours = module("fox")
+    x = torch.randn(2, 7, 24, dtype=torch.float64, requires_grad=True)
+    got = ours(x, pos=PADDED)
+    same_with_gradients(got[0, 2:], forgotten(ours, x[:1, 2:])[0], [x, *ours.parameters()])
+    close(got[1], forgotten(ours, x[1:])[0])
+    middle = torch.tensor([[0, 1, -1, -1, 2, 3, 4]])
+    kept = middle[0] >= 0
+    close(ours(x[:1], pos=middle)[:, kept], forgotten(ours, x[:1, kept]))
+
+
+def test_constant_gates_are_alibi() -> None:
+    """log f = −m for all tokens gives −m·(i − j); the paper's remark."""
+    ours, slope = module("fox"), torch.tensor([0.5, 0.25, 0.0]).double()
+    with torch.no_grad():
+        ours.position.gate.weight.zero_()
+        ours.position.gate.bias.copy_(-(slope.exp() - 1).log())
+    x, distance = torch.randn(1, 30, 24).double(), torch.arange(30)[:, None] - torch.arange(30)
+    q, k, v = projected(ours, x)
+    close(ours(x), out_of(ours, q @ k.mT / math.sqrt(8) - slope[:, None, None] * distance, v))
+
+
+def test_the_newest_keys_are_exact_in_float32_at_any_length() -> None:
+    """An uncentred float32 sum over 200 000 gates would err by 0.01 for the keys that weigh most."""
+    gates = torch.nn.functional.logsigmoid(torch.randn(1, 1, 200_000))
+    total = gates.double().cumsum(-1)
+    exact = (total[..., -1:] - total)[..., -100:]
+    close(forgetting(gates).bias[..., -100:].double(), exact, 1e-6)
+    assert (gates.cumsum(-1)[..., -1:] - gates.cumsum(-1))[..., -100:].sub(exact).abs().max() > 1e-3
+
+
+def test_fox_decodes_from_cached_gates() -> None:
+    ours = module(Fox())
+    x = torch.randn(2, 12, 24).double()
+    cache = KVCache()
+    close(torch.cat([ours(piece, cache=cache) for piece in x.split([7, 1, 3, 1], 1)], 1), forgotten(ours, x))
+    assert cache.marks.shape == (2, 12, 3)
