@@ -219,7 +219,7 @@ def test_methods_answers_within_three_seconds():
 BAD = {
     "unknown method": (
         "compare --positions rotari",
-        f"expected a position method, got 'rotari': known are {', '.join(methods())}",
+        "expected a position method, got 'rotari': did you mean rotary? `headway methods` lists all",
     ),
     "unknown hyperparameter": (
         "compare --positions rotary(bass=3)",

@@ -186,7 +186,7 @@ def test_results_hold_no_nan(tmp_path):
     ("changes", "message"),
     [
         ({"task": "sing"}, "expected task one of text, recall, copy, got 'sing'"),
-        ({"positions": ("rotari",)}, "expected a position method, got 'rotari': known are none, alibi"),
+        ({"positions": ("rotari",)}, "expected a position method, got 'rotari': did you mean rotary?"),
         ({"positions": ("rotary", "rotary(base=10000)")}, "expected positions that differ"),
         ({"positions": ("t5", "all")}, "expected positions that differ"),
         ({"positions": ()}, "expected at least one position method, got none: 'all' is every method"),

@@ -7,6 +7,7 @@ Rotary(base=500000.0, fraction=1.0, pairing='half')
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import pkgutil
 from dataclasses import fields
@@ -72,10 +73,14 @@ def parse(spec: str) -> Position:
         values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         raise HeadwayError(
-            f"expected a position method such as rotary or rotary(base=500000), got {spec!r}: known are {_known()}"
+            f"expected a position method such as rotary or rotary(base=500000), got {spec!r}: "
+            f"`headway methods` lists all"
         ) from None
     if name not in methods():
-        raise HeadwayError(f"expected a position method, got {name!r}: known are {_known()}")
+        titled = sorted((n for n, m in methods().items() if name.lower() in m.title.lower()), key=len)
+        meant = titled[:3] or difflib.get_close_matches(name.lower(), methods(), n=3, cutoff=0.5)
+        guess = f"did you mean {' or '.join(meant)}? " if meant else ""
+        raise HeadwayError(f"expected a position method, got {name!r}: {guess}`headway methods` lists all")
     method = methods()[name]
     defaults = {f.name: f.default for f in fields(method) if f.init}
     for key, value in values.items():
@@ -94,10 +99,6 @@ def _same_kind(name: str, key: str, value: object, default: object) -> Any:
     if type(value) is not type(default):
         raise HeadwayError(f"expected {name} {key} like {default!r}, got {value!r}")
     return value
-
-
-def _known() -> str:
-    return ", ".join(methods())
 
 
 def __getattr__(name: str) -> type[Position]:
