@@ -77,7 +77,8 @@ def parse(spec: str) -> Position:
             f"`headway methods` lists all"
         ) from None
     if name not in methods():
-        titled = sorted((n for n, m in methods().items() if name.lower() in m.title.lower()), key=len)
+        titles = {n: m.title.lower() for n, m in methods().items() if name.lower() in m.title.lower()}
+        titled = sorted(titles, key=lambda n: (f"({name.lower()})" not in titles[n], len(titles[n])))
         meant = titled[:3] or difflib.get_close_matches(name.lower(), methods(), n=3, cutoff=0.5)
         guess = f"did you mean {' or '.join(meant)}? " if meant else ""
         raise HeadwayError(f"expected a position method, got {name!r}: {guess}`headway methods` lists all")
