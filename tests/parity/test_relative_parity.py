@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,11 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetRelativeAttention
 
 from headway import Attention, Causal, HeadShape
-from headway.positions import Alibi, Deberta, Kerple, Look, Music, Sandwich, TransformerXL
+from headway.positions import Alibi, Deberta, DynamicBias, Kerple, Look, Music, Sandwich, TransformerXL
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # its own torch.jit.script
+    from x_transformers.x_transformers import DynamicPositionBias
 
 PADDED = torch.tensor([[-1, -1, 0, 1, 2, 3, 40], [0, 1, 2, 3, 4, 5, 6]])
 
@@ -81,6 +86,20 @@ def as_written(position: Any, score: Callable[..., Tensor], causal: bool, kv_hea
     x_zeroed = x.masked_fill((PADDED < 0)[..., None], 0.0)
     expected = by_pairs(ours, x_zeroed, PADDED, causal, lambda *pair: score(ours.position, *pair))
     same_with_gradients(ours(x, pos=PADDED), expected, [x, *ours.parameters()])
+
+
+class Bias(nn.Module):
+    """What a method of no query adds to the scores, as a module: of positions, (B, H, Q, K)."""
+
+    def __init__(self, position: Any) -> None:
+        super().__init__()
+        self.position = position
+
+    def forward(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        shape = self.position.shape
+        q, k = (torch.zeros(1, shape.heads, x.shape[1], shape.head_dim).double() for x in (q_pos, k_pos))
+        (term,) = self.position.terms(Look(q, k, q_pos, k_pos, 1.0))
+        return term.tile(q_pos, k_pos)
 
 
 # --- Transformer-XL -----------------------------------------------------------------------------------------------
@@ -297,11 +316,10 @@ def test_kerple_begins_uniform_and_takes_rates(kind: str) -> None:
 
 
 def test_power_kernel_of_exponent_1_is_alibi() -> None:
-    position, alibi = (each.attach(HeadShape.of(24, 6)) for each in (Kerple(kind="power"), Alibi()))
-    position.assign(alibi.slope.float(), torch.ones(6))
-    pos, q = torch.arange(300)[None], torch.zeros(1, 6, 300, 4)
-    ours, theirs = (each.terms(Look(q, q, pos, pos, 1.0))[0].tile(pos, pos) for each in (position, alibi))
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    position, alibi = (each.attach(HeadShape.of(24, 6)).double() for each in (Kerple(kind="power"), Alibi()))
+    position.assign(alibi.slope, torch.ones(6))
+    pos = torch.arange(300)[None]
+    close(Bias(position)(pos, pos), Bias(alibi)(pos, pos))
 
 
 # --- Sandwich -----------------------------------------------------------------------------------------------------
@@ -320,8 +338,38 @@ def test_sandwich_as_its_paper_lists_it(width: int, clip: int, causal: bool) -> 
 
 def test_sandwich_of_many_tokens() -> None:
     """Positions' vectors multiplied as a matrix, up to 3000 tokens apart."""
-    position, pos, q = Sandwich().attach(HeadShape.of(24, 6)), torch.arange(0, 3001, 50)[None], torch.zeros(1, 6, 61, 4)
+    pos = torch.arange(0, 3001, 50)[None]
     vectors = torch.stack([sinusoid(int(p), 128) for p in pos[0]])
     ratio = torch.arange(1, 7).double()[:, None, None] * 8 / 6
-    (term,) = position.terms(Look(q.double(), q.double(), pos, pos, 1.0))
-    close(term.tile(pos, pos)[0], vectors @ vectors.T / ratio)
+    close(Bias(Sandwich().attach(HeadShape.of(24, 6)))(pos, pos)[0], vectors @ vectors.T / ratio)
+
+
+# --- dynamic position bias ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("log", [True, False])
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_dynamicbias_is_that_of_x_transformers(log: bool, norm: bool, depth: int) -> None:
+    """It makes distances, and their logarithms, in float32; its first LayerNorm, unlike the others, has no bias."""
+    theirs = DynamicPositionBias(9, heads=3, depth=depth, log_distance=log, norm=norm)
+    if norm:
+        theirs.mlp[0][1] = nn.LayerNorm(9)
+    theirs.double()
+    theirs.mlp[0].register_forward_pre_hook(lambda _, given: (given[0].double(),))
+    randomise(theirs)
+    ours = Bias(DynamicBias(width=9, depth=depth, log=log, norm=norm).attach(HeadShape.of(24, 3)).double())
+    weights = dict(zip((name for name, _ in ours.named_parameters()), theirs.parameters(), strict=True))
+    pos = torch.arange(200)[None]
+    same_with_gradients(
+        functional_call(ours, weights, (pos[:, 80:], pos))[0], theirs(120, 200), list(theirs.parameters()), 1e-6
+    )
+
+
+def test_dynamicbias_counts_far_distances_as_its_clip() -> None:
+    ours = Bias(DynamicBias(clip=30).attach(HeadShape.of(24, 3)).double())
+    pos = torch.arange(100)[None]
+    bias = ours(pos, pos)[0]
+    for i, j in ((99, 0), (99, 69), (50, 3)):
+        close(bias[:, i, j], ours.position.bias(torch.tensor([30]))[:, 0])
+        close(bias[:, j, i], ours.position.bias(torch.tensor([-30]))[:, 0])
