@@ -79,23 +79,29 @@ def test_as_exact_as_plain_pytorch(spec: str, case: Case) -> None:
     k_pos = torch.arange(case.start, case.start + keys)[None]
     q_pos = k_pos[:, -case.tokens :]
     shapes = ((case.heads, case.tokens), (case.kv_heads, keys), (case.kv_heads, keys))
-    # of a handful of numbers either side may err by next to nothing, by chance: the worst of several draws counts; a
-    # network's gradients are the same few sums over all pairs
-    network = any(isinstance(part, torch.nn.Linear) for part in position.modules())
-    draws = 8 if case.tokens <= 2 else 4 if network else 1
-    inputs = [[torch.randn(2, *shape, case.head_dim).to(case.dtype) for shape in shapes] for _ in range(draws)]
-    weight = torch.randn(2, case.heads, case.tokens, case.head_dim).to(case.dtype)
     position = position.to(case.dtype)
     given = {"mask": case.mask, "q_pos": q_pos, "k_pos": k_pos}
     exact = copy.deepcopy(position).double()
-    wide = [[x.double() for x in draw] for draw in inputs]
-    truth = [values_and_gradients(exact, draw, weight.double(), naive, **given) for draw in wide]
-    plain = [values_and_gradients(position, draw, weight, naive, **given) for draw in inputs]
-    for backend in BACKENDS:
-        if refusing(backend, position, inputs[0], **given):
-            continue
-        got = [values_and_gradients(position, draw, weight, attend, backend=backend, **given) for draw in inputs]
-        assert_as_exact(got, plain, truth, ATOM.get(backend, 0.0), max(1, case.start))
+    jump = 1e-3 if "kinks" in position.exempt else 0.0
+
+    def judge(draws: int) -> None:
+        inputs = [[torch.randn(2, *shape, case.head_dim).to(case.dtype) for shape in shapes] for _ in range(draws)]
+        weight = torch.randn(2, case.heads, case.tokens, case.head_dim).to(case.dtype)
+        wide = [[x.double() for x in draw] for draw in inputs]
+        truth = [values_and_gradients(exact, draw, weight.double(), naive, **given) for draw in wide]
+        plain = [values_and_gradients(position, draw, weight, naive, **given) for draw in inputs]
+        for backend in BACKENDS:
+            if refusing(backend, position, inputs[0], **given):
+                continue
+            got = [values_and_gradients(position, draw, weight, attend, backend=backend, **given) for draw in inputs]
+            assert_as_exact(got, plain, truth, ATOM.get(backend, 0.0), max(1, case.start), jump)
+
+    try:
+        judge(1)
+    except (
+        AssertionError
+    ):  # by chance plain PyTorch errs by next to nothing, or a kink lies on the way: many draws tell
+        judge(9)
 
 
 @every_method("backends")

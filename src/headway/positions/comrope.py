@@ -1,0 +1,136 @@
+"""Rotary with learned rotations that commute (ComRoPE). Yu et al. 2025, "ComRoPE: Scalable and Robust Rotary Position
+Embedding Parameterized by Trainable Commuting Angle Matrices", arXiv:2506.03737.
+
+    q ← R(x) q,  k ← R(x) k         R(x) = exp(Σ_a x_a A_a)         x_a  the token's coordinate on axis a
+    A_a = diag(B_a1, …, B_am)       blocks of b × b, skew-symmetric; those of one place j commute:
+    linearly dependent (LD):        B_aj = θ_aj (P_j − P_jᵀ)
+    axial partition (AP):           B_aj = P_j − P_jᵀ if j ≡ a modulo the number of axes, else 0
+
+P and θ are learned. That they commute is what makes R(x)ᵀR(y) = R(y − x), so that q·k sees differences only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.positions.base import Position, angle_dtype
+from headway.positions.rotary import waves
+from headway.shapes import HeadShape, HeadwayError
+
+KINDS = ("ld", "ap")
+
+
+@dataclass(eq=False)
+class ComRope(Position):
+    """Learned rotations of whole blocks of a head, that commute (ComRoPE, arXiv:2506.03737).
+
+    Formula: q and k are multiplied with exp(Σ_a x_a A_a), A_a block diagonal and skew-symmetric. Shapes: q (B, H, Q,
+    d_k), k (B, H_kv, K, d_k) unchanged. Learned, in each layer: P (H_kv, d_k/b, b, b), initialised N(0, std²), shared
+    by the query heads of a group, and for "ld" θ (axes, d_k/b), initialised N(0, 1).
+
+    Coordinates come from ``coordinates=`` of Attention and Transformer; without them a token lies at its position on
+    every axis. P − Pᵀ = V diag(iλ) Vᴴ is taken apart once, not per token: exp(s(P − Pᵀ)) x = V (e^{iλs} ∘ Vᴴx), exact
+    at any position.
+
+    Pitfalls: the paper scales images to [0, 1] and draws P with deviation 1; counted in tokens or patches that is one
+    over the extent. Where two λ of a block are equal, as for P = 0, the gradient of P is not finite.
+
+    Args:
+        dims: how many axes, 1 in text.
+        block: b; 2 makes ordinary pairs with learned frequencies.
+        kind: "ld" or "ap".
+        std: of the initial P.
+
+    >>> position = ComRope(block=4).attach(HeadShape.of(64, heads=4))
+    >>> [tuple(p.shape) for p in position.parameters()]
+    [(4, 4, 4, 4), (1, 4)]
+    """
+
+    title: ClassVar[str] = "ComRoPE"
+    paper: ClassVar[str] = "arXiv:2506.03737"
+    summary: ClassVar[str] = "Blocks of queries and keys are turned by learned rotations that commute."
+    summary_zh: ClassVar[str] = "查询和键的各个分块由可学习且两两可交换的旋转来转动。"
+    per_layer: ClassVar[bool] = True
+    variants: ClassVar[tuple[str, ...]] = ("comrope(dims=2, block=2, kind='ap')",)
+
+    dims: int = 1
+    block: int = 8
+    kind: str = "ld"
+    std: float = 0.0625
+
+    def __post_init__(self) -> None:
+        if self.dims < 1:
+            raise HeadwayError(f"expected comrope dims of at least 1, got {self.dims}")
+        if self.block < 2:
+            raise HeadwayError(f"expected a comrope block of at least 2, got {self.block}")
+        if self.kind not in KINDS:
+            raise HeadwayError(f"expected comrope kind {' or '.join(KINDS)}, got {self.kind!r}")
+        if not self.std > 0:
+            raise HeadwayError(f"expected comrope std above 0, got {self.std}")
+
+    @property
+    def axes(self) -> int:
+        """How many coordinates a token has."""
+        return self.dims
+
+    def build(self, shape: HeadShape) -> None:
+        """Make P and θ."""
+        blocks, rest = divmod(shape.head_dim, self.block)
+        if rest:
+            raise HeadwayError(
+                f"expected comrope block to divide the head width, got block={self.block} and {shape.head_dim}"
+            )
+        if self.kind == "ap" and blocks < self.dims:
+            raise HeadwayError(
+                f"expected a comrope block for each of {self.dims} axes, got {blocks} in a head: give a smaller block"
+            )
+        self.matrix = nn.Parameter(torch.empty(shape.kv_heads, blocks, self.block, self.block))
+        if self.kind == "ld":
+            self.angle = nn.Parameter(torch.empty(self.dims, blocks))
+
+    def reset_parameters(self) -> None:
+        """P ~ N(0, std²), θ ~ N(0, 1)."""
+        nn.init.normal_(self.matrix, std=self.std)
+        if self.kind == "ld":
+            nn.init.normal_(self.angle)
+
+    def rotate(
+        self,
+        q: Float[Tensor, "batch heads queries dim"],
+        k: Float[Tensor, "batch kv_heads keys dim"],
+        q_pos: Int[Tensor, "#batch queries *axes"],
+        k_pos: Int[Tensor, "#batch keys *axes"],
+    ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
+        """Turn each block of q and k."""
+        matrix = self.matrix.to(angle_dtype(q.device))
+        rates, basis = torch.linalg.eigh(-1j * (matrix - matrix.mT))  # (H_kv, blocks, b), (H_kv, blocks, b, b)
+        q_waves = self._waves(q_pos, rates, q)
+        k_waves = q_waves if k_pos is q_pos else self._waves(k_pos, rates, k)
+        return self._turned(q, basis, q_waves), self._turned(k, basis, k_waves)
+
+    def along(self, pos: Int[Tensor, "batch tokens *axes"]) -> Float[Tensor, "batch tokens blocks"]:
+        """How far each token turns each block, in multiples s of P − Pᵀ, float64."""
+        where = pos if pos.ndim == 3 else pos[..., None].expand(-1, -1, self.dims)
+        if self.kind == "ld":
+            share = self.angle.to(angle_dtype(pos.device))
+        else:
+            block, axis = (torch.arange(n, device=pos.device) for n in (self.matrix.shape[1], self.dims))
+            share = (block % self.dims == axis[:, None]).to(angle_dtype(pos.device))
+        return (where[..., None] * share).sum(-2)
+
+    def _waves(self, pos: Tensor, rates: Tensor, like: Tensor) -> Tensor:
+        angles = self.along(pos)[:, None, :, :, None] * rates[:, None]  # (B, H_kv, N, blocks, b)
+        return torch.complex(*waves(angles, like))[:, :, None]
+
+    def _turned(self, x: Tensor, basis: Tensor, wave: Tensor) -> Tensor:
+        heads, blocks, size, _ = basis.shape
+        parts = x.unflatten(1, (heads, -1)).unflatten(-1, (blocks, size)).to(wave.dtype)
+        basis = basis.to(wave.dtype)
+        spectrum = torch.einsum("hjcs,bhgnjc->bhgnjs", basis.conj(), parts) * wave
+        turned = torch.einsum("hjcs,bhgnjs->bhgnjc", basis, spectrum).real
+        return turned.flatten(-2).flatten(1, 2).to(x.dtype)

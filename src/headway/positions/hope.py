@@ -1,0 +1,169 @@
+"""Two methods named HoPE.
+
+High-frequency rotary position encoding, Chen et al. 2024, "HoPE: A Novel Positional Encoding Without Long-Term Decay
+for Enhanced Context Awareness and Extrapolation", arXiv:2410.21216: rotary whose slow pairs do not turn,
+
+    ω_i = base^(−2i/r)  where that is at least 2π/L, else 0        L  the training length
+
+Hyperbolic rotary positional encoding, Dai et al. 2025, "HoPE: Hyperbolic Rotary Positional Encoding for Stable
+Long-Range Dependency Modeling in Large Language Models", arXiv:2509.05218: pairs are boosted instead of turned,
+
+    score(i, j) = Σ_p e^{−nθ'} q_pᵀ [cosh nω_p, sinh nω_p; sinh nω_p, cosh nω_p] k_p        n = pos_i − pos_j, θ' > ω_p
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from headway.masks import ALL, Positions, distance
+from headway.positions.base import Look, Position, frequencies
+from headway.positions.rotary import Rotary
+from headway.shapes import HeadShape, HeadwayError
+from headway.terms import AnyTerm, RowTerm, Tile
+
+
+@dataclass(eq=False)
+class Hope(Rotary):
+    """Rotary whose slow pairs do not turn (high-frequency HoPE, arXiv:2410.21216).
+
+    Formula: pair i turns by pos·base^(−2i/r) if that frequency makes a full turn within the training length,
+    base^(−2i/r) ≥ 2π/original; the others keep what the token says, wherever it is. Nothing learned. Shapes: q
+    (B, H, Q, d_k), k (B, H_kv, K, d_k) unchanged.
+
+    Pitfalls: what turns depends on ``original``, which is part of the model and must not be changed after training.
+    Not to be confused with :class:`HopeLorentz`.
+
+    Args:
+        base: see :class:`Rotary`.
+        fraction: see :class:`Rotary`.
+        pairing: see :class:`Rotary`.
+        original: the training length, L; at least 7, so that one pair turns.
+
+    >>> Hope(original=64).rates(8, torch.device("cpu")).tolist()
+    [1.0, 0.1, 0.0, 0.0]
+    """
+
+    title: ClassVar[str] = "HoPE (high-frequency)"
+    paper: ClassVar[str] = "arXiv:2410.21216"
+    summary: ClassVar[str] = "Rotary without its slow pairs: what makes no full turn in training does not turn at all."
+    summary_zh: ClassVar[str] = "去掉慢频率的旋转编码：训练长度内转不满一圈的维度不再转动。"
+    variants: ClassVar[tuple[str, ...]] = ("hope(pairing='interleaved', original=20)",)
+
+    original: int = 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.original < 7:
+            raise HeadwayError(f"expected hope original, the training length, of at least 7, got {self.original}")
+
+    def rates(self, width: int, device: torch.device) -> Float[Tensor, " pairs"]:
+        """Radians per token of each pair; 0 where rotary makes no full turn within the training length."""
+        rates = super().rates(width, device)
+        return rates * (rates * self.original >= 2 * math.pi)
+
+
+@dataclass(frozen=True, eq=False)
+class Boost(RowTerm):
+    """Adds scale · Σ_c q_c k_c (e^{−r_c |pos_i − pos_j|} − 1): product c of q·k decays with distance at its own rate.
+
+    A row term, because it reads queries and keys again, as only backends that hold a block of scores let it.
+
+    Args:
+        q: queries, (B, H, Q, D).
+        k: keys, (B, H, K, D).
+        rates: r, (D,).
+        scale: what q·k is multiplied with.
+    """
+
+    q: Float[Tensor, "batch heads queries dim"]
+    k: Float[Tensor, "batch heads keys dim"]
+    rates: Float[Tensor, " dim"]
+    scale: float
+
+    def rows(
+        self,
+        content: Float[Tensor, "batch heads queries keys"],
+        seen: Bool[Tensor, "#batch #heads queries keys"] | None,
+        q_pos: Positions,
+        k_pos: Positions,
+        rows: slice = ALL,
+        cols: slice = ALL,
+    ) -> Tile:
+        """See :meth:`RowTerm.rows`."""
+        away = distance(q_pos, k_pos, rows, cols).abs()[:, None].to(self.rates.dtype)
+        q, k = self.q[:, :, rows], self.k[:, :, cols]
+        # one number of the head at a time: all at once would hold queries · keys · head width numbers
+        total = torch.zeros_like(content, dtype=away.dtype)
+        for a, b, rate in zip(q.unbind(-1), k.unbind(-1), self.rates, strict=True):
+            total = total + a[..., None] * b[..., None, :] * torch.expm1(-rate * away)
+        return self.scale * total
+
+
+@dataclass(eq=False)
+class HopeLorentz(Position):
+    """Pairs of queries and keys are boosted, not turned: scores decay (hyperbolic HoPE, arXiv:2509.05218).
+
+    Formula: the query at m is multiplied with e^{−mθ'}·B(mω) and the key at n with e^{nθ'}·B(−nω), where
+    B(φ) = [cosh φ, sinh φ; sinh φ, cosh φ]; their product is e^{−(m−n)θ'}·qᵀB((m−n)ω)k. Nothing learned. In the
+    coordinates u = (a + b)/√2 and w = (a − b)/√2 of a pair a boost is diagonal, so that the score is
+
+        Σ_p u_q u_k e^{−(θ' − ω_p)|m−n|} + w_q w_k e^{−(θ' + ω_p)|m−n|}
+
+    which is how it is computed: the factors by themselves leave every float's range within a few hundred tokens. Keys
+    of the future, of which the paper has none, decay like those of the past.
+
+    Pitfalls: the score of far tokens goes to 0, not to −∞: they keep a share of the attention each. Nothing here is a
+    plain product of a query and a key, so that only backends that hold a block of scores run it, at O(queries · keys ·
+    d_k) exponentials.
+
+    Args:
+        base: of ω_p = base^(−2p/d_k).
+        damping: θ', above the largest ω, which is 1; the nearer to it, the farther the first pair looks.
+        pairing: which numbers are pairs, see :class:`Rotary`.
+
+    >>> HopeLorentz(base=100.0, damping=1.5).rates(4, torch.device("cpu")).tolist()
+    [0.5, 1.4, 2.5, 1.6]
+    """
+
+    title: ClassVar[str] = "HoPE (hyperbolic)"
+    paper: ClassVar[str] = "arXiv:2509.05218"
+    summary: ClassVar[str] = "Pairs of queries and keys are boosted as in special relativity: scores decay steadily."
+    summary_zh: ClassVar[str] = "用双曲（洛伦兹）变换代替旋转，分数随距离单调衰减。"
+    variants: ClassVar[tuple[str, ...]] = ("hopelorentz(damping=1.5, pairing='interleaved')",)
+
+    base: float = 10000.0
+    damping: float = 1.01
+    pairing: str = "half"
+
+    def __post_init__(self) -> None:
+        Rotary(base=self.base, pairing=self.pairing)  # checks them
+        if not self.base >= 1:
+            raise HeadwayError(f"expected a hopelorentz base of at least 1, got {self.base}")
+        if not 1 < self.damping < math.inf:
+            raise HeadwayError(f"expected hopelorentz damping above 1, the largest frequency, got {self.damping}")
+
+    def build(self, shape: HeadShape) -> None:
+        """Check that the head divides into pairs."""
+        Rotary().width(shape.head_dim)
+
+    def rates(self, width: int, device: torch.device) -> Float[Tensor, " {width}"]:
+        """How fast each u, then each w decays, per token, float64."""
+        speed = frequencies(width, self.base, device)
+        return torch.cat((self.damping - speed, self.damping + speed))
+
+    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+        """What the boosted product differs by from q·k."""
+        precise = torch.promote_types(look.q.dtype, torch.float32)
+        rates = self.rates(look.q.shape[-1], look.q.device).to(precise)
+        k = look.k.repeat_interleave(look.q.shape[1] // look.k.shape[1], 1)
+        return (Boost(self._diagonal(look.q.to(precise)), self._diagonal(k.to(precise)), rates, look.scale),)
+
+    def _diagonal(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1) if self.pairing == "half" else (x[..., 0::2], x[..., 1::2])
+        return torch.cat(((a + b) / 2**0.5, (a - b) / 2**0.5), -1)

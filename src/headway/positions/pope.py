@@ -1,0 +1,91 @@
+"""Polar coordinate position embedding (PoPE). Gopalakrishnan et al. 2025, "Decoupling the 'What' and 'Where' With Polar
+Coordinate Positional Embeddings", arXiv:2509.10534.
+
+    score(i, j) = Σ_c μ(q_i,c) μ(k_j,c) cos((pos_j − pos_i) ω_c + δ_c)
+    μ = softplus,  ω_c = base^(−c/d), c = 0 … d−1,  δ_c ∈ [−2π, 0] learned
+
+Content sets magnitudes only and position sets angles only; in rotary a pair of numbers has an angle of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.positions.base import Position, frequencies
+from headway.positions.rotary import waves
+from headway.shapes import HeadShape, HeadwayError
+
+STARTS = ("zero", "uniform")
+
+
+@dataclass(eq=False)
+class Pope(Position):
+    """Content as magnitudes, position as angles (PoPE, arXiv:2509.10534).
+
+    Formula: number c of a query becomes softplus(q_c)·e^{i·pos·ω_c}, of a key softplus(k_c)·e^{i(pos·ω_c + δ_c)}, and
+    the score is the real part of the product of one's conjugate and the other. Shapes: q (B, H, Q, d_k) → (B, H, Q,
+    2·d_k), all cosines, then all sines; k likewise; values keep d_k. Learned, in each layer: δ (H_kv, d_k), kept in
+    [−2π, 0] by clamping.
+
+    Pitfalls: a cached key takes twice the memory; scores are scaled by 1/√d_k of the width before. There is a frequency
+    per number, twice as many as in rotary, and no pairs, so that any head width will do.
+
+    Args:
+        base: ratio of the slowest frequency to the fastest, nearly.
+        start: "zero" or "uniform" in [−2π, 0]: where δ begins.
+
+    >>> q, pos = torch.zeros(1, 1, 1, 3), torch.tensor([[0]])
+    >>> q_polar, k_polar = Pope().attach(HeadShape.of(3)).rotate(q, q, pos, pos)
+    >>> q_polar.shape, bool((q_polar * k_polar).sum() - 3 * math.log(2) ** 2 < 1e-6)
+    (torch.Size([1, 1, 1, 6]), True)
+    """
+
+    title: ClassVar[str] = "PoPE"
+    paper: ClassVar[str] = "arXiv:2509.10534"
+    summary: ClassVar[str] = "Content gives magnitudes, position gives angles: queries and keys in polar coordinates."
+    summary_zh: ClassVar[str] = "查询和键采用极坐标：内容决定模长，位置决定相角。"
+    per_layer: ClassVar[bool] = True
+    variants: ClassVar[tuple[str, ...]] = ("pope(start='uniform')",)
+
+    base: float = 10000.0
+    start: str = "zero"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.base < math.inf:
+            raise HeadwayError(f"expected a finite pope base above 0, got {self.base}")
+        if self.start not in STARTS:
+            raise HeadwayError(f"expected pope start {' or '.join(STARTS)}, got {self.start!r}")
+
+    def build(self, shape: HeadShape) -> None:
+        """Make δ."""
+        self.phase = nn.Parameter(torch.empty(shape.kv_heads, shape.head_dim))
+
+    def reset_parameters(self) -> None:
+        """Zeros, or uniform in [−2π, 0]."""
+        nn.init.uniform_(self.phase, -2 * math.pi if self.start == "uniform" else 0.0, 0.0)
+
+    def rotate(
+        self,
+        q: Float[Tensor, "batch heads queries dim"],
+        k: Float[Tensor, "batch kv_heads keys dim_k"],
+        q_pos: Int[Tensor, "#batch queries"],
+        k_pos: Int[Tensor, "#batch keys"],
+    ) -> tuple[Float[Tensor, "batch heads queries dim_r"], Float[Tensor, "batch kv_heads keys dim_r"]]:
+        """q and k as complex numbers, real parts first."""
+        k = k[..., : q.shape[-1]]  # no keys at all, beside cached ones of a context, come in the width of those
+        rates = frequencies(2 * q.shape[-1], self.base, q.device)
+        phase = self.phase.clamp(-2 * math.pi, 0.0)[:, None]
+        q_polar = self._polar(q, q_pos[:, None, :, None] * rates)
+        return q_polar, self._polar(k, k_pos[:, None, :, None] * rates + phase)
+
+    def _polar(self, x: Tensor, angles: Tensor) -> Tensor:
+        cos, sin = waves(angles, x)
+        # softplus by another name: the backward pass of torch's own fails under torch.compile on transposed queries
+        size = torch.logaddexp(x.to(cos.dtype), cos.new_zeros(()))
+        return torch.cat((size * cos, size * sin), -1).to(x.dtype)
