@@ -174,9 +174,9 @@ def assert_as_exact(
     got: list[dict], plain: list[dict], truth: list[dict], atom: float = 0.0, reach: float = 1.0, jump: float = 0.0
 ) -> None:
     """The largest error, of some draws the median, is at most twice that of plain PyTorch, plus one rounding atom (that
-    of the dtype, or a coarser). The gradient by a learned frequency is a sum of positions times roundings that cancel but for these:
-    a parameter's atom is ``reach``, the largest position, times as large. Where a rounding may put a number on the other
-    side of a kink, gradients jump: they may err by ``jump`` of the largest besides.
+    of the dtype, or a coarser). The gradient by a learned frequency sums up positions times numbers that cancel but for
+    their roundings: a parameter's atom is ``reach``, the largest position, times as large. Where a rounding may put a
+    number on the other side of a kink, gradients jump: they may err by ``jump`` of the largest besides.
     """
     for name in truth[0]:
         assert {draw[name].dtype for draw in got} == {draw[name].dtype for draw in plain}
