@@ -10,9 +10,12 @@ import pytest
 import torch
 from common import randomise
 from torch import Tensor
+from transformers.models.inkling.configuration_inkling import InklingTextConfig
+from transformers.models.inkling.modeling_inkling import InklingAttention, InklingRelativeLogits
+from transformers.models.inkling2.modeling_inkling2 import Inkling2ScaledL2Clip
 
-from headway import Attention, Causal, KVCache
-from headway.positions import Fox
+from headway import Attention, Causal, HeadShape, KVCache, Window
+from headway.positions import Fox, Inkling, Look
 from headway.positions.fox import forgetting
 
 PADDED = torch.tensor([[-1, -1, 0, 1, 2, 3, 40], [0, 1, 2, 3, 4, 5, 6]])
@@ -114,3 +117,87 @@ def test_fox_decodes_from_cached_gates() -> None:
     cache = KVCache()
     close(torch.cat([ours(piece, cache=cache) for piece in x.split([7, 1, 3, 1], 1)], 1), forgotten(ours, x))
     assert cache.marks.shape == (2, 12, 3)
+
+
+# --- Inkling ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("tokens", "extent"), [(30, 7), (30, 30), (9, 40)])
+def test_inkling_bias(tokens: int, extent: int) -> None:
+    """transformers' bias of a token's r, at all distances, future ones and those beyond too."""
+    ours = Inkling(rank=5, extent=extent).attach(HeadShape.of(24, 3)).double()
+    randomise(ours)
+    theirs = InklingRelativeLogits(5, extent).double()
+    theirs.proj = torch.nn.Parameter(ours.bank.detach().T.clone())
+    q_pos, k_pos = torch.arange(tokens)[None, tokens // 2 :], torch.arange(tokens)[None]
+    x = torch.randn(2, tokens, 24, dtype=torch.float64, requires_grad=True)
+    q = torch.zeros(2, 3, q_pos.shape[1], 8).double()
+    (term,) = ours.terms(Look(q, torch.zeros(2, 3, tokens, 8).double(), q_pos, k_pos, 1.0, ours.mark(x)))
+    r = (x @ ours.weight.T).view(2, tokens, 3, 5)[:, tokens // 2 :]
+    got, expected = term.tile(q_pos, k_pos), theirs(r, q_pos[0], k_pos[0])
+    same_with_gradients(got, expected, [x, ours.weight])
+    weight = torch.randn_like(got)
+    (bank,) = torch.autograd.grad((got * weight).sum(), [ours.bank])
+    close(bank, torch.autograd.grad((expected * weight).sum(), [theirs.proj])[0].T)
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "hybrid_sliding"])
+def test_inkling_attention(kind: str) -> None:
+    """All of it but the short convolutions of keys and values; transformers normalises and takes softmax in float32."""
+    sizes = {"head_dim": 8, "num_attention_heads": 6, "num_key_value_heads": 2}
+    config = InklingTextConfig(
+        hidden_size=20,
+        d_rel=5,
+        rel_extent=11,
+        sliding_window_size=9,
+        log_scaling_n_floor=13,
+        layer_types=[kind],
+        num_hidden_layers=1,
+        attn_implementation="eager",
+        **sizes,
+        **{f"swa_{name}": value for name, value in sizes.items()},
+    )
+    theirs = InklingAttention(config, 0).double()
+    randomise(theirs)
+    theirs.k_sconv = theirs.v_sconv = Identity()
+    near = kind == "hybrid_sliding"
+    position = Inkling(rank=5, extent=9 if near else 11, floor=0 if near else 13)
+    given = {"kv_heads": 2, "head_dim": 8, "scale": 1 / 8, "qk_norm": True}
+    ours = Attention(20, 6, position=position, mask=Window(8) if near else Causal(), **given).double()
+    pairs = {getattr(ours, name).weight: getattr(theirs, f"{name}_proj").weight for name in "qkvo"}
+    pairs |= {ours.q_norm.weight: theirs.q_norm.weight, ours.k_norm.weight: theirs.k_norm.weight}
+    pairs |= {ours.position.weight: theirs.r_proj.weight, ours.position.bank: theirs.rel_logits_proj.proj}
+    with torch.no_grad():
+        for mine, other in pairs.items():
+            mine.copy_(other if mine is not ours.position.bank else other.T)
+    x = torch.randn(2, 40, 20, dtype=torch.float64)
+    distance = torch.arange(40)[:, None] - torch.arange(40)
+    hidden = torch.where((distance < 0) | (distance > (8 if near else 40)), -torch.inf, 0.0).double()
+    expected, got = theirs(x, hidden[None, None])[0], ours(x)
+    close(got, expected, 1e-5)
+    weight = torch.randn_like(got)
+    found = torch.autograd.grad((got * weight).sum(), list(pairs))
+    for g, e in zip(found, torch.autograd.grad((expected * weight).sum(), list(pairs.values())), strict=True):
+        close(g, e if g.shape == e.shape else e.T, 1e-4)
+
+
+class Identity(torch.nn.Module):
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
+        return x
+
+
+def test_inkling_2_clips_the_length_of_r() -> None:
+    """transformers computes it in float32."""
+    ours = Inkling(rank=5, clip=1.5).attach(HeadShape.of(24, 3)).double()
+    randomise(ours)
+    theirs = Inkling2ScaledL2Clip(3, 5, 1.5)
+    theirs.scale = torch.nn.Parameter(ours.gain.detach().clone())
+    x = torch.randn(2, 30, 24, dtype=torch.float64)
+    x[:, :10] /= 20  # some are shorter
+    r = (x @ ours.weight.T).view(2, 30, 3, 5)
+    got, expected = ours.mark(x), theirs(r)
+    assert 0 < (got.norm(dim=-1) > 1.4999).sum() < 180
+    close(got, expected, 1e-5)
+    weight = torch.randn_like(got)
+    (gain,) = torch.autograd.grad((got * weight).sum(), [ours.gain])
+    close(gain, torch.autograd.grad((expected * weight).sum(), [theirs.scale])[0], 1e-4)

@@ -51,6 +51,20 @@ class Look:
         """The rows of a per-head parameter for the heads at hand."""
         return parameter if self.heads is None else parameter[self.heads]
 
+    def own_marks(self) -> Float[Tensor, "batch queries *rest"]:
+        """What ``mark`` computed for the queries: in self attention they are the newest of the keys.
+
+        Raises:
+            HeadwayError: when there are more of them than keys.
+        """
+        queries, keys = self.q.shape[2], self.k.shape[2]
+        if self.marks is None or queries > keys:
+            raise HeadwayError(
+                f"expected tokens that attend to themselves and those before, got {queries} queries and {keys} keys: "
+                f"use another position method in cross attention"
+            )
+        return self.marks[:, keys - queries :]
+
     def offsets(self, past: int, future: int) -> tuple[Int[Tensor, " width"], int]:
         """The distances, key minus query, that a table must hold for the tokens at hand, and the entry of distance 0.
 
@@ -67,7 +81,9 @@ class Look:
         (tensor([-1,  0]), 1)
         """
         q_pos, k_pos = self.q_pos, self.k_pos
-        if q_pos.numel() and k_pos.numel() and not q_pos.is_meta and not torch.compiler.is_compiling():
+        if 0 in (*q_pos.shape, *k_pos.shape):
+            past, future = 0, 0
+        elif not q_pos.is_meta and not torch.compiler.is_compiling():
             never = torch.iinfo(k_pos.dtype).max // 2  # where padding stands, no token is near
             first_q, first_k = (x.masked_fill(x < 0, never).amin(1) for x in (q_pos, k_pos))
             ends = torch.stack([(q_pos.amax(1) - first_k).amax(), (k_pos.amax(1) - first_q).amax()])

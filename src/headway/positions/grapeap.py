@@ -83,16 +83,11 @@ class GrapeAP(Position):
     def terms(self, look: Look) -> tuple[AnyTerm, ...]:
         """The sum of the prices of the tokens between."""
         assert look.marks is not None
-        queries, keys = look.q.shape[2], look.k.shape[2]
-        if queries > keys:
-            raise HeadwayError(
-                f"expected grapeap to attend from tokens to themselves and those before, got {queries} queries and "
-                f"{keys} keys: use another method in cross attention"
-            )
-        p = look.marks.transpose(1, 2)  # (B, H, K, r)
-        p = p if look.heads is None else p[:, look.heads]
+        own, p = (
+            look.of_heads(x.movedim(2, 0)).transpose(0, 1) for x in (look.own_marks(), look.marks)
+        )  # (B, H, …, r)
         angle = look.k_pos[:, None, :, None].to(angle_dtype(p.device)).expand(-1, -1, -1, self.width // 2)
         cos, sin = waves(angle, p)
         turned = turn(p.to(cos.dtype), cos, sin, "interleaved")
         slope = look.of_heads(slopes(self.heads, p.device))
-        return (Scan(inclusive=False, left=p[:, :, keys - queries :], right=turned / self.width, slope=slope),)
+        return (Scan(inclusive=False, left=own, right=turned / self.width, slope=slope),)
