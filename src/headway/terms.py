@@ -253,8 +253,7 @@ def from_the_end(
         seen: which keys count; None is all.
         inclusive: whether a key counts for its own sum.
     """
-    if seen is not None:
-        x = x.masked_fill(~seen, 0.0)
+    x = _shown(x, seen)
     if not inclusive:
         x = torch.nn.functional.pad(x, (0, 1))[..., 1:]
     return x.flip(-1).cumsum(-1).flip(-1)
@@ -326,12 +325,11 @@ class Scan(RowTerm):
 
     def _gates(self, content: Tensor, seen: Tensor | None, rows: slice, cols: slice) -> Tensor:
         if self.left is None or self.right is None:
-            return (content if seen is None else content.masked_fill(~seen, 0.0)).sigmoid()
+            return _shown(content, seen).sigmoid()
         left, right = (_finite(x, content.dtype) for x in (self.left[:, :, rows], self.right[:, :, cols]))
         product = (_in_groups(left, right.shape[1]) @ right.mT).reshape(*left.shape[:3], right.shape[2])
         # before log σ, whose gradient would make NaN of what is hidden
-        product = product if seen is None else product.masked_fill(~seen, 0.0)
-        gates = torch.nn.functional.logsigmoid(product)
+        gates = torch.nn.functional.logsigmoid(_shown(product, seen))
         return gates if self.slope is None else gates * self.slope.to(gates.dtype)[:, None, None]
 
 
@@ -406,6 +404,62 @@ class PathProduct(RowTerm):
             tiles.append(taken @ k_part.mT + share @ (w_part @ k_part.mT).tril(-1))
             taken = taken + share @ w_part
         return torch.cat(tiles[::-1], -1).reshape(content.shape) * -self.scale
+
+
+@dataclass(frozen=True, eq=False)
+class MixHeads(RowTerm):
+    """Adds B + f(A, B): a bias B, and what a small network over all heads makes of the content A and of B at a pair.
+
+        f = second ∗ LeakyReLU(first ∗ (A, B) + first_bias)
+
+    ∗ is a product over the heads, and a convolution over ``kernel`` neighbouring keys in memory if that is above 1.
+    Hidden pairs are zero at either layer, so that a row is the same whatever comes after it.
+
+    Args:
+        bias: terms that make up B.
+        first: (F, 2H, kernel), kernel odd.
+        first_bias: (F,).
+        second: (H, F, kernel).
+    """
+
+    bias: tuple[Term, ...]
+    first: Float[Tensor, "hidden both_heads kernel"]
+    first_bias: Float[Tensor, " hidden"]
+    second: Float[Tensor, "heads hidden kernel"]
+
+    def rows(
+        self,
+        content: Float[Tensor, "batch heads queries keys"],
+        seen: Bool[Tensor, "#batch #heads queries keys"] | None,
+        q_pos: Positions,
+        k_pos: Positions,
+        rows: slice = ALL,
+        cols: slice = ALL,
+    ) -> Tile:
+        """See :meth:`RowTerm.rows`."""
+        wide = torch.promote_types(content.dtype, torch.float32)
+        content, bias = content.to(wide), content.new_zeros((), dtype=wide)
+        for term in self.bias:
+            bias = bias + term.tile(q_pos, k_pos, rows, cols).to(wide)
+        both = torch.cat((_shown(content, seen), _shown(bias.expand_as(content), seen)), 1)
+        hidden = torch.nn.functional.leaky_relu(_over_heads(self.first, both) + self.first_bias.to(wide)[:, None, None])
+        if self.first.shape[-1] > 1:
+            hidden = _shown(hidden, None if seen is None else seen.any(1, keepdim=True))
+        return bias + _over_heads(self.second, hidden)
+
+
+def _shown(x: Tensor, seen: Tensor | None) -> Tensor:
+    """With zeros for hidden pairs."""
+    return x if seen is None else x.masked_fill(~seen, 0.0)
+
+
+def _over_heads(
+    weight: Float[Tensor, "out heads kernel"], x: Float[Tensor, "batch heads queries keys"]
+) -> Float[Tensor, "batch out queries keys"]:
+    """A convolution over neighbouring keys, zeros beyond the ends, with the heads as its channels."""
+    if x.numel() == 0:
+        return x.new_zeros(x.shape[0], weight.shape[0], *x.shape[2:])
+    return torch.nn.functional.conv2d(x, weight.to(x.dtype)[:, :, None], padding=(0, weight.shape[2] // 2))
 
 
 AnyTerm = Term | RowTerm | ValuesByDistance
