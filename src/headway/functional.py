@@ -70,7 +70,7 @@ def attend(
     >>> attend(q, k, v, mask=Causal(), scale=0.0)[0, 0, 1].tolist()
     [0.5, 0.5, 0.0]
     """
-    call = _check(q, k, v, mask, terms, q_pos, k_pos, scale, normalise, softcap, sinks)
+    call = check(q, k, v, mask, terms, q_pos, k_pos, scale, normalise, softcap, sinks)
     route = _choose(call, backend)
     run = _load(route).run
     eager = call.q.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -95,7 +95,7 @@ def _refuse_second_backward(route: str, gradient: Tensor | None) -> None:
         )
 
 
-def _check(
+def check(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -108,6 +108,7 @@ def _check(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Call:
+    """What :func:`attend` is given, checked, with nothing left to default; arguments and errors are those of attend."""
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not (q.ndim == k.ndim == v.ndim == 4):
         raise HeadwayError(f"expected q, k and v of shape (batch, heads, tokens, head width), got {shapes}")
@@ -331,7 +332,7 @@ def plan(
         q, k = fresh.rotate(q, k, pos, pos)
         q, k, terms = fresh.act(q, k, pos, pos, head_dim**-0.5, marks)
         mask = Causal() if mask is None else mask
-        call = _check(q, k, v, mask, terms, None, None, head_dim**-0.5, fresh.normalise)
+        call = check(q, k, v, mask, terms, None, None, head_dim**-0.5, fresh.normalise)
         call = replace(call, device=torch.device(device).type)
         route = _choose(call, "auto")
     refused = tuple((name, _load(name).refuses(call) or "") for name in BACKENDS[: BACKENDS.index(route)])

@@ -110,11 +110,11 @@ def test_scaled_scores_have_unit_variance() -> None:
 def test_an_attention_starts_with_scores_of_size_one(width: int) -> None:
     """Each head's q and k have unit variance when W_Q, W_K are N(0, 1/dim), as t5 draws them."""
     from headway.backends.reference import scores
-    from headway.functional import _check
+    from headway.functional import check
 
     def spread(scale: float) -> float:
         q, k = (linear(x).unflatten(-1, (4, width)).transpose(1, 2) for linear in (module.q, module.k))
-        return scores(_check(q, k, k, None, (), None, None, scale, "softmax")).std().item()
+        return scores(check(q, k, k, None, (), None, None, scale, "softmax")).std().item()
 
     module = Attention(4 * width, 4, init="t5")
     x = torch.randn(1, 200, 4 * width)

@@ -13,7 +13,7 @@ from torch import Tensor
 from headway import Causal, Dense, Documents, Prefix, Window, attend
 from headway.backends import sdpa
 from headway.experiments.memory import peak_memory
-from headway.functional import _check
+from headway.functional import check
 from headway.masks import Mask
 from headway.terms import AnyTerm, ByDistance, ByDistancePerQuery, PerKey, ValuesByDistance
 
@@ -229,6 +229,6 @@ DESCRIBED = [
 def test_what_it_says_it_does(given: dict[str, Any], queries: int, memory: str) -> None:
     filled = {"mask": None, "terms": (), "q_pos": None, "k_pos": None, **given}
     k = torch.randn(1, 4, 40, 8)
-    call = _check(k[:, :, :queries], k, k, **filled, scale=None, normalise="softmax")
+    call = check(k[:, :, :queries], k, k, **filled, scale=None, normalise="softmax")
     assert sdpa.refuses(call) is None
     assert sdpa.describe(call) == ("exact", memory)

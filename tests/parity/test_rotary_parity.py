@@ -169,3 +169,9 @@ def test_gradients_of_rotary_embedding_torch() -> None:
     (other,) = torch.autograd.grad((theirs.rotate_queries_or_keys(q) * weight).sum(), q)
     close(ours, other, 1e-5)
     close(Rotary(pairing="interleaved").rotate(weight, weight, -pos, -pos)[0], ours, 1e-5)
+
+
+def test_a_fraction_of_two_widths_is_exactly_that_part() -> None:
+    """As configurations give it: rotary_dim / head_dim."""
+    sizes = [(part, whole) for whole in range(3, 257) for part in range(2, whole, 2)]
+    assert [Rotary(fraction=part / whole).width(whole) for part, whole in sizes] == [part for part, _ in sizes]

@@ -78,7 +78,8 @@ class Rotary(Position):
                 f"expected an even head width, because rotary turns pairs, got {head_dim}: "
                 f"change heads or head_dim, or give fraction below 1"
             )
-        width = int(self.fraction * head_dim) // 2 * 2
+        # rounded first: 30 / 44 · 44 is a little below 30
+        width = int(round(self.fraction * head_dim, 6)) // 2 * 2
         if width == 0:
             raise HeadwayError(f"expected rotary to turn at least one pair, got fraction={self.fraction} of {head_dim}")
         return width

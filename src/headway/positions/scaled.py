@@ -410,7 +410,7 @@ class Proportional(Rotary):
     def rates(self, width: int, device: torch.device) -> Float[Tensor, " pairs"]:
         """ω_i / s for the fastest ⌊p·d/2⌋ pairs, 0 for the rest."""
         rates = super().rates(width, device) / self.factor
-        return rates * (torch.arange(len(rates), device=device) < int(self.fraction * width / 2))
+        return rates * (torch.arange(len(rates), device=device) < int(round(self.fraction * width / 2, 6)))
 
 
 WAYS: dict[str, type[Rotary]] = {"linear": Interpolated, "ntk": NTK, "dynamic": DynamicNTK, "yarn": Yarn}

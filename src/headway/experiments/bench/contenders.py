@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from headway.experiments.bench.cases import Built, Case, TooLarge, Unsupported, build
 from headway.experiments.bench.measure import available_memory
-from headway.functional import BACKENDS, _check, _load, attend
+from headway.functional import BACKENDS, _load, attend, check
 from headway.report.bench import PLAIN
 from headway.terms import Term, ValuesByDistance
 
@@ -92,7 +92,7 @@ def ours(backend: str) -> Contender:
             given["q_pos"], given["k_pos"] = case.positions()
         with torch.set_grad_enabled(case.backward):
             q, k, terms = built.make()
-            call = _check(q, k, built.v, terms=terms, normalise=built.normalise, **given)
+            call = check(q, k, built.v, terms=terms, normalise=built.normalise, **given)
             names = BACKENDS if backend == "auto" else (backend,)
             if names[0] not in BACKENDS:
                 raise Unsupported(f"there is no backend {backend}, only {', '.join(BACKENDS)}")
