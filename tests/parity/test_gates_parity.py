@@ -158,6 +158,7 @@ def test_inkling_attention(kind: str) -> None:
         **{f"swa_{name}": value for name, value in sizes.items()},
     )
     theirs = InklingAttention(config, 0).double()
+    torch.nn.init.zeros_(theirs.rel_logits_proj.proj)  # memory as it was found
     randomise(theirs)
     theirs.k_sconv = theirs.v_sconv = Identity()
     near = kind == "hybrid_sliding"
