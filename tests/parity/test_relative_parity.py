@@ -19,7 +19,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetRelativeAttention
 
 from headway import Attention, Causal, HeadShape
-from headway.positions import Alibi, Deberta, DynamicBias, Kerple, Look, Music, Sandwich, TransformerXL
+from headway.positions import Alibi, Deberta, DynamicBias, Fire, Kerple, Look, Music, Sandwich, TransformerXL
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # its own torch.jit.script
@@ -373,3 +373,34 @@ def test_dynamicbias_counts_far_distances_as_its_clip() -> None:
     for i, j in ((99, 0), (99, 69), (50, 3)):
         close(bias[:, i, j], ours.position.bias(torch.tensor([30]))[:, 0])
         close(bias[:, j, i], ours.position.bias(torch.tensor([-30]))[:, 0])
+
+
+# --- FIRE ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("original", "causal", "kv_heads"), [(512, True, 1), (3, True, 3), (12, False, 3)])
+def test_fire_as_its_paper_writes_it(original: int, causal: bool, kv_heads: int) -> None:
+    """f(ψ(i−j)/ψ(max(i, L))), rows on both sides of L, and on none."""
+
+    def score(position: Any, h: int, q: Tensor, k: Tensor, i: int, j: int) -> Tensor:
+        psi = lambda x: (1 + (position.c * x).abs()).log()  # noqa: E731
+        limit = (position.m * original).abs()
+        x = psi(abs(i - j)) / (psi(limit if limit > i else i) + 1e-6)
+        hidden = (position.inner.weight[:, 0] * x + position.inner.bias).clamp(min=0)
+        return q @ k / 2 + hidden @ position.outer.weight[h] + position.outer.bias[h]
+
+    as_written(Fire(original=original), score, causal, kv_heads)
+
+
+@pytest.mark.parametrize("original", [30, 512])
+def test_fire_is_its_papers_listing(original: int) -> None:
+    """All pairs at once, positions 0 … N−1, as the paper's appendix and DAPE's code do it; N beyond L or below."""
+    tokens, position = 100, Fire(original=original).attach(HeadShape.of(24, 3)).double()
+    randomise(position)
+    pos = torch.arange(tokens)
+    limit = (position.m * original).abs()
+    near = (position.c * (pos[:, None] - pos)).abs().add(1).log()
+    far = (position.c * torch.maximum(pos.double(), limit)).abs().add(1).log() + 1e-6
+    mlp = nn.Sequential(position.inner, nn.ReLU(), position.outer)
+    expected = mlp((near / far[:, None])[..., None]).permute(2, 0, 1)
+    same_with_gradients(Bias(position)(pos[None], pos[None])[0], expected, list(position.parameters()), 1e-8)

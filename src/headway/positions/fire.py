@@ -1,0 +1,126 @@
+"""Functional interpolation for relative position encoding (FIRE). Li et al. 2024, "Functional Interpolation for
+Relative Positions Improves Long Context Transformers", arXiv:2310.04418.
+
+    score(i, j) = q_i·k_j / √d_k + MLP( ψ(n) / ψ(max(pos_i, L)) )_h          n = |pos_i − pos_j|
+    ψ(x) = ln(|c x| + 1),  L = |m · original|,  MLP(x) = W_2 relu(w_1 x + b_1) + b_2
+
+c and m are learned numbers. A distance is seen as a share of the way back to the first token, so the network's input
+stays between 0 and 1 however long the text; near the start, where pos_i < L, all rows have the same divisor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.masks import FAR
+from headway.positions.base import Look, Position, angle_dtype
+from headway.shapes import HeadShape, HeadwayError
+from headway.terms import AnyTerm, ByDistance, Pairwise
+
+EPSILON = 1e-6
+"""Added to the divisor, as in the paper's listing, so that it is never 0."""
+
+
+@dataclass(eq=False)
+class Fire(Position):
+    """A bias per head that a network computes from the distance as a share of the query's position (arXiv:2310.04418).
+
+    Formula: MLP(ψ(n)/ψ(max(pos_i, L)))_h is added to the scores, ψ(x) = ln(|c·x| + 1), n = |pos_i − pos_j|,
+    L = |m·original|. Learned, each layer its own: c from 0.1, m from 1, and the MLP with one hidden layer (w_1 and b_1
+    uniform in ±1, W_2 (H, width) and b_2 uniform in ±1/√width).
+
+    Relative only while all queries lie below L: beyond, the divisor is the query's own position. Below L the bias is a
+    table by distance, which every kernel takes; with a query beyond L, under torch.compile and on the meta device it is
+    computed for each pair, by blocks of queries.
+
+    Pitfalls: positions must count from the start of each document; the paper is causal, and its listing takes |n|, so
+    keys of the future are as far as those of the past.
+
+    Args:
+        original: what L begins at, 512 in the paper: the training length or below.
+        width: of the hidden layer.
+
+    >>> position = Fire(original=100).attach(HeadShape.of(64, heads=4))
+    >>> position.share(torch.tensor([0, 100, 500]), torch.tensor([1, 100, 500])).round(decimals=4).tolist()
+    [0.0, 1.0, 1.0]
+    """
+
+    title: ClassVar[str] = "FIRE"
+    paper: ClassVar[str] = "arXiv:2310.04418"
+    summary: ClassVar[str] = "A small network computes a bias from the distance as a share of the query's position."
+    summary_zh: ClassVar[str] = "由小型网络根据距离占查询位置的比例计算每个头的偏置。"
+    relative: ClassVar[bool] = False
+    per_layer: ClassVar[bool] = True
+
+    variants: ClassVar[tuple[str, ...]] = ("fire(original=4, width=8)",)
+
+    original: int = 512
+    width: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("original", "width"):
+            if getattr(self, name) < 1:
+                raise HeadwayError(f"expected fire {name} of at least 1, got {getattr(self, name)}")
+
+    def build(self, shape: HeadShape) -> None:
+        """Make c, m and the MLP."""
+        self.c = nn.Parameter(torch.empty(()))
+        self.m = nn.Parameter(torch.empty(()))
+        self.inner = nn.Linear(1, self.width)
+        self.outer = nn.Linear(self.width, shape.heads)
+
+    def reset_parameters(self) -> None:
+        """c = 0.1, m = 1, layers as torch initialises them."""
+        nn.init.constant_(self.c, 0.1)
+        nn.init.ones_(self.m)
+        self.inner.reset_parameters()
+        self.outer.reset_parameters()
+
+    def threshold(self) -> Float[Tensor, ""]:
+        """L, float64."""
+        return (self.m.to(angle_dtype(self.m.device)) * self.original).abs()
+
+    def share(self, n: Int[Tensor, "*#shape"], query: Int[Tensor, "*#shape"]) -> Float[Tensor, "*shape"]:
+        """ψ(n)/ψ(max(query, L)), float64."""
+        limit = self.threshold()
+        c = self.c.to(limit.dtype)
+        return (c * n).abs().log1p() / ((c * torch.maximum(query.to(limit.dtype), limit)).abs().log1p() + EPSILON)
+
+    def bias(self, share: Float[Tensor, "*shape"], look: Look) -> Float[Tensor, "*shape heads"]:
+        """The MLP."""
+        # in float64 autocast leaves it alone: rounded to bfloat16, near distances would collide
+        inner, start, outer, end = (
+            p.to(share.dtype)
+            for p in (
+                self.inner.weight,
+                self.inner.bias,
+                look.of_heads(self.outer.weight),
+                look.of_heads(self.outer.bias),
+            )
+        )
+        hidden = nn.functional.linear(share[..., None], inner, start).relu()
+        bias = nn.functional.linear(hidden, outer, end)
+        return bias.to(torch.promote_types(look.q.dtype, torch.float32))
+
+    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+        """A table by distance while all queries lie below L, else a function of each pair."""
+        if self._below(look.q_pos):
+            offset, left = look.offsets(FAR, FAR)
+            share = self.share(offset.abs(), torch.zeros_like(offset))
+            return (ByDistance(self.bias(share, look).T, left),)
+
+        def by_pairs(q_pos: Tensor, k_pos: Tensor) -> Tensor:
+            query, key = q_pos[:, :, None], k_pos[:, None]
+            return self.bias(self.share((query - key).abs(), query), look).permute(0, 3, 1, 2)
+
+        return (Pairwise(by_pairs),)
+
+    def _below(self, pos: Tensor) -> bool:
+        if pos.is_meta or torch.compiler.is_compiling():
+            return False
+        return pos.numel() == 0 or int(pos.max()) < self.threshold().item()
