@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sample import LENGTHS, METHODS, cell, results
 from test_browser import CHROMIUM, FLAGS, OUTSIDE, OVERLAPS, sync_api
 
 from headway.experiments.catalogue import entry
-from headway.positions import parse
+from headway.positions import methods, parse
+from headway.report import write_report
 from headway.report.methods import write_method
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the page is not looked at")
@@ -57,3 +59,75 @@ def test_a_page_opens_offline_in_both_languages(
     assert "255" in page.locator(".readout").inner_text()
     context.close()
     assert complaints == []
+
+
+# --- a comparison of many methods ----------------------------------------------------------------------------------
+
+
+def many(count: int) -> dict[str, Any]:
+    """Every method there is and some more, with the curves of seven."""
+    made = results([])
+    names = [*methods(), *(f"invented{n}" for n in range(count))][:count]
+    for number, name in enumerate(names):
+        made["methods"].append({"spec": name, "name": name, "title": name, "summary": "", "paper": None})
+        for seed in range(2):
+            one = cell(list(METHODS)[number % len(METHODS)], seed, LENGTHS) | {"method": name}
+            for test in one["tests"]:
+                if test["status"] == "ok":
+                    test["bits_per_byte"] += 0.003 * number
+            made["cells"].append(one)
+    return made
+
+
+@pytest.fixture
+def open_many(browser: Any, tmp_path: Path) -> Iterator[Any]:
+    contexts = []
+
+    def open_one(count: int, width: int = 1280) -> Any:
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, offline=True, locale="en-GB"))
+        page = contexts[-1].new_page()
+        page.goto(write_report(many(count), tmp_path / "report.html").as_uri())
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+
+
+def drawn(page: Any) -> set[str]:
+    lines = page.locator("#figure-lengths .plot > svg .line")
+    return set(lines.evaluate_all("lines => lines.map(line => line.closest('[data-series]').dataset.series)"))
+
+
+@pytest.mark.parametrize("width", [640, 1280])
+def test_many_methods_begin_with_the_best_and_can_all_be_seen(open_many: Any, width: int) -> None:
+    page = open_many(50, width)
+    best = drawn(page)
+    first = page.locator("#results tbody th").all_inner_texts()[:10]
+    assert best == {name.strip() for name in first}
+    assert page.locator("#figure-lengths [data-show]").first.inner_text() == "The 10 best at 1,024 tokens"
+    for choice, count in (("all", 50), ("none", 0), ("best", 10)):
+        page.locator(f'#figure-lengths [data-show="{choice}"]').click()
+        assert len(drawn(page)) == count
+        assert page.evaluate(OVERLAPS) == []
+        assert page.evaluate(OUTSIDE) == []
+    page.locator('#figure-lengths .legend [data-method="none"]').click()
+    pressed = page.eval_on_selector_all("#figure-lengths [data-show]", "all => all.map(e => e.ariaPressed)")
+    assert pressed == ["false"] * 3
+    assert page.locator("#results tbody tr").count() == 50
+
+
+def test_few_methods_are_all_there_from_the_start(open_many: Any) -> None:
+    page = open_many(16)
+    assert len(drawn(page)) == 16
+    assert page.locator("[data-show]").count() == 0
+
+
+def test_fifty_six_methods_look_different(open_many: Any) -> None:
+    look = """buttons => buttons.map(button => {
+      const [line, marker] = [button.querySelector('.line'), button.querySelector('.marker')];
+      return getComputedStyle(line).stroke + line.getAttribute('stroke-dasharray') + marker.getAttribute('class');
+    })"""
+    looks = open_many(56).eval_on_selector_all("#figure-lengths .legend [data-method]", look)
+    assert len(looks) == 56
+    assert len(set(looks)) == 56

@@ -2,7 +2,7 @@
 
 import { html, svg } from "./dom.js";
 import { placeNote, spread } from "./labels.js";
-import { DASHES, markerPath } from "./styles.js";
+import { DASHES, isHollow, markerPath } from "./styles.js";
 
 /** @typedef {import("./data.js").Point} Point */
 /**
@@ -167,7 +167,7 @@ export function swatch({ hue, dash }) {
     "svg",
     { class: `swatch hue-${hue}`, width: 34, height: 12, viewBox: "0 0 34 12", "aria-hidden": "true" },
     svg("line", { class: "line", x1: 1, x2: 33, y1: 6, y2: 6, "stroke-dasharray": DASHES[dash] }),
-    svg("path", { class: dash === 4 ? "marker hollow" : "marker", d: markerPath(dash, 17, 6, 3.6) }),
+    svg("path", { class: isHollow(dash) ? "marker hollow" : "marker", d: markerPath(dash, 17, 6, 3.6) }),
   );
 }
 
@@ -307,7 +307,7 @@ function paint(canvas, now) {
         over(point)
           ? svg("path", { class: "beyond", d: `M${px - 6} ${frame.y + 11}L${px} ${frame.y + 1}L${px + 6} ${frame.y + 11}Z` })
           : svg("path", {
-              class: style.dash === 4 || !spec.markers ? "marker hollow" : "marker",
+              class: isHollow(style.dash) || !spec.markers ? "marker hollow" : "marker",
               "data-x": point.x,
               "data-y": point.mean,
               d: markerPath(style.dash, px, py, spec.markers ? 4 : 3),

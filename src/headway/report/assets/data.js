@@ -118,6 +118,23 @@ export function lengthSeries(results, unit) {
 }
 
 /**
+ * The methods that did best at the longest length; those that reach further come first.
+ * @param {Results} results
+ * @param {Unit} unit
+ * @param {number} count
+ * @returns {string[]} their specs
+ */
+export function bestMethods(results, unit, count) {
+  const last = lengthSeries(results, unit).map(({ spec, points }) => ({ spec, point: points[points.length - 1] }));
+  const sign = unit.better === "low" ? 1 : -1;
+  return last
+    .filter(({ point }) => point)
+    .sort((a, b) => b.point.x - a.point.x || sign * (a.point.mean - b.point.mean))
+    .slice(0, count)
+    .map(({ spec }) => spec);
+}
+
+/**
  * What happened to one training at one length, also where no test was run.
  * @param {Cell} cell
  * @param {number} length

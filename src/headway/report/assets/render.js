@@ -5,6 +5,7 @@
 
 import { lineChart, swatch } from "./chart.js";
 import {
+  bestMethods,
   cellsOf,
   costOf,
   csvOf,
@@ -33,6 +34,9 @@ import { byteSize, decimals, grouped, threeDigits } from "./words.js";
  * @property {number} [thinned] how many recorded steps each training point stands for
  */
 
+const CROWD = 16; // with more methods than this, the figures begin with the best of them
+const SHOWN = 10;
+
 /**
  * @param {HTMLElement} element emptied and filled
  * @param {Payload} payload
@@ -43,11 +47,14 @@ export function render(element, payload) {
   const styles = methodStyles(results.methods);
   const units = unitsOf(results);
   const distances = distanceLengths(results);
+  const crowded = results.methods.length > CROWD;
+  const best = new Set(crowded ? bestMethods(results, units[0], SHOWN) : []);
+  const others = () => new Set(results.methods.map(({ spec }) => spec).filter((spec) => best.size && !best.has(spec)));
   const state = {
     unit: units[0],
     distance: distances[distances.length - 1],
     /** @type {Set<string>} */
-    hidden: new Set(),
+    hidden: others(),
     /** @type {Set<string>} figures drawn without cutting off */
     whole: new Set(),
   };
@@ -178,7 +185,21 @@ export function render(element, payload) {
       ),
     );
     updates.push(() => buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(!state.hidden.has(results.methods[i].spec)))));
-    return html("div", { class: "legend", role: "group", "aria-label": words.say("legend.label") }, buttons);
+    const group = html("div", { class: "legend", role: "group", "aria-label": words.say("legend.label") }, buttons);
+    return crowded ? html("div", {}, crowdChoice(), group) : group;
+  }
+
+  /** With many methods: draw the best, or all, or none to begin with. */
+  function crowdChoice() {
+    const lengths = lengthsOf(results);
+    const every = () => new Set(results.methods.map(({ spec }) => spec));
+    /** @type {[string, () => Set<string>][]} */
+    const choices = [["best", others], ["all", () => new Set()], ["none", every]];
+    const buttons = choices.map(([key, hidden]) => html("button", { type: "button", "data-show": key, onclick: () => { state.hidden = hidden(); update(); } },
+      words.say(`crowd.${key}`, { n: best.size, x: count(lengths[lengths.length - 1] ?? 0) })));
+    const same = (/** @type {Set<string>} */ a, /** @type {Set<string>} */ b) => a.size === b.size && [...a].every((spec) => b.has(spec));
+    updates.push(() => buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(same(state.hidden, choices[i][1]())))));
+    return html("div", { class: "choice crowd", role: "group", "aria-label": words.say("legend.label") }, buttons);
   }
 
   const seen = (/** @type {import("./data.js").Series[]} */ list) => list.filter(({ spec }) => !state.hidden.has(spec));
@@ -438,8 +459,10 @@ export function render(element, payload) {
     const body = html("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": words.say("table.title") });
     updates.push(() => {
       const seeds = seedsOf(results).length;
-      title.textContent = words.say("table.lead", { axis: axisName(state.unit), note: words.say(seeds > 1 ? "table.note_many" : "table.note_one", { seeds }) });
-      const series = lengthSeries(results, state.unit);
+      title.textContent = words.say("table.lead", { axis: axisName(state.unit), note: words.say(seeds > 1 ? "table.note_many" : "table.note_one", { seeds }) }) + (crowded ? words.say("join.sentence") + words.say("crowd.order") : "");
+      const ranks = crowded ? bestMethods(results, state.unit, Infinity) : [];
+      const rank = (/** @type {string} */ spec) => (ranks.includes(spec) ? ranks.indexOf(spec) : ranks.length);
+      const series = lengthSeries(results, state.unit).sort((a, b) => rank(a.spec) - rank(b.spec));
       const best = lengths.map((x) => {
         const means = series.flatMap(({ points }) => points.filter((point) => point.x === x).map((point) => point.mean));
         return means.length ? showing(state.unit.better === "low" ? Math.min(...means) : Math.max(...means)) : null;

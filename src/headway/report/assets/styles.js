@@ -6,8 +6,12 @@
 
 /** @typedef {{ hue: number, dash: number }} Style */
 
-/** Solid, dashed, dotted, dash-dot, long dash: the index is also the marker's (circle, square, triangle, diamond, ring). */
-export const DASHES = ["", "7 4", "2 3.5", "9 3.5 2 3.5", "15 5"];
+/**
+ * Solid, dashed, dotted, dash-dot, long dash, long dash-dot-dot, short dash: the index is also the marker's (circle,
+ * square, triangle, diamond; from there hollow: ring, square, diamond).
+ */
+export const DASHES = ["", "7 4", "2 3.5", "9 3.5 2 3.5", "15 5", "15 3.5 2 3.5 2 3.5", "4 2"];
+const HOLLOW = 4;
 const HUES = 8;
 const [BLUE, ORANGE, GREEN, OCHRE, PINK, VIOLET, GREY, TEAL] = [0, 1, 2, 3, 4, 5, 6, 7];
 
@@ -24,7 +28,7 @@ const KNOWN = {
 
 /**
  * @param {{ spec: string, name: string }[]} methods
- * @returns {Map<string, Style>} by spec; all different while there are at most 40 methods
+ * @returns {Map<string, Style>} by spec; all different while there are at most 56 methods
  */
 export function methodStyles(methods) {
   /** @type {Map<string, Style>} */
@@ -71,10 +75,18 @@ export function markerPath(dash, x, y, r) {
   const n = (/** @type {number} */ value) => value.toFixed(2);
   const polygon = (/** @type {number[][]} */ points) =>
     `M${points.map(([dx, dy]) => `${n(x + dx * r)} ${n(y + dy * r)}`).join("L")}Z`;
-  if (dash === 1) return polygon([[-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9]]);
+  if (dash === 1 || dash === 5) return polygon([[-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9]]);
   if (dash === 2) return polygon([[0, -1.2], [1.15, 0.85], [-1.15, 0.85]]);
-  if (dash === 3) return polygon([[0, -1.35], [1.35, 0], [0, 1.35], [-1.35, 0]]);
+  if (dash === 3 || dash === 6) return polygon([[0, -1.35], [1.35, 0], [0, 1.35], [-1.35, 0]]);
   return `M${n(x - r)} ${n(y)}a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0Z`;
+}
+
+/**
+ * Whether a marker is an outline only.
+ * @param {number} dash
+ */
+export function isHollow(dash) {
+  return dash >= HOLLOW;
 }
 
 /** @param {string} name */
