@@ -157,6 +157,16 @@ CONFIGS = {
         parse("mrope(base=5000000, sections=(24, 20, 20), layout='interleaved')"),
     ),
     "by itself": ({"type": "linear", "factor": 2}, parse("interpolated(factor=2)")),
+    "deberta": (
+        transformers.DebertaV2Config(
+            relative_attention=True, position_buckets=256, max_relative_positions=-1, pos_att_type="p2c|c2p"
+        ),
+        parse("deberta(buckets=256, reverse=False)"),
+    ),
+    "xlnet": (transformers.XLNetConfig(clamp_len=60), parse("transformerxl(clip=60, bidirectional=True)")),
+    "xlnet without": (transformers.XLNetConfig(), parse("transformerxl(bidirectional=True)")),
+    "swin": (transformers.SwinConfig(window_size=5), parse("swin(height=5, width=5)")),
+    "swinv2": (transformers.Swinv2Config(window_size=5), parse("swinv2(height=5, width=5)")),
     "su": (
         {
             "rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [2.0]},
@@ -206,6 +216,9 @@ KNOWN = [
     "alibi",
     "learned(max_length=33)",
     "shaw(clip=5, values=False)",
+    "deberta(clip=100, reverse=False)",
+    "deberta(buckets=32, reverse=False)",
+    "transformerxl(bidirectional=True)",
 ]
 
 
@@ -250,8 +263,8 @@ def test_what_is_not_known_is_named() -> None:
     ):
         from_hf({"position_embedding_type": "relative_key_query", "max_position_embeddings": 9})
     with refusal(
-        "expected a configuration whose position method is read here, got qk_rope_head_dim: multi-head latent "
-        "attention turns separate numbers of a head"
+        "expected heads that are turned from their first number on, got qk_rope_head_dim: multi-head latent "
+        "attention turns numbers of their own"
     ):
         from_hf({"qk_rope_head_dim": 64, "rope_theta": 1e4})
     with refusal(
@@ -268,13 +281,15 @@ def test_what_is_not_known_is_named() -> None:
         "'two'"
     ):
         from_hf({"rope_parameters": {"rope_type": "linear", "factor": "two"}})
+    with refusal("expected pos_att_type of c2p and p2c, as in DeBERTa's models, got ['p2c']"):
+        from_hf({"relative_attention": True, "pos_att_type": "p2c"})
     with refusal("expected rows for 3 heads of one width, got 8 rows"):
         convert_pairing(torch.zeros(8, 2), 3, "half")
     with refusal("expected pairing half or interleaved, got 'other'"):
         convert_pairing(torch.zeros(8, 2), 2, "other")
     with refusal(
         "expected a method that Hugging Face configurations know (rotary and its scalings, mrope, t5, alibi, learned, "
-        "shaw without values), got shaw"
+        "deberta(reverse=False), transformerxl(bidirectional=True), shaw without values), got shaw"
     ):
         to_hf(parse("shaw"))
     assert "interchange" not in methods()

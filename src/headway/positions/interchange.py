@@ -16,12 +16,15 @@ from torch import Tensor
 
 from headway.positions.alibi import Alibi
 from headway.positions.base import Position
+from headway.positions.deberta import Deberta
 from headway.positions.learned import Learned
 from headway.positions.mrope import MRope
 from headway.positions.rotary import PAIRINGS, Rotary
 from headway.positions.scaled import NTK, DynamicNTK, Interpolated, Llama3, LongRope, Proportional, Yarn
 from headway.positions.shaw import Shaw
+from headway.positions.swin import Swin, SwinV2
 from headway.positions.t5 import T5
+from headway.positions.transformerxl import TransformerXL
 from headway.shapes import HeadwayError
 
 INTERLEAVED = (
@@ -88,13 +91,23 @@ def to_hf(position: Position) -> dict[str, Any]:
             }
         case Alibi() if position.spec() == "alibi":
             return {"alibi": True}
+        case Deberta(reverse=False):
+            return {
+                "model_type": "deberta-v2",
+                "relative_attention": True,
+                "pos_att_type": ["p2c", "c2p"],
+                "max_relative_positions": position.clip,
+                "position_buckets": position.buckets or -1,
+            }
+        case TransformerXL(bidirectional=True):
+            return {"model_type": "xlnet", "clamp_len": position.clip}
         case Learned():
             return {"position_embedding_type": "absolute", "max_position_embeddings": position.max_length}
         case Shaw(values=False):
             return {"position_embedding_type": "relative_key", "max_position_embeddings": position.clip + 1}
     raise HeadwayError(
         f"expected a method that Hugging Face configurations know (rotary and its scalings, mrope, t5, alibi, learned, "
-        f"shaw without values), got {position.spec()}"
+        f"deberta(reverse=False), transformerxl(bidirectional=True), shaw without values), got {position.spec()}"
     )
 
 
@@ -197,13 +210,34 @@ def _absolute(values: Mapping[str, Any]) -> Position | None:
 
 
 def _other(values: Mapping[str, Any]) -> Position | None:
-    for key, what in (
-        ("qk_rope_head_dim", "multi-head latent attention turns separate numbers of a head"),
-        ("relative_attention", "make headway.positions.Deberta from its position_buckets"),
-    ):
-        if values.get(key):
-            raise HeadwayError(f"expected a configuration whose position method is read here, got {key}: {what}")
+    if values.get("relative_attention"):
+        return _deberta(values)
+    match _kind(values):
+        case "xlnet":
+            clip = values.get("clamp_len", -1)
+            return TransformerXL(bidirectional=True, **({"clip": clip} if clip > 0 else {}))
+        case "swin" | "swinv2" as kind:
+            size = values.get("window_size", 7)
+            return (Swin if kind == "swin" else SwinV2)(height=size, width=size)
+    if values.get("qk_rope_head_dim"):
+        raise HeadwayError(
+            "expected heads that are turned from their first number on, got qk_rope_head_dim: multi-head latent "
+            "attention turns numbers of their own"
+        )
     return None
+
+
+def _deberta(values: Mapping[str, Any]) -> Position:
+    kinds = values.get("pos_att_type") or []
+    kinds = kinds.split("|") if isinstance(kinds, str) else kinds
+    if set(kinds) != {"c2p", "p2c"}:
+        raise HeadwayError(f"expected pos_att_type of c2p and p2c, as in DeBERTa's models, got {kinds}")
+    clip = values.get("max_relative_positions", -1)
+    return Deberta(
+        clip=clip if clip > 0 else values.get("max_position_embeddings", 512),
+        buckets=max(0, values.get("position_buckets", 0)),
+        reverse=False,
+    )
 
 
 def _rotary(values: Mapping[str, Any], layer_type: str | None) -> Position:
