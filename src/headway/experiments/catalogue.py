@@ -1,8 +1,8 @@
 """What there is to know of a position method, as plain values, gathered from the method itself and never written twice.
 
-The places it acts at are the hooks it overrides and the terms it returns; formula, hyperparameters and their meanings
-come from its docstrings; parameters from attaching it; what runs it from :func:`headway.functional.plan`; the picture
-from calling it, see :mod:`headway.experiments.portrait`.
+The places it acts at are the hooks that change something and the terms it returns; formula, hyperparameters and their
+meanings come from its docstrings; parameters from attaching it; what runs it from :func:`headway.functional.plan`; the
+picture from calling it, see :mod:`headway.experiments.portrait`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ SHAPE = HeadShape.of(512, heads=8)
 """The widths that parameters are counted for and plans are made for."""
 TOKENS = 4096
 """The length that plans are made for."""
-ACTS = {"embedding": "embed", "rotation": "rotate", "recast": "recast", "marks": "mark", "numbers": "renumber"}
-"""Places a method acts at that its overridden hooks tell; "scores", "rows", "values", "weights", "axes" follow
-otherwise, see :func:`entry`."""
 
 
 def catalogue(device: str = "cpu", *, pictures: bool = False) -> list[dict[str, Any]]:
@@ -91,25 +88,26 @@ def entry(position: Position, device: str = "cpu", *, picture: bool = True) -> d
 
 
 def _acts(position: Position) -> list[str]:
-    """Where an attached method acts, in the order of attention."""
-    method = type(position)
-    hooks = {word for word, hook in ACTS.items() if getattr(method, hook) is not getattr(Position, hook)}
+    """Where an attached method acts, in the order of attention: which hooks change or return something."""
     with torch.device("meta"):
-        pos = torch.arange(4)[None]
-        marks = position.mark(torch.empty(1, 4, SHAPE.dim))
-        q = torch.empty(1, SHAPE.heads, 4, SHAPE.head_dim)
-        q, k = position.rotate(q, q, pos, pos)
-        *_, terms = position.act(q, k, pos, pos, SHAPE.head_dim**-0.5, marks)
+        pos, x = torch.arange(4)[None], torch.empty(1, 4, SHAPE.dim)
+        marks, embedded = position.mark(x), position.embed(x, pos)
+        content = torch.empty(1, SHAPE.heads, 4, SHAPE.head_dim)
+        q, k = position.rotate(content, content, pos, pos)
+        last_q, last_k, terms = position.act(q, k, pos, pos, SHAPE.head_dim**-0.5, marks)
     told = {
-        "rows": any(isinstance(term, RowTerm) for term in terms),
-        "scores": any(not isinstance(term, RowTerm | ValuesByDistance) for term in terms),
-        "values": any(isinstance(term, ValuesByDistance) for term in terms),
-        "weights": method.normalise != "softmax",
         "axes": position.axes > 1,
+        "numbers": type(position).renumber is not Position.renumber,
+        "embedding": embedded is not x,
+        "rotation": q is not content or k is not content,
+        "marks": marks is not None,
+        "recast": last_q is not q or last_k is not k,
+        "scores": any(not isinstance(term, RowTerm | ValuesByDistance) for term in terms),
+        "rows": any(isinstance(term, RowTerm) for term in terms),
+        "weights": position.normalise != "softmax",
+        "values": any(isinstance(term, ValuesByDistance) for term in terms),
     }
-    found = hooks | {word for word, true in told.items() if true}
-    order = ("axes", "numbers", "embedding", "rotation", "marks", "recast", "scores", "rows", "weights", "values")
-    return [word for word in order if word in found]
+    return [word for word, true in told.items() if true]
 
 
 def _plan(position: Position, device: str) -> dict[str, Any]:

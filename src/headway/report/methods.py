@@ -49,7 +49,7 @@ def methods_table(entries: Sequence[Entry], width: int) -> Table:
         "title": [entry["title"] for entry in entries],
         "acts": [_acts(entry, "act.short") for entry in entries],
         "formula": [entry["formula"] for entry in entries],
-        "learned": [_learned_count(entry) for entry in entries],
+        "learned": [_brief(entry) for entry in entries],
         "runs": [_route(entry) for entry in entries],
         "exactness": [entry["plan"]["exactness"] or "" for entry in entries],
         "memory": [_order(entry) for entry in entries],
@@ -294,9 +294,19 @@ def _acts(entry: Entry, prefix: str, language: str = "en") -> str:
     return words["join.comma"].join(words[f"{prefix}.{act}"] for act in entry["acts"]) or words[f"{prefix}.nothing"]
 
 
+def _size(entry: Entry) -> int:
+    return sum(math.prod(one["shape"]) for one in entry["parameters"])
+
+
 def _learned_count(entry: Entry) -> str:
-    count = sum(math.prod(one["shape"]) for one in entry["parameters"])
-    return f"{count:,}{'/layer' if entry['per_layer'] else ''}" if count else "–"
+    return f"{_size(entry):,}{'/layer' if entry['per_layer'] else ''}" if _size(entry) else "–"
+
+
+def _brief(entry: Entry) -> str:
+    """The same in a few characters: "4.22k·L" for each layer."""
+    size = _size(entry)
+    text = str(size) if size < 1000 else f"{size / 1e3:.3g}k" if size < 999_500 else f"{size / 1e6:.3g}M"
+    return f"{text}{'·L' if entry['per_layer'] else ''}" if size else "–"
 
 
 def _route(entry: Entry) -> str:
