@@ -89,19 +89,21 @@ def make(spec: str, heads: int = 4, kv_heads: int | None = None, head_dim: int =
 
 
 def attention(spec: str, heads: int = 6, kv_heads: int = 2, **given: Any) -> Any:
-    """A small float64 Attention with a method, all parameters random; six heads, two key heads."""
+    """A small float64 Attention with a method, all parameters random; six heads, two key heads. In evaluation, because
+    a method may draw positions while training.
+    """
     from headway.attention import Attention
 
-    module = Attention(8 * heads, heads, kv_heads=kv_heads, position=spec, **given).double()
+    module = Attention(8 * heads, heads, kv_heads=kv_heads, position=spec, **given).double().eval()
     randomise(module)
     return module
 
 
 def transformer(spec: str, **given: Any) -> Any:
-    """A small float64 Transformer with a method, all parameters random."""
+    """A small float64 Transformer with a method, all parameters random, in evaluation."""
     from headway.transformer import Transformer
 
-    model = Transformer(**{"vocab": 17, "dim": 24, "layers": 2, "heads": 3, "position": spec, **given}).double()
+    model = Transformer(**{"vocab": 17, "dim": 24, "layers": 2, "heads": 3, "position": spec, **given}).double().eval()
     randomise(model)
     return model
 

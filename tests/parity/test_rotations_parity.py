@@ -1,5 +1,5 @@
-"""Rotations of other kinds. No package installed here implements them, so each is compared with its paper's formula,
-written anew pair of tokens by pair of tokens, in float64; values and gradients.
+"""Rotations of other kinds, and positions drawn at random. No package installed here implements them, so each is
+compared with its paper's formula, written anew pair of tokens by pair of tokens, in float64; values and gradients.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from common import randomise, refusal
+from common import attention, randomise, refusal, transformer
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from headway import Attention, HeadShape, Rotary
-from headway.positions import ComRope, Hope, HopeLorentz, Pope, parse
+from headway import Attention, Causal, HeadShape, KVCache, Rotary, Sinusoidal
+from headway.positions import ComRope, Hope, HopeLorentz, Look, Pope, Randomized, SelectiveRotary, parse
 
 HEADS, KV_HEADS, WIDTH = 6, 2, 8
 POS = torch.tensor([[-1, 0, 1, 2, 5, 40, 900], [3, 4, 5, 6, 700, 2000, 2001]])
@@ -234,3 +234,152 @@ def test_what_pope_refuses() -> None:
         Pope(base=-1.0)
     with refusal("expected pope start zero or uniform, got 'x'"):
         Pope(start="x")
+
+
+# --- selective rotary ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+@pytest.mark.parametrize("dim", [48, 51])
+def test_selective_rotary_turns_by_what_the_tokens_between_say(pairing: str, dim: int) -> None:
+    """The angle between i and j is τ_p·Σ φ over the tokens after j up to i, padding aside. Of a model whose width the
+    heads do not divide, a token as a whole has length 1.
+    """
+    position = SelectiveRotary(base=100.0, rank=5, pairing=pairing).attach(HeadShape.of(dim, HEADS, KV_HEADS, WIDTH))
+    position = position.double()
+    randomise(position)
+    q, k = queries_and_keys()
+    x = torch.randn(2, 7, dim, dtype=torch.float64, requires_grad=True)
+    size, first, second = dim // HEADS if dim % HEADS == 0 else dim, position.inner.weight, position.outer.weight
+    steps = {}
+    for b, t in itertools.product(range(2), range(7)):
+        unit = torch.cat([part / part.square().sum().sqrt() for part in x[b, t].split(size)])
+        steps[b, t] = (second @ (first @ unit)).view(KV_HEADS, 4) * (POS[b, t] >= 0)
+
+    def score(b: int, h: int, g: int, i: int, j: int) -> Tensor:
+        between = sum((steps[b, t][g] for t in range(min(i, j) + 1, max(i, j) + 1)), start=torch.zeros(4).double())
+        total = torch.zeros(()).double()
+        for p in range(4):
+            one, two = (p, p + 4) if pairing == "half" else (2 * p, 2 * p + 1)
+            angle = between[p] * 100.0 ** (-2 * p / WIDTH) * (1 if i > j else -1)
+            (a, c), (e, f) = (v[[one, two]] for v in (q[b, h, i], k[b, g, j]))
+            total = total + (a * e + c * f) * angle.cos() + (a * f - c * e) * angle.sin()
+        return total
+
+    got = scores(position, q, k, POS, position.mark(x))
+    compare(got, pairwise(q, k, score), [q, k, x, *position.parameters()])
+
+
+def test_selective_rotary_of_equal_steps_is_rotary() -> None:
+    position, (q, k) = made("selectiverotary(base=10000.0)"), queries_and_keys()
+    pos = torch.arange(7)[None]
+    got = position.recast(Look(q, k, pos, pos, 1.0, torch.ones(1, 7, KV_HEADS, 4).double()))
+    far = [x @ y.repeat_interleave(3, 1).mT for x, y in (got, Rotary().rotate(q, k, pos, pos))]
+    close(*far)
+
+
+def test_a_context_s_queries_are_not_turned() -> None:
+    position, (q, k) = made("selectiverotary"), queries_and_keys()
+    marks = torch.randn(2, 7, KV_HEADS, 4).double()
+    k_pos = torch.arange(7)[None]
+    for q_pos in (k_pos + 1, k_pos[:, :3], k_pos[:, :3] + 3):
+        turned, _ = position.recast(Look(q[:, :, : q_pos.shape[1]], k, q_pos, k_pos, 1.0, marks))
+        close(turned, q[:, :, : q_pos.shape[1]])
+
+
+def test_what_selective_rotary_refuses() -> None:
+    with refusal("expected a finite selectiverotary base above 0, got 0.0"):
+        SelectiveRotary(base=0.0)
+    with refusal("expected selectiverotary rank of at least 1, got 0"):
+        SelectiveRotary(rank=0)
+    with refusal("expected selectiverotary pairing half or interleaved, got 'x'"):
+        SelectiveRotary(pairing="x")
+    with refusal("expected an even head width, because selectiverotary turns pairs, got 9: change heads or head_dim"):
+        Attention(36, 4, position=SelectiveRotary())
+    with refusal("expected a context as wide as the model, 16, because selectiverotary makes angles from it, got 20"):
+        Attention(16, 2, position=SelectiveRotary(), context_dim=20)(
+            torch.zeros(1, 2, 16), context=torch.zeros(1, 3, 20)
+        )
+
+
+# --- randomized positions -----------------------------------------------------------------------------------------
+
+
+def test_drawn_positions_are_in_order() -> None:
+    pos = torch.tensor([[-1, -1, 0, 1, 2, 3], [0, 1, 2, 0, 1, 4]])
+    for _ in range(50):
+        drawn = Randomized(longest=9).renumber(pos)
+        assert (drawn[0, :2] == -1).all()
+        assert (drawn[0, 2:].diff() > 0).all()
+        assert 0 <= drawn[1, 0] < drawn[1, 1] < drawn[1, 2] < drawn[1, 5] < 9
+        assert torch.equal(drawn[1, :2], drawn[1, 3:5])
+    assert torch.equal(Randomized(longest=5).renumber(pos[1:]), pos[1:])  # all there are
+    assert Randomized().renumber(pos[:, :0]).shape == (2, 0)
+    assert torch.equal(Randomized().renumber(pos[:1, :2]), pos[:1, :2])
+
+
+def test_every_subset_is_as_likely() -> None:
+    torch.manual_seed(0)
+    drawn = Randomized(longest=4).renumber(torch.tensor([[0, 1]]).expand(6000, 2))
+    subsets, times = drawn.unique(dim=0, return_counts=True)
+    assert len(subsets) == 6
+    assert (times - 1000).abs().max() < 130  # four and a half standard deviations
+
+
+@pytest.mark.parametrize("inside", ["rotary", "t5", "sinusoidal", "learned(max_length=300)"])
+def test_training_is_the_method_at_drawn_positions(inside: str) -> None:
+    module = attention(f"randomized(method={inside!r}, longest=300)", mask=Causal()).train()
+    plain = attention(inside, mask=Causal())
+    plain.load_state_dict({name.replace("position.inside", "position"): p for name, p in module.state_dict().items()})
+    x, given = torch.randn(2, 9, 48).double(), torch.tensor([[-1, -1, 0, 1, 2, 3, 4, 5, 6], [*range(5), *range(4)]])
+    for pos in (None, given):
+        torch.manual_seed(5)
+        drawn = module.position.renumber(torch.arange(9)[None] if pos is None else pos)
+        expected = plain(x, pos=drawn)
+        torch.manual_seed(5)
+        got = module(x, pos=pos)
+        close(got, expected)
+        for g, e in zip(
+            *(
+                torch.autograd.grad(y.square().sum(), list(m.parameters()))
+                for y, m in ((got, module), (expected, plain))
+            ),
+            strict=True,
+        ):
+            close(g, e)
+        assert not torch.allclose(module(x, pos=pos), got, atol=1e-4)
+    close(module.eval()(x), plain(x))
+    close(module.train()(x, cache=KVCache()), plain(x))
+
+
+def test_a_model_draws_once_for_all_layers() -> None:
+    model, tokens = transformer("randomized", layers=3).train(), torch.randint(17, (2, 9))
+    torch.manual_seed(5)
+    drawn = model.position.renumber(torch.arange(9)[None])
+    torch.manual_seed(5)
+    close(model(tokens), model.eval()(tokens, pos=drawn))
+
+
+def test_embeddings_of_any_model_are_at_drawn_positions() -> None:
+    position, x = Randomized(method="sinusoidal"), torch.randn(2, 9, 16)
+    torch.manual_seed(5)
+    drawn = position.renumber(torch.arange(9)[None])
+    torch.manual_seed(5)
+    assert torch.equal(position(x), Sinusoidal()(x, drawn))
+    assert torch.equal(position.eval()(x), Sinusoidal()(x))
+
+
+def test_a_method_inside_keeps_its_nature() -> None:
+    assert [parse(f"randomized(method={name!r})").relative for name in ("rotary", "sinusoidal")] == [True, False]
+    assert [parse(f"randomized(method={name!r})").per_layer for name in ("rotary", "shaw")] == [False, True]
+    assert parse("randomized(method='rotary(base=5.0)')").fresh().inside.base == 5
+
+
+def test_what_randomized_refuses() -> None:
+    message = "expected positions below longest=5, from which they are drawn, got 5: give randomized a larger longest"
+    with refusal(message):
+        Attention(16, 2, position="randomized(longest=5)")(torch.zeros(1, 6, 16))
+    with refusal("expected randomized longest of at least 1, got 0"):
+        Randomized(longest=0)
+    with refusal("expected a method whose positions are not drawn already, got 'randomized'"):
+        Randomized(method="randomized")

@@ -1,0 +1,141 @@
+"""Randomized positions. Ruoss et al. 2023, "Randomized Positional Encodings Boost Length Generalization of
+Transformers", arXiv:2305.16843.
+
+    position p ← the p-th smallest of n positions drawn from 0 … L−1 without replacement
+
+for a sequence of n tokens, anew at every training step; L is far above every length that will be met. Any method may be
+inside: it learns the positions of long sequences from short ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headway.masks import as_positions
+from headway.positions.base import Look, Position
+from headway.shapes import HeadShape, HeadwayError
+from headway.terms import AnyTerm
+
+
+@dataclass(eq=False)
+class Randomized(Position):
+    """Another method whose positions are drawn anew at every training step (arXiv:2305.16843).
+
+    Formula: while training, position p becomes the p-th smallest of n distinct positions drawn from 0 … longest − 1, n
+    being the sequence's last position + 1. Equal positions stay equal, as in packed documents; -1 stays padding. Shapes
+    and parameters are those of the method inside. Drawn by torch's global generator: a seed gives the same positions
+    again. Each row of positions has a draw of its own; a batch without positions shares one, as in the authors' code.
+
+    In evaluation, and with a cache, positions stay as they are. The paper draws there too, for which positions are
+    handed over: ``model(tokens, pos=position.renumber(pos))``.
+
+    Pitfalls: distances are drawn as well: while training a window counts drawn positions. A method with a table needs
+    an entry for each of the ``longest`` positions. Coordinates are not drawn.
+
+    Args:
+        method: the method inside, as text: "rotary(base=500000.0)".
+        longest: L, how many positions there are to draw from; 2048 in the paper.
+
+    Raises:
+        HeadwayError: while training, when a position reaches ``longest``.
+
+    >>> _ = torch.manual_seed(0)
+    >>> Randomized(longest=100).renumber(torch.tensor([[-1, 0, 1, 2, 2]])).tolist()
+    [[-1, 12, 83, 94, 94]]
+    """
+
+    title: ClassVar[str] = "Randomized positions"
+    paper: ClassVar[str] = "arXiv:2305.16843"
+    summary: ClassVar[str] = "Another method, trained on positions drawn in order from a much longer range."
+    summary_zh: ClassVar[str] = "训练时从更长的范围中按序随机抽取位置，再交给另一种方法。"
+    variants: ClassVar[tuple[str, ...]] = ("randomized(method='t5')", "randomized(method='sinusoidal', longest=300)")
+
+    method: str = "rotary"
+    longest: int = 2048
+
+    def __post_init__(self) -> None:
+        from headway.positions import parse  # which lists this file
+
+        if self.longest < 1:
+            raise HeadwayError(f"expected randomized longest of at least 1, got {self.longest}")
+        self.inside = parse(self.method)
+        if isinstance(self.inside, Randomized):
+            raise HeadwayError(f"expected a method whose positions are not drawn already, got {self.method!r}")
+        # of every other method a matter of its class
+        for name in ("relative", "per_layer", "normalise"):
+            vars(self)[name] = getattr(self.inside, name)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the method inside acts on the embedding."""
+        return self.inside.embeds
+
+    def build(self, shape: HeadShape) -> None:
+        """Attach the method inside."""
+        self.inside.attach(shape)
+
+    def reset_parameters(self) -> None:
+        """Initialise the parameters of the method inside."""
+        self.inside.reset_parameters()
+
+    def renumber(self, pos: Int[Tensor, "#batch tokens"]) -> Int[Tensor, "batch tokens"]:
+        """Drawn positions for given ones, whether training or not."""
+        looked_at = pos.numel() and not pos.is_meta and not torch.compiler.is_compiling()
+        if looked_at and int(last := pos.max()) >= self.longest:
+            raise HeadwayError(
+                f"expected positions below longest={self.longest}, from which they are drawn, got {int(last)}: "
+                f"give randomized a larger longest"
+            )
+        order = torch.rand(pos.shape[0], self.longest, device=pos.device).argsort(-1)
+        count = (pos.amax(-1, keepdim=True) if pos.shape[-1] else pos.new_zeros(len(pos), 1)) + 1
+        chosen = torch.zeros_like(order).scatter(
+            -1, order, (torch.arange(self.longest, device=pos.device) < count).long()
+        )
+        # the p-th chosen is where p + 1 of them are counted for the first time
+        drawn = torch.searchsorted(chosen.cumsum(-1), (pos + 1).contiguous())
+        return drawn.masked_fill(pos < 0, -1)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        pos: Int[Tensor, "#batch tokens"] | Int[Tensor, " tokens"] | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """See :meth:`Position.forward`; while training, at drawn positions."""
+        if self.training and self.embeds and x.ndim == 3:
+            pos = self.renumber(as_positions(pos, x))
+        return super().forward(x, pos)
+
+    def embed(
+        self, x: Float[Tensor, "batch tokens dim"], pos: Int[Tensor, "#batch tokens"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """As the method inside."""
+        return self.inside.embed(x, pos)
+
+    def rotate(
+        self,
+        q: Float[Tensor, "batch heads queries dim"],
+        k: Float[Tensor, "batch kv_heads keys dim_k"],
+        q_pos: Int[Tensor, "#batch queries"],
+        k_pos: Int[Tensor, "#batch keys"],
+    ) -> tuple[Float[Tensor, "batch heads queries dim_r"], Float[Tensor, "batch kv_heads keys dim_r"]]:
+        """As the method inside."""
+        return self.inside.rotate(q, k, q_pos, k_pos)
+
+    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+        """As the method inside."""
+        return self.inside.terms(look)
+
+    def mark(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens *rest"] | None:
+        """As the method inside."""
+        return self.inside.mark(x)
+
+    def recast(
+        self, look: Look
+    ) -> tuple[Float[Tensor, "batch heads queries dim_r"], Float[Tensor, "batch kv_heads keys dim_r"]]:
+        """As the method inside."""
+        return self.inside.recast(look)
