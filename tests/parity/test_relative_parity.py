@@ -20,6 +20,7 @@ from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetRelativeAt
 
 from headway import Attention, Causal, HeadShape
 from headway.positions import Alibi, Deberta, DynamicBias, Fire, Kerple, Look, Music, Sandwich, TransformerXL
+from headway.positions.alibi import slopes
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # its own torch.jit.script
@@ -404,3 +405,45 @@ def test_fire_is_its_papers_listing(original: int) -> None:
     mlp = nn.Sequential(position.inner, nn.ReLU(), position.outer)
     expected = mlp((near / far[:, None])[..., None]).permute(2, 0, 1)
     same_with_gradients(Bias(position)(pos[None], pos[None])[0], expected, list(position.parameters()), 1e-8)
+
+
+# --- ALiBi, learned and two-sided ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sides", ["alike", "own"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_learned_alibi_as_written(sides: str, causal: bool) -> None:
+    """−m·|i−j|, m the exponential of what is learned; where sides have their own, the second is the future's."""
+
+    def score(position: Any, h: int, q: Tensor, k: Tensor, i: int, j: int) -> Tensor:
+        side = 1 if sides == "own" and j > i else 0
+        return q @ k / 2 - position.log_slope[h, side].exp() * abs(i - j)
+
+    as_written(Alibi(learned=True, sides=sides), score, causal)
+
+
+@pytest.mark.parametrize("heads", [1, 3, 8, 12])
+@pytest.mark.parametrize("sides", ["alike", "own", "half"])
+def test_learned_alibi_begins_as_published(heads: int, sides: str) -> None:
+    pos = torch.arange(50)[None]
+    learned = Alibi(learned=True, sides=sides).attach(HeadShape.of(8 * heads, heads)).double()
+    fixed = Alibi(sides="half" if sides == "half" else "alike").attach(HeadShape.of(8 * heads, heads))
+    close(learned.slope, fixed.slope, 1e-6)
+    close(Bias(learned)(pos, pos), Bias(fixed)(pos, pos), 1e-6)
+
+
+@pytest.mark.parametrize("heads", [2, 6, 16])
+@pytest.mark.parametrize("backend", ["auto", "tiled", "reference"])
+def test_half_of_alibis_heads_look_each_way(heads: int, backend: str) -> None:
+    """As its author writes for encoders: slopes of H/2 heads twice, minus infinity on the other side of each half."""
+    tokens = 30
+    ours = Attention(8 * heads, heads, position=Alibi(sides="half"), backend=backend).double()
+    randomise(ours)
+    x = torch.randn(2, tokens, 8 * heads, dtype=torch.float64, requires_grad=True)
+    n = torch.arange(tokens)[:, None] - torch.arange(tokens)
+    bias = -torch.cat([slopes(heads // 2)] * 2)[:, None, None] * n.abs()
+    hidden = torch.stack([n < 0, n > 0]).repeat_interleave(heads // 2, 0)
+    q, k, v = (linear(x).unflatten(-1, (heads, 8)).transpose(1, 2) for linear in (ours.q, ours.k, ours.v))
+    scores = (q @ k.transpose(-1, -2) / 8**0.5 + bias).masked_fill(hidden, -torch.inf)
+    expected = ours.o((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+    same_with_gradients(ours(x), expected, [x, *ours.parameters()], 1e-7)
