@@ -447,3 +447,61 @@ def test_half_of_alibis_heads_look_each_way(heads: int, backend: str) -> None:
     scores = (q @ k.transpose(-1, -2) / 8**0.5 + bias).masked_fill(hidden, -torch.inf)
     expected = ours.o((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
     same_with_gradients(ours(x), expected, [x, *ours.parameters()], 1e-7)
+
+
+# --- the distances at hand ----------------------------------------------------------------------------------------
+
+WIDTH_IS_FREE = [
+    "transformerxl(bidirectional=True)",
+    "transformerxl(clip=9)",
+    "music(clip=60)",
+    "deberta(clip=60)",
+    "deberta(clip=60, buckets=16)",
+    "kerple(clip=300)",
+    "kerple(kind='power', clip=9)",
+    "sandwich(clip=300)",
+    "dynamicbias(clip=300)",
+]
+
+
+@pytest.mark.parametrize("spec", WIDTH_IS_FREE)
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_width_of_a_table_changes_no_result(spec: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = module(spec, mask=Causal() if causal else None)
+    x = torch.randn(2, 7, 8, dtype=torch.float64, requires_grad=True)
+    narrow = ours(x, pos=PADDED)
+    widths = []
+
+    def whole(look: Look, past: int, future: int) -> tuple[Tensor, int]:
+        widths.append(past + future + 1)
+        return torch.arange(-past, future + 1), past
+
+    monkeypatch.setattr(Look, "offsets", whole)
+    same_with_gradients(narrow, ours(x, pos=PADDED), [x, *ours.parameters()])
+    assert widths
+
+
+@pytest.mark.parametrize(
+    ("q_pos", "k_pos", "limits", "expected"),
+    [
+        ([[5, 6]], [[3, 4, 5, 6]], (100, 100), range(-3, 2)),
+        ([[5, 6]], [[3, 4, 5, 6]], (2, 0), range(-2, 1)),
+        ([[6]], [[0, 1, 2]], (100, 100), range(-6, 1)),
+        ([[-1, 9]], [[-1, 9]], (100, 100), range(1)),
+        ([[-1, -1]], [[-1, 4]], (100, 100), range(1)),
+        ([[4]], [[-1]], (100, 100), range(1)),
+        ([[10**6, 10**6 + 1], [0, 3]], [[10**6, 10**6 + 1], [0, 3]], (100, 100), range(-3, 4)),
+        ([[7]], [[5], [9]], (100, 100), range(-2, 3)),
+        ([[]], [[1, 2]], (100, 100), range(1)),
+    ],
+)
+def test_the_distances_at_hand(q_pos: Any, k_pos: Any, limits: tuple[int, int], expected: range) -> None:
+    """Padding is near to none; each sequence of a batch has distances of its own."""
+    q_pos, k_pos = torch.tensor(q_pos, dtype=torch.long), torch.tensor(k_pos, dtype=torch.long)
+    q, k = (torch.zeros(max(len(q_pos), len(k_pos)), 1, x.shape[1], 4) for x in (q_pos, k_pos))
+    offset, left = Look(q, k, q_pos, k_pos, 1.0).offsets(*limits)
+    assert offset.tolist() == list(expected)
+    assert offset[left] == 0
+    meta = (x.to("meta") for x in (q, k, q_pos, k_pos))
+    if 0 not in q_pos.shape:
+        assert len(Look(*meta, 1.0).offsets(*limits)[0]) == sum(limits) + 1
