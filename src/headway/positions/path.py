@@ -92,8 +92,12 @@ class Path(Position):
         """What the tokens between make of q·k."""
         assert look.marks is not None
         marks = look.marks.to(torch.promote_types(look.marks.dtype, torch.float32))
+        # a token of NaN would reach its neighbours through the gradient of the convolution: it shows in its own w alone
+        bad = ~marks.isfinite().all(-1)
+        marks = marks.masked_fill(bad[..., None], 0.0)
         low, beta = marks.split((marks.shape[-1] - self.kv_heads, self.kv_heads), -1)
         w, beta = self._directions(low, look.k_pos), beta.transpose(1, 2)
+        w = w.masked_fill(bad[:, None, :, None], torch.nan)
         if look.heads is not None:
             of_head = look.heads // (self.heads // self.kv_heads)
             w, beta = w[:, of_head], beta[:, of_head]
