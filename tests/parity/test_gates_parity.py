@@ -15,7 +15,8 @@ from transformers.models.inkling.modeling_inkling import InklingAttention, Inkli
 from transformers.models.inkling2.modeling_inkling2 import Inkling2ScaledL2Clip
 
 from headway import Attention, Causal, HeadShape, KVCache, Window
-from headway.positions import Fox, Inkling, Look
+from headway.positions import Fox, GrapeA, GrapeM, Inkling, Look, Rotary
+from headway.positions.alibi import slopes
 from headway.positions.fox import forgetting
 
 PADDED = torch.tensor([[-1, -1, 0, 1, 2, 3, 40], [0, 1, 2, 3, 4, 5, 6]])
@@ -202,3 +203,117 @@ def test_inkling_2_clips_the_length_of_r() -> None:
     weight = torch.randn_like(got)
     (gain,) = torch.autograd.grad((got * weight).sum(), [ours.gain])
     close(gain, torch.autograd.grad((expected * weight).sum(), [theirs.scale])[0], 1e-4)
+
+
+# --- GRAPE ------------------------------------------------------------------------------------------------------------
+
+
+def generator(ours: GrapeM, head: int) -> Tensor:
+    """L = Σ_p ω_p (a_p b_pᵀ − b_p a_pᵀ), the paper's (2.1) summed over planes, signed so that a turns towards b."""
+    width, pairs = ours.shape.head_dim, ours.rate.shape[1]
+    frame = torch.eye(width).double()
+    if ours.planes:
+        square = torch.zeros(width, width).double()
+        square[:, : 2 * pairs] = ours.basis[head]
+        frame = torch.matrix_exp(square - square.T)
+    total = torch.zeros(width, width).double()
+    for p in range(pairs):
+        a, b = (p, p + pairs) if ours.pairing == "half" else (2 * p, 2 * p + 1)
+        omega = ours.base ** (-p / pairs) * torch.exp(ours.rate[0 if ours.shared else head, p] / ours.slowness)
+        a, b = frame[:, a], frame[:, b]
+        total = total + omega * (torch.outer(b, a) - torch.outer(a, b))
+    return total
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (6, 2)])
+@pytest.mark.parametrize(
+    "position",
+    [
+        GrapeM(),
+        GrapeM(shared=False, pairing="interleaved"),
+        GrapeM(planes=1),
+        GrapeM(planes=3, shared=False, base=50.0, slowness=2.0),
+        GrapeM(planes=4, pairing="interleaved"),
+    ],
+    ids=lambda position: position.spec(),
+)
+def test_grape_m_is_an_exponential(position: GrapeM, heads: int, kv_heads: int) -> None:
+    """q_iᵀ exp((pos_j − pos_i) L) k_j, the relative law of the paper's section 2.5, by torch's matrix exponential."""
+    ours = module(position.fresh(), heads, kv_heads)
+    x = torch.randn(2, 12, 8 * heads, dtype=torch.float64, requires_grad=True)
+    pos = torch.tensor([0, 1, 2, 3, 5, 8, 9, 30, 31, 100, 200, 300])
+    q, k, v = projected(ours, x)
+    scores = torch.zeros(2, heads, 12, 12).double()
+    for head in range(heads):
+        turn = torch.matrix_exp(
+            (pos - pos[:, None])[..., None, None] * generator(ours.position, head * kv_heads // heads)
+        )
+        scores[:, head] = torch.einsum("bid,ijde,bje->bij", q[:, head], turn, k[:, head]) / math.sqrt(8)
+    same_with_gradients(ours(x, pos=pos), out_of(ours, scores, v), [x, *ours.parameters()], 1e-8)
+
+
+def test_any_generator_of_rank_2_is_a_plane_and_a_rate() -> None:
+    """exp(n L) for any a and b, by the paper's closed form, turns an orthonormal plane by n·√(αβ − γ²)."""
+    ours = GrapeM(planes=1).attach(HeadShape.of(8, 1)).double()
+    randomise(ours)
+    first, second = ours.frame()[0].detach().T
+    a, b = 0.7 * first, 0.2 * first + 1.3 * second  # γ is not 0
+    s = math.sqrt(a @ a * (b @ b) - (a @ b) ** 2)
+    with torch.no_grad():
+        ours.rate.fill_(16 * math.log(s))
+    skew = torch.outer(b, a) - torch.outer(a, b)
+    x = torch.randn(1, 1, 5, 8).double()
+    pos = torch.tensor([[0, 1, 2, 50, 1000]])
+    closed = [
+        torch.eye(8) + math.sin(n * s) / s * skew + (1 - math.cos(n * s)) / s**2 * skew @ skew for n in pos[0].tolist()
+    ]
+    close(ours.rotate(x, x, pos, pos)[0][0, 0], torch.stack([g @ y for g, y in zip(closed, x[0, 0], strict=True)]))
+
+
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+@pytest.mark.parametrize("planes", [0, 4])
+def test_grape_m_starts_as_rotary(planes: int, pairing: str) -> None:
+    ours = GrapeM(planes=planes, pairing=pairing).attach(HeadShape.of(24, 3)).bfloat16()
+    q, pos = torch.randn(2, 2, 3, 9, 8), torch.tensor([[0, 1, 2, 3, 100, 1000, 10**5, 10**6, -1]])
+    for got, expected in zip(ours.rotate(*q, pos, pos), Rotary(pairing=pairing).rotate(*q, pos, pos), strict=True):
+        close(got, expected, 1e-6)
+
+
+def decayed(ours: Attention, x: Tensor, pos: Tensor) -> Tensor:
+    """The paper's (4.6), with the authors' ω = softplus(w)·slope and unit vectors, one pair at a time."""
+    position, (q, k, v) = ours.position, projected(ours, x)
+    scores = q @ k.mT / math.sqrt(8)
+    bias = torch.zeros_like(scores)
+    for h in range(ours.shape.heads):
+        omega = torch.log(1 + torch.exp(position.slope[h])) * slopes(ours.shape.heads)[h]
+        for i in range(x.shape[1]):
+            for j in range(i + 1):
+                rate = torch.zeros(len(x)).double()
+                for gate, content in (("query_gate", q[:, h, i]), ("key_gate", k[:, h, j])):
+                    if hasattr(position, gate):
+                        vector = getattr(position, gate)[h]
+                        vector = vector / vector.norm() if position.unit else vector
+                        rate = rate + torch.log(1 + torch.exp(content @ vector / math.sqrt(8)))
+                bias[:, h, i, j] = (pos[j] - pos[i]) * omega * rate
+    return out_of(ours, scores + bias, v)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (6, 2)])
+@pytest.mark.parametrize("gate", ["both", "query", "key"])
+@pytest.mark.parametrize("unit", [True, False])
+def test_grape_a_as_its_paper_writes_it(gate: str, unit: bool, heads: int, kv_heads: int) -> None:
+    ours = module(GrapeA(gate=gate, unit=unit), heads, kv_heads)
+    x = torch.randn(2, 7, 8 * heads, dtype=torch.float64, requires_grad=True)
+    pos = torch.tensor([0, 1, 2, 5, 9, 10, 40])
+    same_with_gradients(ours(x, pos=pos), decayed(ours, x, pos), [x, *ours.parameters()])
+    close(ours(x, pos=PADDED)[0, 2:], decayed(ours, x[:1, 2:], PADDED[0, 2:])[0])
+
+
+def test_grape_a_with_constant_gates_is_alibi() -> None:
+    ours, alibi = module(GrapeA(gate="key", unit=False)), module("alibi")
+    alibi.load_state_dict({name: p for name, p in ours.state_dict().items() if "position" not in name})
+    with torch.no_grad():
+        ours.position.key_gate.zero_()
+        ours.position.slope.fill_(math.log(math.expm1(1 / math.log(2))))  # softplus(0) = ln 2
+    x = torch.randn(2, 30, 24).double()
+    close(ours(x), alibi(x))
