@@ -27,6 +27,9 @@ _COLOURS = ("blue", "red", "green", "magenta")
 _DROPPED = ("title", "paper", "memory", "exactness")
 """Columns that a narrow terminal does without, in this order; ``headway methods NAME`` has them."""
 _FORMULA = 24
+"""The least width of its column."""
+_WIDEST = 22
+"""Of the other columns."""
 
 
 def methods_table(entries: Sequence[Entry], width: int) -> Table:
@@ -56,7 +59,7 @@ def methods_table(entries: Sequence[Entry], width: int) -> Table:
         "paper": [entry["paper"].removeprefix("arXiv:") for entry in entries],
     }
     need = {
-        key: max(map(len, [words[f"methods.column.{key}"], *cells])) + 2
+        key: min(_WIDEST, max(map(len, [words[f"methods.column.{key}"], *cells]))) + 2
         for key, cells in columns.items()
         if key != "formula"
     }
@@ -72,7 +75,7 @@ def methods_table(entries: Sequence[Entry], width: int) -> Table:
             no_wrap=True,
             overflow="ellipsis",
             ratio=1 if key == "formula" else None,
-            min_width=None if key == "formula" else need[key] - 2 if key in ("name", "runs") else None,
+            width=None if key == "formula" else need[key] - 2,
         )
     for cells in zip(*(columns[key] for key in shown), strict=True):
         styled = zip(shown, cells, strict=True)
