@@ -58,6 +58,8 @@ def made(name: str, case: Case) -> tuple[list[Tensor], Terms]:
         return [torch.randn(heads, 5), -torch.rand(heads, 2)], lambda p: (ByDistance(p[0], 20, p[1]),)
     if name == "two entries":
         return [torch.randn(heads, 2)], lambda p: (ByDistance(p[0], 1),)
+    if name == "image":
+        return [torch.randn(heads, 37)], lambda p: (ByDistance(p[0], 18, row=5),)
     if name == "slope":
         return [-torch.rand(heads)], lambda p: (ByDistance.linear(p[0]),)
     if name == "steep":
@@ -148,6 +150,7 @@ KINDS = [
     Case(63, mask=Window(30, 12), terms=ALL),
     Case(63, heads=4, kv_heads=2, mask=FULL, terms=ALL, dim_v=40),
     Case(63, terms=("saturating", "slope")),
+    Case(63, mask=FULL, terms=("image",)),
 ]  # fmt: skip
 SHAPES = [
     Case(1, 64, terms=("slope",), tile=None),
@@ -164,6 +167,7 @@ POSITIONS = [
     Case(63, mask=Causal() & Documents(DOCS), terms=ALL),
     Case(63, mask=Causal() & Documents(DOCS), terms=ALL, q_pos=PACKED, k_pos=PACKED),
     Case(63, terms=("saturating", "rows"), q_pos=PADDED, k_pos=PADDED),
+    Case(63, terms=("image",), q_pos=PADDED, k_pos=PADDED),
     Case(40, mask=Window(30, 30), terms=ALL, keys=50, q_pos=SCATTERED[:, :40], k_pos=SCATTERED),
     Case(20, mask=Causal(), terms=("saturating",), q_pos=torch.arange(20) + 2**40, k_pos=torch.arange(20) + 2**40),
 ]  # fmt: skip
