@@ -116,7 +116,7 @@ def svg(curves: Sequence[Values], labels: Sequence[str], caption: str, axis: str
     shown = [(n, values) for n, values in enumerate(curves) if any(value is not None for value in values)]
     ends = [next(value for value in reversed(values) if value is not None) for _, values in shown]
     # labels a line apart, in lines of 16 pixels from the top
-    places = _places([round((y(end) - top) / 16) for end in ends], (tall - top - bottom) // 16 + 1)
+    places = _places([round((y(end) - top) / 16) for end in ends], math.ceil((tall - top - bottom) / 16) + 1)
     for (n, values), place in zip(shown, places, strict=True):
         hue, dash = f"c{n % len(HUES)}", _DASHES[n % len(_DASHES)]
         d, pen = [], "M"

@@ -209,9 +209,8 @@ def markdown(entries: Sequence[Entry]) -> dict[str, str]:
         if curves:
             labels = [label_of(curve, curves, "en") for curve in curves]
             axis = words[f"methods.axis.{entry['picture']['kind']}"]
-            files[f"{name}.svg"] = svg(
-                [one["values"] for one in curves], labels, words[_caption_key(entry["picture"])], axis
-            )
+            caption = words[f"methods.value.{entry['picture']['kind']}"]
+            files[f"{name}.svg"] = svg([one["values"] for one in curves], labels, caption, axis)
     lines += ["", methods_note(entries)]
     return {"index.md": "\n".join(lines) + "\n"} | files
 
