@@ -162,22 +162,24 @@ def directions(position: Path, x: Tensor) -> tuple[Tensor, Tensor]:
     return vectors / vectors.norm(dim=-1, keepdim=True), 2 * (x @ weight.T + bias).sigmoid()
 
 
-@pytest.mark.parametrize("spec", ["path", "path(rank=0, conv=4)", "path(rank=3, conv=1)"])
+@pytest.mark.parametrize("spec", ["path", "path(rank=0, conv=4)", "path(rank=3, conv=1)", "path(forget=True)"])
 @pytest.mark.parametrize("padded", [0, 2])
 def test_path_is_a_product_of_matrices(spec: str, padded: int) -> None:
-    """q_iᵀ (I − β_i w_i w_iᵀ) ⋯ (I − β_{j+1} w_{j+1} w_{j+1}ᵀ) k_j, each matrix written out."""
+    """q_iᵀ (I − β_i w_i w_iᵀ) ⋯ (I − β_{j+1} w_{j+1} w_{j+1}ᵀ) k_j, each matrix written out; and Σ_{j<t≤i} log f_t."""
     module = attention(spec, 4, 2, mask=Causal())
     whole = torch.randn(1, 12 + padded, 32).double().requires_grad_()
     x = whole[0, padded:]
     q, k, _ = projected(module, x)
     w, beta = directions(module.position, x)
+    forget = module.position.forget_gate if module.position.forget else torch.zeros(4, 33).double()
+    log_gates = functional.logsigmoid(x @ forget[:, :-1].T + forget[:, -1]) * module.position.forget
     h_matrix = torch.eye(8).double() - beta[..., None, None] * w[..., :, None] * w[..., None, :]
 
     def score(h: int, i: int, j: int) -> Tensor:
         product = q[h, i]
         for t in range(i, j, -1):
             product = product @ h_matrix[t, h // 2]
-        return product @ k[h // 2, j] / math.sqrt(8)
+        return product @ k[h // 2, j] / math.sqrt(8) + log_gates[j + 1 : i + 1, h].sum()
 
     pos = (torch.arange(12 + padded) - padded).clamp(min=-1)
     same(module(whole, pos=pos)[0, padded:], by_rows(module, x, score), [whole, *module.parameters()], 1e-8)

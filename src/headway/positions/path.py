@@ -4,6 +4,8 @@ arXiv:2505.16381.
     score(i, j) = q_iᵀ H_i H_{i−1} ⋯ H_{j+1} k_j / √d_k             H_t = I − β_t w_t w_tᵀ
     β_t = 2 σ(u·x_t + b),   w_t = SiLU(Σ_s c_s ∘ (U A x_{t−s})), brought to length 1
 
+PaTH-FoX adds the forgetting gates of FoX, Σ_{t=j+1…i} log σ(f·x_t + b_f).
+
 Where rotary turns by the distance, every token between turns, reflects or forgets a direction of its own.
 """
 
@@ -15,9 +17,10 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad, silu
+from torch.nn.functional import linear, logsigmoid, pad, silu
 
 from headway.positions.base import Look, Position
+from headway.positions.fox import forgetting
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, PathProduct
 
@@ -31,7 +34,8 @@ class Path(Position):
     β_t = 2σ(u·x_t + b) for each key head. Learned, each layer its own: A (rank, d_model), U (H_kv·d_k, rank),
     c (conv, H_kv·d_k), u and b together (H_kv, d_model + 1), uniform within ±1/√(inputs), b zeros. A x_t and β_t are
     cached, rank + H_kv numbers per token; w and the products follow from them at every call, so that decoding is
-    one pass, and keys are cached as they are.
+    one pass, and keys are cached as they are. With ``forget`` come f and b_f together (H, d_model + 1), drawn likewise,
+    and H cached numbers more.
 
     Pitfalls: tokens are those that lie between in memory, so rows must not be shuffled. The convolution goes back as
     long as positions go up: let each packed document start its positions anew. Without a causal mask the product
@@ -40,6 +44,7 @@ class Path(Position):
     Args:
         rank: inner width of the map to w; 32 in the paper. 0 maps at once, as its authors do for few key heads.
         conv: how many tokens the convolution covers; 3 in the paper. 1 is none, and no SiLU.
+        forget: add the forgetting gates of :class:`headway.positions.Fox` (PaTH-FoX, in the same paper).
 
     >>> Path().attach(HeadShape.of(64, heads=4)).mark(torch.zeros(1, 5, 64)).shape
     torch.Size([1, 5, 36])
@@ -51,7 +56,7 @@ class Path(Position):
     summary_zh: ClassVar[str] = "查询与键之间的每个词元都对被比较的向量施加一个由自身决定的反射。"
     per_layer: ClassVar[bool] = True
 
-    variants: ClassVar[tuple[str, ...]] = ("path(rank=0, conv=4)",)
+    variants: ClassVar[tuple[str, ...]] = ("path(rank=0, conv=4, forget=True)",)
     exempt: ClassVar[dict[str, str]] = {
         "order": "tokens between are those that lie between in memory",
         "no restart": "its convolution sees where documents end only by their positions",
@@ -60,6 +65,7 @@ class Path(Position):
 
     rank: int = 32
     conv: int = 3
+    forget: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 0:
@@ -68,7 +74,7 @@ class Path(Position):
             raise HeadwayError(f"expected path conv of at least 1 token, got {self.conv}")
 
     def build(self, shape: HeadShape) -> None:
-        """Make A, U, c, and u with b."""
+        """Make A, U, c, u with b, and f with b_f."""
         self.heads, self.kv_heads, width = shape.heads, shape.kv_heads, shape.kv_heads * shape.head_dim
         self.down = nn.Parameter(torch.empty(self.rank or width, shape.dim))
         if self.rank:
@@ -76,17 +82,25 @@ class Path(Position):
         if self.conv > 1:
             self.taps = nn.Parameter(torch.empty(self.conv, width))
         self.gate = nn.Parameter(torch.empty(shape.kv_heads, shape.dim + 1))  # b stands last
+        if self.forget:
+            self.forget_gate = nn.Parameter(torch.empty(shape.heads, shape.dim + 1))
 
     def reset_parameters(self) -> None:
-        """Uniform within ±1/√(inputs); b zeros."""
+        """Uniform within ±1/√(inputs); b and b_f zeros."""
         for name, parameter in self.named_parameters():
             bound = parameter.shape[0 if name == "taps" else -1] ** -0.5
             nn.init.uniform_(parameter, -bound, bound)
-        nn.init.zeros_(self.gate.data[:, -1])
+        for gate in (self.gate, self.forget_gate) if self.forget else (self.gate,):
+            nn.init.zeros_(gate.data[:, -1])
 
     def mark(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens width"]:
-        """A x and β of every token."""
-        return torch.cat((linear(x, self.down), 2 * linear(x, self.gate[:, :-1], self.gate[:, -1]).sigmoid()), -1)
+        """A x, β and log σ(f·x + b_f) of every token; the last in float32 or better, because many are summed."""
+        beta = 2 * linear(x, self.gate[:, :-1], self.gate[:, -1]).sigmoid()
+        if not self.forget:
+            return torch.cat((linear(x, self.down), beta), -1)
+        logits = linear(x, self.forget_gate[:, :-1], self.forget_gate[:, -1])
+        log_gates = logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        return torch.cat((linear(x, self.down), beta, log_gates), -1)
 
     def terms(self, look: Look) -> tuple[AnyTerm, ...]:
         """What the tokens between make of q·k."""
@@ -95,13 +109,17 @@ class Path(Position):
         # a token of NaN would reach its neighbours through the gradient of the convolution: it shows in its own w alone
         bad = ~marks.isfinite().all(-1)
         marks = marks.masked_fill(bad[..., None], 0.0)
-        low, beta = marks.split((marks.shape[-1] - self.kv_heads, self.kv_heads), -1)
+        low, beta, log_gates = marks.tensor_split((len(self.down), len(self.down) + self.kv_heads), -1)
         w, beta = self._directions(low, look.k_pos), beta.transpose(1, 2)
         w = w.masked_fill(bad[:, None, :, None], torch.nan)
         if look.heads is not None:
             of_head = look.heads // (self.heads // self.kv_heads)
             w, beta = w[:, of_head], beta[:, of_head]
-        return (PathProduct(look.q, look.k, w, beta, look.scale),)
+        product = PathProduct(look.q, look.k, w, beta, look.scale)
+        if not self.forget:
+            return (product,)
+        log_gates = log_gates.transpose(1, 2).masked_fill(look.k_pos[:, None] < 0, 0.0)
+        return product, forgetting(log_gates if look.heads is None else log_gates[:, look.heads])
 
     def _directions(self, low: Tensor, pos: Int[Tensor, "#batch tokens"]) -> Tensor:
         """w of every token, (B, H_kv, K, d_k)."""
