@@ -14,7 +14,7 @@ MASKS = ("causal", "full")
 DTYPES = ("float32", "bfloat16", "float16")
 
 HELP = {
-    "methods": "Position methods, as 'none,t5,rotary(base=500000)', and terms without a method: fox, rows, table.",
+    "methods": "Position methods, as 'none,t5,rotary(base=500000)', and terms by themselves: fox, rows, table.",
     "lengths": "Tokens, as 512,2048.",
     "modes": "forward+backward, forward, decode (one query, a cache of that many keys).",
     "masks": "causal, full.",
