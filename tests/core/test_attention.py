@@ -314,7 +314,7 @@ KNOWN = "`headway methods` lists all"
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("rotery", f"expected a position method, got 'rotery': did you mean rotary? {KNOWN}"),
+        ("rotery", f"expected a position method, got 'rotery': did you mean rotary or mrope? {KNOWN}"),
         (
             "rotary(",
             f"expected a position method such as rotary or rotary(base=500000), got 'rotary(': {KNOWN}",

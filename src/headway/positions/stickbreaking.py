@@ -35,4 +35,7 @@ class StickBreaking(Position):
     summary_zh: ClassVar[str] = "不用 softmax：从最近的键开始，每个键依次从剩余的权重中取走自己的一份。"
     normalise: ClassVar[str] = "stickbreaking"
 
-    exempt: ClassVar[dict[str, str]] = {"order": "the nearer key is the one that lies later in memory"}
+    exempt: ClassVar[dict[str, str]] = {
+        "order": "the nearer key is the one that lies later in memory",
+        "encoder": "a query sees only what lies before it",
+    }
