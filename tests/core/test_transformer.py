@@ -18,7 +18,7 @@ SMALL = {"vocab": 17, "dim": 24, "layers": 2, "heads": 4}
 
 
 def close(got: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
 
 
 def source_of(model: Transformer, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -52,7 +52,8 @@ def test_a_decoder_sees_no_future(spec: str) -> None:
     model, tokens = transformer(spec), torch.randint(17, (2, 8))
     changed = tokens.clone()
     changed[:, 5:] = (changed[:, 5:] + 1) % 17
-    assert torch.equal(model(tokens)[:, :5], model(changed)[:, :5])
+    # within a rounding: forgetting gates are summed from the newest key, and softmax takes out what that adds to all
+    close(model(tokens)[:, :5], model(changed)[:, :5])
     assert not torch.equal(model(tokens)[:, 5:], model(changed)[:, 5:])
 
 

@@ -27,7 +27,7 @@ class Case:
     mask: Any
     dtype: torch.dtype
     start: int = 0
-    """The first position: as many roundings may a parameter's gradient be off, because a learned frequency's is."""
+    """The first position."""
     keys: int | None = None
 
     def __str__(self) -> str:
@@ -94,13 +94,12 @@ def test_as_exact_as_plain_pytorch(spec: str, case: Case) -> None:
             if refusing(backend, position, inputs[0], **given):
                 continue
             got = [values_and_gradients(position, draw, weight, attend, backend=backend, **given) for draw in inputs]
-            assert_as_exact(got, plain, truth, ATOM.get(backend, 0.0), max(1, case.start), jump)
+            assert_as_exact(got, plain, truth, ATOM.get(backend, 0.0), jump)
 
     try:
-        judge(1)
-    except (
-        AssertionError
-    ):  # by chance plain PyTorch errs by next to nothing, or a kink lies on the way: many draws tell
+        judge(8 if case.tokens <= 2 else 1)
+    except AssertionError:
+        # plain PyTorch may err by next to nothing, by chance: then the worst of several draws counts, on both sides
         judge(9)
 
 
