@@ -171,6 +171,21 @@ def values_and_gradients(position: Any, inputs: Sequence[Tensor], weight: Tensor
     return {"out": out.detach()} | {f"d{name}": g for name, g in zip(named, gradients, strict=True) if g is not None}
 
 
+def close(got: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
+    """Within ``tolerance`` of the expected number, and as much besides."""
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+def same_with_gradients(got: Tensor, expected: Tensor, leaves: Sequence[Tensor], tolerance: float = 1e-9) -> None:
+    """Values, and the gradients of one random loss by all leaves, which both were computed from."""
+    close(got, expected, tolerance)
+    weight = torch.randn_like(got)
+    found, wanted = (torch.autograd.grad((out * weight).sum(), leaves, retain_graph=True) for out in (got, expected))
+    for g, e in zip(found, wanted, strict=True):
+        close(g, e, 10 * tolerance)
+        assert e.any()
+
+
 def assert_as_exact(
     got: list[dict], plain: list[dict], truth: list[dict], atom: float = 0.0, jump: float = 0.0
 ) -> None:

@@ -6,15 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from common import attention, every_method, refusal
+from common import attention, close, every_method, refusal
 
 from headway import Attention, Causal, Documents, HeadShape, KVCache, Learned, Rotary, Sinusoidal, attend
 from headway.functional import BACKENDS
 from headway.positions import parse
-
-
-def close(got: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 
 def inputs_of_core(module: Attention, *args: Any, **given: Any) -> tuple:

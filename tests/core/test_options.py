@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import attention, randomise, refusal, runs, transformer
+from common import attention, close, randomise, refusal, runs, transformer
 from torch import Tensor
 from transformers import Qwen3Config
 from transformers.models.gemma2 import modeling_gemma2 as gemma2
@@ -29,10 +29,6 @@ EVERY: dict[str, dict[str, Any]] = {
     "all": {"qk_norm": True, "softcap": 3.0, "sinks": True, "log_scale": 4},
 }
 every_option = pytest.mark.parametrize("options", EVERY.values(), ids=EVERY.keys())
-
-
-def close(got: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
-    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
 def gradients(out: Tensor, leaves: list[Tensor]) -> list[Tensor]:

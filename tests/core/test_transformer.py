@@ -8,17 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from common import every_method, refusal, transformer
+from common import close, every_method, refusal, transformer
 
 from headway import Causal, Documents, Transformer, attend
 from headway.functional import BACKENDS
 from headway.transformer import ACTIVATIONS, CONFIG, KINDS, NORMS
 
 SMALL = {"vocab": 17, "dim": 24, "layers": 2, "heads": 4}
-
-
-def close(got: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
 
 
 def source_of(model: Transformer, tokens: torch.Tensor) -> dict[str, torch.Tensor]:

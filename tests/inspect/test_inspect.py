@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import attention, every_method, transformer
+from common import attention, close, every_method, transformer
 
 import headway
 from headway import Attention, Causal, Documents, HeadwayError, KVCache, Window
@@ -13,10 +13,6 @@ from headway.inspect.watch import size_beforehand
 from headway.training.batches import TextBatches
 from headway.training.loop import Trainer
 from headway.training.settings import TrainSettings
-
-
-def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-9) -> None:
-    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
 @every_method("inspect")

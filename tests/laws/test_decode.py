@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import attention, every_method, transformer
+from common import attention, close, every_method, transformer
 
 from headway import Causal, KVCache, Window
 
 PIECES = ([1] * 9, [4, 1, 1, 1, 1, 1], [3, 2, 4], [9])
 PADS = torch.tensor([[3], [0]])
-
-
-def close(got: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 
 @every_method("decode")

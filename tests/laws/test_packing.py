@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import attention, every_method, make, transformer
+from common import attention, close, every_method, make, transformer
 
 from headway import Causal, Documents, attend
 from headway.functional import BACKENDS
 
 BACKENDS_AND_AUTO = pytest.mark.parametrize("backend", ["reference", "auto"])
-
-
-def close(got: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 
 def gradients(module: torch.nn.Module, out: torch.Tensor, x: torch.Tensor) -> list[torch.Tensor]:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from common import attention, randomise, refusal
+from common import attention, close, randomise, refusal, same_with_gradients
 from rotary_embedding_torch import RotaryEmbedding, apply_rotary_emb
 from torch import Tensor
 from transformers.models.pixtral.modeling_pixtral import PixtralVisionRotaryEmbedding
@@ -23,19 +23,6 @@ from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_pos
 from headway import Attention, Causal, HeadShape, KVCache, Rotary, Transformer
 from headway.positions import Axial, MRope, Sinusoidal2D
 from headway.positions.axial import raster
-
-
-def close(got: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
-    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
-
-
-def compare(got: Tensor, expected: Tensor, inputs: list[Tensor], tolerance: float = 1e-9) -> None:
-    """Values, and gradients by the same inputs."""
-    close(got, expected, tolerance)
-    weight = torch.randn_like(got)
-    ours, theirs = (torch.autograd.grad((x * weight).sum(), inputs) for x in (got, expected))
-    for g, e in zip(ours, theirs, strict=True):
-        close(g, e, tolerance)
 
 
 def grid(*sizes: int) -> Tensor:
@@ -57,7 +44,7 @@ def test_axial_as_in_the_vision_tower_of_qwen2_vl() -> None:
     theirs = qwen2.apply_rotary_pos_emb_vision(q[0].transpose(0, 1), k[0].transpose(0, 1), cos, sin)
     got = Axial(base=10000.0).rotate(q, k, where, where)
     for g, e, x in zip(got, theirs, (q, k), strict=True):
-        compare(g, e.transpose(0, 1)[None], [x], 1e-5)
+        same_with_gradients(g, e.transpose(0, 1)[None], [x], 1e-5)
 
 
 def test_pixtral_deals_one_rotary_s_frequencies_out_to_two_axes() -> None:
@@ -83,7 +70,7 @@ def test_axial_as_in_rotary_embedding_torch(sizes: tuple[int, ...]) -> None:
     expected = apply_rotary_emb(theirs.get_axial_freqs(*sizes), x.unflatten(2, sizes)).flatten(2, -2)
     q, k = Axial(dims=len(sizes), pairing="interleaved").rotate(x, x, where, where)
     assert torch.equal(q, k)
-    compare(q, expected, [x])
+    same_with_gradients(q, expected, [x])
 
 
 @pytest.mark.parametrize("pairing", ["half", "interleaved"])
@@ -108,7 +95,7 @@ def test_mixed_is_the_paper_s_complex_product(pairing: str) -> None:
             rows.append(turned.real.sum())
     q_turned, k_turned = position.rotate(q, k, where, where)
     got = q_turned @ k_turned.repeat_interleave(3, 1).mT
-    compare(got, torch.stack(rows).view(1, 6, 12, 12), [q, k, position.frequency])
+    same_with_gradients(got, torch.stack(rows).view(1, 6, 12, 12), [q, k, position.frequency])
 
 
 def test_mixed_begins_as_axial_in_turned_directions() -> None:
@@ -196,7 +183,7 @@ def test_m_rope_as_in_qwen(embedding: type, apply: object, sections: list[int], 
     angles = where.permute(2, 0, 1)[..., None] * rates
     cos, sin = (theirs.recomposition_frequencies(wave) for wave in (angles.cos(), angles.sin()))
     for g, e, x in zip(got, apply(q, k, cos, sin), (q, k), strict=True):
-        compare(g, e, [x])
+        same_with_gradients(g, e, [x])
     own = apply(q, k, *theirs(q, where.permute(2, 0, 1)))
     for g, e in zip(got, own, strict=True):
         close(g, e, 5e-3)

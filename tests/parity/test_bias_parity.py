@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import make, randomise
+from common import close, make, randomise
 from torch import Tensor, nn
 from transformers import MptConfig, T5Config
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
@@ -32,10 +32,6 @@ def bias(position: Any, q_pos: Tensor, k_pos: Tensor) -> Tensor:
     q, k = (torch.zeros(1, position.shape.heads, pos.shape[1], position.shape.head_dim) for pos in (q_pos, k_pos))
     (term,) = position.terms(Look(q, k, q_pos, k_pos, 1.0))
     return term.tile(q_pos, k_pos)
-
-
-def close(got: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
-    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
 # --- T5 -----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import randomise
+from common import close, randomise
 from torch import Tensor
 from transformers import BertConfig, GPT2Config, GPT2Model
 from transformers.models.bert.modeling_bert import BertEmbeddings
@@ -22,20 +22,16 @@ def ours(dim: int, **given: object) -> Tensor:
     return Sinusoidal(**given)(torch.zeros(1, 600, dim), POS)[0]
 
 
-def close(got: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
-
-
 @pytest.mark.parametrize("dim", [2, 16, 64, 130])
 def test_interleaved_as_in_the_paper_and_xlm(dim: int) -> None:
     theirs = torch.empty(600, dim)
     create_sinusoidal_embeddings(600, dim, theirs)
-    close(ours(dim), theirs)
+    close(ours(dim), theirs, 1e-5)
 
 
 @pytest.mark.parametrize("dim", [2, 16, 64, 130])
 def test_split_as_in_marian(dim: int) -> None:
-    close(ours(dim, layout="split"), MarianSinusoidalPositionalEmbedding(600, dim).create_weight())
+    close(ours(dim, layout="split"), MarianSinusoidalPositionalEmbedding(600, dim).create_weight(), 1e-5)
 
 
 @pytest.mark.parametrize("dim", [4, 16, 64, 130])
@@ -62,7 +58,7 @@ def test_learned_as_in_gpt2() -> None:
     weight = torch.randn_like(got)
     (got * weight).sum().backward()
     (expected * weight).sum().backward()
-    close(position.weight.grad, theirs.wpe.weight.grad)
+    close(position.weight.grad, theirs.wpe.weight.grad, 1e-5)
 
 
 def test_learned_as_in_bert() -> None:
@@ -75,4 +71,4 @@ def test_learned_as_in_bert() -> None:
     with torch.no_grad():
         position.weight.copy_(theirs.position_embeddings.weight)
     x = torch.randn(2, 50, 24)
-    close(position(x), theirs(inputs_embeds=x) - theirs.token_type_embeddings.weight[0])
+    close(position(x), theirs(inputs_embeds=x) - theirs.token_type_embeddings.weight[0], 1e-5)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from common import randomise
+from common import close, randomise, same_with_gradients
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import DebertaConfig, DebertaV2Config, XLNetConfig
@@ -27,20 +27,6 @@ with warnings.catch_warnings():
     from x_transformers.x_transformers import DynamicPositionBias
 
 PADDED = torch.tensor([[-1, -1, 0, 1, 2, 3, 40], [0, 1, 2, 3, 4, 5, 6]])
-
-
-def close(got: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
-    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
-
-
-def same_with_gradients(got: Tensor, expected: Tensor, leaves: Sequence[Tensor], tolerance: float = 1e-9) -> None:
-    """Values, and the gradients of one random loss by all leaves, which both were computed from."""
-    close(got, expected, tolerance)
-    weight = torch.randn_like(got)
-    found, wanted = (torch.autograd.grad((out * weight).sum(), leaves, retain_graph=True) for out in (got, expected))
-    for g, e in zip(found, wanted, strict=True):
-        close(g, e, 10 * tolerance)
-        assert e.any()
 
 
 def module(position: Any, heads: int = 3, kv_heads: int | None = None, **given: Any) -> Attention:

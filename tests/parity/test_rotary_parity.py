@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import randomise
+from common import close, randomise
 from rotary_embedding_torch import RotaryEmbedding
 from torch import Tensor
 from transformers import GPTJConfig, GPTNeoXConfig, LlamaConfig
@@ -27,10 +27,6 @@ def exact(width: int, base: float, pos: Tensor = POS) -> tuple[Tensor, Tensor]:
     rates = torch.tensor([base ** (-2 * i / width) for i in range(width // 2)], dtype=torch.float64)
     angles = (pos[..., None] * rates).repeat(1, 1, 2)
     return angles.cos(), angles.sin()
-
-
-def close(got: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
-    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
 def hidden() -> Tensor:

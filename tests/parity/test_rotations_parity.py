@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import attention, randomise, refusal, transformer
+from common import attention, close, randomise, refusal, same_with_gradients, transformer
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -19,10 +19,6 @@ from headway.positions import ComRope, Hope, HopeLorentz, Look, Pope, Randomized
 
 HEADS, KV_HEADS, WIDTH = 6, 2, 8
 POS = torch.tensor([[-1, 0, 1, 2, 5, 40, 900], [3, 4, 5, 6, 700, 2000, 2001]])
-
-
-def close(got: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
-    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
 def made(spec: str, width: int = WIDTH) -> Any:
@@ -53,14 +49,6 @@ def pairwise(q: Tensor, k: Tensor, score: Any) -> Tensor:
     return torch.stack([score(b, h, h // group, i, j) for b, h, i, j in cells]).view(batch, heads, tokens, tokens)
 
 
-def compare(got: Tensor, expected: Tensor, inputs: list[Tensor], tolerance: float = 1e-9) -> None:
-    close(got, expected, tolerance)
-    weight = torch.randn_like(got)
-    ours, theirs = (torch.autograd.grad((x * weight).sum(), inputs) for x in (got, expected))
-    for g, e in zip(ours, theirs, strict=True):
-        close(g, e, tolerance * max(1.0, e.abs().max().item()))
-
-
 # --- ComRoPE ------------------------------------------------------------------------------------------------------
 
 
@@ -89,7 +77,7 @@ def test_comrope_is_the_exponential_of_commuting_matrices(kind: str, block: int,
     q_turned, k_turned = position.rotate(q, k, where, where)
     close(q_turned[1, 5, 3], turned[1, 1, 3] @ q[1, 5, 3])
     got = q_turned @ k_turned.repeat_interleave(3, 1).mT
-    compare(got, expected, [q, k, *position.parameters()], 1e-7)
+    same_with_gradients(got, expected, [q, k, *position.parameters()], 1e-7)
 
 
 def test_comrope_in_blocks_of_two_is_rotary_with_learned_frequencies() -> None:
@@ -139,7 +127,7 @@ def test_hope_turns_only_what_makes_a_full_turn_in_training(original: int, pairi
             total = total + (a * e + c * f) * angle.cos() + (c * e - a * f) * -angle.sin()
         return total
 
-    compare(got, pairwise(q, k, score), [q, k])
+    same_with_gradients(got, pairwise(q, k, score), [q, k])
     assert kept
 
 
@@ -174,7 +162,7 @@ def test_boosts_are_lorentz_boosts_of_damped_queries_and_keys(pairing: str) -> N
             return boosted(q[b, h, i], late, 1) @ boosted(k[b, g, j], early, -1)
         return boosted(q[b, h, i], int(pos[b, i]), 1) @ boosted(k[b, g, j], int(pos[b, j]), -1)
 
-    compare(scores(position, q, k, pos), pairwise(q, k, score), [q, k], 1e-8)
+    same_with_gradients(scores(position, q, k, pos), pairwise(q, k, score), [q, k], 1e-8)
 
 
 def test_boosts_are_finite_at_any_distance() -> None:
@@ -212,7 +200,7 @@ def test_pope_is_magnitudes_and_cosines(start: str, width: int) -> None:
         angle = (POS[b, j] - POS[b, i]) * rates + phase
         return (softplus(q[b, h, i]) * softplus(k[b, g, j]) * angle.cos()).sum()
 
-    compare(scores(position, q, k, POS), pairwise(q, k, score), [q, k, position.phase])
+    same_with_gradients(scores(position, q, k, POS), pairwise(q, k, score), [q, k, position.phase])
 
 
 def test_pope_begins_where_it_says() -> None:
@@ -267,7 +255,7 @@ def test_selective_rotary_turns_by_what_the_tokens_between_say(pairing: str, dim
         return total
 
     got = scores(position, q, k, POS, position.mark(x))
-    compare(got, pairwise(q, k, score), [q, k, x, *position.parameters()])
+    same_with_gradients(got, pairwise(q, k, score), [q, k, x, *position.parameters()])
 
 
 def test_selective_rotary_of_equal_steps_is_rotary() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import attention, make
+from common import attention, make, same_with_gradients
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,17 +22,6 @@ from headway.positions.alibi import slopes
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # its own torch.jit.script
     from x_transformers.x_transformers import CoPE
-
-
-def same(got: Tensor, expected: Tensor, wanted: list[Tensor], tolerance: float = 1e-9) -> None:
-    """Values, and gradients of a random sum."""
-    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
-    weight = torch.randn_like(got)
-    found = (torch.autograd.grad((x * weight).sum(), wanted, allow_unused=True) for x in (got, expected))
-    for ours, theirs in zip(*found, strict=True):
-        assert (ours is None) == (theirs is None)
-        if ours is not None:
-            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 def projected(module: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,7 +60,7 @@ def test_cope_of_x_transformers(causal: bool) -> None:
     if causal:
         content = content.masked_fill(~torch.ones(90, 90).bool().tril(), -torch.finfo(content.dtype).max)
     expected = (content + theirs(q, content)).softmax(-1) @ v
-    same(got, expected, [q, k, v, position.table])
+    same_with_gradients(got, expected, [q, k, v, position.table])
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -89,7 +78,7 @@ def test_cope_as_its_paper_writes_it(scaled: bool) -> None:
         vector = (p - low) * e[high] + (1 - p + low) * e[low]
         return content[j] + q[h, i] @ vector * (8**-0.5 if scaled else 1)
 
-    same(module(x, pos=pos)[0, 2:], by_rows(module, x[0, 2:], score), [x, *module.parameters()])
+    same_with_gradients(module(x, pos=pos)[0, 2:], by_rows(module, x[0, 2:], score), [x, *module.parameters()])
 
 
 # --- stick-breaking -----------------------------------------------------------------------------------------------
@@ -113,7 +102,7 @@ def test_stick_breaking_as_its_paper_writes_it(padded: int) -> None:
         heads.append(torch.stack(rows))
     expected = torch.cat(heads, -1) @ module.o.weight.T
     pos = (torch.arange(90) - padded).clamp(min=-1)
-    same(module(x, pos=pos)[0, padded:], expected, [x, *module.parameters()])
+    same_with_gradients(module(x, pos=pos)[0, padded:], expected, [x, *module.parameters()])
 
 
 # --- GRAPE-AP -----------------------------------------------------------------------------------------------------
@@ -135,7 +124,7 @@ def test_grape_ap_as_its_paper_writes_it(heads: int, start: int) -> None:
         costs = [functional.logsigmoid(p[i, h] @ turns[t] @ p[t, h] / 4) for t in range(j + 1, i + 1)]
         return q[h, i] @ k[0, j] / math.sqrt(8) + slopes(heads)[h] * sum(costs, torch.zeros(()).double())
 
-    same(
+    same_with_gradients(
         module(x, pos=torch.arange(start, start + 13))[0],
         by_rows(module, x[0], score),
         [x, *module.parameters()],
@@ -182,7 +171,9 @@ def test_path_is_a_product_of_matrices(spec: str, padded: int) -> None:
         return product @ k[h // 2, j] / math.sqrt(8) + log_gates[j + 1 : i + 1, h].sum()
 
     pos = (torch.arange(12 + padded) - padded).clamp(min=-1)
-    same(module(whole, pos=pos)[0, padded:], by_rows(module, x, score), [whole, *module.parameters()], 1e-8)
+    same_with_gradients(
+        module(whole, pos=pos)[0, padded:], by_rows(module, x, score), [whole, *module.parameters()], 1e-8
+    )
 
 
 def test_path_over_several_blocks_rewrites_every_key_at_every_token() -> None:
@@ -200,7 +191,7 @@ def test_path_over_several_blocks_rewrites_every_key_at_every_token() -> None:
             for h in (2 * kv, 2 * kv + 1):
                 groups[h].append((keys @ q[h, t] / math.sqrt(8)).softmax(0) @ v[kv, : t + 1])
     expected = torch.cat([torch.stack(rows) for rows in groups], -1) @ module.o.weight.T
-    same(module(x)[0], expected, [x, *module.parameters()], 1e-8)
+    same_with_gradients(module(x)[0], expected, [x, *module.parameters()], 1e-8)
 
 
 # --- DAPE ---------------------------------------------------------------------------------------------------------
@@ -226,7 +217,7 @@ def test_dape_as_its_paper_writes_it() -> None:
     f = functional.linear(hidden, position.second[..., 0], torch.randn(4).double()).permute(2, 0, 1)
     weights = (a + b + f).masked_fill(~torch.ones(40, 40).bool().tril(), -torch.inf).softmax(-1)
     expected = (weights @ v).transpose(0, 1).flatten(1) @ module.o.weight.T
-    same(module(x)[0], expected, [x, *module.parameters()])
+    same_with_gradients(module(x)[0], expected, [x, *module.parameters()])
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
@@ -246,7 +237,7 @@ def test_dape_v2_of_each_row_by_itself(kernel: int) -> None:
         )
         f = functional.conv1d(hidden, position.second, padding=kernel // 2)[0]
         rows.append(((a + b + f).softmax(-1)[:, None] @ v[:, : i + 1]).flatten())
-    same(module(x)[0], torch.stack(rows) @ module.o.weight.T, [x, *module.parameters()])
+    same_with_gradients(module(x)[0], torch.stack(rows) @ module.o.weight.T, [x, *module.parameters()])
 
 
 def test_dape_of_alibi() -> None:
@@ -263,4 +254,4 @@ def test_dape_of_alibi() -> None:
         hidden = functional.leaky_relu(position.first[..., 0] @ both + position.first_bias)
         return both[h] + both[2 + h] + position.second[h, :, 0] @ hidden
 
-    same(module(x)[0], by_rows(module, x[0], score), [x, *module.parameters()])
+    same_with_gradients(module(x)[0], by_rows(module, x[0], score), [x, *module.parameters()])

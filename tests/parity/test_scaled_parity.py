@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import randomise
+from common import close, randomise
 from rotary_embedding_torch import RotaryEmbedding
 from torch import Tensor
 from transformers import LlamaConfig
@@ -27,10 +27,6 @@ from headway.positions import NTK, DynamicNTK, Interpolated, Llama3, LongRope, P
 
 CPU = torch.device("cpu")
 KINDS = ("linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
-
-
-def close(got: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
-    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
 def draw(kind: str, seed: int, width: int, **fixed: Any) -> tuple[Rotary, dict[str, Any]]:

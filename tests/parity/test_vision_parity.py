@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import randomise
+from common import close, randomise
 from torch import Tensor
 from transformers import Swinv2Config
 from transformers.models.swin.configuration_swin import SwinConfig
@@ -18,10 +18,6 @@ from headway.positions import Look, Swin, SwinV2
 from headway.terms import ByDistance, raster
 
 SIZES = [(7, 7), (3, 5), (6, 2), (1, 4), (4, 1)]
-
-
-def close(got: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
-    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
 def term(position: Any, tokens: int) -> Any:
