@@ -22,12 +22,12 @@ help:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"headway needs Python 3.11 or newer, got {sys.version.split()[0]}: set PYTHON=python3.12, for one")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch
-	$(PIP) --editable '.[bpe]'
+	$(PIP) --editable '.[bpe,studio]'
 	$(BIN)/python -m headway.backends.native
 	touch $@
 
 .venv/ready-dev: .venv/ready
-	$(PIP) --editable '.[bpe,dev]'
+	$(PIP) --editable '.[bpe,studio,tensorboard,dev]'
 	touch $@
 
 compare: .venv/ready

@@ -26,7 +26,9 @@ FLOORS = (
     ("report",),
     ("training",),
     ("generation",),
+    ("views",),
     ("experiments",),
+    ("studio",),
     ("cli",),
     ("__main__",),
 )

@@ -217,7 +217,90 @@ class Wall:
     sorts: Mapping[str, Said] = field(default_factory=dict)
 
 
-Figure = Heatmap | Lines | Bars | Dials | Grid | Wall
+@dataclass(frozen=True)
+class Product:
+    """A product of two matrices in which each number can be worked out: out = left @ right + bias.
+
+    Args:
+        title: what it is.
+        left: (rows, inner).
+        right: (inner, columns).
+        bias: (columns,), or None.
+        out: (rows, columns), as the model computed it.
+        rows: a label for each row.
+        names: what left, right and out are called, as "X", "W_Q" and "Q".
+        cell: (row, column) that is worked out at first.
+    """
+
+    title: Said
+    left: Block
+    right: Block
+    bias: Block | None
+    out: Block
+    rows: Sequence[str]
+    names: tuple[str, str, str]
+    cell: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a computation.
+
+    Args:
+        label: its short name, as "Q" or "softmax".
+        shape: of what it makes, as "5 × 16".
+        formula: how, as "Q = X W_Q".
+        said: what happens here, in a sentence or two.
+        figures: what it makes.
+    """
+
+    label: Said
+    shape: str
+    formula: str
+    said: Said
+    figures: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A strip of stages; one of them is open.
+
+    Args:
+        title: what they make together.
+        stages: from left to right.
+    """
+
+    title: Said
+    stages: Sequence[Stage]
+
+
+@dataclass(frozen=True)
+class Film:
+    """The same figures at several times, with a slider.
+
+    Args:
+        title: what changes.
+        frames: (label, figures), the same kinds and limits in each.
+    """
+
+    title: Said
+    frames: Sequence[tuple[Said, Sequence[Any]]]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Several things side by side, row by row the same kind of figure; pointing at one points at all.
+
+    Args:
+        title: what is compared.
+        columns: (label, figures).
+    """
+
+    title: Said
+    columns: Sequence[tuple[Said, Sequence[Any]]]
+
+
+Figure = Heatmap | Lines | Bars | Dials | Grid | Wall | Product | Steps | Film | Columns
 
 
 @dataclass(frozen=True)
@@ -265,7 +348,7 @@ def plain(figure: Any) -> Any:
     """A figure as JSON takes it; ``kind`` names its class in lower case."""
     if isinstance(figure, Block):
         return figure.plain()
-    if isinstance(figure, Figure | Line):
+    if isinstance(figure, Figure | Line | Stage):
         values = {name: plain(getattr(figure, name)) for name in figure.__dataclass_fields__}
         return {"kind": type(figure).__name__.lower(), **values}
     if isinstance(figure, Mapping):

@@ -1,6 +1,7 @@
 """The report's words in both languages, and how values are said in a sentence.
 
-Sentences are templates in ``assets/en.json`` and ``assets/zh.json``. A value knows how each language writes it:
+Sentences are templates in ``assets/en.json`` and ``assets/zh.json``, those of larger parts in ``assets/<part>.en.json``.
+A value knows how each language writes it:
 lists join with "and" or "和", a percentage has a space or none, a method's spec stands between backticks.
 """
 
@@ -25,8 +26,10 @@ def strings(language: str) -> Mapping[str, str]:
     >>> strings("zh")["table.method"]
     '方法'
     """
-    text = files("headway.report").joinpath("assets", f"{language}.json").read_text(encoding="utf-8")
-    words: dict[str, str] = json.loads(text)
+    words: dict[str, str] = {}
+    for file in sorted(files("headway.report").joinpath("assets").iterdir(), key=lambda file: file.name):
+        if file.name == f"{language}.json" or file.name.endswith(f".{language}.json"):
+            words |= json.loads(file.read_text(encoding="utf-8"))
     return words
 
 

@@ -1,0 +1,1 @@
+"""The studio: a local web app over trained runs and fresh models, loopback only."""
