@@ -1,8 +1,8 @@
 """The report's words in both languages, and how values are said in a sentence.
 
-Sentences are templates in ``assets/en.json`` and ``assets/zh.json``, those of larger parts in ``assets/<part>.en.json``.
-A value knows how each language writes it:
-lists join with "and" or "和", a percentage has a space or none, a method's spec stands between backticks.
+Sentences are templates in ``assets/en.json`` and ``assets/zh.json``, a part's own in ``assets/<part>.en.json``.
+A value knows how each language writes it: lists join with "and" or "和", a percentage has a space or none, a method's
+spec stands between backticks.
 """
 
 from __future__ import annotations
