@@ -90,7 +90,7 @@ def document(title: str, data: Mapping[str, Any], module: str) -> str:
     """
     # "<" as an escape keeps "</script>" and "<!--" inside a file name from ending the block.
     text = json.dumps(_plain(data), ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    style = _asset("style.css") + "body{margin:0}"
+    style = asset("style.css") + "body{margin:0}"
     program = bundle(module)
     allowed = f"script-src {_digest(program)}; style-src {_digest(style)}"
     policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
@@ -123,7 +123,7 @@ def bundle(page: str) -> str:
     """
     parts = ['"use strict";']
     for name in (*MODULES, page):
-        source = _asset(f"{name}.js")
+        source = asset(f"{name}.js")
         source = re.sub(
             r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', r"const \1 = module_\2;", source, flags=re.MULTILINE
         )
@@ -135,7 +135,8 @@ def bundle(page: str) -> str:
     return "\n".join(parts)
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of the assets as text."""
     return files("headway.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
