@@ -1,7 +1,7 @@
 """Figures as plain values: what a view shows, ready for the page's program, for SVG and for a table.
 
 A view holds figures; a figure holds numbers, labels and both languages' words, and says nothing of pixels. Numbers
-travel as base64 of little-endian float32, or of one byte or one bit each: a map of 1,024 tokens with its mask is 1.6 MB,
+travel as base64 of little-endian float32, or of one byte or bit each: a map of 1,024 tokens with its mask is 1.6 MB,
 and not 20.
 """
 
