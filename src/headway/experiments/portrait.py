@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from headway.backends import reference
-from headway.backends.base import Call
-from headway.masks import Causal
+from headway.inspect.probe import alike
 from headway.positions import Position
 from headway.shapes import HeadShape, HeadwayError
 
@@ -72,23 +71,10 @@ def _drawn(position: Position) -> dict[str, Any]:
 
 def _by_distance(position: Position) -> tuple[str, Tensor]:
     """What the last query makes of the keys at distance 0, 1, 2 …, for each head."""
-    pos, scale = torch.arange(TOKENS)[None], SHAPE.head_dim**-0.5
-    if position.embeds:
-        x = position.embed(torch.zeros(1, TOKENS, SHAPE.dim, dtype=torch.float64), pos)
-        content, alone = x.unflatten(-1, (SHAPE.heads, -1)).transpose(1, 2), 0.0
-    else:
-        x = torch.randn(SHAPE.dim, dtype=torch.float64).expand(1, TOKENS, -1)
-        content, alone = (
-            torch.full((1, SHAPE.heads, TOKENS, SHAPE.head_dim), SHAPE.head_dim**-0.25, dtype=torch.float64),
-            1.0,
-        )
-    marks = position.mark(x)
-    q, k = position.rotate(content, content, pos, pos)
-    q, k, terms = position.act(q, k, pos, pos, scale, marks)
-    call = Call(q, k, content, pos, pos, Causal(), terms, scale, position.normalise, True, "cpu")
+    call = alike(position, torch.arange(TOKENS)[None])
     if position.normalise != "softmax":
         return "weight", reference.weights(call)[0, :, -1].flip(-1)
-    added = reference.scores(call)[0, :, -1].flip(-1) - alone
+    added = reference.scores(call)[0, :, -1].flip(-1) - (0.0 if position.embeds else 1.0)
     return "score", added.masked_fill(added.abs() < 1e-9, 0.0)
 
 
