@@ -10,8 +10,9 @@
 torch.Size([1, 4, 10, 10])
 """
 
-from headway.inspect.record import Layer, Trace, record
+from headway.inspect.head import Head
+from headway.inspect.record import Layer, Trace, record, recorded
 from headway.inspect.split import Split, split
 from headway.inspect.watch import Snapshot, Watch, watch
 
-__all__ = ["Layer", "Snapshot", "Split", "Trace", "Watch", "record", "split", "watch"]
+__all__ = ["Head", "Layer", "Snapshot", "Split", "Trace", "Watch", "record", "recorded", "split", "watch"]

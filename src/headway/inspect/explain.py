@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headway.inspect.record import Layer, record
-from headway.inspect.split import split
+from headway.inspect.head import Head
+from headway.inspect.record import recorded
+from headway.inspect.split import exact
 from headway.shapes import HeadwayError
 from headway.transformer import Transformer
 
@@ -83,51 +84,25 @@ def explain(
             f"expected a text of 1 to {LONGEST} tokens, of which every number can be shown, got "
             f"{ids.shape[-1]}: take a sentence of it"
         )
-    training = model.training
-    try:
-        with record(model.eval()) as trace, torch.no_grad():
-            model(ids)
-    finally:
-        model.train(training)
+    trace = recorded(model, ids)
     if not 0 <= layer < len(trace):
         raise HeadwayError(f"expected a layer from 0 to {len(trace) - 1}, got {layer}")
-    seen = trace[layer]
-    if not 0 <= head < seen.heads:
-        raise HeadwayError(f"expected a head from 0 to {seen.heads - 1}, got {head}")
-    tokens, width = ids.shape[1], seen.attention.shape.head_dim
-    token, column = (tokens - 1, 0) if cell is None else cell
-    if not (0 <= token < tokens and 0 <= column < width):
-        raise HeadwayError(f"expected a cell of q within {tokens} tokens and {width} columns, got {token}, {column}")
+    seen = Head(trace[layer], head)
     with torch.no_grad():
-        return _walk(model, seen, list(labels), layer, head, token, column)
+        return _walk(model, seen, list(labels), layer, *((ids.shape[1] - 1, 0) if cell is None else cell))
 
 
-def _walk(
-    model: Transformer, layer: Layer, labels: list[str], number: int, head: int, token: int, column: int
-) -> dict[str, Any]:
-    attention, call = layer.attention, layer.call
-    shape, weights = attention.shape, attention.head(head)
-    group = head // call.groups
-    q, k = layer.q[0, head], layer.k[0, group] if layer.k is not None else call.k[0, group]
-    parts = split(layer)
-    raw = q @ k.mT
-    visible = layer.seen()
-    seen = (
-        torch.ones_like(raw, dtype=torch.bool) if visible is None else visible.expand(1, layer.heads, -1, -1)[0, head]
-    )
-    scores, scaled = parts.total[0, head], raw * call.scale
-    added = {name: part[0, head] for name, part in parts.parts.items()}
-    alpha = layer.weights()[0, head]
-    out = layer.output()[0, head]
-    products = layer.x[0, token] * weights.q[:, column]
-    bias = 0.0 if attention.q.bias is None else float(attention.q.bias[head * shape.head_dim + column])
-    at_work = {name: float(part[seen].square().mean().sqrt()) for name, part in added.items()}
+def _walk(model: Transformer, head: Head, labels: list[str], number: int, token: int, column: int) -> dict[str, Any]:
+    call, attention, weights = head.layer.call, head.layer.attention, head.matrices
+    shape, cell = attention.shape, head.cell("q", token, column)
+    raw = head.q @ head.k.mT
+    scaled, seen = raw * call.scale, head.seen
     return {
         "tokens": labels,
         "position": model.position.spec(),
         "title": model.position.title,
         "layer": number,
-        "head": head,
+        "head": head.index,
         "shapes": {
             "tokens": len(labels),
             "dim": shape.dim,
@@ -137,35 +112,35 @@ def _walk(
             "layers": len(model.stack.blocks),
             "scale": call.scale,
         },
-        "x": _plain(layer.x[0]),
+        "x": _plain(head.x),
         "w_q": _plain(weights.q),
         "w_k": _plain(weights.k),
         "w_v": _plain(weights.v),
-        "q": _plain(q),
-        "k": _plain(k),
-        "v": _plain(call.v[0, group]),
-        "q_turned": _plain(call.q[0, head]),
-        "k_turned": _plain(call.k[0, group]),
+        "q": _plain(head.q),
+        "k": _plain(head.k),
+        "v": _plain(head.v),
+        "q_turned": _plain(head.mapped_q),
+        "k_turned": _plain(head.mapped_k),
         "normalised": attention.q_norm is not None,
         "cell": {
             "token": token,
             "column": column,
-            "x": _plain(layer.x[0, token]),
+            "x": _plain(head.x[token]),
             "w": _plain(weights.q[:, column]),
-            "products": _plain(products),
-            "bias": bias,
-            "sum": float(attention.q(layer.x)[0, token, head * shape.head_dim + column]),
+            "products": _plain(cell.products),
+            "bias": cell.bias,
+            "sum": cell.sum,
         },
         "raw": _plain(raw),
         "scaled": _plain(scaled),
-        "parts": {name: _plain(part) for name, part in added.items()},
-        "exact": parts.exact,
-        "share": at_work,
-        "scores": _plain(scores),
+        "parts": {name: _plain(part) for name, part in head.parts.items()},
+        "exact": exact(head.layer),
+        "share": {name: float(part[seen].square().mean().sqrt()) for name, part in head.parts.items()},
+        "scores": _plain(sum(head.parts.values())),
         "seen": seen.tolist(),
-        "weights": _plain(alpha),
-        "output": _plain(out),
-        "spread": {"raw": _spread(raw), "scaled": _spread(scaled)},
+        "weights": _plain(head.weights),
+        "output": _plain(head.output),
+        "spread": {"raw": spread(raw), "scaled": spread(scaled)},
         "entropy": {"raw": _entropy(raw, seen), "scaled": _entropy(scaled, seen)},
     }
 
@@ -174,7 +149,12 @@ def _plain(x: Tensor) -> Any:
     return x.double().tolist()
 
 
-def _spread(x: Tensor) -> float:
+def spread(x: Tensor) -> float:
+    """Standard deviation of all numbers.
+
+    >>> spread(torch.tensor([[1.0, 3.0]]))
+    1.0
+    """
     return float(x.std(correction=0))
 
 

@@ -211,6 +211,29 @@ def record(model: nn.Module) -> Iterator[Trace]:
         yield trace
 
 
+def recorded(model: nn.Module, *args: Any, **given: Any) -> Trace:
+    """Run a model once in evaluation mode without gradients, and what its attentions were given; its mode stays.
+
+    Args:
+        model: any module that contains :class:`headway.Attention`.
+        args: what it is called with.
+        given: likewise.
+
+    Raises:
+        HeadwayError: as :func:`record` does.
+
+    >>> recorded(Attention(dim=32, heads=4), torch.randn(1, 5, 32))[0].queries
+    5
+    """
+    training = model.training
+    try:
+        with record(model.eval()) as trace, torch.no_grad():
+            model(*args, **given)
+    finally:
+        model.train(training)
+    return trace
+
+
 def _detached(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach()

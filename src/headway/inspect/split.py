@@ -79,8 +79,9 @@ def split(layer: Layer, rows: slice = ALL) -> Split:
     call, attention = layer.call, layer.attention
     turned = _products(layer, call.q, call.k, rows)
     parts: dict[str, Tensor] = {}
-    turns = any(getattr(type(attention.position), name) is not getattr(Position, name) for name in ("rotate", "recast"))
-    if not turns and layer.stream is not None and bool(layer.stream.position.any()):
+    turns = maps(attention.position)
+    if adds(layer):
+        assert layer.stream is not None
         q, k = (_content_and_position(layer, layer.stream, linear) for linear in (attention.q, attention.k))
         names = ("content", "position")
         for i, first in enumerate(names):
@@ -107,8 +108,28 @@ def split(layer: Layer, rows: slice = ALL) -> Split:
     for row_term in call.row_terms:
         tile = row_term.rows(capped, seen, call.q_pos, call.k_pos, rows).to(turned.dtype).expand_as(turned)
         _add(parts, type(row_term).__name__, tile)
-    exact = layer.stream is None or layer.stream.first or "content·content" not in parts
-    return Split(parts, seen, exact)
+    return Split(parts, seen, exact(layer))
+
+
+def maps(position: Position) -> bool:
+    """Whether a method maps queries and keys.
+
+    >>> from headway.positions import parse
+    >>> maps(parse("rotary")), maps(parse("alibi"))
+    (True, False)
+    """
+    method = type(getattr(position, "inside", position))  # randomized has another method inside
+    return any(getattr(method, name) is not getattr(Position, name) for name in ("rotate", "recast"))
+
+
+def adds(layer: Layer) -> bool:
+    """Whether position was added to the embedding that this layer's input came from."""
+    return not maps(layer.attention.position) and layer.stream is not None and bool(layer.stream.position.any())
+
+
+def exact(layer: Layer) -> bool:
+    """Whether :func:`split` estimates none of the parts of this layer."""
+    return layer.stream is None or layer.stream.first or not adds(layer)
 
 
 def _add(parts: dict[str, Tensor], name: str, tile: Tensor) -> None:

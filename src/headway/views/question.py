@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from headway.inspect.explain import fresh_model, words
-from headway.inspect.record import Layer, Trace, record
+from headway.inspect.record import Layer, Trace, recorded
 from headway.inspect.watch import Watch
 from headway.positions import Position
 from headway.shapes import HeadwayError
@@ -80,13 +79,7 @@ class Question:
     @cached_property
     def trace(self) -> Trace:
         """What every attention was given for this text."""
-        training = self.model.training
-        try:
-            with record(self.model.eval()) as trace, torch.no_grad():
-                self.model(self.ids)
-        finally:
-            self.model.train(training)
-        return trace
+        return recorded(self.model, self.ids)
 
     @property
     def seen(self) -> Layer:

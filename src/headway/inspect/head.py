@@ -1,0 +1,196 @@
+"""One head of one layer, every number of it: what the walk in the terminal and the views of attention are made of.
+
+Q = X W_Q + b,  K, V likewise → position maps q and k → S = Q Kᵀ → · scale → + terms → mask → weights A → A V
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from headway.attention import HeadWeights
+from headway.inspect.record import ROWS, Layer
+from headway.inspect.split import split
+from headway.masks import ALL
+from headway.shapes import HeadwayError
+
+MATRICES = ("q", "k", "v")
+
+
+class Cell(NamedTuple):
+    """How one number of Q, K or V comes about: Σ_m x_m W[m, column] + bias.
+
+    Args:
+        products: x_m · W[m, column], (d_model,).
+        bias: of the column, 0 where there is none.
+        sum: the number as the model's own layer computes it, before QK-norm.
+    """
+
+    products: Float[Tensor, " dim"]
+    bias: float
+    sum: float
+
+
+@dataclass(eq=False)
+class Head:
+    """One query head of a recorded layer, of one sequence; what is large is computed when asked for.
+
+    Args:
+        layer: of a trace.
+        index: which query head, from 0.
+        rows: which queries the matrices of queries × keys are of.
+        batch: which sequence.
+
+    Raises:
+        HeadwayError: when there is no such head.
+
+    >>> from headway import Attention
+    >>> from headway.inspect import record
+    >>> attention = Attention(dim=32, heads=4, position="rotary")
+    >>> with record(attention) as trace:
+    ...     _ = attention(torch.randn(1, 5, 32))
+    >>> head = Head(trace[0], 3)
+    >>> torch.allclose(sum(head.parts.values()), head.scores, atol=1e-5)
+    True
+    """
+
+    layer: Layer
+    index: int
+    rows: slice = field(default_factory=lambda: ALL)
+    batch: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.layer.heads:
+            raise HeadwayError(f"expected a head from 0 to {self.layer.heads - 1}, got {self.index}")
+
+    @property
+    def group(self) -> int:
+        """The key and value head it looks at."""
+        return self.index // self.layer.call.groups
+
+    @property
+    def x(self) -> Float[Tensor, "tokens dim"]:
+        """What W_Q, W_K and W_V are multiplied with."""
+        return self.layer.x[self.batch]
+
+    @cached_property
+    def matrices(self) -> HeadWeights:
+        """W_Q, W_K, W_V and W_O."""
+        return self.layer.attention.head(self.index)
+
+    @property
+    def q(self) -> Float[Tensor, "tokens head_dim"]:
+        """Queries before position maps them, after QK-norm if there is one."""
+        return self.layer.q[self.batch, self.index]
+
+    @property
+    def k(self) -> Float[Tensor, "keys head_dim"]:
+        """Keys likewise; those of a cache as they are kept there."""
+        return (self.layer.call.k if self.layer.k is None else self.layer.k)[self.batch, self.group]
+
+    @property
+    def v(self) -> Float[Tensor, "keys head_dim"]:
+        """Values."""
+        return self.layer.call.v[self.batch, self.group]
+
+    @property
+    def mapped_q(self) -> Float[Tensor, "tokens dim_r"]:
+        """Queries as scores see them."""
+        return self.layer.call.q[self.batch, self.index]
+
+    @property
+    def mapped_k(self) -> Float[Tensor, "keys dim_r"]:
+        """Keys likewise."""
+        return self.layer.call.k[self.batch, self.group]
+
+    @cached_property
+    def parts(self) -> dict[str, Float[Tensor, "rows keys"]]:
+        """Content and position of the scores, as :func:`headway.inspect.split` names them."""
+        return self._blocks(lambda rows: split(self.layer, rows).parts)
+
+    @cached_property
+    def scores(self) -> Float[Tensor, "rows keys"]:
+        """scale · q·k and every term, before the mask."""
+        return self._block(self.layer.scores)
+
+    @cached_property
+    def weights(self) -> Float[Tensor, "rows keys"]:
+        """Attention weights; what is hidden is 0."""
+        return self._block(self.layer.weights)
+
+    @cached_property
+    def output(self) -> Float[Tensor, "rows dim_v"]:
+        """What the head hands on, Σ_j α_ij v_j and what a method adds to values."""
+        return self._block(self.layer.output)
+
+    @cached_property
+    def seen(self) -> Bool[Tensor, "rows keys"]:
+        """Which keys the queries may see."""
+        seen = self.layer.seen(self.rows)
+        queries = len(range(self.layer.queries)[self.rows])
+        if seen is None:
+            return torch.ones(queries, self.layer.keys, dtype=torch.bool, device=self.x.device)
+        shape = (len(self.layer.x), self.layer.heads, queries, self.layer.keys)
+        return seen.expand(shape)[self.batch, self.index]
+
+    def linear(self, which: str) -> tuple[nn.Linear, int]:
+        """The layer that makes Q, K or V of all heads, and this head's first column in what it makes.
+
+        Raises:
+            HeadwayError: when ``which`` is not "q", "k" or "v".
+        """
+        if which not in MATRICES:
+            raise HeadwayError(f"expected a matrix q, k or v, got {which!r}")
+        linear: nn.Linear = getattr(self.layer.attention, which)
+        width = self.layer.attention.shape.head_dim
+        return linear, (self.index if which == "q" else self.group) * width
+
+    def projected(self, which: str) -> Float[Tensor, "tokens head_dim"]:
+        """Q, K or V as the model's own layer computes it, before QK-norm."""
+        linear, first = self.linear(which)
+        out: Tensor = linear(self.x).detach()
+        return out[:, first : first + self.layer.attention.shape.head_dim]
+
+    def bias(self, which: str) -> Float[Tensor, " head_dim"] | None:
+        """What is added to each column of Q, K or V; None where nothing is."""
+        linear, first = self.linear(which)
+        if linear.bias is None:
+            return None
+        return linear.bias.detach()[first : first + self.layer.attention.shape.head_dim]
+
+    def cell(self, which: str, token: int, column: int) -> Cell:
+        """How one number of Q, K or V comes about.
+
+        Raises:
+            HeadwayError: when it has no such token or column.
+        """
+        tokens, width = len(self.x), self.layer.attention.shape.head_dim
+        if not (0 <= token < tokens and 0 <= column < width):
+            raise HeadwayError(
+                f"expected a cell of {which} within {tokens} tokens and {width} columns, got {token}, {column}"
+            )
+        bias = self.bias(which)
+        weights: Tensor = getattr(self.matrices, which)
+        return Cell(
+            self.x[token] * weights[:, column],
+            0.0 if bias is None else float(bias[column]),
+            float(self.projected(which)[token, column]),
+        )
+
+    def _block(self, compute: Callable[[slice], Tensor]) -> Tensor:
+        return self._blocks(lambda rows: {"": compute(rows)})[""]
+
+    def _blocks(self, compute: Callable[[slice], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """This head's part of what is computed for all heads, some rows at a time: all at once is heads · n²."""
+        found: dict[str, list[Tensor]] = {}
+        wanted = range(self.layer.queries)[self.rows]
+        for start in range(wanted.start, wanted.stop, ROWS):
+            for name, tile in compute(slice(start, min(start + ROWS, wanted.stop))).items():
+                found.setdefault(name, []).append(tile[self.batch, self.index].detach())
+        return {name: torch.cat(tiles) for name, tiles in found.items()}
