@@ -4,14 +4,17 @@
 
 Every few steps W_Q, W_K, W_V of each attention are copied before the optimiser steps, with the gradient it is about to
 use, and after it, with the state it has then. The update is their difference, not a formula.
+
+At the same steps small numbers can be read, which stay when matrices are given up for room: how far each matrix moved,
+‖ΔW‖ / ‖W‖, and the entropy of each head's weights on a text that stays the same.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,11 +22,16 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from headway.attention import Attention
+from headway.inspect.record import record
 from headway.shapes import HeadwayError
 
 MATRICES = ("q", "k", "v")
 ROOM = 2**28
 """Bytes a watch may take before it looks half as often."""
+READINGS = 4096
+"""Readings a watch keeps before it gives up every second of the older half."""
+Taken = dict[tuple[str, str], "Snapshot"]
+"""All matrices at one step: ``taken[name of the attention, "q"]``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +67,19 @@ class Snapshot:
         return Snapshot(part(self.weight), gradient, part(self.update), {n: part(x) for n, x in self.state.items()})
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Small numbers of one moment, by layer in the order of the model's attentions.
+
+    Args:
+        ratios: ‖ΔW‖ / ‖W‖ of the last step for "q", "k" and "v" of each layer; None before the first step.
+        entropies: the mean entropy of each head's weights, in nats, (layers, heads); None where none was taken.
+    """
+
+    ratios: list[dict[str, float]] | None = None
+    entropies: list[list[float]] | None = None
+
+
 @dataclass(eq=False)
 class Watch:
     """What was recorded: ``watch[step][name, "q"]`` is a :class:`Snapshot`.
@@ -66,15 +87,18 @@ class Watch:
     Args:
         every: optimiser steps between two looks; doubles when the room is full.
         room: bytes it may take.
-        steps: which optimiser steps were looked at, counted from 0 when watching began.
+        steps: which optimiser steps were looked at, counted from 0 when watching began. ``watch[k]`` holds the weights
+            after k finished steps and what step k + 1 did to them.
+        readings: small numbers by finished steps; they outlive the matrices.
     """
 
     every: int
     room: int = ROOM
     steps: list[int] = field(default_factory=list)
-    _taken: dict[int, dict[tuple[str, str], Snapshot]] = field(default_factory=dict, repr=False)
+    readings: dict[int, Reading] = field(default_factory=dict)
+    _taken: dict[int, Taken] = field(default_factory=dict, repr=False)
 
-    def __getitem__(self, step: int) -> dict[tuple[str, str], Snapshot]:
+    def __getitem__(self, step: int) -> Taken:
         if step not in self._taken:
             raise HeadwayError(f"expected a step that was looked at ({_some(self.steps)}), got {step}")
         return self._taken[step]
@@ -84,7 +108,20 @@ class Watch:
         """Bytes taken so far."""
         return sum(_bytes(taken) for taken in self._taken.values())
 
-    def _add(self, step: int, taken: dict[tuple[str, str], Snapshot]) -> None:
+    def copied(self) -> Watch:
+        """What is there now, which later looks do not change; the matrices themselves are shared."""
+        return replace(self, steps=list(self.steps), readings=dict(self.readings), _taken=dict(self._taken))
+
+    def read(self, finished: int, reading: Reading) -> None:
+        """Keep a reading; of too many the older half is thinned."""
+        self.readings[finished] = reading
+        if len(self.readings) > READINGS:
+            steps = sorted(self.readings)
+            half = len(steps) // 2
+            self.readings = {step: self.readings[step] for step in (*steps[:half:2], *steps[half:])}
+
+    def add(self, step: int, taken: Taken) -> None:
+        """Keep a look; when the room is full, every second one is given up."""
         self._taken[step] = taken
         if len(self._taken) > 2 and self.size > self.room:
             self.every *= 2
@@ -131,11 +168,30 @@ def watch(model: nn.Module, *, every: int = 10, room: int = ROOM) -> Iterator[Wa
     """
     if every < 1:
         raise HeadwayError(f"expected every of at least 1 step, got {every}")
+    watched = Watch(every, room)
+    with looking(model, lambda step: step % watched.every == 0, watched.add):
+        yield watched
+
+
+@contextlib.contextmanager
+def looking(
+    model: nn.Module, due: Callable[[int], bool], keep: Callable[[int, Taken], None], *, first: int = 0
+) -> Iterator[None]:
+    """Hand over W_Q, W_K and W_V of every attention around the optimiser steps of this block that are due.
+
+    Args:
+        model: any module that contains :class:`headway.Attention`.
+        due: whether to look at a step.
+        keep: given the step and what was taken, right after the optimiser's step.
+        first: the number of the first step.
+
+    Raises:
+        HeadwayError: when the model contains no attention.
+    """
     matrices = list(_matrices(model))
     if not matrices:
         raise HeadwayError(f"expected a model with headway.Attention inside, got {type(model).__name__} with none")
-    watched = Watch(every, room)
-    count = 0
+    step = first
     before: dict[tuple[str, str], tuple[Tensor, Tensor | None]] = {}
 
     def ours(optimizer: torch.optim.Optimizer) -> bool:
@@ -144,26 +200,66 @@ def watch(model: nn.Module, *, every: int = 10, room: int = ROOM) -> Iterator[Wa
 
     def look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         before.clear()
-        if count % watched.every == 0 and ours(optimizer):
+        if ours(optimizer) and due(step):
             for name, which, weight in matrices:
                 before[name, which] = _copy(weight), None if weight.grad is None else _copy(weight.grad)
 
-    def keep(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        nonlocal count
+    def seen(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        nonlocal step
         if before:
             taken = {}
             for name, which, weight in matrices:
                 old, gradient = before[name, which]
                 state = {n: _copy(x) for n, x in optimizer.state.get(weight, {}).items() if _alike(x, weight)}
                 taken[name, which] = Snapshot(old, gradient, _copy(weight) - old, state)
-            watched._add(count, taken)
             before.clear()
-        count += ours(optimizer)
+            keep(step, taken)
+        step += ours(optimizer)
 
     with contextlib.ExitStack() as handles:
         handles.callback(register_optimizer_step_pre_hook(look).remove)
-        handles.callback(register_optimizer_step_post_hook(keep).remove)
-        yield watched
+        handles.callback(register_optimizer_step_post_hook(seen).remove)
+        yield
+
+
+def update_ratios(taken: Mapping[tuple[str, str], Snapshot]) -> list[dict[str, float]]:
+    """How far each matrix moved, ‖ΔW‖ / ‖W‖, by layer; about 0.001 is usual for Adam.
+
+    Source: the rule of thumb is Karpathy's, cs231n notes on "ratio of weights:updates".
+
+    >>> taken = {("", which): Snapshot(torch.ones(2, 2), None, torch.full((2, 2), 0.1), {}) for which in MATRICES}
+    >>> round(update_ratios(taken)[0]["q"], 3)
+    0.1
+    """
+    found: dict[str, dict[str, float]] = {}
+    for (name, which), snapshot in taken.items():
+        size = snapshot.weight.norm().item()
+        found.setdefault(name, {})[which] = snapshot.update.norm().item() / size if size else 0.0
+    return list(found.values())
+
+
+def entropies(model: nn.Module, ids: Tensor) -> list[list[float]]:
+    """The mean entropy of each head's weights over a text, in nats, (layers, heads), in evaluation mode.
+
+    Args:
+        model: anything with attentions that is called with token ids; its modes stay as they were.
+        ids: token ids, (B, N).
+
+    >>> import headway
+    >>> model = headway.Transformer(vocab=9, dim=16, layers=2, heads=4)
+    >>> found = entropies(model, torch.arange(9)[None])
+    >>> len(found), len(found[0]), model.training
+    (2, 4, True)
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with record(model) as trace, torch.no_grad():
+            model(ids)
+            return [layer.summary()["entropy"].mean(0).tolist() for layer in trace]
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _matrices(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
@@ -183,7 +279,7 @@ def _alike(x: Any, weight: Tensor) -> bool:
     return isinstance(x, Tensor) and x.shape == weight.shape
 
 
-def _bytes(taken: dict[tuple[str, str], Snapshot]) -> int:
+def _bytes(taken: Taken) -> int:
     found = 0
     for snapshot in taken.values():
         tensors = (snapshot.weight, snapshot.gradient, snapshot.update, *snapshot.state.values())

@@ -4,7 +4,8 @@ from headway.training.batches import Batches, TextBatches, TextValidation
 from headway.training.checkpoint import Checkpoint, Checkpoints, read_checkpoint
 from headway.training.files import FolderLock, read_json, write_json_atomic
 from headway.training.history import History
-from headway.training.loop import Progress, Trainer
+from headway.training.live import Live
+from headway.training.loop import Observer, Progress, Trainer
 from headway.training.optimizer import build_optimizer, learning_rate
 from headway.training.run import Run, RunResult, load_model, open_run, train
 from headway.training.settings import TrainSettings
@@ -19,6 +20,8 @@ __all__ = [
     "Checkpoints",
     "FolderLock",
     "History",
+    "Live",
+    "Observer",
     "Progress",
     "Run",
     "RunResult",

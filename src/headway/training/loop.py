@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -46,6 +46,25 @@ class Progress:
     tokens_per_second: float
     seconds_left: float
     validation_loss: float | None = None
+
+
+class Observer:
+    """Sees a training happen and changes nothing of it: no weight, no gradient, no mode, no random number that counts.
+
+    A subclass overrides what it needs; what it raises ends the run.
+    """
+
+    def begin(self, trainer: Trainer) -> None:
+        """Before the first step of this process, after resuming; ``len(trainer.history.steps)`` are finished."""
+
+    def after(self, trainer: Trainer, finished: int) -> None:
+        """After each applied step, and its validation if there was one; ``trainer.history`` has the numbers."""
+
+    def settle(self, trainer: Trainer) -> None:
+        """Before a checkpoint is saved: what belongs to the steps so far must be on the disk."""
+
+    def end(self, trainer: Trainer) -> None:
+        """When the run ends, however it ends."""
 
 
 @contextlib.contextmanager
@@ -114,6 +133,7 @@ class Trainer:
         folder: where to save; a run found there is resumed. None saves nothing.
         on_progress: called with a `Progress`; what it raises ends the run.
         extra: plain JSON values kept in each checkpoint.
+        observers: told of every step; the numbers are the same with and without them.
 
     Raises:
         HeadwayError: when the model has nothing to train, or no position to drop where the settings ask for it.
@@ -137,6 +157,7 @@ class Trainer:
         folder: Path | str | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         extra: Mapping[str, Any] | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         if settings.drop_position and not callable(getattr(model, "drop_position", None)):
             raise HeadwayError(
@@ -145,6 +166,7 @@ class Trainer:
             )
         self.model, self.batches, self.settings = model, batches, settings
         self.validation, self.on_progress, self.extra = validation, on_progress, dict(extra or {})
+        self.observers = tuple(observers)
         self.optimizer = build_optimizer(model, settings)
         self.folder = None if folder is None else Path(folder)
         self.history = History()
@@ -181,6 +203,9 @@ class Trainer:
             was_training = [module for module in self.model.modules() if not module.training]
             self.model.train()
             try:
+                for observer in self.observers:
+                    held.callback(observer.end, self)
+                    observer.begin(self)
                 self._loop(device, lambda: signals.received or (stop is not None and stop()))
             finally:
                 for module in was_training:
@@ -233,6 +258,8 @@ class Trainer:
                 if not math.isfinite(found):
                     self._diverge(step + 1, f"the validation loss after step {step + 1} is {found}")
                     return
+            for observer in self.observers:
+                observer.after(self, step + 1)
             pace.tell(step + 1, loss_value, seconds, inputs.numel(), found, last)
             if last:
                 history.status = "done"
@@ -268,6 +295,8 @@ class Trainer:
     def _save(self, finished: int) -> None:
         if self._checkpoints is None or self._saved == finished:
             return
+        for observer in self.observers:
+            observer.settle(self)
         values = {
             "history": self.history.to_json(),
             "settings": self.settings.to_json(),

@@ -131,7 +131,7 @@ def train(
             words: Vocabulary = Bytes() if vocabulary == "bytes" else Bpe.train(split.train, size=vocabulary_size)
         else:
             words = vocabulary_from_json(existing["vocabulary"])
-        model = _new_model(model_config, words, settings.seed).to(device)
+        model = new_model(model_config, words, settings.seed).to(device)
         record = {
             "format": _FORMAT,
             "model": dict(getattr(model, "config", model_config)),
@@ -166,7 +166,12 @@ def train(
     return RunResult(open_run(folder), model, trainer.resumed_from, (*notes, *trainer.notes))
 
 
-def _new_model(model_config: Mapping[str, Any], words: Vocabulary, seed: int) -> nn.Module:
+def new_model(model_config: Mapping[str, Any], words: Vocabulary, seed: int) -> nn.Module:
+    """A model whose weights depend on its config, its vocabulary's size and the seed only.
+
+    Raises:
+        HeadwayError: when the config names another vocabulary size, or what no model has.
+    """
     if model_config.get("vocab", words.size) != words.size:
         raise HeadwayError(
             f"expected model_config without vocab, or with vocab={words.size} as the vocabulary has, "
