@@ -6,7 +6,6 @@ Lengths are in points, 72 to an inch; attributes instead of a style sheet, so th
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
 import struct
@@ -15,8 +14,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from functools import cache
 from html import escape
-
-from headway.report.page import asset
 
 FONTS = (
     "Arial, Helvetica, 'Liberation Sans', 'Noto Sans', 'PingFang SC', 'Hiragino Sans GB', 'Microsoft YaHei', "
@@ -150,7 +147,7 @@ def number(value: float) -> str:
     if value == 0:
         return "0"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    text = f"{abs(float(f'{value:.3g}')):,.{digits}f}" if digits < 5 else f"{abs(value):.1e}"
+    text = f"{abs(float(f'{value:.3g}')):,.{digits}f}" if digits < 6 else f"{abs(value):.1e}".replace("e-0", "e−")
     text = text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
     return ("−" if value < 0 else "") + text
 
@@ -171,21 +168,6 @@ def png(rows: Sequence[bytes], palette: Sequence[tuple[int, int, int]]) -> bytes
     )
 
 
-@cache
-def hues() -> tuple[str, ...]:
-    """The colours of lines, --hue-0 … of the page's light theme."""
-    found = dict(re.findall(r"--hue-(\d): (#[0-9a-f]{6});", asset("style.css").partition("@media")[0]))
-    return tuple(found[str(n)] for n in range(len(found)))
-
-
-@cache
-def dashes() -> tuple[str, ...]:
-    """The dashes of lines, as the page draws them."""
-    found = re.search(r"DASHES = (\[.*\]);", asset("styles.js"))
-    assert found is not None
-    return tuple(json.loads(found[1]))
-
-
 class Pen:
     """Writes SVG elements, top to bottom; what was written is :attr:`parts`."""
 
@@ -203,10 +185,12 @@ class Pen:
         fill: str = INK,
         bold: bool = False,
         turned: bool = False,
+        halo: bool = False,
     ) -> None:
-        """Write a line of text; y is its baseline, ``turned`` is read from below."""
+        """Write a line of text; y is its baseline, ``turned`` is read from below, a ``halo`` covers what lies under."""
         more = f' text-anchor="{anchor}"' if anchor != "start" else ""
         more += ' font-weight="bold"' if bold else ""
+        more += ' stroke="#fff" stroke-width="2.5" paint-order="stroke"' if halo else ""
         more += f' transform="rotate(-90 {_n(x)} {_n(y)})"' if turned else ""
         self.parts.append(
             f'<text x="{_n(x)}" y="{_n(y)}" font-size="{_n(size)}" fill="{fill}"{more}>{clean(text)}</text>'

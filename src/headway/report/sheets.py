@@ -25,15 +25,15 @@ def to_csv(results: Results) -> dict[str, str]:
     """
     summary = Summary(results)
     sheets = {
-        "lengths.csv": _sheet(
+        "lengths.csv": sheet(
             ("method", "seed", "length", "status", "loss", "bits_per_byte", "accuracy", "tokens", "message"),
             _lengths(summary),
         ),
-        "training.csv": _sheet(("method", "seed", "kind", "step", "loss"), _training(summary)),
-        "cost.csv": _sheet(("method", "seed", "status", *_COST, "message"), _cost(summary)),
+        "training.csv": sheet(("method", "seed", "kind", "step", "loss"), _training(summary)),
+        "cost.csv": sheet(("method", "seed", "status", *_COST, "message"), _cost(summary)),
     }
     if any(cell.get("by_distance") for cell in summary.cells):
-        sheets["distance.csv"] = _sheet(
+        sheets["distance.csv"] = sheet(
             ("method", "seed", "length", "distance", "accuracy", "count"), _distance(summary)
         )
     return sheets
@@ -71,7 +71,8 @@ def _distance(summary: Summary) -> Iterator[Row]:
             yield cell["method"], cell["seed"], *(row[key] for key in ("length", "distance", "accuracy", "count"))
 
 
-def _sheet(header: Row, rows: Iterable[Row]) -> str:
+def sheet(header: Row, rows: Iterable[Row]) -> str:
+    """Rows under a header as CSV text that a spreadsheet opens without running anything in it."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(header)
