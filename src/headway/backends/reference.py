@@ -36,7 +36,11 @@ def weights(call: Call) -> Float[Tensor, "batch heads queries keys"]:
 
 def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     """See :class:`headway.backends.base.Backend`."""
-    alpha = weights(call)
+    return mix(call, weights(call))
+
+
+def mix(call: Call, alpha: Float[Tensor, "batch heads queries keys"]) -> Float[Tensor, "batch heads queries dim_v"]:
+    """What each query gets by these weights: Σ_j α_ij v_j, and what terms add to values."""
     # terms may be wider than bf16 queries: the result keeps the width of the values
     v = call.v.repeat_interleave(call.groups, 1).to(alpha.dtype)
     out = alpha @ v

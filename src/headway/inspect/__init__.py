@@ -13,6 +13,21 @@ torch.Size([1, 4, 10, 10])
 from headway.inspect.head import Head
 from headway.inspect.record import Layer, Trace, record, recorded
 from headway.inspect.split import Split, split
+from headway.inspect.step import Move, Step, one_step
 from headway.inspect.watch import Snapshot, Watch, watch
 
-__all__ = ["Head", "Layer", "Snapshot", "Split", "Trace", "Watch", "record", "recorded", "split", "watch"]
+__all__ = [
+    "Head",
+    "Layer",
+    "Move",
+    "Snapshot",
+    "Split",
+    "Step",
+    "Trace",
+    "Watch",
+    "one_step",
+    "record",
+    "recorded",
+    "split",
+    "watch",
+]

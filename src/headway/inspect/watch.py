@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from headway.attention import Attention
-from headway.inspect.record import record
+from headway.inspect.record import recorded
 from headway.shapes import HeadwayError
 
 MATRICES = ("q", "k", "v")
@@ -242,7 +242,7 @@ def entropies(model: nn.Module, ids: Tensor) -> list[list[float]]:
     """The mean entropy of each head's weights over a text, in nats, (layers, heads), in evaluation mode.
 
     Args:
-        model: anything with attentions that is called with token ids; its modes stay as they were.
+        model: anything with attentions that is called with token ids; its mode stays.
         ids: token ids, (B, N).
 
     >>> import headway
@@ -251,15 +251,8 @@ def entropies(model: nn.Module, ids: Tensor) -> list[list[float]]:
     >>> len(found), len(found[0]), model.training
     (2, 4, True)
     """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with record(model) as trace, torch.no_grad():
-            model(ids)
-            return [layer.summary()["entropy"].mean(0).tolist() for layer in trace]
-    finally:
-        for module in training:
-            module.training = True
+    with torch.no_grad():
+        return [layer.summary()["entropy"].mean(0).tolist() for layer in recorded(model, ids)]
 
 
 def _matrices(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
