@@ -394,6 +394,28 @@ def bench_command(
         raise typer.Exit(status)
 
 
+@app.command()
+def studio(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Folders of headway train or headway compare, or one that holds some; default: headway-run and "
+            "headway-compare, if they are here."
+        ),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1024, max=65535, help="Where to listen on this machine; default: 8765, or any.")
+    ] = None,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser.")] = True,
+    threads: Threads = None,
+) -> None:
+    """Open the studio, a local web app: look into models, compare methods, train one and watch it learn."""
+    _use_threads(threads)
+    from headway.studio import DEFAULTS, serve
+
+    serve(runs if runs else [folder for folder in DEFAULTS if folder.is_dir()], port, browser)
+
+
 @app.command(name="methods")
 def methods_command(
     name: Annotated[str | None, typer.Argument(help="One method, as rotary or rotary(base=500000).")] = None,

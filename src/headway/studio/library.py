@@ -1,0 +1,322 @@
+"""What the studio can show: trained runs, comparisons and fresh models, each by an id and never by a path."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from headway.inspect.explain import words
+from headway.report.page import page
+from headway.shapes import HeadwayError
+from headway.studio.fields import LIMITS, Asked, Fresh, Model, OfRun
+from headway.training import Bytes, Checkpoints, Vocabulary, load_model, open_run, read_json, token_texts
+from headway.transformer import Transformer
+from headway.views import Question
+
+T = TypeVar("T")
+
+
+class Recent(OrderedDict[Hashable, Any]):
+    """The last few things that were made, so that going back to one is instant.
+
+    >>> recent = Recent(2)
+    >>> [recent.make(key, lambda: key * 2) for key in (1, 2, 1, 3)], list(recent)
+    ([2, 4, 2, 6], [1, 3])
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def make(self, key: Hashable, maker: Callable[[], T]) -> T:
+        """What is kept under a key, or what ``maker`` makes."""
+        found: T = self[key] if key in self else maker()
+        self[key] = found
+        self.move_to_end(key)
+        while len(self) > self.size:
+            self.popitem(last=False)
+        return found
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A folder the studio shows.
+
+    Args:
+        id: names it in addresses; made from its name and a digest of its path.
+        path: the folder; never told to the page.
+        title: its name.
+        kind: "run", "cell" (one model of a comparison) or "comparison".
+    """
+
+    id: str
+    path: Path
+    title: str
+    kind: str
+
+    @classmethod
+    def of(cls, path: Path, title: str, kind: str) -> Entry:
+        """An entry with the id that its path gives it, the same at every start."""
+        digest = hashlib.blake2b(str(path).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+        name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40]
+        return cls(f"{name or kind}-{digest}", path, title, kind)
+
+
+class Library:
+    """Runs and comparisons by id, and the models made from them.
+
+    Args:
+        folders: run folders, comparison folders, or folders that hold some.
+
+    Raises:
+        HeadwayError: on a folder that holds nothing to show.
+    """
+
+    def __init__(self, folders: Iterable[Path | str]) -> None:
+        self._folders = [Path(folder).absolute() for folder in folders]
+        self._models = Recent(6)
+        self._questions = Recent(6)
+        for folder in self._folders:
+            if not _found(folder):
+                raise HeadwayError(
+                    f"expected a folder of `headway train` or `headway compare`, or one that holds some, got {folder}"
+                )
+
+    def entries(self) -> dict[str, Entry]:
+        """Everything there is now, by id; runs that appear while the studio is open are found too."""
+        return {entry.id: entry for folder in self._folders for entry in _found(folder)}
+
+    def plain(self) -> dict[str, Any]:
+        """What the page is told: ids, titles and sizes."""
+        entries = self.entries().values()
+        runs = [_described(entry) for entry in entries if entry.kind in MODELS]
+        compared = [{"id": entry.id, "title": entry.title} for entry in entries if entry.kind == "comparison"]
+        return {"runs": runs, "comparisons": compared}
+
+    def question(self, asked: Asked, live: Callable[[str], Question]) -> Question:
+        """What a view is asked about. Layer, head, query and column that the model lacks become the nearest it has.
+
+        Args:
+            asked: by the page.
+            live: the question about the training model, for a text.
+        """
+        longest = LIMITS["long_tokens" if asked.view == "long" else "tokens"]
+        base = self._about(asked.model, asked.text, longest, live)
+        attention = base.model.stack.attentions()[0]
+        tokens = len(base.labels)
+        own = base.__dict__.get("trace")
+        found = replace(
+            base,
+            layer=min(asked.layer, len(base.model.stack.blocks) - 1),
+            head=min(asked.head, attention.shape.heads - 1),
+            query=max(-tokens, min(asked.query, tokens - 1)),
+            column=min(asked.column, attention.shape.head_dim - 1),
+            others=tuple(self._about(other, asked.text, longest, live) for other in asked.others),
+            results=self.results(asked.results) if asked.results else base.results,
+            options=asked.options,
+        )
+        if own is not None:  # the same model read the same text already
+            found.__dict__["trace"] = own
+        return found
+
+    def keep(self, asked: Asked, question: Question) -> None:
+        """Keep what the model was seen to do with this text, for the next view of it."""
+        base = self._questions.get((asked.model, asked.text))
+        if base is not None and "trace" in question.__dict__ and len(question.labels) <= LIMITS["tokens"]:
+            base.__dict__["trace"] = question.__dict__["trace"]
+
+    def version(self, model: Model) -> Hashable:
+        """Changes when a run that is still training has saved a newer model."""
+        if not isinstance(model, OfRun):
+            return 0
+        entry = self._entry(model.id, MODELS)
+        return tuple(Checkpoints(entry.path / "checkpoints").steps()[-1:])
+
+    def results(self, identity: str) -> dict[str, Any]:
+        """What a comparison found."""
+        entry = self._entry(identity, ("comparison",))
+        found = self.without_paths(lambda: read_json(entry.path / "results.json"))
+        if not isinstance(found, dict):
+            raise HeadwayError(f"expected the results of a comparison in {entry.title}, got something else: damaged")
+        return found
+
+    def report(self, identity: str) -> str:
+        """The report of a comparison, as one page."""
+        return page(self.results(identity))
+
+    def without_paths(self, make: Callable[[], T]) -> T:
+        """Do something with files; its errors name folders as the page knows them."""
+        try:
+            return make()
+        except HeadwayError as error:
+            raise HeadwayError(self.said(str(error))) from error
+
+    def said(self, message: str) -> str:
+        """A message without the paths of folders."""
+        for folder in self._folders:
+            for path in {str(folder), str(folder.resolve())}:
+                message = message.replace(path, folder.name)
+        return message
+
+    def _about(self, model: Model, text: str, longest: int, live: Callable[[str], Question]) -> Question:
+        if isinstance(model, Fresh):
+            question = self._questions.make((model, text), lambda: _fresh(model, text))
+        elif isinstance(model, OfRun):
+            key = (model, text, self.version(model))
+            question = self._questions.make(key, lambda: self._trained(model, text))
+        else:
+            question = live(text)
+        if len(question.labels) > longest:
+            raise HeadwayError(
+                f"expected at most {longest:,} tokens here, got {len(question.labels):,}: shorten the text"
+                + ("" if longest == LIMITS["long_tokens"] else ", or choose the map of a long text")
+            )
+        return question
+
+    def _trained(self, model: OfRun, text: str) -> Question:
+        entry = self._entry(model.id, MODELS)
+        made, vocabulary, more = self._models.make(
+            (model.id, self.version(model)), lambda: self.without_paths(lambda: _load(entry))
+        )
+        ids, labels = tokens(vocabulary, text)
+        return Question(made, ids, labels, name=entry.title, **more)
+
+    def _entry(self, identity: str, kinds: Sequence[str]) -> Entry:
+        entry = self.entries().get(identity)
+        if entry is None or entry.kind not in kinds:
+            what = "comparison" if "comparison" in kinds else "run"
+            raise HeadwayError(f"expected the id of a {what} that the studio shows, got {identity!r}: reload the page")
+        return entry
+
+
+MODELS = ("run", "cell")
+"""Kinds of entries that hold a model."""
+
+
+def tokens(vocabulary: Vocabulary, text: str) -> tuple[Tensor, list[str]]:
+    """A text as a model's token ids, (1, N), and how each is written."""
+    ids = vocabulary.encode(text.encode())
+    if not len(ids):
+        raise HeadwayError("expected a text, got an empty one: type a sentence")
+    return ids[None], token_texts(vocabulary, ids)
+
+
+def checked_size(model: Fresh, vocabulary: int) -> None:
+    """Refuse a model too large for the studio, before it is made.
+
+    Raises:
+        HeadwayError: with the parameters it would have.
+
+    >>> checked_size(Fresh(position="learned(max_length=1000000)"), 256)
+    Traceback (most recent call last):
+    headway.shapes.HeadwayError: expected a model of at most 10,000,000 parameters, got 64,114,944: take a smaller one
+    """
+    with torch.device("meta"):  # shapes without memory
+        count = sum(math.prod(p.shape) for p in _transformer(model, vocabulary).parameters())
+    if count > LIMITS["parameters"]:
+        raise HeadwayError(
+            f"expected a model of at most {LIMITS['parameters']:,} parameters, got {count:,}: take a smaller one"
+        )
+
+
+def _transformer(model: Fresh, vocabulary: int) -> Transformer:
+    return Transformer(vocabulary, model.dim, layers=model.layers, heads=model.heads, position=model.position)
+
+
+def _fresh(model: Fresh, text: str) -> Question:
+    labels = words(text)
+    if not labels:
+        raise HeadwayError("expected a text of at least one word, got none: type a sentence")
+    known = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    checked_size(model, len(known))
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(model.seed)
+        made = _transformer(model, len(known))
+    ids = torch.tensor([[known[label] for label in labels]])
+    return Question(made.eval(), ids, labels, name=model.position)
+
+
+def _found(folder: Path) -> list[Entry]:
+    """What a folder holds: itself, or what its direct folders are."""
+    own = _kind(folder)
+    if own is not None:
+        return _entries(folder, own)
+    try:
+        inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        return []
+    return [entry for path in inside if (kind := _kind(path)) is not None for entry in _entries(path, kind)]
+
+
+def _kind(folder: Path) -> str | None:
+    if (folder / "settings.json").is_file():
+        return "run"
+    return "comparison" if (folder / "results.json").is_file() else None
+
+
+def _entries(folder: Path, kind: str) -> list[Entry]:
+    name = folder.name or "run"
+    entries = [Entry.of(folder, name, kind)]
+    if kind == "comparison":
+        for cell in sorted((folder / "cells").glob("*")):
+            if (identity := _identity(cell)) is not None:
+                title = f"{name} / {identity['spec']}, seed {identity['train'].get('seed')}"
+                entries.append(Entry.of(cell, title, "cell"))
+    return entries
+
+
+def _identity(cell: Path) -> dict[str, Any] | None:
+    """How one model of a comparison was made, if it reads text as bytes and was saved; recall and copy have no text."""
+    try:
+        known = read_json(cell / "cell.json")
+    except HeadwayError:
+        return None
+    found = known.get("identity") if isinstance(known, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(found.get(part), dict) for part in ("train", "data")):
+        return None
+    sizes = found.get("model")
+    whole = isinstance(sizes, list) and len(sizes) == 3 and all(type(size) is int for size in sizes)
+    reads = found.get("task") == "text" and found["data"].get("vocabulary_size") == Bytes.size
+    usable = whole and reads and isinstance(found.get("spec"), str) and Checkpoints(cell / "checkpoints").steps()
+    return found if usable else None
+
+
+def _described(entry: Entry) -> dict[str, Any]:
+    """Id, title, method and sizes of a model, as far as its folder tells; a damaged one says so when it is opened."""
+    own = {"id": entry.id, "title": entry.title}
+    try:
+        config: Mapping[str, Any]
+        if entry.kind == "run":
+            config = open_run(entry.path).config
+        else:
+            found = _identity(entry.path) or {}
+            config = {"position": found["spec"], **dict(zip(("dim", "layers", "heads"), found["model"], strict=True))}
+        return own | {name: config.get(name) for name in ("position", "dim", "layers", "heads")}
+    except (HeadwayError, KeyError):
+        return own
+
+
+def _load(entry: Entry) -> tuple[Transformer, Vocabulary, dict[str, Any]]:
+    if entry.kind == "run":
+        loaded, vocabulary, run = load_model(entry.path)
+        assert isinstance(loaded, Transformer)
+        return loaded, vocabulary, {"history": run.history}
+    identity = _identity(entry.path)
+    checkpoint, _ = Checkpoints(entry.path / "checkpoints").latest()
+    if identity is None or checkpoint is None:
+        raise HeadwayError(f"expected a whole checkpoint in {entry.title}, got none: let the comparison finish")
+    dim, layers, heads = identity["model"]
+    shape = Fresh(identity["spec"], dim, heads, layers)
+    checked_size(shape, Bytes.size)
+    model = _transformer(shape, Bytes.size)
+    checkpoint.restore(model)
+    return model.eval(), Bytes(), {}

@@ -1,0 +1,351 @@
+"""What the studio answers: a page, views as JSON, and what a live training does.
+
+GET  /                        the page
+GET  /assets/<name>           its modules, styles and words, by a list of names
+GET  /api/state               runs, comparisons, methods, views, limits
+POST /api/view                a view, with the shapes of its model
+POST /api/live                start a training; /api/live/play, pause, step and stop go on with it
+GET  /api/live/events         what it does, as server-sent events; only what is new
+GET  /report/<id>             the report of a comparison
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import re
+import sys
+import threading
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from headway import __version__
+from headway.positions import methods
+from headway.report.words import LANGUAGES, strings
+from headway.shapes import HeadwayError
+from headway.studio import fields
+from headway.studio.library import Library, Recent
+from headway.studio.stage import Stage
+from headway.studio.worker import Busy, Superseded, Worker
+from headway.views import NAMES, view
+
+TICK = 0.04
+"""Seconds between two looks for new events of a training."""
+STREAMS = 24
+"""Pages that may follow the training at once."""
+BEAT = 10.0
+"""Seconds after which a silent stream says that it is alive."""
+_KINDS = {".js": "text/javascript", ".css": "text/css"}
+_ACTS = ("play", "pause", "step", "stop")
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Refused(Exception):
+    """A request that is not answered: a status and a sentence."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+@dataclass
+class Routes:
+    """The application, and what it answers from.
+
+    Args:
+        library: runs and models.
+        stage: the live training.
+        worker: where models run.
+        closing: set when the studio ends; streams end then.
+    """
+
+    library: Library
+    stage: Stage = field(default_factory=Stage)
+    worker: Worker = field(default_factory=Worker)
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self._answers = Recent(24)
+        self._streams = 0
+        self._assets = _assets()
+
+    def application(self) -> Starlette:
+        """As ASGI; who may ask is the :class:`headway.studio.guard.Guard`'s business."""
+        gets: dict[str, Endpoint] = {
+            "/": self.page,
+            "/assets/{name}": self.asset,
+            "/api/state": self.state,
+            "/api/live/events": self.events,
+            "/report/{identity}": self.report,
+        }
+        posts: dict[str, Endpoint] = {"/api/view": self.view, "/api/live": self.start, "/api/live/{act}": self.act}
+        routes = [Route(path, self._said(answer), methods=["GET"]) for path, answer in gets.items()]
+        routes += [Route(path, self._said(answer), methods=["POST"]) for path, answer in posts.items()]
+        return Starlette(routes=routes, exception_handlers={HTTPException: _refused})
+
+    async def page(self, _: Request) -> Response:
+        """The page itself, which holds nothing but the names of its modules."""
+        modules = "\n".join(
+            f'<link rel="modulepreload" href="/assets/{name}">' for name in sorted(self._assets) if name.endswith(".js")
+        )
+        return Response(_PAGE.format(modules=modules), media_type="text/html")
+
+    async def asset(self, request: Request) -> Response:
+        """A module or a style, by its name in the list of those there are."""
+        name = request.path_params["name"]
+        if name == "words.json":
+            return _json({language: dict(strings(language)) for language in LANGUAGES})
+        if name not in self._assets:
+            raise Refused(404, "There is no such asset.")
+        kind = _KINDS[name[name.rindex(".") :]]
+        return Response(files("headway.report").joinpath("assets", name).read_bytes(), media_type=kind)
+
+    async def state(self, _: Request) -> Response:
+        """Everything the page offers a choice of."""
+        kept = await asyncio.to_thread(self.library.plain)  # reads folders
+        return _json({**kept, **_offers(), "live": self.stage.plain(since=2**62)})
+
+    async def view(self, request: Request) -> Response:
+        """Compose a view; a newer request of the same slot takes this one's place."""
+        asked = fields.asked(await _body(request))
+        return Response(await self.worker.run(asked.slot, lambda: self.composed(asked)), media_type="application/json")
+
+    def composed(self, asked: fields.Asked) -> bytes:
+        """A view as JSON; in the worker's thread, while no training step runs."""
+        with self.stage.still():
+            models = (asked.model, *asked.others)
+            if any(isinstance(model, fields.OfLive) for model in models):
+                return self._compose(asked)
+            key = json.dumps([_plainly(asked), [self.library.version(model) for model in models]])
+            return self._answers.make(key, lambda: self._compose(asked))
+
+    def _compose(self, asked: fields.Asked) -> bytes:
+        begun = time.perf_counter()
+        question = self.library.question(asked, live=lambda text: self.stage.question(text, asked.view))
+        shown = view(asked.view, question).plain()
+        self.library.keep(asked, question)
+        meta = {
+            "layers": len(question.model.stack.blocks),
+            "heads": question.model.stack.attentions()[0].shape.heads,
+            "head_dim": question.model.stack.attentions()[0].shape.head_dim,
+            "position": question.position.spec(),
+            "name": question.name,
+            "tokens": list(question.labels[: fields.LIMITS["tokens"]]),
+            "count": len(question.labels),
+            "layer": question.layer,
+            "head": question.head,
+            "query": question.row,
+            "column": question.column,
+            "seconds": round(time.perf_counter() - begun, 3),
+        }
+        return _text({"view": shown, "meta": meta}).encode()
+
+    async def start(self, request: Request) -> Response:
+        """Start a training, paused."""
+        wanted = fields.training(await _body(request))
+
+        def begin() -> None:
+            with self.stage.still():
+                self.stage.start(wanted)
+
+        await self.worker.run("start", begin)
+        return _json(self.stage.plain(since=2**62))
+
+    async def act(self, request: Request) -> Response:
+        """Play, pause, step or stop the training."""
+        act, body = request.path_params["act"], await _body(request)
+        if act not in _ACTS:
+            raise Refused(404, "There is no such action.")
+        steps = fields.count(body)
+        live = self.stage.live
+        if act == "step":
+            live.step(steps)
+        elif act == "stop":
+            await asyncio.to_thread(live.stop)  # waits for the step that runs
+        else:
+            getattr(live, act)()
+        return _json(self.stage.plain(since=2**62))
+
+    async def events(self, request: Request) -> Response:
+        """Follow the training; an id is "session-number", so that a reader who comes back gets only what is new."""
+        if self._streams >= STREAMS:
+            raise Refused(503, "Too many pages follow the training: close some.")
+        last = request.headers.get("last-event-id") or request.query_params.get("since")
+        found = re.fullmatch(r"(\d{1,9})-(\d{1,12})", last or "0-0")
+        if found is None:
+            raise HeadwayError(f"expected since as session-number, got {str(last)[:60]!r}")
+        stream = self._followed(int(found[1]), int(found[2]))
+        return StreamingResponse(stream, media_type="text/event-stream")
+
+    async def _followed(self, session: int, since: int) -> AsyncIterator[bytes]:
+        self._streams += 1
+        spoke, known = 0.0, None
+        try:
+            yield b"retry: 500\n\n"
+            while not self.closing.is_set():
+                if session != self.stage.number:
+                    session, since = self.stage.number, 0
+                told = self.stage.plain(since)
+                if told["events"]:
+                    since = told["events"][-1]["number"]
+                if told["events"] or (told["session"], told["state"]) != known:
+                    known, spoke = (told["session"], told["state"]), time.monotonic()
+                    yield f"id: {session}-{since}\ndata: {_text(told)}\n\n".encode()
+                elif time.monotonic() - spoke > BEAT:
+                    spoke = time.monotonic()
+                    yield b": still here\n\n"
+                await asyncio.sleep(TICK)
+        finally:
+            self._streams -= 1
+
+    async def report(self, request: Request) -> Response:
+        """The report of a comparison, under the policy that it carries itself."""
+        identity = request.path_params["identity"]
+        if identity not in {one["id"] for one in (await asyncio.to_thread(self.library.plain))["comparisons"]}:
+            raise Refused(404, "There is no such report.")
+        page = await self.worker.run("report", lambda: self.library.report(identity))
+        policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)
+        assert policy is not None
+        headers = {"content-security-policy": f"{policy[1]}; frame-ancestors 'none'"}
+        return Response(page, media_type="text/html", headers=headers)
+
+    def _said(self, answer: Endpoint) -> Endpoint:
+        """The same endpoint, with whatever goes wrong as one sentence."""
+
+        @functools.wraps(answer)
+        async def said(request: Request) -> Response:
+            try:
+                return await answer(request)
+            except Refused as refused:
+                return _json({"error": str(refused)}, refused.status)
+            except HeadwayError as error:
+                return _json({"error": self.library.said(" ".join(str(error).split()))}, 400)
+            except Superseded:
+                return _json({"error": "A newer request has taken this one's place."}, 409)
+            except Busy:
+                return _json({"error": "The studio has too much to do: try again in a moment."}, 503)
+            except Exception:
+                traceback.print_exc(file=sys.stderr)
+                return _json({"error": "Something went wrong in headway itself; the terminal shows what."}, 500)
+
+        return said
+
+
+FIRST: dict[str, Any] = {
+    "view": "stepper",
+    "slot": "first",
+    "text": "The cat sat on the mat because it was tired",
+    "model": {"fresh": {"position": "rotary", "dim": 64, "heads": 4, "layers": 2, "seed": 0}},
+    "layer": 0,
+    "head": 0,
+    "query": -1,
+    "column": 0,
+    "others": [],
+    "options": {},
+}
+"""What the page shows at first; it is told, so that both mean the same."""
+
+
+@functools.cache
+def _offers() -> dict[str, Any]:
+    words = {language: strings(language) for language in LANGUAGES}
+
+    def said(key: str) -> dict[str, str]:
+        return {language: known.get(key, key) for language, known in words.items()}
+
+    return {
+        "version": __version__,
+        "limits": fields.LIMITS,
+        "first": FIRST,
+        "views": [
+            {"key": key, "title": said(f"view.{key}.title"), "question": said(f"view.{key}.question")} for key in NAMES
+        ],
+        "methods": [
+            {
+                "name": name,
+                "spec": method().spec(),
+                "title": method.title,
+                "summary": {"en": method.summary, "zh": method.summary_zh or method.summary},
+            }
+            for name, method in methods().items()
+        ],
+    }
+
+
+def _assets() -> frozenset[str]:
+    inside = files("headway.report").joinpath("assets").iterdir()
+    return frozenset(one.name for one in inside if one.name.endswith(tuple(_KINDS)))
+
+
+async def _body(request: Request) -> Any:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Refused(415, "expected a body of JSON with the content type application/json.")
+    large = Refused(413, f"expected a body of at most {fields.BODY:,} bytes, got more.")
+    told = request.headers.get("content-length", "0")
+    if not told.isdecimal() or int(told[:20]) > fields.BODY:
+        raise large
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > fields.BODY:
+            raise large
+    try:
+        return json.loads(bytes(body).decode(), parse_constant=_not_json)
+    except (ValueError, RecursionError):
+        raise Refused(400, "expected a body of JSON, got something else.") from None
+
+
+def _not_json(name: str) -> None:
+    raise ValueError(name)
+
+
+def _plainly(asked: fields.Asked) -> list[Any]:
+    return [repr(value) for name, value in vars(asked).items() if name != "slot"]
+
+
+def _text(values: Any) -> str:
+    return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _json(values: Any, status: int = 200) -> Response:
+    return Response(_text(values), status, media_type="application/json")
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = _json({"error": f"{error.detail}."}, error.status_code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>headway studio</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="/assets/style.css">
+<link rel="stylesheet" href="/assets/studio.css">
+{modules}
+<script type="module" src="/assets/studio.js"></script>
+</head>
+<body>
+<main id="studio"></main>
+<noscript><p>headway studio needs JavaScript. headway studio 需要 JavaScript。</p></noscript>
+</body>
+</html>
+"""
