@@ -14,6 +14,8 @@ from typing import Any
 import jaxtyping
 import pytest
 
+pytest_plugins = ["browser"]
+
 CHECKED = [
     f"headway.{module}"
     for module in (

@@ -7,85 +7,28 @@ import io
 import json
 import math
 import re
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import OUTSIDE, OVERLAPS, Open, saved
 from sample import all_failed, bench, crowded, diverged, interrupted, nasty, recall, results, wild
 
 from headway.report import to_csv, write_report
 from headway.report.bench import write_bench
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the report is not looked at")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the report is not looked at")
 EVERY = [results, recall, diverged, interrupted, all_failed, wild, crowded, nasty]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-
-Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=[*FLAGS, "--disable-sync", "--no-first-run"]
-        )
-        yield launched
-        launched.close()
 
 
 @pytest.fixture
-def open_report(browser: Any, tmp_path: Path) -> Iterator[Open]:
-    """Open results as a report; the test fails on any console message, error or request for another address."""
-    complaints: list[str] = []
-    contexts = []
+def open_report(open_page: Open, tmp_path: Path) -> Open:
+    """Open results as a report."""
 
-    def open_one(made: dict[str, Any], *, width: int = 1280, **options: Any) -> Any:
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, offline=True, **{"locale": "en-GB", **options}
-        )
-        contexts.append(context)
-        page = context.new_page()
+    def open_one(made: dict[str, Any], **options: Any) -> Any:
         write = write_bench if made.get("kind") == "bench" else write_report
-        uri = write(made, tmp_path / "report.html").as_uri()
-        page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(f"a dialog opened: {dialog.message}"))
-        page.on("request", lambda request: None if request.url == uri else complaints.append(request.url))
-        page.goto(uri)
-        return page
+        return open_page(write(made, tmp_path / "report.html"), **options)
 
-    yield open_one
-    for context in contexts:
-        context.close()
-    assert complaints == []
-
-
-OVERLAPS = """() => {
-  const found = [];
-  for (const svg of document.querySelectorAll('.plot > svg')) {
-    const texts = [...svg.querySelectorAll('.end-label, .note, .mark-label, .tick')];
-    const boxes = texts.map((text) => text.getBoundingClientRect());
-    boxes.forEach((a, i) => boxes.slice(i + 1).forEach((b, k) => {
-      const x = Math.min(a.right, b.right) - Math.max(a.left, b.left);
-      const y = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-      if (x > 1 && y > 2) found.push(`${texts[i].textContent} / ${texts[i + 1 + k].textContent}`);
-    }));
-  }
-  return found;
-}"""
-OUTSIDE = """() => {
-  const wide = document.documentElement.clientWidth;
-  const page = document.documentElement.scrollWidth > wide ? ['the page scrolls sideways'] : [];
-  const texts = [...document.querySelectorAll('.plot text, h1, h2, p, li, button, dd')].filter((one) => {
-    const box = one.getBoundingClientRect();
-    return box.width && (box.left < -0.5 || box.right > wide + 0.5) && !one.closest('.scroll');
-  });
-  return [...page, ...texts.map((one) => one.textContent)];
-}"""
+    return open_one
 
 
 @pytest.mark.parametrize("width", [400, 640, 1024, 1600])
@@ -161,13 +104,6 @@ def test_distance_points_equal_the_payload(open_report: Open) -> None:
         assert_close(plotted(page, "distance"), averaged)
 
 
-def saved(page: Any, sheet: str) -> str:
-    with page.expect_download() as waiting:
-        page.click(f'[data-csv="{sheet}"]')
-    assert waiting.value.suggested_filename == f"headway-{sheet}.csv"
-    return Path(waiting.value.path()).read_bytes().decode("utf-8-sig")
-
-
 def typed(text: str) -> list[list[Any]]:
     def number(field: str) -> Any:
         try:
@@ -185,7 +121,9 @@ def test_saved_csv_equals_the_python_sheets(open_report: Open, make: Any) -> Non
         cell["train"]["loss"] = [float(f"{loss:.6g}") for loss in cell["train"]["loss"]]
     page = open_report(made)
     for name, text in to_csv(made).items():
-        assert typed(saved(page, name.removesuffix(".csv"))) == typed(text)
+        file, found = saved(page, f'[data-csv="{name.removesuffix(".csv")}"]')
+        assert file == f"headway-{name}"
+        assert typed(found) == typed(text)
 
 
 def test_the_table_of_a_figure_holds_its_values(open_report: Open) -> None:
@@ -424,10 +362,7 @@ def test_every_row_of_a_benchmark_is_in_its_table_and_csv(open_report: Open) -> 
     assert page.locator("#results tbody tr:not(.group)").count() == len(made["rows"])
     assert page.locator("#results tbody tr.group").count() == 6
     assert page.locator("#results td.none").first.inner_text() == "unsupported: FlexAttention has no backward on a CPU"
-    with page.expect_download() as waiting:
-        page.click('[data-csv="rows"]')
-    text = Path(waiting.value.path()).read_text(encoding="utf-8-sig")
-    found = list(csv.DictReader(io.StringIO(text, newline="")))
+    found = list(csv.DictReader(io.StringIO(saved(page, '[data-csv="rows"]')[1], newline="")))
     assert [one["contender"] for one in found] == [row["contender"] for row in made["rows"]]
     assert [float(one["ratio"] or "nan") for one in found] == pytest.approx(
         [math.nan if row["ratio"] is None else row["ratio"] for row in made["rows"]], nan_ok=True

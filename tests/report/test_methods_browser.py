@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import OUTSIDE, OVERLAPS, Open
 from sample import LENGTHS, METHODS, cell, results
-from test_browser import CHROMIUM, FLAGS, OUTSIDE, OVERLAPS, sync_api
 
 from headway.experiments.catalogue import entry
 from headway.positions import methods, parse
 from headway.report import write_report
 from headway.report.methods import write_method
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the page is not looked at")
 SPECS = ("alibi", "rotary(base=500000.0, fraction=0.25, pairing='interleaved')", "shaw", "none", "stickbreaking")
 READERS = ((400, "en-GB", "dark"), (640, "zh-CN", "light"), (1280, "en-GB", "light"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield launched
-        launched.close()
 
 
 @pytest.mark.parametrize(("width", "locale", "scheme"), READERS)
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_page_opens_offline_in_both_languages(
-    browser: Any, tmp_path: Path, spec: str, width: int, locale: str, scheme: str
+    open_page: Open, tmp_path: Path, spec: str, width: int, locale: str, scheme: str
 ) -> None:
     found = entry(parse(spec))
-    uri = write_method(found, tmp_path / "method.html").as_uri()
-    context = browser.new_context(
-        viewport={"width": width, "height": 900}, offline=True, locale=locale, color_scheme=scheme
-    )
-    page = context.new_page()
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: None if request.url == uri else complaints.append(request.url))
-    page.goto(uri)
+    page = open_page(write_method(found, tmp_path / "method.html"), width=width, locale=locale, color_scheme=scheme)
     assert page.locator("h1").inner_text() == found["title"]
     assert page.evaluate(OUTSIDE) == []
     assert page.evaluate(OVERLAPS) == []
@@ -57,8 +38,6 @@ def test_a_page_opens_offline_in_both_languages(
     plot.press("ArrowRight")
     plot.press("End")
     assert "255" in page.locator(".readout").inner_text()
-    context.close()
-    assert complaints == []
 
 
 # --- a comparison of many methods ----------------------------------------------------------------------------------
@@ -80,18 +59,13 @@ def many(count: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def open_many(browser: Any, tmp_path: Path) -> Iterator[Any]:
-    contexts = []
+def open_many(open_page: Open, tmp_path: Path) -> Open:
+    """Open a report of so many methods."""
 
     def open_one(count: int, width: int = 1280) -> Any:
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, offline=True, locale="en-GB"))
-        page = contexts[-1].new_page()
-        page.goto(write_report(many(count), tmp_path / "report.html").as_uri())
-        return page
+        return open_page(write_report(many(count), tmp_path / "report.html"), width=width)
 
-    yield open_one
-    for context in contexts:
-        context.close()
+    return open_one
 
 
 def drawn(page: Any) -> set[str]:
@@ -100,7 +74,7 @@ def drawn(page: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("width", [640, 1280])
-def test_many_methods_begin_with_the_best_and_can_all_be_seen(open_many: Any, width: int) -> None:
+def test_many_methods_begin_with_the_best_and_can_all_be_seen(open_many: Open, width: int) -> None:
     page = open_many(50, width)
     best = drawn(page)
     first = page.locator("#results tbody th").all_inner_texts()[:10]
@@ -117,13 +91,13 @@ def test_many_methods_begin_with_the_best_and_can_all_be_seen(open_many: Any, wi
     assert page.locator("#results tbody tr").count() == 50
 
 
-def test_few_methods_are_all_there_from_the_start(open_many: Any) -> None:
+def test_few_methods_are_all_there_from_the_start(open_many: Open) -> None:
     page = open_many(16)
     assert len(drawn(page)) == 16
     assert page.locator("[data-show]").count() == 0
 
 
-def test_fifty_six_methods_look_different(open_many: Any) -> None:
+def test_fifty_six_methods_look_different(open_many: Open) -> None:
     look = """buttons => buttons.map(button => {
       const [line, marker] = [button.querySelector('.line'), button.querySelector('.marker')];
       return getComputedStyle(line).stroke + line.getAttribute('stroke-dasharray') + marker.getAttribute('class');

@@ -19,8 +19,12 @@ from headway.report.findings import findings
 from headway.report.summary import Results, finite, mean
 from headway.report.words import LANGUAGES, strings
 
-MODULES = ("dom", "words", "frame", "styles", "labels", "data", "chart")  # each imports only those before it
-PAGES = ("render", "bench", "methods")  # each one page, and imports only modules
+MODULES = (
+    *("dom", "words", "frame", "styles", "labels", "data", "chart"),
+    *("colours", "blocks", "parts", "heatmap", "plots", "many", "figures"),
+)  # each imports only those before it
+PAGES = ("render", "bench", "methods", "views")  # each one page, and imports only modules
+_IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', re.MULTILINE)
 POINTS = 250  # most points of one training curve in a report; with more, each stands for the mean of several
 
 
@@ -120,13 +124,16 @@ def bundle(page: str) -> str:
     """Join the modules of a page into one script, each in its own function, so that it runs from ``file://``.
 
     A module imports with ``import { a, b } from "./other.js";`` and exports functions and constants by name, no more.
+    Only what the page imports, and what that imports, is in it.
     """
     parts = ['"use strict";']
-    for name in (*MODULES, page):
-        source = asset(f"{name}.js")
-        source = re.sub(
-            r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', r"const \1 = module_\2;", source, flags=re.MULTILINE
-        )
+    sources = {name: asset(f"{name}.js") for name in (*MODULES, page)}
+    needed = {page}
+    for name in reversed(sources):  # a module stands before all that import it
+        if name in needed:
+            needed |= {other for _, other in _IMPORT.findall(sources[name])}
+    for name in (name for name in sources if name in needed):
+        source = _IMPORT.sub(r"const \1 = module_\2;", sources[name])
         exported = re.findall(r"^export (?:function|const) (\w+)", source, flags=re.MULTILINE)
         source = re.sub(r"^export ", "", source, flags=re.MULTILINE)
         parts.append(f"const module_{name} = (() => {{\n{source}\nreturn {{ {', '.join(exported)} }};\n}})();")

@@ -8,7 +8,9 @@ import { DASHES, isHollow, markerPath } from "./styles.js";
 /**
  * @typedef {object} ChartSeries
  * @property {string} id
+ * @property {string} [name] shown for it; else its id
  * @property {import("./styles.js").Style} style
+ * @property {boolean} [steps] flat from each point to the next
  * @property {Point[]} points
  * @property {Point[]} [dots] drawn as small marks beside the line
  * @property {string | null} stop why the line ends early
@@ -17,11 +19,11 @@ import { DASHES, isHollow, markerPath } from "./styles.js";
  * @typedef {object} ChartSpec
  * @property {string} label what the chart is, for screen readers
  * @property {{ label: string, ticks: number[] | null, log: boolean, format: (x: number) => string }} x ticks null: chosen here
- * @property {{ label: string, domain: [number, number] | null, format: (y: number) => string, clip: "outliers" | "start" | null }} y
+ * @property {{ label: string, domain: [number, number] | null, format: (y: number) => string, clip: "outliers" | "start" | null, log?: boolean }} y
  * @property {ChartSeries[]} series those to draw
  * @property {boolean} markers
  * @property {boolean} endValues whether the last value stands beside the name
- * @property {{ x: number, label: string } | null} mark
+ * @property {{ x: number, label: string }[]} marks vertical lines
  * @property {(y: number) => string} value a value beside a name; axis numbers use y.format
  * @property {(series: ChartSeries, point: Point) => string} readout
  * @property {(x: number) => string} heading
@@ -109,7 +111,7 @@ export function lineChart(describe, onClip) {
           "div",
           { class: series.id === focus?.id ? "tip-row chosen" : "tip-row" },
           swatch(series.style),
-          html("span", { class: "tip-name" }, series.id),
+          html("span", { class: "tip-name" }, nameOf(series)),
           html("span", { class: "tip-value" }, spec.value(point.mean)),
         ),
       ),
@@ -171,6 +173,8 @@ export function swatch({ hue, dash }) {
   );
 }
 
+const nameOf = (/** @type {ChartSeries} */ series) => series.name ?? series.id;
+
 /** Where everything goes, in pixels. */
 function layout(spec, drawn, width, host) {
   const font = getComputedStyle(host).fontFamily;
@@ -181,8 +185,8 @@ function layout(spec, drawn, width, host) {
     return context.measureText(text).width;
   };
   const xs = [...new Set(drawn.flatMap((series) => series.points.map((point) => point.x)))];
-  const ticksX = spec.x.ticks ?? niceTicks(0, Math.max(...xs), width < 560 ? 4 : 7);
-  const [least, most] = [Math.min(...xs, ...ticksX), Math.max(...xs, ...(spec.x.ticks ?? []))];
+  const ticksX = spec.x.ticks ?? (spec.x.log ? logTicks(xs, width < 560 ? 5 : 9) : niceTicks(Math.min(0, ...xs), Math.max(...xs), width < 560 ? 4 : 7));
+  const [least, most] = [Math.min(...xs, ...(spec.x.log && !spec.x.ticks ? [] : ticksX)), Math.max(...xs, ...(spec.x.ticks ?? []))];
   const end = Math.max(...xs);
 
   // Vertical range: what the bands need, unless a few values would flatten all others.
@@ -200,7 +204,8 @@ function layout(spec, drawn, width, host) {
   const highest = over.sort((a, b) => b.point.mean - a.point.mean)[0];
   /** @type {Clipped} */
   const clipped = highest ? { limit: high, highest: highest.point, id: highest.id, count: over.length } : null;
-  if (!spec.y.domain) {
+  if (!spec.y.domain && spec.y.log) [low, high] = [low / 1.15, high * 1.15];
+  else if (!spec.y.domain) {
     const room = (high - low || Math.abs(high) || 1) * 0.06;
     low = Math.max(low - 2 * room, low >= 0 ? 0 : -Infinity);
     if (!clipped) high += room;
@@ -212,31 +217,35 @@ function layout(spec, drawn, width, host) {
     return spec.endValues ? spec.value(mean) + (limit !== null && mean > limit ? " ▲" : "") : "";
   };
   const room = Math.min(width * 0.42, 240);
-  const names = ending.map((series) => shorten(series.id, room - 24 - measure(` ${valueAt(series)}`), measure));
+  const names = ending.map((series) => shorten(nameOf(series), room - 24 - measure(` ${valueAt(series)}`), measure));
   const widest = Math.max(0, ...ending.map((series, i) => measure(names[i], "600") + measure(` ${valueAt(series)}`)));
-  const ticksY = niceTicks(low, high, 5).filter((tick) => tick >= low && tick <= high);
+  const ticksY = (spec.y.log ? logTicks([low, high], 6) : niceTicks(low, high, 5)).filter((tick) => tick >= low && tick <= high);
   const left = Math.max(...ticksY.map((tick) => measure(spec.y.format(tick), "400", 12)), 18) + 14;
   const right = ending.length ? widest + 34 : 22;
-  const top = spec.mark ? 46 : 30;
+  const top = spec.marks.length ? 46 : 30;
   const bottom = 46;
   const tall = Math.max(Math.min(width * 0.5, 400), 270, ending.length * GAP + 8);
   const frame = { x: left, y: top, width: Math.max(60, width - left - right), height: tall };
   const height = top + tall + bottom;
 
   const inset = 10;
-  const warp = spec.x.log ? Math.log2 : (/** @type {number} */ value) => value;
+  const straight = (/** @type {number} */ value) => value;
+  // On a logarithmic axis 0 stands one doubling before the least other x.
+  const start = Math.min(...xs.filter((value) => value > 0)) / 2;
+  const warp = spec.x.log ? (/** @type {number} */ value) => Math.log2(value > 0 ? value : start) : straight;
+  const warpY = spec.y.log ? (/** @type {number} */ value) => Math.log(Math.max(value, low / 10)) : straight;
   const span = warp(most) - warp(least);
   const x = (/** @type {number} */ value) =>
     span ? frame.x + inset + ((warp(value) - warp(least)) / span) * (frame.width - 2 * inset) : frame.x + frame.width / 2;
   const y = (/** @type {number} */ value) =>
-    frame.y + frame.height - ((Math.min(value, high) - low) / (high - low || 1)) * frame.height;
+    frame.y + frame.height - ((warpY(Math.min(value, high)) - warpY(low)) / (warpY(high) - warpY(low) || 1)) * frame.height;
   const places = spread(
     ending.map((series) => y(series.points[series.points.length - 1].mean)),
     GAP,
     frame.y + 4,
     frame.y + frame.height - 4,
   );
-  return { spec, drawn, ending, names, places, valueAt, x, y, low, high, ticksX, ticksY, frame, width, height, clipped, limit, measure };
+  return { spec, drawn, ending, names, places, valueAt, x, y, low, high, warpY, ticksX, ticksY, frame, width, height, clipped, limit, measure };
 }
 
 /** Draw a layout. */
@@ -275,14 +284,15 @@ function paint(canvas, now) {
   canvas.append(grid);
   /** @type {import("./labels.js").Box[]} */
   const boxes = [];
-  if (spec.mark) {
-    const at = x(spec.mark.x);
-    const wide = measure(spec.mark.label, "400", 12);
+  let written = -Infinity;
+  for (const mark of [...spec.marks].sort((a, b) => a.x - b.x)) {
+    const at = x(mark.x);
+    const wide = measure(mark.label, "400", 12);
     const before = at + wide > frame.x + frame.width;
-    canvas.append(
-      svg("line", { class: "mark", x1: at, x2: at, y1: frame.y - 14, y2: floor }),
-      svg("text", { class: "mark-label", x: at + (before ? -6 : 6), y: frame.y - 6, "text-anchor": before ? "end" : "start" }, spec.mark.label),
-    );
+    canvas.append(svg("line", { class: "mark", x1: at, x2: at, y1: frame.y - 14, y2: floor }));
+    if (at + (before ? -6 - wide : 6) < written) continue;
+    written = at + (before ? 0 : wide + 12);
+    canvas.append(svg("text", { class: "mark-label", x: at + (before ? -6 : 6), y: frame.y - 6, "text-anchor": before ? "end" : "start" }, mark.label));
   }
 
   const plot = svg("g", { "clip-path": `url(#${id})` });
@@ -290,15 +300,21 @@ function paint(canvas, now) {
   const bands = svg("g", { "fill-opacity": Math.min(0.18, 0.6 / drawn.length).toFixed(3) });
   const lines = svg("g");
   const marks = svg("g");
-  for (const { id: name, style, points, dots } of drawn) {
+  for (const { id: name, style, points, dots, steps } of drawn) {
     const common = { "data-series": name, class: `series hue-${style.hue}` };
     if (points.some((point) => point.seeds > 1)) {
-      const up = points.map((point) => `${x(point.x).toFixed(1)} ${trueY(now, point.high).toFixed(1)}`);
-      const down = points.map((point) => `${x(point.x).toFixed(1)} ${trueY(now, point.low).toFixed(1)}`).reverse();
-      bands.append(svg("g", common, svg("path", { class: "band", d: `M${[...up, ...down].join("L")}Z` })));
+      const d = runs(points).map((run) => {
+        const up = run.map((point) => `${x(point.x).toFixed(1)} ${trueY(now, point.high).toFixed(1)}`);
+        const down = run.map((point) => `${x(point.x).toFixed(1)} ${trueY(now, point.low).toFixed(1)}`).reverse();
+        return `M${[...up, ...down].join("L")}Z`;
+      });
+      bands.append(svg("g", common, svg("path", { class: "band", d: d.join("") })));
     }
-    const d = points.map((point) => `${x(point.x).toFixed(1)} ${trueY(now, point.mean).toFixed(1)}`).join("L");
-    lines.append(svg("g", common, svg("path", { class: "line", d: `M${d}`, "stroke-dasharray": DASHES[style.dash] })));
+    const d = runs(points).map((run) => {
+      const corners = run.map((point) => [x(point.x).toFixed(1), trueY(now, point.mean).toFixed(1)]);
+      return steps ? `M${corners.map(([px, py], i) => (i ? `H${px}V${py}` : `${px} ${py}`)).join("")}` : `M${corners.map((corner) => corner.join(" ")).join("L")}`;
+    });
+    lines.append(svg("g", common, svg("path", { class: "line", d: d.join(""), "stroke-dasharray": DASHES[style.dash] })));
     const group = svg("g", common);
     for (const point of [...(spec.markers ? points : []), ...(dots ?? [])]) {
       if (over(point) && !spec.markers) continue;
@@ -330,7 +346,7 @@ function paint(canvas, now) {
         svg("path", { class: "leader", d: `M${x(point.x) + 7} ${y(point.mean)}L${start - 14} ${places[i]}H${start - 5}` }),
         svg("text", { class: "end-label", x: start, y: places[i] + 4.5 },
           svg("tspan", { class: "end-name" }, names[i]), svg("tspan", { class: "end-value", dx: 6 }, valueAt(series)),
-          svg("title", {}, series.id)),
+          svg("title", {}, nameOf(series))),
       ),
     );
   });
@@ -338,7 +354,7 @@ function paint(canvas, now) {
   for (const series of drawn.filter((one) => one.stop)) {
     const point = series.points[series.points.length - 1];
     const anchor = { x: x(point.x), y: y(point.mean) };
-    const name = shorten(series.id, frame.width * 0.5, measure);
+    const name = shorten(nameOf(series), frame.width * 0.5, measure);
     const text = ` ${series.stop}`;
     const size = { width: measure(name, "600", 12.5) + measure(text, "400", 12.5) + 6, height: 17 };
     const box = placeNote(anchor, size, { ...frame, width: Math.max(frame.width, size.width) }, obstacles, boxes);
@@ -359,9 +375,20 @@ function paint(canvas, now) {
 }
 
 /** A value above the limit continues its line out of the frame, where the clip path cuts it. */
-function trueY({ frame, low, high }, value) {
+function trueY({ frame, low, high, warpY }, value) {
   const far = Math.min(value, low + (high - low) * 50);
-  return frame.y + frame.height - ((far - low) / (high - low || 1)) * frame.height;
+  return frame.y + frame.height - ((warpY(far) - warpY(low)) / (warpY(high) - warpY(low) || 1)) * frame.height;
+}
+
+/** A line's points, divided where numbers are missing. @param {(Point & { gap?: boolean })[]} points */
+function runs(points) {
+  /** @type {Point[][]} */
+  const found = [];
+  for (const point of points) {
+    if (!found.length || point.gap) found.push([]);
+    found[found.length - 1].push(point);
+  }
+  return found;
 }
 
 /** Points along every line, for notes to keep away from. */
@@ -420,6 +447,22 @@ export function niceTicks(low, high, count) {
   const ticks = [];
   for (let i = Math.ceil(low / size - 1e-9); i * size <= high * (1 + 1e-9); i += 1) ticks.push(Number((i * size).toPrecision(12)));
   return ticks;
+}
+
+/**
+ * Powers of 2, or of 10 where those would be too many; and 0 if it is there.
+ * @param {number[]} values
+ * @param {number} count at most
+ * @returns {number[]}
+ */
+function logTicks(values, count) {
+  const [low, high] = [Math.min(...values.filter((value) => value > 0)), Math.max(...values)];
+  const zero = values.some((value) => value === 0) ? [0] : [];
+  for (const base of [2, 4, 10, 100, 1000]) {
+    const [from, to] = [Math.ceil(Math.log(low) / Math.log(base) - 1e-9), Math.floor(Math.log(high) / Math.log(base) + 1e-9)];
+    if (to - from < count) return [...zero, ...(to < from ? [low] : Array.from({ length: to - from + 1 }, (_, i) => Number((base ** (from + i)).toPrecision(12))))];
+  }
+  return [...zero, low, high];
 }
 
 /** Move the readout along a line, or to the line above or below. */

@@ -50,6 +50,7 @@ export function mount(element, strings, content) {
         state.theme = theme;
         if (theme === "auto") element.removeAttribute("data-theme");
         else element.setAttribute("data-theme", theme);
+        update();
         for (const button of element.querySelectorAll('[data-keep^="theme-"]'))
           button.setAttribute("aria-pressed", String(button.getAttribute("data-keep") === `theme-${theme}`));
       }),
@@ -69,6 +70,21 @@ export function mount(element, strings, content) {
   }
 
   build();
+  const stop = onNewLook(element, update);
+  return () => {
+    stop();
+    element.replaceChildren();
+  };
+}
+
+/**
+ * Call back when an element's width changes, the system's theme or zoom, or paper takes the screen's place: whatever is
+ * drawn in pixels must be drawn again.
+ * @param {Element} element
+ * @param {() => void} update
+ * @returns {() => void} stops it
+ */
+export function onNewLook(element, update) {
   let width = element.clientWidth;
   const observer = new ResizeObserver(() => {
     if (element.clientWidth === width) return;
@@ -76,9 +92,11 @@ export function mount(element, strings, content) {
     update();
   });
   observer.observe(element);
+  const queries = ["(prefers-color-scheme: dark)", "print", `(resolution: ${window.devicePixelRatio}dppx)`].map((query) => window.matchMedia(query));
+  for (const query of queries) query.addEventListener("change", update);
   return () => {
     observer.disconnect();
-    element.replaceChildren();
+    for (const query of queries) query.removeEventListener("change", update);
   };
 }
 

@@ -90,7 +90,7 @@ export function render(element, payload) {
     })),
     markers: false,
     endValues: false,
-    mark: null,
+    marks: [],
     heading: (/** @type {number} */ x) => `${words.say(`methods.axis.${picture.kind}`)}${words.say("join.colon")}${words.count(x)}`,
     readout: (/** @type {{ id: string }} */ line, /** @type {{ x: number, mean: number }} */ point) =>
       words.say("methods.reading", { label: line.id, x: words.count(point.x), value: signed(point.mean) }),

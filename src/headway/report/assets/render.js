@@ -262,8 +262,8 @@ export function render(element, payload) {
       })),
       markers: true,
       endValues: true,
-      mark: results.settings.train_length && lengthsOf(results).length
-        ? { x: results.settings.train_length, label: words.say("mark.train", { n: count(results.settings.train_length) }) } : null,
+      marks: results.settings.train_length && lengthsOf(results).length
+        ? [{ x: results.settings.train_length, label: words.say("mark.train", { n: count(results.settings.train_length) }) }] : [],
       heading: (/** @type {number} */ x) => words.say("tokens", { n: count(x) }),
       readout: (line, point) => reading("reading.length", line.id, point, series().find(({ spec }) => spec === line.id)?.planned ?? 1, state.unit),
     });
@@ -342,7 +342,7 @@ export function render(element, payload) {
         series: seen(series).map(({ spec, points, stop }) => ({ id: spec, style: styles.get(spec), points, dots: dots.get(spec), stop: stop ? reason(stop) : null })),
         markers: false,
         endValues: false,
-        mark: null,
+        marks: [],
         heading: (/** @type {number} */ x) => words.say("step", { n: count(x) }),
         readout: (line, point) => reading("reading.step", line.id, point, series.find(({ spec }) => spec === line.id)?.planned ?? 1, unit),
       };
@@ -384,7 +384,7 @@ export function render(element, payload) {
       series: seen(series()).map(({ spec, points }) => ({ id: spec, style: styles.get(spec), points, stop: null })),
       markers: true,
       endValues: true,
-      mark: null,
+      marks: [],
       heading: (/** @type {number} */ x) => words.say("distance.heading", { n: count(x) }),
       readout: (line, point) => reading("reading.distance", line.id, point, series().find(({ spec }) => spec === line.id)?.planned ?? 1, unit),
     });

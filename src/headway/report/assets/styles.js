@@ -66,6 +66,23 @@ export function methodStyles(methods) {
 }
 
 /**
+ * Whether a method has a look of its own.
+ * @param {string} name
+ */
+export function isKnown(name) {
+  return keyOf(name) in KNOWN;
+}
+
+/**
+ * The look of the n-th line of a figure; the first 56 differ, because 8 and 7 have no common factor.
+ * @param {number} n
+ * @returns {Style}
+ */
+export function placeStyle(n) {
+  return { hue: n % HUES, dash: n % DASHES.length };
+}
+
+/**
  * The outline of a marker.
  * @param {number} dash
  * @param {number} x

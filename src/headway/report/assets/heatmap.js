@@ -1,0 +1,360 @@
+/** A matrix as colours: canvas at the matrix's own resolution, labels around it, a readout for pointer and keyboard. */
+
+import { exact, numbersOf, onAxis, spoken } from "./blocks.js";
+import { colourIndex, colourTable, groundOf, isDark } from "./colours.js";
+import { html, svg } from "./dom.js";
+import { announce, frameOf, told } from "./parts.js";
+
+/** @typedef {import("./parts.js").Said} Said */
+/** @typedef {import("./parts.js").Setting} Setting */
+/**
+ * @typedef {object} Heatmap
+ * @property {"heatmap"} kind
+ * @property {Said} title
+ * @property {import("./blocks.js").Block} values
+ * @property {string[]} rows
+ * @property {string[]} columns
+ * @property {[Said, Said]} axes
+ * @property {import("./colours.js").Scale} scale
+ * @property {[number, number] | null} limits
+ * @property {import("./blocks.js").Block | null} hidden
+ * @property {string} unit
+ */
+
+const LARGEST = 36; // pixels of a cell
+const TALLEST = 900; // pixels of a map
+const TEXT = 12; // pixels of a label
+const LINE = 15; // from one label to the next
+const SHOWN = 64; // rows and columns of a table
+const TILTED = 88; // most pixels of a tilted label
+
+/**
+ * @param {Heatmap} given
+ * @param {Setting} setting
+ * @returns {import("./parts.js").Drawn}
+ */
+export function heatmap(given, setting) {
+  const { words, bare } = setting;
+  let figure = given;
+  let data = read(figure);
+  /** @type {ReturnType<typeof place> | null} */
+  let now = null;
+  /** @type {[number, number] | null} */
+  let focus = null;
+
+  const canvas = /** @type {HTMLCanvasElement} */ (html("canvas", { class: "cells", "aria-hidden": "true" }));
+  const rails = svg("svg", { class: "rails", "aria-hidden": "true" });
+  const mark = html("div", { class: "cell-mark", hidden: true });
+  const plot = html("div", bare ? { class: "map" } : { class: "plot map", tabindex: "0", role: "application" }, canvas, rails, mark);
+  const line = html("p", { class: "readout idle", "aria-live": "polite" });
+  const bar = html("canvas", { class: "bar-colours", width: "256", height: "1", "aria-hidden": "true" });
+  const legend = html("div", { class: "map-legend" });
+  const { element, refresh } = frameOf(setting, () => figure, bare ? [plot] : [plot, legend, line], { table, csv: () => csv() });
+
+  function draw() {
+    const width = plot.clientWidth;
+    if (!width) return;
+    now = place(figure, data, width, plot, Boolean(bare));
+    paint();
+    if (!bare) {
+      label(rails, figure, now, words);
+      describe();
+    }
+    show();
+  }
+
+  /** Only the colours: what changes from frame to frame. */
+  function paint() {
+    if (!now) return;
+    const { left, top, wide, tall } = now;
+    plot.style.height = `${now.height}px`;
+    Object.assign(canvas.style, { left: `${left}px`, top: `${top}px`, width: `${wide}px`, height: `${tall}px` });
+    const dark = isDark(plot);
+    colour(canvas, data, now.pixels, colourTable(figure.scale, dark), groundOf(dark));
+  }
+
+  function describe() {
+    const [rows, columns] = figure.axes.map((one) => told(words, one));
+    plot.setAttribute("aria-label", `${told(words, figure.title)}. ${words.say("map.label", { rows, columns, m: words.count(data.height), n: words.count(data.width) })} ${words.say("hint")}`);
+    const context = /** @type {HTMLCanvasElement} */ (bar).getContext("2d");
+    const strip = new ImageData(256, 1);
+    const table = colourTable(figure.scale, isDark(plot));
+    for (let i = 0; i < 256; i += 1) strip.data.set([table[3 * i], table[3 * i + 1], table[3 * i + 2], 255], 4 * i);
+    context?.putImageData(strip, 0, 0);
+    const [low, high] = data.limits;
+    const written = (/** @type {number} */ value) => onAxis(value) + unitOf();
+    const key = (/** @type {string} */ name, /** @type {string} */ text) => html("span", { class: "map-key" }, html("i", { class: `key-${name}`, "aria-hidden": "true" }), text);
+    legend.replaceChildren(
+      html("span", { class: "map-bar" },
+        html("span", { class: "limit" }, written(low)), bar, html("span", { class: "limit" }, written(high)),
+        figure.scale === "diverging" && html("span", { class: "quiet" }, words.say("map.middle"))),
+      ...(data.masked ? [key("hidden", words.say("map.hidden"))] : []),
+      ...(data.missing ? [key("missing", words.say("map.missing"))] : []),
+      ...(data.beyond ? [html("span", { class: "quiet" }, words.say("map.clipped", { n: words.count(data.beyond), low: written(data.lowest), high: written(data.highest) }))] : []),
+      ...(now && now.pooled ? [html("span", { class: "quiet" }, words.say("map.pooled"))] : []),
+    );
+  }
+
+  const unitOf = () => (figure.unit ? `\u00a0${figure.unit}` : "");
+
+  /** @param {number} row @param {number} column */
+  function reading(row, column) {
+    const [rows, columns] = figure.axes.map((one) => told(words, one));
+    const at = row * data.width + column;
+    const value = data.hidden?.[at] ? words.say("map.hidden") : Number.isNaN(data.values[at]) ? words.say("map.missing") : spoken(data.values[at]) + unitOf();
+    return words.say("map.reading", { row: named(rows, row, figure.rows[row]), column: named(columns, column, figure.columns[column]), value });
+  }
+
+  function show() {
+    mark.hidden = !focus || !now;
+    if (!focus || !now) return;
+    const [row, column] = focus;
+    const { left, top, wide, tall } = now;
+    const [w, h] = [wide / data.width, tall / data.height];
+    const [mw, mh] = [Math.max(w, 5), Math.max(h, 5)];
+    Object.assign(mark.style, {
+      transform: `translate(${left + column * w + (w - mw) / 2}px, ${top + row * h + (h - mh) / 2}px)`,
+      width: `${mw}px`,
+      height: `${mh}px`,
+    });
+    if (!bare) {
+      line.textContent = reading(row, column);
+      line.classList.remove("idle");
+    }
+  }
+
+  function rest() {
+    focus = null;
+    mark.hidden = true;
+    line.textContent = words.say("hint");
+    line.classList.add("idle");
+  }
+
+  /** @param {number} row @param {number} column */
+  function point(row, column) {
+    if (row < 0 || column < 0 || row >= data.height || column >= data.width) return rest();
+    if (focus && focus[0] === row && focus[1] === column) return;
+    focus = [row, column];
+    show();
+  }
+
+  /** @param {number} row @param {number} column */
+  function look(row, column) {
+    point(row, column);
+    announce(plot, "headway:point", { row, column });
+  }
+
+  const leave = () => {
+    rest();
+    announce(plot, "headway:point", { row: -1, column: -1 });
+  };
+
+  /** @param {PointerEvent | MouseEvent} event @returns {[number, number] | null} */
+  function cellAt(event) {
+    if (!now) return null;
+    const box = canvas.getBoundingClientRect();
+    const column = Math.floor(((event.clientX - box.left) / box.width) * data.width);
+    const row = Math.floor(((event.clientY - box.top) / box.height) * data.height);
+    return row >= 0 && column >= 0 && row < data.height && column < data.width ? [row, column] : null;
+  }
+
+  if (!bare) {
+    rest();
+    for (const kind of ["pointermove", "pointerdown"])
+      plot.addEventListener(kind, (event) => {
+        const cell = cellAt(/** @type {PointerEvent} */ (event));
+        if (cell) look(...cell);
+      });
+    plot.addEventListener("pointerleave", leave);
+    plot.addEventListener("blur", leave);
+    plot.addEventListener("click", (event) => {
+      const cell = cellAt(event);
+      if (cell) announce(plot, "headway:cell", { row: cell[0], column: cell[1] });
+    });
+    plot.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") return leave();
+      if (event.key === "Enter" || event.key === " ") {
+        if (focus) announce(plot, "headway:cell", { row: focus[0], column: focus[1] });
+        return event.preventDefault();
+      }
+      const page = Math.max(2, Math.round(data.height / 10));
+      /** @type {Record<string, [number, number]>} */
+      const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0], Home: [0, -Infinity], End: [0, Infinity], PageUp: [-page, 0], PageDown: [page, 0] };
+      const move = moves[event.key];
+      if (!move || event.altKey || event.metaKey) return;
+      event.preventDefault();
+      const far = event.ctrlKey && (event.key === "Home" || event.key === "End") ? move[1] : move[0];
+      if (!focus) return look(0, 0);
+      const clamp = (/** @type {number} */ value, /** @type {number} */ count) => Math.max(0, Math.min(count - 1, value));
+      look(clamp(focus[0] + far, data.height), clamp(focus[1] + move[1], data.width));
+    });
+  }
+
+  function table() {
+    const [m, n] = [Math.min(SHOWN, data.height), Math.min(SHOWN, data.width)];
+    const cell = (/** @type {number} */ at) => (data.hidden?.[at] ? words.say("map.hidden.short") : spoken(data.values[at]));
+    return {
+      head: [corner(), ...figure.columns.slice(0, n)],
+      rows: figure.rows.slice(0, m).map((name, row) => [name, ...Array.from({ length: n }, (_, column) => cell(row * data.width + column))]),
+      note: m < data.height || n < data.width ? words.say("view.table.part", { m: words.count(m), n: words.count(n), rows: words.count(data.height), columns: words.count(data.width) }) : "",
+    };
+  }
+
+  const corner = () => figure.axes.map((one) => told(words, one)).join(" \\ ");
+
+  const csv = () => [
+    [corner(), ...figure.columns],
+    ...figure.rows.map((name, row) => [name, ...Array.from({ length: data.width }, (_, column) => (data.hidden?.[row * data.width + column] ? null : exact(data.values[row * data.width + column])))]),
+  ];
+
+  /** @param {Heatmap} next */
+  function set(next) {
+    const same = next.values.shape.join() === figure.values.shape.join() && next.rows.join("\n") === figure.rows.join("\n") && next.columns.join("\n") === figure.columns.join("\n");
+    figure = next;
+    data = read(figure);
+    refresh();
+    if (!same || !now) return draw();
+    paint();
+    if (!bare) describe();
+    show();
+  }
+
+  return { element, draw, set, point };
+}
+
+/** What is drawn: numbers, what hides them, and how far they reach. @param {Heatmap} figure */
+function read(figure) {
+  const [height, width] = figure.values.shape;
+  const values = numbersOf(figure.values);
+  const hidden = figure.hidden && numbersOf(figure.hidden);
+  let [lowest, highest, masked, missing] = [Infinity, -Infinity, 0, 0];
+  for (let i = 0; i < values.length; i += 1) {
+    if (hidden?.[i]) masked += 1;
+    else if (Number.isNaN(values[i])) missing += 1;
+    else {
+      if (values[i] < lowest) lowest = values[i];
+      if (values[i] > highest) highest = values[i];
+    }
+  }
+  if (lowest > highest) [lowest, highest] = [0, 0];
+  const most = Math.max(Math.abs(lowest), Math.abs(highest));
+  const limits = figure.limits ?? (figure.scale === "diverging" ? [-most, most] : [lowest, highest]);
+  let beyond = 0;
+  const slack = 1e-6 * (limits[1] - limits[0]); // float32 rounds limits too
+  if (lowest < limits[0] - slack || highest > limits[1] + slack)
+    for (let i = 0; i < values.length; i += 1) if (!hidden?.[i] && (values[i] < limits[0] - slack || values[i] > limits[1] + slack)) beyond += 1;
+  return { height, width, values, hidden, limits, lowest, highest, masked, missing, beyond };
+}
+
+/** Where everything goes, in pixels; cells are whole pixels of the device where they are larger than one. */
+function place(figure, data, width, host, bare) {
+  const scale = window.devicePixelRatio || 1;
+  const measure = bare ? () => 0 : measurer(host);
+  const floor = (/** @type {number} */ size) => (size * scale >= 1 ? Math.floor(size * scale) / scale : size);
+  const widest = (/** @type {string[]} */ labels, /** @type {number} */ room) =>
+    Math.min(room, labels.reduce((most, one) => (one.length * TEXT <= most ? most : Math.max(most, measure(one))), 0));
+  const rail = bare ? 0 : Math.ceil(Math.max(widest(figure.rows, Math.min(150, width * 0.3)), TEXT)) + 8;
+  const roomy = width - rail - (bare ? 0 : 4);
+  const cell = floor(Math.min(bare ? Infinity : LARGEST, roomy / data.width));
+  const most = Math.min(roomy, TALLEST);
+  // Not square where squares would make a sliver or a tower.
+  const high = bare ? floor((cell * data.width) / data.height) : floor(Math.min(most / data.height, Math.max(cell, Math.min(18, 240 / data.height))));
+  const wide = cell * data.width;
+  const tall = high * data.height;
+  // Column labels lie flat where each fits its cells, else they are tilted.
+  const everyRow = strideFor(LINE / high);
+  const flat = bare ? 0 : widest(figure.columns, Infinity) + 6;
+  const tilted = !bare && flat > Math.max(cell, 44) && !figure.columns.every(isNumber);
+  const everyColumn = strideFor((tilted ? LINE * 1.45 : flat) / cell);
+  const head = bare ? 0 : (tilted ? Math.min(TILTED, flat) * Math.SQRT1_2 + 12 : LINE) + LINE + 6;
+  const pixels = { width: Math.min(data.width, Math.max(1, Math.round(wide * scale))), height: Math.min(data.height, Math.max(1, Math.round(tall * scale))) };
+  return { left: rail, top: head, wide, tall, cell, high, everyRow, everyColumn, tilted, measure, height: head + tall + (bare ? 0 : 2), pixels, pooled: pixels.width < data.width || pixels.height < data.height, width };
+}
+
+/** The labels around the cells. */
+function label(rails, figure, now, words) {
+  const { left, top, cell, high, everyRow, everyColumn, tilted, measure, width, height } = now;
+  rails.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  rails.setAttribute("width", width);
+  rails.setAttribute("height", height);
+  const [rows, columns] = figure.axes.map((one) => told(words, one));
+  const parts = [
+    svg("text", { class: "axis-title", x: left, y: 11 }, `${columns} →`),
+  ];
+  // "query ↓" beside the first row's top if the rail is wide enough, else at the very left above
+  parts.push(svg("text", { class: "axis-title", x: left - 8, y: top - 5, "text-anchor": measure(`${rows} ↓`) > left - 8 ? "start" : "end" }, `${rows} ↓`));
+  for (let row = 0; row < figure.rows.length; row += everyRow)
+    parts.push(svg("text", { class: "rail", x: left - 6, y: top + (row + 0.5) * high + 4, "text-anchor": "end" }, cut(figure.rows[row], left - 8, measure)));
+  for (let column = 0; column < figure.columns.length; column += everyColumn) {
+    const [x, y] = [left + (column + 0.5) * cell, top - 5];
+    parts.push(
+      tilted
+        ? svg("text", { class: "rail", transform: `translate(${x + 3} ${y}) rotate(-45)` }, cut(figure.columns[column], TILTED, measure))
+        : svg("text", { class: "rail", x, y, "text-anchor": "middle" }, figure.columns[column]),
+    );
+  }
+  rails.replaceChildren(...parts);
+}
+
+/** Give each pixel the colour of its cell; of several cells the most extreme one counts. */
+function colour(canvas, { values, hidden, limits, width, height }, pixels, table, ground) {
+  const [low, high] = limits;
+  if (canvas.width !== pixels.width) canvas.width = pixels.width;
+  if (canvas.height !== pixels.height) canvas.height = pixels.height;
+  const context = canvas.getContext("2d");
+  if (!context) return;
+  const image = context.createImageData(pixels.width, pixels.height);
+  const words = new Uint32Array(image.data.buffer);
+  const pack = (/** @type {number} */ r, /** @type {number} */ g, /** @type {number} */ b) => (255 << 24) | (b << 16) | (g << 8) | r;
+  const packed = Uint32Array.from({ length: 256 }, (_, i) => pack(table[3 * i], table[3 * i + 1], table[3 * i + 2]));
+  const none = pack(ground[0], ground[1], ground[2]);
+  const colourOf = (/** @type {number} */ value) => (Number.isNaN(value) ? none : packed[colourIndex(value, low, high)]);
+  const pooled = pixels.width < width || pixels.height < height;
+  if (!pooled) {
+    for (let i = 0; i < values.length; i += 1) if (!hidden?.[i]) words[i] = colourOf(values[i]);
+  } else {
+    const middle = low < 0 && high > 0 ? 0 : low;
+    const furthest = new Float32Array(words.length).fill(-1);
+    for (let row = 0, i = 0; row < height; row += 1) {
+      const start = Math.floor((row * pixels.height) / height) * pixels.width;
+      for (let column = 0; column < width; column += 1, i += 1) {
+        const value = values[i];
+        if (hidden?.[i]) continue;
+        const at = start + Math.floor((column * pixels.width) / width);
+        const far = Number.isNaN(value) ? 0 : Math.abs(value - middle);
+        if (far <= furthest[at]) continue;
+        furthest[at] = far;
+        words[at] = colourOf(value);
+      }
+    }
+  }
+  context.putImageData(image, 0, 0);
+}
+
+/** Every how many labels one is written: 1, 2, 5, 10, 20, 50 … */
+function strideFor(least) {
+  for (let power = 1; ; power *= 10) for (const step of [1, 2, 5]) if (step * power >= least - 1e-9) return step * power;
+}
+
+/** @param {string} axis @param {number} index @param {string} label */
+function named(axis, index, label) {
+  return isNumber(label) ? `${axis} ${label}` : `${axis} ${index} '${label}'`;
+}
+
+const isNumber = (/** @type {string} */ text) => /^[+\-−]?[\d.,]+$/.test(text);
+
+/** @param {Element} host */
+function measurer(host) {
+  const context = document.createElement("canvas").getContext("2d");
+  if (!context) return (/** @type {string} */ text) => text.length * 7;
+  context.font = `${TEXT}px ${getComputedStyle(host).fontFamily}`;
+  return (/** @type {string} */ text) => context.measureText(text).width;
+}
+
+/** @param {string} text @param {number} room @param {(text: string) => number} measure */
+function cut(text, room, measure) {
+  if (measure(text) <= room) return text;
+  const letters = [...text];
+  while (letters.length > 1 && measure(`${letters.join("")}…`) > room) letters.pop();
+  return `${letters.join("")}…`;
+}

@@ -1,0 +1,3 @@
+/** Figures made of figures: walls, products, steps, films, columns. */
+
+export const MANY = {};

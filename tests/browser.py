@@ -1,0 +1,93 @@
+"""What the tests of pages share: one browser for a module, pages that must stay silent, words that must not overlap."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--no-first-run"),
+)
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """One Chromium for all tests of a module; where there is none, they are skipped and say so."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: the page is not looked at")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: the page is not looked at")
+    with sync_api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
+    """Open HTML text, a file or an address; the test fails on any console message, error or request for elsewhere."""
+    complaints: list[str] = []
+    contexts = []
+
+    def open_one(shown: str | Path, *, width: int = 1280, height: int = 900, **options: Any) -> Any:
+        if isinstance(shown, str) and not shown.startswith(("http:", "file:")):
+            name = tmp_path / "page.html"
+            name.write_text(shown, encoding="utf-8")
+            shown = name
+        uri = shown.as_uri() if isinstance(shown, Path) else shown
+        home = uri if uri.startswith("file:") else "/".join(uri.split("/")[:3]) + "/"
+        options = {"locale": "en-GB", "offline": uri.startswith("file:"), **options}
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(f"a dialog opened: {dialog.message}"))
+        page.on("request", lambda one: None if one.url.startswith((home, "blob:")) else complaints.append(one.url))
+        page.goto(uri)
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+OVERLAPS = """() => {
+  const found = [];
+  for (const svg of document.querySelectorAll('.plot > svg')) {
+    const texts = [...svg.querySelectorAll('.end-label, .note, .mark-label, .tick')];
+    const boxes = texts.map((text) => text.getBoundingClientRect());
+    boxes.forEach((a, i) => boxes.slice(i + 1).forEach((b, k) => {
+      const x = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+      const y = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+      if (x > 1 && y > 2) found.push(`${texts[i].textContent} / ${texts[i + 1 + k].textContent}`);
+    }));
+  }
+  return found;
+}"""
+"""Pairs of labels of one drawing that cover each other."""
+OUTSIDE = """() => {
+  const wide = document.documentElement.clientWidth;
+  const page = document.documentElement.scrollWidth > wide ? ['the page scrolls sideways'] : [];
+  const texts = [...document.querySelectorAll('.plot text, h1, h2, p, li, button, dd')].filter((one) => {
+    const box = one.getBoundingClientRect();
+    return box.width && (box.left < -0.5 || box.right > wide + 0.5) && !one.closest('.scroll');
+  });
+  return [...page, ...texts.map((one) => one.textContent)];
+}"""
+"""Texts that leave the page."""
+
+
+def saved(page: Any, button: str) -> tuple[str, str]:
+    """The name and text of the file that a button saves."""
+    with page.expect_download() as waiting:
+        page.click(button)
+    return waiting.value.suggested_filename, Path(waiting.value.path()).read_bytes().decode("utf-8-sig")
