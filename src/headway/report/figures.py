@@ -21,7 +21,7 @@ Said = Mapping[str, str]
 """A text in every language, as :func:`both` makes it."""
 
 
-def both(key: str, **values: object) -> dict[str, str]:
+def both(key: str, /, **values: object) -> dict[str, str]:
     """A sentence of the assets in every language, filled in.
 
     >>> both("table.method")["zh"]
