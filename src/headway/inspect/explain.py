@@ -136,7 +136,7 @@ def _walk(model: Transformer, head: Head, labels: list[str], number: int, token:
         "parts": {name: _plain(part) for name, part in head.parts.items()},
         "exact": exact(head.layer),
         "share": {name: float(part[seen].square().mean().sqrt()) for name, part in head.parts.items()},
-        "scores": _plain(sum(head.parts.values())),
+        "scores": _plain(torch.stack(list(head.parts.values())).sum(0)),
         "seen": seen.tolist(),
         "weights": _plain(head.weights),
         "output": _plain(head.output),

@@ -25,6 +25,8 @@ from headway.shapes import HeadwayError
 
 CONTENT = ("content", "content·content")
 """The parts that know nothing of position."""
+PRODUCTS = (*CONTENT, "rotation", "content·position", "position·content", "position·position")
+"""The parts that make up scale · q·k; the others are added to it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,10 @@ from headway.report.figures import View
 from headway.views.question import Question
 
 _HOMES = {
-    "attending": ("stepper", "projection", "softmax", "wall", "head", "split", "whatif"),
+    "stepping": ("stepper", "projection"),
+    "attending": ("softmax", "wall", "head"),
+    "splitting": ("split",),
+    "changing": ("whatif",),
     "scaling": ("scaling",),
     "placing": ("vectors", "similarity", "bias", "rotation", "distance"),
     "methods": ("sidebyside",),

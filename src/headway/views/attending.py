@@ -1,0 +1,226 @@
+"""Where attention goes: one row of weights, one head, and all heads of a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from headway.inspect.head import Head
+from headway.inspect.record import ROWS, Layer
+from headway.report.figures import Bars, Grid, Heatmap, Said, View, Wall, both, same
+from headway.shapes import HeadwayError
+from headway.views.question import Question
+from headway.views.shown import Window, number, pairs, percent, refuse_beyond, spans, stepped, told
+
+LONGEST = 1024
+"""Tokens of a text of which a head is shown cell by cell."""
+KEYS = 64
+"""Keys that have bars of their own; of a longer text those with the largest weights."""
+SIDE = 64
+"""Rows and columns of a tile of the wall; those of a longer text are pooled."""
+CELLS = 500_000
+"""Cells of all tiles of the wall together, so that it stays below 2 MB."""
+LOOKS = ("previous", "first", "self", "entropy", "distance")
+WHAT = ("weights", "scores")
+FORMULAS = {
+    "softmax": "α_j = exp(s_j) / Σ_t exp(s_t)",
+    "sinks": "α_j = exp(s_j) / (exp(sink) + Σ_t exp(s_t))",
+    "stickbreaking": "α_j = σ(s_j) · Π_{t > j} σ(−s_t)",
+}
+
+
+def softmax(question: Question) -> View:
+    """How the scores of one query become weights: a bar for each key, masked keys without.
+
+    >>> softmax(Question.fresh("the cat sat")).finding["en"]
+    '“sat” looks most at “the”, with 66 %; its weights sum to 1.0000.'
+    """
+    row = question.row
+    head = Head(question.seen, question.head, slice(row, row + 1))
+    seen, weights = head.seen[0], head.weights[0]
+    kept = _kept(weights, seen)
+    labels = [question.labels[key] for key in kept]
+    scores = [float(head.scores[0, key]) if seen[key] else None for key in kept]
+    shares = [float(weights[key]) if seen[key] else None for key in kept]
+    query = question.labels[row]
+    figures = (
+        Bars(both("softmax.scores", query=query), labels, [(both("attending.score"), scores)], both("attending.score")),
+        Bars(
+            both("softmax.weights", query=query), labels, [(both("attending.weight"), shares)], both("attending.weight")
+        ),
+    )
+    notes = [both("softmax.masked")] if not bool(seen.all()) else []
+    if len(kept) < len(weights):
+        notes.append(both("softmax.kept", kept=len(kept), keys=len(weights), rest=percent(_left(weights, kept))))
+    return View("softmax", _spent(question, head), figures, FORMULAS[way(head.layer)], notes)
+
+
+def way(layer: Layer) -> str:
+    """How a layer makes weights of scores: "softmax", "sinks" or "stickbreaking"."""
+    return "sinks" if layer.call.sinks is not None else layer.call.normalise
+
+
+def _kept(weights: Tensor, seen: Tensor) -> list[int]:
+    """The keys that have bars, in order: all, or those with the largest weights."""
+    if len(weights) <= KEYS:
+        return list(range(len(weights)))
+    kept: list[int] = weights.masked_fill(~seen, -1.0).topk(KEYS).indices.sort().values.tolist()
+    return kept
+
+
+def _left(weights: Tensor, kept: list[int]) -> float:
+    return max(0.0, float(weights.double().sum() - weights[kept].double().sum()))
+
+
+def _spent(question: Question, head: Head) -> Said:
+    """Where a query looks most, and what its weights sum to and why."""
+    weights, query = head.weights[0], question.labels[question.row]
+    if not bool(head.seen.any()):
+        return both("softmax.blind", query=query)
+    most = int(weights.argmax())
+    total = float(weights.double().sum())
+    told_sum = both(f"softmax.sum.{way(head.layer)}", sum=f"{total:.4f}", rest=percent(1 - total))
+    top = {"query": query, "key": question.labels[most], "weight": percent(float(weights[most]))}
+    return told("softmax.finding", **top, sum=told_sum)
+
+
+def head(question: Question) -> View:
+    """Who looks at whom in one head: a map of the whole text, up to 1,024 tokens.
+
+    ``options["what"]`` is "weights" (default) or "scores".
+
+    Raises:
+        HeadwayError: on a longer text, or another ``what``.
+
+    >>> head(Question.fresh("the cat sat")).figures[0].values.shape
+    (3, 3)
+    """
+    refuse_beyond(question, LONGEST, "head")
+    what = asked(question, "what", WHAT)
+    one, window = Head(question.seen, question.head), Window.of(question, LONGEST)
+    scale = "sequential" if what == "weights" else "diverging"
+    title = both(f"head.{what}", layer=question.layer, head=question.head)
+    shown = pairs(title, getattr(one, what), window, seen=one.seen, scale=scale)
+    summary = one.layer.summary()
+    looks = {name: float(summary[name][0, question.head]) for name in LOOKS}
+    return View("head", _linked(question, one, what, looks), (shown, _looks(looks)), "", stepped(shown.values))
+
+
+def asked(question: Question, name: str, choices: tuple[str, ...]) -> str:
+    """An option that is one of several, by default the first.
+
+    Raises:
+        HeadwayError: when it is another.
+    """
+    given = question.options.get(name, choices[0])
+    if given not in choices:
+        raise HeadwayError(f"expected the option {name!r} to be one of {', '.join(choices)}, got {given!r}")
+    return str(given)
+
+
+def strongest(values: Tensor, seen: Tensor) -> tuple[int, int] | None:
+    """The pair of two different tokens with the largest number; None where no token sees another.
+
+    >>> strongest(torch.tensor([[9.0, 0.0], [0.5, 9.0]]), torch.ones(2, 2, dtype=torch.bool))
+    (1, 0)
+    """
+    others = seen & ~torch.eye(*seen.shape, dtype=torch.bool, device=seen.device)
+    if not bool(others.any()):
+        return None
+    return divmod(int(values.masked_fill(~others, -torch.inf).argmax()), values.shape[1])
+
+
+def link(question: Question, pair: tuple[int, int]) -> Said:
+    """A query and a key for a sentence."""
+    query, key = pair
+    labels = {"query_label": question.labels[query], "key_label": question.labels[key]}
+    return both("attending.link", query=query, key=key, **labels)
+
+
+def _linked(question: Question, one: Head, what: str, looks: Mapping[str, float]) -> Said:
+    values = getattr(one, what)
+    pair = strongest(values, one.seen)
+    shares = {name: percent(looks[name]) for name in ("self", "previous", "first")}
+    if pair is None:
+        return both("head.alone", share=percent(looks["self"]))
+    value = float(values[pair])
+    said = percent(value) if what == "weights" else number(value)
+    return told(f"head.finding.{what}", link=link(question, pair), value=said, **shares)
+
+
+def _looks(looks: Mapping[str, float]) -> Grid:
+    """What a head looks at on average, as a table."""
+    columns = (both("head.average"), both("attending.value"))
+    said = {
+        name: percent(value) if name in ("previous", "first", "self") else number(value)
+        for name, value in looks.items()
+    }
+    return Grid(both("head.looks"), columns, [(both(f"wall.{name}"), [text]) for name, text in said.items()])
+
+
+def wall(question: Question) -> View:
+    """Which heads do what: a small map for each layer and head, all on one scale, to be sorted.
+
+    The numbers of a tile hold its ``layer`` and ``head``. Of a long text each cell is the largest weight of a square.
+
+    >>> [tile[0]["en"] for tile in wall(Question.fresh("the cat sat", heads=2)).figures[0].tiles]
+    ['L0 H0', 'L0 H1', 'L1 H0', 'L1 H1']
+    """
+    layers = list(question.trace)
+    count = sum(layer.heads for layer in layers)
+    side = max(2, min(SIDE, math.isqrt(CELLS // count)))
+    every = math.ceil(len(question.labels) / side)
+    maps = [_pooled(layer, every) for layer in layers]
+    span = spans(torch.cat([weights for weights, _ in maps]), "sequential")
+    window = Window.of(question, len(question.labels))
+    if every > 1:
+        starts = range(0, window.tokens, every)
+        window = Window([f"{start}–{min(start + every, window.tokens) - 1}" for start in starts], 0, len(starts))
+    tiles = []
+    for number_of, (layer, (weights, seen)) in enumerate(zip(layers, maps, strict=True)):
+        summary = layer.summary()
+        for index in range(layer.heads):
+            name = same(f"L{number_of} H{index}")
+            fine = 4 * CELLS // (3 * count)
+            tile = pairs(name, weights[index], window, seen=seen[index], scale="sequential", limits=span, fine=fine)
+            looks = {key: float(summary[key][0, index]) for key in LOOKS}
+            tiles.append((name, tile, {**looks, "layer": float(number_of), "head": float(index)}))
+    sorts = {name: both(f"wall.{name}") for name in LOOKS}
+    figure = Wall(both("wall.title"), tiles, layers[0].heads, sorts)
+    notes = [both("wall.pooled", every=every, tokens=len(question.labels))] if every > 1 else []
+    return View("wall", _roles(tiles), (figure,), "", [*notes, *stepped(tiles[0][1].values)])
+
+
+def _pooled(layer: Layer, every: int) -> tuple[Tensor, Tensor]:
+    """The largest weight of each square of ``every`` × ``every`` pairs, and whether any of them is seen, by head."""
+    weights: list[Tensor] = []
+    seen: list[Tensor] = []
+    rows = max(1, ROWS // every) * every
+    for start in range(0, layer.queries, rows):
+        part = slice(start, min(start + rows, layer.queries))
+        tile = layer.weights(part)[0].detach()
+        visible = layer.seen(part)
+        shown = torch.ones_like(tile) if visible is None else visible.expand(1, *tile.shape)[0].to(tile)
+        padding = (0, -tile.shape[2] % every, 0, -tile.shape[1] % every)
+        for pooled, x in ((weights, tile), (seen, shown)):
+            squares = torch.nn.functional.pad(x, padding).unflatten(2, (-1, every)).unflatten(1, (-1, every))
+            pooled.append(squares.amax((2, 4)))
+    return torch.cat(weights, 1), torch.cat(seen, 1) > 0
+
+
+def _roles(tiles: Sequence[tuple[Said, Heatmap, Mapping[str, float]]]) -> Said:
+    """Which heads give most to the previous and to the first token, and which is the sharpest."""
+    previous, first = (max(tiles, key=lambda tile: tile[2][name]) for name in ("previous", "first"))
+    sharp = min(tiles, key=lambda tile: tile[2]["entropy"])
+    return both(
+        "wall.finding",
+        previous=previous[0]["en"],
+        previous_share=percent(previous[2]["previous"]),
+        first=first[0]["en"],
+        first_share=percent(first[2]["first"]),
+        sharp=sharp[0]["en"],
+        entropy=number(sharp[2]["entropy"]),
+    )

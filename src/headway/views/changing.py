@@ -1,0 +1,146 @@
+"""What if positions were shifted, tokens shuffled, or the position method another one: before, after, difference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from headway.inspect.head import Head
+from headway.inspect.record import recorded
+from headway.positions import parse
+from headway.report.figures import Columns, Said, View, both
+from headway.shapes import HeadwayError
+from headway.transformer import Transformer
+from headway.views.attending import WHAT, asked, link
+from headway.views.question import Question
+from headway.views.shown import Window, number, pairs, refuse_beyond, spans, stepped, told
+
+LONGEST = 512
+"""Tokens of a text of which three maps are shown."""
+CHANGES = ("shift", "shuffle", "swap")
+SHIFT = 5
+"""Positions that all tokens are moved by, unless told."""
+SAME = 1e-4
+"""Largest change that is rounding."""
+
+
+def whatif(question: Question) -> View:
+    """What changes when positions are shifted, tokens shuffled, or the position method swapped.
+
+    ``options["change"]`` is "shift" (default; all positions + ``options["by"]``, 5), "shuffle" (the same tokens in
+    another order, drawn with ``options["seed"]``, 0) or "swap" (the same weights with the method
+    ``options["position"]``); ``options["what"]`` is "weights" (default) or "scores".
+
+    Raises:
+        HeadwayError: on a text of more than 512 tokens, on other options, and where the method cannot serve the shifted
+            positions or the model's widths.
+
+    >>> whatif(Question.fresh("the cat sat", position="alibi")).finding["en"].split(" (")[0]
+    'All positions + 5: nothing changes'
+    """
+    refuse_beyond(question, LONGEST, "whatif")
+    change, what = asked(question, "change", CHANGES), asked(question, "what", WHAT)
+    before = Head(question.seen, question.head)
+    with torch.no_grad():
+        after, seen, said, notes = {"shift": _shift, "shuffle": _shuffle, "swap": _swap}[change](question, what)
+        values = getattr(before, what)
+    both_seen = before.seen & seen
+    difference = (after - values).masked_fill(~both_seen, 0.0)
+    window = Window.of(question, LONGEST)
+    scale = "sequential" if what == "weights" else "diverging"
+    limits = spans(torch.cat((values[before.seen], after[seen])), scale)
+    maps = (
+        (
+            both("whatif.before"),
+            pairs(both("whatif.before"), values, window, seen=before.seen, scale=scale, limits=limits),
+        ),
+        (both("whatif.after"), pairs(both("whatif.after"), after, window, seen=seen, scale=scale, limits=limits)),
+        (both("whatif.difference"), pairs(both("whatif.difference"), difference, window, seen=both_seen)),
+    )
+    title = both(f"whatif.{what}", layer=question.layer, head=question.head)
+    figure = Columns(title, [(name, [shown]) for name, shown in maps])
+    notes += [*stepped(maps[0][1].values), *stepped(maps[2][1].values)]
+    return View("whatif", _changed(question, said, values, after, both_seen), (figure,), "", notes)
+
+
+def _changed(question: Question, said: Said, before: Tensor, after: Tensor, seen: Tensor) -> Said:
+    """The largest change, and where it is."""
+    change = (after - before).abs().masked_fill(~seen, 0.0)
+    largest = float(change.max())
+    if largest < SAME:
+        return told("whatif.nothing", change=said, largest=number(largest))
+    place = divmod(int(change.argmax()), change.shape[1])
+    values = {"old": number(float(before[place])), "new": number(float(after[place]))}
+    return told("whatif.finding", change=said, link=link(question, place), **values)
+
+
+Changed = tuple[Tensor, Tensor, Said, list[Said]]
+"""Numbers after the change, which of them are seen, what was changed in words, and notes."""
+
+
+def _shift(question: Question, what: str) -> Changed:
+    by = _whole(question, "by", SHIFT)
+    if by < 0:
+        raise HeadwayError(f"expected the option 'by' of at least 0, because positions begin at 0, got {by}")
+    pos = torch.arange(len(question.labels), device=question.ids.device) + by
+    head = Head(recorded(question.model, question.ids, pos=pos[None])[question.layer], question.head)
+    return getattr(head, what), head.seen, both("whatif.shift", by=by), []
+
+
+def _shuffle(question: Question, what: str) -> Changed:
+    """The same tokens in another order; rows and columns come back in the order of the text."""
+    generator = torch.Generator().manual_seed(_whole(question, "seed", 0))
+    order = torch.randperm(len(question.labels), generator=generator)
+    head = Head(recorded(question.model, question.ids[:, order])[question.layer], question.head)
+    back = order.argsort()
+    sentence = " ".join(question.labels[place] for place in order.tolist()[:12]) + (" …" if len(order) > 12 else "")
+    notes: list[Said] = [both("whatif.shuffle.note", order=sentence)]
+    if not bool(head.seen.all()):
+        notes.append(both("whatif.shuffle.masked"))
+    return getattr(head, what)[back][:, back], head.seen[back][:, back], both("whatif.shuffle"), notes
+
+
+def _swap(question: Question, what: str) -> Changed:
+    spec = question.options.get("position")
+    if not isinstance(spec, str):
+        raise HeadwayError(
+            f"expected the option 'position', a method such as alibi, to swap {question.position.spec()} for, "
+            f"got {spec!r}"
+        )
+    model, made = swapped(question.model, spec)
+    other = replace(question, model=model)
+    head = Head(other.seen, question.head)
+    notes: list[Said] = [both("whatif.swap.fresh", spec=spec)] if made else []
+    change = both("whatif.swap", old=question.position.spec(), new=parse(spec).spec())
+    return getattr(head, what), head.seen, change, notes
+
+
+def swapped(model: Transformer, spec: str, seed: int = 0) -> tuple[Transformer, bool]:
+    """A copy of a model with another position method, and whether that has parameters, which nobody trained.
+
+    Args:
+        model: stays as it is.
+        spec: the other method.
+        seed: of the method's parameters.
+
+    >>> model, made = swapped(Transformer(vocab=9, dim=16, heads=2, position="rotary"), "learned")
+    >>> model.position.method_name(), made
+    ('learned', True)
+    """
+    config = {**model.config, "position": spec, "share_position": None}
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
+        other = Transformer.from_config(config)
+    weights = {name: x for name, x in model.state_dict().items() if ".position." not in name}
+    missing = other.load_state_dict(weights, strict=False).missing_keys
+    weight = model.embedding.weight
+    return other.to(weight.device, weight.dtype).eval(), bool(missing)
+
+
+def _whole(question: Question, name: str, default: int) -> int:
+    given = question.options.get(name, default)
+    if not isinstance(given, int):
+        raise HeadwayError(f"expected the option {name!r} to be a whole number, got {given!r}")
+    return given

@@ -1,0 +1,162 @@
+"""How much of a score is content and how much is position."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from headway.inspect.head import Head
+from headway.inspect.probe import planes
+from headway.inspect.split import CONTENT, PRODUCTS, exact
+from headway.report.figures import Bars, Columns, Grid, Said, View, both
+from headway.shapes import HeadwayError
+from headway.views.attending import link, strongest
+from headway.views.question import Question
+from headway.views.shown import Window, number, pairs, part_name, refuse_beyond, spans
+
+LONGEST = 1024
+"""Tokens of a text that is looked at."""
+TOKENS = 128
+"""Tokens that are shown: each part is a map of its own."""
+SYMBOLS = {
+    "content": "scale · qᵢ·kⱼ",
+    "rotation": "scale · (q′ᵢ·k′ⱼ − qᵢ·kⱼ)",
+    "content·content": "scale · (cᵢ·cⱼ + cᵢ·pⱼ + pᵢ·cⱼ + pᵢ·pⱼ)",
+}
+
+
+def split(question: Question) -> View:
+    """How much of each score is content and how much position: parts on one scale that add up to the score.
+
+    For methods that turn q and k, the plane in which they turn each pair of numbers has its own share of the score of
+    one pair of tokens: that of ``options["key"]`` with the query, by default the query's largest score.
+
+    Raises:
+        HeadwayError: on a text of more than 1,024 tokens, or a key that is not there.
+
+    >>> view = split(Question.fresh("the cat sat", position="alibi"))
+    >>> [label["en"] for label, _ in view.figures[0].columns]
+    ['content', 'bias by distance', 'score']
+    """
+    refuse_beyond(question, LONGEST, "split")
+    window = Window.of(question, TOKENS)
+    head = Head(question.seen, question.head, window.rows)
+    with torch.no_grad():
+        pair = _pair(question, head, window)
+        per_plane = _planes(question, head, window, pair)
+        maps = _maps(question, head, window)
+    shares = _shares(question, head, window, pair)
+    figures = (maps, shares) if per_plane is None else (maps, shares, per_plane)
+    notes = [*window.notes, *([] if exact(head.layer) else [both("split.estimate", layer=question.layer)])]
+    if head.layer.call.value_terms:
+        notes.append(both("split.values", title=question.position.title))
+    return View("split", _weighed(question, head, window, pair), figures, _formula(head), notes)
+
+
+def _names(question: Question, head: Head) -> dict[str, Said]:
+    return {name: part_name(name, question.position.method_name()) for name in head.parts}
+
+
+def _formula(head: Head) -> str:
+    """The score as a sum of symbols: what is not a product of q and k is b(i, j)."""
+    symbols = [SYMBOLS[name] for name in head.parts if name in SYMBOLS]
+    return "score = " + " + ".join([*symbols, *["b(i, j)"] * sum(name not in PRODUCTS for name in head.parts)])
+
+
+def _pair(question: Question, head: Head, window: Window) -> tuple[int, int]:
+    """The query and the key that are looked at closely."""
+    row = question.row
+    key = question.options.get("key")
+    if key is None:
+        at = row - window.start
+        best = strongest(head.scores[at : at + 1], head.seen[at : at + 1] & (torch.arange(head.layer.keys) != row))
+        return row, row if best is None else best[1]
+    if not isinstance(key, int) or not 0 <= key < head.layer.keys:
+        raise HeadwayError(f"expected the option 'key' from 0 to {head.layer.keys - 1}, got {key!r}")
+    return row, key
+
+
+def _maps(question: Question, head: Head, window: Window) -> Columns:
+    """A map of each part and of their sum, all on one scale."""
+    names = _names(question, head)
+    seen = head.seen[:, window.rows]
+    shown = {names[name]["en"]: (names[name], part[:, window.rows]) for name, part in head.parts.items()}
+    shown["="] = (both("attending.score"), torch.stack([part for _, part in shown.values()]).sum(0))
+    limits = spans(torch.cat([part[seen] for _, part in shown.values()]), "diverging")
+    columns = [(said, [pairs(said, part, window, seen=seen, limits=limits)]) for said, part in shown.values()]
+    key = "split.maps" if exact(head.layer) else "split.maps.estimate"
+    return Columns(both(key, layer=question.layer, head=question.head), columns)
+
+
+def _size(part: Tensor, seen: Tensor) -> float:
+    """Root mean square over the pairs that may see each other."""
+    return float(part[seen].double().square().mean().sqrt()) if bool(seen.any()) else 0.0
+
+
+def _shares(question: Question, head: Head, window: Window, pair: tuple[int, int]) -> Grid:
+    """How large each part is on average, and at one pair."""
+    query, key = pair
+    cell = (query - window.start, key)
+    rows = [
+        (name, [number(_size(head.parts[part], head.seen)), number(float(head.parts[part][cell]))])
+        for part, name in _names(question, head).items()
+    ]
+    total = torch.stack(list(head.parts.values())).sum(0)
+    rows.append((both("attending.score"), [number(_size(total, head.seen)), number(float(total[cell]))]))
+    return Grid(both("split.shares"), (both("split.part"), both("split.size"), link(question, pair)), rows)
+
+
+def _weighed(question: Question, head: Head, window: Window, pair: tuple[int, int]) -> Said:
+    """How large content and position are, on average and at one pair."""
+    content = next(part for name, part in head.parts.items() if name in CONTENT)
+    position = head.scores - content
+    cell = (pair[0] - window.start, pair[1])
+    return both(
+        "split.finding",
+        content=number(_size(content, head.seen)),
+        position=number(_size(position, head.seen)),
+        query=question.labels[pair[0]],
+        key=question.labels[pair[1]],
+        score=number(float(head.scores[cell])),
+        from_content=number(float(content[cell])),
+        from_position=number(float(position[cell])),
+    )
+
+
+def _planes(question: Question, head: Head, window: Window, pair: tuple[int, int]) -> Bars | None:
+    """What each plane that position turns has of scale · q·k, before it is turned and after; None where none is."""
+    layer = head.layer
+    rows = window.rows
+    found = planes(question.position, layer.call.q_pos[:1, rows], head=question.head, x=layer.x[:1, rows].double())
+    if found is None:
+        return None
+    query, key = pair
+    after = _in_planes(head.mapped_q[query], head.mapped_k[key], found.basis) * layer.call.scale
+    labels = [*(number(rate) for rate in found.rates.tolist())]
+    series = [(both("split.turned"), after.tolist())]
+    if found.basis is not None:
+        q = layer.attention.sharpened(layer.q, layer.call.q_pos)[head.batch, head.index]
+        before = _in_planes(q[query], head.k[key], found.basis) * layer.call.scale
+        series.insert(0, (both("split.unturned"), before.tolist()))
+    if len(after) > len(labels):
+        labels.append("0")  # what does not turn
+    return Bars(
+        both("split.planes", query=question.labels[query], key=question.labels[key]),
+        labels,
+        series,
+        both("attending.score"),
+    )
+
+
+def _in_planes(q: Tensor, k: Tensor, basis: Tensor | None) -> Tensor:
+    """q·k as a sum over planes, Σ_f Re(z̄_q,f z_k,f) with z = √2·vᴴx, and what lies in none of them last."""
+    q, k = q.double(), k.double()
+    if basis is None:  # number c of a head became the plane (c, c + d)
+        cosines, sines = (q * k).chunk(2)
+        return cosines + sines
+    z_q, z_k = (2**0.5 * (basis.conj() @ x.to(basis.dtype)) for x in (q, k))
+    within = (z_q.conj() * z_k).real
+    if 2 * len(basis) == len(q):
+        return within
+    rest_q, rest_k = (x - 2**0.5 * (basis.mT @ z).real for x, z in ((q, z_q), (k, z_k)))
+    return torch.cat((within, (rest_q @ rest_k)[None]))

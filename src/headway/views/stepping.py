@@ -1,0 +1,301 @@
+"""How X becomes the output: the stages of one head, and the product that one number of Q, K or V is.
+
+X → Q, K, V → Q, K mapped by position → S = Q Kᵀ → · scale → + position, mask → A → A V → [head_1 … head_H] W_O
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from headway.inspect.explain import spread
+from headway.inspect.head import MATRICES, Cell, Head
+from headway.inspect.split import PRODUCTS, maps
+from headway.report.figures import Heatmap, Product, Said, Stage, Steps, View, both, same
+from headway.views.attending import FORMULAS, asked, way
+from headway.views.question import Question
+from headway.views.shown import (
+    Window,
+    block,
+    matrix,
+    number,
+    pairs,
+    part_name,
+    percent,
+    refuse_beyond,
+    spans,
+    told,
+    vectors,
+)
+
+LONGEST = 1024
+"""Tokens of a text through which one is led."""
+TOKENS = 64
+"""Tokens of which every number is shown."""
+ROOM = 2**19
+"""Bytes of either factor of a product; of larger ones some rows and columns around the chosen number."""
+
+
+def stepper(question: Question) -> View:
+    """How X becomes the output, stage by stage, with the model's numbers.
+
+    All tokens take part; of a long text the numbers of 64 are shown.
+
+    Raises:
+        HeadwayError: on a text of more than 1,024 tokens.
+
+    >>> [stage.label["en"] for stage in stepper(Question.fresh("the cat sat")).figures[0].stages]
+    ['X', 'Q', 'K', 'V', 'Q′, K′', 'Q′ K′ᵀ', '· 1/√d_k', '+ position, mask', 'softmax', 'A V', '· W_O']
+    """
+    refuse_beyond(question, LONGEST, "stepper")
+    window = Window.of(question, TOKENS)
+    head = Head(question.seen, question.head, window.rows)
+    with torch.no_grad():
+        stages = list(_Stages(question, head, window))
+    row = question.row - window.start
+    shape = head.layer.attention.shape
+    most = int(head.weights[row].argmax())
+    finding = both(
+        "stepper.finding",
+        tokens=window.tokens,
+        dim=shape.dim,
+        query=question.labels[question.row],
+        key=question.labels[most],
+        weight=percent(float(head.weights[row, most])),
+    )
+    title = both("stepper.steps", layer=question.layer, head=question.head)
+    formula = "softmax(Q Kᵀ / √d_k + position) V"
+    return View("stepper", finding, (Steps(title, stages),), formula, _notes(question, head, window))
+
+
+def _notes(question: Question, head: Head, window: Window) -> list[Said]:
+    shape = head.layer.attention.shape
+    notes = window.notes
+    if shape.kv_heads != shape.heads:
+        notes.append(both("stepper.groups", heads=shape.heads, kv_heads=shape.kv_heads, group=head.group))
+    if question.position.embeds:
+        notes.append(both("stepper.embeds", title=question.position.title))
+    return notes
+
+
+class _Stages:
+    """The stages of one head, in order."""
+
+    def __init__(self, question: Question, head: Head, window: Window) -> None:
+        self.question, self.head, self.window = question, head, window
+        self.layer, self.attention = head.layer, head.layer.attention
+        self.tokens, self.width = window.tokens, self.attention.shape.head_dim
+        self.mapped = maps(question.position) or self.attention.log_scale is not None
+
+    def __iter__(self) -> Iterator[Stage]:
+        yield self._x()
+        for which in MATRICES:
+            yield self._projection(which)
+        if self.mapped:
+            yield self._map()
+        yield from self._scores()
+        yield self._weights()
+        yield self._values()
+        yield self._output()
+
+    def _stage(
+        self, key: str, label: str | Said, columns: int, formula: str, figures: list[Heatmap], **said: object
+    ) -> Stage:
+        name = same(label) if isinstance(label, str) else label
+        shape = f"{self.tokens} × {columns}"
+        return Stage(name, shape, formula, told(f"stepper.{key}", **said), figures)
+
+    def _vectors(self, title: str | Said, x: Tensor, limits: tuple[float, float] | None = None) -> Heatmap:
+        return vectors(same(title) if isinstance(title, str) else title, x[self.window.rows], self.window, limits)
+
+    def _pairs(self, title: Said, x: Tensor, seen: Tensor | None = None, scale: str = "diverging") -> Heatmap:
+        cols = self.window.rows
+        return pairs(title, x[:, cols], self.window, seen=None if seen is None else seen[:, cols], scale=scale)
+
+    def _x(self) -> Stage:
+        stream, dim = self.layer.stream, self.attention.shape.dim
+        x = self._vectors("X", self.head.x)
+        layer = self.question.layer
+        if stream is None or not stream.first:
+            return self._stage("x.deeper", "X", dim, "X = norm(x)", [x], layer=layer)
+        normed = "norm(E + P)" if stream.norm is not None else "E + P"
+        if not self.question.position.embeds:
+            return self._stage("x", "X", dim, f"X = {normed.replace(' + P', '')}", [x], tokens=self.tokens, dim=dim)
+        parts = [self._vectors("E", stream.tokens[0]), self._vectors("P", stream.position[0])]
+        title = self.question.position.title
+        return self._stage(
+            "x.position", "X", dim, f"X = {normed}", [*parts, x], tokens=self.tokens, dim=dim, title=title
+        )
+
+    def _projection(self, which: str) -> Stage:
+        name = which.upper()
+        made = {"q": self.head.q, "k": self.head.k, "v": self.head.v}[which]
+        formula = f"{name} = X W_{name}" + (f" + b_{name}" if self.head.bias(which) is not None else "")
+        normalised = which != "v" and self.attention.q_norm is not None
+        if normalised:
+            formula = f"{name} = RMSNorm({formula.removeprefix(f'{name} = ')})"
+        figures = [matrix(same(f"W_{name}"), getattr(self.head.matrices, which)), self._vectors(name, made)]
+        key = "normed" if normalised else which
+        return self._stage(key, name, self.width, formula, figures, dim=self.attention.shape.dim, width=self.width)
+
+    def _map(self) -> Stage:
+        head, position = self.head, self.question.position
+        figures = []
+        for before, after, name in ((head.q, head.mapped_q, "Q"), (head.k, head.mapped_k, "K")):
+            if before.shape == after.shape and torch.equal(before, after):
+                continue
+            limits = spans(torch.cat((before.flatten(), after.flatten())), "diverging")
+            figures += [self._vectors(both("stepper.before", name=name), before, limits)]
+            figures += [self._vectors(both("stepper.after", name=name), after, limits)]
+        if not maps(position):
+            return self._stage(
+                "sharpened", "Q′", self.width, "Q′ = Q · ln(p+1) / ln L", figures, length=self.attention.log_scale
+            )
+        method = {"en": position.summary, "zh": position.summary_zh or position.summary}
+        said = {"title": position.title, "summary": method}
+        return self._stage("map", "Q′, K′", head.mapped_q.shape[1], "q′ᵢ = f(qᵢ, i),  k′ⱼ = f(kⱼ, j)", figures, **said)
+
+    def _scores(self) -> Iterator[Stage]:
+        head, scale, width = self.head, self.layer.call.scale, self.width
+        raw = head.mapped_q[self.window.rows] @ head.mapped_k.mT
+        scaled, seen = raw * scale, head.seen
+        product = "Q′ K′ᵀ" if self.mapped else "Q Kᵀ"
+        sizes = {"width": width, "root": number(width**0.5), "scale": number(scale)}
+        spreads = {"raw": number(spread(raw[seen])), "scaled": number(spread(scaled[seen]))} if bool(seen.any()) else {}
+        spreads = spreads or {"raw": "0", "scaled": "0"}
+        yield self._stage(
+            "raw", product, self.tokens, f"S = {product}", [self._pairs(same(f"S = {product}"), raw)], **sizes
+        )
+        by_root = abs(scale * width**0.5 - 1) < 1e-6
+        label = "· 1/√d_k" if by_root else f"· {number(scale)}"
+        formula = f"S / √d_k = S / {number(width**0.5)}" if by_root else f"S · {number(scale)}"
+        figures = [self._pairs(same(formula), scaled)]
+        yield self._stage("scaled", label, self.tokens, formula, figures, **sizes, **spreads)
+        yield self._position()
+
+    def _position(self) -> Stage:
+        head, position = self.head, self.question.position
+        added = {name: part for name, part in head.parts.items() if name not in PRODUCTS}
+        figures = [self._pairs(part_name(name, position.method_name()), part) for name, part in added.items()]
+        figures.append(self._pairs(both("attending.scores"), head.scores, head.seen))
+        names = {
+            language: "".join(f" + {part_name(name, position.method_name())[language]}" for name in added)
+            for language in ("en", "zh")
+        }
+        key = "terms" if added else "mapped" if maps(position) else "embedded" if position.embeds else "nothing"
+        masked = both("stepper.masked") if not bool(head.seen.all()) else same("")
+        label = both("stepper.position.label")
+        said = {"title": position.title, "names": names, "masked": masked}
+        formula = f"S · {number(self.layer.call.scale)}" + names["en"]
+        return self._stage(f"position.{key}", label, self.tokens, formula, figures, **said)
+
+    def _weights(self) -> Stage:
+        head, kind = self.head, way(self.layer)
+        figures = [self._pairs(both("attending.weights"), head.weights, head.seen, "sequential")]
+        label = both("stepper.weights.label.stickbreaking") if kind == "stickbreaking" else same("softmax")
+        totals = head.weights.double().sum(-1)
+        said = {"low": f"{float(totals.min()):.4f}", "high": f"{float(totals.max()):.4f}"}
+        return self._stage(f"weights.{kind}", label, self.tokens, FORMULAS[kind], figures, **said)
+
+    def _values(self) -> Stage:
+        head = self.head
+        adds = bool(self.layer.call.value_terms)
+        formula = "A V + Σ_j α_ij a_ij" if adds else "A V"
+        figures = [vectors(same(formula), head.output, self.window)]
+        return self._stage("values.added" if adds else "values", "A V", head.output.shape[1], formula, figures)
+
+    def _output(self) -> Stage:
+        shape, linear = self.attention.shape, self.attention.o
+        together = self.layer.output(self.window.rows)[0].transpose(0, 1).flatten(1)
+        last = shape.heads - 1
+        heads = "[head_0]" if last == 0 else f"[head_0 … head_{last}]"
+        formula = f"O = {heads} W_O" + (" + b_O" if linear.bias is not None else "")
+        figures = [
+            vectors(same(heads), together, self.window),
+            matrix(same("W_O"), linear.weight.detach().T),
+            vectors(same("O"), linear(together.to(linear.weight.dtype)), self.window),
+        ]
+        inner = shape.heads * shape.head_dim
+        return self._stage(
+            "output", "· W_O", shape.dim, formula, figures, heads=shape.heads, inner=inner, dim=shape.dim
+        )
+
+
+def projection(question: Question) -> View:
+    """Where one number of Q comes from: a row of X times a column of W_Q, product by product.
+
+    ``options["matrix"]`` is "q" (default), "k" or "v"; ``question.column`` is the column.
+
+    Raises:
+        HeadwayError: on a column that the head does not have, or another matrix.
+
+    >>> view = projection(Question.fresh("the cat sat", dim=16, heads=2))
+    >>> view.figures[0].left.shape, view.figures[0].right.shape, view.figures[0].out.shape
+    ((3, 16), (16, 8), (3, 8))
+    """
+    which = asked(question, "matrix", MATRICES)
+    head, column = Head(question.seen, question.head), question.column
+    with torch.no_grad():
+        cell = head.cell(which, question.row, column)
+        out = head.projected(which)
+    dim, width = head.layer.attention.shape.dim, out.shape[1]
+    fit = max(1, ROOM // (4 * dim))
+    window = Window.of(question, min(TOKENS, fit))
+    first = min(max(0, column - fit + 1), max(0, width - fit))
+    columns = slice(first, first + fit)
+    weights = getattr(head.matrices, which)
+    bias = head.bias(which)
+    name = which.upper()
+    product = Product(
+        both("projection.product", name=name, head=question.head if which == "q" else head.group, layer=question.layer),
+        block(head.x[window.rows]),
+        block(weights[:, columns]),
+        None if bias is None else block(bias[columns]),
+        block(out[window.rows, columns]),
+        window.labels,
+        ("X", f"W_{name}", name),
+        (question.row - window.start, column - first),
+    )
+    return View(
+        "projection",
+        _worked(question, cell, which),
+        (product,),
+        _formula(name, bias),
+        _cut(head, window, columns, width, which),
+    )
+
+
+def _formula(name: str, bias: Tensor | None) -> str:
+    return f"{name.lower()}[i, c] = Σ_m X[i, m] · W_{name}[m, c]" + (" + b[c]" if bias is not None else "")
+
+
+def _worked(question: Question, cell: Cell, which: str) -> Said:
+    """What the products sum to, and the largest of them."""
+    most = int(cell.products.abs().argmax())
+    said = {
+        "name": which,
+        "token": question.labels[question.row],
+        "column": question.column,
+        "count": len(cell.products),
+        "sum": number(cell.sum),
+        "largest": number(float(cell.products[most])),
+        "place": most,
+    }
+    return (
+        both("projection.biased", bias=number(cell.bias), **said) if cell.bias else both("projection.finding", **said)
+    )
+
+
+def _cut(head: Head, window: Window, columns: slice, width: int, which: str) -> list[Said]:
+    """What is not shown, and what comes after."""
+    notes = window.notes
+    if columns.stop - columns.start < width:
+        notes.append(both("projection.columns", first=columns.start, last=columns.stop - 1, width=width))
+    if which != "v" and head.layer.attention.q_norm is not None:
+        notes.append(both("projection.normed", name=which.upper()))
+    shape = head.layer.attention.shape
+    if which != "q" and shape.kv_heads != shape.heads:
+        notes.append(both("stepper.groups", heads=shape.heads, kv_heads=shape.kv_heads, group=head.group))
+    return notes
