@@ -116,7 +116,7 @@ def planes(
 
     >>> from headway.positions import Rotary
     >>> found = planes(Rotary(pairing="interleaved").attach(HeadShape.of(8, heads=2)), torch.arange(100)[None])
-    >>> found.rates.tolist(), found.still
+    >>> [round(rate, 9) for rate in found.rates.tolist()], found.still
     ([1.0, 0.01], 0)
     """
     if all(getattr(type(position), name) is getattr(Position, name) for name in ("rotate", "recast")):

@@ -1,0 +1,214 @@
+"""What a method adds to scores, by distance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headway.inspect.probe import alike, in_float64
+from headway.inspect.record import Layer
+from headway.inspect.split import CONTENT, split
+from headway.report.figures import Block, Figure, Grid, Heatmap, Line, Lines, View, Wall, both, same
+from headway.shapes import HeadwayError
+from headway.terms import ByDistance, Pairwise, PerKey, Term
+from headway.views.asked import CURVES, ROUNDING, instead
+from headway.views.distances import Spread, by_distance, numbers, short, some, spaced
+from headway.views.question import Question
+
+REACH = 512
+"""Distances over which bias is drawn."""
+STEPS = 96
+"""With fewer changes than that, bias is drawn as the steps that it is."""
+
+
+def bias(question: Question) -> View:
+    """View 10: what distance adds to a score. Where a method's term is a table by distance, the table itself, far
+    beyond the text; steps where it has buckets. Where it depends on the tokens, its mean over this text, with a band.
+
+    Args:
+        question: ``options["reach"]`` is how far the table is drawn, default 512 tokens.
+
+    Raises:
+        HeadwayError: when the method adds nothing to scores.
+
+    >>> view = bias(Question.fresh("the cat sat", position="alibi"))
+    >>> round(view.figures[0].lines[0].values[7], 4)  # 2⁻² for each of 8 tokens
+    -2.0
+    """
+    terms = (*question.seen.call.score_terms, *question.seen.call.row_terms)
+    if not terms:
+        raise HeadwayError(
+            f"expected a method that adds something to scores (alibi, t5, shaw, fire), got {question.position.spec()}: "
+            f"look at {instead(question, 'bias')}"
+        )
+    if any(isinstance(term, ByDistance) and term.row is not None for term in terms):
+        return _by_offset(question, [term for term in terms if isinstance(term, ByDistance)])
+    if all(isinstance(term, ByDistance | Pairwise) for term in terms):
+        return _by_table(question)
+    return _by_text(question)
+
+
+def _sees_future(layer: Layer) -> bool:
+    seen = layer.seen(slice(0, 1))
+    return seen is None or bool(seen[..., 1:].any())
+
+
+def _by_table(question: Question) -> View:
+    """Bias that is a function of positions alone."""
+    reach = question.options.get("reach", max(REACH, len(question.labels)))
+    if not isinstance(reach, int) or not 2 <= reach <= 65536:
+        raise HeadwayError(f"expected options reach, a distance in tokens, from 2 to 65536, got {reach!r}")
+    position, heads = question.position, question.seen.heads
+    with torch.random.fork_rng([]), torch.no_grad():
+        torch.default_generator.manual_seed(0)
+        call = alike(in_float64(position), torch.arange(reach + 1)[None])
+        ends = (slice(reach, reach + 1), slice(0, 1)) if _sees_future(question.seen) else (slice(reach, reach + 1),)
+        past, *future = (_total(call.score_terms, call.q_pos, call.k_pos, rows, heads)[:, 0] for rows in ends)
+    past = past.flip(-1)  # (H, distances), from 0
+    shown = some(heads, CURVES, first=question.head)
+    finding, notes = _finding_of_table(question, past), [both("bias.note.table", reach=f"{reach:,}")]
+    if not position.relative:
+        notes.append(both("bias.note.query", n=f"{reach:,}"))
+    figures: list[Figure] = [_curves(both("bias.table"), past, shown)]
+    if future and not torch.allclose(future[0], past):
+        figures.append(_curves(both("bias.future"), future[0], shown))
+    at = [n for n in (0, 1, 2, 8, 64, reach) if n <= reach]
+    levels = (past.diff(dim=1).abs() > ROUNDING).sum(1) + 1
+    columns = [both("head.word"), *(same(f"{n:,}") for n in at), both("bias.slope"), both("bias.levels")]
+    rows = [
+        (same(str(head)), [*map(short, row[at].tolist()), short(float(row[2] - row[1])), str(int(levels[head]))])
+        for head, row in enumerate(past)
+    ]
+    figures.append(Grid(both("bias.numbers"), columns, rows))
+    return View("bias", finding, figures, "score(i, j) = q_i·k_j / √d_k + b(pos_i − pos_j)", notes)
+
+
+def _total(terms: Sequence[Term], q_pos: Tensor, k_pos: Tensor, rows: slice, heads: int) -> Tensor:
+    """The sum of some terms for some queries, (H, rows, keys)."""
+    tiles = [term.tile(q_pos, k_pos, rows).double() for term in terms]
+    return torch.stack([tile[0].expand(heads, *tile.shape[2:]) for tile in tiles]).sum(0)
+
+
+def _finding_of_table(question: Question, past: Tensor) -> dict[str, str]:
+    own = past[question.head]
+    changes = (own.diff().abs() > ROUNDING).nonzero()[:, 0] + 1
+    slopes = own.diff()
+    said: dict[str, Any] = {"head": question.head, "one": short(float(own[1])), "far": short(float(own[-1]))}
+    said |= {"reach": f"{len(own) - 1:,}", "slope": short(float(slopes[0]))}
+    if len(changes) and float((slopes - slopes[0]).abs().max()) < 1e-6:
+        return both("bias.finding.linear", **said)
+    if 0 < len(changes) < STEPS:
+        return both("bias.finding.steps", levels=len(changes) + 1, last=f"{int(changes[-1]):,}", **said)
+    return both("bias.finding.curve", **said)
+
+
+def _curves(title: dict[str, str], values: Tensor, heads: Sequence[int]) -> Lines:
+    """Curves by distance from 1 on; with a corner at each change where these are few, and steps between."""
+    changes = ((values.diff(dim=1).abs() > ROUNDING).any(0).nonzero()[:, 0] + 1).tolist()
+    steps = 0 < len(changes) < STEPS
+    last = values.shape[1] - 1
+    xs = sorted({1, *changes, last} - {0}) if steps else spaced(range(values.shape[1]))[1:]
+    lines = [Line(both("head", n=head), numbers(values[head, xs]), steps=steps) for head in heads]
+    marks = [(float(changes[-1]), both("bias.last"))] if steps and changes[-1] > 1 else []
+    return Lines(
+        title, [float(x) for x in xs], lines, (both("axis.distance"), both("axis.added")), log_x=True, marks=marks
+    )
+
+
+def _by_offset(question: Question, terms: Sequence[ByDistance]) -> View:
+    """Bias by rows and columns of an image."""
+    term, heads = terms[0], question.seen.heads
+    wide = int(term.row or 1)
+    tall = ((term.table.shape[1] - 2) // (2 * wide - 1) + 1) // 2
+    # the query stands in the middle row, the keys in all rows of the two windows around it
+    k_pos = torch.arange((2 * tall - 1) * wide)[None]
+    q_pos = k_pos[:, (tall - 1) * wide : tall * wide]
+    tile = _total(terms, q_pos, k_pos, slice(None), heads).unflatten(-1, (2 * tall - 1, wide))  # (H, x_q, y_k, x_k)
+    columns = [tile[:, max(0, -dx), :, max(0, dx)] for dx in range(1 - wide, wide)]  # Δx = key − query
+    maps = torch.stack(columns, -1)
+    end = float(maps.abs().max()) or 1.0
+    rows, names = ([str(d) for d in range(1 - size, size)] for size in (tall, wide))
+    axes = (both("bias.axis.row"), both("bias.axis.column"))
+    tiles = [
+        (
+            both("head", n=head),
+            Heatmap(both("head", n=head), Block.of(maps[head].tolist()), rows, names, axes, "diverging", (-end, end)),
+            {"spread": float(maps[head].std())},
+        )
+        for head in range(heads)
+    ]
+    own = maps[question.head]
+    at = divmod(int(own.argmax()), own.shape[1])
+    finding = both(
+        "bias.finding.offset",
+        head=question.head,
+        highest=short(float(own.max())),
+        row=short(at[0] - tall + 1),
+        column=short(at[1] - wide + 1),
+        lowest=short(float(own.min())),
+    )
+    wall = Wall(both("bias.offset"), tiles, min(4, heads), {"spread": both("bias.sort.spread")})
+    return View(
+        "bias", finding, [wall], "score(i, j) = q_i·k_j / √d_k + B[Δy, Δx]", [both("bias.note.offset", wide=wide)]
+    )
+
+
+def _by_text(question: Question) -> View:
+    """Bias that depends on the tokens: what it is in this text."""
+    found = added_by_distance(question.seen)
+    own, heads = question.head, some(question.seen.heads, CURVES, first=question.head)
+    xs = [float(d) for d in found.distances[1:]]
+    axes = (both("axis.distance"), both("axis.added"))
+    finding = both(
+        "bias.finding.text",
+        head=own,
+        one=short(float(found.middle[own, min(1, len(xs))])),
+        far=short(float(found.middle[own, -1])),
+        last=found.distances[-1],
+        width=short(float((found.high - found.low)[own].mean())),
+    )
+    return View(
+        "bias",
+        finding,
+        [
+            Lines(both("bias.text", head=own), xs, [found.line(own, both("head", n=own), band=True)], axes, log_x=True),
+            Lines(both("bias.text.all"), xs, [found.line(h, both("head", n=h)) for h in heads], axes, log_x=True),
+        ],
+        "score(i, j) = q_i·k_j / √d_k + b(i, j)",
+        [both("bias.note.text", queries=found.queries), *([both("axis.own")] if _per_key(question.seen) else [])],
+    )
+
+
+def added_by_distance(layer: Layer, *, every: bool = False) -> Spread:
+    """The mean of what terms add to scores by distance, over the text of a layer.
+
+    Args:
+        layer: of a trace.
+        every: all that position did, rotation and position vectors too, see :func:`headway.inspect.split`.
+    """
+
+    # one number per key leaves a constant of each row open, which softmax does not see: the own token is its zero
+    per_key = _per_key(layer)
+
+    def added(rows: slice) -> Tensor:
+        parts = split(layer, rows)
+        if every:
+            return parts.position - _of_own_key(layer, rows, parts.position) if per_key else parts.position
+        names = [name for name in parts.parts if "·" not in name and name not in (*CONTENT, "rotation", "softcap")]
+        total = torch.stack([parts.parts[name] for name in names]).sum(0)
+        return total - _of_own_key(layer, rows, total) if per_key else total
+
+    return by_distance(layer, added, mean=True)
+
+
+def _per_key(layer: Layer) -> bool:
+    return any(isinstance(term, PerKey) for term in layer.call.score_terms)
+
+
+def _of_own_key(layer: Layer, rows: slice, values: Tensor) -> Tensor:
+    """What each query has at its own token, (B, H, rows, 1)."""
+    own = torch.arange(layer.keys - layer.queries, layer.keys)[rows]
+    return values.gather(-1, own[:, None].expand(*values.shape[:3], 1))

@@ -1,0 +1,157 @@
+"""Numbers by distance: one measure of many query–key pairs, gathered by how far apart they are; and short numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headway.inspect.record import ROWS, Layer
+from headway.report.figures import Line, Said
+
+MOST_ROWS = 128
+"""Queries that are looked at; more would not move a median that can be seen."""
+ENOUGH = 50
+"""Queries behind each point, where the text is long enough."""
+NEAR = 32
+"""Distances up to here have a point each."""
+OCTAVE = 12
+"""Points for each doubling beyond."""
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """What a measure is at each distance.
+
+    Args:
+        distances: in tokens, from 0.
+        middle: the median or mean, (heads, distances).
+        low: the 10th percentile.
+        high: the 90th.
+        queries: how many queries stand behind each point at least.
+    """
+
+    distances: list[int]
+    middle: Float[Tensor, "heads distances"]
+    low: Float[Tensor, "heads distances"]
+    high: Float[Tensor, "heads distances"]
+    queries: int
+
+    def line(self, head: int, label: Said, *, band: bool = False, floor: float = -math.inf) -> Line:
+        """The curve of one head from distance 1 on; below ``floor`` nothing is drawn."""
+
+        def shown(values: Tensor) -> list[float | None]:
+            kept = zip(self.middle[head, 1:].tolist(), values[head, 1:].tolist(), strict=True)
+            return [None if middle < floor else number(max(value, floor)) for middle, value in kept]
+
+        low, high = (shown(self.low), shown(self.high)) if band else (None, None)
+        return Line(label, shown(self.middle), low, high)
+
+
+def second_half(tokens: int) -> slice:
+    """The queries that are looked at: those with at least half of the text behind them, at most :data:`MOST_ROWS`."""
+    start = tokens // 2
+    return slice(start, tokens, math.ceil((tokens - start) / MOST_ROWS))
+
+
+def by_distance(
+    layer: Layer,
+    measure: Callable[[slice], Float[Tensor, "batch heads rows keys"]],
+    *,
+    mean: bool = False,
+) -> Spread:
+    """Gather a measure of all visible pairs of some queries by distance, keys before and after the query alike.
+
+    Args:
+        layer: of a trace.
+        measure: of the queries ``rows`` and all keys.
+        mean: take means in place of medians.
+    """
+    call, rows = layer.call, second_half(layer.queries)
+    samples = []
+    for start in range(rows.start, rows.stop, ROWS * rows.step):
+        part = slice(start, min(start + ROWS * rows.step, rows.stop), rows.step)
+        values, seen = measure(part).double(), layer.seen(part)
+        apart = (call.q_pos[:, part, None] - call.k_pos[:, None])[:, None].expand_as(values)
+        shown = torch.ones_like(apart, dtype=torch.bool) if seen is None else seen.expand_as(apart)
+        longest = int(call.q_pos.max() - call.k_pos.clamp(min=0).min())
+        for side in (shown & (apart >= 0), shown & (apart < 0)):
+            if side.any():
+                # what is not on this side goes to one place more, which is left out
+                at = torch.where(side, apart.abs().clamp(max=longest), longest + 1)
+                empty = values.new_full((*values.shape[:3], longest + 2), torch.nan)
+                found = empty.scatter(-1, at, values)[..., :-1]  # (B, H, rows, distances)
+                samples.append(found.transpose(0, 1).flatten(1, 2))
+    table = torch.cat(samples, 1)  # (H, queries, distances)
+    counts = table.isfinite().sum(1).amin(0)
+    kept = (counts >= min(ENOUGH, int(counts.max()))).nonzero()[:, 0].tolist()
+    distances = spaced(kept)
+    table = table[..., distances]
+    middle = table.nanmean(1) if mean else table.nanmedian(1).values
+    if not mean:  # of an even number the mean of both in the middle, as is usual
+        middle = torch.stack([each.nanquantile(0.5, 0) for each in table])
+    low, high = (torch.stack([each.nanquantile(share, 0) for each in table]) for share in (0.1, 0.9))
+    return Spread(distances, middle, low, high, int(counts[distances].min()))
+
+
+def spaced(distances: Sequence[int]) -> list[int]:
+    """Some of many distances: all near ones, then :data:`OCTAVE` for each doubling, and the last.
+
+    >>> spaced(range(100))[30:]
+    [30, 31, 32, 34, 36, 38, 40, 43, 45, 48, 51, 54, 57, 60, 64, 68, 72, 76, 81, 85, 91, 96, 99]
+    """
+    longest = max(distances)
+    far = range(1, 1 + OCTAVE * max(0, math.ceil(math.log2(max(longest, 1) / NEAR))))
+    wanted = {*range(NEAR + 1), *(round(NEAR * 2 ** (i / OCTAVE)) for i in far), longest}
+    return [distance for distance in distances if distance in wanted]
+
+
+def number(value: float) -> float | None:
+    """A number of six digits for a curve; None for what is none.
+
+    >>> number(1 / 3), number(float("nan"))
+    (0.333333, None)
+    """
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def numbers(values: Tensor) -> list[float | None]:
+    """:func:`number` of each."""
+    return [number(value) for value in values.tolist()]
+
+
+def short(value: float) -> str:
+    """Three digits for a sentence or a table.
+
+    >>> short(0.0312549), short(-1234.5), short(0.00000421), short(0.0)
+    ('0.0313', '−1,234', '4.2·10⁻⁶', '0')
+    """
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else "–"
+    size = abs(value)
+    sign = "−" if value < 0 else ""
+    if size < 1e-3 or size >= 1e7:
+        digits, power = f"{size:.1e}".split("e")
+        return f"{sign}{digits}·10{str(int(power)).translate(_RAISED)}"
+    places = max(0, 2 - math.floor(math.log10(size)))
+    text = f"{size:,.{places}f}"
+    return sign + (text.rstrip("0").rstrip(".") if "." in text else text)
+
+
+def some(count: int, most: int, *, first: int = 0) -> list[int]:
+    """At most so many of ``count`` things, spread evenly, ``first`` among them.
+
+    >>> some(3, 8), some(32, 4, first=5)
+    ([0, 1, 2], [0, 5, 10, 21])
+    """
+    if count <= most:
+        return list(range(count))
+    chosen = {round(i * (count - 1) / (most - 1)) for i in range(most)}
+    if first not in chosen:
+        chosen = {*sorted(chosen)[: most - 1], first}
+    return sorted(chosen)

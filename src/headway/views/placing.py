@@ -1,0 +1,266 @@
+"""What a method adds to the embedding, and whether near positions are alike by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from headway.inspect.probe import alike, attached, in_float64
+from headway.positions import Position
+from headway.report.figures import Block, Figure, Heatmap, Line, Lines, View, both
+from headway.shapes import HeadwayError
+from headway.terms import PerKey
+from headway.views.asked import MOST, ROUNDING, instead, places, scores
+from headway.views.distances import number, numbers, short, some, spaced
+from headway.views.question import Question
+
+WIDEST = 512
+"""Numbers of a vector that are shown."""
+SIDE = 128
+"""Rows of a map of positions by positions."""
+Curves = tuple[list[float], list[float], list[float]]
+
+
+def vectors(question: Question) -> View:
+    """View 8: what a method adds to the embedding of each position: the vectors, some of their numbers as waves, how
+    long they are, and the wavelength of each number where it is a wave.
+
+    A number is a wave of frequency ω if x[p−1] + x[p+1] = 2cos ω · x[p] at all positions p, and that is how ω is found.
+
+    Args:
+        question: ``options["positions"]`` is how many positions are shown, default those of the text, at least 64.
+
+    Raises:
+        HeadwayError: when the method adds nothing to the embedding.
+
+    >>> view = vectors(Question.fresh("the cat sat", position="sinusoidal"))
+    >>> view.figures[0].values.rows()[0][:4]
+    [0.0, 1.0, 0.0, 1.0]
+    """
+    position = _embedding(question, "vectors")
+    added = _added(position, question)
+    tokens, dim = added.shape
+    shown = some(dim, WIDEST)
+    token = question.model.stack.embedding.weight[question.ids[0]].detach().double() * dim**0.5
+    lengths, of_tokens = added.norm(dim=1), float(token.norm(dim=1).mean())
+    wavelengths = _wavelengths(position, added)
+    finding = both(
+        "vectors.finding",
+        count=tokens,
+        low=short(float(lengths.min())),
+        high=short(float(lengths.max())),
+        token=short(of_tokens),
+        share=short(100 * float(lengths.mean()) / of_tokens),
+    )
+    places, waves = list(map(float, range(tokens))), some(dim, 4)
+    figures: list[Figure] = [
+        Heatmap(
+            both("vectors.map"),
+            Block.of(added[:, shown].tolist()),
+            [str(p) for p in range(tokens)],
+            [str(i) for i in shown],
+            (both("axis.position"), both("axis.number")),
+            "diverging",
+        ),
+        Lines(
+            both("vectors.waves"),
+            places,
+            [Line(both("vectors.one", n=i), numbers(added[:, i])) for i in waves],
+            (both("axis.position"), both("axis.value")),
+        ),
+        Lines(
+            both("vectors.length"),
+            places,
+            [
+                Line(both("vectors.of_position"), numbers(lengths)),
+                Line(both("vectors.of_token"), [number(of_tokens)] * tokens),
+            ],
+            (both("axis.position"), both("vectors.axis.length")),
+        ),
+    ]
+    notes = [both("vectors.note", method=position.spec())]
+    table = position.hyperparameters().get("max_length", tokens)
+    if table > tokens:
+        notes.append(both("vectors.cut", count=tokens, table=table))
+    if wavelengths:
+        lines = [
+            Line(both("vectors.wavelength") if len(wavelengths) == 1 else both("axis.coordinate", n=axis), found)
+            for axis, found in enumerate(wavelengths)
+        ]
+        axes = (both("axis.number"), both("axis.tokens_a_turn"))
+        figures.append(Lines(both("vectors.wavelengths"), list(map(float, range(dim))), lines, axes, log_y=True))
+    else:
+        notes.append(both("vectors.no_waves"))
+    return View("vectors", finding, figures, "X′ = X + P[position]", notes)
+
+
+def similarity(question: Question) -> View:
+    """View 9: whether near positions are alike: dot products and cosines of the position vectors, and their profile
+    over the offset. For a method that adds no vectors, what two equal tokens score at each pair of positions.
+
+    Args:
+        question: ``options["positions"]`` is how many positions are shown, default those of the text, at least 64, at
+            most 128.
+
+    Raises:
+        HeadwayError: when position changes no score of equal tokens.
+
+    >>> view = similarity(Question.fresh("the cat sat", position="sinusoidal"))
+    >>> round(view.figures[1].values.rows()[5][5], 6)
+    1.0
+    """
+    if not question.model.stack.position.embeds:
+        return _alike_scores(question)
+    added = _added(question.model.stack.position, question)[:SIDE]
+    dot = added @ added.T
+    lengths = added.norm(dim=1).clamp(min=1e-12)
+    cosine = dot / lengths[:, None] / lengths
+    names = [str(p) for p in range(len(added))]
+    axes = (both("axis.position"), both("axis.position"))
+    profile, variation = _diagonals(cosine)
+    finding = both(
+        "similarity.finding.constant" if variation < 1e-6 else "similarity.finding.varies",
+        near=short(profile[0][1]),
+        far=short(profile[0][-1]),
+        offset=len(profile[0]) - 1,
+        varies=short(variation),
+    )
+    offsets = spaced(range(len(added)))
+    line = _profile(profile, offsets)
+    return View(
+        "similarity",
+        finding,
+        [
+            Heatmap(both("similarity.dot"), Block.of(dot.tolist()), names, names, axes, "diverging"),
+            Heatmap(both("similarity.cosine"), Block.of(cosine.tolist()), names, names, axes, "diverging", (-1.0, 1.0)),
+            Lines(
+                both("similarity.profile"),
+                [float(n) for n in offsets],
+                [line],
+                (both("axis.distance"), both("similarity.axis.cosine")),
+            ),
+        ],
+        "cos(p_i, p_j) = p_i·p_j / (‖p_i‖ ‖p_j‖)",
+        [both("similarity.note")],
+    )
+
+
+def _embedding(question: Question, view: str) -> Position:
+    position = question.model.stack.position
+    if not position.embeds:
+        raise HeadwayError(
+            f"expected a method that adds vectors to the embedding (sinusoidal, learned), got {position.spec()}: "
+            f"look at {instead(question, view)}"
+        )
+    return position
+
+
+def _added(position: Position, question: Question) -> Tensor:
+    """P, (positions, dim): for a method with a table all of it, as far as it is shown."""
+    table = position.hyperparameters().get("max_length")
+    count = places(question) if table is None else min(table, int(question.options.get("positions", MOST)))
+    with torch.no_grad():
+        try:
+            return _embedded(in_float64(position), torch.arange(count)[None])
+        except HeadwayError:  # a table inside another method
+            return _embedded(in_float64(position), torch.arange(len(question.labels))[None])
+
+
+def _embedded(position: Position, where: Tensor) -> Tensor:
+    return position.embed(torch.zeros(1, where.shape[1], attached(position).dim, dtype=torch.float64), where)[0]
+
+
+def _wavelengths(position: Position, added: Tensor) -> list[list[float | None]]:
+    """The wavelength of each number along each coordinate, where it is a wave; empty where none is one."""
+    if position.axes == 1:
+        found = [_waves(added)]
+    else:
+        lines = torch.arange(len(added))[:, None] * torch.eye(position.axes, dtype=torch.long)[:, None]
+        found = [_waves(_embedded(in_float64(position), line[None])) for line in lines]
+    return found if any(wave for axis in found for wave in axis) else []
+
+
+def _waves(x: Tensor) -> list[float | None]:
+    """2π/ω of each column that is a wave."""
+    if len(x) < 4:
+        return [None] * x.shape[1]
+    inside, around = x[1:-1], x[2:] + x[:-2]
+    cosine = (inside * around).sum(0) / (2 * inside.square().sum(0)).clamp(min=1e-30)
+    off = (around - 2 * cosine * inside).norm(dim=0) / inside.norm(dim=0).clamp(min=1e-15)
+    frequency = cosine.clamp(-1, 1).acos()
+    real = (off < 1e-7) & (frequency > 1e-6) & (x.std(0) > 1e-6)
+    return [number(2 * math.pi / float(f)) if yes else None for f, yes in zip(frequency, real, strict=True)]
+
+
+def _diagonals(x: Tensor) -> tuple[Curves, float]:
+    """Mean, 10th and 90th percentile along each diagonal from the middle one up, and how far one varies at most."""
+    size, variation = len(x), 0.0
+    curves: Curves = ([], [], [])
+    for offset in range(size):
+        line = x.diagonal(-offset)
+        variation = max(variation, float(line.max() - line.min()))
+        low, high = torch.quantile(line, torch.tensor([0.1, 0.9], dtype=x.dtype)).tolist()
+        for curve, value in zip(curves, (float(line.mean()), low, high), strict=True):
+            curve.append(value)
+    return curves, variation
+
+
+def _profile(curves: Curves, offsets: Sequence[int]) -> Line:
+    mean, low, high = ([number(curve[n]) for n in offsets] for curve in curves)
+    return Line(both("similarity.mean"), mean, low, high)
+
+
+def _alike_scores(question: Question) -> View:
+    """What equal tokens score at each pair of positions."""
+    position = question.position
+    with torch.random.fork_rng([]), torch.no_grad():
+        torch.default_generator.manual_seed(0)
+        call = alike(in_float64(position), torch.arange(min(places(question), SIDE))[None])
+        found = scores(call)[0, question.head]
+    notes = [both("similarity.score.note", method=position.spec())]
+    if any(isinstance(term, PerKey) for term in call.terms):  # which leave a constant of each row open
+        found = found - found.diagonal()[:, None]
+        notes.append(both("axis.own"))
+    past = torch.ones_like(found, dtype=torch.bool).tril()
+    if float(found[past].max() - found[past].min()) < ROUNDING:
+        raise HeadwayError(
+            f"expected a method whose position changes the score of equal tokens, got {position.spec()}, where all "
+            f"pairs score alike: look at distance instead"
+        )
+    names = [str(p) for p in range(len(found))]
+    profile, variation = _diagonals(found)
+    offsets = spaced(range(len(found)))
+    finding = both(
+        "similarity.score.constant" if variation < 1e-6 else "similarity.score.varies",
+        head=question.head,
+        near=short(profile[0][1]),
+        far=short(profile[0][-1]),
+        offset=len(names) - 1,
+        varies=short(variation),
+    )
+    line = _profile(profile, offsets)
+    return View(
+        "similarity",
+        finding,
+        [
+            Heatmap(
+                both("similarity.scores", head=question.head),
+                Block.of(found.tolist()),
+                names,
+                names,
+                (both("axis.query"), both("axis.key")),
+                "diverging",
+                hidden=Block.of((~past).int().tolist(), "bits"),
+            ),
+            Lines(
+                both("similarity.score.profile"),
+                [float(n) for n in offsets],
+                [line],
+                (both("axis.distance"), both("axis.score")),
+            ),
+        ],
+        notes=notes,
+    )

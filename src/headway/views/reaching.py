@@ -1,0 +1,123 @@
+"""How much attention a key gets by its distance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from headway.inspect.record import Layer, record
+from headway.report.figures import Grid, Lines, View, both, same
+from headway.shapes import HeadwayError
+from headway.training.loop import evaluating
+from headway.views.asked import CURVES
+from headway.views.distances import by_distance, short, some
+from headway.views.question import Question
+
+FLOOR = 1e-6
+"""Shares of attention below are not drawn."""
+
+
+def distance(question: Question) -> View:
+    """View 12: how much attention a key gets by its distance: the median over many queries with a 10–90 % band, and
+    what uniform attention would give the same queries.
+
+    Args:
+        question: ``options["windows"]`` are ids of more texts, (windows, N), to look at instead of the one.
+
+    Raises:
+        HeadwayError: when the text has a single token.
+
+    >>> view = distance(Question.fresh("the cat sat on the mat"))
+    >>> [line.label["en"] for line in view.figures[0].lines]
+    ['head 0', 'uniform attention']
+    """
+    if len(question.labels) < 2:
+        raise HeadwayError("expected a text of at least 2 tokens, because distance is between two, got 1")
+    layer = _windows(question)
+    found = by_distance(layer, layer.weights)
+    uniform = by_distance(layer, lambda rows: _uniform(layer, rows))
+    mean = by_distance(layer, layer.weights, mean=True)
+    heads = some(layer.heads, CURVES, first=question.head)
+    axes = (both("axis.distance"), both("axis.weight"))
+    xs = [float(d) for d in found.distances[1:]]
+    summary = {name: values[:, question.head] for name, values in layer.summary().items()}
+    last = found.distances[-1]
+    finding = both(
+        "distance.finding",
+        head=question.head,
+        mean=short(float(summary["distance"].mean())),
+        one=short(100 * float(found.middle[question.head, 1])),
+        even=short(100 * float(uniform.middle[0, 1])),
+        far=short(100 * float(found.middle[question.head, -1])),
+        last=last,
+    )
+    each = layer.summary()
+    return View(
+        "distance",
+        finding,
+        [
+            Lines(
+                both("distance.one", head=question.head),
+                xs,
+                [
+                    found.line(question.head, both("head", n=question.head), band=True, floor=FLOOR),
+                    uniform.line(0, both("distance.uniform"), floor=FLOOR),
+                ],
+                axes,
+                log_x=True,
+                log_y=True,
+            ),
+            Lines(
+                both("distance.all"),
+                xs,
+                [found.line(head, both("head", n=head), floor=FLOOR) for head in heads],
+                axes,
+                log_x=True,
+                log_y=True,
+            ),
+            Grid(
+                both("distance.numbers"),
+                [both("head.word"), *(both(f"distance.{key}") for key in ("self", "previous", "first", "mean", "far"))],
+                [
+                    (
+                        same(str(head)),
+                        [
+                            *(
+                                f"{short(100 * float(each[key][:, head].mean()))} %"
+                                for key in ("self", "previous", "first")
+                            ),
+                            short(float(each["distance"][:, head].mean())),
+                            f"{short(100 * float(mean.middle[head, -1]))} %",
+                        ],
+                    )
+                    for head in range(layer.heads)
+                ],
+            ),
+        ],
+        notes=[
+            both("distance.note", queries=found.queries, windows=len(layer.x), tokens=layer.queries),
+            both("distance.note.floor", last=last),
+        ],
+    )
+
+
+def _windows(question: Question) -> Layer:
+    """The layer in question, for one text or for all of ``options["windows"]``."""
+    windows = question.options.get("windows")
+    if windows is None:
+        return question.seen
+    if not isinstance(windows, Tensor) or windows.ndim != 2 or windows.is_floating_point():
+        raise HeadwayError(
+            "expected options windows to be token ids of several texts, (windows, N), got something else"
+        )
+    with evaluating(question.model), record(question.model) as trace, torch.no_grad():
+        question.model(windows)
+    return trace[question.layer]
+
+
+def _uniform(layer: Layer, rows: slice) -> Tensor:
+    """What each query would give each key it sees if it gave all the same: 1/(i + 1) for the query i of a text."""
+    seen = layer.seen(rows)
+    shape = (1, 1, len(range(*rows.indices(layer.queries))), layer.keys)
+    shown = torch.ones(shape, dtype=torch.float64) if seen is None else seen.double()
+    return (shown / shown.sum(-1, keepdim=True).clamp(min=1)).expand(len(layer.x), *shown.shape[1:])

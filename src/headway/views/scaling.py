@@ -1,0 +1,147 @@
+"""Why scores are divided by √d_k: their spread grows with it, and softmax of widely spread scores picks one key."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from headway.backends.rows import by_key_head
+from headway.inspect.record import Layer
+from headway.report.figures import Bars, Grid, Line, Lines, View, both, same
+from headway.shapes import HeadwayError
+from headway.views.distances import number, second_half, short
+from headway.views.question import Question
+
+WIDTHS = (8, 16, 32, 64, 128, 256, 512)
+QUERIES, KEYS = 128, 256
+SEED = 0
+BINS = 31
+"""Odd, so that one of them stands around 0."""
+WIDEST = 4096
+
+
+def scaling(question: Question) -> View:
+    """View 3: the spread of q·k and of q·k/√d_k over d_k, what softmax makes of both, and those of the text itself.
+
+    Queries and keys of the experiment are drawn from N(0, 1) with a fixed seed; the text's are the model's own.
+
+    Args:
+        question: ``options["dim"]`` is the d_k of the histogram, default the model's.
+
+    Raises:
+        HeadwayError: when ``dim`` is no width from 1 to 4096.
+
+    >>> view = scaling(Question.fresh("the cat sat on the mat"))
+    >>> [type(figure).__name__ for figure in view.figures]
+    ['Lines', 'Lines', 'Bars', 'Bars', 'Grid']
+    """
+    layer = question.seen
+    width = question.options.get("dim", layer.attention.shape.head_dim)
+    if not isinstance(width, int) or not 1 <= width <= WIDEST:
+        raise HeadwayError(f"expected options dim, a width of a head, from 1 to {WIDEST}, got {width!r}")
+    widths = sorted({*WIDTHS, width})
+    drawn = {dim: _drawn(dim) for dim in widths}
+    spread = {dim: float(raw.std()) for dim, raw in drawn.items()}
+    entropy = {dim: (_entropy(raw), _entropy(raw / math.sqrt(dim))) for dim, raw in drawn.items()}
+    raw, scaled, seen = _own(layer, question.head)
+    at = {"dim": width, "raw": short(spread[width]), "root": short(math.sqrt(width))}
+    at |= {"scaled": short(spread[width] / math.sqrt(width)), "most": short(math.log(KEYS)), "keys": KEYS}
+    mark = ((float(width), same(f"d_k = {width}")),)
+    dims = [float(dim) for dim in widths]
+    finding = both(
+        "scaling.finding", **at, sharp=short(entropy[width][0]), soft=short(entropy[width][1]), head=question.head
+    )
+    raw_line, scaled_line = both("scaling.raw"), both("scaling.scaled")
+    return View(
+        "scaling",
+        finding,
+        [
+            Lines(
+                both("scaling.spread"),
+                dims,
+                [
+                    Line(raw_line, [number(spread[dim]) for dim in widths]),
+                    Line(scaled_line, [number(spread[dim] / math.sqrt(dim)) for dim in widths]),
+                    Line(same("√d_k"), [number(math.sqrt(dim)) for dim in widths]),
+                ],
+                (same("d_k"), both("scaling.axis.spread")),
+                log_x=True,
+                log_y=True,
+                marks=mark,
+            ),
+            Lines(
+                both("scaling.entropy", keys=KEYS),
+                dims,
+                [
+                    Line(raw_line, [number(entropy[dim][0]) for dim in widths]),
+                    Line(scaled_line, [number(entropy[dim][1]) for dim in widths]),
+                    Line(both("scaling.uniform"), [number(math.log(KEYS))] * len(widths)),
+                ],
+                (same("d_k"), both("scaling.axis.entropy")),
+                log_x=True,
+                marks=mark,
+            ),
+            _histogram(both("scaling.histogram", dim=width), drawn[width].flatten(), 1 / math.sqrt(width)),
+            _histogram(both("scaling.own", layer=question.layer, head=question.head), raw, layer.call.scale),
+            Grid(
+                both("scaling.numbers"),
+                [same(""), raw_line, scaled_line],
+                [
+                    (
+                        both("scaling.drawn", dim=width),
+                        [short(spread[width]), short(spread[width] / math.sqrt(width))],
+                    ),
+                    (both("scaling.drawn.entropy"), [short(value) for value in entropy[width]]),
+                    (both("scaling.text"), [short(float(x.std(correction=0))) for x in (raw, scaled)]),
+                    (both("scaling.text.entropy"), [short(value) for value in seen]),
+                ],
+            ),
+        ],
+        formula="sd(q·k) = √d_k  →  sd(q·k / √d_k) = 1,  q, k ~ N(0, 1)",
+        notes=[both("scaling.note", queries=QUERIES, keys=KEYS, scale=short(layer.call.scale))],
+    )
+
+
+def _drawn(width: int) -> Tensor:
+    """q·k of so wide queries and keys, (queries, keys)."""
+    generator = torch.Generator().manual_seed(SEED)
+    q, k = (torch.randn(n, width, generator=generator, dtype=torch.float64) for n in (QUERIES, KEYS))
+    return q @ k.T
+
+
+def _entropy(scores: Tensor) -> float:
+    """Of the softmax of each row, in nats, on average."""
+    return float(-torch.special.xlogy(weights := scores.softmax(-1), weights).sum(-1).mean())
+
+
+def _own(layer: Layer, head: int) -> tuple[Tensor, Tensor, tuple[float, float]]:
+    """q·k of a head as position turned them, where the mask lets a key be seen, raw and scaled; and both entropies."""
+    rows = second_half(layer.queries)
+    call = layer.call
+    q, k = call.q[:, :, rows].double(), call.k.double()
+    raw = (by_key_head(q, call) @ k.mT).reshape(*q.shape[:3], -1)[:, head]
+    seen = layer.seen(rows)
+    shown = torch.ones_like(raw, dtype=torch.bool)
+    if seen is not None:
+        shown = seen.expand(len(raw), layer.heads, -1, -1)[:, head]
+    alive = shown.any(-1)
+    sharp, soft = (_entropy((raw * scale).masked_fill(~shown, -torch.inf)[alive]) for scale in (1.0, call.scale))
+    return raw[shown], raw[shown] * call.scale, (sharp, soft)
+
+
+def _histogram(title: dict[str, str], raw: Tensor, scale: float) -> Bars:
+    """Shares of raw and scaled scores in the same bins around 0."""
+    end = max(float(raw.abs().max()), 1e-6)
+    edges = torch.linspace(-end, end, BINS + 1, dtype=torch.float64)
+    centres = (edges[1:] + edges[:-1]) / 2
+
+    def share(values: Tensor) -> list[float | None]:
+        at = torch.bucketize(values, edges[1:-1])
+        counts = torch.bincount(at, minlength=BINS)
+        return [number(float(count) / max(1, len(values))) for count in counts]
+
+    labels = [short(0.0 if abs(float(centre)) < end * 1e-9 else float(centre)) for centre in centres]
+    series = [(both("scaling.raw"), share(raw)), (both("scaling.scaled"), share(raw * scale))]
+    return Bars(title, labels, series, both("scaling.axis.share"))
