@@ -1,0 +1,306 @@
+"""Attention maps of long texts as a pyramid of tiles: of 32,768 tokens no more is held than O(n · tile).
+
+    level 0    one cell for each query and key, n × n
+    level l    one cell for 2^l × 2^l of them: their mean, or their largest
+    tile       256 × 256 cells of a level
+
+Weights are computed again from the recorded q, k and terms, a block of queries at a time. One pass over all queries
+makes every level that is small enough to keep, down to an overview of at most 256 × 256; finer tiles are made for the
+queries they show when they are asked for. What a mask hides is no number, neither in a mean nor in a largest: NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import pad
+
+from headway.inspect.record import Layer
+from headway.masks import ALL, Positions
+from headway.shapes import HeadwayError
+from headway.terms import ByDistance, Term, Tile
+
+TILE = 256
+"""Cells along each side of a tile."""
+HOW = ("max", "mean")
+"""How many cells become one."""
+REACH = 256
+"""How far back the diagonal band looks, in tokens."""
+STRIPS = 2
+"""Strips of fine tiles, all keys wide, that are kept when they were made."""
+_BLOCK = 2**22
+"""About how many numbers a block of rows has."""
+
+
+@dataclass(frozen=True, eq=False)
+class _OneHead(Term):
+    """The part of a term that one head gets."""
+
+    term: Term
+    head: int
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
+        """See :meth:`Term.tile`."""
+        whole = self.term.tile(q_pos, k_pos, rows, cols)
+        return whole if whole.shape[1] == 1 else whole[:, self.head : self.head + 1]
+
+
+def one_head(layer: Layer, head: int) -> Layer:
+    """The same recorded attention with one of its heads only, where heads do not look at each other; else as it is."""
+    call, seen = layer.call, layer.seen(slice(0, 1))
+    if call.row_terms or (seen is not None and seen.shape[1] > 1):  # terms may mix heads, masks differ between them
+        return layer
+    group = head // call.groups
+    own = replace(
+        call,
+        q=call.q[:, head : head + 1],
+        k=call.k[:, group : group + 1],
+        v=call.v[:, group : group + 1],
+        terms=tuple(_of_head(term, head) for term in call.score_terms),
+        sinks=None if call.sinks is None else call.sinks[head : head + 1],
+    )
+    return replace(layer, call=own)
+
+
+def _of_head(term: Term, head: int) -> Term:
+    if isinstance(term, ByDistance) and term.table.shape[0] > 1:  # looks up only what one head needs
+        tails = None if term.tails is None else term.tails[head : head + 1]
+        return replace(term, table=term.table[head : head + 1], tails=tails)
+    return _OneHead(term, head)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """Cells of a map, each of several pairs of a query and a key.
+
+    Args:
+        total: the sum of their weights.
+        count: how many of them no mask hides.
+        most: the largest of those, −∞ where there is none.
+    """
+
+    total: Tensor
+    count: Tensor
+    most: Tensor
+
+    @classmethod
+    def of(cls, weights: Tensor, seen: Tensor | None) -> _Cells:
+        """Cells of one pair each."""
+        if seen is None:
+            return cls(weights, torch.ones_like(weights), weights)
+        return cls(weights * seen, seen.to(weights.dtype), weights.masked_fill(~seen, -math.inf))
+
+    def coarser(self, rows: int, columns: int) -> _Cells:
+        """Cells of ``rows`` × ``columns`` of these; the last ones may be of fewer."""
+        parts = []
+        for cells, outside in ((self.total, 0.0), (self.count, 0.0), (self.most, -math.inf)):
+            down, across = -cells.shape[0] % rows, -cells.shape[1] % columns
+            whole = pad(cells, (0, across, 0, down), value=outside) if down or across else cells
+            whole = whole.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))
+            parts.append(whole.amax((1, 3)) if outside else whole.sum((1, 3)))
+        return _Cells(*parts)
+
+    @classmethod
+    def room(cls, rows: int, columns: int) -> _Cells:
+        """Room for so many cells, to be filled by :meth:`put`."""
+        return cls(*(torch.empty(rows, columns) for _ in range(3)))
+
+    def put(self, row: int, cells: _Cells) -> None:
+        """Write cells from a row on.
+
+        What stays is written into room made beforehand: kept in small pieces between the blocks that come and go, it
+        would hold their memory back from the system, gigabytes of it for a long text.
+        """
+        for name in ("total", "count", "most"):
+            part: Tensor = getattr(cells, name)
+            getattr(self, name)[row : row + len(part)] = part
+
+    def numbers(self) -> dict[str, Tensor]:
+        """By how they are pooled; NaN where a mask hides all of a cell."""
+        away = self.count == 0
+        return {
+            "max": self.most.masked_fill(away, math.nan),
+            "mean": (self.total / self.count).masked_fill(away, math.nan),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """What one pass over all queries leaves: levels that are kept, the diagonal band, and what keys receive."""
+
+    levels: dict[int, dict[str, Tensor]]
+    band: dict[str, Tensor]
+    received: Tensor
+
+
+class TileSource:
+    """The tiles of one head's attention map.
+
+    As the studio sends a tile: rows · columns numbers in the order of reading, little-endian float32, NaN where a mask
+    hides a cell; or one byte each, see :meth:`packed`. The tiles at the lower and right edges have fewer than 256 rows
+    or columns; both are sent beside the numbers, in JSON of the form {"rows": 256, "columns": 200, "most": 0.93}.
+
+    Args:
+        layer: of a trace.
+        head: which head.
+        batch: which sequence.
+        reach: how far back :attr:`band` looks.
+
+    Raises:
+        HeadwayError: when there is no such head or sequence.
+
+    >>> from headway import Attention
+    >>> from headway.inspect import record
+    >>> attention = Attention(dim=8, heads=2)
+    >>> with record(attention) as trace:
+    ...     _ = attention(torch.randn(1, 600, 8))
+    >>> source = TileSource(trace[0], head=1)
+    >>> source.levels, source.grid(0), source.tile(2, 0, 0, "mean")[:2]
+    (3, (3, 3), (150, 150))
+    """
+
+    def __init__(self, layer: Layer, head: int, batch: int = 0, reach: int = REACH) -> None:
+        for what, index, count in (("head", head, layer.heads), ("batch", batch, len(layer.x))):
+            if not 0 <= index < count:
+                raise HeadwayError(f"expected {what} from 0 to {count - 1}, got {index}")
+        self.queries, self.keys, self.reach = layer.queries, layer.keys, min(reach, layer.keys)
+        self._layer, self._batch = one_head(layer, head), batch
+        self._head = head if self._layer is layer else 0
+        self._strips: OrderedDict[tuple[int, int], dict[str, Tensor]] = OrderedDict()
+
+    @property
+    def levels(self) -> int:
+        """How many levels there are; the last is the overview, which is one tile."""
+        return max(0, math.ceil(math.log2(max(self.queries, self.keys, 1) / TILE))) + 1
+
+    @property
+    def kept(self) -> int:
+        """The finest level that is held whole, because it has at most 256 cells for each token."""
+        cells = self.queries * self.keys / (TILE * max(self.queries, self.keys, 1))
+        return min(self.levels - 1, math.ceil(math.log(max(cells, 1), 4)))
+
+    def size(self, level: int) -> tuple[int, int]:
+        """Rows and columns of a level.
+
+        Raises:
+            HeadwayError: when there is no such level.
+        """
+        if not 0 <= level < self.levels:
+            raise HeadwayError(f"expected a level from 0 to {self.levels - 1}, got {level}")
+        return -(-self.queries // 2**level), -(-self.keys // 2**level)
+
+    def grid(self, level: int) -> tuple[int, int]:
+        """Rows and columns of tiles of a level."""
+        rows, columns = self.size(level)
+        return -(-rows // TILE), -(-columns // TILE)
+
+    def tile(self, level: int, row: int, column: int, how: str = "max") -> tuple[int, int, bytes]:
+        """One tile: how many rows and columns, and its float32 numbers as bytes, row by row; NaN is hidden.
+
+        Args:
+            level: 0 is one cell for a pair of tokens, each further one half as fine.
+            row: of tiles, from 0.
+            column: of tiles, from 0.
+            how: "max" or "mean" of the pairs in a cell.
+
+        Raises:
+            HeadwayError: when there is no such tile.
+        """
+        cells = self.cells(level, row, column, how)
+        return cells.shape[0], cells.shape[1], cells.float().contiguous().numpy().tobytes()
+
+    def packed(self, level: int, row: int, column: int, how: str = "max") -> tuple[int, int, bytes, float]:
+        """The same in one byte a cell, a quarter of the size: 0 … 254 stand for 0 … ``most`` evenly, 255 is hidden.
+
+        Returns:
+            rows, columns, the bytes, and ``most``, the largest number of the tile (1 where all are 0).
+        """
+        cells = self.cells(level, row, column, how)
+        most = float(cells.nan_to_num().max()) or 1.0
+        steps = (cells / most * 254).round().nan_to_num(255).to(torch.uint8)
+        return cells.shape[0], cells.shape[1], steps.contiguous().numpy().tobytes(), most
+
+    def cells(self, level: int, row: int, column: int, how: str = "max") -> Float[Tensor, "rows columns"]:
+        """One tile as numbers; arguments as of :meth:`tile`."""
+        if how not in HOW:
+            raise HeadwayError(f"expected tiles pooled by {' or '.join(HOW)}, got {how!r}")
+        down, across = self.grid(level)
+        if not (0 <= row < down and 0 <= column < across):
+            raise HeadwayError(f"expected one of the {down} × {across} tiles of level {level}, got ({row}, {column})")
+        columns = slice(column * TILE, (column + 1) * TILE)
+        if level in self._pass.levels:
+            return self._pass.levels[level][how][row * TILE : (row + 1) * TILE, columns]
+        return self._strip(level, row)[how][:, columns]
+
+    @property
+    def overview(self) -> dict[str, Float[Tensor, "rows columns"]]:
+        """The coarsest level, by how it is pooled, at most 256 × 256 each."""
+        return self._pass.levels[self.levels - 1]
+
+    @property
+    def received(self) -> Float[Tensor, " keys"]:
+        """What each key got from all queries together, Σ_i α_ij, in float64."""
+        return self._pass.received
+
+    @property
+    def band(self) -> dict[str, Float[Tensor, "rows reach"]]:
+        """What queries give to the last ``reach`` tokens: column d is the token d before the query, 0 the query itself.
+
+        Rows are those of the overview. NaN where no query of a row has a token that far back. Queries are the last of
+        the keys.
+        """
+        return self._pass.band
+
+    @cached_property
+    def _pass(self) -> _Pass:
+        side = 2**self.kept
+        rows, columns = self.size(self.kept)
+        cells, band = _Cells.room(rows, columns), _Cells.room(rows, self.reach)
+        received = torch.zeros(self.keys, dtype=torch.float64)
+        back = torch.arange(self.reach)
+        for start, weights, seen in self._blocks(0, self.queries, side):
+            received += weights.sum(0, dtype=torch.float64)
+            cells.put(start // side, _Cells.of(weights, seen).coarser(side, side))
+            own = torch.arange(start, start + len(weights)) + self.keys - self.queries
+            there = own[:, None] >= back
+            key = (own[:, None] - back).clamp(min=0)
+            if seen is not None:
+                there &= seen.gather(1, key)
+            band.put(start // side, _Cells.of(weights.gather(1, key), there).coarser(side, 1))
+        levels = {self.kept: cells.numbers()}
+        for level in range(self.kept + 1, self.levels):
+            cells, band = cells.coarser(2, 2), band.coarser(2, 1)
+            levels[level] = cells.numbers()
+        return _Pass(levels, band.numbers(), received)
+
+    def _strip(self, level: int, row: int) -> dict[str, Tensor]:
+        """All tiles beside each other in a row of tiles; the last few strips are kept."""
+        if (level, row) not in self._strips:
+            side = 2**level
+            first, last = row * TILE * side, min((row + 1) * TILE * side, self.queries)
+            strip = _Cells.room(-(-(last - first) // side), self.size(level)[1])
+            for start, weights, seen in self._blocks(first, last, side):
+                strip.put((start - first) // side, _Cells.of(weights, seen).coarser(side, side))
+            self._strips[level, row] = strip.numbers()
+            if len(self._strips) > STRIPS:
+                self._strips.popitem(last=False)
+        self._strips.move_to_end((level, row))
+        return self._strips[level, row]
+
+    def _blocks(self, first: int, last: int, multiple: int) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Weights (q, K) of the queries from ``first`` to ``last`` and which keys they see, a few of them at a time."""
+        height = max(1, _BLOCK // (self.keys * self._layer.heads * multiple)) * multiple
+        with torch.no_grad():
+            for start in range(first, last, height):
+                rows = slice(start, min(start + height, last))
+                weights, seen = self._layer.weights(rows), self._layer.seen(rows)
+                if seen is not None:
+                    seen = seen.expand(len(weights), weights.shape[1], -1, -1)[self._batch, self._head]
+                yield start, weights[self._batch, self._head], seen
