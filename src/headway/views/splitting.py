@@ -12,7 +12,7 @@ from headway.report.figures import Bars, Columns, Grid, Said, View, both
 from headway.shapes import HeadwayError
 from headway.views.attending import link, strongest
 from headway.views.question import Question
-from headway.views.shown import Window, number, pairs, part_name, refuse_beyond, spans
+from headway.views.shown import Window, number, pairs, part_name, refuse_beyond, spans, told
 
 LONGEST = 1024
 """Tokens of a text that is looked at."""
@@ -111,12 +111,11 @@ def _weighed(question: Question, head: Head, window: Window, pair: tuple[int, in
     content = next(part for name, part in head.parts.items() if name in CONTENT)
     position = head.scores - content
     cell = (pair[0] - window.start, pair[1])
-    return both(
+    return told(
         "split.finding",
         content=number(_size(content, head.seen)),
         position=number(_size(position, head.seen)),
-        query=question.labels[pair[0]],
-        key=question.labels[pair[1]],
+        link=link(question, pair),
         score=number(float(head.scores[cell])),
         from_content=number(float(content[cell])),
         from_position=number(float(position[cell])),

@@ -144,8 +144,8 @@ class _Stages:
         head, position = self.head, self.question.position
         figures = []
         for before, after, name in ((head.q, head.mapped_q, "Q"), (head.k, head.mapped_k, "K")):
-            if before.shape == after.shape and torch.equal(before, after):
-                continue
+            if name == "K" and before.shape == after.shape and torch.equal(before, after):
+                continue  # DeBERTa, Inkling and log-n scaling leave keys as they are
             limits = spans(torch.cat((before.flatten(), after.flatten())), "diverging")
             figures += [self._vectors(both("stepper.before", name=name), before, limits)]
             figures += [self._vectors(both("stepper.after", name=name), after, limits)]
