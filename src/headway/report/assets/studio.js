@@ -1,0 +1,311 @@
+/** The studio's page: what to see on the left, what to see it of above, the view below. */
+
+import { ask, calmly, newest } from "./asking.js";
+import { USES, controlPanel, optionsOf } from "./controls.js";
+import { html } from "./dom.js";
+import { drawView } from "./figures.js";
+import { mount } from "./frame.js";
+import { told } from "./parts.js";
+import { addressOf, modelOf, placeOf } from "./place.js";
+import { followTraining, trainingPanel } from "./training.js";
+
+/** @typedef {import("./place.js").Place} Place */
+
+const GROUPS = /** @type {const} */ ([
+  ["compute", ["stepper", "projection", "scaling", "softmax"]],
+  ["heads", ["wall", "head", "split", "distance", "long"]],
+  ["position", ["vectors", "similarity", "bias", "rotation"]],
+  ["compare", ["sidebyside", "whatif", "longer", "report"]],
+  ["learning", ["film", "step", "board"]],
+]);
+const ORDER = GROUPS.flatMap(([, views]) => [...views]);
+const OF_TRAINING = ["film", "step", "board"];
+/** Views of which rows and columns are the text's tokens, in which a click chooses the query. */
+const OF_PAIRS = ["head", "split", "whatif"];
+const BESIDE = ["fresh:alibi", "fresh:none"];
+const TYPING = 250; // milliseconds without a key before the view is asked for
+const LIVE = 700; // milliseconds between two looks at a model that trains
+
+/**
+ * @param {HTMLElement} element emptied and filled
+ * @param {any} offers of the server
+ * @param {Record<string, Record<string, string>>} strings
+ */
+function open(element, offers, strings) {
+  const first = offers.first;
+  /** @type {Place} */
+  const home = { view: first.view, text: first.text, kind: "fresh", ...first.model.fresh, run: offers.runs[0]?.id ?? "", layer: first.layer, head: first.head, query: first.query, column: first.column, others: [], results: "", options: {} };
+  let place = placeOf(location.hash, home, history.state?.text);
+  /** Each view's own options while the page is open. @type {Record<string, Place["options"]>} */
+  const options = { [place.view]: place.options };
+  /** @type {{ view: any, meta: any } | null} */
+  let answer = null;
+  let failure = "";
+  let waiting = false;
+  let answered = ""; // what the shown view was asked with
+  const wishes = { source: "typed", optimizer: "adamw", lr: "", steps: "1000" };
+  const training = followTraining();
+  const asked = newest("view");
+  /** What the present build of the page is made of. @type {any} */
+  let built = null;
+
+  const typed = calmly(load, TYPING);
+
+  /**
+   * Go somewhere: change what is chosen, keep it in the address, and ask for the view.
+   * @param {Partial<Place>} change
+   * @param {"soon" | "now"} [when] soon waits for the next key or move, and leaves no trace in the browser's history
+   */
+  function go(change, when = "now") {
+    options[place.view] = place.options;
+    place = { ...place, ...change };
+    if (change.options) options[place.view] = change.options;
+    if (change.view && !change.options) place.options = options[change.view] ?? {};
+    if (place.view === "sidebyside" && !place.others.length && !change.others) place.others = [...BESIDE];
+    remember(when === "soon");
+    built?.update();
+    if (when === "soon") typed.soon();
+    else typed.now();
+  }
+
+  /** @param {boolean} replace */
+  function remember(replace) {
+    const state = { text: place.text };
+    const address = addressOf(place, home);
+    if (replace || address === location.hash) history.replaceState(state, "", address);
+    else history.pushState(state, "", address);
+  }
+
+  function question() {
+    const { view, text, layer, head, query, column, others, results } = place;
+    const compared = view === "longer" ? results || offers.comparisons[0]?.id || "" : "";
+    return {
+      view, text, layer, head, query, column,
+      model: modelOf(place),
+      others: view === "sidebyside" ? others.map((other) => modelOf(place, other)) : [],
+      results: compared,
+      options: optionsOf(place),
+    };
+  }
+
+  async function load() {
+    if (place.view === "report") {
+      answer = null;
+      failure = "";
+      return settle(false);
+    }
+    const wanted = question();
+    const key = JSON.stringify(wanted);
+    waiting = true;
+    built?.state();
+    try {
+      const found = await asked(wanted);
+      // typing on keeps the reader's place; another view starts at its top
+      const other = answer?.view.key !== found.view.key;
+      answer = found;
+      failure = "";
+      answered = key;
+      settle(other);
+    } catch (error) {
+      if (/** @type {Error} */ (error).name === "AbortError") return;
+      answer = null;
+      failure = /** @type {Error} */ (error).message || built.words.say("studio.gone");
+      settle(true);
+    }
+  }
+
+  /** @param {boolean} other whether it is another view than before */
+  function settle(other) {
+    waiting = false;
+    built?.show(other);
+    built?.update();
+    built?.state();
+  }
+
+  // A model that trains is looked at again when it has learned, but never twice at once.
+  let looked = 0;
+  let again = 0;
+  let seen = "";
+  training.listen((now) => {
+    built?.panel();
+    const news = `${now.session}-${now.finished}`;
+    const concerned = place.kind === "live" || place.others.includes("live");
+    if (!concerned || now.state === "none" || news === seen || place.view === "report") return;
+    seen = news;
+    clearTimeout(again);
+    const wait = Math.max(0, looked + LIVE - performance.now());
+    const look = () => {
+      if (waiting) return void (again = window.setTimeout(look, 100));
+      looked = performance.now();
+      load();
+    };
+    again = window.setTimeout(look, wait);
+  });
+
+  addEventListener("popstate", () => {
+    place = placeOf(location.hash, home, history.state?.text);
+    options[place.view] = place.options;
+    built?.update();
+    if (JSON.stringify(question()) !== answered || failure) load();
+  });
+  addEventListener("keydown", (event) => shortcut(event));
+
+  /** @param {number} by */
+  const turn = (by) => go({ view: ORDER[(ORDER.indexOf(/** @type {any} */ (place.view)) + by + ORDER.length) % ORDER.length] });
+  /** @param {"layer" | "head" | "query"} what @param {number} by */
+  const move = (what, by) => {
+    const count = { layer: answer?.meta.layers, head: answer?.meta.heads, query: answer?.meta.tokens.length }[what];
+    if (!count || !USES[place.view]?.look.includes(what)) return;
+    go({ [what]: (answer?.meta[what] + by + count) % count });
+  };
+  /** @type {Record<string, () => void>} */
+  const keys = {
+    j: () => turn(1),
+    k: () => turn(-1),
+    "[": () => move("layer", -1),
+    "]": () => move("layer", 1),
+    "{": () => move("head", -1),
+    "}": () => move("head", 1),
+    ",": () => move("query", -1),
+    ".": () => move("query", 1),
+    "/": () => element.querySelector("textarea")?.focus(),
+    m: () => built.methods(),
+    p: () => element.querySelector('[data-live="pause"]:not([hidden]), [data-live="play"]:not([hidden]), [data-live="start"]:not([hidden])')?.dispatchEvent(new MouseEvent("click")),
+    s: () => element.querySelector('[data-live="step"]')?.dispatchEvent(new MouseEvent("click")),
+    "?": () => help(),
+  };
+
+  /** @param {KeyboardEvent} event */
+  function shortcut(event) {
+    const target = /** @type {HTMLElement} */ (event.target);
+    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+    if (target.matches('textarea, select, input:not([type="range"])')) {
+      if (event.key === "Escape") target.blur();
+      return;
+    }
+    const act = keys[event.key];
+    if (!act) return;
+    event.preventDefault();
+    act();
+  }
+
+  function help() {
+    const { words } = built;
+    const rows = [["j k", "view"], ["[ ]", "layer"], ["{ }", "head"], [", .", "query"], ["/", "text"], ["m", "method"], ["p", "play"], ["s", "step"], ["?", "help"], ["← ↑ → ↓", "cell"], ["Esc", "escape"]];
+    const dialog = /** @type {HTMLDialogElement} */ (html("dialog", { class: "picker help", "aria-label": words.say("studio.keys"), onclose: () => dialog.remove() },
+      html("div", { class: "picker-head" }, html("h2", {}, words.say("studio.keys")), html("button", { type: "button", class: "plain", "aria-label": words.say("studio.close"), onclick: () => dialog.close() }, "✕")),
+      html("dl", {}, rows.map(([key, what]) => html("div", {}, html("dt", {}, key.split(" ").map((one) => html("kbd", {}, one))), html("dd", {}, words.say(`studio.key.${what}`)))))));
+    element.append(dialog);
+    dialog.showModal();
+  }
+
+  mount(element, strings, ({ words, updates, controls }) => {
+    const titles = new Map([...offers.views.map((/** @type {any} */ one) => [one.key, [told(words, one.title), told(words, one.question)]]), ["report", [words.say("view.report.title"), words.say("view.report.question")]]]);
+    const title = (/** @type {string} */ key) => titles.get(key)?.[0] ?? key;
+    document.title = `${title(place.view)} · headway studio`;
+
+    const links = ORDER.map((key) => html("a", { href: `#view=${key}`, "data-view-link": key, "data-keep": `view-${key}`, onclick: (/** @type {MouseEvent} */ event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+      event.preventDefault();
+      go({ view: key });
+    } }, html("span", { class: "nav-title" }, title(key)), html("span", { class: "nav-question" }, titles.get(key)?.[1])));
+    const group = (/** @type {string} */ name, /** @type {readonly string[]} */ views) => html("section", {}, html("h2", {}, words.say(`studio.group.${name}`)), html("ul", {}, views.map((key) => html("li", {}, links[ORDER.indexOf(/** @type {any} */ (key))]))));
+    const short = /** @type {HTMLSelectElement} */ (html("select", { "data-keep": "view-select", "aria-label": words.say("studio.views"), onchange: () => go({ view: short.value }) },
+      GROUPS.map(([name, views]) => html("optgroup", { label: words.say(`studio.group.${name}`) }, views.map((key) => html("option", { value: key }, title(key)))))));
+    const nav = html("nav", { class: "views-nav", "aria-label": words.say("studio.views") }, html("p", { class: "nav-lead" }, words.say("studio.views")), GROUPS.map(([name, views]) => group(name, views)));
+
+    const panel = controlPanel(words, offers, { place: () => place, meta: () => answer?.meta ?? null, go, home: () => element });
+    const live = trainingPanel(words, training, {
+      place: () => place,
+      limits: offers.limits,
+      wishes,
+      started: () => go({ kind: "live", ...(OF_TRAINING.includes(place.view) ? {} : { view: "board" }) }),
+      look: (view) => go({ view, kind: "live" }),
+    });
+    const status = html("p", { class: "status", role: "status" });
+    const shown = html("div", { class: "screen", id: "studio-view", tabindex: "-1", "aria-busy": "false" });
+    /** @type {() => void} */
+    let draw = () => {};
+
+    // A tile of the wall opens its head; a cell of a map of pairs chooses its query.
+    shown.addEventListener("headway:choose", (event) => {
+      const { index } = /** @type {CustomEvent} */ (event).detail;
+      const heads = answer?.meta.heads;
+      if (place.view === "wall" && heads) go({ view: "head", layer: Math.floor(index / heads), head: index % heads });
+    });
+    shown.addEventListener("headway:cell", (event) => {
+      const { row, column } = /** @type {CustomEvent} */ (event).detail;
+      const tokens = answer?.meta.tokens.length ?? 0;
+      if (place.view === "projection") go({ query: row, column });
+      else if (OF_PAIRS.includes(place.view) && row < tokens) go({ query: row, ...(place.view === "split" ? { options: { ...place.options, key: column } } : {}) });
+    });
+
+    built = {
+      words,
+      methods: panel.methods,
+      panel: () => live.update(),
+      update() {
+        document.title = `${title(place.view)} · headway studio`;
+        for (const link of links) {
+          if (link.dataset.viewLink === place.view) link.setAttribute("aria-current", "page");
+          else link.removeAttribute("aria-current");
+        }
+        short.value = place.view;
+        live.element.hidden = place.kind !== "live" && !OF_TRAINING.includes(place.view);
+        panel.update();
+      },
+      state() {
+        shown.setAttribute("aria-busy", String(waiting));
+        status.textContent = waiting ? words.say("studio.waiting") : answer ? words.say("studio.shown", { view: title(place.view), name: answer.meta.name === "live" ? words.say("studio.model.live") : answer.meta.name, n: words.count(answer.meta.count) }) : "";
+      },
+      /** @param {boolean} other */
+      show(other) {
+        draw = () => {};
+        if (failure) shown.replaceChildren(html("div", { class: "warning", role: "alert" }, html("strong", {}, words.say("studio.refused")), html("p", { lang: "en" }, failure)));
+        else if (place.view === "report") shown.replaceChildren(reports(words));
+        else if (answer) {
+          const drawn = drawView(answer.view, words);
+          shown.replaceChildren(drawn.element);
+          draw = drawn.draw;
+          draw();
+        }
+        if (other && window.scrollY > shown.offsetTop) shown.scrollIntoView();
+      },
+    };
+    updates.push(() => draw());
+    built.update();
+    built.show(false);
+    built.state();
+
+    return [
+      html("header", { class: "topline" },
+        html("span", { class: "brand" }, "headway", html("span", {}, words.say("studio.brand"))),
+        html("div", { class: "controls" }, html("button", { type: "button", class: "save", "data-keep": "help", "aria-haspopup": "dialog", onclick: help }, words.say("studio.keys"), " ", html("kbd", {}, "?")), controls)),
+      html("div", { class: "studio-body" },
+        nav,
+        html("div", { class: "studio-main" },
+          html("div", { class: "short-nav" }, html("label", { class: "select" }, html("span", {}, words.say("studio.views")), short)),
+          panel.element, live.element, status, shown)),
+    ];
+  });
+
+  /** @param {import("./words.js").Words} words */
+  function reports(words) {
+    return html("section", { class: "view", "data-view": "report" }, html("h2", {}, words.say("view.report.title")), html("p", { class: "question" }, words.say("view.report.question")),
+      offers.comparisons.length
+        ? [html("p", {}, words.say("studio.report.there")), html("ul", { class: "reports" }, offers.comparisons.map((/** @type {any} */ one) => html("li", {}, html("a", { href: `/report/${one.id}`, target: "_blank", rel: "noopener" }, words.say("studio.report.open", { name: one.title })))))]
+        : [html("p", {}, words.say("studio.report.how"))],
+      html("pre", { tabindex: "0" }, html("code", {}, "headway compare\nheadway studio headway-compare")),
+      html("p", { class: "quiet" }, words.say("studio.report.what")));
+  }
+
+  remember(true);
+  load();
+}
+
+const main = /** @type {HTMLElement} */ (document.getElementById("studio"));
+main.classList.add("headway", "studio");
+Promise.all([ask("/api/state"), ask("/assets/words.json")]).then(
+  ([offers, strings]) => open(main, offers, strings),
+  (error) => main.append(html("p", { class: "warning", role: "alert" }, error.message || "The studio does not answer: is it still running?")),
+);

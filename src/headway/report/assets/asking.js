@@ -1,0 +1,60 @@
+/** Questions to the studio's server, newest first. */
+
+/**
+ * Ask, and wait for the answer; an error's message is one sentence for the reader, or "" if the server is gone.
+ * @param {string} path
+ * @param {unknown} [body] sent as JSON if there is one
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<any>}
+ */
+export async function ask(path, body, signal) {
+  const options = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  let response;
+  try {
+    response = await fetch(path, { ...options, signal, credentials: "same-origin", redirect: "error" });
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new Error("");
+  }
+  if (response.status === 409) throw new DOMException("superseded", "AbortError");
+  const kind = response.headers.get("content-type") ?? "";
+  const answer = kind.startsWith("application/json") ? await response.json() : { error: await response.text() };
+  if (!response.ok) throw new Error(String(answer.error ?? response.status));
+  return answer;
+}
+
+/**
+ * Asks one thing at a time: a newer question ends the older one, here and at the server.
+ * @param {string} slot what on the page it is for
+ * @returns {(body: Record<string, unknown>) => Promise<any>}
+ */
+export function newest(slot) {
+  const own = `${slot}-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`; // two windows do not end each other's
+  /** @type {AbortController | undefined} */
+  let before;
+  return (body) => {
+    before?.abort();
+    before = new AbortController();
+    return ask("/api/view", { slot: own, ...body }, before.signal);
+  };
+}
+
+/**
+ * Waits until the last call is `wait` milliseconds old.
+ * @param {() => void} act
+ * @param {number} wait
+ * @returns {{ soon: () => void, now: () => void }}
+ */
+export function calmly(act, wait) {
+  let timer = 0;
+  return {
+    soon: () => {
+      clearTimeout(timer);
+      timer = window.setTimeout(act, wait);
+    },
+    now: () => {
+      clearTimeout(timer);
+      act();
+    },
+  };
+}

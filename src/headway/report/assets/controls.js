@@ -1,0 +1,245 @@
+/** What the reader chooses beside the view: the text, the model, where to look, and what single views ask for. */
+
+import { html } from "./dom.js";
+import { pick } from "./picker.js";
+import { told } from "./parts.js";
+
+/** @typedef {import("./place.js").Place} Place */
+/** @typedef {{ name: string, kind: "choice" | "slider" | "number" | "method" | "key", values?: (string | number)[], first?: string | number, when?: [string, string] }} Option */
+/** @typedef {{ layers: number, heads: number, head_dim: number, tokens: string[], count: number, layer: number, head: number, query: number, column: number, position: string, name: string, seconds: number }} Meta */
+
+const POWERS = (/** @type {number} */ from, /** @type {number} */ to) => Array.from({ length: Math.log2(to / from) + 1 }, (_, i) => from * 2 ** i);
+const WHAT = /** @type {Option} */ ({ name: "what", kind: "choice", values: ["weights", "scores"], first: "weights" });
+
+/** Which choosers a view has, and its own options. @type {Record<string, { look: string[], options?: Option[] }>} */
+export const USES = {
+  stepper: { look: ["layer", "head", "query"] },
+  projection: { look: ["layer", "head", "query", "column"], options: [{ name: "matrix", kind: "choice", values: ["q", "k", "v"], first: "q" }] },
+  softmax: { look: ["layer", "head", "query"] },
+  scaling: { look: ["layer", "head"], options: [{ name: "dim", kind: "slider", values: POWERS(1, 1024) }] },
+  wall: { look: [] },
+  head: { look: ["layer", "head", "query"], options: [WHAT] },
+  split: { look: ["layer", "head", "query"], options: [{ name: "key", kind: "key" }] },
+  distance: { look: ["layer", "head"] },
+  vectors: { look: [], options: [{ name: "positions", kind: "slider", values: POWERS(8, 512) }] },
+  similarity: { look: [], options: [{ name: "positions", kind: "slider", values: POWERS(8, 256) }] },
+  bias: { look: ["layer"], options: [{ name: "reach", kind: "slider", values: POWERS(16, 16384) }] },
+  rotation: { look: ["layer", "head", "query"], options: [{ name: "positions", kind: "slider", values: POWERS(8, 256) }] },
+  sidebyside: { look: ["layer", "head", "query"] },
+  whatif: {
+    look: ["layer", "head"],
+    options: [
+      { name: "change", kind: "choice", values: ["shift", "shuffle", "swap"], first: "shift" },
+      { name: "by", kind: "slider", values: [1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000], first: 5, when: ["change", "shift"] },
+      { name: "seed", kind: "number", first: 0, when: ["change", "shuffle"] },
+      { name: "position", kind: "method", first: "alibi", when: ["change", "swap"] },
+      WHAT,
+    ],
+  },
+  longer: { look: [] },
+  report: { look: [] },
+  film: { look: ["layer", "head"] },
+  step: { look: ["layer", "head"] },
+  board: { look: [] },
+  long: { look: ["layer", "head"] },
+};
+const SIZES = /** @type {const} */ ({ dim: [8, 16, 24, 32, 48, 64, 96, 128, 192, 256], heads: [1, 2, 3, 4, 6, 8, 12, 16], layers: [1, 2, 3, 4, 6, 8] });
+
+/**
+ * The options a view is asked with: what was chosen, else what it begins with, of those that apply.
+ * @param {Place} place
+ * @returns {Record<string, string | number>}
+ */
+export function optionsOf(place) {
+  /** @type {Record<string, string | number>} */
+  const found = {};
+  const options = USES[place.view]?.options ?? [];
+  const value = (/** @type {string} */ name) => place.options[name] ?? options.find((one) => one.name === name)?.first;
+  for (const option of options) {
+    if (option.when && value(option.when[0]) !== option.when[1]) continue;
+    const given = value(option.name);
+    if (given !== undefined && given !== "") found[option.name] = given;
+  }
+  return found;
+}
+
+/**
+ * @param {import("./words.js").Words} words
+ * @param {any} offers of the server: methods, runs, comparisons, limits
+ * @param {object} options
+ * @param {() => Place} options.place
+ * @param {() => Meta | null} options.meta of the view that is shown
+ * @param {(change: Partial<Place>, when?: "soon" | "now") => void} options.go
+ * @param {() => HTMLElement} options.home where dialogs stand
+ * @returns {{ element: HTMLElement, update: () => void, methods: () => void }}
+ */
+export function controlPanel(words, offers, { place, meta, go, home }) {
+  const title = (/** @type {string} */ spec) => offers.methods.find((/** @type {any} */ one) => one.name === spec.split("(")[0])?.title ?? spec;
+  const methodChoices = () => offers.methods.map((/** @type {any} */ one) => ({ value: one.name, name: one.name, title: one.title, text: told(words, one.summary) }));
+
+  // The text
+  const area = /** @type {HTMLTextAreaElement} */ (html("textarea", { class: "field wide", id: "studio-text", rows: "2", maxlength: offers.limits.text, spellcheck: "false", "data-keep": "text", oninput: () => go({ text: area.value }, "soon") }));
+  const samples = /** @type {HTMLSelectElement} */ (html("select", { "aria-label": words.say("studio.sample"), "data-keep": "sample", onchange: () => {
+    if (samples.value) go({ text: words.say(`studio.sample.${samples.value}.text`), query: -1 });
+    samples.value = "";
+  } }, html("option", { value: "" }, words.say("studio.sample")), ["short", "chinese", "repeated", "long"].map((key) => html("option", { value: key }, words.say(`studio.sample.${key}`)))));
+  const textBox = html("div", { class: "text-box" }, html("div", { class: "row between" }, html("label", { for: "studio-text" }, words.say("studio.text")), samples), area);
+
+  // The model
+  const kinds = /** @type {const} */ (["fresh", "run", "live"]).map((kind) =>
+    html("button", { type: "button", "data-keep": `kind-${kind}`, "data-kind-of-model": kind, onclick: () => go({ kind, ...(kind === "run" && !place().run ? { run: offers.runs[0]?.id ?? "" } : {}) }) }, words.say(`studio.model.${kind}`)));
+  const method = html("button", { type: "button", class: "save", "data-keep": "method", "aria-haspopup": "dialog", onclick: methods });
+  const sizes = /** @type {const} */ (["dim", "heads", "layers"]).map((name) => chooser(name, () => withOwn(SIZES[name], place()[name]).map((value) => [value, String(value)]), () => place()[name], (value) => go({ [name]: value })));
+  const seed = numberField("seed", () => place().seed, offers.limits.seed, (value) => go({ seed: value }, "soon"));
+  const runs = chooser("run", () => offers.runs.length ? offers.runs.map((/** @type {any} */ one) => [one.id, one.position ? `${one.title} · ${one.position}` : one.title]) : [["", words.say("studio.run.none")]], () => place().run, (value) => go({ run: String(value) }), true);
+  const fresh = html("div", { class: "row" }, html("span", { class: "select" }, html("span", {}, words.say("studio.method")), method), sizes.map((one) => one.element), seed.element);
+  const noRuns = html("p", { class: "quiet" }, words.say("studio.run.how"), " ", html("code", { class: "name" }, "headway train"));
+  const trained = html("div", { class: "row" }, runs.element);
+  const model = html("div", { class: "model" },
+    html("div", { class: "row" }, html("span", { class: "caption", id: "studio-model" }, words.say("studio.model")), html("div", { class: "choice", role: "group", "aria-labelledby": "studio-model" }, kinds)),
+    fresh, trained, noRuns);
+
+  // Where to look
+  const limit = (/** @type {number} */ count, /** @type {(i: number) => string} */ label) => Array.from({ length: count }, (_, i) => /** @type {[number, string]} */ ([i, label(i)]));
+  const choosers = {
+    layer: chooser("layer", () => limit(meta()?.layers ?? place().layers, String), () => meta()?.layer ?? place().layer, (layer) => go({ layer: Number(layer) })),
+    head: chooser("head", () => limit(meta()?.heads ?? place().heads, String), () => meta()?.head ?? place().head, (head) => go({ head: Number(head) })),
+    query: chooser("query", () => limit(meta()?.tokens.length ?? 1, (i) => `${i} · ${meta()?.tokens[i] ?? ""}`), () => meta()?.query ?? 0, (query) => go({ query: Number(query) })),
+    column: chooser("column", () => limit(meta()?.head_dim ?? 1, String), () => meta()?.column ?? place().column, (column) => go({ column: Number(column) })),
+  };
+  const own = html("div", { class: "row options" });
+  const look = html("div", { class: "row look" }, Object.values(choosers).map((one) => one.element), own);
+
+  // Models beside it, and comparisons
+  const others = html("div", { class: "row others" });
+  const compared = chooser("results", () => offers.comparisons.map((/** @type {any} */ one) => [one.id, one.title]), () => place().results || offers.comparisons[0]?.id, (value) => go({ results: String(value) }), true);
+
+  function methods() {
+    pick({ words, place: home(), title: words.say("studio.method.choose"), choices: methodChoices(), current: place().position, free: words.say("studio.method.free"), done: (position) => go({ position, kind: "fresh" }) });
+  }
+
+  /**
+   * @param {string} name
+   * @param {() => [string | number, string][]} values
+   * @param {() => string | number | undefined} current
+   * @param {(value: string | number) => void} choose
+   */
+  function chooser(name, values, current, choose, text = false) {
+    const select = /** @type {HTMLSelectElement} */ (html("select", { "data-keep": `choose-${name}`, "data-choose": name, onchange: () => choose(text ? select.value : Number(select.value)) }));
+    let shown = "";
+    function update() {
+      const list = values();
+      const key = JSON.stringify(list);
+      if (key !== shown) select.replaceChildren(...list.map(([value, label]) => html("option", { value }, label)));
+      shown = key;
+      select.value = String(current() ?? "");
+    }
+    return { element: html("label", { class: "select", "data-for": name }, html("span", {}, words.say(`studio.${name}`)), select), update };
+  }
+
+  /** @param {string} name @param {() => number} current @param {number} most @param {(value: number) => void} choose */
+  function numberField(name, current, most, choose) {
+    const field = /** @type {HTMLInputElement} */ (html("input", { type: "number", class: "field short", min: 0, max: most, step: 1, "data-keep": `choose-${name}`, oninput: () => {
+      const value = Number(field.value);
+      if (field.value !== "" && Number.isInteger(value) && value >= 0 && value <= most) choose(value);
+    } }));
+    return { element: html("label", { class: "select" }, html("span", {}, words.say(`studio.${name}`)), field), update: () => {
+      if (document.activeElement !== field) field.value = String(current());
+    } };
+  }
+
+  /** @param {Option} option */
+  function optionField(option) {
+    const label = words.say(`studio.option.${place().view}.${option.name}`);
+    const current = place().options[option.name] ?? option.first;
+    const choose = (/** @type {string | number | undefined} */ value, /** @type {"soon" | "now"} */ when = "now") => {
+      const options = { ...place().options };
+      if (value === undefined || value === "") delete options[option.name];
+      else options[option.name] = value;
+      go({ options }, when);
+    };
+    const keep = `option-${option.name}`;
+    if (option.kind === "choice")
+      return html("div", { class: "select" }, html("span", {}, label), html("div", { class: "choice", role: "group", "aria-label": label }, (option.values ?? []).map((value) =>
+        html("button", { type: "button", "data-keep": `${keep}-${value}`, "aria-pressed": String(value === current), onclick: () => choose(value) }, words.say(`studio.value.${value}`)))));
+    if (option.kind === "method")
+      return html("span", { class: "select" }, html("span", {}, label), html("button", { type: "button", class: "save", "data-keep": keep, "aria-haspopup": "dialog", onclick: () =>
+        pick({ words, place: home(), title: label, choices: methodChoices(), current: String(current), free: words.say("studio.method.free"), done: (value) => choose(value) }) }, title(String(current))));
+    if (option.kind === "key")
+      return html("label", { class: "select" }, html("span", {}, label), html("select", { "data-keep": keep, onchange: (/** @type {Event} */ event) => {
+        const { value } = /** @type {HTMLSelectElement} */ (event.target);
+        choose(value === "" ? undefined : Number(value));
+      } }, html("option", { value: "" }, words.say("studio.value.largest")), (meta()?.tokens ?? []).map((token, i) => html("option", { value: i, selected: current === i }, `${i} · ${token}`))));
+    if (option.kind === "number")
+      return html("label", { class: "select" }, html("span", {}, label), html("input", { type: "number", class: "field short", min: 0, max: offers.limits.seed, value: current, "data-keep": keep, oninput: (/** @type {Event} */ event) => {
+        const { value } = /** @type {HTMLInputElement} */ (event.target);
+        if (/^\d{1,9}$/.test(value)) choose(Number(value), "soon");
+      } }));
+    const values = /** @type {number[]} */ (option.values);
+    const nearest = (/** @type {number} */ wish) => values.reduce((best, value, i) => (Math.abs(value - wish) < Math.abs(values[best] - wish) ? i : best), 0);
+    const output = html("output", {}, current === undefined ? words.say("studio.value.own") : words.count(Number(current)));
+    const start = current === undefined ? nearest(option.name === "dim" ? (meta()?.head_dim ?? 16) : 64) : nearest(Number(current));
+    const slider = /** @type {HTMLInputElement} */ (html("input", { type: "range", min: 0, max: values.length - 1, step: 1, value: start, "data-keep": keep, "aria-valuetext": output.textContent, oninput: () => {
+      const value = values[Number(slider.value)];
+      output.textContent = words.count(value);
+      slider.setAttribute("aria-valuetext", output.textContent ?? "");
+      choose(value, "soon");
+    } }));
+    return html("label", { class: "select slider" }, html("span", {}, label), slider, output);
+  }
+
+  /** Fill the row of the view's own options again, unless one of them is being used. */
+  let ownShown = "";
+  function updateOwn() {
+    const { view, options } = place();
+    const given = optionsOf(place());
+    const shown = (USES[view]?.options ?? []).filter((one) => !one.when || given[one.when[0]] === one.when[1]);
+    const key = JSON.stringify([view, shown.map((one) => one.name), shown.map((one) => (one.kind === "slider" ? 0 : options[one.name])), shown.some((one) => one.kind === "key") && meta()?.tokens, meta()?.head_dim]);
+    const busy = own.contains(document.activeElement) && document.activeElement instanceof HTMLInputElement;
+    if (key === ownShown || busy) return;
+    ownShown = key;
+    const focused = own.contains(document.activeElement) && document.activeElement?.getAttribute("data-keep");
+    own.replaceChildren(...shown.map(optionField));
+    if (focused) /** @type {HTMLElement | null} */ (own.querySelector(`[data-keep="${focused}"]`))?.focus();
+  }
+
+  function updateOthers() {
+    const { view, others: chosen } = place();
+    others.hidden = view !== "sidebyside";
+    if (others.hidden) return;
+    const name = (/** @type {string} */ other) => other === "live" ? words.say("studio.model.live") : other.startsWith("run:") ? (offers.runs.find((/** @type {any} */ one) => one.id === other.slice(4))?.title ?? other.slice(4)) : title(other.slice(6));
+    const choices = () => [...offers.runs.map((/** @type {any} */ one) => ({ value: `run:${one.id}`, name: one.title, title: one.title, text: one.position ?? "" })), ...methodChoices().map((/** @type {any} */ one) => ({ ...one, value: `fresh:${one.value}` }))];
+    others.replaceChildren(html("span", { class: "caption" }, words.say("studio.others")),
+      ...chosen.map((other, i) => html("span", { class: "chip" }, name(other), html("button", { type: "button", class: "plain", "data-keep": `other-${i}`, "aria-label": words.say("studio.others.remove", { name: name(other) }), onclick: () => go({ others: chosen.filter((_, at) => at !== i) }) }, "✕"))),
+      chosen.length < offers.limits.others && html("button", { type: "button", class: "save", "data-keep": "other-add", "aria-haspopup": "dialog", onclick: () =>
+        pick({ words, place: home(), title: words.say("studio.others.add"), choices: choices(), current: "", done: (value) => go({ others: [...place().others, value] }) }) }, `+ ${words.say("studio.others.add")}`) || "");
+  }
+
+  function update() {
+    const now = place();
+    if (document.activeElement !== area) area.value = now.text;
+    for (const button of kinds) button.setAttribute("aria-pressed", String(button.dataset.kindOfModel === now.kind));
+    method.textContent = title(now.position) + (now.position.includes("(") ? ` ${now.position.slice(now.position.indexOf("("))}` : "");
+    for (const one of [...sizes, seed, runs, compared, ...Object.values(choosers)]) one.update();
+    const uses = USES[now.view]?.look ?? [];
+    for (const [name, one] of Object.entries(choosers)) one.element.hidden = !uses.includes(name);
+    const compares = now.view === "longer";
+    const aside = now.view === "report" || compares;
+    textBox.hidden = model.hidden = aside;
+    compared.element.hidden = !compares || !offers.comparisons.length;
+    fresh.hidden = now.kind !== "fresh";
+    trained.hidden = now.kind !== "run" || !offers.runs.length;
+    noRuns.hidden = now.kind !== "run" || offers.runs.length > 0;
+    updateOwn();
+    updateOthers();
+    look.hidden = !uses.length && !own.children.length;
+  }
+
+  update();
+  return { element: html("div", { class: "choices" }, textBox, model, look, others, compared.element), update, methods };
+}
+
+/** @param {readonly number[]} list @param {number} value */
+function withOwn(list, value) {
+  return list.includes(value) ? [...list] : [...list, value].sort((a, b) => a - b);
+}

@@ -1,0 +1,178 @@
+/** The panel of the live training: start, play, pause, step once, and its loss as it falls. */
+
+import { ask } from "./asking.js";
+import { html, svg } from "./dom.js";
+import { grouped } from "./words.js";
+
+/** @typedef {{ step: number, loss: number, validation_loss: number | null }} Point */
+/**
+ * @typedef {object} Told
+ * @property {number} session
+ * @property {"none" | "paused" | "playing" | "done" | "failed"} state
+ * @property {number} [finished]
+ * @property {number} [steps]
+ * @property {{ position: string, dim: number, heads: number, layers: number }} [model]
+ * @property {({ number: number, kind: string, message?: string } & Partial<Point>)[]} events
+ */
+
+const MOST = 400; // points of the drawn curve
+const OPTIMIZERS = ["adamw", "adam", "sgd"];
+
+/**
+ * Follow the training for as long as the page is open. The server sends only events that came after the last one.
+ * @returns {{ told: () => Told, points: () => Point[], message: () => string, listen: (hear: (told: Told) => void) => void }}
+ */
+export function followTraining() {
+  /** @type {Told} */
+  let told = { session: 0, state: "none", events: [] };
+  /** @type {Point[]} */
+  let points = [];
+  let message = "";
+  /** @type {(told: Told) => void} */
+  let hear = () => {};
+  const source = new EventSource("/api/live/events");
+  source.onmessage = ({ data }) => {
+    /** @type {Told} */
+    const next = JSON.parse(data);
+    if (next.session !== told.session) {
+      points = [];
+      message = "";
+    }
+    told = next;
+    for (const event of next.events) {
+      if (event.kind === "step") points.push(/** @type {Point} */ (event));
+      if (event.kind === "error") message = String(event.message);
+    }
+    hear(told);
+  };
+  window.addEventListener("pagehide", () => source.close());
+  return { told: () => told, points: () => points, message: () => message, listen: (listener) => (hear = listener) };
+}
+
+/**
+ * @param {import("./words.js").Words} words
+ * @param {ReturnType<typeof followTraining>} training
+ * @param {object} options
+ * @param {() => import("./place.js").Place} options.place
+ * @param {Record<string, number>} options.limits
+ * @param {Record<string, string | number>} options.wishes optimizer, rate, steps and source, kept between builds
+ * @param {() => void} options.started after a training was started
+ * @param {(view: string) => void} options.look open a view of the training
+ * @returns {{ element: HTMLElement, update: () => void }}
+ */
+export function trainingPanel(words, training, { place, limits, wishes, started, look }) {
+  const state = html("span", { class: "live-state", role: "status" });
+  const chart = html("div", { class: "live-chart" });
+  const error = html("p", { class: "warning", role: "alert", hidden: true });
+  const about = html("p", { class: "quiet" });
+  const button = (/** @type {string} */ key, /** @type {() => void} */ act, kind = "save") =>
+    html("button", { type: "button", class: kind, "data-keep": `live-${key}`, "data-live": key, onclick: act }, words.say(`studio.live.${key}`));
+  const start = button("start", () => run(async () => (await begin(), await ask("/api/live/play", {}))), "save primary");
+  const play = button("play", () => run(() => ask("/api/live/play", {})), "save primary");
+  const pause = button("pause", () => run(() => ask("/api/live/pause", {})), "save primary");
+  const step = button("step", () => run(async () => {
+    if (["none", "done", "failed"].includes(training.told().state)) await begin();
+    await ask("/api/live/step", { steps: 1 });
+  }));
+  const stop = button("stop", () => run(() => ask("/api/live/stop", {})));
+  const looks = ["step", "film", "board"].map((view) => button(`look.${view}`, () => look(view)));
+
+  const select = (/** @type {string} */ name, /** @type {string[]} */ values, /** @type {(value: string) => string} */ label) =>
+    html("label", { class: "select" }, html("span", {}, words.say(`studio.live.${name}`)),
+      html("select", { "data-keep": `live-${name}`, onchange: (/** @type {Event} */ event) => (wishes[name] = /** @type {HTMLSelectElement} */ (event.target).value) },
+        values.map((value) => html("option", { value, selected: wishes[name] === value }, label(value)))));
+  const field = (/** @type {string} */ name, /** @type {Record<string, unknown>} */ more) =>
+    html("label", { class: "select" }, html("span", {}, words.say(`studio.live.${name}`)),
+      html("input", { class: "field short", "data-keep": `live-${name}`, value: wishes[name], oninput: (/** @type {Event} */ event) => (wishes[name] = /** @type {HTMLInputElement} */ (event.target).value), ...more }));
+  const settings = html("div", { class: "row" },
+    select("source", ["typed", "built-in"], (value) => words.say(`studio.live.source.${value}`)),
+    select("optimizer", OPTIMIZERS, (value) => ({ adamw: "AdamW", adam: "Adam", sgd: "SGD" })[value] ?? value),
+    field("lr", { inputmode: "decimal", placeholder: words.say("studio.live.usual") }),
+    field("steps", { type: "number", min: 1, max: limits.steps }));
+
+  async function begin() {
+    const { position, dim, heads, layers, seed, text } = place();
+    const rate = String(wishes.lr).trim();
+    await ask("/api/live", {
+      text: wishes.source === "typed" ? text : "",
+      position, dim, heads, layers, seed,
+      optimizer: wishes.optimizer,
+      lr: rate ? Number(rate) : null,
+      steps: Number(wishes.steps),
+    });
+    started();
+  }
+
+  /** @param {() => Promise<unknown>} act */
+  async function run(act) {
+    error.hidden = true;
+    try {
+      await act();
+    } catch (problem) {
+      show(/** @type {Error} */ (problem).message || words.say("studio.gone"));
+    }
+  }
+
+  /** @param {string} text */
+  function show(text) {
+    error.hidden = !text;
+    error.textContent = text;
+  }
+
+  function update() {
+    const told = training.told();
+    const points = training.points();
+    const running = told.state === "playing" || told.state === "paused";
+    const before = document.activeElement;
+    settings.hidden = running;
+    start.hidden = running;
+    play.hidden = told.state !== "paused";
+    pause.hidden = told.state !== "playing";
+    stop.hidden = !running;
+    // whoever pressed play goes on with pause
+    if (before instanceof HTMLElement && before.hidden && before.dataset.live) (running ? (play.hidden ? pause : play) : start).focus();
+    for (const one of looks) one.hidden = points.length === 0;
+    const last = points[points.length - 1];
+    const said = words.say(`studio.live.state.${told.state}`);
+    state.textContent = told.state === "none" ? said : words.say("studio.live.at", { state: said, step: words.count(last?.step ?? 0), steps: words.count(told.steps ?? 0), loss: last ? grouped(last.loss, 3) : "–" });
+    state.dataset.step = String(last?.step ?? 0);
+    about.textContent = told.model && told.state !== "none" ? words.say("studio.live.about", { ...told.model }) : words.say("studio.live.invite");
+    if (training.message()) show(training.message());
+    chart.replaceChildren(...(points.length > 1 ? [curve(words, points)] : []));
+  }
+
+  update();
+  const element = html("section", { class: "live-panel", "aria-label": words.say("studio.live.title") },
+    html("div", { class: "row" }, html("h2", {}, words.say("studio.live.title")), state),
+    about, settings, html("div", { class: "row" }, start, play, pause, step, stop, looks), error, chart);
+  return { element, update };
+}
+
+/**
+ * The loss so far, as a small curve.
+ * @param {import("./words.js").Words} words
+ * @param {Point[]} points
+ */
+function curve(words, points) {
+  const [wide, tall, left, right, top, bottom] = [600, 120, 40, 12, 8, 20];
+  const every = Math.ceil(points.length / MOST);
+  /** @type {[number, number][]} each point stands for the mean of `every` */
+  const thin = [];
+  for (let at = 0; at < points.length; at += every) {
+    const some = points.slice(at, at + every);
+    thin.push([some[some.length - 1].step, some.reduce((sum, one) => sum + one.loss, 0) / some.length]);
+  }
+  const losses = thin.map(([, loss]) => loss);
+  const [low, high] = [Math.min(0, ...losses), Math.max(...losses)];
+  const [first, last] = [thin[0][0], thin[thin.length - 1][0]];
+  const x = (/** @type {number} */ step) => left + ((wide - left - right) * (step - first)) / Math.max(1, last - first);
+  const y = (/** @type {number} */ loss) => top + ((tall - top - bottom) * (high - loss)) / (high - low || 1);
+  const path = thin.map(([step, loss], i) => `${i ? "L" : "M"}${x(step).toFixed(1)} ${y(loss).toFixed(1)}`).join("");
+  const text = (/** @type {number} */ tx, /** @type {number} */ ty, /** @type {string} */ anchor, /** @type {string} */ said) => svg("text", { class: "tick", x: tx, y: ty, "text-anchor": anchor }, said);
+  const label = words.say("studio.live.curve", { step: words.count(last), loss: grouped(points[points.length - 1].loss, 3) });
+  return svg("svg", { viewBox: `0 0 ${wide} ${tall}`, role: "img", "aria-label": label, class: "hue-0", "data-points": points.length },
+    svg("g", { class: "grid" }, svg("line", { class: "base", x1: left, x2: wide - right, y1: y(low), y2: y(low) }), svg("line", { x1: left, x2: wide - right, y1: y(high), y2: y(high) })),
+    text(left - 6, y(high) + 4, "end", grouped(high, 1)), text(left - 6, y(low) + 4, "end", grouped(low, 1)),
+    text(left, tall - 5, "start", words.count(first)), text(wide - right, tall - 5, "end", words.say("studio.live.steps.axis", { n: words.count(last) })),
+    svg("path", { class: "line", d: path }));
+}
