@@ -197,6 +197,12 @@ def train(
     validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations.")] = 100,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
     out: Out = Path("headway-run"),
+    watch: Annotated[
+        int | None, typer.Option(min=1, help="Record W_Q, W_K and W_V every so many steps, to see them learn.")
+    ] = None,
+    log_dir: Annotated[
+        Path | None, typer.Option(help="Event files for TensorBoard (needs the extra headway[tensorboard]).")
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to train, as cpu or cuda.")] = "cpu",
     threads: Threads = None,
 ) -> None:
@@ -204,6 +210,7 @@ def train(
     _use_threads(threads)
     from headway.training import Progress, TrainSettings
     from headway.training import train as run
+    from headway.training.watching import watch_size
 
     settings = TrainSettings(
         steps=steps,
@@ -234,6 +241,8 @@ def train(
         "dropout": dropout,
     }
     console = _console()
+    if watch is not None:
+        console.print(_watch_note(watch_size(config, settings, watch), watch, out), soft_wrap=True)
     with _bars(console) as bars:
         bar = bars.add_task("train", total=steps, note="")
         validated = ""
@@ -256,6 +265,8 @@ def train(
             vocabulary_size=vocabulary_size,
             on_progress=show,
             device=device,
+            watch=watch,
+            log_dir=log_dir,
         )
     for note in result.notes:
         console.print(note, soft_wrap=True)
@@ -315,7 +326,7 @@ def generate(
 
 @app.command()
 def explain(
-    text: Annotated[str, typer.Argument(help="A sentence; at most 64 tokens.")],
+    text: Annotated[str, typer.Argument(help="A sentence; at most 64 tokens, with --html 1,024.")],
     model: Annotated[
         Path | None, typer.Option(help="A run of `headway train`; default: a small model that has learned nothing yet.")
     ] = None,
@@ -326,6 +337,7 @@ def explain(
     layer: Annotated[int, typer.Option(help="Which layer, from 0.")] = 0,
     head: Annotated[int, typer.Option(help="Which head, from 0.")] = 0,
     language: Annotated[str, typer.Option(help="en or zh.")] = "en",
+    html: Annotated[Path | None, typer.Option(help="Write it as a page to this file instead, for a browser.")] = None,
 ) -> None:
     """Walk through attention for one sentence: Q, K and V with one number worked out, scaling, position, weights."""
     from headway.inspect.explain import explain as walk
@@ -347,7 +359,16 @@ def explain(
         network, row = loaded, vocabulary.encode(text.encode())
         tokens, ids = token_texts(vocabulary, row), row[None]
     console = _console()
-    console.print(walk_text(walk(network, ids, tokens, layer=layer, head=head), console.width, language))
+    if html is None:
+        console.print(walk_text(walk(network, ids, tokens, layer=layer, head=head), console.width, language))
+    else:
+        from headway.report.page import write_whole
+        from headway.views import Question
+        from headway.views.walk import walk_page
+
+        name = "untrained" if model is None else str(model)
+        question = Question(network, ids, tokens, name=name, layer=layer, head=head)
+        console.print(f"Page: {write_whole(html, walk_page(question))}", soft_wrap=True)
 
 
 @app.command(name="bench")
@@ -446,6 +467,14 @@ def methods_command(
     else:
         console.print(methods_table(found, console.width))
         console.print(methods_note(found))
+
+
+def _watch_note(size: int, every: int, out: Path) -> str:
+    """How much a watch will write, said before it does."""
+    from headway.inspect.watch import ROOM
+
+    said = f"Watching W_Q, W_K and W_V every {every} steps: {size / 1e6:,.1f} MB in {out / 'watch'}"
+    return said if size <= ROOM else f"{said} would be more than {ROOM / 1e6:,.0f} MB, so it will look less often"
 
 
 def _use_threads(threads: int | None) -> None:

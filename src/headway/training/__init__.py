@@ -11,6 +11,7 @@ from headway.training.run import Run, RunResult, load_model, open_run, train
 from headway.training.settings import TrainSettings
 from headway.training.text import Split, Text, read_text
 from headway.training.vocabulary import Bpe, Bytes, Vocabulary, token_texts, vocabulary_from_json
+from headway.training.watching import load_watch
 
 __all__ = [
     "Batches",
@@ -35,6 +36,7 @@ __all__ = [
     "build_optimizer",
     "learning_rate",
     "load_model",
+    "load_watch",
     "open_run",
     "read_checkpoint",
     "read_json",

@@ -25,7 +25,7 @@ from headway.training.run import new_model
 from headway.training.settings import TrainSettings
 from headway.training.text import Split, Text, read_text
 from headway.training.vocabulary import Bpe, Bytes, Vocabulary, token_texts
-from headway.training.watching import WINDOW, Watcher
+from headway.training.watching import Watcher, fixed_window
 from headway.transformer import Transformer
 
 EVENTS = 10_000
@@ -93,7 +93,7 @@ class Live:
             TextBatches(training, settings.length, settings.batch, settings.seed),
             settings,
             validation=TextValidation(held_out, settings.length, settings.batch),
-            observers=(Watcher(self._watch, held_out[None, :WINDOW]), _Turns(self)),
+            observers=(Watcher(self._watch, fixed_window(held_out, settings.length)), _Turns(self)),
         )
         self._model = model
         # one condition guards everything below; the thread steps without holding it, so that nobody waits to pause

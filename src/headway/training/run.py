@@ -3,6 +3,7 @@
 settings.json    the model's config, the training settings, the vocabulary, the text's name and SHA-256, versions
 history.json     what happened so far
 checkpoints/     the last ones, each whole or absent
+watch/           how the matrices learned, where asked for, see watching.py
 .lock            held while a process trains here
 """
 
@@ -24,10 +25,12 @@ from headway.training.batches import TextBatches, TextValidation
 from headway.training.checkpoint import Checkpoints
 from headway.training.files import FolderLock, explained, make_folder, read_json, write_json_atomic
 from headway.training.history import History
-from headway.training.loop import Progress, Trainer, differences
+from headway.training.loop import Observer, Progress, Trainer, differences
 from headway.training.settings import TrainSettings
+from headway.training.tensorboard import TensorBoard
 from headway.training.text import Split, Text, read_text
 from headway.training.vocabulary import Bpe, Bytes, Vocabulary, vocabulary_from_json
+from headway.training.watching import FOLDER, FolderWatcher, fixed_window
 
 _FORMAT = 1
 _FIELDS = frozenset({"format", "model", "train", "vocabulary", "vocabulary_request", "text", "versions"})
@@ -96,6 +99,8 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     device: torch.device | str = "cpu",
+    watch: int | None = None,
+    log_dir: Path | str | None = None,
 ) -> RunResult:
     """Train a Transformer on a text, in a folder; the same call again resumes it.
 
@@ -110,6 +115,9 @@ def train(
         on_progress: called with a `Progress` now and then.
         stop: asked after every step; True saves and stops.
         device: where to train.
+        watch: record W_Q, W_K and W_V every so many steps, for :func:`headway.training.load_watch`; the training's
+            numbers stay the same, and a resumed run may be watched otherwise.
+        log_dir: write event files for TensorBoard there, see :class:`headway.training.tensorboard.TensorBoard`.
 
     Returns:
         The run, its model, and notes.
@@ -148,13 +156,19 @@ def train(
         notes: list[str] = []
         if existing is not None:
             _check_same(folder, existing, record)
+        held_out = words.encode(split.validation)
+        window = fixed_window(held_out, settings.length)
+        observers: list[Observer] = [] if watch is None else [FolderWatcher(folder / FOLDER, watch, window)]
+        if log_dir is not None:
+            observers.append(TensorBoard(log_dir, window, {field: record[field] for field in ("model", "text")}))
         trainer = Trainer(
             model,
             TextBatches(words.encode(split.train), settings.length, settings.batch, settings.seed),
             settings,
-            validation=TextValidation(words.encode(split.validation), settings.length, settings.batch),
+            validation=TextValidation(held_out, settings.length, settings.batch),
             folder=folder,
             on_progress=on_progress,
+            observers=observers,
         )
         if existing is None:
             write_json_atomic(folder / "settings.json", record)
