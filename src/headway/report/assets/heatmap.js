@@ -34,29 +34,29 @@ const TILTED = 88; // most pixels of a tilted label
  * @returns {import("./parts.js").Drawn}
  */
 export function heatmap(given, setting) {
-  const { words, bare } = setting;
+  const { words, form, quiet } = setting;
+  const tile = form === "tile";
   let figure = given;
   let data = read(figure);
   /** @type {ReturnType<typeof place> | null} */
   let now = null;
-  /** @type {[number, number] | null} */
+  /** @type {[number | null, number | null] | null} a cell, a whole row or a whole column */
   let focus = null;
 
   const canvas = /** @type {HTMLCanvasElement} */ (html("canvas", { class: "cells", "aria-hidden": "true" }));
   const rails = svg("svg", { class: "rails", "aria-hidden": "true" });
   const mark = html("div", { class: "cell-mark", hidden: true });
-  const plot = html("div", bare ? { class: "map" } : { class: "plot map", tabindex: "0", role: "application" }, canvas, rails, mark);
+  const plot = html("div", tile ? { class: "map" } : { class: "plot map", tabindex: "0", role: "application" }, canvas, rails, mark);
   const line = html("p", { class: "readout idle", "aria-live": "polite" });
-  const bar = html("canvas", { class: "bar-colours", width: "256", height: "1", "aria-hidden": "true" });
-  const legend = html("div", { class: "map-legend" });
-  const { element, refresh } = frameOf(setting, () => figure, bare ? [plot] : [plot, legend, line], { table, csv: () => csv() });
+  const legend = colourBar(words);
+  const { element, refresh } = frameOf(setting, () => figure, tile ? [plot] : [plot, legend.element, line], { table, csv: () => csv() });
 
   function draw() {
     const width = plot.clientWidth;
     if (!width) return;
-    now = place(figure, data, width, plot, Boolean(bare));
+    now = place(figure, data, width, plot, tile, words);
     paint();
-    if (!bare) {
+    if (!tile) {
       label(rails, figure, now, words);
       describe();
     }
@@ -76,32 +76,14 @@ export function heatmap(given, setting) {
   function describe() {
     const [rows, columns] = figure.axes.map((one) => told(words, one));
     plot.setAttribute("aria-label", `${told(words, figure.title)}. ${words.say("map.label", { rows, columns, m: words.count(data.height), n: words.count(data.width) })} ${words.say("hint")}`);
-    const context = /** @type {HTMLCanvasElement} */ (bar).getContext("2d");
-    const strip = new ImageData(256, 1);
-    const table = colourTable(figure.scale, isDark(plot));
-    for (let i = 0; i < 256; i += 1) strip.data.set([table[3 * i], table[3 * i + 1], table[3 * i + 2], 255], 4 * i);
-    context?.putImageData(strip, 0, 0);
-    const [low, high] = data.limits;
-    const written = (/** @type {number} */ value) => onAxis(value) + unitOf();
-    const key = (/** @type {string} */ name, /** @type {string} */ text) => html("span", { class: "map-key" }, html("i", { class: `key-${name}`, "aria-hidden": "true" }), text);
-    legend.replaceChildren(
-      html("span", { class: "map-bar" },
-        html("span", { class: "limit" }, written(low)), bar, html("span", { class: "limit" }, written(high)),
-        figure.scale === "diverging" && html("span", { class: "quiet" }, words.say("map.middle"))),
-      ...(data.masked ? [key("hidden", words.say("map.hidden"))] : []),
-      ...(data.missing ? [key("missing", words.say("map.missing"))] : []),
-      ...(data.beyond ? [html("span", { class: "quiet" }, words.say("map.clipped", { n: words.count(data.beyond), low: written(data.lowest), high: written(data.highest) }))] : []),
-      ...(now && now.pooled ? [html("span", { class: "quiet" }, words.say("map.pooled"))] : []),
-    );
+    legend.draw(figure, data.limits, data, Boolean(now?.pooled));
   }
-
-  const unitOf = () => (figure.unit ? `\u00a0${figure.unit}` : "");
 
   /** @param {number} row @param {number} column */
   function reading(row, column) {
     const [rows, columns] = figure.axes.map((one) => told(words, one));
     const at = row * data.width + column;
-    const value = data.hidden?.[at] ? words.say("map.hidden") : Number.isNaN(data.values[at]) ? words.say("map.missing") : spoken(data.values[at]) + unitOf();
+    const value = data.hidden?.[at] ? words.say("map.hidden") : Number.isNaN(data.values[at]) ? words.say("map.missing") : spoken(data.values[at]) + unitOf(figure);
     return words.say("map.reading", { row: named(rows, row, figure.rows[row]), column: named(columns, column, figure.columns[column]), value });
   }
 
@@ -110,14 +92,14 @@ export function heatmap(given, setting) {
     if (!focus || !now) return;
     const [row, column] = focus;
     const { left, top, wide, tall } = now;
-    const [w, h] = [wide / data.width, tall / data.height];
-    const [mw, mh] = [Math.max(w, 5), Math.max(h, 5)];
+    const [w, h] = [column === null ? wide : wide / data.width, row === null ? tall : tall / data.height];
+    const [mw, mh] = [Math.max(w, 5), Math.max(h, 5)]; // a cell of one pixel must be seen too
     Object.assign(mark.style, {
-      transform: `translate(${left + column * w + (w - mw) / 2}px, ${top + row * h + (h - mh) / 2}px)`,
+      transform: `translate(${left + (column ?? 0) * w + (w - mw) / 2}px, ${top + (row ?? 0) * h + (h - mh) / 2}px)`,
       width: `${mw}px`,
       height: `${mh}px`,
     });
-    if (!bare) {
+    if (row !== null && column !== null) {
       line.textContent = reading(row, column);
       line.classList.remove("idle");
     }
@@ -126,21 +108,22 @@ export function heatmap(given, setting) {
   function rest() {
     focus = null;
     mark.hidden = true;
-    line.textContent = words.say("hint");
+    line.textContent = quiet || form ? "" : words.say("hint");
     line.classList.add("idle");
   }
 
-  /** @param {number} row @param {number} column */
-  function point(row, column) {
-    if (row < 0 || column < 0 || row >= data.height || column >= data.width) return rest();
+  /** @param {number | null} row @param {number | null} column @param {boolean} [own] pointed at here, not in a figure beside */
+  function point(row, column, own = false) {
+    if ((row ?? 0) < 0 || (column ?? 0) < 0 || (row ?? 0) >= data.height || (column ?? 0) >= data.width) return rest();
     if (focus && focus[0] === row && focus[1] === column) return;
     focus = [row, column];
+    line.setAttribute("aria-live", own ? "polite" : "off"); // of figures side by side one speaks
     show();
   }
 
   /** @param {number} row @param {number} column */
   function look(row, column) {
-    point(row, column);
+    point(row, column, true);
     announce(plot, "headway:point", { row, column });
   }
 
@@ -158,7 +141,7 @@ export function heatmap(given, setting) {
     return row >= 0 && column >= 0 && row < data.height && column < data.width ? [row, column] : null;
   }
 
-  if (!bare) {
+  if (!tile) {
     rest();
     for (const kind of ["pointermove", "pointerdown"])
       plot.addEventListener(kind, (event) => {
@@ -174,7 +157,7 @@ export function heatmap(given, setting) {
     plot.addEventListener("keydown", (event) => {
       if (event.key === "Escape") return leave();
       if (event.key === "Enter" || event.key === " ") {
-        if (focus) announce(plot, "headway:cell", { row: focus[0], column: focus[1] });
+        if (focus && focus[0] !== null && focus[1] !== null) announce(plot, "headway:cell", { row: focus[0], column: focus[1] });
         return event.preventDefault();
       }
       const page = Math.max(2, Math.round(data.height / 10));
@@ -184,9 +167,10 @@ export function heatmap(given, setting) {
       if (!move || event.altKey || event.metaKey) return;
       event.preventDefault();
       const far = event.ctrlKey && (event.key === "Home" || event.key === "End") ? move[1] : move[0];
-      if (!focus) return look(0, 0);
+      const [row, column] = focus ?? [];
       const clamp = (/** @type {number} */ value, /** @type {number} */ count) => Math.max(0, Math.min(count - 1, value));
-      look(clamp(focus[0] + far, data.height), clamp(focus[1] + move[1], data.width));
+      if (typeof row !== "number" || typeof column !== "number") look(0, 0);
+      else look(clamp(row + far, data.height), clamp(column + move[1], data.width));
     });
   }
 
@@ -215,11 +199,59 @@ export function heatmap(given, setting) {
     refresh();
     if (!same || !now) return draw();
     paint();
-    if (!bare) describe();
+    if (!tile) describe();
     show();
   }
 
   return { element, draw, set, point };
+}
+
+/**
+ * What the colours mean: the bar between its limits, and what has no colour.
+ * @param {import("./words.js").Words} words
+ */
+export function colourBar(words) {
+  const bar = /** @type {HTMLCanvasElement} */ (html("canvas", { class: "bar-colours", width: "256", height: "1", "aria-hidden": "true" }));
+  const [low, high] = [html("span"), html("span")];
+  const middle = html("span", { class: "quiet" }, words.say("map.middle"));
+  const more = html("span", { class: "map-more" });
+  const element = html("div", { class: "map-legend" }, html("span", { class: "map-bar" }, low, bar, high, middle), more);
+
+  /**
+   * @param {Heatmap} figure
+   * @param {number[]} limits
+   * @param {{ masked: number, missing: number, beyond: number, lowest: number, highest: number }} [data]
+   * @param {boolean} [pooled]
+   */
+  function draw(figure, limits, data, pooled) {
+    const strip = new ImageData(256, 1);
+    const table = colourTable(figure.scale, isDark(element));
+    for (let i = 0; i < 256; i += 1) strip.data.set([table[3 * i], table[3 * i + 1], table[3 * i + 2], 255], 4 * i);
+    bar.getContext("2d")?.putImageData(strip, 0, 0);
+    const written = (/** @type {number} */ value) => onAxis(value) + unitOf(figure);
+    low.textContent = written(limits[0]);
+    high.textContent = written(limits[1]);
+    middle.hidden = figure.scale !== "diverging";
+    const key = (/** @type {string} */ name) => html("span", { class: "map-key" }, html("i", { class: `key-${name}`, "aria-hidden": "true" }), words.say(`map.${name}`));
+    const note = (/** @type {string} */ text) => html("span", { class: "quiet" }, text);
+    more.replaceChildren(
+      ...(data?.masked ? [key("hidden")] : []),
+      ...(data?.missing ? [key("missing")] : []),
+      ...(data?.beyond ? [note(words.say("map.clipped", { n: words.count(data.beyond), low: written(data.lowest), high: written(data.highest) }))] : []),
+      ...(pooled ? [note(words.say("map.pooled"))] : []),
+    );
+  }
+
+  return { element, draw };
+}
+
+/** @param {Heatmap} figure */
+const unitOf = ({ unit }) => (unit ? `\u00a0${unit}` : "");
+
+/** The numbers at the ends of a map's colours. @param {Heatmap} figure @returns {[number, number]} */
+export function limitsOf(figure) {
+  const [low, high] = read(figure).limits;
+  return [low, high];
 }
 
 /** What is drawn: numbers, what hides them, and how far they reach. @param {Heatmap} figure */
@@ -247,42 +279,44 @@ function read(figure) {
 }
 
 /** Where everything goes, in pixels; cells are whole pixels of the device where they are larger than one. */
-function place(figure, data, width, host, bare) {
+function place(figure, data, width, host, tile, words) {
   const scale = window.devicePixelRatio || 1;
-  const measure = bare ? () => 0 : measurer(host);
+  const measure = tile ? () => 0 : measurer(host);
   const floor = (/** @type {number} */ size) => (size * scale >= 1 ? Math.floor(size * scale) / scale : size);
   const widest = (/** @type {string[]} */ labels, /** @type {number} */ room) =>
     Math.min(room, labels.reduce((most, one) => (one.length * TEXT <= most ? most : Math.max(most, measure(one))), 0));
-  const rail = bare ? 0 : Math.ceil(Math.max(widest(figure.rows, Math.min(150, width * 0.3)), TEXT)) + 8;
-  const roomy = width - rail - (bare ? 0 : 4);
-  const cell = floor(Math.min(bare ? Infinity : LARGEST, roomy / data.width));
+  // the rail holds the axis's name too, as long as that is short
+  const heading = tile ? 0 : measure(`${told(words, figure.axes[0])} ↓`);
+  const rail = tile ? 0 : Math.ceil(Math.max(widest(figure.rows, Math.min(150, width * 0.3)), heading > 90 ? TEXT : heading)) + 8;
+  const roomy = width - rail - (tile ? 0 : 4);
+  const cell = floor(Math.min(tile ? Infinity : LARGEST, roomy / data.width));
   const most = Math.min(roomy, TALLEST);
   // Not square where squares would make a sliver or a tower.
-  const high = bare ? floor((cell * data.width) / data.height) : floor(Math.min(most / data.height, Math.max(cell, Math.min(18, 240 / data.height))));
+  const high = tile ? floor((cell * data.width) / data.height) : floor(Math.min(most / data.height, Math.max(cell, Math.min(18, 240 / data.height))));
   const wide = cell * data.width;
   const tall = high * data.height;
   // Column labels lie flat where each fits its cells, else they are tilted.
   const everyRow = strideFor(LINE / high);
-  const flat = bare ? 0 : widest(figure.columns, Infinity) + 6;
-  const tilted = !bare && flat > Math.max(cell, 44) && !figure.columns.every(isNumber);
+  const flat = tile ? 0 : widest(figure.columns, Infinity) + 6;
+  const tilted = !tile && flat > cell && !figure.columns.every(isNumber);
   const everyColumn = strideFor((tilted ? LINE * 1.45 : flat) / cell);
-  const head = bare ? 0 : (tilted ? Math.min(TILTED, flat) * Math.SQRT1_2 + 12 : LINE) + LINE + 6;
+  const head = tile ? 0 : (tilted ? Math.min(TILTED, flat) * Math.SQRT1_2 + 12 : LINE) + LINE + 6;
   const pixels = { width: Math.min(data.width, Math.max(1, Math.round(wide * scale))), height: Math.min(data.height, Math.max(1, Math.round(tall * scale))) };
-  return { left: rail, top: head, wide, tall, cell, high, everyRow, everyColumn, tilted, measure, height: head + tall + (bare ? 0 : 2), pixels, pooled: pixels.width < data.width || pixels.height < data.height, width };
+  return { left: rail, top: head, wide, tall, cell, high, everyRow, everyColumn, tilted, measure, heading, height: head + tall + (tile ? 0 : 2), pixels, pooled: pixels.width < data.width || pixels.height < data.height, width };
 }
 
 /** The labels around the cells. */
 function label(rails, figure, now, words) {
-  const { left, top, cell, high, everyRow, everyColumn, tilted, measure, width, height } = now;
+  const { left, top, cell, high, everyRow, everyColumn, tilted, measure, heading, width, height } = now;
   rails.setAttribute("viewBox", `0 0 ${width} ${height}`);
   rails.setAttribute("width", width);
   rails.setAttribute("height", height);
   const [rows, columns] = figure.axes.map((one) => told(words, one));
+  const beside = heading <= left - 6;
   const parts = [
-    svg("text", { class: "axis-title", x: left, y: 11 }, `${columns} →`),
+    svg("text", { class: "axis-title", x: left, y: 11 }, beside ? `${columns} →` : `${columns} →   ${rows} ↓`),
+    ...(beside ? [svg("text", { class: "axis-title", x: left - 6, y: top - 5, "text-anchor": "end" }, `${rows} ↓`)] : []),
   ];
-  // "query ↓" beside the first row's top if the rail is wide enough, else at the very left above
-  parts.push(svg("text", { class: "axis-title", x: left - 8, y: top - 5, "text-anchor": measure(`${rows} ↓`) > left - 8 ? "start" : "end" }, `${rows} ↓`));
   for (let row = 0; row < figure.rows.length; row += everyRow)
     parts.push(svg("text", { class: "rail", x: left - 6, y: top + (row + 0.5) * high + 4, "text-anchor": "end" }, cut(figure.rows[row], left - 8, measure)));
   for (let column = 0; column < figure.columns.length; column += everyColumn) {

@@ -1,3 +1,494 @@
-/** Figures made of figures: walls, products, steps, films, columns. */
+/** Figures made of figures: walls, products, steps, films and columns. */
 
-export const MANY = {};
+import { exact, numbersOf, onAxis, spoken } from "./blocks.js";
+import { html, svg } from "./dom.js";
+import { colourBar, heatmap, limitsOf } from "./heatmap.js";
+import { announce, frameOf, told } from "./parts.js";
+
+/** @typedef {import("./parts.js").Said} Said */
+/** @typedef {import("./parts.js").Plain} Plain */
+/** @typedef {import("./parts.js").Setting} Setting */
+/** @typedef {import("./parts.js").Drawn} Drawn */
+/** @typedef {(figure: Plain, setting: Setting) => Drawn} Make */
+/** @typedef {import("./heatmap.js").Heatmap} Heatmap */
+/** @typedef {{ kind: "wall", title: Said, tiles: [Said, Heatmap, Record<string, number>][], columns: number, sorts: Record<string, Said> }} Wall */
+/** @typedef {{ kind: "product", title: Said, left: any, right: any, bias: any, out: any, rows: string[], names: [string, string, string], cell: [number, number] }} Product */
+/** @typedef {{ label: Said, shape: string, formula: string, said: Said, figures: Plain[] }} Stage */
+/** @typedef {{ kind: "steps", title: Said, stages: Stage[] }} Steps */
+/** @typedef {{ kind: "film", title: Said, frames: [Said, Plain[]][] }} Film */
+/** @typedef {{ kind: "columns", title: Said, columns: [Said, Plain[]][] }} Columns */
+
+const TILE = 132; // pixels of a tile, at most
+const SMALLEST = 62;
+const WHOLE_FILM = 6000; // milliseconds from the first frame to the last
+
+/**
+ * Figures below each other, which can be given other numbers without being made anew.
+ * @param {Plain[]} figures
+ * @param {Setting} setting
+ * @param {Make} make
+ */
+export function group(figures, setting, make) {
+  const element = html("div", { class: "group" });
+  /** @type {{ kind: string, one: Drawn }[]} */
+  let drawn = [];
+
+  /** @param {Plain[]} next */
+  function set(next) {
+    drawn = next.map((figure, i) => {
+      const old = drawn[i];
+      if (old?.kind === figure.kind) {
+        old.one.set(figure);
+        return old;
+      }
+      return { kind: figure.kind, one: make(figure, { ...setting, file: `${setting.file}-${i + 1}` }) };
+    });
+    const elements = drawn.map(({ one }) => one.element);
+    if (elements.length !== element.children.length || elements.some((one, i) => one !== element.children[i])) {
+      element.replaceChildren(...elements);
+      draw();
+    }
+  }
+  const draw = () => drawn.forEach(({ one }) => one.draw());
+
+  set(figures);
+  return { element, draw, set, all: () => drawn.map(({ one }) => one) };
+}
+
+/**
+ * Small multiples on one scale, in the model's order or sorted by a number.
+ * @param {Wall} given
+ * @param {Setting} setting
+ * @returns {Drawn}
+ */
+export function wall(given, setting) {
+  const { words } = setting;
+  let figure = given;
+  let order = "";
+  /** @type {{ button: HTMLElement, name: HTMLElement, value: HTMLElement, one: Drawn, at: number }[]} */
+  let tiles = [];
+  const area = html("div", { class: "wall" });
+  const bar = colourBar(words);
+  const line = html("p", { class: "readout", "aria-live": "polite" });
+  const menu = html("select", { onchange: (/** @type {Event} */ event) => { order = /** @type {HTMLSelectElement} */ (event.target).value; arrange(); } });
+  const tools = html("label", { class: "select" }, words.say("wall.sort"), menu);
+  const sheets = { table: () => sheet(spoken), csv: () => { const { head, rows } = sheet(exact); return [head, ...rows]; } };
+  const { element, refresh } = frameOf(setting, () => figure, [tools, area, bar.element, line], sheets);
+
+  /** All tiles with the limits of all. */
+  function scaled() {
+    const maps = figure.tiles.map(([, map]) => map);
+    const limits = commonLimits(maps);
+    return maps.map((map) => ({ ...map, limits }));
+  }
+
+  function build() {
+    const maps = scaled();
+    tiles = figure.tiles.map((_, at) => {
+      const one = heatmap(maps[at], { ...setting, form: "tile" });
+      const [name, value] = [html("span", { class: "tile-name" }), html("span", { class: "tile-value" })];
+      const button = html("button", { type: "button", class: "tile", onclick: () => choose(at), onfocus: () => tell(at), onpointerenter: () => tell(at) }, one.element, name, value);
+      return { button, name, value, one, at };
+    });
+    name();
+    arrange();
+  }
+
+  function name() {
+    tools.hidden = !Object.keys(figure.sorts).length;
+    menu.replaceChildren(
+      html("option", { value: "" }, words.say("wall.sort.none")),
+      ...Object.entries(figure.sorts).flatMap(([key, said]) => ["down", "up"].map((way) => html("option", { value: `${way}:${key}` }, words.say(`wall.sort.${way}`, { name: told(words, said) })))),
+    );
+    /** @type {HTMLSelectElement} */ (menu).value = order;
+    for (const tile of tiles) tile.name.textContent = told(words, figure.tiles[tile.at][0]);
+  }
+
+  function arrange() {
+    const [way, key] = order.split(":");
+    const number = (/** @type {number} */ at) => figure.tiles[at][2][key] ?? -Infinity;
+    const sorted = key ? [...tiles].sort((a, b) => (way === "up" ? 1 : -1) * (number(a.at) - number(b.at)) || a.at - b.at) : tiles;
+    for (const { value, at } of tiles) value.textContent = key ? spoken(figure.tiles[at][2][key]) : "";
+    const focused = document.activeElement;
+    area.replaceChildren(...sorted.map(({ button }) => button));
+    if (focused instanceof HTMLElement && area.contains(focused)) focused.focus();
+  }
+
+  function draw() {
+    const width = area.clientWidth;
+    if (!width) return;
+    const fit = Math.max(1, Math.floor(width / SMALLEST));
+    area.style.gridTemplateColumns = `repeat(${Math.min(figure.columns, fit)}, minmax(0, ${TILE}px))`;
+    for (const { one } of tiles) one.draw();
+    bar.draw(tiles.length ? figure.tiles[0][1] : null, commonLimits(figure.tiles.map(([, map]) => map)));
+  }
+
+  const place = (/** @type {number} */ at) => {
+    const { layer, head } = figure.tiles[at][2];
+    return { layer: layer ?? Math.floor(at / figure.columns), head: head ?? at % figure.columns, label: told(words, figure.tiles[at][0]) };
+  };
+
+  /** @param {number} at */
+  function choose(at) {
+    for (const tile of tiles) tile.button.setAttribute("aria-pressed", String(tile.at === at));
+    announce(area, "headway:choose", place(at));
+  }
+
+  /** @param {number} at */
+  function tell(at) {
+    const [label, , numbers] = figure.tiles[at];
+    const told_ = Object.entries(figure.sorts).map(([key, said]) => `${told(words, said)} ${spoken(numbers[key])}`);
+    line.textContent = `${told(words, label)}${told_.length ? words.say("join.colon") : ""}${told_.join(words.say("join.strong"))}`;
+  }
+
+  /** @param {(value: number) => unknown} write */
+  function sheet(write) {
+    const keys = Object.keys(figure.sorts);
+    return {
+      head: ["", ...keys.map((key) => told(words, figure.sorts[key]))],
+      rows: figure.tiles.map(([label, , numbers]) => [told(words, label), ...keys.map((key) => write(numbers[key]))]),
+    };
+  }
+
+  /** @param {Wall} next */
+  function set(next) {
+    const same = next.tiles.length === figure.tiles.length;
+    figure = next;
+    refresh();
+    if (!same) build();
+    else {
+      const maps = scaled();
+      tiles.forEach(({ one }, i) => one.set(maps[i]));
+      name();
+      arrange();
+    }
+    draw();
+  }
+
+  build();
+  return { element, draw, set };
+}
+
+/** The limits that several maps share. @param {Heatmap[]} maps @returns {[number, number]} */
+function commonLimits(maps) {
+  const all = maps.map(limitsOf);
+  return [Math.min(...all.map(([low]) => low)), Math.max(...all.map(([, high]) => high))];
+}
+
+/**
+ * out = left · right + bias, and how one number of out comes about.
+ * @param {Product} given
+ * @param {Setting} setting
+ * @returns {Drawn}
+ */
+export function product(given, setting) {
+  const { words } = setting;
+  let figure = given;
+  let cell = [...figure.cell];
+  const part = (/** @type {"left" | "right" | "out"} */ which) => heatmap(mapOf(which), { ...setting, level: setting.level + 1, form: "part" });
+  const maps = { left: part("left"), right: part("right"), out: part("out") };
+  const sign = (/** @type {string} */ text) => html("span", { class: "sign", "aria-hidden": "true" }, text);
+  const matrices = html("div", { class: "matrices" }, maps.left.element, sign("·"), maps.right.element, sign("="), maps.out.element);
+  const equation = html("p", { class: "equation", "aria-live": "polite" });
+  const picture = svg("svg", { class: "running", "aria-hidden": "true" });
+  const body = html("tbody");
+  const foot = html("tfoot");
+  const head = html("tr");
+  const scroll = html("div", { class: "scroll products", tabindex: "0", role: "region" }, html("table", {}, html("thead", {}, head), body, foot));
+  const { element, refresh } = frameOf(setting, () => figure, [html("p", { class: "quiet" }, words.say("product.hint")), matrices, equation, html("div", { class: "worked" }, picture, scroll)], { csv: () => csv() });
+
+  maps.out.element.addEventListener("headway:point", (event) => {
+    const { row, column } = /** @type {CustomEvent} */ (event).detail;
+    if (row >= 0) work(row, column);
+  });
+
+  /** @param {"left" | "right" | "out"} which */
+  function mapOf(which) {
+    const { left, right, out, rows, names } = figure;
+    const count = (/** @type {number} */ n) => Array.from({ length: n }, (_, i) => String(i));
+    const said = (/** @type {string} */ key) => ({ [words.language]: words.say(key) });
+    const [inner, columns, row] = ["product.inner", "product.column", "product.row"].map(said);
+    const shape = {
+      left: { values: left, rows, columns: count(left.shape[1]), axes: [row, inner] },
+      right: { values: right, rows: count(right.shape[0]), columns: count(right.shape[1]), axes: [inner, columns] },
+      out: { values: out, rows, columns: count(out.shape[1]), axes: [row, columns] },
+    }[which];
+    const name = names[["left", "right", "out"].indexOf(which)];
+    const title = { [words.language]: `${name} (${shape.values.shape.join(" × ")})` };
+    return /** @type {any} */ ({ kind: "heatmap", title, scale: "diverging", limits: null, hidden: null, unit: "", ...shape });
+  }
+
+  /** Every product of the chosen cell, and their sum as it grows. */
+  function worked() {
+    const [row, column] = cell;
+    const [left, right] = [numbersOf(figure.left), numbersOf(figure.right)];
+    const [inner, columns] = figure.right.shape;
+    let sum = 0;
+    const steps = Array.from({ length: inner }, (_, k) => {
+      const [x, w] = [left[row * inner + k], right[k * columns + column]];
+      sum += x * w;
+      return { x, w, product: x * w, sum };
+    });
+    const bias = figure.bias ? numbersOf(figure.bias)[column] : 0;
+    return { steps, bias, total: sum + bias, model: numbersOf(figure.out)[row * columns + column] };
+  }
+
+  /** @param {number} row @param {number} column */
+  function work(row, column) {
+    cell = [row, column];
+    const { steps, bias, total, model } = worked();
+    const [left, right, out] = figure.names;
+    maps.left.point?.(row, null);
+    maps.right.point?.(null, column);
+    maps.out.point?.(row, column);
+    const values = { out: `${out}[${row}, ${column}]`, left: `${left}[${row}, k]`, right: `${right}[k, ${column}]`, bias: figure.bias ? ` ${bias < 0 ? "−" : "+"} ${spoken(Math.abs(bias))}` : "", total: spoken(total), model: spoken(model) };
+    equation.textContent = words.say("product.equation", values);
+    head.replaceChildren(...["k", `${left}[${row}, k]`, `${right}[k, ${column}]`, words.say("product.product"), words.say("product.sum")].map((text) => html("th", { scope: "col" }, text)));
+    while (body.children.length > steps.length) body.lastElementChild?.remove();
+    while (body.children.length < steps.length) body.append(html("tr", {}, html("th", { scope: "row" }, String(body.children.length)), html("td"), html("td"), html("td"), html("td")));
+    steps.forEach(({ x, w, product: made, sum }, k) => {
+      const cells = body.children[k].children;
+      [x, w, made, sum].forEach((value, i) => (cells[i + 1].textContent = spoken(value)));
+    });
+    const last = (/** @type {string} */ text, /** @type {number} */ value) => html("tr", {}, html("th", { scope: "row", colspan: "4" }, text), html("td", {}, spoken(value)));
+    foot.replaceChildren(...(figure.bias ? [last(words.say("product.bias"), bias)] : []), last(words.say("product.total"), total), last(words.say("product.model"), model), last(words.say("product.difference"), total - model));
+    trace(steps, bias, model);
+  }
+
+  /** Products as bars, their sum as a line that ends at the model's number. */
+  function trace(steps, bias, model) {
+    const width = picture.clientWidth || 320;
+    const tall = 170;
+    const sums = [...steps.map(({ sum }) => sum), steps[steps.length - 1].sum + bias];
+    const all = [0, model, ...sums, ...steps.map(({ product: made }) => made)];
+    const [low, high] = [Math.min(...all), Math.max(...all)];
+    const left = 44;
+    const x = (/** @type {number} */ k) => left + ((width - left - 8) * k) / (sums.length - 1 || 1);
+    const y = (/** @type {number} */ value) => 12 + ((high - value) / (high - low || 1)) * (tall - 24);
+    picture.setAttribute("viewBox", `0 0 ${width} ${tall}`);
+    picture.setAttribute("height", String(tall));
+    const thick = Math.max(1, x(1) - x(0) - 1);
+    const marks = [high, low].filter((value) => Math.abs(y(value) - y(0)) > 12).concat(0);
+    picture.replaceChildren(
+      svg("g", { class: "grid" }, marks.map((value) => svg("text", { class: "tick", x: left - 7, y: y(value) + 4, "text-anchor": "end" }, onAxis(value))), svg("line", { class: "base", x1: left, x2: width, y1: y(0), y2: y(0) })),
+      svg("path", { class: "column hue-3", d: steps.map(({ product: made }, k) => `M${x(k).toFixed(1)} ${y(0).toFixed(1)}V${y(made).toFixed(1)}h${thick.toFixed(1)}V${y(0).toFixed(1)}Z`).join("") }),
+      svg("g", { class: "hue-0" }, svg("path", { class: "line", d: `M${sums.map((sum, k) => `${x(k).toFixed(1)} ${y(sum).toFixed(1)}`).join("L")}` }), svg("circle", { class: "marker", cx: x(sums.length - 1), cy: y(model), r: 4 })),
+    );
+  }
+
+  function csv() {
+    const { steps, bias, total, model } = worked();
+    const [left, right] = figure.names;
+    return [["k", left, right, "product", "sum"], ...steps.map(({ x, w, product: made, sum }, k) => [k, exact(x), exact(w), made, sum]), ...(figure.bias ? [["bias", null, null, null, exact(bias)]] : []), ["total", null, null, null, total], ["model", null, null, null, exact(model)]];
+  }
+
+  function draw() {
+    for (const map of Object.values(maps)) map.draw();
+    scroll.setAttribute("aria-label", told(words, figure.title));
+    work(cell[0], cell[1]);
+  }
+
+  /** @param {Product} next */
+  function set(next) {
+    const moved = next.cell.join() !== figure.cell.join();
+    figure = next;
+    const [rows, columns] = figure.out.shape;
+    if (moved || cell[0] >= rows || cell[1] >= columns) cell = [...figure.cell];
+    for (const which of /** @type {const} */ (["left", "right", "out"])) maps[which].set(mapOf(which));
+    refresh();
+    draw();
+  }
+
+  return { element, draw, set };
+}
+
+let tabs = 0; // ids of tabs are the page's
+
+/**
+ * A strip of stages, of which one is open.
+ * @param {Steps} given
+ * @param {Setting} setting
+ * @param {Make} make
+ * @returns {Drawn}
+ */
+export function steps(given, setting, make) {
+  const { words } = setting;
+  let figure = given;
+  let open = 0;
+  tabs += 1;
+  const id = `stage-${tabs}`;
+  const strip = html("div", { class: "strip", role: "tablist" });
+  const said = html("p", { class: "stage-said" });
+  const formula = html("pre", { class: "formula" }, html("code"));
+  const inside = group(figure.stages[0]?.figures ?? [], { ...setting, level: setting.level + 1 }, make);
+  const panel = html("div", { class: "stage", role: "tabpanel", id: `${id}-panel`, tabindex: "0" }, formula, said, inside.element);
+  const { element, refresh } = frameOf(setting, () => figure, [strip, panel], {});
+
+  function build() {
+    strip.setAttribute("aria-label", told(words, figure.title));
+    strip.replaceChildren(...figure.stages.map((stage, i) =>
+      html("button", { type: "button", role: "tab", id: `${id}-${i}`, "aria-controls": `${id}-panel`, onclick: () => show(i), onkeydown: (/** @type {KeyboardEvent} */ event) => move(event, i) },
+        html("span", { class: "stage-label" }, told(words, stage.label)), html("span", { class: "stage-shape" }, stage.shape), html("span", { class: "stage-formula" }, stage.formula))));
+    show(Math.min(open, figure.stages.length - 1));
+  }
+
+  /** @param {number} index */
+  function show(index) {
+    open = index;
+    [...strip.children].forEach((tab, i) => {
+      tab.setAttribute("aria-selected", String(i === open));
+      tab.setAttribute("tabindex", i === open ? "0" : "-1");
+    });
+    const stage = figure.stages[open];
+    panel.setAttribute("aria-labelledby", `${id}-${open}`);
+    said.textContent = told(words, stage.said);
+    formula.hidden = !stage.formula;
+    /** @type {Element} */ (formula.firstChild).textContent = stage.formula;
+    inside.set(stage.figures);
+  }
+
+  /** @param {KeyboardEvent} event @param {number} from */
+  function move(event, from) {
+    const last = figure.stages.length - 1;
+    /** @type {Record<string, number>} */
+    const to = { ArrowLeft: from - 1, ArrowRight: from + 1, ArrowUp: from - 1, ArrowDown: from + 1, Home: 0, End: last };
+    if (!(event.key in to)) return;
+    event.preventDefault();
+    show(Math.max(0, Math.min(last, to[event.key])));
+    /** @type {HTMLElement} */ (strip.children[open]).focus();
+  }
+
+  build();
+  return { element, draw: inside.draw, set: (next) => { figure = next; refresh(); build(); } };
+}
+
+/**
+ * The same figures at several times, with a slider and a button that plays them.
+ * @param {Film} given
+ * @param {Setting} setting
+ * @param {Make} make
+ * @returns {Drawn}
+ */
+export function film(given, setting, make) {
+  const { words } = setting;
+  let frames = onOneScale(given);
+  let figure = given;
+  let at = 0;
+  let asked = 0;
+  let playing = 0;
+  const range = /** @type {HTMLInputElement} */ (html("input", { type: "range", min: "0", step: "1", value: "0", oninput: () => { stop(); go(Number(range.value)); } }));
+  const button = html("button", { type: "button", class: "save play", onclick: () => (playing ? stop() : play()) });
+  const label = html("output", { class: "film-label" });
+  const inside = group(frames[0] ?? [], { ...setting, level: setting.level + 1, quiet: true }, make);
+  const { element, refresh } = frameOf(setting, () => figure, [html("div", { class: "film" }, button, range, label), inside.element], {});
+
+  /** Show a frame when the screen is next drawn, so that a fast hand does not queue frames. @param {number} next */
+  function go(next) {
+    at = Math.max(0, Math.min(frames.length - 1, next));
+    range.value = String(at);
+    name();
+    asked ||= requestAnimationFrame(() => {
+      asked = 0;
+      inside.set(frames[at]);
+    });
+  }
+
+  function name() {
+    const text = told(words, figure.frames[at][0]);
+    label.textContent = text;
+    range.max = String(frames.length - 1);
+    range.setAttribute("aria-label", told(words, figure.title));
+    range.setAttribute("aria-valuetext", text);
+    button.textContent = words.say(playing ? "film.pause" : "film.play");
+  }
+
+  function play() {
+    const pause = Math.max(40, Math.min(700, WHOLE_FILM / frames.length));
+    if (at === frames.length - 1) at = -1;
+    const tick = () => {
+      if (!element.isConnected || at >= frames.length - 1) return stop();
+      playing = window.setTimeout(tick, pause);
+      go(at + 1);
+    };
+    tick();
+  }
+
+  function stop() {
+    window.clearTimeout(playing);
+    playing = 0;
+    name();
+  }
+
+  /** @param {Film} next */
+  function set(next) {
+    const last = at === frames.length - 1; // who watches the newest frame goes on doing so
+    figure = next;
+    frames = onOneScale(next);
+    refresh();
+    name();
+    go(last && frames.length > 1 ? frames.length - 1 : at);
+  }
+
+  name();
+  return { element, draw: inside.draw, set };
+}
+
+/** The figures of each frame; maps without limits of their own get those of all frames. @param {Film} film */
+function onOneScale({ frames }) {
+  const first = frames[0]?.[1] ?? [];
+  const limits = first.map((figure, i) => (figure.kind === "heatmap" && !figure.limits ? commonLimits(frames.map(([, all]) => /** @type {any} */ (all[i]))) : null));
+  return frames.map(([, figures]) => figures.map((figure, i) => (limits[i] ? { ...figure, limits: limits[i] } : figure)));
+}
+
+/**
+ * Things side by side; pointing at a cell of one points at it in all.
+ * @param {Columns} given
+ * @param {Setting} setting
+ * @param {Make} make
+ * @returns {Drawn}
+ */
+export function columns(given, setting, make) {
+  const { words } = setting;
+  let figure = given;
+  const level = setting.level + (told(words, figure.title) ? 1 : 0);
+  const area = html("div", { class: "beside" });
+  /** @type {{ name: HTMLElement, inside: ReturnType<typeof group> }[]} */
+  let all = [];
+  const { element, refresh } = frameOf(setting, () => figure, [area], {});
+
+  function build() {
+    all = figure.columns.map(([, figures], i) => ({ name: html(`h${Math.min(6, level)}`, { class: "column-name" }), inside: group(figures, { ...setting, level: level + 1, file: `${setting.file}-${i + 1}`, quiet: true }, make) }));
+    area.replaceChildren(...all.map(({ name, inside }) => html("div", { class: "beside-one" }, name, inside.element)));
+    area.classList.toggle("crowd", all.length > 3);
+    name();
+  }
+  const name = () => all.forEach((one, i) => (one.name.textContent = told(words, figure.columns[i][0])));
+  const draw = () => all.forEach(({ inside }) => inside.draw());
+
+  area.addEventListener("headway:point", (event) => {
+    const { row, column } = /** @type {CustomEvent} */ (event).detail;
+    const target = /** @type {Node} */ (event.target);
+    const which = all.flatMap(({ inside }) => inside.all().map((one, i) => ({ one, i }))).find(({ one }) => one.element.contains(target));
+    if (!which) return;
+    for (const { inside } of all) {
+      const other = inside.all()[which.i];
+      if (other && other !== which.one) other.point?.(row, column);
+    }
+  });
+
+  /** @param {Columns} next */
+  function set(next) {
+    const same = next.columns.length === figure.columns.length;
+    figure = next;
+    refresh();
+    if (!same) {
+      build();
+      return draw();
+    }
+    all.forEach(({ inside }, i) => inside.set(figure.columns[i][1]));
+    name();
+  }
+
+  build();
+  return { element, draw, set };
+}

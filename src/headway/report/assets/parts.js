@@ -10,14 +10,15 @@ import { download, html } from "./dom.js";
  * @property {HTMLElement} element
  * @property {() => void} draw again: after it has a place, and when width or theme change
  * @property {(figure: any) => void} set the numbers of another figure of the same kind
- * @property {(row: number, column: number) => void} [point] show one cell, as if pointed at
+ * @property {(row: number | null, column: number | null) => void} [point] show a cell, a row or a column, as if pointed at; -1 nothing
  */
 /**
  * @typedef {object} Setting where a figure stands
  * @property {import("./words.js").Words} words
  * @property {number} level of its heading
  * @property {string} file a name for what is saved
- * @property {boolean} [bare] without title, table and file, as a small multiple
+ * @property {"tile" | "part"} [form] a tile is only its drawing; a part has a title, but neither table nor file
+ * @property {boolean} [quiet] without a hint how to read values
  */
 /** @typedef {{ head: unknown[], rows: unknown[][], note?: string }} Sheet */
 
@@ -36,17 +37,17 @@ export function told(words, said) {
  * @param {Setting} setting
  * @param {() => Plain} figure
  * @param {import("./dom.js").Child[]} body
- * @param {{ table?: () => Sheet, csv: () => unknown[][] }} sheets the table is made when it is opened
+ * @param {{ table?: () => Sheet, csv?: () => unknown[][] }} sheets the table is made when it is opened
  * @returns {{ element: HTMLElement, refresh: () => void }} refresh after another figure was set
  */
-export function frameOf({ words, level, file, bare }, figure, body, sheets) {
+export function frameOf({ words, level, file, form }, figure, body, sheets) {
   const kind = figure().kind;
   const attributes = { class: `shown shown-${kind}`, "data-kind": kind };
-  if (bare) return { element: html("div", attributes, body), refresh: () => {} };
+  if (form === "tile") return { element: html("div", attributes, body), refresh: () => {} };
   const heading = html(`h${Math.min(6, level)}`, { class: "shown-title" });
   const scroll = html("div", { class: "scroll", tabindex: "0", role: "region" });
   const details = html("details", { ontoggle: () => fill() }, html("summary", {}, words.say("view.table")), scroll);
-  const save = html("button", { type: "button", class: "save", "data-csv": kind, onclick: () => download(`${file}.csv`, csvText(sheets.csv())) }, words.say("csv"));
+  const save = html("button", { type: "button", class: "save", "data-csv": kind, onclick: () => download(`${file}.csv`, csvText(/** @type {any} */ (sheets).csv())) }, words.say("csv"));
 
   function fill() {
     scroll.replaceChildren();
@@ -68,7 +69,8 @@ export function frameOf({ words, level, file, bare }, figure, body, sheets) {
   }
 
   refresh();
-  const element = html("figure", attributes, heading, body, html("div", { class: "actions" }, save, sheets.table && details));
+  const actions = form !== "part" && sheets.csv && html("div", { class: "actions" }, save, sheets.table && details);
+  const element = html("figure", attributes, heading, body, actions);
   return { element, refresh };
 }
 
