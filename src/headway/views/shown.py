@@ -1,4 +1,4 @@
-"""Tensors as figures small enough to send: maps of tokens by tokens and by numbers, and how much of a text they show."""
+"""Tensors as figures small enough to send: maps of tokens by tokens and by numbers, and how much of a text is shown."""
 
 from __future__ import annotations
 
