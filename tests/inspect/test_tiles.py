@@ -86,6 +86,7 @@ def test_the_band_is_the_last_tokens_of_each_query() -> None:
     for how in ("max", "mean"):
         expected = pooled(last, ~last.isnan(), 4, 1, how)
         torch.testing.assert_close(source.band[how], expected, rtol=1e-5, atol=1e-7, equal_nan=True)
+    assert source.near == pytest.approx(float(last.nansum()) / 523, abs=1e-5)
 
 
 def test_padding_is_hidden() -> None:
@@ -122,14 +123,14 @@ def test_a_planted_spike_is_visible_zoomed_out() -> None:
     assert finer[8000 % TILE, 123] > 0.99
 
 
-def test_bytes_stand_for_numbers() -> None:
+def test_a_body_says_its_size_and_its_numbers() -> None:
     source = TileSource(recorded(), 1)
-    rows, columns, data, most = source.packed(1, 1, 0, "max")
-    cells = source.cells(1, 1, 0, "max")
-    steps = torch.from_numpy(np.frombuffer(data, "u1").reshape(rows, columns).copy())
-    assert torch.equal(steps == 255, cells.isnan())
-    error = (steps.double() / 254 * most - cells).nan_to_num().abs().max()
-    assert error <= most / 254 / 2 * 1.0001
+    body, cells = source.body(1, 1, 0), source.cells(1, 1, 0)
+    rows, columns = np.frombuffer(body[:8], "<u4").tolist()
+    assert (rows, columns) == (6, 256)
+    numbers = torch.from_numpy(np.frombuffer(body[8:], "<f4").reshape(rows, columns).copy())
+    assert torch.equal(numbers.isnan(), cells.isnan())
+    assert torch.equal(numbers.nan_to_num(), cells.nan_to_num())
 
 
 def test_what_is_not_there_is_said() -> None:

@@ -12,6 +12,7 @@ queries they show when they are asked for. What a mask hides is no number, neith
 from __future__ import annotations
 
 import math
+import struct
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -133,19 +134,23 @@ class _Cells:
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """What one pass over all queries leaves: levels that are kept, the diagonal band, and what keys receive."""
+    """What one pass over all queries leaves: levels that are kept, the diagonal band, and what keys receive and how
+    much of it comes from near.
+    """
 
     levels: dict[int, dict[str, Tensor]]
     band: dict[str, Tensor]
     received: Tensor
+    near: float
 
 
 class TileSource:
     """The tiles of one head's attention map.
 
-    As the studio sends a tile: rows · columns numbers in the order of reading, little-endian float32, NaN where a mask
-    hides a cell; or one byte each, see :meth:`packed`. The tiles at the lower and right edges have fewer than 256 rows
-    or columns; both are sent beside the numbers, in JSON of the form {"rows": 256, "columns": 200, "most": 0.93}.
+    A server sends :meth:`body`, little-endian: rows and columns of the tile as two unsigned 32-bit numbers, then rows ·
+    columns float32 in the order of reading, NaN where a mask hides all of a cell. Tiles at the lower and right edges
+    have fewer than 256 rows or columns. The whole map's ``size(0)``, ``levels`` and :data:`TILE` are what a page needs
+    to know beforehand (:class:`headway.report.figures.Tiles`).
 
     Args:
         layer: of a trace.
@@ -216,16 +221,10 @@ class TileSource:
         cells = self.cells(level, row, column, how)
         return cells.shape[0], cells.shape[1], cells.float().contiguous().numpy().tobytes()
 
-    def packed(self, level: int, row: int, column: int, how: str = "max") -> tuple[int, int, bytes, float]:
-        """The same in one byte a cell, a quarter of the size: 0 … 254 stand for 0 … ``most`` evenly, 255 is hidden.
-
-        Returns:
-            rows, columns, the bytes, and ``most``, the largest number of the tile (1 where all are 0).
-        """
-        cells = self.cells(level, row, column, how)
-        most = float(cells.nan_to_num().max()) or 1.0
-        steps = (cells / most * 254).round().nan_to_num(255).to(torch.uint8)
-        return cells.shape[0], cells.shape[1], steps.contiguous().numpy().tobytes(), most
+    def body(self, level: int, row: int, column: int, how: str = "max") -> bytes:
+        """The same as one answer of a server: rows and columns as unsigned 32-bit numbers, then the float32 numbers."""
+        rows, columns, data = self.tile(level, row, column, how)
+        return struct.pack("<II", rows, columns) + data
 
     def cells(self, level: int, row: int, column: int, how: str = "max") -> Float[Tensor, "rows columns"]:
         """One tile as numbers; arguments as of :meth:`tile`."""
@@ -258,13 +257,18 @@ class TileSource:
         """
         return self._pass.band
 
+    @property
+    def near(self) -> float:
+        """The share of all attention that queries give to the last ``reach`` tokens."""
+        return self._pass.near / max(float(self.received.sum()), 1e-30)
+
     @cached_property
     def _pass(self) -> _Pass:
         side = 2**self.kept
         rows, columns = self.size(self.kept)
         cells, band = _Cells.room(rows, columns), _Cells.room(rows, self.reach)
         received = torch.zeros(self.keys, dtype=torch.float64)
-        back = torch.arange(self.reach)
+        back, near = torch.arange(self.reach), 0.0
         for start, weights, seen in self._blocks(0, self.queries, side):
             received += weights.sum(0, dtype=torch.float64)
             cells.put(start // side, _Cells.of(weights, seen).coarser(side, side))
@@ -273,12 +277,14 @@ class TileSource:
             key = (own[:, None] - back).clamp(min=0)
             if seen is not None:
                 there &= seen.gather(1, key)
-            band.put(start // side, _Cells.of(weights.gather(1, key), there).coarser(side, 1))
+            last = _Cells.of(weights.gather(1, key), there)
+            near += float(last.total.sum(dtype=torch.float64))
+            band.put(start // side, last.coarser(side, 1))
         levels = {self.kept: cells.numbers()}
         for level in range(self.kept + 1, self.levels):
             cells, band = cells.coarser(2, 2), band.coarser(2, 1)
             levels[level] = cells.numbers()
-        return _Pass(levels, band.numbers(), received)
+        return _Pass(levels, band.numbers(), received, near)
 
     def _strip(self, level: int, row: int) -> dict[str, Tensor]:
         """All tiles beside each other in a row of tiles; the last few strips are kept."""

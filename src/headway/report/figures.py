@@ -320,7 +320,30 @@ class Columns:
     columns: Sequence[tuple[Said, Sequence[Any]]]
 
 
-Figure = Heatmap | Lines | Bars | Dials | Grid | Wall | Product | Steps | Film | Columns
+@dataclass(frozen=True)
+class Tiles:
+    """A map too large to send whole: an overview, and where finer tiles come from.
+
+    Args:
+        title: what it is.
+        overview: the coarsest level, which is all there is where no server stands behind the page.
+        size: rows and columns of the finest level.
+        levels: how many there are, each half as fine as the one before; the overview is the last.
+        side: cells along each side of a tile.
+        how: how pairs of tokens become one cell, "max" or "mean".
+        source: what the server calls the map; "" where there is none.
+    """
+
+    title: Said
+    overview: Heatmap
+    size: tuple[int, int]
+    levels: int
+    side: int
+    how: str
+    source: str = ""
+
+
+Figure = Heatmap | Lines | Bars | Dials | Grid | Wall | Product | Steps | Film | Columns | Tiles
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -23,6 +24,7 @@ from headway.report.figures import (
     Product,
     Said,
     Steps,
+    Tiles,
     View,
     Wall,
     same,
@@ -111,6 +113,8 @@ def draw(sheet: Sheet, figure: Figure, x: float, y: float, width: float) -> floa
             return _beside(sheet, figure.title, frames, x, y, width)
         case Columns():
             return _beside(sheet, figure.title, figure.columns, x, y, width)
+        case Tiles():
+            return heatmap(sheet, replace(figure.overview, title=figure.title), x, y, width)
 
 
 def _view(sheet: Sheet, view: View, x: float, y: float, width: float, caption: bool) -> float:
@@ -276,6 +280,9 @@ def _cells(figure: Any, language: str, path: str = "") -> Iterator[tuple[Any, ..
     match figure:
         case Heatmap():
             yield from _matrix(name, figure.values, figure.rows, figure.columns, figure.hidden)
+        case Tiles():
+            one = figure.overview
+            yield from _matrix(name, one.values, one.rows, one.columns, one.hidden)
         case Lines():
             for line in figure.lines:
                 label = line.label[language]
