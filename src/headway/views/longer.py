@@ -1,0 +1,112 @@
+"""Train short, test long: what a comparison found at each test length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from headway.report.figures import Figure, Grid, Line, Lines, View, both, same
+from headway.report.summary import Spot, Summary
+from headway.report.words import LANGUAGES, Clause, amount, fill
+from headway.shapes import HeadwayError
+from headway.views.distances import number
+from headway.views.question import Question
+
+
+def longer(question: Question) -> View:
+    """View 14: loss against test length for every method of a comparison, mean and range over its seeds; where a method
+    gives no number its line ends, and the table says why.
+
+    Args:
+        question: ``results`` are those of ``headway compare``; model and text are not looked at.
+
+    Raises:
+        HeadwayError: without results, or when nothing was tested yet.
+    """
+    if question.results is None:
+        raise HeadwayError("expected results of headway compare, got none: give those of a folder it wrote")
+    summary = Summary(question.results)
+    methods, lengths, measure = summary.methods, summary.lengths, summary.measure
+    if not methods or not lengths or summary.base_length is None:
+        raise HeadwayError("expected results with methods and test lengths, got none: let the comparison go on")
+    spots = {method: [summary.spot(method, length) for length in lengths] for method in methods}
+    lines = [
+        Line(same(method), _ends(each, "mean"), _ends(each, "low"), _ends(each, "high"))
+        for method, each in spots.items()
+    ]
+    unit, seeds = Clause(f"longer.{measure.key}", {}), len(summary.seeds)
+    better = Clause("longer.lower" if measure.lower_is_better else "longer.higher", {})
+    partial = sum(0 < len(spot.values) < spot.planned for each in spots.values() for spot in each)
+    trained = summary.train_length
+    failed = [
+        (spot, _said("longer.spot", **_told(spot))) for each in spots.values() for spot in each if not spot.values
+    ]
+    failures: list[Figure] = []
+    if failed:
+        columns = [both("longer.where"), both("longer.seeds")]
+        failures.append(Grid(both("longer.failures"), columns, [(told, [str(spot.planned)]) for spot, told in failed]))
+    return View(
+        "longer",
+        _finding(summary),
+        [
+            Lines(
+                _said("longer.figure", unit=unit, seeds=seeds),
+                [float(length) for length in lengths],
+                lines,
+                (both("longer.axis"), both(unit.key)),
+                log_x=True,
+                marks=[] if trained is None else [(float(trained), both("longer.trained"))],
+            ),
+            Grid(
+                both("longer.table"),
+                [both("table.method"), *(same(f"{length:,}") for length in lengths)],
+                [(same(method), [_cell(spot, summary) for spot in each]) for method, each in spots.items()],
+            ),
+            *failures,
+        ],
+        notes=[_said("longer.note", better=better), *([both("longer.partial", n=partial)] if partial else [])],
+    )
+
+
+def _said(key: str, /, **values: object) -> dict[str, str]:
+    """A sentence with values that each language says in its own way."""
+    return {language: fill(key, values, language) for language in LANGUAGES}
+
+
+def _ends(spots: Sequence[Spot], which: str) -> list[float | None]:
+    """The mean, lowest or highest over the seeds at each length."""
+    return [number(getattr(spot, which)) if spot.values else None for spot in spots]
+
+
+def _told(spot: Spot) -> Mapping[str, object]:
+    message = f" ({spot.message})" if spot.message else ""
+    return {"method": spot.method, "length": spot.length, "what": Clause(f"status.{spot.status}", {}), "why": message}
+
+
+def _cell(spot: Spot, summary: Summary) -> str:
+    """Its mean, and how many seeds that is of if some failed; a dash where there is none."""
+    if not spot.values:
+        return "–"
+    some = f" ({len(spot.values)}/{spot.planned})" if len(spot.values) < spot.planned else ""
+    return amount(spot.mean, summary.measure) + some
+
+
+def _finding(summary: Summary) -> dict[str, str]:
+    base, longest = summary.base_length, summary.lengths[-1]
+    best = summary.spots(longest)
+    if not best or base is None:
+        return _said("longer.finding.none", longest=longest)
+    worse = 0
+    for method in summary.methods:
+        before, after = summary.spot(method, base), summary.spot(method, longest)
+        worse += not after.values or (bool(before.values) and summary.measure.better(before.mean, after.mean))
+    return _said(
+        "longer.finding",
+        train=summary.train_length or base,
+        longest=longest,
+        best=best[0].method,
+        value=amount(best[0].mean, summary.measure),
+        unit=Clause(f"longer.{summary.measure.key}", {}),
+        worse=worse,
+        count=len(summary.methods),
+        base=base,
+    )
