@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from headway.report.figures import Figure, Grid, Line, Lines, View, both, same
 from headway.report.summary import Spot, Summary
-from headway.report.words import LANGUAGES, Clause, amount, fill
+from headway.report.words import LANGUAGES, Amount, Clause, amount, fill
 from headway.shapes import HeadwayError
 from headway.views.distances import number
 from headway.views.question import Question
@@ -37,13 +37,7 @@ def longer(question: Question) -> View:
     better = Clause("longer.lower" if measure.lower_is_better else "longer.higher", {})
     partial = sum(0 < len(spot.values) < spot.planned for each in spots.values() for spot in each)
     trained = summary.train_length
-    failed = [
-        (spot, _said("longer.spot", **_told(spot))) for each in spots.values() for spot in each if not spot.values
-    ]
-    failures: list[Figure] = []
-    if failed:
-        columns = [both("longer.where"), both("longer.seeds")]
-        failures.append(Grid(both("longer.failures"), columns, [(told, [str(spot.planned)]) for spot, told in failed]))
+    failures = _failures([spot for each in spots.values() for spot in each if not spot.values])
     return View(
         "longer",
         _finding(summary),
@@ -77,9 +71,17 @@ def _ends(spots: Sequence[Spot], which: str) -> list[float | None]:
     return [number(getattr(spot, which)) if spot.values else None for spot in spots]
 
 
-def _told(spot: Spot) -> Mapping[str, object]:
-    message = f" ({spot.message})" if spot.message else ""
-    return {"method": spot.method, "length": spot.length, "what": Clause(f"status.{spot.status}", {}), "why": message}
+def _failures(spots: Sequence[Spot]) -> list[Figure]:
+    """What happened to methods that gave no number, and at which lengths."""
+    lengths: dict[tuple[str, str, str | None], list[int]] = {}
+    for spot in spots:
+        lengths.setdefault((spot.method, spot.status, spot.message), []).append(spot.length)
+    rows = []
+    for (method, status, message), found in lengths.items():
+        why = f" ({message})" if message else ""
+        told = _said("longer.failure", method=method, what=Clause(f"status.{status}", {}), why=why)
+        rows.append((told, [", ".join(f"{length:,}" for length in found)]))
+    return [Grid(both("longer.failures"), [both("longer.what"), both("longer.lengths")], rows)] if rows else []
 
 
 def _cell(spot: Spot, summary: Summary) -> str:
@@ -104,8 +106,7 @@ def _finding(summary: Summary) -> dict[str, str]:
         train=summary.train_length or base,
         longest=longest,
         best=best[0].method,
-        value=amount(best[0].mean, summary.measure),
-        unit=Clause(f"longer.{summary.measure.key}", {}),
+        value=Amount(best[0].mean, summary.measure),
         worse=worse,
         count=len(summary.methods),
         base=base,
