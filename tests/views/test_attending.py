@@ -1,4 +1,4 @@
-"""The views of attention show the model's numbers: recomputed here from its matrices in plain torch, for every method."""
+"""The views of attention show the model's numbers, recomputed here from its matrices in plain torch."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_weights_that_do_not_sum_to_one() -> None:
     assert blind.finding["en"] == "“the” may see no key, so all its weights are 0."
     sinks = asked(make("alibi", sinks=True, softcap=2.0), query=5)
     scores, weights = (figure.series[0][1] for figure in view("softmax", sinks).figures)
-    sink = float(sinks.model.stack.attentions()[1].sinks[2])
+    sink = sinks.model.stack.attentions()[1].sinks[2].item()
     total = sum(float(torch.tensor(score).exp()) for score in scores[:6]) + float(torch.tensor(sink).exp())
     assert weights[0] == pytest.approx(float(torch.tensor(scores[0]).exp()) / total, abs=1e-5)
     assert "goes to the sink" in view("softmax", sinks).finding["en"]
