@@ -86,6 +86,14 @@ OUTSIDE = """() => {
 """Texts that leave the page."""
 
 
+def assert_accessible(page: Any) -> None:
+    """No serious finding of axe-core in what the page shows now: names, contrast, landmarks, structure, ARIA."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe: accessibility is not checked")
+    found = axe.Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    grave = [one for one in found if one["impact"] in ("serious", "critical")]
+    assert [(one["id"], one["help"], [node["target"] for node in one["nodes"]][:4]) for one in grave] == []
+
+
 def saved(page: Any, button: str) -> tuple[str, str]:
     """The name and text of the file that a button saves."""
     with page.expect_download() as waiting:

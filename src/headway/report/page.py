@@ -127,19 +127,35 @@ def bundle(page: str) -> str:
     Only what the page imports, and what that imports, is in it.
     """
     parts = ['"use strict";']
-    sources = {name: asset(f"{name}.js") for name in (*MODULES, page)}
-    needed = {page}
-    for name in reversed(sources):  # a module stands before all that import it
-        if name in needed:
-            needed |= {other for _, other in _IMPORT.findall(sources[name])}
-    for name in (name for name in sources if name in needed):
-        source = _IMPORT.sub(r"const \1 = module_\2;", sources[name])
+    for name, source in sources_of(page).items():
+        source = _IMPORT.sub(r"const \1 = module_\2;", source)
         exported = re.findall(r"^export (?:function|const) (\w+)", source, flags=re.MULTILINE)
         source = re.sub(r"^export ", "", source, flags=re.MULTILINE)
         parts.append(f"const module_{name} = (() => {{\n{source}\nreturn {{ {', '.join(exported)} }};\n}})();")
     parts.append('const data = JSON.parse(document.getElementById("data").textContent);')
     parts.append(f'module_{page}.render(document.getElementById("report"), data);')
     return "\n".join(parts)
+
+
+def sources_of(page: str) -> dict[str, str]:
+    """The source of a page and of every module that it needs, in the order in which they can be run."""
+    sources = {name: asset(f"{name}.js") for name in (*MODULES, page)}
+    needed = {page}
+    for name in reversed(sources):  # a module stands before all that import it
+        if name in needed:
+            needed |= {other for _, other in _IMPORT.findall(sources[name])}
+    return {name: source for name, source in sources.items() if name in needed}
+
+
+def strings_of(page: str) -> dict[str, dict[str, str]]:
+    """The words that a page can say, in every language: keys that its program names, whole or by how they begin."""
+    program = "\n".join(sources_of(page).values())
+    named = set(re.findall(r'"([\w.]+)"', program))
+    begun = tuple(re.findall(r"`(\w+\.[\w.]*)\$\{", program))
+    return {
+        language: {key: text for key, text in strings(language).items() if key in named or key.startswith(begun)}
+        for language in LANGUAGES
+    }
 
 
 def asset(name: str) -> str:

@@ -7,8 +7,7 @@ from typing import Any
 
 from headway import __version__
 from headway.report.figures import Said, View
-from headway.report.page import document
-from headway.report.words import LANGUAGES, strings
+from headway.report.page import document, strings_of
 
 
 def views_page(title: Said, views: Sequence[View], facts: Sequence[Said] = ()) -> str:
@@ -36,5 +35,5 @@ def views_payload(title: Said, views: Sequence[View], facts: Sequence[Said] = ()
         "facts": [dict(fact) for fact in facts],
         "views": [view.plain() for view in views],
         "version": __version__,
-        "strings": {language: dict(strings(language)) for language in LANGUAGES},
+        "strings": strings_of("views"),
     }

@@ -22,7 +22,8 @@ import { announce, frameOf, told } from "./parts.js";
  */
 
 const LARGEST = 36; // pixels of a cell
-const TALLEST = 900; // pixels of a map
+const COMFORTABLE = 560; // pixels of a map that needs no more
+const TALLEST = 900;
 const TEXT = 12; // pixels of a label
 const LINE = 15; // from one label to the next
 const SHOWN = 64; // rows and columns of a table
@@ -78,6 +79,9 @@ export function heatmap(given, setting) {
     plot.setAttribute("aria-label", `${told(words, figure.title)}. ${words.say("map.label", { rows, columns, m: words.count(data.height), n: words.count(data.width) })} ${words.say("hint")}`);
     legend.draw(figure, data.limits, data, Boolean(now?.pooled));
   }
+
+  const named = (/** @type {string} */ axis, /** @type {number} */ i, /** @type {string} */ label) =>
+    isNumber(label) ? `${axis} ${label}` : words.say("map.named", { axis, i, label });
 
   /** @param {number} row @param {number} column */
   function reading(row, column) {
@@ -220,7 +224,7 @@ export function colourBar(words) {
   /**
    * @param {Heatmap} figure
    * @param {number[]} limits
-   * @param {{ masked: number, missing: number, beyond: number, lowest: number, highest: number }} [data]
+   * @param {{ masked: number | boolean, missing?: number, beyond?: number, lowest?: number, highest?: number }} [data]
    * @param {boolean} [pooled]
    */
   function draw(figure, limits, data, pooled) {
@@ -289,8 +293,10 @@ function place(figure, data, width, host, tile, words) {
   const heading = tile ? 0 : measure(`${told(words, figure.axes[0])} ↓`);
   const rail = tile ? 0 : Math.ceil(Math.max(widest(figure.rows, Math.min(150, width * 0.3)), heading > 90 ? TEXT : heading)) + 8;
   const roomy = width - rail - (tile ? 0 : 4);
-  const cell = floor(Math.min(tile ? Infinity : LARGEST, roomy / data.width));
-  const most = Math.min(roomy, TALLEST);
+  const legible = figure.rows.every(isNumber) ? 1 : LINE;
+  const most = Math.min(roomy, Math.max(COMFORTABLE, Math.min(TALLEST, data.height * legible)));
+  const square = data.width <= 2 * data.height && data.height <= 2 * data.width;
+  const cell = floor(tile ? roomy / data.width : Math.min(LARGEST, roomy / data.width, square ? most / data.height : Infinity));
   // Not square where squares would make a sliver or a tower.
   const high = tile ? floor((cell * data.width) / data.height) : floor(Math.min(most / data.height, Math.max(cell, Math.min(18, 240 / data.height))));
   const wide = cell * data.width;
@@ -368,11 +374,6 @@ function colour(canvas, { values, hidden, limits, width, height }, pixels, table
 /** Every how many labels one is written: 1, 2, 5, 10, 20, 50 … */
 function strideFor(least) {
   for (let power = 1; ; power *= 10) for (const step of [1, 2, 5]) if (step * power >= least - 1e-9) return step * power;
-}
-
-/** @param {string} axis @param {number} index @param {string} label */
-function named(axis, index, label) {
-  return isNumber(label) ? `${axis} ${label}` : `${axis} ${index} '${label}'`;
 }
 
 const isNumber = (/** @type {string} */ text) => /^[+\-−]?[\d.,]+$/.test(text);

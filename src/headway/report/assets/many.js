@@ -120,7 +120,8 @@ export function wall(given, setting) {
     const fit = Math.max(1, Math.floor(width / SMALLEST));
     area.style.gridTemplateColumns = `repeat(${Math.min(figure.columns, fit)}, minmax(0, ${TILE}px))`;
     for (const { one } of tiles) one.draw();
-    bar.draw(tiles.length ? figure.tiles[0][1] : null, commonLimits(figure.tiles.map(([, map]) => map)));
+    const maps = figure.tiles.map(([, map]) => map);
+    if (maps.length) bar.draw(maps[0], commonLimits(maps), { masked: maps.some((map) => map.hidden) });
   }
 
   const place = (/** @type {number} */ at) => {
@@ -188,7 +189,7 @@ export function product(given, setting) {
   const part = (/** @type {"left" | "right" | "out"} */ which) => heatmap(mapOf(which), { ...setting, level: setting.level + 1, form: "part" });
   const maps = { left: part("left"), right: part("right"), out: part("out") };
   const sign = (/** @type {string} */ text) => html("span", { class: "sign", "aria-hidden": "true" }, text);
-  const matrices = html("div", { class: "matrices" }, maps.left.element, sign("·"), maps.right.element, sign("="), maps.out.element);
+  const matrices = html("div", { class: "matrices" }, maps.left.element, sign("·"), maps.right.element, sign(given.bias ? "+ b =" : "="), maps.out.element);
   const equation = html("p", { class: "equation", "aria-live": "polite" });
   const picture = svg("svg", { class: "running", "aria-hidden": "true" });
   const body = html("tbody");
@@ -319,9 +320,8 @@ export function steps(given, setting, make) {
   const id = `stage-${tabs}`;
   const strip = html("div", { class: "strip", role: "tablist" });
   const said = html("p", { class: "stage-said" });
-  const formula = html("pre", { class: "formula" }, html("code"));
   const inside = group(figure.stages[0]?.figures ?? [], { ...setting, level: setting.level + 1 }, make);
-  const panel = html("div", { class: "stage", role: "tabpanel", id: `${id}-panel`, tabindex: "0" }, formula, said, inside.element);
+  const panel = html("div", { class: "stage", role: "tabpanel", id: `${id}-panel`, tabindex: "0" }, said, inside.element);
   const { element, refresh } = frameOf(setting, () => figure, [strip, panel], {});
 
   function build() {
@@ -342,8 +342,6 @@ export function steps(given, setting, make) {
     const stage = figure.stages[open];
     panel.setAttribute("aria-labelledby", `${id}-${open}`);
     said.textContent = told(words, stage.said);
-    formula.hidden = !stage.formula;
-    /** @type {Element} */ (formula.firstChild).textContent = stage.formula;
     inside.set(stage.figures);
   }
 
