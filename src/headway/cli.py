@@ -435,6 +435,8 @@ def studio(
     from headway.studio import DEFAULTS, serve
 
     serve(runs if runs else [folder for folder in DEFAULTS if folder.is_dir()], port, browser)
+    # nothing is left to save; taking torch apart would take a second, or as long as a view that nobody waits for
+    os._exit(0)
 
 
 @app.command(name="methods")

@@ -67,16 +67,15 @@ class Studio:
         """The address to open."""
         return f"http://127.0.0.1:{self.port}/?token={self.token}"
 
-    def run(self) -> bool:
-        """Serve until :meth:`stop` or a ctrl-C; whether every computation has ended by then."""
+    def run(self) -> None:
+        """Serve until :meth:`stop` or a ctrl-C, and wait a little for what is being computed."""
         with contextlib.suppress(KeyboardInterrupt):
             self._server.run(sockets=[self._socket])
         self.routes.closing.set()
         training = threading.Thread(target=self.routes.stage.stop, daemon=True)
         training.start()
-        ended = self.routes.worker.close(PATIENCE)
+        self.routes.worker.close(PATIENCE)
         training.join(PATIENCE)
-        return ended and not training.is_alive()
 
     def stop(self) -> None:
         """End :meth:`run`, from any thread."""
@@ -106,12 +105,8 @@ def serve(folders: Sequence[Path | str] = (), port: int | None = None, browser: 
     if browser and _has_screen():
         # its socket listens already: a browser that is faster than the server waits
         threading.Thread(target=webbrowser.open, args=(studio.url,), daemon=True).start()
-    ended = studio.run()
+    studio.run()
     print("\nThe studio has ended.", flush=True)
-    if not ended:
-        # a computation that nobody waits for still runs, and there is nothing to save
-        sys.stderr.flush()
-        os._exit(0)
 
 
 class _Server(uvicorn.Server):

@@ -67,14 +67,13 @@ class Worker:
             self._waiting[slot] = job, None
             self._change.notify()
 
-    def close(self, timeout: float) -> bool:
-        """Take no more jobs; whether the thread ended in time."""
+    def close(self, timeout: float) -> None:
+        """Take no more jobs, and wait so many seconds for the one that runs."""
         with self._change:
             self._closed = True
             self._waiting.clear()
             self._change.notify()
         self._thread.join(timeout)
-        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while True:

@@ -1,0 +1,219 @@
+"""A training in the studio: it starts, steps, pauses; pages are sent only what is new; the process ends at once."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import Client, studio
+
+import headway
+
+TEXT = "to be or not to be, that is the question. " * 4
+SMALL = {"text": TEXT, "dim": 12, "heads": 3, "layers": 1, "steps": 500}
+
+
+@pytest.fixture
+def alone() -> Iterator[Client]:
+    """A studio in which nothing trains yet."""
+    with studio() as found:
+        found.enter()
+        yield found
+
+
+class Stream:
+    """Server-sent events, read one message at a time."""
+
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self.response = response
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        identity = ""
+        for line in self.response:
+            if line.startswith(b"id: "):
+                identity = line[4:].decode().strip()
+            elif line.startswith(b"data: "):
+                yield identity, json.loads(line[6:])
+
+    def until(self, steps: int) -> tuple[str, list[int]]:
+        """The id and all steps told until this one is."""
+        told: list[int] = []
+        for identity, message in self:
+            told += [event["step"] for event in message["events"] if event["kind"] == "step"]
+            if steps in told:
+                return identity, told
+        raise AssertionError(f"the stream ended after {told}")
+
+
+@contextlib.contextmanager
+def stream(client: Client, query: str = "", **headers: str) -> Iterator[Stream]:
+    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=10)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request("GET", f"/api/live/events{query}", headers={"Cookie": client.cookie, **named})
+    with contextlib.closing(connection), contextlib.closing(connection.getresponse()) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        yield Stream(response)
+
+
+def told_until(client: Client, steps: int, query: str = "", **headers: str) -> list[int]:
+    with stream(client, query, **headers) as following:
+        return following.until(steps)[1]
+
+
+def test_it_starts_paused_steps_and_pauses(alone: Client) -> None:
+    assert alone.get("/api/state").json()["live"]["state"] == "none"
+    assert alone.post("/api/live/play").status == 400
+    assert alone.post("/api/live", SMALL).json()["state"] == "paused"
+    with stream(alone) as following:
+        alone.post("/api/live/step", {"steps": 3})
+        assert following.until(3)[1] == [1, 2, 3]
+        alone.post("/api/live/play")
+        following.until(10)
+    assert alone.post("/api/live/pause").json()["state"] == "paused"
+    finished = alone.get("/api/state").json()["live"]["finished"]
+    time.sleep(0.1)
+    assert alone.get("/api/state").json()["live"]["finished"] <= finished + 1
+    assert alone.post("/api/live/stop").json()["state"] == "done"
+    assert alone.post("/api/live/dance").status == 404
+
+
+def test_a_step_is_told_within_a_second_and_only_once(alone: Client) -> None:
+    alone.post("/api/live", SMALL)
+    with stream(alone) as following:
+        alone.post("/api/live/step", {"steps": 2})
+        following.until(2)
+        begun = time.perf_counter()
+        alone.post("/api/live/step")
+        identity, told = following.until(3)
+        assert time.perf_counter() - begun < 1
+        assert told == [3]  # not the points that it had already
+    alone.post("/api/live/step", {"steps": 2})
+    # a reader who comes back goes on where it was, by the id that browsers send again
+    assert told_until(alone, 5, Last_Event_ID=identity) == [4, 5]
+    assert told_until(alone, 5, f"?since={identity}") == [4, 5]
+    # and one that has an older training's id gets the new one from its beginning
+    alone.post("/api/live", SMALL)
+    alone.post("/api/live/step", {"steps": 2})
+    assert told_until(alone, 2, Last_Event_ID=identity) == [1, 2]
+    for wrong in ("x", "1", "1-", "1-2-3", "-1-2"):
+        assert alone.get(f"/api/live/events?since={wrong}").status == 400
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_views_look_at_the_model_that_trains(alone: Client, optimizer: str) -> None:
+    alone.post("/api/live", {**SMALL, "optimizer": optimizer})
+    alone.post("/api/live/step", {"steps": 6})
+    told_until(alone, 6)
+    for name in ("head", "film", "step", "board"):
+        reply = alone.view(name, "to be", model={"live": True}, head=2)
+        assert reply.status == 200, (name, reply.body[:300])
+        assert reply.json()["meta"]["tokens"] == ["t", "o", "␣", "b", "e"]
+        assert reply.json()["meta"]["head"] == 2
+    before = alone.view("head", "to be", model={"live": True}).json()["view"]
+    alone.post("/api/live/step", {"steps": 4})
+    told_until(alone, 10)
+    assert alone.view("head", "to be", model={"live": True}).json()["view"] != before
+
+
+def test_a_tiny_text_trains_and_an_empty_one_says_why(alone: Client) -> None:
+    assert alone.post("/api/live", {**SMALL, "text": "to be or"}).status == 200
+    alone.post("/api/live/step")
+    told_until(alone, 1)
+    assert "expected a text of at least" in alone.post("/api/live", {**SMALL, "text": "a"}).json()["error"]
+
+
+def test_newer_requests_replace_older_ones_of_their_slot(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from headway.studio import routes
+
+    real = routes.view
+
+    def slow(*asked: Any) -> Any:
+        time.sleep(0.4)
+        return real(*asked)
+
+    monkeypatch.setattr(routes, "view", slow)
+    with ThreadPoolExecutor(4) as pool:
+        replies = []
+        for n in range(4):
+            replies.append(pool.submit(client.view, "softmax", f"text number {n}", slot="typing"))
+            time.sleep(0.05)
+        assert [reply.result().status for reply in replies] == [409, 409, 409, 200]
+        assert replies[-1].result().json()["meta"]["tokens"][-1] == "3"
+        both = [pool.submit(client.view, "softmax", "two slots", slot=slot) for slot in ("one", "two")]
+        assert [reply.result().status for reply in both] == [200, 200]
+
+
+COMMAND = [sys.executable, "-m", "headway", "studio", "--no-browser"]
+SOURCE = str(Path(headway.__file__).parents[1])
+
+
+def environment(*before: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, before), SOURCE])}
+
+
+@contextlib.contextmanager
+def started(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A studio of its own process, and the token it printed."""
+    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        try:
+            assert process.stdout is not None
+            found = (re.search(r"http://127\.0\.0\.1:\d+/\?token=(\S+)", line) for line in process.stdout)
+            yield process, next(one[1] for one in found if one)
+        finally:
+            process.kill()
+
+
+def test_ctrl_c_ends_it_at_once_even_while_a_page_listens() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    with started("--port", str(port)) as (process, token):
+        client = Client(port, token)
+        assert client.enter().status == 303
+        client.post("/api/live", {**SMALL, "steps": 100_000})
+        client.post("/api/live/play")
+        with stream(client) as following:
+            following.until(2)
+            begun = time.perf_counter()
+            process.send_signal(signal.SIGINT)
+            rest, _ = process.communicate(timeout=10)
+            assert time.perf_counter() - begun < 2
+            assert process.returncode == 0
+            assert "ended" in rest
+            for _ in following:  # the stream was ended as it should be, not cut off
+                pass
+
+
+def test_a_used_port_is_one_sentence_and_no_port_means_any(client: Client) -> None:
+    command = [*COMMAND, "--port", str(client.port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: expected a free port, got {client.port}, which cannot be used")
+    with studio() as another:
+        assert another.port != client.port
+
+
+def test_missing_libraries_and_folders_say_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "uvicorn.py").write_text("raise ImportError('no uvicorn here', name='uvicorn')")
+    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=60, env=environment(tmp_path), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "got no uvicorn: pip install 'headway[studio]'" in done.stderr
+    command = [*COMMAND, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "expected a folder of `headway train` or `headway compare`" in done.stderr
