@@ -16,6 +16,7 @@ import { isKnown, methodStyles, placeStyle } from "./styles.js";
 /** @typedef {{ kind: "grid", title: Said, columns: Said[], rows: [Said, string[]][] }} Grid */
 
 const SHOWN = 200; // rows of a table
+const MARKED = 16; // points of a curve that are marked each: one that stands alone has no line
 
 /**
  * @param {Lines} given
@@ -49,7 +50,7 @@ export function lines(given, setting) {
         stop: null,
         points: pointsOf(figure, line),
       })),
-      markers: false,
+      markers: figure.x.length <= MARKED,
       endValues: false,
       marks: figure.marks.map(([at, label]) => ({ x: at, label: told(words, label) })),
       heading: (/** @type {number} */ at) => `${x}${words.say("join.colon")}${onAxis(at)}`,
