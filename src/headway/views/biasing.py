@@ -114,7 +114,7 @@ def _curves(title: dict[str, str], values: Tensor, heads: Sequence[int]) -> Line
     lines = [Line(both("head", n=head), numbers(values[head, xs]), steps=steps) for head in heads]
     marks = [(float(changes[-1]), both("bias.last"))] if steps and changes[-1] > 1 else []
     return Lines(
-        title, [float(x) for x in xs], lines, (both("axis.distance"), both("axis.added")), log_x=True, marks=marks
+        title, [float(x) for x in xs], lines, (both("place.distance"), both("place.added")), log_x=True, marks=marks
     )
 
 
@@ -161,7 +161,7 @@ def _by_text(question: Question) -> View:
     found = added_by_distance(question.seen)
     own, heads = question.head, some(question.seen.heads, CURVES, first=question.head)
     xs = [float(d) for d in found.distances[1:]]
-    axes = (both("axis.distance"), both("axis.added"))
+    axes = (both("place.distance"), both("place.added"))
     finding = both(
         "bias.finding.text",
         head=own,
@@ -178,7 +178,7 @@ def _by_text(question: Question) -> View:
             Lines(both("bias.text.all"), xs, [found.line(h, both("head", n=h)) for h in heads], axes, log_x=True),
         ],
         "score(i, j) = q_i·k_j / √d_k + b(i, j)",
-        [both("bias.note.text", queries=found.queries), *([both("axis.own")] if _per_key(question.seen) else [])],
+        [both("bias.note.text", queries=found.queries), *([both("place.own")] if _per_key(question.seen) else [])],
     )
 
 

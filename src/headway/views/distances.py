@@ -143,6 +143,15 @@ def short(value: float) -> str:
     return sign + (text.rstrip("0").rstrip(".") if "." in text else text)
 
 
+def percent(share: float) -> str:
+    """A share for a sentence or a table.
+
+    >>> percent(0.1234), percent(0.0000001)
+    ('12.3 %', '< 0.001 %')
+    """
+    return "< 0.001 %" if 0 < share < 1e-5 else f"{short(100 * share)} %"
+
+
 def some(count: int, most: int, *, first: int = 0) -> list[int]:
     """At most so many of ``count`` things, spread evenly, ``first`` among them.
 

@@ -31,7 +31,7 @@ EXACT = 12
 
 def sidebyside(question: Question) -> View:
     """View 13: a head of one model and the most similar head of each other model, in columns: what position does to the
-    scores by distance, attention by distance, and the map of attention, on the same scales; and how heads were matched.
+    scores by distance, attention by distance, and the map of attention; and which heads were matched, and by what.
 
     Args:
         question: ``others`` are the models beside it, asked about the same text.
@@ -77,7 +77,7 @@ def sidebyside(question: Question) -> View:
         [
             Columns(
                 both("sidebyside.columns", name=names[0], head=question.head, layer=question.layer),
-                list(zip(said, _figures(question, layers, heads, said), strict=True)),
+                list(zip(said, _figures(question, layers, heads, names), strict=True)),
             ),
             Grid(
                 both("sidebyside.matched"),
@@ -164,7 +164,7 @@ def _name(question: Question) -> str:
 
 
 def _figures(
-    question: Question, layers: Sequence[Layer], heads: Sequence[int], said: Sequence[dict[str, str]]
+    question: Question, layers: Sequence[Layer], heads: Sequence[int], names: Sequence[str]
 ) -> list[list[Figure]]:
     """A column of figures for each model."""
     shown = slice(0, min(TOKENS, len(question.labels)))
@@ -172,7 +172,7 @@ def _figures(
     top = max(float(each.max()) for each in maps)
     labels = question.labels[shown]
     columns: list[list[Figure]] = []
-    for layer, head, label, weights in zip(layers, heads, said, maps, strict=True):
+    for layer, head, name, weights in zip(layers, heads, names, maps, strict=True):
         added, share = added_by_distance(layer, every=True), by_distance(layer, layer.weights)
         seen = layer.seen(shown)
         hidden = None
@@ -183,15 +183,15 @@ def _figures(
                 Lines(
                     both("sidebyside.added"),
                     [float(d) for d in added.distances[1:]],
-                    [added.line(head, label, band=True)],
-                    (both("axis.distance"), both("axis.added")),
+                    [added.line(head, same(name), band=True)],
+                    (both("place.distance"), both("place.added")),
                     log_x=True,
                 ),
                 Lines(
                     both("sidebyside.weights"),
                     [float(d) for d in share.distances[1:]],
-                    [share.line(head, label, band=True, floor=FLOOR)],
-                    (both("axis.distance"), both("axis.weight")),
+                    [share.line(head, same(name), band=True, floor=FLOOR)],
+                    (both("place.distance"), both("place.weight")),
                     log_x=True,
                     log_y=True,
                 ),
@@ -200,7 +200,7 @@ def _figures(
                     Block.of(weights.tolist()),
                     labels,
                     labels,
-                    (both("axis.query"), both("axis.key")),
+                    (both("place.query"), both("place.key")),
                     limits=(0.0, top),
                     hidden=hidden,
                 ),

@@ -47,38 +47,39 @@ def vectors(question: Question) -> View:
     token = question.model.stack.embedding.weight[question.ids[0]].detach().double() * dim**0.5
     lengths, of_tokens = added.norm(dim=1), float(token.norm(dim=1).mean())
     wavelengths = _wavelengths(position, added)
+    low, high = short(float(lengths.min())), short(float(lengths.max()))
     finding = both(
-        "vectors.finding",
+        "vectors.finding.same" if low == high else "vectors.finding",
         count=tokens,
-        low=short(float(lengths.min())),
-        high=short(float(lengths.max())),
+        low=low,
+        high=high,
         token=short(of_tokens),
         share=short(100 * float(lengths.mean()) / of_tokens),
     )
-    places, waves = list(map(float, range(tokens))), some(dim, 4)
+    at, waves = list(map(float, range(tokens))), sorted({0, dim // 8, dim // 4, dim // 2})
     figures: list[Figure] = [
         Heatmap(
             both("vectors.map"),
             Block.of(added[:, shown].tolist()),
             [str(p) for p in range(tokens)],
             [str(i) for i in shown],
-            (both("axis.position"), both("axis.number")),
+            (both("place.position"), both("place.number")),
             "diverging",
         ),
         Lines(
             both("vectors.waves"),
-            places,
+            at,
             [Line(both("vectors.one", n=i), numbers(added[:, i])) for i in waves],
-            (both("axis.position"), both("axis.value")),
+            (both("place.position"), both("place.value")),
         ),
         Lines(
             both("vectors.length"),
-            places,
+            at,
             [
                 Line(both("vectors.of_position"), numbers(lengths)),
                 Line(both("vectors.of_token"), [number(of_tokens)] * tokens),
             ],
-            (both("axis.position"), both("vectors.axis.length")),
+            (both("place.position"), both("vectors.axis.length")),
         ),
     ]
     notes = [both("vectors.note", method=position.spec())]
@@ -87,10 +88,10 @@ def vectors(question: Question) -> View:
         notes.append(both("vectors.cut", count=tokens, table=table))
     if wavelengths:
         lines = [
-            Line(both("vectors.wavelength") if len(wavelengths) == 1 else both("axis.coordinate", n=axis), found)
+            Line(both("vectors.wavelength") if len(wavelengths) == 1 else both("place.coordinate", n=axis), found)
             for axis, found in enumerate(wavelengths)
         ]
-        axes = (both("axis.number"), both("axis.tokens_a_turn"))
+        axes = (both("place.number"), both("place.tokens_a_turn"))
         figures.append(Lines(both("vectors.wavelengths"), list(map(float, range(dim))), lines, axes, log_y=True))
     else:
         notes.append(both("vectors.no_waves"))
@@ -119,7 +120,7 @@ def similarity(question: Question) -> View:
     lengths = added.norm(dim=1).clamp(min=1e-12)
     cosine = dot / lengths[:, None] / lengths
     names = [str(p) for p in range(len(added))]
-    axes = (both("axis.position"), both("axis.position"))
+    axes = (both("place.position"), both("place.position"))
     profile, variation = _diagonals(cosine)
     finding = both(
         "similarity.finding.constant" if variation < 1e-6 else "similarity.finding.varies",
@@ -140,7 +141,7 @@ def similarity(question: Question) -> View:
                 both("similarity.profile"),
                 [float(n) for n in offsets],
                 [line],
-                (both("axis.distance"), both("similarity.axis.cosine")),
+                (both("place.distance"), both("similarity.axis.cosine")),
             ),
         ],
         "cos(p_i, p_j) = p_i·p_j / (‖p_i‖ ‖p_j‖)",
@@ -223,7 +224,7 @@ def _alike_scores(question: Question) -> View:
     notes = [both("similarity.score.note", method=position.spec())]
     if any(isinstance(term, PerKey) for term in call.terms):  # which leave a constant of each row open
         found = found - found.diagonal()[:, None]
-        notes.append(both("axis.own"))
+        notes.append(both("place.own"))
     past = torch.ones_like(found, dtype=torch.bool).tril()
     if float(found[past].max() - found[past].min()) < ROUNDING:
         raise HeadwayError(
@@ -251,7 +252,7 @@ def _alike_scores(question: Question) -> View:
                 Block.of(found.tolist()),
                 names,
                 names,
-                (both("axis.query"), both("axis.key")),
+                (both("place.query"), both("place.key")),
                 "diverging",
                 hidden=Block.of((~past).int().tolist(), "bits"),
             ),
@@ -259,7 +260,7 @@ def _alike_scores(question: Question) -> View:
                 both("similarity.score.profile"),
                 [float(n) for n in offsets],
                 [line],
-                (both("axis.distance"), both("axis.score")),
+                (both("place.distance"), both("place.score")),
             ),
         ],
         notes=notes,

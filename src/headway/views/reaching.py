@@ -10,7 +10,7 @@ from headway.report.figures import Grid, Lines, View, both, same
 from headway.shapes import HeadwayError
 from headway.training.loop import evaluating
 from headway.views.asked import CURVES
-from headway.views.distances import by_distance, short, some
+from headway.views.distances import by_distance, percent, short, some
 from headway.views.question import Question
 
 FLOOR = 1e-6
@@ -38,20 +38,19 @@ def distance(question: Question) -> View:
     uniform = by_distance(layer, lambda rows: _uniform(layer, rows))
     mean = by_distance(layer, layer.weights, mean=True)
     heads = some(layer.heads, CURVES, first=question.head)
-    axes = (both("axis.distance"), both("axis.weight"))
+    axes = (both("place.distance"), both("place.weight"))
     xs = [float(d) for d in found.distances[1:]]
-    summary = {name: values[:, question.head] for name, values in layer.summary().items()}
+    summary = {name: values.mean(0) for name, values in layer.summary().items()}
     last = found.distances[-1]
     finding = both(
         "distance.finding",
         head=question.head,
-        mean=short(float(summary["distance"].mean())),
-        one=short(100 * float(found.middle[question.head, 1])),
-        even=short(100 * float(uniform.middle[0, 1])),
-        far=short(100 * float(found.middle[question.head, -1])),
+        mean=short(float(summary["distance"][question.head])),
+        one=percent(float(found.middle[question.head, 1])),
+        even=percent(float(uniform.middle[0, 1])),
+        far=percent(float(found.middle[question.head, -1])),
         last=last,
     )
-    each = layer.summary()
     return View(
         "distance",
         finding,
@@ -82,12 +81,9 @@ def distance(question: Question) -> View:
                     (
                         same(str(head)),
                         [
-                            *(
-                                f"{short(100 * float(each[key][:, head].mean()))} %"
-                                for key in ("self", "previous", "first")
-                            ),
-                            short(float(each["distance"][:, head].mean())),
-                            f"{short(100 * float(mean.middle[head, -1]))} %",
+                            *(percent(float(summary[key][head])) for key in ("self", "previous", "first")),
+                            short(float(summary["distance"][head])),
+                            percent(float(mean.middle[head, -1])),
                         ],
                     )
                     for head in range(layer.heads)

@@ -132,16 +132,15 @@ def _own(layer: Layer, head: int) -> tuple[Tensor, Tensor, tuple[float, float]]:
 
 
 def _histogram(title: dict[str, str], raw: Tensor, scale: float) -> Bars:
-    """Shares of raw and scaled scores in the same bins around 0."""
-    end = max(float(raw.abs().max()), 1e-6)
-    edges = torch.linspace(-end, end, BINS + 1, dtype=torch.float64)
-    centres = (edges[1:] + edges[:-1]) / 2
+    """Shares of raw and scaled scores in the same bins, around multiples of a round number."""
+    least = max(float(raw.abs().max()), 1e-6) / (BINS // 2)
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(size * power for size in (1, 2, 5, 10) if size * power >= least)
 
     def share(values: Tensor) -> list[float | None]:
-        at = torch.bucketize(values, edges[1:-1])
-        counts = torch.bincount(at, minlength=BINS)
-        return [number(float(count) / max(1, len(values))) for count in counts]
+        counts = torch.bincount((values / step).round().long() + BINS // 2, minlength=BINS)
+        return [number(float(count) / len(values)) for count in counts]
 
-    labels = [short(0.0 if abs(float(centre)) < end * 1e-9 else float(centre)) for centre in centres]
+    labels = [short(step * (i - BINS // 2)) for i in range(BINS)]
     series = [(both("scaling.raw"), share(raw)), (both("scaling.scaled"), share(raw * scale))]
     return Bars(title, labels, series, both("scaling.axis.share"))

@@ -63,7 +63,8 @@ def rotation(question: Question) -> View:
         change=short(change),
     )
     axis = [
-        both("axis.position") if len(turning.rates) == 1 else both("axis.coordinate", n=n) for n in range(position.axes)
+        both("place.position") if len(turning.rates) == 1 else both("place.coordinate", n=n)
+        for n in range(position.axes)
     ]
     names, own = [str(f) for f in range(count)], both("head", n=question.head)
     figures: list[Figure] = [_dials(turning)]
@@ -73,7 +74,7 @@ def rotation(question: Question) -> View:
             Block.of(torch.remainder(angles, 2 * math.pi).tolist()),
             [str(p) for p in range(len(angles))],
             names,
-            (label, both("axis.plane")),
+            (label, both("place.plane")),
             "cyclic",
             (0.0, 2 * math.pi),
             unit="rad",
@@ -89,18 +90,18 @@ def rotation(question: Question) -> View:
         )
         for label, rates in zip(axis, turning.rates, strict=False)
     ]
-    by_plane = (both("axis.plane"), both("axis.tokens_a_turn"))
+    by_plane = (both("place.plane"), both("place.tokens_a_turn"))
     heads, columns = [str(head) for head in range(layer.heads)], [*names, *(["–"] if found.still else [])]
     figures += [
         Lines(both("rotation.wavelengths"), list(map(float, range(count))), lines, by_plane, log_y=True),
         Heatmap(
-            both("rotation.use"), Block.of(_usage(question, turning)), heads, columns, (both("axis.head"), by_plane[0])
+            both("rotation.use"), Block.of(_usage(question, turning)), heads, columns, (both("place.head"), by_plane[0])
         ),
         Lines(
             both("rotation.equal"),
             [float(n) for n in reach],
             [Line(own, numbers(curve[reach]))],
-            (both("axis.distance"), both("axis.score")),
+            (both("place.distance"), both("place.score")),
             log_x=True,
         ),
         Grid(
@@ -119,6 +120,7 @@ def rotation(question: Question) -> View:
         both("rotation.note"),
         both("rotation.note.use"),
         *([both("rotation.note.marks")] if by_tokens(layer) else []),
+        *([both("rotation.note.axes", n=position.axes)] if position.axes > 1 else []),
     ]
     return View("rotation", finding, figures, "q_i·k_j = Σ_f |q_f| |k_f| cos(φ_f + (pos_i − pos_j) ω_f)", notes)
 
@@ -139,13 +141,14 @@ class Turning:
 
 
 def _dials(turning: Turning) -> Dials:
-    """Some planes at some places, along the first axis."""
-    angles, rates = turning.angles[0], turning.rates[0]
-    shown, at = some(len(rates), CURVES), [p for p in (1, 4, 16, 64) if p < len(angles)] or [0]
-    labels = [
-        f"{f}: {short(2 * math.pi / abs(float(rates[f])))}" if abs(rates[f]) > ROUNDING else f"{f}" for f in shown
-    ]
-    return Dials(both("rotation.dials"), labels, [(both("rotation.at", n=p), angles[p, shown].tolist()) for p in at])
+    """Some of the planes that the first axis turns, at some places along it."""
+    angles, rates = turning.angles[0], turning.rates[0].tolist()
+    moving = [f for f, rate in enumerate(rates) if abs(rate) > ROUNDING] or [0]
+    shown = [moving[i] for i in some(len(moving), CURVES)]
+    at = [p for p in (1, 4, 16, 64) if p < len(angles)] or [0]
+    labels = [f"{f}: {short(2 * math.pi / abs(rates[f]))}" if rates[f] else f"{f}" for f in shown]
+    title = both("rotation.dials") if len(turning.rates) == 1 else both("rotation.dials.along", n=0)
+    return Dials(title, labels, [(both("rotation.at", n=p), angles[p, shown].tolist()) for p in at])
 
 
 def _turned(question: Question, head: int) -> Turning | None:
@@ -163,7 +166,9 @@ def _turned(question: Question, head: int) -> Turning | None:
     if found is None:
         return None
     rates = torch.stack([angles[1] for angles in found.angles.split(count)])
-    order = rates.abs().amax(0).argsort(descending=True, stable=True)
+    # by the axis that turns them most, then the fastest first
+    most = rates.abs().max(0)
+    order = torch.tensor(sorted(range(rates.shape[1]), key=lambda f: (int(most.indices[f]), -float(most.values[f]))))
     basis = None if found.basis is None else found.basis[order]
     ordered = Planes(found.angles[:, order], found.rates[order], basis, found.still)
     return Turning(ordered, list(ordered.angles.split(count)), list(rates[:, order]))
