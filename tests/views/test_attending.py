@@ -14,6 +14,7 @@ from common import every_method, refusal
 from torch import Tensor
 
 from headway import Transformer
+from headway.inspect.split import maps
 from headway.positions import parse
 from headway.report.figures import Block, Heatmap
 from headway.views import Question, view
@@ -121,7 +122,7 @@ def test_planes_sum_to_the_product(spec: str) -> None:
     question = asked(make(spec), query=7, options={"key": 3})
     figures = view("split", question).figures
     if len(figures) < 3:
-        assert not hasattr(parse(spec), "pairing") or spec.startswith(("hopelorentz", "fope", "randomized"))
+        assert not maps(parse(spec)) or spec.startswith(("deberta", "inkling"))  # which turn nothing, but size q
         return
     q, k = (tensor(figure.values) for figure in stages(question)["Q′, K′"].figures[1::2])
     turned = figures[2].series[-1][1]
@@ -269,6 +270,9 @@ def test_a_head_is_the_models(what: str) -> None:
     close(tensor(shown.values), expected, atol=1e-6)
     assert tensor(shown.hidden).equal(torch.ones(9, 9, dtype=torch.float64).triu(1))
     assert list(shown.rows) == list(shown.columns) == LABELS
+    looked = {name["en"]: cells for name, cells in made.figures[1].rows}
+    assert looked["previous token"][1] == f"{100 * sum(1 / n for n in range(2, 10)) / 9:.0f} %"
+    assert looked["itself"][0] == f"{100 * float(question.seen.weights()[0, 2].diagonal().mean()):.0f} %"
     link = expected.masked_fill(torch.ones(9, 9).tril(-1) == 0, -torch.inf)
     query, key = divmod(int(link.argmax()), 9)
     assert f"query {query} “{LABELS[query]}” → key {key} “{LABELS[key]}”" in made.finding["en"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from headway.attention import Attention
@@ -124,27 +124,47 @@ class Layer:
             ``entropy`` in nats; the share of ``self``, of the ``previous`` and of the ``first`` token; the mean
             ``distance`` in tokens. Queries that see nothing do not count.
         """
-        position = self.call.k_pos.double()
         total: dict[str, Tensor] = {}
-        counted = torch.zeros((), dtype=torch.double)
         for start in range(0, self.queries, ROWS):
             rows = slice(start, min(start + ROWS, self.queries))
-            weights = self.weights(rows).double()
-            distance = self.call.q_pos[:, rows, None].double() - position[:, None]  # (B, q, K)
-            distance = distance[:, None]
-            alive = (weights.sum(-1) > 0).double()
-            first = position == position.masked_fill(position < 0, torch.inf).amin(-1, keepdim=True)
-            found = {
-                "entropy": -torch.special.xlogy(weights, weights).sum(-1),
-                "self": (weights * (distance == 0)).sum(-1),
-                "previous": (weights * (distance == 1)).sum(-1),
-                "first": (weights * first[:, None, None]).sum(-1),
-                "distance": (weights * distance.abs()).sum(-1),
-            }
-            counted = counted + alive.sum(-1)
-            for name, value in found.items():
-                total[name] = total.get(name, 0) + (value * alive).sum(-1)
+            for name, value in looks(self.weights(rows), self.call.q_pos[:, rows], self.call.k_pos).items():
+                total[name] = total.get(name, 0) + value
+        counted = total.pop("queries")
         return {name: value / counted.clamp(min=1) for name, value in total.items()}
+
+
+def looks(
+    weights: Float[Tensor, "batch heads rows keys"],
+    q_pos: Int[Tensor, "#batch rows"],
+    k_pos: Int[Tensor, "#batch keys"],
+) -> dict[str, Float[Tensor, "batch heads"]]:
+    """What queries look at, summed over those that see anything; ``queries`` is how many these are.
+
+    Args:
+        weights: of attention, or any others to compare with, as those of uniform attention.
+        q_pos: positions of the queries.
+        k_pos: positions of the keys; -1 is padding.
+
+    Returns:
+        As :meth:`Layer.summary`, in float64.
+
+    >>> uniform, pos = torch.full((1, 1, 4, 4), 1 / 4), torch.arange(4)[None]
+    >>> looks(uniform, pos, pos)["previous"].tolist()
+    [[0.75]]
+    """
+    weights, position = weights.double(), k_pos.double()
+    distance = (q_pos[:, :, None].double() - position[:, None])[:, None]  # (B, 1, q, K)
+    first = position == position.masked_fill(position < 0, torch.inf).amin(-1, keepdim=True)
+    alive = (weights.sum(-1) > 0).double()
+    found = {
+        "entropy": -torch.special.xlogy(weights, weights).sum(-1),
+        "self": (weights * (distance == 0)).sum(-1),
+        "previous": (weights * (distance == 1)).sum(-1),
+        "first": (weights * first[:, None, None]).sum(-1),
+        "distance": (weights * distance.abs()).sum(-1),
+        "queries": alive,
+    }
+    return {name: (value * alive).sum(-1) for name, value in found.items()}
 
 
 @dataclass

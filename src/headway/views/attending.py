@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from headway.inspect.head import Head
-from headway.inspect.record import ROWS, Layer
+from headway.inspect.record import ROWS, Layer, looks
 from headway.report.figures import Bars, Grid, Heatmap, Said, View, Wall, both, same
 from headway.shapes import HeadwayError
 from headway.views.question import Question
@@ -105,8 +105,8 @@ def head(question: Question) -> View:
     title = both(f"head.{what}", layer=question.layer, head=question.head)
     shown = pairs(title, getattr(one, what), window, seen=one.seen, scale=scale)
     summary = one.layer.summary()
-    looks = {name: float(summary[name][0, question.head]) for name in LOOKS}
-    return View("head", _linked(question, one, what, looks), (shown, _looks(looks)), "", stepped(shown.values))
+    average = {name: float(summary[name][0, question.head]) for name in LOOKS}
+    return View("head", _linked(question, one, what, average), (shown, _looks(one, average)), "", stepped(shown.values))
 
 
 def asked(question: Question, name: str, choices: tuple[str, ...]) -> str:
@@ -140,25 +140,29 @@ def link(question: Question, pair: tuple[int, int]) -> Said:
     return both("attending.link", query=query, key=key, **labels)
 
 
-def _linked(question: Question, one: Head, what: str, looks: Mapping[str, float]) -> Said:
+def _linked(question: Question, one: Head, what: str, average: Mapping[str, float]) -> Said:
     values = getattr(one, what)
     pair = strongest(values, one.seen)
-    shares = {name: percent(looks[name]) for name in ("self", "previous", "first")}
+    shares = {name: percent(average[name]) for name in ("self", "previous", "first")}
     if pair is None:
-        return both("head.alone", share=percent(looks["self"]))
+        return both("head.alone", share=percent(average["self"]))
     value = float(values[pair])
     said = percent(value) if what == "weights" else number(value)
     return told(f"head.finding.{what}", link=link(question, pair), value=said, **shares)
 
 
-def _looks(looks: Mapping[str, float]) -> Grid:
-    """What a head looks at on average, as a table."""
-    columns = (both("head.average"), both("attending.value"))
-    said = {
-        name: percent(value) if name in ("previous", "first", "self") else number(value)
-        for name, value in looks.items()
-    }
-    return Grid(both("head.looks"), columns, [(both(f"wall.{name}"), [text]) for name, text in said.items()])
+def _looks(one: Head, average: Mapping[str, float]) -> Grid:
+    """What a head looks at on average, beside what it would if it weighed alike all that it sees."""
+    call, seen = one.layer.call, one.seen.double()
+    uniform = seen / seen.sum(-1, keepdim=True).clamp(min=1)
+    alike = looks(uniform[None, None], call.q_pos[:1], call.k_pos[:1])
+    queries = alike["queries"].clamp(min=1)
+    columns = (both("head.average"), both("head.here"), both("head.uniform"))
+    rows = []
+    for name, value in average.items():
+        said = percent if name in ("previous", "first", "self") else number
+        rows.append((both(f"wall.{name}"), [said(value), said(float(alike[name] / queries))]))
+    return Grid(both("head.looks"), columns, rows)
 
 
 def wall(question: Question) -> View:
@@ -186,8 +190,8 @@ def wall(question: Question) -> View:
             name = same(f"L{number_of} H{index}")
             fine = 4 * CELLS // (3 * count)
             tile = pairs(name, weights[index], window, seen=seen[index], scale="sequential", limits=span, fine=fine)
-            looks = {key: float(summary[key][0, index]) for key in LOOKS}
-            tiles.append((name, tile, {**looks, "layer": float(number_of), "head": float(index)}))
+            average = {key: float(summary[key][0, index]) for key in LOOKS}
+            tiles.append((name, tile, {**average, "layer": float(number_of), "head": float(index)}))
     sorts = {name: both(f"wall.{name}") for name in LOOKS}
     figure = Wall(both("wall.title"), tiles, layers[0].heads, sorts)
     notes = [both("wall.pooled", every=every, tokens=len(question.labels))] if every > 1 else []
