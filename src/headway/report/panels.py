@@ -159,7 +159,7 @@ def heatmap(
         return y
     bar = 0.0 if bare else 18 + max(text_width(text, TEXT) for _, text in _bar_ticks(scale, figure.unit))
     widest = max((text_width(label, TEXT) for label in figure.rows), default=0.0)
-    left = 0.0 if bare else 14 + min(widest, 0.24 * width)
+    left = 0.0 if bare else 15 + min(widest, 0.24 * width)
     wide = min(_CELL * columns, width - left - bar)
     cell = wide / columns
     tall = cell * rows
@@ -191,7 +191,7 @@ def _chosen(labels: Sequence[str], room: float, need: float) -> range:
 def _row_labels(sheet: Sheet, figure: Heatmap, x: float, y: float, left: float, tall: float) -> None:
     room = tall / max(len(figure.rows), 1)
     for n in _chosen(figure.rows, room, TEXT * 1.3):
-        label = fit(figure.rows[n], left - 14, TEXT)
+        label = fit(figure.rows[n], left - 14.5, TEXT)
         sheet.pen.text(x - 3, y + (n + 0.5) * room + TEXT * 0.35, label, anchor="end")
     name = fit(sheet.said(figure.axes[0]), max(tall, 60), TEXT)
     sheet.pen.text(x - left + TEXT, y + tall / 2, name, anchor="middle", fill=QUIET, turned=True)
@@ -357,7 +357,7 @@ def _grid(sheet: Sheet, across: Axis, down: Axis, top: float, tall: float) -> No
         pen.text(across.start - 4, at + TEXT * 0.35, number(tick), anchor="end")
     pen.line(across.start, top + tall, across.end, top + tall, QUIET)
     taken = -math.inf
-    for tick in across.ticks(max(2, int((across.end - across.start) / 32))):
+    for tick in across.ticks(max(3, int((across.end - across.start) / 28))):
         text, at = _position(tick), across.at(tick)
         pen.line(at, top + tall, at, top + tall + 2.5, QUIET)
         if at - text_width(text, TEXT) / 2 > taken:

@@ -38,6 +38,9 @@ from headway.shapes import HeadwayError
 WIDTHS = {"single": 3.4, "double": 7.0}
 """Widths of a column in inches."""
 _GAP = 10.0
+_TWO = 400.0
+"""Points of width from which simple figures stand two in a row."""
+_SIMPLE = (Heatmap, Tiles, Lines, Bars, Dials)
 _FRAMES = 4
 """Times of a film that are shown beside each other."""
 _INNER = 3
@@ -120,7 +123,7 @@ def draw(sheet: Sheet, figure: Figure, x: float, y: float, width: float) -> floa
 def _view(sheet: Sheet, view: View, x: float, y: float, width: float, caption: bool) -> float:
     if caption:
         y = sheet.title(view.title, x, y, width, TITLE + 1.5) + 2
-    y = _stacked(sheet, view.figures, x, y, width)
+    y = (_in_pairs if width > _TWO else _stacked)(sheet, view.figures, x, y, width)
     if caption:
         y = sheet.pen.lines(x, y, sheet.said(view.finding), width, TEXT + 0.5) + 2
         if view.formula:
@@ -135,6 +138,17 @@ def _view(sheet: Sheet, view: View, x: float, y: float, width: float, caption: b
 def _stacked(sheet: Sheet, figures: Sequence[Figure], x: float, y: float, width: float) -> float:
     for figure in figures:
         y = draw(sheet, figure, x, y, width) + _GAP
+    return y
+
+
+def _in_pairs(sheet: Sheet, figures: Sequence[Figure], x: float, y: float, width: float) -> float:
+    """Simple figures two in a row, others over the whole width."""
+    half, waiting = (width - 2 * _GAP) / 2, list(figures)
+    while waiting:
+        count = 2 if len(waiting) > 1 and all(isinstance(one, _SIMPLE) for one in waiting[:2]) else 1
+        row, waiting = waiting[:count], waiting[count:]
+        places = [(x, width)] if count == 1 else [(x, half), (x + half + 2 * _GAP, half)]
+        y = _GAP + max(draw(sheet, one, left, y, wide) for one, (left, wide) in zip(row, places, strict=True))
     return y
 
 
