@@ -193,7 +193,7 @@ def test_damage_is_named(tmp_path: Path, text: Path) -> None:
     folder = tmp_path / "run" / "watch"
     (folder / "step-00000005.safetensors").write_bytes(b"no")
     with pytest.raises(
-        HeadwayError, match=r"^expected what was watched in .*05.safetensors, got content that does not"
+        HeadwayError, match=r"^expected what was watched in .*05.safetensors, got content that does"
     ):
         load_watch(tmp_path / "run")[5]
     (folder / "readings.json").write_text('{"format":2}')

@@ -124,7 +124,7 @@ def step(question: Question) -> View:
     return View("step", _step_finding(taken, which), figures, formula, notes)
 
 
-_BACK = "dQ = scale · dS K,  dK = scale · dSᵀ Q,  dV = Aᵀ dO        dW_Q = Xᵀ dQ,  dW_K = Xᵀ dK,  dW_V = Xᵀ dV\n"
+_BACK = "dQ = scale · dS K,  dK = scale · dSᵀ Q,  dV = Aᵀ dO\ndW_Q = Xᵀ dQ,  dW_K = Xᵀ dK,  dW_V = Xᵀ dV\n"
 _BACK += "SGD: W ← W − lr · g        Adam: W ← W − lr · m̂ / (√v̂ + ε)"
 _STEP = {
     "softmax": f"dA = dO Vᵀ        dS = A ∘ (dA − Σ_j A dA)\n{_BACK}",
@@ -244,15 +244,20 @@ def _frame(
         "gradient": both("film.gradient.short"),
         "update": both("film.update.short"),
     }
-    columns = [
-        (head, [matrix(both(f"film.{part}", matrix=name), x, limits[part], fine=fine)])
-        for part, head in heads.items()
-        if (x := moment[part]) is not None
-    ]
+
+    def beside(key: str, parts: Sequence[str]) -> Columns:
+        maps = {part: x for part in parts if (x := moment[part]) is not None}
+        columns = [
+            (heads[part], [matrix(both(f"film.{part}", matrix=name), x, limits[part], fine=fine)])
+            for part, x in maps.items()
+        ]
+        return Columns(both(key, matrix=name, step=step, next=step + 1), columns)
+
     product = moment["product"]
     assert product is not None
     square = matrix(both("film.product"), product, limits["product"], fine=COARSE)
-    return both("film.frame", step=step), [Columns(both("film.matrices", step=step), columns), square]
+    here, ahead = beside("film.here", ("weight", "change")), beside("film.ahead", ("gradient", "update"))
+    return both("film.frame", step=step), [here, ahead, square]
 
 
 def _span(xs: Sequence[Tensor]) -> tuple[float, float]:
@@ -330,7 +335,12 @@ def _stages(taken: Step, which: str, question: Question) -> list[Stage]:
 
     square, rows = f"{tokens} × {tokens}", f"{tokens} × {width}"
     formula = "dS = A ∘ (dA − Σ_j A dA)" if taken.layer.call.normalise == "softmax" else "dS = ∂loss/∂S"
-    back = zip((both("step.dq"), both("step.dk"), both("step.dv")), (taken.d_q, taken.d_k, taken.d_v), strict=True)
+    moved = {"Q": taken.d_q, "K": taken.d_k, "V": taken.d_v}
+    back = {f"d{name}": vectors(both(f"step.d{name.lower()}"), x, window) for name, x in moved.items()}
+    matrices = {
+        f"d{TITLES[name]}": matrix(both("step.matrix", matrix=TITLES[name]), x, fine=FINE)
+        for name, x in gradients.items()
+    }
     return [
         stage(
             "loss",
@@ -343,17 +353,22 @@ def _stages(taken: Step, which: str, question: Question) -> list[Stage]:
             square,
             "dA = dO Vᵀ",
             [
-                pairs(both("step.a"), taken.weights, window, seen=taken.seen, scale="sequential"),
-                pairs(both("step.da"), taken.d_weights, window, seen=taken.seen),
+                _beside(
+                    both("step.weights.title"),
+                    {
+                        "A": pairs(both("step.a"), taken.weights, window, seen=taken.seen, scale="sequential"),
+                        "dA": pairs(both("step.da"), taken.d_weights, window, seen=taken.seen),
+                    },
+                )
             ],
         ),
         stage("scores", square, formula, [pairs(both("step.ds"), taken.d_scores, window, seen=taken.seen)]),
-        stage("vectors", rows, "dQ = scale · dS K", [vectors(title, x, window) for title, x in back]),
+        stage("vectors", rows, "dQ = scale · dS K", [_beside(both("step.vectors.title"), back)]),
         stage(
             "matrices",
             f"{dim} × {width}",
             "dW_Q = Xᵀ dQ",
-            [matrix(same(f"d{TITLES[name]}"), x, fine=FINE) for name, x in gradients.items()],
+            [_beside(both("step.matrices.title"), matrices)],
         ),
         stage(
             "update",
@@ -367,6 +382,10 @@ def _stages(taken: Step, which: str, question: Question) -> list[Stage]:
             ],
         ),
     ]
+
+
+def _beside(title: Said, maps: Mapping[str, Heatmap]) -> Columns:
+    return Columns(title, [(same(name), [one]) for name, one in maps.items()])
 
 
 def _optimiser(name: str, taken: Step) -> Said:
