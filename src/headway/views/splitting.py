@@ -47,7 +47,11 @@ def split(question: Question) -> View:
         maps = _maps(question, head, window)
     shares = _shares(question, head, window, pair)
     figures = (maps, shares) if per_plane is None else (maps, shares, per_plane)
-    notes = [*window.notes, *([] if exact(head.layer) else [both("split.estimate", layer=question.layer)])]
+    notes = [
+        *window.notes,
+        *([both("split.window")] if window.notes else []),
+        *([] if exact(head.layer) else [both("split.estimate", layer=question.layer)]),
+    ]
     if head.layer.call.value_terms:
         notes.append(both("split.values", title=question.position.title))
     return View("split", _weighed(question, head, window, pair), figures, _formula(head), notes)

@@ -66,8 +66,22 @@ def stepper(question: Question) -> View:
         weight=percent(float(head.weights[row, most])),
     )
     title = both("stepper.steps", layer=question.layer, head=question.head)
-    formula = "softmax(Q Kᵀ / √d_k + position) V"
-    return View("stepper", finding, (Steps(title, stages),), formula, _notes(question, head, window))
+    return View("stepper", finding, (Steps(title, stages),), _whole(question, head), _notes(question, head, window))
+
+
+def _whole(question: Question, head: Head) -> str:
+    """The head as one formula."""
+    call = head.layer.call
+    weigh = "stick" if way(head.layer) == "stickbreaking" else "softmax"
+    product = "Q′ K′ᵀ" if maps(question.position) else "Q Kᵀ"
+    scale = " / √d_k" if _by_root(head) else f" · {number(call.scale)}"
+    added = " + b(i, j)" * any(name not in PRODUCTS for name in head.parts)
+    return f"{weigh}({product}{scale}{added}) V"
+
+
+def _by_root(head: Head) -> bool:
+    """Whether scores are divided by √d_k, and not by something else."""
+    return abs(head.layer.call.scale * head.layer.attention.shape.head_dim**0.5 - 1) < 1e-6
 
 
 def _notes(question: Question, head: Head, window: Window) -> list[Said]:
@@ -168,7 +182,7 @@ class _Stages:
         yield self._stage(
             "raw", product, self.tokens, f"S = {product}", [self._pairs(same(f"S = {product}"), raw)], **sizes
         )
-        by_root = abs(scale * width**0.5 - 1) < 1e-6
+        by_root = _by_root(head)
         label = "· 1/√d_k" if by_root else f"· {number(scale)}"
         formula = f"S / √d_k = S / {number(width**0.5)}" if by_root else f"S · {number(scale)}"
         figures = [self._pairs(same(formula), scaled)]

@@ -455,12 +455,18 @@ export function columns(given, setting, make) {
   const { element, refresh } = frameOf(setting, () => figure, [area], {});
 
   function build() {
-    all = figure.columns.map(([, figures], i) => ({ name: html(`h${Math.min(6, level)}`, { class: "column-name" }), inside: group(figures, { ...setting, level: level + 1, file: `${setting.file}-${i + 1}`, quiet: true }, make) }));
+    all = figure.columns.map((column, i) => ({ name: html(`h${Math.min(6, level)}`, { class: "column-name" }), inside: group(column[1], { ...setting, level: twice(column) ? level : level + 1, file: `${setting.file}-${i + 1}`, quiet: true }, make) }));
     area.replaceChildren(...all.map(({ name, inside }) => html("div", { class: "beside-one" }, name, inside.element)));
     area.classList.toggle("crowd", all.length > 3);
     name();
   }
-  const name = () => all.forEach((one, i) => (one.name.textContent = told(words, figure.columns[i][0])));
+  /** Whether a column's only figure has its name already. */
+  const twice = (/** @type {Columns["columns"][number]} */ [label, figures]) => figures.length === 1 && told(words, figures[0].title) === told(words, label);
+  const name = () =>
+    all.forEach((one, i) => {
+      one.name.textContent = told(words, figure.columns[i][0]);
+      one.name.hidden = twice(figure.columns[i]);
+    });
   const draw = () => all.forEach(({ inside }) => inside.draw());
 
   area.addEventListener("headway:point", (event) => {
