@@ -21,7 +21,7 @@ from headway.report.words import LANGUAGES, strings
 
 MODULES = (
     *("dom", "words", "frame", "styles", "labels", "data", "chart"),
-    *("colours", "blocks", "parts", "heatmap", "plots", "many", "figures"),
+    *("colours", "blocks", "parts", "heatmap", "plots", "many", "tiles", "figures"),
 )  # each imports only those before it
 PAGES = ("render", "bench", "methods", "views")  # each one page, and imports only modules
 _IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', re.MULTILINE)

@@ -5,6 +5,7 @@ import { heatmap } from "./heatmap.js";
 import { told } from "./parts.js";
 import { bars, dials, grid, lines } from "./plots.js";
 import { columns, film, group, product, steps, wall } from "./many.js";
+import { tiles } from "./tiles.js";
 
 /** @typedef {import("./parts.js").Said} Said */
 /** @typedef {import("./parts.js").Plain} Plain */
@@ -12,7 +13,7 @@ import { columns, film, group, product, steps, wall } from "./many.js";
 /** @typedef {{ key: string, title: Said, question: Said, finding: Said, formula: string, notes: Said[], figures: Plain[] }} View */
 
 /** @type {Record<string, (figure: any, setting: import("./parts.js").Setting, make: typeof drawFigure) => Drawn>} */
-const KINDS = { heatmap, lines, bars, dials, grid, wall, product, steps, film, columns };
+const KINDS = { heatmap, lines, bars, dials, grid, wall, product, steps, film, columns, tiles };
 
 /**
  * Any figure by its kind.
