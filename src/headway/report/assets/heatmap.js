@@ -80,15 +80,16 @@ export function heatmap(given, setting) {
     legend.draw(figure, data.limits, data, Boolean(now?.pooled));
   }
 
-  const named = (/** @type {string} */ axis, /** @type {number} */ i, /** @type {string} */ label) =>
-    isNumber(label) ? `${axis} ${label}` : words.say("map.named", { axis, i, label });
+  /** "column 3", or "query 3 '…'" where labels are words: a token that happens to be a number is one, too. */
+  const named = (/** @type {string} */ axis, /** @type {number} */ i, /** @type {string[]} */ labels, /** @type {boolean} */ numbered) =>
+    numbered ? `${axis} ${labels[i]}` : words.say("map.named", { axis, i, label: labels[i] });
 
   /** @param {number} row @param {number} column */
   function reading(row, column) {
     const [rows, columns] = figure.axes.map((one) => told(words, one));
     const at = row * data.width + column;
     const value = data.hidden?.[at] ? words.say("map.hidden") : Number.isNaN(data.values[at]) ? words.say("map.missing") : spoken(data.values[at]) + unitOf(figure);
-    return words.say("map.reading", { row: named(rows, row, figure.rows[row]), column: named(columns, column, figure.columns[column]), value });
+    return words.say("map.reading", { row: named(rows, row, figure.rows, data.numbered[0]), column: named(columns, column, figure.columns, data.numbered[1]), value });
   }
 
   function show() {
@@ -279,7 +280,8 @@ function read(figure) {
   const slack = 1e-6 * (limits[1] - limits[0]); // float32 rounds limits too
   if (lowest < limits[0] - slack || highest > limits[1] + slack)
     for (let i = 0; i < values.length; i += 1) if (!hidden?.[i] && (values[i] < limits[0] - slack || values[i] > limits[1] + slack)) beyond += 1;
-  return { height, width, values, hidden, limits, lowest, highest, masked, missing, beyond };
+  const numbered = [figure.rows, figure.columns].map((labels) => labels.every(isNumber));
+  return { height, width, values, hidden, limits, lowest, highest, masked, missing, beyond, numbered };
 }
 
 /** Where everything goes, in pixels; cells are whole pixels of the device where they are larger than one. */
@@ -376,7 +378,7 @@ function strideFor(least) {
   for (let power = 1; ; power *= 10) for (const step of [1, 2, 5]) if (step * power >= least - 1e-9) return step * power;
 }
 
-const isNumber = (/** @type {string} */ text) => /^[+\-−]?[\d.,]+$/.test(text);
+const isNumber = (/** @type {string} */ text) => /^[+\-−]?\d[\d.,]*$/.test(text);
 
 /** @param {Element} host */
 function measurer(host) {
