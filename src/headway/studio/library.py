@@ -15,10 +15,22 @@ import torch
 from torch import Tensor
 
 from headway.inspect.explain import words
+from headway.inspect.watch import Watch
 from headway.report.page import page
 from headway.shapes import HeadwayError
-from headway.studio.fields import LIMITS, Asked, Fresh, Model, OfRun
-from headway.training import Bytes, Checkpoints, Vocabulary, load_model, open_run, read_json, token_texts
+from headway.studio.fields import LIMITS, Asked, Fresh, Model, OfLive, OfRun
+from headway.training import (
+    Bytes,
+    Checkpoints,
+    History,
+    Vocabulary,
+    load_model,
+    open_run,
+    read_json,
+    read_text,
+    token_texts,
+)
+from headway.training.watching import load_watch
 from headway.transformer import Transformer
 from headway.views import Question
 
@@ -111,26 +123,25 @@ class Library:
         """
         longest = LIMITS["long_tokens" if asked.view == "long" else "tokens"]
         base = self._about(asked.model, asked.text, longest, live)
-        attention = base.model.stack.attentions()[0]
-        tokens = len(base.labels)
-        own = base.__dict__.get("trace")
+        attention, tokens = base.model.stack.attentions()[0], len(base.labels)
         found = replace(
             base,
             layer=min(asked.layer, len(base.model.stack.blocks) - 1),
             head=min(asked.head, attention.shape.heads - 1),
             query=max(-tokens, min(asked.query, tokens - 1)),
             column=min(asked.column, attention.shape.head_dim - 1),
-            others=tuple(self._about(other, asked.text, longest, live) for other in asked.others),
-            results=self.results(asked.results) if asked.results else base.results,
-            options=asked.options,
+            others=tuple(self._beside(other, base, asked, longest, live) for other in asked.others),
+            results=self.results(asked.results) if asked.results else None,
+            watched=base.watched or self._watched(asked),
+            options=self._options(asked, base),
         )
-        if own is not None:  # the same model read the same text already
-            found.__dict__["trace"] = own
+        if "trace" in base.__dict__:  # the same model read the same text already
+            found.__dict__["trace"] = base.__dict__["trace"]
         return found
 
     def keep(self, asked: Asked, question: Question) -> None:
         """Keep what the model was seen to do with this text, for the next view of it."""
-        base = self._questions.get((asked.model, asked.text))
+        base = self._questions.get(self._key(asked.model, asked.text))
         if base is not None and "trace" in question.__dict__ and len(question.labels) <= LIMITS["tokens"]:
             base.__dict__["trace"] = question.__dict__["trace"]
 
@@ -167,12 +178,14 @@ class Library:
                 message = message.replace(path, folder.name)
         return message
 
+    def _key(self, model: Model, text: str) -> Hashable:
+        return model, text, self.version(model)
+
     def _about(self, model: Model, text: str, longest: int, live: Callable[[str], Question]) -> Question:
         if isinstance(model, Fresh):
-            question = self._questions.make((model, text), lambda: _fresh(model, text))
+            question = self._questions.make(self._key(model, text), lambda: _fresh(model, text))
         elif isinstance(model, OfRun):
-            key = (model, text, self.version(model))
-            question = self._questions.make(key, lambda: self._trained(model, text))
+            question = self._questions.make(self._key(model, text), lambda: self._trained(model, text))
         else:
             question = live(text)
         if len(question.labels) > longest:
@@ -182,13 +195,44 @@ class Library:
             )
         return question
 
+    def _beside(
+        self, other: Model, base: Question, asked: Asked, longest: int, live: Callable[[str], Question]
+    ) -> Question:
+        """A further model; a fresh one gets the tokens of the model it stands beside."""
+        if not isinstance(other, Fresh) or isinstance(asked.model, Fresh):
+            return self._about(other, asked.text, longest, live)
+        made = _made(other, base.model.stack.embedding.num_embeddings)
+        return Question(made, base.ids, base.labels, name=other.position)
+
+    def _watched(self, asked: Asked) -> Watch | None:
+        """What the run recorded of its matrices, for the views of learning, if it was watched."""
+        if asked.view not in LEARNING or not isinstance(asked.model, OfRun):
+            return None
+        path = self._entry(asked.model.id, MODELS).path
+        return self.without_paths(lambda: load_watch(path)) if (path / "watch").is_dir() else None
+
+    def _options(self, asked: Asked, base: Question) -> dict[str, Any]:
+        """The view's own options; "sample" stands for windows of the built-in text, which a page cannot send."""
+        options = dict(asked.options)
+        if options.pop("sample", None) != "windows":
+            return options
+        if isinstance(asked.model, Fresh):
+            raise HeadwayError("expected a trained model for windows of another text, got one that knows no other")
+        vocabulary: Vocabulary = Bytes() if isinstance(asked.model, OfLive) else self._loaded(asked.model)[1]
+        ids = vocabulary.encode(read_text().data[: 2**18])
+        length = min(max(len(base.labels), 64), 256, len(ids) // WINDOWS)
+        starts = torch.arange(WINDOWS) * ((len(ids) - length) // WINDOWS)
+        return {**options, "windows": ids[starts[:, None] + torch.arange(length)]}
+
     def _trained(self, model: OfRun, text: str) -> Question:
-        entry = self._entry(model.id, MODELS)
-        made, vocabulary, more = self._models.make(
-            (model.id, self.version(model)), lambda: self.without_paths(lambda: _load(entry))
-        )
+        made, vocabulary, history = self._loaded(model)
         ids, labels = tokens(vocabulary, text)
-        return Question(made, ids, labels, name=entry.title, **more)
+        return Question(made, ids, labels, name=self._entry(model.id, MODELS).title, history=history)
+
+    def _loaded(self, model: OfRun) -> tuple[Transformer, Vocabulary, History | None]:
+        entry = self._entry(model.id, MODELS)
+        key = (model.id, self.version(model))
+        return self._models.make(key, lambda: self.without_paths(lambda: _load(entry)))
 
     def _entry(self, identity: str, kinds: Sequence[str]) -> Entry:
         entry = self.entries().get(identity)
@@ -200,6 +244,10 @@ class Library:
 
 MODELS = ("run", "cell")
 """Kinds of entries that hold a model."""
+LEARNING = ("film", "step", "board")
+"""Views that look at how a training went, not only at the model it made."""
+WINDOWS = 50
+"""Of the built-in text, over which attention by distance is taken."""
 
 
 def tokens(vocabulary: Vocabulary, text: str) -> tuple[Tensor, list[str]]:
@@ -237,12 +285,15 @@ def _fresh(model: Fresh, text: str) -> Question:
     if not labels:
         raise HeadwayError("expected a text of at least one word, got none: type a sentence")
     known = {label: number for number, label in enumerate(dict.fromkeys(labels))}
-    checked_size(model, len(known))
+    ids = torch.tensor([[known[label] for label in labels]])
+    return Question(_made(model, len(known)), ids, labels, name=model.position)
+
+
+def _made(model: Fresh, vocabulary: int) -> Transformer:
+    checked_size(model, vocabulary)
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(model.seed)
-        made = _transformer(model, len(known))
-    ids = torch.tensor([[known[label] for label in labels]])
-    return Question(made.eval(), ids, labels, name=model.position)
+        return _transformer(model, vocabulary).eval()
 
 
 def _found(folder: Path) -> list[Entry]:
@@ -305,11 +356,11 @@ def _described(entry: Entry) -> dict[str, Any]:
         return own
 
 
-def _load(entry: Entry) -> tuple[Transformer, Vocabulary, dict[str, Any]]:
+def _load(entry: Entry) -> tuple[Transformer, Vocabulary, History | None]:
     if entry.kind == "run":
         loaded, vocabulary, run = load_model(entry.path)
         assert isinstance(loaded, Transformer)
-        return loaded, vocabulary, {"history": run.history}
+        return loaded, vocabulary, run.history
     identity = _identity(entry.path)
     checkpoint, _ = Checkpoints(entry.path / "checkpoints").latest()
     if identity is None or checkpoint is None:
@@ -319,4 +370,4 @@ def _load(entry: Entry) -> tuple[Transformer, Vocabulary, dict[str, Any]]:
     checked_size(shape, Bytes.size)
     model = _transformer(shape, Bytes.size)
     checkpoint.restore(model)
-    return model.eval(), Bytes(), {}
+    return model.eval(), Bytes(), None

@@ -6,6 +6,7 @@ GET  /api/state               runs, comparisons, methods, views, limits
 POST /api/view                a view, with the shapes of its model
 POST /api/live                start a training; /api/live/play, pause, step and stop go on with it
 GET  /api/live/events         what it does, as server-sent events; only what is new
+GET  /api/tiles               a tile of the map of a long text: ?source=…&level=…&row=…&column=…&how=…
 GET  /report/<id>             the report of a comparison
 """
 
@@ -13,14 +14,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
+import itertools
 import json
 import re
+import secrets
 import sys
 import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Any
 
@@ -31,6 +35,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from headway import __version__
+from headway.inspect.tiles import REACH, TileSource
 from headway.positions import methods
 from headway.report.words import LANGUAGES, strings
 from headway.shapes import HeadwayError
@@ -38,7 +43,7 @@ from headway.studio import fields
 from headway.studio.library import Library, Recent
 from headway.studio.stage import Stage
 from headway.studio.worker import Busy, Superseded, Worker
-from headway.views import NAMES, view
+from headway.views import NAMES, Question, view
 
 TICK = 0.04
 """Seconds between two looks for new events of a training."""
@@ -77,7 +82,8 @@ class Routes:
     closing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self._answers = Recent(24)
+        self._answers, self._maps = Recent(24), Recent(3)
+        self._tiles = itertools.count()
         self._streams = 0
         self._assets = _assets()
 
@@ -88,6 +94,7 @@ class Routes:
             "/assets/{name}": self.asset,
             "/api/state": self.state,
             "/api/live/events": self.events,
+            "/api/tiles": self.tile,
             "/report/{identity}": self.report,
         }
         posts: dict[str, Endpoint] = {"/api/view": self.view, "/api/live": self.start, "/api/live/{act}": self.act}
@@ -127,13 +134,17 @@ class Routes:
         with self.stage.still():
             models = (asked.model, *asked.others)
             if any(isinstance(model, fields.OfLive) for model in models):
-                return self._compose(asked)
-            key = json.dumps([_plainly(asked), [self.library.version(model) for model in models]])
-            return self._answers.make(key, lambda: self._compose(asked))
+                return self._compose(asked, secrets.token_hex())
+            key = repr((replace(asked, slot=""), [self.library.version(model) for model in models]))
+            if asked.view == "long":  # its tiles may be forgotten before its answer is
+                return self._compose(asked, key)
+            return self._answers.make(key, lambda: self._compose(asked, key))
 
-    def _compose(self, asked: fields.Asked) -> bytes:
+    def _compose(self, asked: fields.Asked, key: str) -> bytes:
         begun = time.perf_counter()
         question = self.library.question(asked, live=lambda text: self.stage.question(text, asked.view))
+        if asked.view == "long":
+            question = self._with_tiles(question, key)
         shown = view(asked.view, question).plain()
         self.library.keep(asked, question)
         meta = {
@@ -151,6 +162,30 @@ class Routes:
             "seconds": round(time.perf_counter() - begun, 3),
         }
         return _text({"view": shown, "meta": meta}).encode()
+
+    def _with_tiles(self, question: Question, key: str) -> Question:
+        """The same question, with the map's tiles kept under a name by which the page can ask for more of them."""
+        name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+        reach = question.options.get("reach", REACH)
+        tiles = self._maps.make(name, lambda: TileSource(question.seen, question.head, reach=reach))
+        return replace(question, options={**question.options, "tiles": tiles, "source": name})
+
+    async def tile(self, request: Request) -> Response:
+        """One tile of a map that a page shows: its rows and columns, and its numbers, as bytes."""
+        query = request.query_params
+        level, row, column = (fields.number(name, query.get(name), 0, 10**6, 0) for name in ("level", "row", "column"))
+        source, how = query.get("source", ""), query.get("how", "max")
+        tiles = self._maps.get(source)
+        if tiles is None:
+            raise Refused(404, "This map is no longer kept: ask for the view again.")
+
+        def body() -> bytes:
+            with self.stage.still():
+                found: bytes = tiles.body(level, row, column, how)
+                return found
+
+        made = await self.worker.run(f"tile-{next(self._tiles)}", body)  # tiles do not replace each other
+        return Response(made, media_type="application/octet-stream")
 
     async def start(self, request: Request) -> Response:
         """Start a training, paused."""
@@ -309,10 +344,6 @@ async def _body(request: Request) -> Any:
 
 def _not_json(name: str) -> None:
     raise ValueError(name)
-
-
-def _plainly(asked: fields.Asked) -> list[Any]:
-    return [repr(value) for name, value in vars(asked).items() if name != "slot"]
 
 
 def _text(values: Any) -> str:

@@ -8,14 +8,12 @@ from typing import Any
 
 from headway.shapes import HeadwayError
 from headway.studio.fields import Training
-from headway.studio.library import checked_size
+from headway.studio.library import LEARNING, checked_size
 from headway.training import Bytes, TrainSettings
 from headway.training.live import Live
 from headway.views import Question
 
 WATCH_EVERY = 5
-LEARNING = ("film", "step", "board")
-"""Views that look at how the training went, not only at the model it made."""
 _LONGEST, _BATCH = 64, 8
 
 

@@ -26,17 +26,19 @@ export async function ask(path, body, signal) {
 /**
  * Asks one thing at a time: a newer question ends the older one, here and at the server.
  * @param {string} slot what on the page it is for
- * @returns {(body: Record<string, unknown>) => Promise<any>}
+ * @returns {((body: Record<string, unknown>) => Promise<any>) & { end: () => void }}
  */
 export function newest(slot) {
   const own = `${slot}-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`; // two windows do not end each other's
   /** @type {AbortController | undefined} */
   let before;
-  return (body) => {
-    before?.abort();
+  const end = () => before?.abort();
+  const next = (/** @type {Record<string, unknown>} */ body) => {
+    end();
     before = new AbortController();
     return ask("/api/view", { slot: own, ...body }, before.signal);
   };
+  return Object.assign(next, { end });
 }
 
 /**

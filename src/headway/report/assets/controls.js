@@ -5,22 +5,23 @@ import { pick } from "./picker.js";
 import { told } from "./parts.js";
 
 /** @typedef {import("./place.js").Place} Place */
-/** @typedef {{ name: string, kind: "choice" | "slider" | "number" | "method" | "key", values?: (string | number)[], first?: string | number, when?: [string, string] }} Option */
+/** @typedef {{ name: string, kind: "choice" | "slider" | "number" | "method" | "key", values?: (string | number)[], first?: string | number, when?: [string, string], trained?: boolean }} Option */
 /** @typedef {{ layers: number, heads: number, head_dim: number, tokens: string[], count: number, layer: number, head: number, query: number, column: number, position: string, name: string, seconds: number }} Meta */
 
 const POWERS = (/** @type {number} */ from, /** @type {number} */ to) => Array.from({ length: Math.log2(to / from) + 1 }, (_, i) => from * 2 ** i);
 const WHAT = /** @type {Option} */ ({ name: "what", kind: "choice", values: ["weights", "scores"], first: "weights" });
+const MATRIX = /** @type {Option} */ ({ name: "matrix", kind: "choice", values: ["q", "k", "v"], first: "q" });
 
 /** Which choosers a view has, and its own options. @type {Record<string, { look: string[], options?: Option[] }>} */
 export const USES = {
   stepper: { look: ["layer", "head", "query"] },
-  projection: { look: ["layer", "head", "query", "column"], options: [{ name: "matrix", kind: "choice", values: ["q", "k", "v"], first: "q" }] },
+  projection: { look: ["layer", "head", "query", "column"], options: [MATRIX] },
   softmax: { look: ["layer", "head", "query"] },
   scaling: { look: ["layer", "head"], options: [{ name: "dim", kind: "slider", values: POWERS(1, 1024) }] },
   wall: { look: [] },
   head: { look: ["layer", "head", "query"], options: [WHAT] },
   split: { look: ["layer", "head", "query"], options: [{ name: "key", kind: "key" }] },
-  distance: { look: ["layer", "head"] },
+  distance: { look: ["layer", "head"], options: [{ name: "sample", kind: "choice", values: ["typed", "windows"], first: "typed", trained: true }] },
   vectors: { look: [], options: [{ name: "positions", kind: "slider", values: POWERS(8, 512) }] },
   similarity: { look: [], options: [{ name: "positions", kind: "slider", values: POWERS(8, 256) }] },
   bias: { look: ["layer"], options: [{ name: "reach", kind: "slider", values: POWERS(16, 16384) }] },
@@ -38,10 +39,10 @@ export const USES = {
   },
   longer: { look: [] },
   report: { look: [] },
-  film: { look: ["layer", "head"] },
-  step: { look: ["layer", "head"] },
+  film: { look: ["layer", "head"], options: [MATRIX] },
+  step: { look: ["layer", "head"], options: [MATRIX] },
   board: { look: [] },
-  long: { look: ["layer", "head"] },
+  long: { look: ["layer", "head"], options: [{ name: "reach", kind: "slider", values: POWERS(16, 1024) }] },
 };
 const SIZES = /** @type {const} */ ({ dim: [8, 16, 24, 32, 48, 64, 96, 128, 192, 256], heads: [1, 2, 3, 4, 6, 8, 12, 16], layers: [1, 2, 3, 4, 6, 8] });
 
@@ -56,7 +57,7 @@ export function optionsOf(place) {
   const options = USES[place.view]?.options ?? [];
   const value = (/** @type {string} */ name) => place.options[name] ?? options.find((one) => one.name === name)?.first;
   for (const option of options) {
-    if (option.when && value(option.when[0]) !== option.when[1]) continue;
+    if ((option.when && value(option.when[0]) !== option.when[1]) || (option.trained && place.kind === "fresh")) continue;
     const given = value(option.name);
     if (given !== undefined && given !== "") found[option.name] = given;
   }
@@ -191,9 +192,9 @@ export function controlPanel(words, offers, { place, meta, go, home }) {
   /** Fill the row of the view's own options again, unless one of them is being used. */
   let ownShown = "";
   function updateOwn() {
-    const { view, options } = place();
+    const { view, options, kind } = place();
     const given = optionsOf(place());
-    const shown = (USES[view]?.options ?? []).filter((one) => !one.when || given[one.when[0]] === one.when[1]);
+    const shown = (USES[view]?.options ?? []).filter((one) => (!one.when || given[one.when[0]] === one.when[1]) && !(one.trained && kind === "fresh"));
     const key = JSON.stringify([view, shown.map((one) => one.name), shown.map((one) => (one.kind === "slider" ? 0 : options[one.name])), shown.some((one) => one.kind === "key") && meta()?.tokens, meta()?.head_dim]);
     const busy = own.contains(document.activeElement) && document.activeElement instanceof HTMLInputElement;
     if (key === ownShown || busy) return;

@@ -20,6 +20,8 @@ const GROUPS = /** @type {const} */ ([
 ]);
 const ORDER = GROUPS.flatMap(([, views]) => [...views]);
 const OF_TRAINING = ["film", "step", "board"];
+/** Methods that have something to show where others have not. @type {Record<string, string[]>} */
+const SUITS = { vectors: ["sinusoidal", "learned"], similarity: ["sinusoidal", "learned", "rotary"], bias: ["alibi", "t5", "kerple"], rotation: ["rotary", "yarn"] };
 /** Views of which rows and columns are the text's tokens, in which a click chooses the query. */
 const OF_PAIRS = ["head", "split", "whatif"];
 const BESIDE = ["fresh:alibi", "fresh:none"];
@@ -61,11 +63,31 @@ function open(element, offers, strings) {
     place = { ...place, ...change };
     if (change.options) options[place.view] = change.options;
     if (change.view && !change.options) place.options = options[change.view] ?? {};
-    if (place.view === "sidebyside" && !place.others.length && !change.others) place.others = [...BESIDE];
+    if (change.view) furnish();
     remember(when === "soon");
     built?.update();
     if (when === "soon") typed.soon();
     else typed.now();
+  }
+
+  /** A view of several models begins with some. */
+  function furnish() {
+    if (place.view !== "sidebyside" || place.others.length) return;
+    const runs = offers.runs.map((/** @type {any} */ one) => `run:${one.id}`).filter((/** @type {string} */ id) => id !== `run:${place.run}`);
+    place.others = place.kind === "run" && runs.length ? runs.slice(0, 2) : [...BESIDE];
+  }
+
+  /** What the view needs that is not there yet: a key of the words, or "". */
+  function lacking() {
+    const { view, kind, others } = place;
+    if (view === "longer" && !offers.comparisons.length) return "comparison";
+    if (view === "sidebyside" && !others.length) return "others";
+    if (["longer", "report"].includes(view)) return "";
+    if (kind === "run" && !offers.runs.length) return "run";
+    const begun = training.points().length > 0;
+    if (kind === "live" && training.told().state === "none") return "training";
+    if ((view === "film" || view === "board") && (kind === "fresh" || (kind === "live" && !begun))) return "training";
+    return "";
   }
 
   /** @param {boolean} replace */
@@ -89,10 +111,11 @@ function open(element, offers, strings) {
   }
 
   async function load() {
-    if (place.view === "report") {
+    if (place.view === "report" || lacking()) {
+      asked.end();
       answer = null;
       failure = "";
-      return settle(false);
+      return settle(true);
     }
     const wanted = question();
     const key = JSON.stringify(wanted);
@@ -145,6 +168,7 @@ function open(element, offers, strings) {
   addEventListener("popstate", () => {
     place = placeOf(location.hash, home, history.state?.text);
     options[place.view] = place.options;
+    furnish();
     built?.update();
     if (JSON.stringify(question()) !== answered || failure) load();
   });
@@ -224,14 +248,14 @@ function open(element, offers, strings) {
     });
     const status = html("p", { class: "status", role: "status" });
     const shown = html("div", { class: "screen", id: "studio-view", tabindex: "-1", "aria-busy": "false" });
-    /** @type {() => void} */
-    let draw = () => {};
+    /** @type {ReturnType<typeof drawView> | null} */
+    let drawn = null;
+    let key = "";
 
     // A tile of the wall opens its head; a cell of a map of pairs chooses its query.
     shown.addEventListener("headway:choose", (event) => {
-      const { index } = /** @type {CustomEvent} */ (event).detail;
-      const heads = answer?.meta.heads;
-      if (place.view === "wall" && heads) go({ view: "head", layer: Math.floor(index / heads), head: index % heads });
+      const { layer, head } = /** @type {CustomEvent} */ (event).detail;
+      go({ view: "head", layer, head });
     });
     shown.addEventListener("headway:cell", (event) => {
       const { row, column } = /** @type {CustomEvent} */ (event).detail;
@@ -247,8 +271,10 @@ function open(element, offers, strings) {
       update() {
         document.title = `${title(place.view)} · headway studio`;
         for (const link of links) {
-          if (link.dataset.viewLink === place.view) link.setAttribute("aria-current", "page");
-          else link.removeAttribute("aria-current");
+          if (link.dataset.viewLink === place.view) {
+            if (!link.hasAttribute("aria-current")) within(nav, link);
+            link.setAttribute("aria-current", "page");
+          } else link.removeAttribute("aria-current");
         }
         short.value = place.view;
         live.element.hidden = place.kind !== "live" && !OF_TRAINING.includes(place.view);
@@ -260,19 +286,25 @@ function open(element, offers, strings) {
       },
       /** @param {boolean} other */
       show(other) {
-        draw = () => {};
-        if (failure) shown.replaceChildren(html("div", { class: "warning", role: "alert" }, html("strong", {}, words.say("studio.refused")), html("p", { lang: "en" }, failure)));
+        if (answer && !failure && drawn && key === answer.view.key) {
+          drawn.set(answer.view); // what the reader opened and pointed at stays
+          return drawn.draw();
+        }
+        drawn = null;
+        const lacks = lacking();
+        if (failure) shown.replaceChildren(refusal(words));
         else if (place.view === "report") shown.replaceChildren(reports(words));
+        else if (lacks) shown.replaceChildren(invitation(words, lacks));
         else if (answer) {
-          const drawn = drawView(answer.view, words);
+          drawn = drawView(answer.view, words);
+          key = answer.view.key;
           shown.replaceChildren(drawn.element);
-          draw = drawn.draw;
-          draw();
+          drawn.draw();
         }
         if (other && window.scrollY > shown.offsetTop) shown.scrollIntoView();
       },
     };
-    updates.push(() => draw());
+    updates.push(() => drawn?.draw());
     built.update();
     built.show(false);
     built.state();
@@ -289,6 +321,22 @@ function open(element, offers, strings) {
     ];
   });
 
+  /** Why a view cannot be shown, and with which methods it can. @param {import("./words.js").Words} words */
+  function refusal(words) {
+    const suits = place.kind === "fresh" ? (SUITS[place.view] ?? []).filter((name) => name !== place.position) : [];
+    const name = (/** @type {string} */ method) => offers.methods.find((/** @type {any} */ one) => one.name === method)?.title ?? method;
+    return html("div", { class: "warning", role: "alert" }, html("strong", {}, words.say("studio.refused")), html("p", { lang: "en" }, failure),
+      suits.length > 0 && html("div", { class: "row" }, html("span", {}, words.say("studio.suits")), suits.map((position) => html("button", { type: "button", class: "save", onclick: () => go({ position }) }, name(position)))));
+  }
+
+  /** What to do first. @param {import("./words.js").Words} words @param {string} lacks */
+  function invitation(words, lacks) {
+    const title = offers.views.find((/** @type {any} */ one) => one.key === place.view);
+    return html("section", { class: "view", "data-view": place.view }, html("h2", {}, told(words, title.title)), html("p", { class: "question" }, told(words, title.question)),
+      html("p", { class: "invitation" }, words.say(`studio.lacks.${lacks}`)),
+      lacks === "comparison" && html("pre", { tabindex: "0" }, html("code", {}, "headway compare\nheadway studio headway-compare")));
+  }
+
   /** @param {import("./words.js").Words} words */
   function reports(words) {
     return html("section", { class: "view", "data-view": "report" }, html("h2", {}, words.say("view.report.title")), html("p", { class: "question" }, words.say("view.report.question")),
@@ -299,8 +347,16 @@ function open(element, offers, strings) {
       html("p", { class: "quiet" }, words.say("studio.report.what")));
   }
 
+  furnish();
   remember(true);
   load();
+}
+
+/** Scroll a list so that one of its parts is seen, and nothing else on the page. @param {HTMLElement} list @param {HTMLElement} part */
+function within(list, part) {
+  const [outer, inner] = [list.getBoundingClientRect(), part.getBoundingClientRect()];
+  if (inner.top < outer.top) list.scrollTop -= outer.top - inner.top + 40;
+  if (inner.bottom > outer.bottom) list.scrollTop += inner.bottom - outer.bottom + 40;
 }
 
 const main = /** @type {HTMLElement} */ (document.getElementById("studio"));
