@@ -89,12 +89,12 @@ def by_distance(
                 samples.append(found.transpose(0, 1).flatten(1, 2))
     table = torch.cat(samples, 1)  # (H, queries, distances)
     counts = table.isfinite().sum(1).amin(0)
-    kept = (counts >= min(ENOUGH, int(counts.max()))).nonzero()[:, 0].tolist()
+    queries = len(layer.x) * len(range(*rows.indices(layer.queries)))
+    kept = (counts >= min(ENOUGH, queries)).nonzero()[:, 0].tolist()
     distances = spaced(kept)
     table = table[..., distances]
-    middle = table.nanmean(1) if mean else table.nanmedian(1).values
-    if not mean:  # of an even number the mean of both in the middle, as is usual
-        middle = torch.stack([each.nanquantile(0.5, 0) for each in table])
+    # of an even number of queries the median is the mean of both in the middle
+    middle = table.nanmean(1) if mean else torch.stack([each.nanquantile(0.5, 0) for each in table])
     low, high = (torch.stack([each.nanquantile(share, 0) for each in table]) for share in (0.1, 0.9))
     return Spread(distances, middle, low, high, int(counts[distances].min()))
 
