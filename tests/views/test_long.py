@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from dataclasses import replace
@@ -9,12 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from browser import Open
 
 from headway import HeadwayError, Transformer
 from headway.inspect.record import Trace
 from headway.inspect.tiles import TileSource
-from headway.report.figures import Heatmap, Lines, Tiles
+from headway.report.colours import colour_table
+from headway.report.figures import Heatmap, Lines, Tiles, plain
+from headway.report.page import asset, bundle, strings_of
 from headway.report.panels import Scale, pixels
+from headway.report.views import views_page
 from headway.terms import Pairwise
 from headway.views import Question, view
 
@@ -120,3 +125,99 @@ def test_what_cannot_be_shown_is_refused() -> None:
         view("long", question(1))
     with pytest.raises(HeadwayError, match=r"^expected options reach, a number of tokens, from 1 to 1024, got 0$"):
         view("long", question(10, reach=0))
+
+
+# --- on a page ------------------------------------------------------------------------------------------------------
+
+HOST = """() => {
+  const words = module_words.wordsIn(strings, 'en');
+  const host = document.getElementById('host');
+  const fetched = async (source, level, row, column, how) => {
+    const text = atob(await tile(level, row, column, how));
+    return module_tiles.tileOf(Uint8Array.from(text, (letter) => letter.charCodeAt(0)).buffer);
+  };
+  const drawn = module_tiles.zoomed(figure, { words, level: 3, file: 'map' }, fetched);
+  host.append(drawn.element);
+  drawn.draw();
+}"""
+
+
+def hosted(open_page: Open, asked: Question, **options: Any) -> Any:
+    """A page with the map of the largest weights, whose tiles come from Python."""
+    source = TileSource(asked.seen, asked.head)
+    asked.options = {"tiles": source, "source": "map"}
+    figure = view("long", asked).figures[0]
+    program = bundle("views").rpartition("\nconst data = ")[0]
+    given = f"const strings = {json.dumps(strings_of('views'))}; const figure = {json.dumps(plain(figure))};"
+    page = open_page(
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>map</title><style>{asset("style.css")}</style>'
+        f'<body class="headway"><div id="host"></div><script>{program}\n{given}</script></body></html>',
+        **options,
+    )
+    page.expose_function("tile", lambda *wanted: base64.b64encode(source.body(*wanted)).decode())
+    page.evaluate(HOST)
+    page.wait_for_function("document.querySelector('.zooming .quiet').textContent.startsWith('one cell')")
+    return page
+
+
+def pixel(page: Any, x: float, y: float) -> list[int]:
+    """The colour at a place of the map, as shares of its sides."""
+    colour: list[int] = page.evaluate(
+        "([x, y]) => { const c = document.querySelector('canvas.cells'), one = document.createElement('canvas');"
+        " const context = one.getContext('2d', { willReadFrequently: true });"
+        " context.drawImage(c, Math.floor(x * c.width), Math.floor(y * c.height), 1, 1, 0, 0, 1, 1);"
+        " return [...context.getImageData(0, 0, 1, 1).data]; }",
+        [x, y],
+    )
+    return colour
+
+
+def test_a_map_is_zoomed_to_single_tokens(open_page: Open) -> None:
+    asked = planted(2000, 1900, 123)
+    page = hosted(open_page, asked)
+    table = colour_table("sequential")
+    assert pixel(page, 0.99, 0.01)[3] == 0  # the future is hidden
+    spot = (122 / 2000, 1902 / 2000)  # the middle of the cell of 4 × 4
+    assert pixel(page, *spot)[:3] == list(table[-1])
+    assert pixel(page, spot[0] + 0.02, spot[1])[:3] != list(table[-1])
+    plot, line = page.locator(".plot"), page.locator(".readout")
+    box = page.locator("canvas.cells").bounding_box()
+    page.mouse.move(box["x"] + spot[0] * box["width"], box["y"] + spot[1] * box["height"])
+    assert line.text_content() == "queries 1,900–1,903, keys 120–123: 1.00"
+    plot.focus()
+    for _ in range(12):
+        page.mouse.wheel(0, -120)
+    page.wait_for_function("document.querySelector('.zooming .quiet').textContent === 'one cell is 1 × 1 pairs'")
+    page.keyboard.press("Escape")
+    page.keyboard.press("ArrowDown")
+    seen = set()
+    for _ in range(12):  # the cell at the upper left, then along the rows to the planted pair
+        seen.add(line.text_content())
+        page.keyboard.press("ArrowRight")
+    assert all(text.startswith("query 1,8") and "key 1" in text for text in seen)
+    assert len(seen) == 12
+    page.keyboard.press("0")
+    page.wait_for_function("document.querySelector('.zooming .quiet').textContent === 'one cell is 4 × 4 pairs'")
+
+
+def test_a_map_follows_the_theme_and_drags(open_page: Open) -> None:
+    page = hosted(open_page, planted(600, 500, 20), color_scheme="dark")
+    before = pixel(page, 0.2, 0.9)
+    assert sum(before[:3]) < 300  # little attention is dark on a dark page
+    for _ in range(4):
+        page.click("[data-zoom=closer]")
+    page.wait_for_function("!document.querySelector('.zooming .quiet').textContent.startsWith('loading')")
+    box = page.locator("canvas.cells").bounding_box()
+    labels = page.locator(".rails").text_content()
+    page.mouse.move(box["x"] + 300, box["y"] + 300)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 200, box["y"] + 150)
+    page.mouse.up()
+    assert page.locator(".rails").text_content() != labels
+
+
+def test_a_page_without_a_server_shows_the_overview(open_page: Open) -> None:
+    shown = view("long", planted(600, 500, 20))
+    page = open_page(views_page(shown.title, [shown]))
+    assert page.locator(".shown-tiles, .shown-heatmap").count() == 3
+    assert "holds the overview only" in page.locator(".view").text_content()
