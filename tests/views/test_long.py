@@ -177,13 +177,13 @@ def test_a_map_is_zoomed_to_single_tokens(open_page: Open) -> None:
     page = hosted(open_page, asked)
     table = colour_table("sequential")
     assert pixel(page, 0.99, 0.01)[3] == 0  # the future is hidden
-    spot = (122 / 2000, 1902 / 2000)  # the middle of the cell of 4 × 4
+    spot = (124 / 2000, 1900 / 2000)  # the middle of the cell of 8 × 8
     assert pixel(page, *spot)[:3] == list(table[-1])
     assert pixel(page, spot[0] + 0.02, spot[1])[:3] != list(table[-1])
     plot, line = page.locator(".plot"), page.locator(".readout")
     box = page.locator("canvas.cells").bounding_box()
     page.mouse.move(box["x"] + spot[0] * box["width"], box["y"] + spot[1] * box["height"])
-    assert line.text_content() == "queries 1,900–1,903, keys 120–123: 1.00"
+    assert line.text_content() == "queries 1,896–1,903, keys 120–127: 1.00"
     plot.focus()
     for _ in range(12):
         page.mouse.wheel(0, -120)
@@ -197,7 +197,7 @@ def test_a_map_is_zoomed_to_single_tokens(open_page: Open) -> None:
     assert all(text.startswith("query 1,8") and "key 1" in text for text in seen)
     assert len(seen) == 12
     page.keyboard.press("0")
-    page.wait_for_function("document.querySelector('.zooming .quiet').textContent === 'one cell is 4 × 4 pairs'")
+    page.wait_for_function("document.querySelector('.zooming .quiet').textContent === 'one cell is 8 × 8 pairs'")
 
 
 def test_a_map_follows_the_theme_and_drags(open_page: Open) -> None:

@@ -24,6 +24,7 @@ import { frameOf, told } from "./parts.js";
 
 const TALLEST = 560; // pixels of the map
 const LARGEST = 28; // pixels of a pair of tokens
+const CELL = 2; // pixels of a cell, at least
 const HELD = 96; // tiles
 const AT_ONCE = 4; // requests
 const STEP = 1.6; // of one zoom
@@ -106,8 +107,8 @@ export function zoomed(given, setting, fetchTile) {
   const { element, refresh } = frameOf(setting, () => figure, [plot, tools, legend.element, line], { table: () => sheet(spoken, SHOWN), csv: () => { const { head: names, rows } = sheet(exact, Infinity); return [names, ...rows]; } });
 
   const least = () => Math.min(wide / figure.size[1], tall / figure.size[0]);
-  /** The finest level of which a cell is at least a pixel. */
-  const levelNow = () => Math.max(0, Math.min(figure.levels - 1, Math.ceil(Math.log2(1 / scale) - 1e-9)));
+  /** The finest level of which a cell is large enough to be seen. */
+  const levelNow = () => Math.max(0, Math.min(figure.levels - 1, Math.ceil(Math.log2(CELL / scale) - 1e-9)));
   const limits = () => figure.overview.limits ?? [0, 1];
 
   function draw() {
@@ -235,8 +236,8 @@ export function zoomed(given, setting, fetchTile) {
 
   /** Numbers of tokens along both sides. */
   function label() {
-    rails.setAttribute("viewBox", `0 0 ${rail + wide} ${head + tall}`);
-    rails.setAttribute("width", String(rail + wide));
+    rails.setAttribute("viewBox", `0 0 ${plot.clientWidth} ${head + tall}`);
+    rails.setAttribute("width", String(plot.clientWidth));
     rails.setAttribute("height", String(head + tall));
     const [rows, columns] = figure.overview.axes.map((one) => told(words, one));
     const whole_ = (/** @type {number} */ tick) => Number.isInteger(tick);
