@@ -317,3 +317,20 @@ def test_explain_walks_through_a_sentence(run, trained):
     assert run("explain", "a", "--language", "fr") == (2, "", "error: expected language one of en, zh, got 'fr'\n")
     status, _, err = run("explain", "word " * 65)
     assert (status, err[:47]) == (2, "error: expected a text of 1 to 64 tokens, of wh")
+
+
+def test_explain_writes_a_page(run, trained, tmp_path):
+    page = tmp_path / "new" / "walk.html"
+    status, out, _ = run("explain", "word 猫 " * 40, "--html", page, "--position", "sinusoidal", "--layer", "1")
+    assert (status, out) == (0, f"Page: {page}\n")
+    written = page.read_text(encoding="utf-8")
+    assert written.startswith("<!doctype html>")
+    assert "Attention step by step: word 猫 word 猫 word 猫 word 猫 …" in written
+    assert "Similarity of positions" in written  # of the method: it adds vectors
+    status, out, _ = run("explain", "the 猫", "--html", page, "--model", trained / "run")
+    assert status == 0
+    assert str(trained / "run") in page.read_text(encoding="utf-8")
+    status, _, err = run("explain", "word " * 1025, "--html", page)
+    assert status == 2
+    assert err.startswith("error: expected a text of at most 1,024 tokens for the view 'stepper', got 1,025")
+    assert run("explain", "", "--html", page)[0] == 2
