@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
         home = uri if uri.startswith("file:") else "/".join(uri.split("/")[:3]) + "/"
         options = {"locale": "en-GB", "offline": uri.startswith("file:"), **options}
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        context.set_default_timeout(10_000)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
@@ -61,14 +63,27 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
 
 
 OVERLAPS = """() => {
+  // Texts may be turned: two boxes are apart if they are apart along a side of one of them.
+  const corners = (text) => {
+    const [box, to] = [text.getBBox(), text.getScreenCTM()];
+    const at = (x, y) => [to.a * x + to.c * y + to.e, to.b * x + to.d * y + to.f];
+    const [right, bottom] = [box.x + box.width, box.y + box.height];
+    return [at(box.x, box.y), at(right, box.y), at(right, bottom), at(box.x, bottom)];
+  };
+  const apart = (one, other) => [one, other].some((box) => [0, 1].some((side) => {
+    const [dx, dy] = [box[side + 1][0] - box[side][0], box[side + 1][1] - box[side][1]];
+    const size = Math.hypot(dx, dy) || 1;
+    const along = (points) => points.map(([x, y]) => (x * dx + y * dy) / size);
+    const [a, b] = [along(one), along(other)];
+    return Math.min(Math.max(...a), Math.max(...b)) - Math.max(Math.min(...a), Math.min(...b)) <= (side ? 2 : 1);
+  }));
   const found = [];
   for (const svg of document.querySelectorAll('.plot > svg')) {
-    const texts = [...svg.querySelectorAll('.end-label, .note, .mark-label, .tick')];
-    const boxes = texts.map((text) => text.getBoundingClientRect());
+    const kinds = '.end-label, .note, .mark-label, .tick, .rail, .axis-title';
+    const texts = [...svg.querySelectorAll(kinds)].filter((text) => text.getBoundingClientRect().width);
+    const boxes = texts.map(corners);
     boxes.forEach((a, i) => boxes.slice(i + 1).forEach((b, k) => {
-      const x = Math.min(a.right, b.right) - Math.max(a.left, b.left);
-      const y = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-      if (x > 1 && y > 2) found.push(`${texts[i].textContent} / ${texts[i + 1 + k].textContent}`);
+      if (!apart(a, b)) found.push(`${texts[i].textContent} / ${texts[i + 1 + k].textContent}`);
     }));
   }
   return found;
@@ -92,6 +107,14 @@ def assert_accessible(page: Any) -> None:
     found = axe.Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
     grave = [one for one in found if one["impact"] in ("serious", "critical")]
     assert [(one["id"], one["help"], [node["target"] for node in one["nodes"]][:4]) for one in grave] == []
+
+
+def wait_for(page: Any, condition: Callable[[], bool], seconds: float = 5) -> None:
+    """Until something is so; a page's policy forbids what Playwright's own waiting for an expression does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not become so"
+        page.wait_for_timeout(25)
 
 
 def saved(page: Any, button: str) -> tuple[str, str]:

@@ -291,7 +291,7 @@ function place(figure, data, width, host, tile, words) {
   const floor = (/** @type {number} */ size) => (size * scale >= 1 ? Math.floor(size * scale) / scale : size);
   const widest = (/** @type {string[]} */ labels, /** @type {number} */ room) =>
     Math.min(room, labels.reduce((most, one) => (one.length * TEXT <= most ? most : Math.max(most, measure(one))), 0));
-  // the rail holds the axis's name too, as long as that is short
+  // The rail holds the axis's name too, as long as that is short.
   const heading = tile ? 0 : measure(`${told(words, figure.axes[0])} ↓`);
   const rail = tile ? 0 : Math.ceil(Math.max(widest(figure.rows, Math.min(150, width * 0.3)), heading > 90 ? TEXT : heading)) + 8;
   const roomy = width - rail - (tile ? 0 : 4);
@@ -304,7 +304,7 @@ function place(figure, data, width, host, tile, words) {
   const wide = cell * data.width;
   const tall = high * data.height;
   // Column labels lie flat where each fits its cells, else they are tilted.
-  const everyRow = strideFor(LINE / high);
+  const everyRow = strideFor((data.numbered[0] ? 1.6 * LINE : LINE) / high);
   const flat = tile ? 0 : widest(figure.columns, Infinity) + 6;
   const tilted = !tile && flat > cell && !figure.columns.every(isNumber);
   const everyColumn = strideFor((tilted ? LINE * 1.45 : flat) / cell);
@@ -323,7 +323,7 @@ function label(rails, figure, now, words) {
   const beside = heading <= left - 6;
   const parts = [
     svg("text", { class: "axis-title", x: left, y: 11 }, beside ? `${columns} →` : `${columns} →   ${rows} ↓`),
-    ...(beside ? [svg("text", { class: "axis-title", x: left - 6, y: top - 5, "text-anchor": "end" }, `${rows} ↓`)] : []),
+    ...(beside ? [svg("text", { class: "axis-title", x: left - 6, y: Math.min(top - 5, top + high / 2 + 4 - LINE), "text-anchor": "end" }, `${rows} ↓`)] : []),
   ];
   for (let row = 0; row < figure.rows.length; row += everyRow)
     parts.push(svg("text", { class: "rail", x: left - 6, y: top + (row + 0.5) * high + 4, "text-anchor": "end" }, cut(figure.rows[row], left - 8, measure)));

@@ -201,6 +201,7 @@ export function product(given, setting) {
   maps.out.element.addEventListener("headway:point", (event) => {
     const { row, column } = /** @type {CustomEvent} */ (event).detail;
     if (row >= 0) work(row, column);
+    else point(); // what is worked out below stays marked
   });
 
   /** @param {"left" | "right" | "out"} which */
@@ -239,9 +240,7 @@ export function product(given, setting) {
     cell = [row, column];
     const { steps, bias, total, model } = worked();
     const [left, right, out] = figure.names;
-    maps.left.point?.(row, null);
-    maps.right.point?.(null, column);
-    maps.out.point?.(row, column);
+    point();
     const values = { out: `${out}[${row}, ${column}]`, left: `${left}[${row}, k]`, right: `${right}[k, ${column}]`, bias: figure.bias ? ` ${bias < 0 ? "−" : "+"} ${spoken(Math.abs(bias))}` : "", total: spoken(total), model: spoken(model) };
     equation.textContent = words.say("product.equation", values);
     head.replaceChildren(...["k", `${left}[${row}, k]`, `${right}[k, ${column}]`, words.say("product.product"), words.say("product.sum")].map((text) => html("th", { scope: "col" }, text)));
@@ -254,6 +253,13 @@ export function product(given, setting) {
     const last = (/** @type {string} */ text, /** @type {number} */ value) => html("tr", {}, html("th", { scope: "row", colspan: "4" }, text), html("td", {}, spoken(value)));
     foot.replaceChildren(...(figure.bias ? [last(words.say("product.bias"), bias)] : []), last(words.say("product.total"), total), last(words.say("product.model"), model), last(words.say("product.difference"), total - model));
     trace(steps, bias, model);
+  }
+
+  function point() {
+    const [row, column] = cell;
+    maps.left.point?.(row, null);
+    maps.right.point?.(null, column);
+    maps.out.point?.(row, column);
   }
 
   /** Products as bars, their sum as a line that ends at the model's number. */
