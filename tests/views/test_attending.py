@@ -73,6 +73,14 @@ def stages(question: Question) -> dict[str, Any]:
     return {stage.label["en"]: stage for stage in view("stepper", question).figures[0].stages}
 
 
+def heatmaps(figure: Any) -> list[Heatmap]:
+    if isinstance(figure, Heatmap):
+        return [figure]
+    inner = [f for _, figures in getattr(figure, "columns", ()) if isinstance(figures, list) for f in figures]
+    inner += [f for stage in getattr(figure, "stages", ()) for f in stage.figures]
+    return [one for part in inner for one in heatmaps(part)]
+
+
 def close(one: Tensor, other: Tensor, atol: float = 1e-4) -> None:
     torch.testing.assert_close(one.double(), other.double(), rtol=1e-4, atol=atol)
 
@@ -84,7 +92,7 @@ def test_stages_and_parts_are_the_models(spec: str, kind: str, kv_heads: int | N
     found, steps = passed(question), stages(question)
     n, width, dim = len(LABELS), 8, 24
     labels = list(steps)
-    last = {label: tensor(stage.figures[-1].values) for label, stage in steps.items()}
+    last = {label: tensor(heatmaps(stage.figures[-1])[-1].values) for label, stage in steps.items()}
     for name, first in (("Q", 16), ("K", 0 if kv_heads else 16), ("V", 0 if kv_heads else 16)):
         weight = getattr(question.model.stack.attentions()[1], name.lower()).weight.double()
         close(last["X"] @ weight[first : first + width].T, last[name])
@@ -94,7 +102,7 @@ def test_stages_and_parts_are_the_models(spec: str, kind: str, kv_heads: int | N
     product, scaled, added = (steps[label] for label in labels[-6:-3])
     q, k = last["Q"], last["K"]
     if "Q′, K′" in steps:
-        maps = {figure.title["en"]: tensor(figure.values) for figure in steps["Q′, K′"].figures}
+        maps = {one.title["en"]: tensor(one.values) for pair in steps["Q′, K′"].figures for one in heatmaps(pair)}
         q, k = maps.get("Q after", q), maps.get("K after", k)
     close(q @ k.T, tensor(product.figures[0].values))
     close(q @ k.T / width**0.5, tensor(scaled.figures[0].values))
@@ -124,7 +132,7 @@ def test_planes_sum_to_the_product(spec: str) -> None:
     if len(figures) < 3:
         assert not maps(parse(spec)) or spec.startswith(("deberta", "inkling"))  # which turn nothing, but size q
         return
-    q, k = (tensor(figure.values) for figure in stages(question)["Q′, K′"].figures[1::2])
+    q, k = (tensor(heatmaps(pair)[1].values) for pair in stages(question)["Q′, K′"].figures)
     turned = figures[2].series[-1][1]
     assert len(turned) == len(figures[2].labels)
     assert sum(turned) == pytest.approx(float(q[7] @ k[3]) / 8**0.5, abs=1e-4)
@@ -420,14 +428,6 @@ def test_what_cannot_be_shown() -> None:
             view(name, asked(question.model, options=options))
     with refusal("expected a cell of q within 9 tokens and 8 columns, got 8, 8"):
         view("projection", asked(question.model, column=8))
-
-
-def heatmaps(figure: Any) -> list[Heatmap]:
-    if isinstance(figure, Heatmap):
-        return [figure]
-    inner = [f for _, figures in getattr(figure, "columns", ()) if isinstance(figures, list) for f in figures]
-    inner += [f for stage in getattr(figure, "stages", ()) for f in stage.figures]
-    return [one for part in inner for one in heatmaps(part)]
 
 
 def test_all_parts_share_one_scale() -> None:

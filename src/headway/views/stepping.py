@@ -5,7 +5,8 @@ X → Q, K, V → Q, K mapped by position → S = Q Kᵀ → · scale → + posi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from headway.inspect.explain import spread
 from headway.inspect.head import MATRICES, Cell, Head
 from headway.inspect.split import PRODUCTS, maps
-from headway.report.figures import Heatmap, Product, Said, Stage, Steps, View, both, same
+from headway.report.figures import Columns, Figure, Heatmap, Product, Said, Stage, Steps, View, both, same
 from headway.views.attending import FORMULAS, asked, way
 from headway.views.question import Question
 from headway.views.shown import (
@@ -81,7 +82,7 @@ def _whole(question: Question, head: Head) -> str:
 
 def _by_root(head: Head) -> bool:
     """Whether scores are divided by √d_k, and not by something else."""
-    return abs(head.layer.call.scale * head.layer.attention.shape.head_dim**0.5 - 1) < 1e-6
+    return math.isclose(head.layer.call.scale, 1 / math.sqrt(head.layer.attention.shape.head_dim), rel_tol=1e-6)
 
 
 def _notes(question: Question, head: Head, window: Window) -> list[Said]:
@@ -115,7 +116,7 @@ class _Stages:
         yield self._output()
 
     def _stage(
-        self, key: str, label: str | Said, columns: int, formula: str, figures: list[Heatmap], **said: object
+        self, key: str, label: str | Said, columns: int, formula: str, figures: Sequence[Figure], **said: object
     ) -> Stage:
         name = same(label) if isinstance(label, str) else label
         shape = f"{self.tokens} × {columns}"
@@ -156,13 +157,14 @@ class _Stages:
 
     def _map(self) -> Stage:
         head, position = self.head, self.question.position
-        figures = []
+        figures: list[Figure] = []
         for before, after, name in ((head.q, head.mapped_q, "Q"), (head.k, head.mapped_k, "K")):
             if name == "K" and before.shape == after.shape and torch.equal(before, after):
                 continue  # DeBERTa, Inkling and log-n scaling leave keys as they are
             limits = spans(torch.cat((before.flatten(), after.flatten())), "diverging")
-            figures += [self._vectors(both("stepper.before", name=name), before, limits)]
-            figures += [self._vectors(both("stepper.after", name=name), after, limits)]
+            told_as = (both("stepper.before", name=name), both("stepper.after", name=name))
+            two = [self._vectors(said, x, limits) for said, x in zip(told_as, (before, after), strict=True)]
+            figures.append(Columns(same(""), [(one.title, [one]) for one in two]))
         if not maps(position):
             return self._stage(
                 "sharpened", "Q′", self.width, "Q′ = Q · ln(p+1) / ln L", figures, length=self.attention.log_scale
