@@ -366,7 +366,7 @@ def explain(
         from headway.views import Question
         from headway.views.walk import walk_page
 
-        name = "untrained" if model is None else str(model)
+        name = "" if model is None else str(model)
         question = Question(network, ids, tokens, name=name, layer=layer, head=head)
         console.print(f"Page: {write_whole(html, walk_page(question))}", soft_wrap=True)
 

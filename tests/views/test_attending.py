@@ -281,9 +281,13 @@ def test_a_head_is_the_models(what: str) -> None:
     looked = {name["en"]: cells for name, cells in made.figures[1].rows}
     assert looked["previous token"][1] == f"{100 * sum(1 / n for n in range(2, 10)) / 9:.0f} %"
     assert looked["itself"][0] == f"{100 * float(question.seen.weights()[0, 2].diagonal().mean()):.0f} %"
+    if what == "weights":  # how often the even share
+        expected = expected * torch.arange(1, 10)[:, None]
     link = expected.masked_fill(torch.ones(9, 9).tril(-1) == 0, -torch.inf)
     query, key = divmod(int(link.argmax()), 9)
     assert f"query {query} “{LABELS[query]}” → key {key} “{LABELS[key]}”" in made.finding["en"]
+    if what == "weights":
+        assert f"{float(expected[query, key]):.3g} times an even share" in made.finding["en"]
 
 
 def test_a_whole_text_of_1024_tokens_fits() -> None:

@@ -141,14 +141,17 @@ def link(question: Question, pair: tuple[int, int]) -> Said:
 
 
 def _linked(question: Question, one: Head, what: str, average: Mapping[str, float]) -> Said:
-    values = getattr(one, what)
-    pair = strongest(values, one.seen)
+    """The link that stands out, and what a query looks at on average."""
     shares = {name: percent(average[name]) for name in ("self", "previous", "first")}
+    # early queries see few keys, so that their weights are large anyhow: what counts is how often the even share
+    times = one.weights * one.seen.sum(-1, keepdim=True)
+    pair = strongest(times if what == "weights" else one.scores, one.seen)
     if pair is None:
-        return both("head.alone", share=percent(average["self"]))
-    value = float(values[pair])
-    said = percent(value) if what == "weights" else number(value)
-    return told(f"head.finding.{what}", link=link(question, pair), value=said, **shares)
+        return both("head.alone", share=shares["self"])
+    said = {"value": percent(float(one.weights[pair])), "times": number(float(times[pair]))}
+    if what == "scores":
+        said = {"value": number(float(one.scores[pair]))}
+    return told(f"head.finding.{what}", link=link(question, pair), **said, **shares)
 
 
 def _looks(one: Head, average: Mapping[str, float]) -> Grid:

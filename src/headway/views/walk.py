@@ -35,7 +35,7 @@ def walk_page(question: Question) -> str:
     """The walk as one HTML file that opens without a network; errors as of :func:`walk`."""
     shape = question.model.stack.attentions()[question.layer].shape
     facts: list[Said] = [
-        both("walk.page.model", name=question.name),
+        both("walk.page.model", name=question.name) if question.name else both("walk.page.untrained"),
         both("walk.page.method", title=question.position.title, spec=question.position.spec()),
         both("walk.page.tokens", tokens=len(question.labels)),
         both("walk.page.place", layer=question.layer, head=question.head),
