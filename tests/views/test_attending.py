@@ -155,6 +155,26 @@ def test_planes_of_rotary_are_its_pairs() -> None:
         assert bars.series[1][1][pair] == pytest.approx(float((a.conj() * b * turn.conj()).real) / 8**0.5, abs=1e-4)
 
 
+@pytest.mark.parametrize("query", [0, 1, 4, 8])
+def test_one_pair_is_looked_at_closely(query: int) -> None:
+    question = asked(make("alibi", softcap=1.5), query=query)
+    made = view("split", question)
+    scores = question.seen.scores()[0, 2, query, : query + 1].clone()
+    if query:  # the query's own key only where there is no other
+        scores[query] = -torch.inf
+    key = int(scores.argmax())
+    table = {name["en"]: cells for name, cells in made.figures[1].rows}
+    assert f"query {query} “{LABELS[query]}” → key {key} “{LABELS[key]}”" in made.figures[1].columns[2]["en"]
+    bias = -(2.0**-2) * (query - key)
+    assert float(table["bias by distance"][1].replace("−", "-")) == pytest.approx(bias, abs=1e-3)
+    content = float(question.seen.scores()[0, 2, query, key]) - bias  # with its softcap
+    said = re.search(r"([−\d.e]+) is content and ([−\d.e]+) position", made.finding["en"])
+    assert said is not None
+    assert [float(text.replace("−", "-")) for text in said.groups()] == pytest.approx(
+        [content, bias], rel=1e-2, abs=1e-3
+    )
+
+
 def test_position_in_the_embedding_is_shown_and_split() -> None:
     model = make("sinusoidal")
     first = asked(model, layer=0)

@@ -10,7 +10,7 @@ from headway.inspect.probe import planes
 from headway.inspect.split import CONTENT, PRODUCTS, exact
 from headway.report.figures import Bars, Columns, Grid, Said, View, both
 from headway.shapes import HeadwayError
-from headway.views.attending import link, strongest
+from headway.views.attending import link
 from headway.views.question import Question
 from headway.views.shown import Window, number, pairs, part_name, refuse_beyond, spans, told
 
@@ -72,9 +72,10 @@ def _pair(question: Question, head: Head, window: Window) -> tuple[int, int]:
     row = question.row
     key = question.options.get("key")
     if key is None:
-        at = row - window.start
-        best = strongest(head.scores[at : at + 1], head.seen[at : at + 1] & (torch.arange(head.layer.keys) != row))
-        return row, row if best is None else best[1]
+        others = head.seen[row - window.start].clone()
+        others[row] = False
+        scores = head.scores[row - window.start].masked_fill(~others, -torch.inf)
+        return row, int(scores.argmax()) if bool(others.any()) else row
     if not isinstance(key, int) or not 0 <= key < head.layer.keys:
         raise HeadwayError(f"expected the option 'key' from 0 to {head.layer.keys - 1}, got {key!r}")
     return row, key
@@ -112,7 +113,8 @@ def _shares(question: Question, head: Head, window: Window, pair: tuple[int, int
 
 def _weighed(question: Question, head: Head, window: Window, pair: tuple[int, int]) -> Said:
     """How large content and position are, on average and at one pair."""
-    content = next(part for name, part in head.parts.items() if name in CONTENT)
+    # a softcap bounds what content says, and is no matter of position
+    content = torch.stack([part for name, part in head.parts.items() if name in (*CONTENT, "softcap")]).sum(0)
     position = head.scores - content
     cell = (pair[0] - window.start, pair[1])
     return told(
