@@ -25,7 +25,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     text = root / "text.txt"
     text.write_text(TEXT)
     settings = TrainSettings(steps=4, batch=2, length=16, checkpoint_every=2, validate_every=2)
-    train(text, out=root / "my run", model_config={"dim": 24, "layers": 2, "heads": 3}, settings=settings)
+    config = {"dim": 24, "layers": 2, "heads": 3}
+    train(text, out=root / "my run", model_config=config, settings=settings, watch=2)
     small = Comparison(
         text=str(text), positions=("rotary", "alibi"), train_length=16, test_lengths=(16, 32), seeds=(0,), steps=3,
         batch=2, dim=16, layers=1, heads=2,

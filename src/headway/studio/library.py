@@ -16,6 +16,7 @@ from torch import Tensor
 
 from headway.inspect.explain import words
 from headway.inspect.watch import Watch
+from headway.positions import parse
 from headway.report.page import page
 from headway.shapes import HeadwayError
 from headway.studio.fields import LIMITS, Asked, Fresh, Model, OfLive, OfRun
@@ -201,7 +202,7 @@ class Library:
         """A further model; a fresh one gets the tokens of the model it stands beside."""
         if not isinstance(other, Fresh) or isinstance(asked.model, Fresh):
             return self._about(other, asked.text, longest, live)
-        made = _made(other, base.model.stack.embedding.num_embeddings)
+        made = _made(other, base.model.stack.embedding.num_embeddings, len(base.labels))
         return Question(made, base.ids, base.labels, name=other.position)
 
     def _watched(self, asked: Asked) -> Watch | None:
@@ -250,6 +251,10 @@ WINDOWS = 50
 """Of the built-in text, over which attention by distance is taken."""
 
 
+TABLE = 4096
+"""Whole numbers up to this make no table that is too large."""
+
+
 def tokens(vocabulary: Vocabulary, text: str) -> tuple[Tensor, list[str]]:
     """A text as a model's token ids, (1, N), and how each is written."""
     ids = vocabulary.encode(text.encode())
@@ -268,7 +273,12 @@ def checked_size(model: Fresh, vocabulary: int) -> None:
     Traceback (most recent call last):
     headway.shapes.HeadwayError: expected a model of at most 10,000,000 parameters, got 64,114,944: take a smaller one
     """
-    with torch.device("meta"):  # shapes without memory
+    # Only a hyperparameter can make a table large: widths, layers and texts have limits of their own. To look costs a
+    # second when it is done for the first time, because torch imports much for models without memory.
+    given = parse(model.position).hyperparameters().values()
+    if not any(_largest(value) > TABLE for value in given):
+        return
+    with torch.device("meta"):
         count = sum(math.prod(p.shape) for p in _transformer(model, vocabulary).parameters())
     if count > LIMITS["parameters"]:
         raise HeadwayError(
@@ -276,8 +286,16 @@ def checked_size(model: Fresh, vocabulary: int) -> None:
         )
 
 
-def _transformer(model: Fresh, vocabulary: int) -> Transformer:
-    return Transformer(vocabulary, model.dim, layers=model.layers, heads=model.heads, position=model.position)
+def _largest(value: object) -> float:
+    """The largest number in a hyperparameter that may be a size."""
+    if isinstance(value, tuple):
+        return max(map(_largest, value), default=0)
+    return value if isinstance(value, int) else 0
+
+
+def _transformer(model: Fresh, vocabulary: int, backend: str = "auto") -> Transformer:
+    position, layers, heads = model.position, model.layers, model.heads
+    return Transformer(vocabulary, model.dim, layers=layers, heads=heads, position=position, backend=backend)
 
 
 def _fresh(model: Fresh, text: str) -> Question:
@@ -286,14 +304,16 @@ def _fresh(model: Fresh, text: str) -> Question:
         raise HeadwayError("expected a text of at least one word, got none: type a sentence")
     known = {label: number for number, label in enumerate(dict.fromkeys(labels))}
     ids = torch.tensor([[known[label] for label in labels]])
-    return Question(_made(model, len(known)), ids, labels, name=model.position)
+    return Question(_made(model, len(known), len(labels)), ids, labels, name=model.position)
 
 
-def _made(model: Fresh, vocabulary: int) -> Transformer:
+def _made(model: Fresh, vocabulary: int, tokens: int) -> Transformer:
     checked_size(model, vocabulary)
+    # the specification shows a short text as well, and needs none of the compiler that others import for a second
+    backend = "reference" if tokens <= LIMITS["tokens"] else "auto"
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(model.seed)
-        return _transformer(model, vocabulary).eval()
+        return _transformer(model, vocabulary, backend).eval()
 
 
 def _found(folder: Path) -> list[Entry]:

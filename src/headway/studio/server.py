@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import socket
 import sys
@@ -83,9 +84,14 @@ class Studio:
         self._server.should_exit = True
 
     def warm(self) -> None:
-        """Compose what the page shows at first, while the browser starts."""
+        """Compose what the page shows at first, while the browser starts; then import what a training will need."""
         first = fields.asked(FIRST)
-        self.routes.worker.start("warm", lambda: self.routes.composed(first))
+
+        def prepare() -> None:
+            self.routes.composed(first)
+            threading.Thread(target=importlib.import_module, args=("headway.backends.native",), daemon=True).start()
+
+        self.routes.worker.start("warm", prepare)
 
 
 def serve(folders: Sequence[Path | str] = (), port: int | None = None, browser: bool = True) -> None:

@@ -44,6 +44,7 @@ export const USES = {
   board: { look: [] },
   long: { look: ["layer", "head"], options: [{ name: "reach", kind: "slider", values: POWERS(16, 1024) }] },
 };
+const LONG = 40; // how often the longer example stands in the longest
 const SIZES = /** @type {const} */ ({ dim: [8, 16, 24, 32, 48, 64, 96, 128, 192, 256], heads: [1, 2, 3, 4, 6, 8, 12, 16], layers: [1, 2, 3, 4, 6, 8] });
 
 /**
@@ -81,9 +82,11 @@ export function controlPanel(words, offers, { place, meta, go, home }) {
   // The text
   const area = /** @type {HTMLTextAreaElement} */ (html("textarea", { class: "field wide", id: "studio-text", rows: "2", maxlength: offers.limits.text, spellcheck: "false", "data-keep": "text", oninput: () => go({ text: area.value }, "soon") }));
   const samples = /** @type {HTMLSelectElement} */ (html("select", { "aria-label": words.say("studio.sample"), "data-keep": "sample", onchange: () => {
-    if (samples.value) go({ text: words.say(`studio.sample.${samples.value}.text`), query: -1 });
+    const text = words.say(`studio.sample.${samples.value}.text`);
+    if (samples.value === "thousands") go({ text: Array(LONG).fill(words.say("studio.sample.long.text")).join(" "), view: "long" });
+    else if (samples.value) go({ text, query: -1 });
     samples.value = "";
-  } }, html("option", { value: "" }, words.say("studio.sample")), ["short", "chinese", "repeated", "long"].map((key) => html("option", { value: key }, words.say(`studio.sample.${key}`)))));
+  } }, html("option", { value: "" }, words.say("studio.sample")), ["short", "chinese", "repeated", "long", "thousands"].map((key) => html("option", { value: key }, words.say(`studio.sample.${key}`)))));
   const textBox = html("div", { class: "text-box" }, html("div", { class: "row between" }, html("label", { for: "studio-text" }, words.say("studio.text")), samples), area);
 
   // The model
@@ -103,10 +106,10 @@ export function controlPanel(words, offers, { place, meta, go, home }) {
   // Where to look
   const limit = (/** @type {number} */ count, /** @type {(i: number) => string} */ label) => Array.from({ length: count }, (_, i) => /** @type {[number, string]} */ ([i, label(i)]));
   const choosers = {
-    layer: chooser("layer", () => limit(meta()?.layers ?? place().layers, String), () => meta()?.layer ?? place().layer, (layer) => go({ layer: Number(layer) })),
-    head: chooser("head", () => limit(meta()?.heads ?? place().heads, String), () => meta()?.head ?? place().head, (head) => go({ head: Number(head) })),
-    query: chooser("query", () => limit(meta()?.tokens.length ?? 1, (i) => `${i} · ${meta()?.tokens[i] ?? ""}`), () => meta()?.query ?? 0, (query) => go({ query: Number(query) })),
-    column: chooser("column", () => limit(meta()?.head_dim ?? 1, String), () => meta()?.column ?? place().column, (column) => go({ column: Number(column) })),
+    layer: chooser("layer", () => limit(meta()?.layers ?? place().layers, String), () => place().layer, (layer) => go({ layer: Number(layer) })),
+    head: chooser("head", () => limit(meta()?.heads ?? place().heads, String), () => place().head, (head) => go({ head: Number(head) })),
+    query: chooser("query", () => limit(meta()?.tokens.length ?? 1, (i) => `${i} · ${meta()?.tokens[i] ?? ""}`), () => (place().query < 0 ? place().query + (meta()?.tokens.length ?? 1) : place().query), (query) => go({ query: Number(query) })),
+    column: chooser("column", () => limit(meta()?.head_dim ?? 1, String), () => place().column, (column) => go({ column: Number(column) })),
   };
   const own = html("div", { class: "row options" });
   const look = html("div", { class: "row look" }, Object.values(choosers).map((one) => one.element), own);
@@ -191,14 +194,16 @@ export function controlPanel(words, offers, { place, meta, go, home }) {
 
   /** Fill the row of the view's own options again, unless one of them is being used. */
   let ownShown = "";
+  let ownView = "";
   function updateOwn() {
     const { view, options, kind } = place();
     const given = optionsOf(place());
     const shown = (USES[view]?.options ?? []).filter((one) => (!one.when || given[one.when[0]] === one.when[1]) && !(one.trained && kind === "fresh"));
     const key = JSON.stringify([view, shown.map((one) => one.name), shown.map((one) => (one.kind === "slider" ? 0 : options[one.name])), shown.some((one) => one.kind === "key") && meta()?.tokens, meta()?.head_dim]);
-    const busy = own.contains(document.activeElement) && document.activeElement instanceof HTMLInputElement;
+    const busy = view === ownView && own.contains(document.activeElement) && document.activeElement instanceof HTMLInputElement;
     if (key === ownShown || busy) return;
     ownShown = key;
+    ownView = view;
     const focused = own.contains(document.activeElement) && document.activeElement?.getAttribute("data-keep");
     own.replaceChildren(...shown.map(optionField));
     if (focused) /** @type {HTMLElement | null} */ (own.querySelector(`[data-keep="${focused}"]`))?.focus();

@@ -18,7 +18,7 @@ import { html } from "./dom.js";
 export function pick({ words, place, title, choices, current, free, done }) {
   const list = html("div", { class: "picker-list" });
   const count = html("p", { class: "quiet", role: "status" });
-  const search = /** @type {HTMLInputElement} */ (html("input", { type: "search", class: "field wide", "aria-label": words.say("studio.pick.search"), placeholder: words.say("studio.pick.search"), oninput: fill, autocomplete: "off", spellcheck: "false" }));
+  const search = /** @type {HTMLInputElement} */ (html("input", { type: "text", class: "field wide", "aria-label": words.say("studio.pick.search"), placeholder: words.say("studio.pick.search"), oninput: fill, autocomplete: "off", spellcheck: "false" }));
   const own = /** @type {HTMLInputElement} */ (html("input", { class: "field wide", value: current, autocomplete: "off", spellcheck: "false" }));
   const dialog = /** @type {HTMLDialogElement} */ (html("dialog", { class: "picker", "aria-label": title, onclose: () => dialog.remove(), onkeydown: keys },
     html("div", { class: "picker-head" }, html("h2", {}, title), html("button", { type: "button", class: "plain", "aria-label": words.say("studio.close"), onclick: () => dialog.close() }, "✕")),
@@ -40,6 +40,7 @@ export function pick({ words, place, title, choices, current, free, done }) {
     list.replaceChildren(...found.map((one) =>
       html("button", { type: "button", "aria-pressed": String(one.value === current || one.name === chosen), onclick: () => choose(one.value) },
         html("span", { class: "picker-name" }, html("strong", {}, one.title), one.name !== one.title && html("code", {}, one.name)), html("span", { class: "picker-text" }, one.text))));
+    list.scrollTop = 0;
     count.textContent = words.say(found.length === 1 ? "studio.pick.one" : "studio.pick.count", { n: found.length });
   }
 

@@ -25,6 +25,7 @@ const SUITS = { vectors: ["sinusoidal", "learned"], similarity: ["sinusoidal", "
 /** Views of which rows and columns are the text's tokens, in which a click chooses the query. */
 const OF_PAIRS = ["head", "split", "whatif"];
 const BESIDE = ["fresh:alibi", "fresh:none"];
+const COMMANDS = () => html("pre", { tabindex: "0" }, html("code", {}, "headway compare\nheadway studio headway-compare"));
 const TYPING = 250; // milliseconds without a key before the view is asked for
 const LIVE = 700; // milliseconds between two looks at a model that trains
 
@@ -128,6 +129,8 @@ function open(element, offers, strings) {
       answer = found;
       failure = "";
       answered = key;
+      const { layer, head, column, query: row } = found.meta; // the nearest that the model has
+      place = { ...place, layer, head, column, query: place.query < 0 ? place.query : row };
       settle(other);
     } catch (error) {
       if (/** @type {Error} */ (error).name === "AbortError") return;
@@ -180,7 +183,7 @@ function open(element, offers, strings) {
   const move = (what, by) => {
     const count = { layer: answer?.meta.layers, head: answer?.meta.heads, query: answer?.meta.tokens.length }[what];
     if (!count || !USES[place.view]?.look.includes(what)) return;
-    go({ [what]: (answer?.meta[what] + by + count) % count });
+    go({ [what]: (((place[what] + by) % count) + count) % count });
   };
   /** @type {Record<string, () => void>} */
   const keys = {
@@ -300,6 +303,7 @@ function open(element, offers, strings) {
           key = answer.view.key;
           shown.replaceChildren(drawn.element);
           drawn.draw();
+          if (place.kind === "live") newestFrame(drawn.element);
         }
         if (other && window.scrollY > shown.offsetTop) shown.scrollIntoView();
       },
@@ -325,31 +329,39 @@ function open(element, offers, strings) {
   function refusal(words) {
     const suits = place.kind === "fresh" ? (SUITS[place.view] ?? []).filter((name) => name !== place.position) : [];
     const name = (/** @type {string} */ method) => offers.methods.find((/** @type {any} */ one) => one.name === method)?.title ?? method;
-    return html("div", { class: "warning", role: "alert" }, html("strong", {}, words.say("studio.refused")), html("p", { lang: "en" }, failure),
-      suits.length > 0 && html("div", { class: "row" }, html("span", {}, words.say("studio.suits")), suits.map((position) => html("button", { type: "button", class: "save", onclick: () => go({ position }) }, name(position)))));
+    return headed(words, html("div", { class: "warning", role: "alert" }, html("p", {}, html("strong", {}, words.say("studio.refused")), " ", html("span", { lang: "en" }, failure)),
+      suits.length > 0 && html("div", { class: "row" }, html("span", {}, words.say("studio.suits")), suits.map((position) => html("button", { type: "button", class: "save", onclick: () => go({ position }) }, name(position))))));
   }
 
   /** What to do first. @param {import("./words.js").Words} words @param {string} lacks */
   function invitation(words, lacks) {
-    const title = offers.views.find((/** @type {any} */ one) => one.key === place.view);
-    return html("section", { class: "view", "data-view": place.view }, html("h2", {}, told(words, title.title)), html("p", { class: "question" }, told(words, title.question)),
-      html("p", { class: "invitation" }, words.say(`studio.lacks.${lacks}`)),
-      lacks === "comparison" && html("pre", { tabindex: "0" }, html("code", {}, "headway compare\nheadway studio headway-compare")));
+    return headed(words, html("p", { class: "invitation" }, words.say(`studio.lacks.${lacks}`)), lacks === "comparison" && COMMANDS());
+  }
+
+  /** The view's title and question, and what stands in its place. @param {import("./words.js").Words} words @param {...import("./dom.js").Child} children */
+  function headed(words, ...children) {
+    return html("section", { class: "view", "data-view": place.view }, html("h2", {}, words.say(`view.${place.view}.title`)), html("p", { class: "question" }, words.say(`view.${place.view}.question`)), children);
   }
 
   /** @param {import("./words.js").Words} words */
   function reports(words) {
-    return html("section", { class: "view", "data-view": "report" }, html("h2", {}, words.say("view.report.title")), html("p", { class: "question" }, words.say("view.report.question")),
-      offers.comparisons.length
-        ? [html("p", {}, words.say("studio.report.there")), html("ul", { class: "reports" }, offers.comparisons.map((/** @type {any} */ one) => html("li", {}, html("a", { href: `/report/${one.id}`, target: "_blank", rel: "noopener" }, words.say("studio.report.open", { name: one.title })))))]
-        : [html("p", {}, words.say("studio.report.how"))],
-      html("pre", { tabindex: "0" }, html("code", {}, "headway compare\nheadway studio headway-compare")),
-      html("p", { class: "quiet" }, words.say("studio.report.what")));
+    return headed(words, ...(offers.comparisons.length
+        ? [html("p", { class: "invitation" }, words.say("studio.report.there")), html("ul", { class: "reports" }, offers.comparisons.map((/** @type {any} */ one) => html("li", {}, html("a", { href: `/report/${one.id}`, target: "_blank", rel: "noopener" }, words.say("studio.report.open", { name: one.title })))))]
+        : [html("p", { class: "invitation" }, words.say("studio.report.how")), COMMANDS()]),
+      html("p", { class: "quiet invitation" }, words.say("studio.report.what")));
   }
 
   furnish();
   remember(true);
   load();
+}
+
+/** A film of a training that goes on begins with its newest frame, and then follows it. @param {Element} element */
+function newestFrame(element) {
+  const slider = /** @type {HTMLInputElement | null} */ (element.querySelector('.film input[type="range"]'));
+  if (!slider) return;
+  slider.value = slider.max;
+  slider.dispatchEvent(new Event("input"));
 }
 
 /** Scroll a list so that one of its parts is seen, and nothing else on the page. @param {HTMLElement} list @param {HTMLElement} part */
