@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from headway.attention import Attention
 from headway.backends import rows as whole
 from headway.backends.base import Call
+from headway.display import Displayed
 from headway.functional import check
 from headway.masks import ALL
 from headway.shapes import HeadwayError
@@ -48,7 +49,7 @@ class Stream:
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class Layer(Displayed):
     """One attention in one forward pass; compute what you want to see from it.
 
     Args:
@@ -68,6 +69,10 @@ class Layer:
     q: Float[Tensor, "batch heads tokens head_dim"]
     k: Float[Tensor, "batch kv_heads keys head_dim"] | None
     stream: Stream | None = None
+
+    def __repr__(self) -> str:
+        position = self.attention.position.spec()
+        return f"Layer({self.name!r}: {self.heads} heads, {self.queries} queries × {self.keys} keys, {position})"
 
     @property
     def heads(self) -> int:
@@ -168,7 +173,7 @@ def looks(
 
 
 @dataclass
-class Trace:
+class Trace(Displayed):
     """The attentions of a recorded forward pass (or several), in the order they ran.
 
     Args:
@@ -178,6 +183,10 @@ class Trace:
 
     layers: list[Layer] = field(default_factory=list)
     tokens: list[Tensor] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        first = f": {self.layers[0]!r}" if self.layers else ""
+        return f"Trace({len(self)} layers{first}{', …' if len(self) > 1 else ''})"
 
     def __len__(self) -> int:
         return len(self.layers)

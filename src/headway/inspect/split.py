@@ -44,6 +44,10 @@ class Split:
     seen: Bool[Tensor, "#batch #heads rows keys"] | None
     exact: bool
 
+    def __repr__(self) -> str:
+        shape = tuple(next(iter(self.parts.values())).shape)
+        return f"Split({' + '.join(self.parts)}: {shape} each, {'exact' if self.exact else 'an estimate'})"
+
     @property
     def total(self) -> Float[Tensor, "batch heads rows keys"]:
         """The scores: the sum of all parts."""

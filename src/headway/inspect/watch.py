@@ -50,6 +50,10 @@ class Snapshot:
     update: Tensor
     state: dict[str, Tensor]
 
+    def __repr__(self) -> str:
+        held = ["weight", *(["gradient"] if self.gradient is not None else []), "update", *self.state]
+        return f"Snapshot({', '.join(held)}: {tuple(self.weight.shape)} each)"
+
     def head(self, index: int, heads: int) -> Snapshot:
         """The part of one of ``heads`` heads, each (d_k, d_model).
 
@@ -97,6 +101,10 @@ class Watch:
     steps: list[int] = field(default_factory=list)
     readings: dict[int, Reading] = field(default_factory=dict)
     _taken: dict[int, Taken] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        matrices = len(self._taken[self.steps[0]]) if self.steps else 0
+        return f"Watch(every {self.every} steps: {_some(self.steps)}; {matrices} matrices, {self.size / 1e6:.1f} MB)"
 
     def __getitem__(self, step: int) -> Taken:
         if step not in self._taken:

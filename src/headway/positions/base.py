@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from headway.display import Displayed
 from headway.masks import as_positions
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm
@@ -93,7 +94,7 @@ class Look:
 
 
 @dataclass(eq=False)
-class Position(nn.Module):
+class Position(Displayed, nn.Module):
     """A way to tell attention where a token is. Subclass it in one file of ``headway/positions`` to add a method.
 
     A method is a dataclass whose fields are its hyperparameters, all plain values. Parameters are made once, by

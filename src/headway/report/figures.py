@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+from headway.display import Displayed
 from headway.report.words import LANGUAGES, strings
 
 Said = Mapping[str, str]
@@ -347,7 +348,7 @@ Figure = Heatmap | Lines | Bars | Dials | Grid | Wall | Product | Steps | Film |
 
 
 @dataclass(frozen=True)
-class View:
+class View(Displayed):
     """What one view shows.
 
     Args:
@@ -363,6 +364,9 @@ class View:
     figures: Sequence[Figure]
     formula: str = ""
     notes: Sequence[Said] = ()
+
+    def __repr__(self) -> str:
+        return f"View({self.key!r}: {len(self.figures)} figures; {self.finding['en']})"
 
     @property
     def title(self) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import { html } from "./dom.js";
 import { drawView } from "./figures.js";
 import { foot, head, mount } from "./frame.js";
+import { followHost } from "./host.js";
 import { told } from "./parts.js";
 
 /** @typedef {import("./parts.js").Said} Said */
@@ -21,7 +22,7 @@ import { told } from "./parts.js";
  * @returns {() => void} takes the page out again
  */
 export function render(element, payload) {
-  return mount(element, payload.strings, (shell) => {
+  const close = mount(element, payload.strings, (shell) => {
     const { words, updates } = shell;
     const views = payload.views.map((view) => drawView(view, words));
     updates.push(...views.map(({ draw }) => draw));
@@ -33,4 +34,6 @@ export function render(element, payload) {
       foot(words, payload.version),
     ];
   });
+  followHost(element);
+  return close;
 }

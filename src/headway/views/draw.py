@@ -1,0 +1,147 @@
+"""Pictures as files: a method, a recorded pass, or any view, as SVG for a paper or a talk, and its numbers as CSV."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from headway.inspect.record import Layer, Trace
+from headway.positions import Position, parse
+from headway.report.figures import View
+from headway.report.page import write_whole
+from headway.report.vector import svg, to_csv
+from headway.shapes import HeadwayError
+from headway.views import NAMES, view
+from headway.views.question import Question
+from headway.views.subject import OF_METHODS, OF_PASSES, about_position, about_trace, composed
+
+
+@dataclass(frozen=True)
+class SVG:
+    """A picture: a notebook shows it, :meth:`save` writes it.
+
+    Args:
+        text: the SVG file's text.
+        csv: the numbers that it shows, as CSV text.
+    """
+
+    text: str
+    csv: str
+
+    def _repr_svg_(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"SVG({len(self.text):,} characters; .save('picture.svg') writes it)"
+
+    def save(self, path: str | os.PathLike[str], csv: str | os.PathLike[str] | None = None) -> Path:
+        """Write the picture, and its numbers too if ``csv`` says where.
+
+        Args:
+            path: ends in .svg; an existing file is replaced.
+            csv: ends in .csv.
+
+        Raises:
+            HeadwayError: on another ending.
+        """
+        for given, ending in ((path, ".svg"), (csv, ".csv")):
+            if given is not None and Path(given).suffix.lower() != ending:
+                raise HeadwayError(
+                    f"expected a file that ends in {ending}, got {Path(given).name!r}: headway draws vectors only, "
+                    f"which every browser and drawing program turns into other formats"
+                )
+        if csv is not None:
+            write_whole(csv, self.csv)
+        return write_whole(path, self.text)
+
+
+def draw(
+    shown: Position | Trace | Layer | Question | View | str,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    view: str | None = None,
+    layer: int | None = None,
+    head: int | None = None,
+    labels: Sequence[str] | None = None,
+    heads: int | None = None,
+    dim: int | None = None,
+    length: int | None = None,
+    language: str = "en",
+    width: str = "single",
+    caption: bool = True,
+) -> SVG:
+    """Draw a position method, a recorded pass, or a view, as SVG.
+
+    Args:
+        shown: a method, or how the command line writes it, as "rotary(base=500000)"; a trace of
+            :func:`headway.inspect.record` or one of its layers; a question, or a view that was composed already.
+        path: where to save it too, ending in .svg.
+        view: which of the views; default for a method the first that it has of vectors, bias, rotation,
+            similarity and distance, for a pass or question "head".
+        layer: which layer of a pass or question, from 0.
+        head: which head, from 0.
+        labels: how the tokens of a pass are written.
+        heads: of a method that is not attached, default 4.
+        dim: its width, default 64.
+        length: how many positions a method is shown at, default 128.
+        language: of the words, "en" or "zh".
+        width: "single" (3.4 inches) or "double" (7) column.
+        caption: write the view's title, finding, formula and notes around the figures.
+
+    Returns:
+        The picture, with ``save`` and ``csv``.
+
+    Raises:
+        HeadwayError: when the view is unknown or does not apply, with what to do.
+
+    >>> draw("alibi", heads=2, caption=False).text[:4]
+    '<svg'
+    """
+    chosen = _view(shown, view, layer, head, labels, heads, dim, length)
+    picture = SVG(svg(chosen, language=language, width=width, caption=caption), to_csv(chosen, language))
+    if path is not None:
+        picture.save(path)
+    return picture
+
+
+def _view(
+    shown: Position | Trace | Layer | Question | View | str,
+    name: str | None,
+    layer: int | None,
+    head: int | None,
+    labels: Sequence[str] | None,
+    heads: int | None,
+    dim: int | None,
+    length: int | None,
+) -> View:
+    """The one view that is drawn."""
+    if name is not None and name not in NAMES:
+        raise HeadwayError(f"expected a view ({', '.join(NAMES)}), got {name!r}")
+    if isinstance(shown, View):
+        return shown
+    if isinstance(shown, str | Position):
+        position = parse(shown) if isinstance(shown, str) else shown
+        question = about_position(position, heads=heads, dim=dim, length=length)
+        choices: tuple[str, ...] = OF_METHODS
+    elif isinstance(shown, Trace | Layer):
+        question, choices = about_trace(shown, labels), ("head", "long")
+        if name is not None and name not in OF_PASSES:
+            raise HeadwayError(
+                f"expected a view that needs no model ({', '.join(OF_PASSES)}), got {name!r}: ask it of a Question"
+            )
+    else:
+        question, choices = shown, ("head", "long")
+    placed = replace(
+        question,
+        layer=question.layer if layer is None else layer,
+        head=question.head if head is None else head,
+    )
+    if "trace" in question.__dict__:  # which layer and head are looked at changes nothing of what was recorded
+        placed.__dict__["trace"] = question.trace
+    if name is not None:
+        return view(name, placed)
+    for found in composed(placed, choices):
+        return found
+    raise HeadwayError(f"expected something that a view can show, got {question.name or 'this'}: name a view")

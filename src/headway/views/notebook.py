@@ -1,0 +1,101 @@
+"""Views in a notebook's cell: the same page as everywhere, whole, in a frame of its own that can reach nothing.
+
+The frame's page tells how tall it is, and a few lines beside the frame make it so and tell it whether the notebook is
+dark. Where a notebook does not run those (one that is not trusted, or a static copy), the frame scrolls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from html import escape
+from itertools import islice
+from typing import Any
+
+from headway.inspect.record import Layer, Trace
+from headway.positions import Position
+from headway.report.figures import Said, View, both, same
+from headway.report.page import asset
+from headway.report.views import views_page
+from headway.shapes import HeadwayError
+from headway.views.question import Question
+from headway.views.subject import OF_METHODS, about_position, about_trace, composed
+
+LARGEST = 2_000_000
+"""Bytes of a cell; views that would go beyond are left out."""
+FIGURES = 2
+"""Figures of a method or a pass that a cell shows."""
+HEIGHT = 640
+"""Pixels of a frame that is not told how tall its page is."""
+SIZED = 64
+"""Heads of a trace up to which all are shown as a wall."""
+
+
+def cell(shown: Any) -> str | None:
+    """What a notebook shows for a method, a recorded pass, a layer of one, or a view, as HTML; None where nothing can.
+
+    >>> from headway.positions import Alibi
+    >>> cell(Alibi())[:7]
+    '<iframe'
+    """
+    try:
+        title, facts, views = _content(shown)
+    except HeadwayError:
+        return None
+    return frame(title, views, facts) if views else None
+
+
+def frame(title: Said, views: Sequence[View], facts: Sequence[Said] = ()) -> str:
+    """Views as a frame for a notebook's cell, at most 2 MB of them.
+
+    Args:
+        title: of the page.
+        views: from top to bottom; the last ones are left out where they would be too large.
+        facts: what was looked at.
+    """
+    for count in range(len(views), 0, -1):
+        page = views_page(title, views[:count], facts)
+        # between single quotes only these two end or change a value
+        source = page.replace("&", "&amp;").replace("'", "&#39;")
+        text = (
+            f'<iframe data-headway title="{escape(title["en"])}" sandbox="allow-scripts allow-downloads" '
+            f"style=\"width:100%;height:{HEIGHT}px;border:0;display:block\" srcdoc='{source}'></iframe>"
+            f"<script>{asset('cell.js')}</script>"
+        )
+        if len(text.encode()) <= LARGEST:
+            break
+    return text
+
+
+def _content(shown: Any) -> tuple[Said, list[Said], list[View]]:
+    """The title, what was looked at, and the views."""
+    facts: list[Said]
+    if isinstance(shown, View):
+        return shown.title, [], [shown]
+    if isinstance(shown, Position):
+        question = about_position(shown)
+        widths = question.position.shape
+        assert widths is not None
+        facts = [same(shown.spec()), both("cell.widths", heads=widths.heads, dim=widths.dim)]
+        return same(type(shown).title or type(shown).__name__), facts, _first(question, OF_METHODS)
+    if isinstance(shown, Trace | Layer):
+        question = about_trace(shown)
+        first = question.seen
+        layers = len(question.trace)
+        facts = [
+            both("cell.layers", layers=layers, heads=first.heads),
+            both("cell.tokens", tokens=first.queries),
+            same(question.position.spec()),
+        ]
+        title = same(first.name) if layers == 1 else both("cell.trace")
+        return (
+            title,
+            facts,
+            _first(question, ("wall", "head", "long") if first.heads * layers <= SIZED else ("head", "long")),
+        )
+    raise HeadwayError(f"expected a method, a trace, a layer or a view, got {type(shown).__name__}")
+
+
+def _first(question: Question, names: Sequence[str]) -> list[View]:
+    """The first of these views that applies, and the first figures of it: a cell is looked at between others."""
+    return [replace(view, figures=view.figures[:FIGURES]) for view in islice(composed(question, names), 1)]

@@ -1,0 +1,145 @@
+"""What can be shown by itself: a position method, a recorded pass, one layer of it. Each becomes a question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+
+from headway.attention import Attention
+from headway.inspect.record import Layer, Trace
+from headway.positions import Position
+from headway.report.figures import View
+from headway.shapes import HeadShape, HeadwayError
+from headway.transformer import Transformer
+from headway.views import view
+from headway.views.question import Question
+
+OF_METHODS = ("vectors", "bias", "rotation", "similarity", "distance")
+"""The views of a method alone, the most telling first; which of them it has depends on where it acts."""
+OF_PASSES = ("wall", "head", "long", "softmax", "split", "distance")
+"""The views of a recorded pass, which need no model."""
+TOKENS = 128
+"""Tokens of the text that a method is shown with, unless told otherwise."""
+LONGEST = 4096
+VOCABULARY = 64
+SHAPE = HeadShape.of(64, heads=4)
+"""The widths of a method that is not attached."""
+
+
+def about_position(
+    position: Position, *, heads: int | None = None, dim: int | None = None, length: int | None = None, seed: int = 0
+) -> Question:
+    """A question about a method alone: one layer of random tokens around it, with its own parameters if it has some.
+
+    Args:
+        position: attached or not; it is not changed.
+        heads: of a method that is not attached, default 4.
+        dim: its width, default 64.
+        length: tokens of the text, positions of a map and reach of a curve; default 128, and what the views choose.
+        seed: of the tokens and whatever is not the method's.
+
+    Raises:
+        HeadwayError: on widths that do not fit, or other ones than an attached method has.
+
+    >>> from headway.positions import Alibi
+    >>> about_position(Alibi(), heads=2, dim=32, length=5).labels
+    ['0', '1', '2', '3', '4']
+    """
+    tokens = TOKENS if length is None else length
+    if not 2 <= tokens <= LONGEST:
+        raise HeadwayError(f"expected a length from 2 to {LONGEST} tokens, got {tokens}")
+    own = position.shape
+    if own is not None and (heads not in (None, own.heads) or dim not in (None, own.dim)):
+        raise HeadwayError(
+            f"expected the widths that {position.spec()} is attached to, {own.heads} heads and dim {own.dim}: "
+            f"leave heads and dim out, or draw .fresh()"
+        )
+    count = heads or SHAPE.heads
+    shape = own or HeadShape.of(dim or (SHAPE.dim if SHAPE.dim % count == 0 else 16 * count), count)
+    with torch.random.fork_rng([]), torch.no_grad():
+        torch.default_generator.manual_seed(seed)
+        model = Transformer(
+            VOCABULARY,
+            shape.dim,
+            layers=1,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            hidden=1,  # what follows attention is not looked at
+            position=position.fresh(),
+        ).eval()
+        ids = torch.randint(VOCABULARY, (1, tokens))
+        if own is not None:
+            model.position.load_state_dict(position.state_dict())
+    labels = [str(token) for token in range(tokens)]
+    options = {} if length is None else {"positions": length, "reach": length}
+    return Question(model, ids, labels, name=position.spec(), options=options)
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """As much of a model's layer as a recorded pass knows."""
+
+    attention: Attention
+
+
+@dataclass(frozen=True, eq=False)
+class _Stack:
+    """As much of a stack."""
+
+    blocks: Sequence[_Block]
+
+    def attentions(self) -> list[Attention]:
+        """As :meth:`headway.transformer.Stack.attentions`."""
+        return [block.attention for block in self.blocks]
+
+
+@dataclass(frozen=True, eq=False)
+class _Recorded:
+    """As much of a model as a recorded pass knows: its attentions, which is what views of attention look at."""
+
+    stack: _Stack
+
+
+def about_trace(
+    recorded: Trace | Layer, labels: Sequence[str] | None = None, *, layer: int = 0, head: int = 0
+) -> Question:
+    """A question about a recorded pass over one text, for the views of attention.
+
+    Args:
+        recorded: a trace, or one layer.
+        labels: how each token is written; default its number.
+        layer: which layer of a trace.
+        head: which head.
+
+    Raises:
+        HeadwayError: when nothing was recorded, or layer, head or labels do not fit.
+    """
+    trace = Trace([recorded]) if isinstance(recorded, Layer) else recorded
+    if not len(trace):
+        raise HeadwayError("expected a trace of a pass, got an empty one: call the model while it records")
+    first = trace[0]
+    named = [str(token) for token in range(first.keys)] if labels is None else list(labels)
+    model = _Recorded(_Stack([_Block(one.attention) for one in trace]))
+    ids = torch.zeros(1, first.keys, dtype=torch.long)
+    question = Question(cast(Transformer, model), ids, named, layer=layer, head=head)
+    question.__dict__["trace"] = trace
+    return question
+
+
+def composed(question: Question, names: Sequence[str]) -> Iterator[View]:
+    """Those of these views that apply: a method that turns nothing has no angles to show.
+
+    >>> from headway.positions import Alibi
+    >>> [shown.key for shown in composed(about_position(Alibi(), length=8), OF_METHODS)]
+    ['bias', 'similarity', 'distance']
+    """
+    for name in names:
+        try:
+            shown = view(name, question)
+        except HeadwayError:
+            continue
+        yield shown
