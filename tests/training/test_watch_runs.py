@@ -71,13 +71,12 @@ def test_step_k_holds_the_weights_of_checkpoint_k(tmp_path: Path, text: Path) ->
             before = watched[step - 2][NAME, which]
             assert not torch.equal(before.weight, taken.weight)
     assert sorted(watched.readings) == [0, 1, 3, 5, 7, 9, 11]
+    assert [step for step, one in watched.readings.items() if one.entropies is not None] == [0, 1, 9]
+    assert torch.tensor(watched.readings[9].entropies).shape == (2, 6)
     reading = watched.readings[5]
     assert reading.ratios is not None
-    assert reading.entropies is not None
-    assert (len(reading.ratios), len(reading.entropies), len(reading.entropies[0])) == (2, 2, 6)
     taken = watched[4][NAME, "k"]
     assert reading.ratios[1]["k"] == pytest.approx((taken.update.norm() / taken.weight.norm()).item())
-    # entropies are those of the model on the beginning of the held-out text
     assert watched.readings[0].ratios is None
     assert result.history.status == "done"
     assert watched.copied().steps == watched.steps
@@ -192,9 +191,7 @@ def test_damage_is_named(tmp_path: Path, text: Path) -> None:
     train(text, out=tmp_path / "run", model_config=MODEL, settings=settings(), watch=5)
     folder = tmp_path / "run" / "watch"
     (folder / "step-00000005.safetensors").write_bytes(b"no")
-    with pytest.raises(
-        HeadwayError, match=r"^expected what was watched in .*05.safetensors, got content that does"
-    ):
+    with pytest.raises(HeadwayError, match=r"^expected what was watched in .*05.safetensors, got content that does"):
         load_watch(tmp_path / "run")[5]
     (folder / "readings.json").write_text('{"format":2}')
     with pytest.raises(HeadwayError, match=r"^expected readings of a watch in .*, got format 2: damaged$"):
@@ -205,15 +202,15 @@ def test_damage_is_named(tmp_path: Path, text: Path) -> None:
 
 @pytest.mark.slow
 def test_watching_costs_little(tmp_path: Path) -> None:
-    """The promise is 5 % on a quiet machine; three rounds that alternate, and a generous bound."""
+    """The promise is 5 % of the training; processor time of rounds that alternate, and a generous bound."""
     model = {"dim": 128, "layers": 3, "heads": 4}
-    given = TrainSettings(steps=60, batch=16, length=256, validate_every=None, checkpoint_every=None)
+    given = TrainSettings(steps=20, batch=16, length=256, validate_every=None, checkpoint_every=None)
     ratios = []
     for round_ in range(3):
         seconds = []
         for watch in (None, 10):
-            begin = time.perf_counter()
+            begin = time.process_time()
             train(None, out=tmp_path / f"{watch}-{round_}", model_config=model, settings=given, watch=watch)
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(time.process_time() - begin)
         ratios.append(seconds[1] / seconds[0])
-    assert statistics.median(ratios) < 1.25
+    assert statistics.median(ratios) < 1.15

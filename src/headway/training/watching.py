@@ -52,6 +52,8 @@ from headway.training.settings import TrainSettings
 
 WINDOW = 64
 """Tokens of the text on which entropies are measured at most, always the same ones."""
+SPARING = 4
+"""A saved training looks at entropies so much more seldom than at matrices: small models would feel it."""
 FOLDER = "watch"
 """Where in a run's folder its watch lies."""
 _FORMAT = 1
@@ -88,10 +90,11 @@ class Watcher(Observer):
     Args:
         watched: where to keep what is seen; its ``every`` says how often.
         window: token ids to measure entropies on, (1, N).
+        sparing: entropies at every so many looks only: they take a forward pass.
     """
 
-    def __init__(self, watched: Watch, window: Tensor) -> None:
-        self.watched, self.window = watched, window
+    def __init__(self, watched: Watch, window: Tensor, sparing: int = 1) -> None:
+        self.watched, self.window, self.sparing = watched, window, sparing
         self._hooks = contextlib.ExitStack()
         self._ratios: list[dict[str, float]] | None = None
 
@@ -105,7 +108,8 @@ class Watcher(Observer):
     def after(self, trainer: Trainer, finished: int) -> None:
         """Read the small numbers of a step that was looked at."""
         if self._ratios is not None:
-            self.watched.read(finished, Reading(self._ratios, self._entropies(trainer)))
+            seldom = (finished - 1) % (self.sparing * self.watched.every)
+            self.watched.read(finished, Reading(self._ratios, None if seldom else self._entropies(trainer)))
             self._ratios = None
 
     def end(self, trainer: Trainer) -> None:
@@ -261,7 +265,7 @@ class FolderWatcher(Watcher):
     def __init__(self, folder: Path, every: int, window: Tensor) -> None:
         if every < 1:
             raise HeadwayError(f"expected watch of at least 1 step, or None, got {every}")
-        super().__init__(FolderWatch(folder, every), window)
+        super().__init__(FolderWatch(folder, every), window, SPARING)
 
     def begin(self, trainer: Trainer) -> None:
         """Go on where the run goes on."""
