@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from headway.positions import T5, Alibi, Learned, NoPosition, Position, Rotary, Shaw, Sinusoidal
     from headway.shapes import HeadShape, HeadwayError
     from headway.transformer import Transformer
+    from headway.views.draw import draw
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ _HOMES = {
     "positions": ("T5", "Alibi", "Learned", "NoPosition", "Position", "Rotary", "Shaw", "Sinusoidal"),
     "shapes": ("HeadShape", "HeadwayError"),
     "transformer": ("Transformer",),
+    "views.draw": ("draw",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -57,6 +59,7 @@ __all__ = [
     "Transformer",
     "Window",
     "attend",
+    "draw",
     "generate",
     "plan",
 ]

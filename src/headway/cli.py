@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -369,6 +370,68 @@ def explain(
         name = "" if model is None else str(model)
         question = Question(network, ids, tokens, name=name, layer=layer, head=head)
         console.print(f"Page: {write_whole(html, walk_page(question))}", soft_wrap=True)
+
+
+@app.command(name="draw")
+def draw_command(
+    what: Annotated[str, typer.Argument(help="position METHOD, run FOLDER, or a view, as split.")],
+    which: Annotated[
+        str | None, typer.Argument(help="The method, as t5 or rotary(base=500000), or the run's folder.")
+    ] = None,
+    view: Annotated[str | None, typer.Option(help="Of a position or run: which view; default: its first.")] = None,
+    text: Annotated[str, typer.Option(help="What the model reads.")] = "The cat sat on the mat because it was tired",
+    model: Annotated[
+        Path | None, typer.Option(help="A run of `headway train`; default: a small model that has learned nothing yet.")
+    ] = None,
+    position: Annotated[str, typer.Option(help="Position method of the new model.")] = "rotary",
+    layer: Annotated[int, typer.Option(help="Which layer, from 0.")] = 0,
+    head: Annotated[int, typer.Option(help="Which head, from 0.")] = 0,
+    heads: Annotated[int | None, typer.Option(min=1, help="Heads of a new model or method; default: 4.")] = None,
+    dim: Annotated[int | None, typer.Option(min=1, help="Its width; default: 64.")] = None,
+    length: Annotated[int | None, typer.Option(help="Positions that a method is shown at; default: 128.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of a new model's weights.")] = 0,
+    language: Annotated[str, typer.Option(help="en or zh.")] = "en",
+    width: Annotated[str, typer.Option(help="single or double column: 3.4 or 7 inches.")] = "single",
+    caption: Annotated[bool, typer.Option(help="With the view's title, finding and notes.")] = True,
+    csv: Annotated[Path | None, typer.Option(help="Write the numbers to this file too, as CSV.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file, ending in .svg; default: named after what it shows.")
+    ] = None,
+) -> None:
+    """Draw a position method, a run, or any view as SVG, for a paper or a talk; headway draw position t5, for one."""
+    if (which is None) is (what in ("position", "run")):
+        given = " ".join(filter(None, (what, which)))
+        raise HeadwayError(
+            f"expected position METHOD, run FOLDER or the name of a view, got {given!r}: "
+            f"headway draw position t5, or headway draw split --position alibi, for two"
+        )
+    from headway.views import Question
+    from headway.views.draw import draw
+    from headway.views.subject import about_run
+
+    shown: Question | str
+    if what == "position":
+        assert which is not None
+        shown = which
+    elif what == "run" or model is not None:
+        shown = about_run(which or str(model), text)
+    else:
+        shown = Question.fresh(text, position=position, dim=dim or 64, heads=heads or 4, seed=seed)
+    name = view if which else what
+    picture = draw(
+        shown,
+        view=name,
+        layer=layer,
+        head=head,
+        heads=heads,
+        dim=dim,
+        length=length,
+        language=language,
+        width=width,
+        caption=caption,
+    )
+    plain = re.sub(r"[^\w.=-]+", "-", "-".join(filter(None, (Path(which).name if which else "", name)))).strip("-")
+    _console().print(f"Picture: {picture.save(out or f'{plain}.svg', csv)}", soft_wrap=True)
 
 
 @app.command(name="bench")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -13,6 +14,7 @@ from headway.inspect.record import Layer, Trace
 from headway.positions import Position
 from headway.report.figures import View
 from headway.shapes import HeadShape, HeadwayError
+from headway.training import load_model, load_watch, token_texts
 from headway.transformer import Transformer
 from headway.views import view
 from headway.views.question import Question
@@ -77,6 +79,26 @@ def about_position(
     labels = [str(token) for token in range(tokens)]
     options = {} if length is None else {"positions": length, "reach": length}
     return Question(model, ids, labels, name=position.spec(), options=options)
+
+
+def about_run(run: Path | str, text: str) -> Question:
+    """A question about a model of ``headway train``, what it wrote down, and what it recorded if it was watched.
+
+    Args:
+        run: its folder.
+        text: what the model reads.
+
+    Raises:
+        HeadwayError: when there is no run or no whole checkpoint, or the text is empty.
+    """
+    model, vocabulary, made = load_model(run)
+    assert isinstance(model, Transformer)  # as every run of ours
+    ids = vocabulary.encode(text.encode())
+    if not len(ids):
+        raise HeadwayError("expected a text, got an empty one: give a sentence")
+    watched = load_watch(run) if (Path(run) / "watch").is_dir() else None
+    labels = token_texts(vocabulary, ids)
+    return Question(model, ids[None], labels, name=str(run), watched=watched, history=made.history)
 
 
 @dataclass(frozen=True, eq=False)
