@@ -6,7 +6,7 @@ was, and one that is asked for more lengths, methods or seeds computes only what
 
     OUT/results.json       all there is to know, what the report is made from
     OUT/report.html        the report
-    OUT/cells/…/           checkpoints and results of one cell
+    OUT/cells/…/           checkpoints and results of one cell, and for the first seed views of the trained model
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +29,7 @@ from torch.nn.functional import cross_entropy
 
 import headway
 from headway.experiments.extend import WAYS, extends, recalibrated
+from headway.experiments.kept import LOOKS, kept_views
 from headway.experiments.memory import peak_memory
 from headway.experiments.tasks import TASKS, Task, make_task
 from headway.positions import Position, methods, parse
@@ -38,6 +40,7 @@ from headway.training.history import History
 from headway.training.loop import Progress, Trainer, evaluating
 from headway.training.optimizer import peak_rate
 from headway.training.settings import TrainSettings
+from headway.training.watching import FOLDER, FolderWatcher
 from headway.transformer import Transformer
 
 FORMAT = 1
@@ -208,6 +211,11 @@ class _Cell:
         tests: dict[str, Any] = self.known.setdefault("extended", {}).setdefault(way, {})
         return tests
 
+    @property
+    def views(self) -> Path:
+        """Where its views are kept, if it is the one of its method that keeps any."""
+        return self.folder / "views.json"
+
     def save(self, **found: Any) -> None:
         self.known.update(found)
         write_json_atomic(self.folder / "cell.json", self.known)
@@ -301,8 +309,10 @@ def _run(comparison: Comparison, task: Task, cell: _Cell, tell: Callable[..., No
         for how in comparison.ways(cell.spec)
         if any(_key(comparison, n) not in cell.extended(_way(comparison, how)) for n in comparison.test_lengths)
     ]
-    status = cell.known.get("status")
-    if status in ("diverged", "failed") or (status == "ok" and not missing and not ways):
+    status, shown = cell.known.get("status"), cell.seed == comparison.seeds[0]
+    if status in ("diverged", "failed"):
+        return True
+    if status == "ok" and not missing and not ways and (cell.views.exists() or not shown):
         return True
     try:
         model = Transformer(task.vocab, comparison.dim, comparison.layers, comparison.heads, position=cell.spec)
@@ -319,6 +329,10 @@ def _run(comparison: Comparison, task: Task, cell: _Cell, tell: Callable[..., No
             position_parameters=_position_parameters(model),
             peak_memory_bytes=_step_memory(model, batches(0)),
         )
+    watcher = None
+    if shown and not cell.views.exists():
+        window = batches(0)[0][:1]
+        watcher = FolderWatcher(cell.folder / FOLDER, math.ceil(settings.steps / LOOKS), window)
     trainer = Trainer(
         model,
         batches,
@@ -326,12 +340,15 @@ def _run(comparison: Comparison, task: Task, cell: _Cell, tell: Callable[..., No
         validation=task.validation(settings.length, settings.batch),
         folder=cell.folder,
         on_progress=lambda progress: tell("train", progress),
+        observers=[] if watcher is None else [watcher],
     )
     history = trainer.run()
     if history.status == "interrupted":
         return False
     cell.save(status="ok" if history.status == "done" else "diverged", message=history.reason, **_curves(history))
     if history.status == "done":
+        if watcher is not None:
+            _keep(cell, kept_views(model, task, settings.length, watcher.watched if watcher.watched.steps else None))
         for length in missing:
             tell("test", length=length)
             tests[_key(comparison, length)] = _test(task, model, length)
@@ -340,6 +357,12 @@ def _run(comparison: Comparison, task: Task, cell: _Cell, tell: Callable[..., No
             if not _extend(comparison, task, cell, model, how, tell):
                 return False
     return True
+
+
+def _keep(cell: _Cell, views: list[dict[str, Any]]) -> None:
+    """Write the views of a cell; the matrices they were made from are not needed any more."""
+    write_json_atomic(cell.views, views)
+    shutil.rmtree(cell.folder / FOLDER, ignore_errors=True)
 
 
 def _extend(
@@ -443,6 +466,7 @@ def _results(
             if "status" in cell.known
             for row in (_cell(comparison, cell), *_extended_cells(comparison, cell))
         ],
+        "views": {cell.spec: read_json(cell.views) for cell in cells if cell.views.exists()},
     }
 
 

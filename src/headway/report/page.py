@@ -17,14 +17,16 @@ from typing import Any
 
 from headway.report.findings import findings
 from headway.report.summary import Results, finite, mean
+from headway.report.thinning import fitted
 from headway.report.words import LANGUAGES, strings
 
 MODULES = (
-    *("dom", "words", "frame", "styles", "labels", "data", "chart"),
+    *("dom", "words", "frame", "host", "styles", "labels", "data", "chart"),
     *("colours", "blocks", "parts", "heatmap", "plots", "many", "tiles", "figures"),
 )  # each imports only those before it
 PAGES = ("render", "bench", "methods", "views")  # each one page, and imports only modules
 _IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', re.MULTILINE)
+_COMMENT = re.compile(r"/\*\*.*?\*/ ?|^ *// .*\n", re.MULTILINE | re.DOTALL)
 POINTS = 250  # most points of one training curve in a report; with more, each stands for the mean of several
 
 
@@ -35,18 +37,20 @@ def payload(results: Results) -> dict[str, Any]:
         results: the dictionary that ``headway compare`` saves.
 
     Returns:
-        ``results`` with long training curves averaged down and numbers that are not finite as None, the findings, and
-        the words of both languages.
+        ``results`` with long training curves averaged down and numbers that are not finite as None, the findings, the
+        views kept of each method, and the words of both languages.
     """
     longest = max((len((cell.get("train") or {}).get("loss") or ()) for cell in results.get("cells") or ()), default=0)
     every = max(1, math.ceil(longest / POINTS))
     cells = [{**cell, "train": _thin(cell.get("train"), every)} for cell in results.get("cells") or ()]
-    plain: dict[str, Any] = _plain({"settings": {}, "environment": {}, "methods": [], **results, "cells": cells})
+    rest = {key: value for key, value in results.items() if key != "views"}
+    plain: dict[str, Any] = _plain({"settings": {}, "environment": {}, "methods": [], **rest, "cells": cells})
     return {
         "results": plain,
         "findings": [{"key": f.key, "figure": f.figure, "en": f.en, "zh": f.zh} for f in findings(results)],
-        "strings": {language: dict(strings(language)) for language in LANGUAGES},
+        "strings": strings_of("render"),
         "thinned": every,
+        "views": fitted(results.get("views") or {}),
     }
 
 
@@ -124,11 +128,11 @@ def bundle(page: str) -> str:
     """Join the modules of a page into one script, each in its own function, so that it runs from ``file://``.
 
     A module imports with ``import { a, b } from "./other.js";`` and exports functions and constants by name, no more.
-    Only what the page imports, and what that imports, is in it.
+    Only what the page imports, and what that imports, is in it, without comments.
     """
     parts = ['"use strict";']
     for name, source in sources_of(page).items():
-        source = _IMPORT.sub(r"const \1 = module_\2;", source)
+        source = _IMPORT.sub(r"const \1 = module_\2;", _COMMENT.sub("", source))
         exported = re.findall(r"^export (?:function|const) (\w+)", source, flags=re.MULTILINE)
         source = re.sub(r"^export ", "", source, flags=re.MULTILINE)
         parts.append(f"const module_{name} = (() => {{\n{source}\nreturn {{ {', '.join(exported)} }};\n}})();")
@@ -148,12 +152,19 @@ def sources_of(page: str) -> dict[str, str]:
 
 
 def strings_of(page: str) -> dict[str, dict[str, str]]:
-    """The words that a page can say, in every language: keys that its program names, whole or by how they begin."""
+    """The words that a page can say, in every language: keys that its program names, whole or by how they begin.
+
+    Each page would weigh as much as all of them together otherwise.
+    """
     program = "\n".join(sources_of(page).values())
     named = set(re.findall(r'"([\w.]+)"', program))
     begun = tuple(re.findall(r"`(\w+\.[\w.]*)\$\{", program))
     return {
-        language: {key: text for key, text in strings(language).items() if key in named or key.startswith(begun)}
+        language: {
+            key: text
+            for key, text in strings(language).items()
+            if {key, key.rpartition(".")[0]} & named or key.startswith(begun)
+        }
         for language in LANGUAGES
     }
 

@@ -20,6 +20,7 @@ import {
   unitsOf,
 } from "./data.js";
 import { download, html, prose } from "./dom.js";
+import { drawView } from "./figures.js";
 import { dated, foot, head, howItWasRun, mount } from "./frame.js";
 import { methodStyles } from "./styles.js";
 import { byteSize, decimals, grouped, threeDigits } from "./words.js";
@@ -32,6 +33,7 @@ import { byteSize, decimals, grouped, threeDigits } from "./words.js";
  * @property {Finding[]} findings
  * @property {Record<string, Record<string, string>>} strings
  * @property {number} [thinned] how many recorded steps each training point stands for
+ * @property {Record<string, import("./figures.js").View[]>} [views] of each method's trained model
  */
 
 const CROWD = 16; // with more methods than this, the figures begin with the best of them
@@ -57,6 +59,7 @@ export function render(element, payload) {
     hidden: others(),
     /** @type {Set<string>} figures drawn without cutting off */
     whole: new Set(),
+    kept: "",
   };
   /** @type {import("./words.js").Words} */
   let words;
@@ -73,6 +76,7 @@ export function render(element, payload) {
       findingsBlock(),
       ...numbered.map((figure, i) => figure(i + 1)),
       resultTable(),
+      Object.keys(payload.views ?? {}).length > 0 && keptViews(),
       methodList(),
       limits(),
       howItWasRun(words, results),
@@ -488,6 +492,34 @@ export function render(element, payload) {
       );
     });
     return html("section", { class: "results" }, html("h2", {}, words.say("table.title")), title, body);
+  }
+
+  /** The views of one method's model at a time; another is drawn when it is chosen. */
+  function keptViews() {
+    const kept = payload.views ?? {};
+    const specs = results.methods.map(({ spec }) => spec).filter((spec) => !spec.includes(" + "));
+    if (!specs.includes(state.kept)) state.kept = specs.find((spec) => kept[spec]) ?? specs[0];
+    const place = html("div", { class: "kept-views" });
+    const select = html("select", { "data-keep": "kept", onchange: (/** @type {Event} */ event) => { state.kept = /** @type {HTMLSelectElement} */ (event.target).value; show(); } },
+      specs.map((spec) => html("option", { value: spec, selected: spec === state.kept }, spec)));
+    /** @type {(() => void)[]} */
+    let draws = [];
+    function show() {
+      const views = (kept[state.kept] ?? []).map((view) => drawView(view, words));
+      place.replaceChildren(...(views.length ? views.map(({ element }) => element) : [html("p", { class: "missing" }, prose(words.say("kept.none", { method: state.kept })))]));
+      draws = views.map(({ draw }) => draw);
+      draws.forEach((draw) => draw());
+    }
+    let shown = false;
+    updates.push(() => {
+      if (shown) draws.forEach((draw) => draw());
+      else show();
+      shown = true;
+    });
+    return html("section", { class: "kept", id: "kept" }, html("h2", {}, words.say("kept.title")),
+      html("p", { class: "quiet" }, words.say("kept.lead", { seed: count(seedsOf(results)[0] ?? 0) })),
+      html("label", { class: "select" }, words.say("kept.method"), select),
+      place);
   }
 
   function methodList() {
