@@ -103,8 +103,7 @@ class Watch:
     _taken: dict[int, Taken] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
-        matrices = len(self._taken[self.steps[0]]) if self.steps else 0
-        return f"Watch(every {self.every} steps: {_some(self.steps)}; {matrices} matrices, {self.size / 1e6:.1f} MB)"
+        return f"{type(self).__name__}(every {self.every} steps: {_some(self.steps)}; {self.size / 1e6:.1f} MB)"
 
     def __getitem__(self, step: int) -> Taken:
         if step not in self._taken:
