@@ -100,6 +100,17 @@ def test_choices_beyond_the_model_become_the_nearest(client: Client) -> None:
     assert (meta["layers"], meta["heads"], meta["head_dim"], meta["tokens"]) == (2, 3, 8, ["a", "b", "c"])
 
 
+def test_fresh_models_read_the_tokens_of_the_trained_ones_they_stand_beside(client: Client) -> None:
+    run = client.get("/api/state").json()["runs"][0]["id"]
+    fresh, trained = {"fresh": {"position": "alibi"}}, {"run": run}
+    for model, others in ((fresh, [trained]), (trained, [fresh]), (fresh, [fresh, trained])):
+        reply = client.view("sidebyside", "a 猫", model=model, others=others)
+        assert reply.json()["meta"]["tokens"] == ["a", "␣", "猫", "‥", "‥"]
+    windows = client.view("distance", "a 猫", model=trained, options={"sample": "windows"}).json()
+    assert "50" in json.dumps(windows["view"]["notes"] + [windows["view"]["finding"]])
+    assert client.view("distance", "a cat", options={"sample": "windows"}).status == 400
+
+
 def test_answers_are_strict_json(client: Client) -> None:
     def refuse(name: str) -> None:
         raise AssertionError(name)

@@ -309,6 +309,19 @@ def test_what_cannot_be_shown_is_said_calmly(client: Client, browser: Any) -> No
     page.context.close()
 
 
+def test_a_long_map_shows_its_tiles(shown: Page) -> None:
+    section = shown.open("head")
+    with shown.page.expect_response(lambda response: "/api/tiles?" in response.url) as waiting:
+        shown.page.select_option('[data-keep="sample"]', "thousands")
+        section = shown.settle("long")
+        assert "4," in section.locator(".finding").inner_text()
+        shown.page.get_by_role("button", name="Zoom in").first.click()
+        shown.page.get_by_role("button", name="Zoom in").first.click()
+        shown.page.get_by_role("button", name="Zoom in").first.click()
+    assert waiting.value.ok
+    assert len(shown.page.url) < 500  # a text that long stays out of the address
+
+
 def test_markup_in_a_text_stays_text(shown: Page) -> None:
     text = "<img src=x onerror=alert(1)> <script>alert(2)</script> </textarea><b>"
     shown.open("head", text=text)
@@ -333,8 +346,7 @@ def test_trained_models_and_reports_are_there(shown: Page) -> None:
     report = waiting.value
     said: list[str] = []
     report.on("console", lambda message: said.append(message.text))
-    report.wait_for_load_state()
-    assert report.locator("h1").count() == 1
+    report.locator("h1").wait_for(timeout=10_000)
     assert report.locator(".plot svg").count() >= 1
     assert said == []
     report.close()

@@ -110,7 +110,7 @@ class Library:
 
     def plain(self) -> dict[str, Any]:
         """What the page is told: ids, titles and sizes."""
-        entries = self.entries().values()
+        entries = sorted(self.entries().values(), key=lambda entry: entry.kind != "run")  # before cells of comparisons
         runs = [_described(entry) for entry in entries if entry.kind in MODELS]
         compared = [{"id": entry.id, "title": entry.title} for entry in entries if entry.kind == "comparison"]
         return {"runs": runs, "comparisons": compared}
@@ -123,7 +123,16 @@ class Library:
             live: the question about the training model, for a text.
         """
         longest = LIMITS["long_tokens" if asked.view == "long" else "tokens"]
-        base = self._about(asked.model, asked.text, longest, live)
+        # words are known to fresh models only: beside a trained model they read its tokens
+        told = next((model for model in (asked.model, *asked.others) if not isinstance(model, Fresh)), None)
+        like = None if told is None else self._about(told, asked.text, longest, live)
+
+        def about(model: Model) -> Question:
+            if like is not None and isinstance(model, Fresh):
+                return _beside(model, like)
+            return like if like is not None and model == told else self._about(model, asked.text, longest, live)
+
+        base = about(asked.model)
         attention, tokens = base.model.stack.attentions()[0], len(base.labels)
         found = replace(
             base,
@@ -131,7 +140,7 @@ class Library:
             head=min(asked.head, attention.shape.heads - 1),
             query=max(-tokens, min(asked.query, tokens - 1)),
             column=min(asked.column, attention.shape.head_dim - 1),
-            others=tuple(self._beside(other, base, asked, longest, live) for other in asked.others),
+            others=tuple(map(about, asked.others)),
             results=self.results(asked.results) if asked.results else None,
             watched=base.watched or self._watched(asked),
             options=self._options(asked, base),
@@ -195,15 +204,6 @@ class Library:
                 + ("" if longest == LIMITS["long_tokens"] else ", or choose the map of a long text")
             )
         return question
-
-    def _beside(
-        self, other: Model, base: Question, asked: Asked, longest: int, live: Callable[[str], Question]
-    ) -> Question:
-        """A further model; a fresh one gets the tokens of the model it stands beside."""
-        if not isinstance(other, Fresh) or isinstance(asked.model, Fresh):
-            return self._about(other, asked.text, longest, live)
-        made = _made(other, base.model.stack.embedding.num_embeddings, len(base.labels))
-        return Question(made, base.ids, base.labels, name=other.position)
 
     def _watched(self, asked: Asked) -> Watch | None:
         """What the run recorded of its matrices, for the views of learning, if it was watched."""
@@ -307,6 +307,12 @@ def _fresh(model: Fresh, text: str) -> Question:
     return Question(_made(model, len(known), len(labels)), ids, labels, name=model.position)
 
 
+def _beside(model: Fresh, like: Question) -> Question:
+    """About a fresh model that reads the tokens of another question."""
+    made = _made(model, like.model.stack.embedding.num_embeddings, len(like.labels))
+    return Question(made, like.ids, like.labels, name=model.position)
+
+
 def _made(model: Fresh, vocabulary: int, tokens: int) -> Transformer:
     checked_size(model, vocabulary)
     # the specification shows a short text as well, and needs none of the compiler that others import for a second
@@ -363,7 +369,7 @@ def _identity(cell: Path) -> dict[str, Any] | None:
 
 def _described(entry: Entry) -> dict[str, Any]:
     """Id, title, method and sizes of a model, as far as its folder tells; a damaged one says so when it is opened."""
-    own = {"id": entry.id, "title": entry.title}
+    own = {"id": entry.id, "title": entry.title, "watched": (entry.path / "watch").is_dir()}
     try:
         config: Mapping[str, Any]
         if entry.kind == "run":
@@ -390,4 +396,5 @@ def _load(entry: Entry) -> tuple[Transformer, Vocabulary, History | None]:
     checked_size(shape, Bytes.size)
     model = _transformer(shape, Bytes.size)
     checkpoint.restore(model)
-    return model.eval(), Bytes(), None
+    history = entry.path / "history.json"
+    return model.eval(), Bytes(), History.from_json(read_json(history)) if history.is_file() else None

@@ -83,7 +83,7 @@ export function controlPanel(words, offers, { place, meta, go, home }) {
   const area = /** @type {HTMLTextAreaElement} */ (html("textarea", { class: "field wide", id: "studio-text", rows: "2", maxlength: offers.limits.text, spellcheck: "false", "data-keep": "text", oninput: () => go({ text: area.value }, "soon") }));
   const samples = /** @type {HTMLSelectElement} */ (html("select", { "aria-label": words.say("studio.sample"), "data-keep": "sample", onchange: () => {
     const text = words.say(`studio.sample.${samples.value}.text`);
-    if (samples.value === "thousands") go({ text: Array(LONG).fill(words.say("studio.sample.long.text")).join(" "), view: "long" });
+    if (samples.value === "thousands") go({ text: longest(words), view: "long" });
     else if (samples.value) go({ text, query: -1 });
     samples.value = "";
   } }, html("option", { value: "" }, words.say("studio.sample")), ["short", "chinese", "repeated", "long", "thousands"].map((key) => html("option", { value: key }, words.say(`studio.sample.${key}`)))));
@@ -243,6 +243,11 @@ export function controlPanel(words, offers, { place, meta, go, home }) {
 
   update();
   return { element: html("div", { class: "choices" }, textBox, model, look, others, compared.element), update, methods };
+}
+
+/** The longer example, over and over. @param {import("./words.js").Words} words */
+export function longest(words) {
+  return Array(LONG).fill(words.say("studio.sample.long.text")).join(" ");
 }
 
 /** @param {readonly number[]} list @param {number} value */

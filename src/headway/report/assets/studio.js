@@ -1,7 +1,7 @@
 /** The studio's page: what to see on the left, what to see it of above, the view below. */
 
 import { ask, calmly, newest } from "./asking.js";
-import { USES, controlPanel, optionsOf } from "./controls.js";
+import { USES, controlPanel, longest, optionsOf } from "./controls.js";
 import { html } from "./dom.js";
 import { drawView } from "./figures.js";
 import { mount } from "./frame.js";
@@ -27,6 +27,7 @@ const OF_PAIRS = ["head", "split", "whatif"];
 const BESIDE = ["fresh:alibi", "fresh:none"];
 const COMMANDS = () => html("pre", { tabindex: "0" }, html("code", {}, "headway compare\nheadway studio headway-compare"));
 const TYPING = 250; // milliseconds without a key before the view is asked for
+const SHORT = 512; // tokens that one map shows as well
 const LIVE = 700; // milliseconds between two looks at a model that trains
 
 /**
@@ -85,6 +86,7 @@ function open(element, offers, strings) {
     if (view === "sidebyside" && !others.length) return "others";
     if (["longer", "report"].includes(view)) return "";
     if (kind === "run" && !offers.runs.length) return "run";
+    if (kind === "run" && view === "film" && offers.runs.some((/** @type {any} */ one) => one.id === place.run && !one.watched)) return "watch";
     const begun = training.points().length > 0;
     if (kind === "live" && training.told().state === "none") return "training";
     if ((view === "film" || view === "board") && (kind === "fresh" || (kind === "live" && !begun))) return "training";
@@ -249,6 +251,7 @@ function open(element, offers, strings) {
       started: () => go({ kind: "live", ...(OF_TRAINING.includes(place.view) ? {} : { view: "board" }) }),
       look: (view) => go({ view, kind: "live" }),
     });
+    const hint = html("p", { class: "hint", hidden: true }, words.say("studio.long.short"), " ", html("button", { type: "button", class: "save", "data-keep": "long", onclick: () => go({ text: longest(words) }) }, words.say("studio.sample.thousands")));
     const status = html("p", { class: "status", role: "status" });
     const shown = html("div", { class: "screen", id: "studio-view", tabindex: "-1", "aria-busy": "false" });
     /** @type {ReturnType<typeof drawView> | null} */
@@ -285,6 +288,7 @@ function open(element, offers, strings) {
       },
       state() {
         shown.setAttribute("aria-busy", String(waiting));
+        hint.hidden = place.view !== "long" || !answer || answer.meta.count >= SHORT;
         status.textContent = waiting ? words.say("studio.waiting") : answer ? words.say("studio.shown", { view: title(place.view), name: answer.meta.name === "live" ? words.say("studio.model.live") : answer.meta.name, n: words.count(answer.meta.count) }) : "";
       },
       /** @param {boolean} other */
@@ -321,7 +325,7 @@ function open(element, offers, strings) {
         nav,
         html("div", { class: "studio-main" },
           html("div", { class: "short-nav" }, html("label", { class: "select" }, html("span", {}, words.say("studio.views")), short)),
-          panel.element, live.element, status, shown)),
+          panel.element, live.element, status, hint, shown)),
     ];
   });
 
@@ -335,7 +339,7 @@ function open(element, offers, strings) {
 
   /** What to do first. @param {import("./words.js").Words} words @param {string} lacks */
   function invitation(words, lacks) {
-    return headed(words, html("p", { class: "invitation" }, words.say(`studio.lacks.${lacks}`)), lacks === "comparison" && COMMANDS());
+    return headed(words, html("p", { class: "invitation" }, words.say(`studio.lacks.${lacks}`)), lacks === "comparison" && COMMANDS(), lacks === "watch" && html("pre", { tabindex: "0" }, html("code", {}, "headway train --watch 10")));
   }
 
   /** The view's title and question, and what stands in its place. @param {import("./words.js").Words} words @param {...import("./dom.js").Child} children */
