@@ -26,7 +26,7 @@ MODULES = (
 )  # each imports only those before it
 PAGES = ("render", "bench", "methods", "views")  # each one page, and imports only modules
 _IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', re.MULTILINE)
-_COMMENT = re.compile(r"/\*\*.*?\*/ ?|^ *// .*\n", re.MULTILINE | re.DOTALL)
+_COMMENT = re.compile(r"/\*\*.*?\*/ ?|^ *// [^\n]*\n", re.MULTILINE | re.DOTALL)
 POINTS = 250  # most points of one training curve in a report; with more, each stands for the mean of several
 
 
