@@ -51,13 +51,18 @@ def whatif(question: Question) -> View:
     window = Window.of(question, LONGEST)
     scale = "sequential" if what == "weights" else "diverging"
     limits = spans(torch.cat((values[before.seen], after[seen])), scale)
+    # roundings are not coloured as if they were changes
+    change = max(float(difference.abs().max()), SAME)
     maps = (
         (
             both("whatif.before"),
             pairs(both("whatif.before"), values, window, seen=before.seen, scale=scale, limits=limits),
         ),
         (both("whatif.after"), pairs(both("whatif.after"), after, window, seen=seen, scale=scale, limits=limits)),
-        (both("whatif.difference"), pairs(both("whatif.difference"), difference, window, seen=both_seen)),
+        (
+            both("whatif.difference"),
+            pairs(both("whatif.difference"), difference, window, seen=both_seen, limits=(-change, change)),
+        ),
     )
     title = both(f"whatif.{what}", layer=question.layer, head=question.head)
     figure = Columns(title, [(name, [shown]) for name, shown in maps])
