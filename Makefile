@@ -1,5 +1,6 @@
 # One command each, from a fresh checkout with Python 3.11 or newer and make, nothing else.
 #   make compare   compare position methods on the built-in text (or TEXT=path) and write a report
+#   make studio    look inside attention: a local web page (RUNS=folders of trained runs)
 #   make test      lint, format, types and tests
 #   make proofs    the long proofs (repeated kills while saving)
 #   make docs      pages on all position methods, generated into docs/methods
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test check tests proofs docs bench bars picture clean
+.PHONY: help compare studio test check tests proofs docs bench bars picture clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -32,6 +33,9 @@ help:
 
 compare: .venv/ready
 	$(BIN)/headway compare $(TEXT) $(ARGS)
+
+studio: .venv/ready
+	$(BIN)/headway studio $(RUNS) $(ARGS)
 
 test: check tests
 
