@@ -18,7 +18,7 @@ from headway.experiments.catalogue import catalogue, entry
 from headway.experiments.portrait import portrait
 from headway.positions import methods, parse
 from headway.positions.alibi import slopes
-from headway.report.drawing import braille, svg
+from headway.report.drawing import braille
 from headway.report.methods import (
     caption_of,
     markdown,
@@ -198,18 +198,6 @@ def test_braille_leaves_out_what_is_not_finite_and_separates_labels() -> None:
     told = [(row[-1].text.strip(), y) for y, row in enumerate(lines) if row[-1].curve is not None]
     assert [(name, y) for name, y in told if name in "ab"] == [("a", 0), ("b", 1)]
     assert "c" not in dict(told)
-
-
-def test_svg_is_well_formed_and_escapes() -> None:
-    from xml.etree import ElementTree
-
-    root = ElementTree.fromstring(svg([[0.0, -1.0, None, -3.0], [1.0, 1.0, 1.0, 1.0]], ["<a>", "b"], "c & d", "n"))
-    texts = [one.text for one in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"<a>", "b", "c & d", "n", "−3", "1"} <= set(texts)
-    lines = [
-        one.get("d") for one in root.iter("{http://www.w3.org/2000/svg}path") if "line" in (one.get("class") or "")
-    ]
-    assert [d.count("M") for d in lines if d] == [2, 1]
 
 
 def test_markdown_has_an_index_and_a_page_and_picture_for_each(entries: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headway.report.drawing import HUES, braille, svg
-from headway.report.page import document, write_whole
+from headway.report.drawing import HUES, braille
+from headway.report.figures import Line, Lines, both, same
+from headway.report.page import document, strings_of, write_whole
+from headway.report.vector import svg
 from headway.report.words import LANGUAGES, join, strings
 
 if TYPE_CHECKING:
@@ -172,7 +174,7 @@ def method_page(entry: Entry) -> str:
             for language in LANGUAGES
         },
         "version": entry["version"],
-        "strings": {language: dict(strings(language)) for language in LANGUAGES},
+        "strings": strings_of("methods"),
     }
     return document(entry["title"], data, "methods")
 
@@ -205,14 +207,19 @@ def markdown(entries: Sequence[Entry]) -> dict[str, str]:
         )
         lines.append("| " + " | ".join(cells) + " |")
         files[f"{name}.md"] = _markdown_page(entry)
-        curves = entry["picture"]["curves"]
-        if curves:
-            labels = [label_of(curve, curves, "en") for curve in curves]
-            axis = words[f"methods.axis.{entry['picture']['kind']}"]
-            caption = words[f"methods.value.{entry['picture']['kind']}"]
-            files[f"{name}.svg"] = svg([one["values"] for one in curves], labels, caption, axis)
+        if entry["picture"]["curves"]:
+            files[f"{name}.svg"] = svg(_curves(entry["picture"]), width="double")
     lines += ["", methods_note(entries)]
     return {"index.md": "\n".join(lines) + "\n"} | files
+
+
+def _curves(picture: Entry) -> Lines:
+    """A method's picture as a figure."""
+    curves, kind = picture["curves"], picture["kind"]
+    names = ({language: label_of(one, curves, language) for language in LANGUAGES} for one in curves)
+    lines = [Line(name, one["values"]) for name, one in zip(names, curves, strict=True)]
+    places = list(range(max(len(one["values"]) for one in curves)))
+    return Lines(same(""), places, lines, (both(f"methods.axis.{kind}"), both(f"methods.value.{kind}")))
 
 
 def write_markdown(entries: Sequence[Entry], folder: str | os.PathLike[str]) -> Path:

@@ -32,6 +32,8 @@ from headway.report.words import strings
 
 _CELL = 24.0
 """The largest side of a cell of a map."""
+_TALLEST = 280.0
+"""The largest height of a map."""
 _MISSING = (255, 255, 255)
 """The colour of a cell without a number: the paper's own."""
 _MARKERS = 5
@@ -160,11 +162,11 @@ def heatmap(
     bar = 0.0 if bare else 18 + max(text_width(text, TEXT) for _, text in _bar_ticks(scale, figure.unit))
     widest = max((text_width(label, TEXT) for label in figure.rows), default=0.0)
     left = 0.0 if bare else 15 + min(widest, 0.24 * width)
-    wide = min(_CELL * columns, width - left - bar)
-    cell = wide / columns
-    tall = cell * rows
-    if tall > 1.1 * (width - left - bar):
-        tall = 1.1 * (width - left - bar)
+    room = width - left - bar
+    cell = min(_CELL, room / columns, _TALLEST / rows if max(rows, columns) <= 2 * min(rows, columns) else math.inf)
+    wide, tall = cell * columns, cell * rows
+    if tall > min(1.1 * room, _TALLEST):  # a tower is pressed, a map that is nearly square keeps its shape
+        tall = min(1.1 * room, _TALLEST)
     elif not bare and tall < 36:
         tall = min(36.0, _CELL * rows)
     x0 = x + left
@@ -303,7 +305,7 @@ def lines(sheet: Sheet, figure: Lines, x: float, y: float, width: float) -> floa
     pen.text(x, y + TEXT, fit(sheet.said(figure.axes[1]), width, TEXT), fill=QUIET)
     y += TEXT + 5
     down = Axis.over(values, tall, 0.0, figure.log_y, 0.04)
-    left = max(text_width(number(tick), TEXT) for tick in down.ticks(5)) + 6
+    left = max(text_width(_position(tick), TEXT) for tick in down.ticks(5)) + 6
     last = text_width(_position(max(figure.x)), TEXT) / 2 + 1
     right = x + width - (widest if beside else last)
     across = Axis.over(_numbers(figure.x), x + left, right, figure.log_x)
@@ -354,7 +356,7 @@ def _grid(sheet: Sheet, across: Axis, down: Axis, top: float, tall: float) -> No
     for tick in down.ticks(5):
         at = top + down.at(tick)
         pen.line(across.start, at, across.end, at, QUIET if tick == 0 else RULE)
-        pen.text(across.start - 4, at + TEXT * 0.35, number(tick), anchor="end")
+        pen.text(across.start - 4, at + TEXT * 0.35, _position(tick), anchor="end")
     pen.line(across.start, top + tall, across.end, top + tall, QUIET)
     taken = -math.inf
     for tick in across.ticks(max(3, int((across.end - across.start) / 28))):
@@ -366,7 +368,7 @@ def _grid(sheet: Sheet, across: Axis, down: Axis, top: float, tall: float) -> No
 
 
 def _position(value: float) -> str:
-    """A number of the x axis: lengths and steps are whole."""
+    """A number of an axis: lengths and steps are whole."""
     return f"{value:,.0f}".replace("-", "−") if value == int(value) and abs(value) < 1e7 else number(value)
 
 

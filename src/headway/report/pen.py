@@ -97,12 +97,12 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """Powers of 2 where they are few enough, else of 10, else some of those; between two positive numbers.
+    """Powers of 2, 4 or 10, whichever are few enough, over a wide range of 10 only; between two positive numbers.
 
     >>> log_ticks(64, 1024), log_ticks(1, 100000)
     ([64.0, 128.0, 256.0, 512.0, 1024.0], [1.0, 10.0, 100.0, 1000.0, 10000.0, 100000.0])
     """
-    for base in (2.0, 4.0, 10.0, 100.0, 1000.0):
+    for base in (10.0, 100.0, 1000.0) if high > 5000 * low else (2.0, 4.0, 10.0):
         first, last = math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base) + 1e-9)
         if 1 < last - first + 1 <= count + 1 and (base != 4.0 or low >= 1):
             return [base**n for n in range(first, last + 1)]

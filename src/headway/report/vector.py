@@ -41,6 +41,8 @@ _GAP = 10.0
 _TWO = 400.0
 """Points of width from which simple figures stand two in a row."""
 _SIMPLE = (Heatmap, Tiles, Lines, Bars, Dials)
+_SMALLEST = 5.5
+"""Letters of a table that would be too wide otherwise."""
 _FRAMES = 4
 """Times of a film that are shown beside each other."""
 _INNER = 3
@@ -81,7 +83,7 @@ def svg(figure: View | Figure, *, language: str = "en", width: str = "single", c
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTHS[width]}in" height="{high / 72:.3f}in" '
         f'viewBox="0 0 {wide:g} {high}" font-family="{escape(FONTS)}" role="img" lang="{language}">',
-        f"<title>{clean(title)}</title>",
+        *([f"<title>{clean(title)}</title>"] if title else []),
         *([f"<desc>{clean(about)}</desc>"] if about else []),
         '<defs><pattern id="hatch" width="4" height="4" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
         f'<rect width="4" height="4" fill="#fff"/><line y2="4" stroke="{RULE}" stroke-width="1.6"/></pattern></defs>',
@@ -123,7 +125,7 @@ def draw(sheet: Sheet, figure: Figure, x: float, y: float, width: float) -> floa
 def _view(sheet: Sheet, view: View, x: float, y: float, width: float, caption: bool) -> float:
     if caption:
         y = sheet.title(view.title, x, y, width, TITLE + 1.5) + 2
-    y = (_in_pairs if width > _TWO else _stacked)(sheet, view.figures, x, y, width)
+    y = _arranged(sheet, view.figures, x, y, width)
     if caption:
         y = sheet.pen.lines(x, y, sheet.said(view.finding), width, TEXT + 0.5) + 2
         if view.formula:
@@ -141,8 +143,10 @@ def _stacked(sheet: Sheet, figures: Sequence[Figure], x: float, y: float, width:
     return y
 
 
-def _in_pairs(sheet: Sheet, figures: Sequence[Figure], x: float, y: float, width: float) -> float:
-    """Simple figures two in a row, others over the whole width."""
+def _arranged(sheet: Sheet, figures: Sequence[Figure], x: float, y: float, width: float) -> float:
+    """One below the other; where there is room simple figures two in a row, others over the whole width."""
+    if width < _TWO:
+        return _stacked(sheet, figures, x, y, width)
     half, waiting = (width - 2 * _GAP) / 2, list(figures)
     while waiting:
         count = 2 if len(waiting) > 1 and all(isinstance(one, _SIMPLE) for one in waiting[:2]) else 1
@@ -163,34 +167,37 @@ def _beside(
         ends = []
         for n, (label, figures) in enumerate(columns[start : start + across]):
             left = x + n * (each + _GAP)
-            top = sheet.title(label, left, y, each, TEXT)
+            known = any(dict(one.title) == dict(label) for one in figures[:1])
+            top = y if known else sheet.title(label, left, y, each, TEXT)
             ends.append(_stacked(sheet, figures, left, top, each))
         y = max(ends)
     return y
 
 
 def _grid(sheet: Sheet, figure: Grid, x: float, y: float, width: float) -> float:
-    """A table whose columns share the width as they need it; long cells are broken into lines."""
+    """A table whose columns share the width as they need it; smaller letters before broken words."""
     y = sheet.title(figure.title, x, y, width)
     head = [sheet.said(column) for column in figure.columns]
     rows = [[sheet.said(name), *cells] for name, cells in figure.rows]
-    need = [max(text_width(row[n], TEXT) for row in [head, *rows] if n < len(row)) + 8 for n in range(len(head))]
-    share = min(1.0, width / sum(need))
-    # a wide column gives way before a narrow one does
-    fair = width / len(head)
-    if share < 1:
-        spare = width - sum(one for one in need if one <= fair)
-        wide = sum(one for one in need if one > fair)
+    words = [[max(name.split(), key=len, default="") for name in head], *rows]  # heads are broken at spaces
+    need = [max(text_width(row[n], TEXT) for row in words if n < len(row)) + 8 for n in range(len(head))]
+    size = TEXT
+    if sum(need) > width:
+        size = max(_SMALLEST, TEXT * width / sum(need))
+        need = [one * size / TEXT for one in need]
+    if sum(need) > width:  # a wide column gives way before a narrow one does
+        fair = width / len(need)
+        spare, wide = width - sum(one for one in need if one <= fair), sum(one for one in need if one > fair)
         need = [one if one <= fair else spare * one / wide for one in need]
     for n, row in enumerate([head, *rows]):
-        broken = [wrapped(cell, room - 6, TEXT) for cell, room in zip(row, need, strict=False)]
+        broken = [wrapped(cell, room - 5, size) for cell, room in zip(row, need, strict=False)]
         left = x
         for column, (text, room) in enumerate(zip(broken, need, strict=False)):
             for depth, line in enumerate(text):
                 at, anchor = (left, "start") if column == 0 else (left + room - 2, "end")
-                sheet.pen.text(at, y + TEXT + depth * TEXT * 1.25, line, anchor=anchor, fill=INK if n else QUIET)
+                sheet.pen.text(at, y + size + depth * size * 1.25, line, size, anchor=anchor, fill=INK if n else QUIET)
             left += room
-        y += max(map(len, broken)) * TEXT * 1.25 + 3
+        y += max(map(len, broken)) * size * 1.25 + 3
         sheet.pen.line(x, y - 0.5, left, y - 0.5, RULE if n else QUIET)
     return y + 2
 
@@ -262,7 +269,7 @@ def _steps(sheet: Sheet, figure: Steps, x: float, y: float, width: float) -> flo
         if told:
             y = sheet.pen.lines(x, y - 2, told, width, TEXT, QUIET)
         y = sheet.pen.lines(x, y, sheet.said(stage.said), width) + 4
-        y = _stacked(sheet, stage.figures, x, y, width)
+        y = _arranged(sheet, stage.figures, x, y, width)
     return y
 
 
