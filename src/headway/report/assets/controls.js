@@ -72,10 +72,11 @@ export function optionsOf(place) {
  * @param {() => Place} options.place
  * @param {() => Meta | null} options.meta of the view that is shown
  * @param {(change: Partial<Place>, when?: "soon" | "now") => void} options.go
+ * @param {() => boolean} options.running whether a training is under way
  * @param {() => HTMLElement} options.home where dialogs stand
  * @returns {{ element: HTMLElement, update: () => void, methods: () => void }}
  */
-export function controlPanel(words, offers, { place, meta, go, home }) {
+export function controlPanel(words, offers, { place, meta, go, running, home }) {
   const title = (/** @type {string} */ spec) => offers.methods.find((/** @type {any} */ one) => one.name === spec.split("(")[0])?.title ?? spec;
   const methodChoices = () => offers.methods.map((/** @type {any} */ one) => ({ value: one.name, name: one.name, title: one.title, text: told(words, one.summary) }));
 
@@ -119,7 +120,7 @@ export function controlPanel(words, offers, { place, meta, go, home }) {
   const compared = chooser("results", () => offers.comparisons.map((/** @type {any} */ one) => [one.id, one.title]), () => place().results || offers.comparisons[0]?.id, (value) => go({ results: String(value) }), true);
 
   function methods() {
-    pick({ words, place: home(), title: words.say("studio.method.choose"), choices: methodChoices(), current: place().position, free: words.say("studio.method.free"), done: (position) => go({ position, kind: "fresh" }) });
+    pick({ words, place: home(), title: words.say("studio.method.choose"), choices: methodChoices(), current: place().position, free: words.say("studio.method.free"), done: (position) => go({ position, kind: place().kind === "live" && !running() ? "live" : "fresh" }) });
   }
 
   /**
@@ -233,7 +234,7 @@ export function controlPanel(words, offers, { place, meta, go, home }) {
     const aside = now.view === "report" || compares;
     textBox.hidden = model.hidden = aside;
     compared.element.hidden = !compares || !offers.comparisons.length;
-    fresh.hidden = now.kind !== "fresh";
+    fresh.hidden = now.kind === "run" || (now.kind === "live" && running());
     trained.hidden = now.kind !== "run" || !offers.runs.length;
     noRuns.hidden = now.kind !== "run" || offers.runs.length > 0;
     updateOwn();

@@ -150,12 +150,17 @@ function open(element, offers, strings) {
     built?.state();
   }
 
+  const running = () => ["playing", "paused"].includes(training.told().state);
+
   // A model that trains is looked at again when it has learned, but never twice at once.
   let looked = 0;
   let again = 0;
   let seen = "";
+  let state = "none";
   training.listen((now) => {
     built?.panel();
+    if (now.state !== state) built?.update();
+    state = now.state;
     const news = `${now.session}-${now.finished}`;
     const concerned = place.kind === "live" || place.others.includes("live");
     if (!concerned || now.state === "none" || news === seen || place.view === "report") return;
@@ -243,7 +248,7 @@ function open(element, offers, strings) {
       GROUPS.map(([name, views]) => html("optgroup", { label: words.say(`studio.group.${name}`) }, views.map((key) => html("option", { value: key }, title(key)))))));
     const nav = html("nav", { class: "views-nav", "aria-label": words.say("studio.views") }, html("p", { class: "nav-lead" }, words.say("studio.views")), GROUPS.map(([name, views]) => group(name, views)));
 
-    const panel = controlPanel(words, offers, { place: () => place, meta: () => answer?.meta ?? null, go, home: () => element });
+    const panel = controlPanel(words, offers, { place: () => place, meta: () => answer?.meta ?? null, go, running, home: () => element });
     const live = trainingPanel(words, training, {
       place: () => place,
       limits: offers.limits,
@@ -283,7 +288,7 @@ function open(element, offers, strings) {
           } else link.removeAttribute("aria-current");
         }
         short.value = place.view;
-        live.element.hidden = place.kind !== "live" && !OF_TRAINING.includes(place.view);
+        live.element.hidden = place.kind !== "live" && (place.kind === "run" || !OF_TRAINING.includes(place.view));
         panel.update();
       },
       state() {
