@@ -451,7 +451,7 @@ def test_a_thousand_tokens_are_one_map_whose_spike_is_seen_and_whose_cells_are_r
     )
     assert longest < 16
     page.locator("details summary").click()
-    assert page.locator("details table tbody tr").count() == 64
+    wait_for(page, lambda: page.locator("details table tbody tr").count() == 64)
     assert "1,024 × 1,024" in page.locator("details").inner_text()
 
 

@@ -8,9 +8,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from headway.report.page import document, write_whole
+from headway.report.page import document, strings_of, write_whole
 from headway.report.summary import Results, finite
-from headway.report.words import LANGUAGES, plain, strings
+from headway.report.words import plain, strings
 
 Row = Mapping[str, Any]
 PLAIN = "plain SDPA"
@@ -56,8 +56,8 @@ def write_bench(results: Results, path: str | os.PathLike[str]) -> Path:
 
 def bench_page(results: Results) -> str:
     """The page as HTML text."""
-    words = {language: dict(strings(language)) for language in LANGUAGES}
-    return document(words["en"]["bench.title"], {"results": results, "strings": words, "plain": PLAIN}, "bench")
+    data = {"results": results, "strings": strings_of("bench"), "plain": PLAIN}
+    return document(strings("en")["bench.title"], data, "bench")
 
 
 def _shape(row: Row) -> tuple[Any, ...]:

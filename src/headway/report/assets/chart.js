@@ -185,7 +185,8 @@ function layout(spec, drawn, width, host) {
     return context.measureText(text).width;
   };
   const xs = [...new Set(drawn.flatMap((series) => series.points.map((point) => point.x)))];
-  const ticksX = spec.x.ticks ?? (spec.x.log ? logTicks(xs, width < 560 ? 5 : 9) : niceTicks(Math.min(0, ...xs), Math.max(...xs), width < 560 ? 4 : 7));
+  const whole = xs.every(Number.isInteger); // between layers 1 and 2 there is none
+  const ticksX = spec.x.ticks ?? (spec.x.log ? logTicks(xs, width < 560 ? 5 : 9) : niceTicks(Math.min(0, ...xs), Math.max(...xs), width < 560 ? 4 : 7).filter((tick) => !whole || Number.isInteger(tick)));
   const [least, most] = [Math.min(...xs, ...(spec.x.log && !spec.x.ticks ? [] : ticksX)), Math.max(...xs, ...(spec.x.ticks ?? []))];
   const end = Math.max(...xs);
 

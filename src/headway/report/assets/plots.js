@@ -16,6 +16,7 @@ import { isKnown, methodStyles, placeStyle } from "./styles.js";
 /** @typedef {{ kind: "grid", title: Said, columns: Said[], rows: [Said, string[]][] }} Grid */
 
 const SHOWN = 200; // rows of a table
+const THICKEST = 44; // pixels of a bar
 const MARKED = 16; // points of a curve that are marked each: one that stands alone has no line
 
 /**
@@ -47,8 +48,7 @@ export function lines(given, setting) {
         name: names()[i],
         style: styles[i],
         steps: line.steps,
-        stop: null,
-        points: pointsOf(figure, line),
+        ...partOf(line),
       })),
       markers: figure.x.length <= MARKED,
       endValues: false,
@@ -57,6 +57,13 @@ export function lines(given, setting) {
       readout: (/** @type {{ name: string }} */ line, /** @type {{ x: number, mean: number, low: number, high: number, seeds: number }} */ point) =>
         words.say(point.seeds > 1 ? "lines.reading.band" : "lines.reading", { name: line.name, axis: x, x: onAxis(point.x), value: spoken(point.mean), low: spoken(point.low), high: spoken(point.high) }),
     };
+  }
+
+  /** The points of a line, and a word where it ends before the others. @param {Line} line */
+  function partOf(line) {
+    const points = pointsOf(figure, line);
+    const last = points[points.length - 1]?.x;
+    return { points, stop: last < Math.max(...figure.x) ? words.say("lines.stop", { x: onAxis(last) }) : null };
   }
 
   function table() {
@@ -146,7 +153,7 @@ export function bars(given, setting) {
     const y = (/** @type {number} */ value) => floor - ((value - low) / (high - low)) * tall;
     const below = tilted ? Math.min(90, longest) * Math.SQRT1_2 + 18 : 24;
     const count = figure.series.length;
-    const gap = each > 8 ? Math.min(10, each * 0.24) : 0;
+    const gap = Math.max(each - count * THICKEST, each > 8 ? Math.min(10, each * 0.24) : 0);
     const thick = (each - gap) / count;
     const bar = (/** @type {number} */ i, /** @type {number} */ k, /** @type {number} */ value) => {
       const x = left + i * each + gap / 2 + k * thick;
