@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 import headway.training.watching as watching
-from headway import HeadwayError
+from headway import HeadwayError, cli
 from headway.inspect.watch import Reading, Snapshot, Taken
 from headway.training import TrainSettings, load_model, load_watch, read_checkpoint, train
 from headway.training.checkpoint import model_tensors
@@ -199,6 +200,24 @@ def test_damage_is_named(tmp_path: Path, text: Path) -> None:
         load_watch(tmp_path / "run")
     with pytest.raises(HeadwayError, match=r"^expected watch of at least 1 step, or None, got 0$"):
         train(text, out=tmp_path / "other", model_config=MODEL, settings=settings(), watch=0)
+
+
+def test_the_command_says_how_much_it_will_write(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "--dim 24 --layers 2 --heads 6 --kv-heads 2 --steps 4 --length 8 --batch 2 --watch 2"
+    command = ["headway", "train", str(text), *options.split(), "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit, match="^0$"):
+        cli.main()
+    written = 2 * 5 * 2 * (24 * 24 + 2 * 8 * 24) * 4
+    said = f"Watching W_Q, W_K and W_V every 2 steps: {written / 1e6:.1f} MB in {tmp_path / 'run' / 'watch'}"
+    assert capsys.readouterr().out.startswith(said + "\n")
+    assert load_watch(tmp_path / "run").steps == [0, 2]
+    assert cli._watch_note(10**9, 1, Path("run")).endswith(
+        "1,000.0 MB in run/watch would be more than 268 MB, so it will look less often"
+    )
 
 
 @pytest.mark.slow
