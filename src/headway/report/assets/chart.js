@@ -220,7 +220,7 @@ function layout(spec, drawn, width, host) {
   const room = Math.min(width * 0.42, 240);
   const names = ending.map((series) => shorten(nameOf(series), room - 24 - measure(` ${valueAt(series)}`), measure));
   const widest = Math.max(0, ...ending.map((series, i) => measure(names[i], "600") + measure(` ${valueAt(series)}`)));
-  const ticksY = (spec.y.log ? logTicks([low, high], 6) : niceTicks(low, high, 5)).filter((tick) => tick >= low && tick <= high);
+  const ticksY = (spec.y.log ? decimalTicks(low, high, 8) : niceTicks(low, high, 5)).filter((tick) => tick >= low && tick <= high);
   const left = Math.max(...ticksY.map((tick) => measure(spec.y.format(tick), "400", 12)), 18) + 14;
   const right = ending.length ? widest + 34 : 22;
   const top = spec.marks.length ? 46 : 30;
@@ -464,6 +464,21 @@ function logTicks(values, count) {
     if (to - from < count) return [...zero, ...(to < from ? [low] : Array.from({ length: to - from + 1 }, (_, i) => Number((base ** (from + i)).toPrecision(12))))];
   }
   return [...zero, low, high];
+}
+
+/**
+ * 1, 2 and 5 times powers of 10, or only those powers where they would be too many.
+ * @param {number} low
+ * @param {number} high
+ * @param {number} count at most
+ * @returns {number[]}
+ */
+function decimalTicks(low, high, count) {
+  const [from, to] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
+  const powers = Array.from({ length: to - from + 1 }, (_, i) => from + i);
+  const every = Math.max(1, Math.ceil((to - from) / count));
+  const fine = powers.flatMap((power) => [1, 2, 5].map((digit) => Number(`${digit}e${power}`))).filter((tick) => tick >= low && tick <= high);
+  return fine.length <= count ? fine : powers.filter((power) => power % every === 0).map((power) => Number(`1e${power}`));
 }
 
 /** Move the readout along a line, or to the line above or below. */

@@ -295,30 +295,31 @@ function place(figure, data, width, host, tile, words) {
   const heading = tile ? 0 : measure(`${told(words, figure.axes[0])} ↓`);
   const rail = tile ? 0 : Math.ceil(Math.max(widest(figure.rows, Math.min(150, width * 0.3)), heading > 90 ? TEXT : heading)) + 8;
   const roomy = width - rail - (tile ? 0 : 4);
-  const legible = data.numbered[0] ? 1 : LINE;
-  const most = Math.min(roomy, Math.max(COMFORTABLE, Math.min(TALLEST, data.height * legible)));
+  const legible = data.numbered[0] ? 0 : LINE; // words are read one by one, numbers can be counted
+  const most = Math.max(Math.min(roomy, Math.max(COMFORTABLE, Math.min(TALLEST, data.height))), Math.min(TALLEST, data.height * legible));
   const square = data.width <= 2 * data.height && data.height <= 2 * data.width;
   const fitting = (/** @type {number} */ room) => floor(tile ? room / data.width : Math.min(LARGEST, room / data.width, square ? most / data.height : Infinity));
   // Column labels lie flat where each fits its cells, else they are tilted and the last ones stick out at the right.
   const flat = tile ? 0 : widest(figure.columns, Infinity) + 6;
   const first = fitting(roomy);
   const tilted = !tile && flat > first && !data.numbered[1];
-  const out = (/** @type {number} */ size) => Math.max(0, ...figure.columns.slice(-8).map((text, i, { length }) => Math.min(TILTED, measure(text)) * Math.SQRT1_2 + 10 - (length - i - 0.5) * size));
+  const longest = Math.min(TILTED, width * 0.2);
+  const out = (/** @type {number} */ size) => Math.max(0, ...figure.columns.slice(-8).map((text, i, { length }) => Math.min(longest, measure(text)) * Math.SQRT1_2 + 10 - (length - i - 0.5) * size));
   const cell = tilted && first * data.width + out(first) > roomy ? fitting(roomy - out(first)) : first;
   // Not square where squares would make a sliver or a tower.
-  const high = tile ? floor((cell * data.width) / data.height) : floor(Math.min(most / data.height, Math.max(cell, Math.min(18, 240 / data.height))));
+  const high = tile ? floor((cell * data.width) / data.height) : floor(Math.min(most / data.height, Math.max(cell, legible, Math.min(18, 240 / data.height))));
   const wide = cell * data.width;
   const tall = high * data.height;
   const everyRow = strideFor((data.numbered[0] ? 1.6 * LINE : LINE) / high);
   const everyColumn = strideFor((tilted ? TEXT * Math.SQRT2 : flat) / cell);
-  const head = tile ? 0 : (tilted ? Math.min(TILTED, flat) * Math.SQRT1_2 + 12 : LINE) + LINE + 6;
+  const head = tile ? 0 : (tilted ? Math.min(longest, flat) * Math.SQRT1_2 + 12 : LINE) + LINE + 6;
   const pixels = { width: Math.min(data.width, Math.max(1, Math.round(wide * scale))), height: Math.min(data.height, Math.max(1, Math.round(tall * scale))) };
-  return { left: rail, top: head, wide, tall, cell, high, everyRow, everyColumn, tilted, measure, heading, height: head + tall + (tile ? 0 : 2), pixels, pooled: pixels.width < data.width || pixels.height < data.height, width };
+  return { left: rail, top: head, wide, tall, cell, high, everyRow, everyColumn, tilted, measure, heading, longest, height: head + tall + (tile ? 0 : 2), pixels, pooled: pixels.width < data.width || pixels.height < data.height, width };
 }
 
 /** The labels around the cells. */
 function label(rails, figure, now, words) {
-  const { left, top, cell, high, everyRow, everyColumn, tilted, measure, heading, width, height } = now;
+  const { left, top, cell, high, everyRow, everyColumn, tilted, measure, heading, longest, width, height } = now;
   rails.setAttribute("viewBox", `0 0 ${width} ${height}`);
   rails.setAttribute("width", width);
   rails.setAttribute("height", height);
@@ -334,7 +335,7 @@ function label(rails, figure, now, words) {
     const [x, y] = [left + (column + 0.5) * cell, top - 5];
     parts.push(
       tilted
-        ? svg("text", { class: "rail", transform: `translate(${x + 3} ${y}) rotate(-45)` }, cut(figure.columns[column], TILTED, measure))
+        ? svg("text", { class: "rail", transform: `translate(${x + 3} ${y}) rotate(-45)` }, cut(figure.columns[column], longest, measure))
         : svg("text", { class: "rail", x, y, "text-anchor": "middle" }, figure.columns[column]),
     );
   }
