@@ -41,7 +41,15 @@ BAD: list[tuple[Any, str]] = [
     ({"view": "head", "others": [{}] * 8}, "at most 7 models"),
     ({"view": "head", "others": {}}, "expected others as a list"),
     ({"view": "head", "options": []}, "expected options"),
-    ({"view": "head", "options": {"a": {"b": 1}}}, "expected option a"),
+    ({"view": "head", "options": {"a": 1}}, "expected options with by, change"),
+    ({"view": "head", "options": {"what": {"b": 1}}}, "expected option what"),
+    ({"view": "scaling", "options": {"dim": 1.5}}, "expected option dim"),
+    ({"view": "scaling", "options": {"dim": 10**30}}, "expected option dim"),
+    (
+        {"view": "whatif", "options": {"change": "swap", "position": "learned(max_length=99999999)"}},
+        "at most 10,000,000",
+    ),
+    ({"view": "long", "options": {"tiles": "x"}}, "expected options"),
     ({"view": "longer", "results": "unknown"}, "expected the id of a comparison"),
 ]
 

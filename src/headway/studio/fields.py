@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,10 @@ LIMITS = {
     "steps": 100_000,
 }
 """The largest of each; the page shows them."""
+OPTIONS = ("by", "change", "dim", "key", "matrix", "position", "positions", "reach", "sample", "seed", "what")
+"""What views may be asked for besides, by the page; each view checks its own further."""
 _SPEC, _ID, _SLOT = 300, 80, 40
+_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -237,19 +239,13 @@ def _one_of(name: str, value: object, choices: Sequence[str]) -> str:
 
 
 def _options(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict) or len(value) > 20:
-        raise HeadwayError(f"expected options as a JSON object of at most 20 names, got {_shown(value)}")
-    return {_name("an option", key, _SLOT): _option(key, one) for key, one in value.items()}
+    return {name: _option(name, one) for name, one in _named("options", value, OPTIONS).items()}
 
 
 def _option(name: str, value: object) -> Any:
-    if isinstance(value, list) and len(value) <= 64:
-        return [_option(name, one) for one in value if not isinstance(one, list)]
     if isinstance(value, str):
-        return _text(name, value, 2000)
-    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    raise HeadwayError(f"expected option {name} as a number, a text, true or false, or a list, got {_shown(value)}")
+        return _text(name, value, _SPEC)
+    return _whole(f"option {name}", value, -_MOST, _MOST)
 
 
 def _shown(value: object) -> str:

@@ -96,6 +96,7 @@ class Library:
 
     def __init__(self, folders: Iterable[Path | str]) -> None:
         self._folders = [Path(folder).absolute() for folder in folders]
+        self._known: dict[str, Entry] = {}
         self._models = Recent(6)
         self._questions = Recent(6)
         for folder in self._folders:
@@ -106,7 +107,8 @@ class Library:
 
     def entries(self) -> dict[str, Entry]:
         """Everything there is now, by id; runs that appear while the studio is open are found too."""
-        return {entry.id: entry for folder in self._folders for entry in _found(folder)}
+        self._known = {entry.id: entry for folder in self._folders for entry in _found(folder)}
+        return self._known
 
     def plain(self) -> dict[str, Any]:
         """What the page is told: ids, titles and sizes."""
@@ -215,6 +217,9 @@ class Library:
     def _options(self, asked: Asked, base: Question) -> dict[str, Any]:
         """The view's own options; "sample" stands for windows of the built-in text, which a page cannot send."""
         options = dict(asked.options)
+        if isinstance(swapped := options.get("position"), str):
+            shape = base.model.stack.attentions()[0].shape
+            checked_size(Fresh(swapped, shape.dim, shape.heads, len(base.model.stack.blocks)), 1)
         if options.pop("sample", None) != "windows":
             return options
         if isinstance(asked.model, Fresh):
@@ -236,7 +241,7 @@ class Library:
         return self._models.make(key, lambda: self.without_paths(lambda: _load(entry)))
 
     def _entry(self, identity: str, kinds: Sequence[str]) -> Entry:
-        entry = self.entries().get(identity)
+        entry = self._known.get(identity) or self.entries().get(identity)
         if entry is None or entry.kind not in kinds:
             what = "comparison" if "comparison" in kinds else "run"
             raise HeadwayError(f"expected the id of a {what} that the studio shows, got {identity!r}: reload the page")
@@ -249,8 +254,6 @@ LEARNING = ("film", "step", "board")
 """Views that look at how a training went, not only at the model it made."""
 WINDOWS = 50
 """Of the built-in text, over which attention by distance is taken."""
-
-
 TABLE = 4096
 """Whole numbers up to this make no table that is too large."""
 
@@ -271,7 +274,7 @@ def checked_size(model: Fresh, vocabulary: int) -> None:
 
     >>> checked_size(Fresh(position="learned(max_length=1000000)"), 256)
     Traceback (most recent call last):
-    headway.shapes.HeadwayError: expected a model of at most 10,000,000 parameters, got 64,114,944: take a smaller one
+    headway.shapes.HeadwayError: expected a model of at most 10,000,000 parameters, got 64,115,008: take a smaller one
     """
     # Only a hyperparameter can make a table large: widths, layers and texts have limits of their own. To look costs a
     # second when it is done for the first time, because torch imports much for models without memory.
