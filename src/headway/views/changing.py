@@ -52,7 +52,7 @@ def whatif(question: Question) -> View:
     scale = "sequential" if what == "weights" else "diverging"
     limits = spans(torch.cat((values[before.seen], after[seen])), scale)
     # roundings are not coloured as if they were changes
-    change = max(float(difference.abs().max()), SAME)
+    top = max(float(difference.abs().max()), SAME)
     maps = (
         (
             both("whatif.before"),
@@ -61,7 +61,7 @@ def whatif(question: Question) -> View:
         (both("whatif.after"), pairs(both("whatif.after"), after, window, seen=seen, scale=scale, limits=limits)),
         (
             both("whatif.difference"),
-            pairs(both("whatif.difference"), difference, window, seen=both_seen, limits=(-change, change)),
+            pairs(both("whatif.difference"), difference, window, seen=both_seen, limits=(-top, top)),
         ),
     )
     title = both(f"whatif.{what}", layer=question.layer, head=question.head)
