@@ -139,7 +139,7 @@ class Line:
         values: one number for each x; None is a gap.
         low: the lower end of its band, or None.
         high: the upper end of its band, or None.
-        style: which of the fixed colours and dashes; None is by its place.
+        style: n for colour n % 8 and dash n % 7; None is by its place, and each its own where all lines are methods.
         steps: draw flat steps from x to x, as buckets are.
     """
 

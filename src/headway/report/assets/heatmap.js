@@ -202,7 +202,10 @@ export function heatmap(given, setting) {
     figure = next;
     data = read(figure);
     refresh();
-    if (!same || !now) return draw();
+    if (!same || !now) {
+      rest();
+      return draw();
+    }
     paint();
     if (!tile) describe();
     show();
@@ -225,7 +228,7 @@ export function colourBar(words) {
   /**
    * @param {Heatmap} figure
    * @param {number[]} limits
-   * @param {{ masked: number | boolean, missing?: number, beyond?: number, lowest?: number, highest?: number }} [data]
+   * @param {{ masked: number | boolean, missing?: number, beyond?: number, lowest?: number, highest?: number }} data
    * @param {boolean} [pooled]
    */
   function draw(figure, limits, data, pooled) {
@@ -239,10 +242,11 @@ export function colourBar(words) {
     middle.hidden = figure.scale !== "diverging";
     const key = (/** @type {string} */ name) => html("span", { class: "map-key" }, html("i", { class: `key-${name}`, "aria-hidden": "true" }), words.say(`map.${name}`));
     const note = (/** @type {string} */ text) => html("span", { class: "quiet" }, text);
+    const { masked, missing = 0, beyond = 0, lowest = 0, highest = 0 } = data;
     more.replaceChildren(
-      ...(data?.masked ? [key("hidden")] : []),
-      ...(data?.missing ? [key("missing")] : []),
-      ...(data?.beyond ? [note(words.say("map.clipped", { n: words.count(data.beyond), low: written(data.lowest), high: written(data.highest) }))] : []),
+      ...(masked ? [key("hidden")] : []),
+      ...(missing ? [key("missing")] : []),
+      ...(beyond ? [note(words.say("map.clipped", { n: words.count(beyond), low: written(lowest), high: written(highest) }))] : []),
       ...(pooled ? [note(words.say("map.pooled"))] : []),
     );
   }

@@ -121,7 +121,8 @@ export function wall(given, setting) {
     area.style.gridTemplateColumns = `repeat(${Math.min(figure.columns, fit)}, minmax(0, ${TILE}px))`;
     for (const { one } of tiles) one.draw();
     const maps = figure.tiles.map(([, map]) => map);
-    if (maps.length) bar.draw(maps[0], commonLimits(maps), { masked: maps.some((map) => map.hidden) });
+    const limits = commonLimits(maps);
+    if (maps.length) bar.draw(maps[0], limits, { masked: maps.some((map) => map.hidden) });
   }
 
   const place = (/** @type {number} */ at) => {

@@ -54,8 +54,8 @@ export function lines(given, setting) {
       endValues: false,
       marks: figure.marks.map(([at, label]) => ({ x: at, label: told(words, label) })),
       heading: (/** @type {number} */ at) => `${x}${words.say("join.colon")}${onAxis(at)}`,
-      readout: (/** @type {{ name: string }} */ line, /** @type {{ x: number, mean: number, low: number, high: number, seeds: number }} */ point) =>
-        words.say(point.seeds > 1 ? "lines.reading.band" : "lines.reading", { name: line.name, axis: x, x: onAxis(point.x), value: spoken(point.mean), low: spoken(point.low), high: spoken(point.high) }),
+      readout: (/** @type {{ id: string }} */ line, /** @type {{ x: number, mean: number, low: number, high: number, seeds: number }} */ point) =>
+        words.say(point.seeds > 1 ? "lines.reading.band" : "lines.reading", { name: names()[Number(line.id)], axis: x, x: onAxis(point.x), value: spoken(point.mean), low: spoken(point.low), high: spoken(point.high) }),
     };
   }
 
@@ -137,7 +137,7 @@ export function bars(given, setting) {
 
   /** @param {number} width */
   function place(width) {
-    const all = figure.series.flatMap(([, values]) => values).filter((value) => value !== null && Number.isFinite(value));
+    const all = figure.series.flatMap(([, values]) => values.flatMap((value) => (value !== null && Number.isFinite(value) ? [value] : [])));
     const [low, high] = [Math.min(0, ...all), Math.max(0, ...all)];
     const ticks = niceTicks(low, high > low ? high : 1, 4);
     const left = Math.max(...ticks.map((tick) => onAxis(tick).length * 7)) + 12;

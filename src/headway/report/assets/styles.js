@@ -52,6 +52,7 @@ export function methodStyles(methods) {
   for (const { spec, name } of later) {
     const start = hash(keyOf(name));
     const hue = KNOWN[keyOf(name)]?.[0] ?? start % HUES;
+    /** @type {[number, number][]} */
     const slots = [];
     for (let turn = 0; turn < HUES; turn += 1)
       for (let dash = DASHES.length - 1; dash >= 0; dash -= 1) slots.push([(hue + turn) % HUES, dash]);
