@@ -79,7 +79,7 @@ def test_what_is_no_json_is_refused(client: Client, body: bytes) -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [({"optimizer": "rmsprop"}, "optimizer among"), ({"lr": 0}, "expected lr"), ({"lr": "1"}, "expected lr"),
-     ({"steps": 0}, "expected steps"), ({"text": "ab"}, "expected"), ({"dim": 4096}, "expected dim"),
+     ({"steps": 0}, "expected steps"), ({"text": 3}, "expected text"), ({"dim": 4096}, "expected dim"),
      ({"folder": "/tmp"}, "got 'folder'"), ({"position": "learned(max_length=99999999)"}, "parameters")],
 )  # fmt: skip
 def test_bad_trainings_are_refused(client: Client, body: dict[str, Any], said: str) -> None:

@@ -14,7 +14,17 @@ from headway.training.live import Live
 from headway.views import Question
 
 WATCH_EVERY = 5
-_LONGEST, _BATCH = 64, 8
+LENGTH, _BATCH = 64, 8
+
+
+def repeated(text: str) -> str:
+    """A short text over and over, so that the part held out for validation takes nothing of it away.
+
+    >>> repeated("to be")[:11], len(repeated("to be")) > 1024, repeated("")
+    ('to be\\nto be', True, '')
+    """
+    size = len(text.encode())
+    return f"{text}\n" * -(-16 * LENGTH // (size + 1)) if 0 < size < 16 * LENGTH else text
 
 
 class Stage:
@@ -43,12 +53,10 @@ class Stage:
     def start(self, asked: Training) -> None:
         """Start a training, paused before its first step; the one before is stopped."""
         checked_size(asked.model, Bytes.size)
-        # two windows and their targets must fit into what was typed
-        size = len(asked.text.encode()) if asked.text else 1 << 20
         settings = TrainSettings(
             steps=asked.steps,
             batch=_BATCH,
-            length=max(1, min(_LONGEST, size // 2 - 1)),
+            length=LENGTH,
             optimizer=asked.optimizer,
             lr=asked.lr,
             warmup=min(10, asked.steps // 10),  # a lesson shows what a step does, so the rate soon is what was chosen
@@ -58,7 +66,7 @@ class Stage:
         )
         config = {name: getattr(asked.model, name) for name in ("dim", "layers", "heads", "position")}
         with self._starting:
-            made = Live(asked.text or None, config, settings, watch_every=WATCH_EVERY)
+            made = Live(repeated(asked.text) or None, config, settings, watch_every=WATCH_EVERY)
             self.stop()
             self._live, self._asked = made, asked
             self.number += 1
