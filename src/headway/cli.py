@@ -430,7 +430,7 @@ def draw_command(
         width=width,
         caption=caption,
     )
-    plain = re.sub(r"[^\w.=-]+", "-", "-".join(filter(None, (Path(which).name if which else "", name)))).strip("-")
+    plain = re.sub(r"[^\w.=]+", "-", "-".join(filter(None, (Path(which).name if which else "", name)))).strip("-")
     _console().print(f"Picture: {picture.save(out or f'{plain}.svg', csv)}", soft_wrap=True)
 
 

@@ -1,0 +1,203 @@
+"""Pictures as files: of every method, of a recorded pass, of a run, from Python and from the command line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+import headway
+from headway import Alibi, Attention, HeadShape, HeadwayError, Learned, Transformer
+from headway.inspect import record
+from headway.inspect.record import Trace
+from headway.positions import methods
+from headway.views import Question, view
+from headway.views.draw import draw
+from headway.views.subject import OF_PASSES, about_position
+
+
+@pytest.mark.parametrize("name", methods())
+def test_every_method_has_a_picture(name: str) -> None:
+    picture = draw(name, length=24)
+    root = ElementTree.fromstring(picture.text)
+    assert len(list(root.iter())) > 10
+    assert len(picture.text) < 500_000
+    assert len(picture.csv.splitlines()) > 2
+
+
+def test_a_picture_shows_the_methods_own_numbers() -> None:
+    position = Learned(max_length=16).attach(HeadShape.of(24, heads=3))
+    with torch.no_grad():
+        position.weight.copy_(torch.arange(16 * 24.0).reshape(16, 24))
+    before = {name: parameter.clone() for name, parameter in position.named_parameters()}
+    rows = list(csv.reader(io.StringIO(draw(position, view="vectors", length=8).csv)))
+    (found,) = [row[3] for row in rows if row[0] == "The vectors: position × number" and row[1:3] == ["3", "5"]]
+    assert float(found) == pytest.approx(float(position.weight[3, 5].detach()), rel=1e-6)
+    assert all(torch.equal(before[name], parameter) for name, parameter in position.named_parameters())
+
+
+def test_an_attached_method_keeps_its_widths() -> None:
+    position = Alibi().attach(HeadShape.of(24, heads=3))
+    assert about_position(position).position.shape == position.shape
+    with pytest.raises(HeadwayError, match=r"^expected the widths that alibi is attached to, 3 heads and dim 24"):
+        draw(position, heads=4)
+    assert draw(position, heads=3).text
+    assert about_position(Alibi(), heads=5).position.shape == HeadShape.of(80, heads=5)
+    assert Alibi().shape is None
+
+
+def traced() -> Trace:
+    torch.manual_seed(0)
+    model = Transformer(vocab=20, dim=24, layers=2, heads=6, kv_heads=3, position="t5")
+    with record(model) as trace, torch.no_grad():
+        model(torch.randint(0, 20, (1, 9)))
+    return trace
+
+
+@pytest.mark.parametrize("name", OF_PASSES)
+def test_a_pass_has_the_views_of_attention(name: str) -> None:
+    assert draw(traced(), view=name, layer=1, head=5).text.startswith("<svg")
+
+
+def test_a_pass_shows_its_weights() -> None:
+    trace = traced()
+    labels = list("abcdefghi")
+    rows = list(csv.reader(io.StringIO(draw(trace[1], head=4, labels=labels).csv)))
+    found = {(row[1], row[2]): row[3] for row in rows if row[0].startswith("Attention")}
+    weights = trace[1].weights()[0, 4]
+    assert float(found["g", "c"]) == pytest.approx(float(weights[6, 2]), abs=1e-6)
+    assert found["c", "g"] == ""  # hidden
+
+
+def test_the_layer_and_head_are_those_asked_for() -> None:
+    question = Question.fresh("the cat sat", position="alibi")
+    chosen = draw(question, view="head", layer=1, head=3)
+    assert chosen.text == draw(Question.fresh("the cat sat", position="alibi"), view="head", layer=1, head=3).text
+    assert chosen.text != draw(question, view="head").text
+    assert question.layer == 0
+
+
+def test_a_view_is_drawn_as_it_is() -> None:
+    shown = view("softmax", Question.fresh("the cat sat"))
+    assert headway.draw(shown, language="zh", width="double").text.count('width="7.0in"') == 1
+
+
+def test_a_picture_is_saved_whole_and_only_as_vectors(tmp_path: Path) -> None:
+    picture = draw("alibi", tmp_path / "a.svg", heads=2)
+    assert (tmp_path / "a.svg").read_text(encoding="utf-8") == picture.text == picture._repr_svg_()
+    assert picture.save(tmp_path / "new" / "b.SVG", tmp_path / "b.csv") == tmp_path / "new" / "b.SVG"
+    assert (tmp_path / "b.csv").read_text(encoding="utf-8").startswith("figure,row,column,value")
+    assert len(repr(picture)) < 100
+    with pytest.raises(
+        HeadwayError, match=r"^expected a file that ends in \.svg, got 'a\.png': headway draws vectors only"
+    ):
+        picture.save(tmp_path / "a.png")
+    with pytest.raises(HeadwayError, match=r"^expected a file that ends in \.csv, got 'b\.txt'"):
+        picture.save(tmp_path / "b.svg", tmp_path / "b.txt")
+    assert not (tmp_path / "b.svg").exists()
+
+
+def test_what_cannot_be_drawn_is_said() -> None:
+    with pytest.raises(HeadwayError, match=r"^expected a view \(stepper, .*, got 'nonsense'$"):
+        draw("alibi", view="nonsense")
+    with pytest.raises(HeadwayError, match=r"^expected a view that needs no model \(wall, .*got 'stepper': ask it"):
+        draw(traced(), view="stepper")
+    with pytest.raises(HeadwayError, match=r"^expected a trace of a pass, got an empty one"):
+        draw(Trace())
+    with pytest.raises(HeadwayError, match=r"^expected a method that turns queries and keys"):
+        draw("alibi", view="rotation")
+    with pytest.raises(HeadwayError, match=r"^expected a length from 2 to 4096 tokens, got 1$"):
+        draw("alibi", length=1)
+
+
+def test_headway_draw_is_imported_when_it_is_used() -> None:
+    program = "import sys, headway; assert 'torch' not in sys.modules; print(headway.draw('alibi').text[:4])"
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "<svg\n"
+    )
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """``headway draw`` in an empty folder; gives (exit status, stdout, stderr)."""
+    from headway import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["headway", "draw", *arguments])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def test_the_command_draws_a_method(run: Run, tmp_path: Path) -> None:
+    status, out, _ = run("position", "t5", "--heads", "2", "--language", "zh", "--width", "double", "--csv", "t5.csv")
+    assert (status, out) == (0, "Picture: t5.svg\n")
+    text = (tmp_path / "t5.svg").read_text(encoding="utf-8")
+    assert 'width="7.0in"' in text
+    assert "距离" in text
+    assert "头 1" in (tmp_path / "t5.csv").read_text(encoding="utf-8")
+    run("position", "rotary(base=500000)", "--view", "similarity", "--no-caption")
+    assert (tmp_path / "rotary-base=500000-similarity.svg").exists()
+
+
+def test_the_command_draws_a_view(run: Run, tmp_path: Path) -> None:
+    assert run("head", "--text", "猫 坐 下", "--position", "alibi", "--head", "1", "--out", "x.svg")[0] == 0
+    assert "猫" in (tmp_path / "x.svg").read_text(encoding="utf-8")
+
+
+def test_the_command_draws_a_run(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 40)
+    small = "--steps 4 --length 8 --batch 2 --dim 16 --layers 1 --heads 2 --watch 2 --out made"
+    command = [sys.executable, "-m", "headway", "train", "text.txt", *small.split()]
+    subprocess.run(command, check=True, capture_output=True, timeout=50, cwd=tmp_path)
+    for name in ("head", "film", "board"):
+        status, out, err = run("run", "made", "--view", name, "--text", "the cat")
+        assert (status, out, err) == (0, f"Picture: made-{name}.svg\n", "")
+    assert run("split", "--model", "made", "--text", "the cat")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("position",), "expected position METHOD, run FOLDER or the name of a view, got 'position'"),
+        (("split", "t5"), "expected position METHOD, run FOLDER or the name of a view, got 'split t5'"),
+        (("position", "t6"), "expected a position method, got 't6': did you mean t5?"),
+        (("position", "t5", "--out", "t5.png"), "expected a file that ends in .svg, got 't5.png'"),
+        (("run", "nowhere"), "expected a run folder with settings.json, got nowhere"),
+        (("split", "--width", "3"), "expected width one of single, double, got '3'"),
+        (("split", "--head", "9"), "expected head from 0 to 3, got 9"),
+    ],
+)
+def test_the_command_says_what_is_wrong(run: Run, arguments: tuple[str, ...], said: str) -> None:
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert err.startswith(f"error: {said}")
+    assert err.count("\n") == 1
+
+
+def test_attention_by_itself_can_be_drawn() -> None:
+    attention = Attention(dim=24, heads=3, position="alibi")
+    with record(attention) as trace, torch.no_grad():
+        attention(torch.randn(1, 7, 24))
+    assert draw(trace).text.startswith("<svg")
