@@ -703,6 +703,21 @@ def test_pointing_at_one_column_points_at_all(open_page: Open) -> None:
     assert page.locator(".readout").all_inner_texts() == ["", ""]
 
 
+def test_what_stands_side_by_side_has_one_scale_if_it_is_the_same_thing(open_page: Open) -> None:
+    small, large = (curves(lines=[Line(same("head"), [size * n for n in range(7)])]) for size in (0.1, 1.0))
+    other = bars(title=same("Rows"), series=[(same("score"), [8.0, 8.0, 8.0, None])])
+    maps = [matrix((2, 2), seed=n, values=Block.of([[size, 0.0], [0.0, 0.0]])) for n, size in enumerate((1.0, 4.0))]
+    beside = Columns(same("Two"), [(same("one"), [small, bars(), maps[0]]), (same("two"), [large, other, maps[1]])])
+    page = open_page(shown(beside))
+    ticks = """all => all.map(svg => [...svg.querySelectorAll('.tick[text-anchor=end]')].map(one => one.textContent))"""
+    one, two = page.locator(".chart .plot > svg").evaluate_all(ticks)
+    assert one == two
+    assert "6" in one
+    assert page.locator(".map-bar").all_inner_texts()[0] == page.locator(".map-bar").all_inner_texts()[1]
+    three, four = page.locator(".shown-bars .plot > svg").evaluate_all(ticks)
+    assert three != four  # one row and rows are not the same thing
+
+
 def test_a_view_takes_new_numbers_in_place(open_page: Open) -> None:
     """As the studio does it: what the reader opened stays open, and elements are used again."""
     page = open_page(shown(steps(), film()))

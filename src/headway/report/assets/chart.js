@@ -27,7 +27,8 @@ import { DASHES, isHollow, markerPath } from "./styles.js";
  * @property {(y: number) => string} value a value beside a name; axis numbers use y.format
  * @property {(series: ChartSeries, point: Point) => string} readout
  * @property {(x: number) => string} heading
- * @property {string} hint
+ * @property {string} hint how to read values
+ * @property {boolean} [quiet] without saying so below the figure
  * @property {string} empty
  */
 /** @typedef {{ limit: number, highest: Point, id: string, count: number } | null} Clipped */
@@ -58,7 +59,7 @@ export function lineChart(describe, onClip) {
     tip.hidden = true;
     now = null;
     focus = null;
-    line.textContent = spec.hint;
+    line.textContent = spec.quiet ? "" : spec.hint;
     line.classList.add("idle");
     const drawn = spec.series.filter((series) => series.points.length);
     const width = plot.clientWidth;
@@ -125,7 +126,8 @@ export function lineChart(describe, onClip) {
   function clear() {
     focus = null;
     show();
-    line.textContent = describe().hint;
+    const { hint, quiet } = describe();
+    line.textContent = quiet ? "" : hint;
     line.classList.add("idle");
   }
 
@@ -205,11 +207,10 @@ function layout(spec, drawn, width, host) {
   const highest = over.sort((a, b) => b.point.mean - a.point.mean)[0];
   /** @type {Clipped} */
   const clipped = highest ? { limit: high, highest: highest.point, id: highest.id, count: over.length } : null;
-  if (!spec.y.domain && spec.y.log) [low, high] = [low / 1.15, high * 1.15];
-  else if (!spec.y.domain) {
-    const room = (high - low || Math.abs(high) || 1) * 0.06;
-    low = Math.max(low - 2 * room, low >= 0 ? 0 : -Infinity);
-    if (!clipped) high += room;
+  if (!spec.y.domain) {
+    const [from, to] = roomAround(low, high, Boolean(spec.y.log));
+    low = from;
+    if (!clipped) high = to;
   }
 
   const ending = drawn.filter((series) => series.points[series.points.length - 1].x === end && !series.stop);
@@ -432,6 +433,19 @@ export function startLimit(sorted) {
   const low = sorted[0];
   const most = sorted[Math.floor((sorted.length - 1) * 0.75)] - low;
   return most > 0 && sorted[sorted.length - 1] - low > 4 * most ? low + 2.6 * most : null;
+}
+
+/**
+ * An axis that begins and ends a little beyond the numbers, but not below 0 where they do not.
+ * @param {number} low
+ * @param {number} high
+ * @param {boolean} log
+ * @returns {[number, number]}
+ */
+export function roomAround(low, high, log) {
+  if (log) return [low / 1.15, high * 1.15];
+  const room = (high - low || Math.abs(high) || 1) * 0.06;
+  return [Math.max(low - 2 * room, low >= 0 ? 0 : -Infinity), high + room];
 }
 
 /**

@@ -1,9 +1,11 @@
 /** Figures made of figures: walls, products, steps, films and columns. */
 
 import { exact, numbersOf, onAxis, spoken } from "./blocks.js";
+import { roomAround } from "./chart.js";
 import { html, svg } from "./dom.js";
 import { colourBar, heatmap, limitsOf } from "./heatmap.js";
 import { announce, frameOf, told } from "./parts.js";
+import { drawnOf } from "./plots.js";
 
 /** @typedef {import("./parts.js").Said} Said */
 /** @typedef {import("./parts.js").Plain} Plain */
@@ -18,7 +20,7 @@ import { announce, frameOf, told } from "./parts.js";
 /** @typedef {{ kind: "film", title: Said, frames: [Said, Plain[]][] }} Film */
 /** @typedef {{ kind: "columns", title: Said, columns: [Said, Plain[]][] }} Columns */
 
-const TILE = 132; // pixels of a tile, at most
+const TILE = 168; // pixels of a tile, at most
 const SMALLEST = 62;
 const WHOLE_FILM = 6000; // milliseconds from the first frame to the last
 
@@ -376,7 +378,8 @@ export function steps(given, setting, make) {
  */
 export function film(given, setting, make) {
   const { words } = setting;
-  let frames = onOneScale(given);
+  const scaled = (/** @type {Film} */ { frames: all }) => onOneScale(all.map(([, figures]) => figures));
+  let frames = scaled(given);
   let figure = given;
   let at = 0;
   let asked = 0;
@@ -428,7 +431,7 @@ export function film(given, setting, make) {
   function set(next) {
     const last = at === frames.length - 1; // who watches the newest frame goes on doing so
     figure = next;
-    frames = onOneScale(next);
+    frames = scaled(next);
     refresh();
     name();
     go(last && frames.length > 1 ? frames.length - 1 : at);
@@ -438,11 +441,27 @@ export function film(given, setting, make) {
   return { element, draw: inside.draw, set };
 }
 
-/** The figures of each frame; maps without limits of their own get those of all frames. @param {Film} film */
-function onOneScale({ frames }) {
-  const first = frames[0]?.[1] ?? [];
-  const limits = first.map((figure, i) => (figure.kind === "heatmap" && !figure.limits ? commonLimits(frames.map(([, all]) => /** @type {any} */ (all[i]))) : null));
-  return frames.map(([, figures]) => figures.map((figure, i) => (limits[i] ? { ...figure, limits: limits[i] } : figure)));
+/**
+ * Figures of several times or things, those that show the same thing on one scale: it is the differences that count.
+ * @param {Plain[][]} all for each time or thing its figures
+ * @returns {Plain[][]}
+ */
+function onOneScale(all) {
+  const scales = (all[0] ?? []).map((first, i) => {
+    const same = all.map((figures) => figures[i]).filter((figure) => figure?.kind === first.kind && JSON.stringify(figure.title) === JSON.stringify(first.title));
+    if (same.length < all.length) return {};
+    if (first.kind === "heatmap") return first.limits ? {} : { limits: commonLimits(/** @type {any[]} */ (same)) };
+    if (first.kind !== "lines" && first.kind !== "bars") return {};
+    const [low, high] = reach(same.flatMap((figure) => drawnOf(/** @type {any} */ (figure))));
+    if (!(high > low)) return {};
+    return { range: first.kind === "bars" ? [low, high] : roomAround(low, high, first.log_y) };
+  });
+  return all.map((figures) => figures.map((figure, i) => ({ ...figure, ...scales[i] })));
+}
+
+/** @param {number[]} values @returns {[number, number]} lowest and highest, of many too */
+function reach(values) {
+  return values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], /** @type {[number, number]} */ ([Infinity, -Infinity]));
 }
 
 /**
@@ -461,8 +480,11 @@ export function columns(given, setting, make) {
   let all = [];
   const { element, refresh } = frameOf(setting, () => figure, [area], {});
 
+  const onScale = () => onOneScale(figure.columns.map(([, figures]) => figures));
+
   function build() {
-    all = figure.columns.map((column, i) => ({ name: html(`h${Math.min(6, level)}`, { class: "column-name" }), inside: group(column[1], { ...setting, level: twice(column) ? level : level + 1, file: `${setting.file}-${i + 1}`, quiet: true }, make) }));
+    const scaled = onScale();
+    all = figure.columns.map((column, i) => ({ name: html(`h${Math.min(6, level)}`, { class: "column-name" }), inside: group(scaled[i], { ...setting, level: twice(column) ? level : level + 1, file: `${setting.file}-${i + 1}`, quiet: true }, make) }));
     area.replaceChildren(...all.map(({ name, inside }) => html("div", { class: "beside-one" }, name, inside.element)));
     area.classList.toggle("crowd", all.length > 3);
     name();
@@ -496,7 +518,8 @@ export function columns(given, setting, make) {
       build();
       return draw();
     }
-    all.forEach(({ inside }, i) => inside.set(figure.columns[i][1]));
+    const scaled = onScale();
+    all.forEach(({ inside }, i) => inside.set(scaled[i]));
     name();
   }
 

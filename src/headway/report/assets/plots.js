@@ -10,8 +10,8 @@ import { isKnown, methodStyles, placeStyle } from "./styles.js";
 /** @typedef {import("./parts.js").Setting} Setting */
 /** @typedef {import("./parts.js").Drawn} Drawn */
 /** @typedef {{ label: Said, values: (number | null)[], low: (number | null)[] | null, high: (number | null)[] | null, style: number | null, steps: boolean }} Line */
-/** @typedef {{ kind: "lines", title: Said, x: number[], lines: Line[], axes: [Said, Said], log_x: boolean, log_y: boolean, marks: [number, Said][] }} Lines */
-/** @typedef {{ kind: "bars", title: Said, labels: string[], series: [Said, (number | null)[]][], axis: Said }} Bars */
+/** @typedef {{ kind: "lines", title: Said, x: number[], lines: Line[], axes: [Said, Said], log_x: boolean, log_y: boolean, marks: [number, Said][], range?: [number, number] }} Lines */
+/** @typedef {{ kind: "bars", title: Said, labels: string[], series: [Said, (number | null)[]][], axis: Said, range?: [number, number] }} Bars */
 /** @typedef {{ kind: "dials", title: Said, labels: string[], hands: [Said, number[]][] }} Dials */
 /** @typedef {{ kind: "grid", title: Said, columns: Said[], rows: [Said, string[]][] }} Grid */
 
@@ -39,9 +39,10 @@ export function lines(given, setting) {
     return {
       label: told(words, figure.title),
       hint: words.say("hint"),
+      quiet: setting.quiet,
       empty: words.say("empty"),
       x: { label: x + log(figure.log_x), ticks: null, log: figure.log_x, format: onAxis },
-      y: { label: y + log(figure.log_y), domain: null, format: onAxis, clip: null, log: figure.log_y },
+      y: { label: y + log(figure.log_y), domain: figure.range ?? null, format: onAxis, clip: null, log: figure.log_y },
       value: spoken,
       series: figure.lines.map((line, i) => ({
         id: `${i}`,
@@ -137,7 +138,7 @@ export function bars(given, setting) {
 
   /** @param {number} width */
   function place(width) {
-    const all = figure.series.flatMap(([, values]) => values.flatMap((value) => (value !== null && Number.isFinite(value) ? [value] : [])));
+    const all = figure.range ?? drawnOf(figure);
     const [low, high] = [Math.min(0, ...all), Math.max(0, ...all)];
     const ticks = niceTicks(low, high > low ? high : 1, 4);
     const left = Math.max(...ticks.map((tick) => onAxis(tick).length * 7)) + 12;
@@ -190,7 +191,7 @@ export function bars(given, setting) {
     mark.setAttribute("visibility", focus < 0 ? "hidden" : "visible");
     line.classList.toggle("idle", focus < 0);
     if (focus < 0) {
-      line.textContent = words.say("hint");
+      line.textContent = setting.quiet ? "" : words.say("hint");
       return;
     }
     mark.setAttribute("x", String(now.left + focus * now.each));
@@ -230,6 +231,17 @@ export function bars(given, setting) {
   }
 
   return { element, draw, set: (next) => { figure = next; refresh(); draw(); } };
+}
+
+/**
+ * The numbers that a figure of curves or bars draws; the ends of bands too.
+ * @param {Lines | Bars} figure
+ * @returns {number[]}
+ */
+export function drawnOf(figure) {
+  const all = figure.kind === "bars" ? figure.series.flatMap(([, values]) => values) : figure.lines.flatMap(({ values, low, high }) => [...values, ...(low ?? []), ...(high ?? [])]);
+  const positive = figure.kind === "lines" && figure.log_y;
+  return all.flatMap((value) => (typeof value === "number" && Number.isFinite(value) && (!positive || value > 0) ? [value] : []));
 }
 
 /**
