@@ -463,7 +463,7 @@ def test_windows_are_pooled() -> None:
     windows = torch.randint(30, (9, 12))
     question = asked(tokens=12, options={"windows": windows})
     shown = view("distance", question)
-    assert "in 9 text" in shown.notes[0]["en"]
+    assert "Texts: 9," in shown.notes[0]["en"]
     assert "54 or more" in shown.notes[0]["en"]  # six queries each
     found = []
     for window in windows:
