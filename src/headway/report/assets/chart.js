@@ -481,7 +481,7 @@ function logTicks(values, count) {
 }
 
 /**
- * 1, 2 and 5 times powers of 10, or only those powers where they would be too many.
+ * 1, 2 and 5 times powers of 10; only those powers where they would be too many, and even steps where too few.
  * @param {number} low
  * @param {number} high
  * @param {number} count at most
@@ -492,6 +492,7 @@ function decimalTicks(low, high, count) {
   const powers = Array.from({ length: to - from + 1 }, (_, i) => from + i);
   const every = Math.max(1, Math.ceil((to - from) / count));
   const fine = powers.flatMap((power) => [1, 2, 5].map((digit) => Number(`${digit}e${power}`))).filter((tick) => tick >= low && tick <= high);
+  if (fine.length < 3) return niceTicks(low, high, 4);
   return fine.length <= count ? fine : powers.filter((power) => power % every === 0).map((power) => Number(`1e${power}`));
 }
 
