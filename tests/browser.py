@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -19,12 +21,27 @@ FLAGS = (
 Open = Callable[..., Any]
 
 
+def absent(why: str) -> NoReturn:
+    """Skip a test, or fail it where HEADWAY_BROWSER=required says that pages must be looked at."""
+    if os.environ.get("HEADWAY_BROWSER") == "required":
+        pytest.fail(f"{why}, but HEADWAY_BROWSER=required")
+    pytest.skip(why)
+
+
+def needed(module: str, else_what: str) -> Any:
+    """A module that pages are looked at with."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        absent(f"{module} is not installed: {else_what}")
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """One Chromium for all tests of a module; where there is none, they are skipped and say so."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: the page is not looked at")
+    sync_api = needed("playwright.sync_api", "the page is not looked at")
     if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: the page is not looked at")
+        absent("no Chromium on this machine: the page is not looked at")
     with sync_api.sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield launched
@@ -103,7 +120,7 @@ OUTSIDE = """() => {
 
 def assert_accessible(page: Any) -> None:
     """No serious finding of axe-core in what the page shows now: names, contrast, landmarks, structure, ARIA."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe: accessibility is not checked")
+    axe = needed("axe_playwright_python.sync_playwright", "accessibility is not checked")
     found = axe.Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
     grave = [one for one in found if one["impact"] in ("serious", "critical")]
     assert [(one["id"], one["help"], [node["target"] for node in one["nodes"]][:4]) for one in grave] == []
