@@ -5,6 +5,7 @@
 #   make proofs    the long proofs (repeated kills while saving)
 #   make docs      pages on all position methods, generated into docs/methods
 #   make bench     the position tax: what methods cost beside plain attention
+#   make targets   what is promised of the pages, measured in Chromium; ARGS="--minutes 10" for the whole memory test
 #   make bars      the project's own speed bars; let nothing else run meanwhile
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help compare studio test check tests proofs docs bench bars picture clean
+.PHONY: help compare studio test check tests proofs docs bench bars targets picture clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -61,6 +62,9 @@ bench: .venv/ready
 
 bars: .venv/ready
 	$(BIN)/headway bench --bars $(ARGS)
+
+targets: .venv/ready-dev
+	PYTHONPATH=tests/studio $(BIN)/python tests/targets.py $(ARGS)
 
 # the README's pictures, from a real comparison and a real measurement
 picture: .venv/ready-dev compare
