@@ -281,6 +281,7 @@ def accessibility(visitor: Visitor, targets: Targets) -> None:
             found = visitor.open(locale=locale, color_scheme=theme)
             for view, more in VIEWS.items():
                 found.open(view, **more)
+                found.page.wait_for_timeout(300)  # until what was pale while it was asked for is not
                 response = Axe().run(found.page, options={"resultTypes": ["violations"]}).response
                 for one in response["violations"]:
                     if one["impact"] in ("serious", "critical"):
