@@ -209,7 +209,7 @@ def test_the_command_says_how_much_it_will_write(
     command = ["headway", "train", str(text), *options.split(), "--out", str(tmp_path / "run")]
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         cli.main()
     written = 2 * 5 * 2 * (24 * 24 + 2 * 8 * 24) * 4
     said = f"Watching W_Q, W_K and W_V every 2 steps: {written / 1e6:.1f} MB in {tmp_path / 'run' / 'watch'}"
