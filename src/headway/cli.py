@@ -1,4 +1,4 @@
-"""The commands: ``headway compare``, ``train``, ``generate``, ``bench``, ``methods``. Only arguments and display.
+"""The commands, as ``headway compare``. Only arguments and display.
 
 Nothing heavy is imported before it is needed, so that ``headway --help`` answers at once.
 """
