@@ -71,7 +71,7 @@ picture: .venv/ready-dev compare
 	$(BIN)/python docs/picture.py headway-compare/report.html docs/report.png
 	$(BIN)/headway bench --methods t5,alibi,rotary,fox --lengths 512,2048 --modes forward+backward
 	$(BIN)/python docs/picture.py headway-bench/report.html docs/tax.png
-	$(BIN)/python docs/picture.py studio docs/studio.png
+	$(BIN)/python docs/picture.py studio docs
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

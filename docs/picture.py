@@ -1,22 +1,33 @@
-"""Make the README's pictures. ``make picture`` makes the reports and then this.
+"""Make the pictures of the README and of see.md. ``make picture`` makes the reports and then this.
 
 Usage: python docs/picture.py REPORT.html OUT.png    the first figure of a report
-       python docs/picture.py studio OUT.png         the studio, on content and position of a sentence
+       python docs/picture.py studio FOLDER          the studio, each of PLACES
 """
 
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
-PLACE = "view=split&text=The+cat+sat+on+the+mat+because+it+was+tired&position=alibi"
+TEXT = "text=The+cat+sat+on+the+mat+because+it+was+tired"
+PLACES = {
+    "studio": (f"view=split&{TEXT}&position=alibi", "light", "en-US"),
+    "product": (f"view=projection&{TEXT}", "light", "en-US"),
+    "wall": (f"view=wall&{TEXT}&layers=4&heads=8", "dark", "en-US"),
+    "rotation": (f"view=rotation&{TEXT}", "light", "zh-CN"),
+    "step": (f"view=step&{TEXT}", "dark", "zh-CN"),
+}
+"""Where in the studio each picture is taken, in which theme and language."""
 
 
-def report(page: Page, source: str, out: str) -> None:
+def report(browser: Browser, source: str, out: str) -> None:
     """Photograph a report's first figure."""
+    page = browser.new_page(viewport={"width": 960, "height": 900}, color_scheme="light", locale="en-US")
     page.goto(Path(source).resolve().as_uri())
     figure = page.locator("figure").first
     # without what belongs to the page and not to the picture
@@ -25,19 +36,34 @@ def report(page: Page, source: str, out: str) -> None:
     figure.screenshot(path=out)
 
 
-def studio(page: Page, out: str) -> None:
-    """Photograph the studio."""
+@contextmanager
+def served() -> Iterator[str]:
+    """The address of a studio that runs meanwhile."""
     command = [sys.executable, "-m", "headway", "studio", "--no-browser"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        address = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
-        page.set_viewport_size({"width": 1280, "height": 1010})
-        page.goto(address)
-        page.evaluate("place => { location.hash = place; }", PLACE)
-        page.locator("canvas").nth(2).wait_for()
-        page.wait_for_timeout(500)
-        page.screenshot(path=out)
+        yield next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
         server.terminate()
+
+
+def studio(browser: Browser, folder: str) -> None:
+    """Photograph the studio: the first picture whole, the others the view alone."""
+    for name, (place, theme, language) in PLACES.items():
+        size = {"width": 1280, "height": 1010 if name == "studio" else 860}
+        page = browser.new_page(viewport=size, color_scheme=theme, locale=language)
+        with served() as address:
+            page.goto(address)
+            page.evaluate("place => { location.hash = place; }", place)
+            page.locator(f"[data-view={place[5:].partition('&')[0]}] canvas, [data-view=step] svg").first.wait_for()
+            page.wait_for_timeout(1500)  # what fades in has done so
+            view = page.locator("section.view")
+            if name != "studio":
+                view.evaluate("view => view.scrollIntoView()")
+            box = view.bounding_box()
+            assert box is not None
+            clip = {"x": box["x"] - 16, "y": max(0, box["y"]), "width": box["width"] + 32, "height": size["height"]}
+            page.screenshot(path=Path(folder) / f"{name}.png", **({} if name == "studio" else {"clip": clip}))
+        page.close()
 
 
 def main(source: str, out: str) -> None:
@@ -47,11 +73,10 @@ def main(source: str, out: str) -> None:
         sys.exit("expected chromium to take the picture with, found none: install it")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 960, "height": 900}, color_scheme="light", locale="en-US")
         if source == "studio":
-            studio(page, out)
+            studio(browser, out)
         else:
-            report(page, source, out)
+            report(browser, source, out)
         browser.close()
 
 
