@@ -58,6 +58,10 @@ def studio(browser: Browser, folder: str) -> None:
             page.wait_for_timeout(1500)  # what fades in has done so
             view = page.locator("section.view")
             if name != "studio":
+                page.locator("header").first.evaluate("header => { header.style.position = 'static'; }")
+                if name == "step":
+                    page.get_by_role("tab").last.click()
+                    page.wait_for_timeout(500)
                 view.evaluate("view => view.scrollIntoView()")
             box = view.bounding_box()
             assert box is not None
