@@ -223,7 +223,7 @@ def test_the_board_is_the_history(question: Question) -> None:
         [readings[step].entropies[LAYER][head] for step in entropies.x] for head in range(6)
     ]
     largest = max(history.grad_norm)
-    assert f"at step {history.steps[history.grad_norm.index(largest)]}, {largest:.3g}." in found.finding["en"]
+    assert f"at step {history.steps[history.grad_norm.index(largest)]}, with {largest:.3g}." in found.finding["en"]
     question.watched = None
     found = view("board", question)
     assert len(found.figures) == 3

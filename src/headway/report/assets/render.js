@@ -498,7 +498,9 @@ export function render(element, payload) {
   function keptViews() {
     const kept = payload.views ?? {};
     const specs = results.methods.map(({ spec }) => spec).filter((spec) => !spec.includes(" + "));
-    if (!specs.includes(state.kept)) state.kept = specs.find((spec) => kept[spec]) ?? specs[0];
+    const many = (/** @type {string} */ spec) => kept[spec]?.length ?? 0;
+    // at first the method with the most to see
+    if (!specs.includes(state.kept)) state.kept = specs.reduce((best, spec) => (many(spec) > many(best) ? spec : best));
     const place = html("div", { class: "kept-views" });
     const select = html("select", { "data-keep": "kept", onchange: (/** @type {Event} */ event) => { state.kept = /** @type {HTMLSelectElement} */ (event.target).value; show(); } },
       specs.map((spec) => html("option", { value: spec, selected: spec === state.kept }, spec)));
