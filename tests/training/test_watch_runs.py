@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import headway.training.watching as watching
+import headway.training.files as files
 from headway import HeadwayError, cli
 from headway.inspect.watch import Reading, Snapshot, Taken
 from headway.training import TrainSettings, load_model, load_watch, read_checkpoint, train
@@ -178,8 +178,8 @@ def test_a_write_that_fails_ends_the_run_with_one_sentence(
             raise OSError(28, "No space left on device")
         real(path, data)
 
-    real = watching.write_new
-    monkeypatch.setattr(watching, "write_new", full)
+    real = files.write_new
+    monkeypatch.setattr(files, "write_new", full)
     message = r"^could not finish writing .*step-00000006.safetensors: No space left on device; free some space and run"
     with pytest.raises(HeadwayError, match=message):
         train(text, out=tmp_path / "run", model_config=MODEL, settings=settings(), watch=2)

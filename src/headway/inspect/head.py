@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from headway.attention import HeadWeights
 from headway.inspect.record import ROWS, Layer
 from headway.inspect.split import split
+from headway.inspect.watch import MATRICES
 from headway.masks import ALL
 from headway.shapes import HeadwayError
-
-MATRICES = ("q", "k", "v")
 
 
 class Cell(NamedTuple):

@@ -18,6 +18,17 @@ from typing import Any
 from headway.display import Displayed
 from headway.report.words import LANGUAGES, strings
 
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most ``most`` of so many things, spread evenly, the first and the last among them: what figures leave out.
+
+    >>> evenly(10, 4), evenly(2, 4)
+    ([0, 3, 6, 9], [0, 1])
+    """
+    shown = min(count, most)
+    return list(dict.fromkeys(round(i * (count - 1) / max(shown - 1, 1)) for i in range(shown)))
+
+
 Said = Mapping[str, str]
 """A text in every language, as :func:`both` makes it."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
 from headway.report.colours import STEPS, by_place, dashes, hues, looks, palette
-from headway.report.figures import Bars, Dials, Heatmap, Line, Lines, Said
+from headway.report.figures import Bars, Dials, Heatmap, Line, Lines, Said, evenly
 from headway.report.pen import (
     QUIET,
     RULE,
@@ -16,7 +16,6 @@ from headway.report.pen import (
     TEXT,
     TITLE,
     Pen,
-    evenly,
     fit,
     log_ticks,
     marker,

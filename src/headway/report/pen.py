@@ -11,7 +11,7 @@ import re
 import struct
 import unicodedata
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from html import escape
 
@@ -264,16 +264,6 @@ def _letter(letter: str) -> str:
     if code < 0x20:
         return chr(0x2400 + code)
     return "\ufffd" if 0xD800 <= code < 0xE000 or code in (0xFFFE, 0xFFFF) else letter
-
-
-def evenly(count: int, most: int) -> Iterator[int]:
-    """At most ``most`` of so many, the first and the last among them.
-
-    >>> list(evenly(10, 4)), list(evenly(2, 4))
-    ([0, 3, 6, 9], [0, 1])
-    """
-    shown = min(count, most)
-    yield from dict.fromkeys(round(i * (count - 1) / max(shown - 1, 1)) for i in range(shown))
 
 
 def _n(value: float) -> str:

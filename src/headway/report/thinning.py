@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headway.report.figures import Block, both
+from headway.report.figures import Block, both, evenly
 
 Plain = dict[str, Any]
 ROOM = 3_400_000
@@ -69,10 +69,7 @@ def _thinned(view: Plain, level: Thinness) -> list[Plain]:
 
     def fewer_frames(film: Plain) -> Plain:
         frames = film["frames"]
-        last = len(frames) - 1
-        count = min(len(frames), level.frames)
-        chosen = sorted({round(i * last / max(1, count - 1)) for i in range(count)})
-        return {**film, "frames": [frames[i] for i in chosen]}
+        return {**film, "frames": [frames[i] for i in evenly(len(frames), level.frames)]}
 
     done = _changed(view, {"film": fewer_frames, "heatmap": lambda one: _every(one, level.every)})
     return [view if done == view else _noted(done, "kept.thinned")]

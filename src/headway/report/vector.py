@@ -27,10 +27,11 @@ from headway.report.figures import (
     Tiles,
     View,
     Wall,
+    evenly,
     same,
 )
 from headway.report.panels import Scale, Sheet, bars, colour_bar, dials, heatmap, lines
-from headway.report.pen import FONTS, INK, QUIET, RULE, SMALL, TEXT, TITLE, clean, evenly, number, text_width, wrapped
+from headway.report.pen import FONTS, INK, QUIET, RULE, SMALL, TEXT, TITLE, clean, number, text_width, wrapped
 from headway.report.sheets import sheet as table
 from headway.report.words import LANGUAGES
 from headway.shapes import HeadwayError

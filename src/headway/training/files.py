@@ -142,10 +142,19 @@ def write_json_atomic(path: Path | str, value: Any) -> None:
     ...     read_json(f"{folder}/a.json")
     {'loss': 2.5}
     """
-    path = Path(path)
-    data = dump_json(value)
+    write_atomic(Path(path), dump_json(value))
+
+
+def write_atomic(path: Path, data: bytes, advice: str = "") -> None:
+    """Write a file that appears whole or not at all, and is on the disk afterwards.
+
+    Args:
+        path: an existing file is replaced.
+        data: all of it.
+        advice: for the user, should that fail.
+    """
     fresh = temporary(path)
-    with explained(f"writing {path}"):
+    with explained(f"writing {path}", advice):
         try:
             write_new(fresh, data)
             os.replace(fresh, path)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,13 +38,11 @@ from headway.inspect.watch import (
 from headway.shapes import HeadwayError
 from headway.training.files import (
     explained,
-    fsync_folder,
     make_folder,
     read_json,
     read_regular,
-    temporary,
+    write_atomic,
     write_json_atomic,
-    write_new,
 )
 from headway.training.loop import Observer, Trainer
 from headway.training.settings import TrainSettings
@@ -311,15 +308,7 @@ def _tensors(taken: Taken) -> dict[str, Tensor]:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    fresh = temporary(path)
-    with explained(f"writing {path}", "the run's checkpoints are intact"):
-        try:
-            write_new(fresh, tensors_to_bytes(tensors))
-            os.replace(fresh, path)
-        except OSError:
-            fresh.unlink(missing_ok=True)
-            raise
-        fsync_folder(path.parent)
+    write_atomic(path, tensors_to_bytes(tensors), "the run's checkpoints are intact")
 
 
 def _read(path: Path) -> Taken:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.inspect.record import ROWS, Layer
-from headway.report.figures import Line, Said
+from headway.report.figures import Line, Said, evenly
 
 MOST_ROWS = 128
 """Queries that are looked at; more would not move a median that can be seen."""
@@ -158,9 +158,5 @@ def some(count: int, most: int, *, first: int = 0) -> list[int]:
     >>> some(3, 8), some(32, 4, first=5)
     ([0, 1, 2], [0, 5, 10, 21])
     """
-    if count <= most:
-        return list(range(count))
-    chosen = {round(i * (count - 1) / (most - 1)) for i in range(most)}
-    if first not in chosen:
-        chosen = {*sorted(chosen)[: most - 1], first}
-    return sorted(chosen)
+    chosen = evenly(count, most)
+    return chosen if first in chosen else sorted([*chosen[: most - 1], first])

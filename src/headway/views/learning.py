@@ -26,6 +26,7 @@ from headway.report.figures import (
     Steps,
     View,
     both,
+    evenly,
     plain,
     same,
 )
@@ -267,9 +268,7 @@ def _span(xs: Sequence[Tensor]) -> tuple[float, float]:
 
 def _spread(steps: Sequence[int], most: int) -> list[int]:
     """At most so many of them, evenly, the first and the last among them."""
-    if len(steps) <= most:
-        return list(steps)
-    return [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]
+    return [steps[i] for i in evenly(len(steps), most)]
 
 
 def _which(question: Question) -> str:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from headway.inspect.explain import spread
-from headway.inspect.head import MATRICES, Cell, Head
+from headway.inspect.head import Cell, Head
 from headway.inspect.split import PRODUCTS, maps
+from headway.inspect.watch import MATRICES
 from headway.report.figures import Columns, Figure, Heatmap, Product, Said, Stage, Steps, View, both, same
 from headway.views.attending import FORMULAS, asked, way
 from headway.views.question import Question
