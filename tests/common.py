@@ -77,6 +77,27 @@ def randomise(module: torch.nn.Module) -> None:
             parameter.add_(0.3 * torch.randn_like(parameter))
 
 
+def part_of(model: torch.nn.Module, part: str, **given: Any) -> tuple[Tensor, Tensor]:
+    """What a part of another library's model is given and returns in the model's own forward pass.
+
+    The part is named as in the model's checkpoints, which releases keep; how the model calls it, and what it hands over
+    besides hidden states, they do not.
+    """
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def look(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        x = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        seen.append((x.detach(), out if isinstance(out, Tensor) else out[0]))
+
+    handle = model.get_submodule(part).register_forward_hook(look, with_kwargs=True)
+    try:
+        model(**given)
+    finally:
+        handle.remove()
+    (pair,) = seen
+    return pair
+
+
 def make(spec: str, heads: int = 4, kv_heads: int | None = None, head_dim: int = 8) -> Any:
     """A method attached to these widths, its parameters random."""
     from headway.positions import parse

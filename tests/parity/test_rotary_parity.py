@@ -1,20 +1,18 @@
 """Rotary against independent implementations: Llama, GPT-NeoX, GPT-J and rotary-embedding-torch.
 
-They make their angles in float32, where position·frequency errs by 3e-5 at position 300. So their arithmetic is
-compared with exact angles handed to them, in float64, and their own angles at that coarser tolerance.
+They make their angles in float32, where position·frequency errs by 3e-5 at position 300. So they are followed at that
+coarser tolerance, in their models' own forward passes, and the formula, written anew in complex numbers, exactly.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-from common import close, randomise
+from common import close, part_of, randomise, same_with_gradients
 from rotary_embedding_torch import RotaryEmbedding
-from torch import Tensor
-from transformers import GPTJConfig, GPTNeoXConfig, LlamaConfig
-from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention, GPTNeoXRotaryEmbedding
-from transformers.models.gptj.modeling_gptj import GPTJAttention
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding, apply_rotary_pos_emb
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import GPTJConfig, GPTJModel, GPTNeoXConfig, GPTNeoXModel, LlamaConfig, LlamaModel
 
 from headway import Attention, Causal, Rotary
 
@@ -22,124 +20,88 @@ TOKENS, DIM, HEADS, WIDTH = 300, 64, 4, 16
 POS = torch.arange(TOKENS)[None]
 
 
-def exact(width: int, base: float, pos: Tensor = POS) -> tuple[Tensor, Tensor]:
-    """cos and sin for half-split pairs, both halves alike, float64."""
+def formula(x: Tensor, pos: Tensor, base: float, width: int, pairing: str) -> Tensor:
+    """The first ``width`` entries in pairs (a, b): (a + ib)·e^(i·pos·ω), ω = base^(−2i/width)."""
     rates = torch.tensor([base ** (-2 * i / width) for i in range(width // 2)], dtype=torch.float64)
-    angles = (pos[..., None] * rates).repeat(1, 1, 2)
-    return angles.cos(), angles.sin()
+    part, rest = x[..., :width], x[..., width:]
+    a, b = part.chunk(2, -1) if pairing == "half" else (part[..., 0::2], part[..., 1::2])
+    rotated = torch.complex(a, b) * torch.exp(1j * pos[:, None, :, None] * rates)
+    pairs = (rotated.real, rotated.imag)
+    return torch.cat([*pairs, rest] if pairing == "half" else [torch.stack(pairs, -1).flatten(-2), rest], -1)
 
 
-def hidden() -> Tensor:
-    return torch.full((1, 1, TOKENS, TOKENS), -torch.inf, dtype=torch.float64).triu(1)
-
-
-def compare(got: Tensor, expected: Tensor, pairs: list[tuple[Tensor, Tensor]], tolerance: float = 1e-9) -> None:
-    """Values, and the gradients of pairs of parameters, by the same random loss."""
-    close(got, expected, tolerance)
-    weight = torch.randn_like(got)
-    ours = torch.autograd.grad((got * weight).sum(), [pair[0] for pair in pairs])
-    theirs = torch.autograd.grad((expected * weight).sum(), [pair[1] for pair in pairs])
-    for g, e in zip(ours, theirs, strict=True):
-        close(g, e, 100 * tolerance)
-
-
+@pytest.mark.parametrize(("fraction", "pairing"), [(1.0, "half"), (0.25, "half"), (0.5, "interleaved")])
 @pytest.mark.parametrize("base", [10000.0, 500000.0])
 @pytest.mark.parametrize("start", [0, 10**6])
-def test_half_split_pairs_of_llama(base: float, start: int) -> None:
-    q, k = torch.randn(2, 2, HEADS, TOKENS, WIDTH, dtype=torch.float64)
+def test_the_formula_of_the_paper(base: float, start: int, fraction: float, pairing: str) -> None:
+    q, k = (torch.randn(2, n, TOKENS, WIDTH, dtype=torch.float64, requires_grad=True) for n in (HEADS, 2))
     pos = POS + start
-    got = Rotary(base=base).rotate(q, k, pos, pos)
-    for g, e in zip(got, apply_rotary_pos_emb(q, k, *exact(WIDTH, base, pos)), strict=True):
-        close(g, e)
+    got = Rotary(base=base, fraction=fraction, pairing=pairing).rotate(q, k, pos, pos)
+    for g, x in zip(got, (q, k), strict=True):
+        same_with_gradients(g, formula(x, pos, base, int(WIDTH * fraction), pairing), [x])
+
+
+def follows(ours: Attention, model: nn.Module, part: str, weights: dict[str, Tensor]) -> None:
+    """Ours with a model's weights is that part of the model, in float64, gradients of its parameters too."""
+    x, expected = part_of(model, part, inputs_embeds=torch.randn(2, 60, DIM, dtype=torch.float64))
+    got = functional_call(ours, weights, (x,))
+    same_with_gradients(got, expected, list(model.get_submodule(part).parameters()), 1e-4)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_attention_of_llama(kv_heads: int) -> None:
     config = LlamaConfig(
+        vocab_size=9,
         hidden_size=DIM,
+        intermediate_size=DIM,
+        num_hidden_layers=1,
         num_attention_heads=HEADS,
         num_key_value_heads=kv_heads,
         rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-        attn_implementation="sdpa",
     )
-    theirs = LlamaAttention(config, 0).double()
-    randomise(theirs)
+    model = LlamaModel(config).double().eval()
+    randomise(model)
+    weights = {f"{name}.weight": model.get_parameter(f"layers.0.self_attn.{name}_proj.weight") for name in "qkvo"}
     ours = Attention(DIM, HEADS, kv_heads=kv_heads, position=Rotary(base=500000.0), mask=Causal()).double()
-    linears = [(getattr(ours, name).weight, getattr(theirs, f"{name}_proj").weight) for name in "qkvo"]
-    with torch.no_grad():
-        for own, other in linears:
-            own.copy_(other)
-    x = torch.randn(2, TOKENS, DIM, dtype=torch.float64)
-    expected = theirs(x, position_embeddings=exact(WIDTH, 500000.0), attention_mask=hidden())[0]
-    compare(ours(x), expected, linears)
-    own_angles = LlamaRotaryEmbedding(config)(x, POS)
-    close(ours(x), theirs(x, position_embeddings=own_angles, attention_mask=hidden())[0], 1e-3)
+    follows(ours, model, "layers.0.self_attn", weights)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_partial_rotary_of_gpt_neox(bias: bool) -> None:
     """Its q, k and v lie head by head in one matrix."""
     config = GPTNeoXConfig(
+        vocab_size=9,
         hidden_size=DIM,
+        intermediate_size=DIM,
+        num_hidden_layers=1,
         num_attention_heads=HEADS,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
         attention_bias=bias,
-        attn_implementation="sdpa",
-        attention_dropout=0.0,
     )
-    theirs = GPTNeoXAttention(config, layer_idx=0).double()
-    randomise(theirs)
+    model = GPTNeoXModel(config).double().eval()
+    randomise(model)
+    theirs = dict(model.get_submodule("layers.0.attention").named_parameters())
+    weights = {name.replace("dense", "o"): value for name, value in theirs.items() if name.startswith("dense")}
+    for index, name in enumerate("qkv"):
+        weights[f"{name}.weight"] = theirs["query_key_value.weight"].view(HEADS, 3, WIDTH, DIM)[:, index].flatten(0, 1)
+        if bias:
+            weights[f"{name}.bias"] = theirs["query_key_value.bias"].view(HEADS, 3, WIDTH)[:, index].flatten()
     ours = Attention(DIM, HEADS, position=Rotary(fraction=0.25), mask=Causal(), bias=bias).double()
-    with torch.no_grad():
-        by_head = theirs.query_key_value.weight.view(HEADS, 3, WIDTH, DIM)
-        for index, name in enumerate("qkv"):
-            getattr(ours, name).weight.copy_(by_head[:, index].reshape(DIM, DIM))
-            if bias:
-                own = theirs.query_key_value.bias.view(HEADS, 3, WIDTH)[:, index]
-                getattr(ours, name).bias.copy_(own.reshape(DIM))
-        ours.o.load_state_dict(theirs.dense.state_dict())
-    x = torch.randn(2, TOKENS, DIM, dtype=torch.float64)
-    expected = theirs(x, hidden(), position_embeddings=exact(WIDTH // 4, 10000.0))[0]
-    got = ours(x)
-    compare(got, expected, [(ours.o.weight, theirs.dense.weight)])
-    weight = torch.randn_like(got)
-    (gradient,) = torch.autograd.grad(
-        (theirs(x, hidden(), position_embeddings=exact(4, 10000.0))[0] * weight).sum(), theirs.query_key_value.weight
-    )
-    own = torch.autograd.grad((ours(x) * weight).sum(), [ours.q.weight, ours.k.weight, ours.v.weight])
-    for index in range(3):
-        close(own[index], gradient.view(HEADS, 3, WIDTH, DIM)[:, index].reshape(DIM, DIM), 1e-7)
-    angles = GPTNeoXRotaryEmbedding(config)(x, POS)
-    assert angles[0].shape[-1] == 4
-    close(ours(x), theirs(x, hidden(), position_embeddings=angles)[0], 1e-3)
+    follows(ours, model, "layers.0.attention", weights)
 
 
 @pytest.mark.parametrize("rotary_dim", [16, 8])
 def test_interleaved_pairs_of_gpt_j(rotary_dim: int) -> None:
-    """GPT-J takes scores and softmax in float32 whatever its weights are."""
-    config = GPTJConfig(
-        n_embd=DIM, n_head=HEADS, rotary_dim=rotary_dim, n_positions=TOKENS, attn_pdrop=0.0, resid_pdrop=0.0
-    )
-    theirs = GPTJAttention(config, layer_idx=0).double()
-    randomise(theirs)
-    half = rotary_dim // 2
-    cos, sin = exact(rotary_dim, 10000.0)
-    close(theirs.embed_positions, torch.cat([sin[0, :, :half], cos[0, :, :half]], -1), 1e-4)
-    theirs.embed_positions = torch.cat([sin[0, :, :half], cos[0, :, :half]], -1)
-    ours = Attention(
-        DIM, HEADS, position=Rotary(fraction=rotary_dim / WIDTH, pairing="interleaved"), mask=Causal()
-    ).double()
-    linears = [(getattr(ours, name).weight, getattr(theirs, f"{name}_proj").weight) for name in "qkv"]
-    linears.append((ours.o.weight, theirs.out_proj.weight))
-    with torch.no_grad():
-        for own, other in linears:
-            own.copy_(other)
-    ours.o.bias = (
-        torch.nn.Parameter(theirs.out_proj.bias.detach().clone()) if theirs.out_proj.bias is not None else None
-    )
-    x = torch.randn(2, TOKENS, DIM, dtype=torch.float64)
-    expected = theirs(x, attention_mask=hidden(), position_ids=POS.expand(2, -1))[0]
-    compare(ours(x), expected, linears, 1e-4)
+    config = GPTJConfig(vocab_size=9, n_embd=DIM, n_head=HEADS, n_layer=1, rotary_dim=rotary_dim, n_positions=TOKENS)
+    model = GPTJModel(config).double().eval()
+    randomise(model)
+    theirs = {
+        name: model.get_parameter(f"h.0.attn.{name}.weight") for name in ("q_proj", "k_proj", "v_proj", "out_proj")
+    }
+    position = Rotary(fraction=rotary_dim / WIDTH, pairing="interleaved")
+    ours = Attention(DIM, HEADS, position=position, mask=Causal()).double()
+    weights = {f"{name}.weight": value for name, value in zip("qkvo", theirs.values(), strict=True)}
+    follows(ours, model, "h.0.attn", weights)
 
 
 @pytest.mark.parametrize("offset", [0, 700])
