@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -67,8 +67,7 @@ class MLP(nn.Module):
     def __init__(self, dim: int, hidden: int | None, activation: str, bias: bool, init: str, depth: int) -> None:
         super().__init__()
         self.init, self.depth = init, depth
-        if hidden is None:
-            hidden = 4 * dim if activation == "gelu" else (8 * dim // 3 + 7) // 8 * 8
+        hidden = hidden or hidden_width(dim, activation)
         self.up = nn.Linear(dim, hidden, bias=bias)
         self.gate = nn.Linear(dim, hidden, bias=bias) if activation == "swiglu" else None
         self.down = nn.Linear(hidden, dim, bias=bias)
@@ -390,7 +389,7 @@ class Transformer(nn.Module):
                 options={"qk_norm": qk_norm, "softcap": softcap, "sinks": sinks, "log_scale": log_scale},
             )
 
-        self.encoder = stack(_two_sided(position), False, False) if kind == "encoder-decoder" else None
+        self.encoder = stack(two_sided(position), False, False) if kind == "encoder-decoder" else None
         self.stack = stack(position, kind != "encoder", kind == "encoder-decoder")
         self.head = nn.Linear(dim, vocab, bias=False)
         self.reset_parameters()
@@ -403,15 +402,7 @@ class Transformer(nn.Module):
             HeadwayError: on a key that is unknown or a value of the wrong kind; nothing is looked up by name but the
                 position methods.
         """
-        if not isinstance(config, dict) or "vocab" not in config:
-            raise HeadwayError(f"expected a model configuration with vocab, got {config!r:.80}")
-        for key, value in config.items():
-            if key not in CONFIG:
-                raise HeadwayError(f"expected model configuration keys among {', '.join(CONFIG)}, got {key!r}")
-            kind = CONFIG[key]
-            if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, bool | None)):
-                expected = getattr(kind, "__name__", kind)
-                raise HeadwayError(f"expected model configuration {key} of type {expected}, got {value!r}")
+        check_config(config)
         return cls(**config)
 
     @property
@@ -538,7 +529,33 @@ class Transformer(nn.Module):
         return logits
 
 
-def _two_sided(position: Position) -> Position:
+def hidden_width(dim: int, activation: str) -> int:
+    """The MLP's width unless told otherwise: 4·dim for gelu, 8/3·dim for swiglu, rounded up to a multiple of 8.
+
+    >>> hidden_width(64, "gelu"), hidden_width(64, "swiglu")
+    (256, 176)
+    """
+    return 4 * dim if activation == "gelu" else (8 * dim // 3 + 7) // 8 * 8
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Check names and types of a model's configuration; ranges are checked by who builds the model.
+
+    Raises:
+        HeadwayError: on a missing vocab, an unknown key or a value of the wrong kind.
+    """
+    if not isinstance(config, Mapping) or "vocab" not in config:
+        raise HeadwayError(f"expected a model configuration with vocab, got {config!r:.80}")
+    for key, value in config.items():
+        if key not in CONFIG:
+            raise HeadwayError(f"expected model configuration keys among {', '.join(CONFIG)}, got {key!r:.80}")
+        kind = CONFIG[key]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, bool | None)):
+            expected = getattr(kind, "__name__", kind)
+            raise HeadwayError(f"expected model configuration {key} of type {expected}, got {value!r:.80}")
+
+
+def two_sided(position: Position) -> Position:
     """The method as an encoder uses it: T5 and its kin see the future too."""
     values = position.hyperparameters()
     return type(position)(**{**values, "bidirectional": True} if "bidirectional" in values else values)

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from headway.experiments.bench.cases import Built, Case, TooLarge, Unsupported, build
-from headway.experiments.bench.measure import available_memory
 from headway.functional import BACKENDS, _load, attend, check
 from headway.report.bench import PLAIN
 from headway.terms import Term, ValuesByDistance
+from headway.training.size import available_memory
 
 
 @dataclass
