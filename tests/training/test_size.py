@@ -50,7 +50,7 @@ def test_every_option_is_counted_exactly(config: dict[str, Any]) -> None:
         ({"dim": 2**31}, {}, r"choose a smaller dim"),
         ({"dim": 10**400, "heads": 1}, {}, r"choose a smaller dim"),
         ({"layers": 10**5}, {}, rf"expected at most {LAYERS:,} layers, got 100,000"),
-        ({"layers": 10**30}, {}, r"expected a model of at most"),
+        ({"layers": 10**30}, {}, r"expected at most"),
         ({"vocab": 10**11}, {}, r"expected a model of at most"),
         ({"position": "learned(max_length=1000000000000)"}, {}, r"expected a model of at most"),
         ({"position": "learned(max_length=10000000000000000000000)"}, {}, r"that can be made, got learned"),
@@ -67,7 +67,7 @@ def test_every_option_is_counted_exactly(config: dict[str, Any]) -> None:
 def test_what_does_not_fit_is_refused_at_once(config: dict[str, Any], step: dict[str, int], message: str) -> None:
     begin = time.perf_counter()
     with pytest.raises(HeadwayError, match=message):
-        check_size({"vocab": 256, "dim": 64, "layers": 2, "heads": 4, **config}, **step)
+        check_size({"vocab": 256, "dim": 64, "layers": 2, "heads": 4, **config}, room=2**34, **step)
     assert time.perf_counter() - begin < 5
 
 

@@ -141,6 +141,9 @@ def check_size(
 choose a smaller dim, layers, vocabulary or position method
     """
     limit = available_memory() if room is None else room
+    size = estimate(config, position=False)  # which checks the types
+    if config.get("layers", 1) > LAYERS:
+        raise HeadwayError(f"expected at most {LAYERS:,} layers, got {config['layers']:,}: choose fewer")
     for position in (False, True):  # first without what only building a method can tell
         size = estimate(config, batch=batch, length=length, optimizer=optimizer, position=position)
         if size.weights > limit:
@@ -148,8 +151,6 @@ choose a smaller dim, layers, vocabulary or position method
                 f"expected a model of at most {_gigabytes(limit)}, got {size.parameters:,} parameters "
                 f"({_gigabytes(size.weights)}): choose a smaller dim, layers, vocabulary or position method"
             )
-        if config.get("layers", 1) > LAYERS:
-            raise HeadwayError(f"expected at most {LAYERS:,} layers, got {config['layers']:,}: choose fewer")
         if batch and size.step > limit:
             raise HeadwayError(
                 f"expected a training step of at most {_gigabytes(limit)}, got at least {_gigabytes(size.step)} "
