@@ -7,22 +7,31 @@
 #   make bench     the position tax: what methods cost beside plain attention
 #   make targets   what is promised of the pages, measured in Chromium; ARGS="--minutes 10" for the whole memory test
 #   make bars      the project's own speed bars; let nothing else run meanwhile
+#   make update    move the pins of constraints.txt to the newest releases, and run the tests
+#   make newest    run the tests against the newest releases, pins untouched, and say what moved and what broke
+#   make ranges    prove the lowest and the newest versions that the package accepts, with each Python that is here
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TOOLS := .environments/tools
 ARGS ?=
 
+# every version is pinned, those of the packages that build this one too
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+
 .DEFAULT_GOAL := help
-.PHONY: help compare studio test check tests proofs docs bench bars targets picture clean
+.PHONY: help compare studio test check tests proofs docs bench bars targets update newest ranges picture clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
-# torch first and pinned, so that nothing else pulls in another build of it
+# torch by itself and first: a local build of it that pip can find is taken, whatever else asks for torch
 .venv/ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"headway needs Python 3.11 or newer, got {sys.version.split()[0]}: set PYTHON=python3.12, for one")'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"headway needs Python 3.11 or newer, got {sys.version.split()[0]}: set PYTHON=python3.12, for example")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) pip
 	$(PIP) torch
 	$(PIP) --editable '.[bpe,studio]'
 	$(BIN)/python -m headway.backends.native
@@ -66,6 +75,22 @@ bars: .venv/ready
 targets: .venv/ready-dev
 	PYTHONPATH=tests/studio $(BIN)/python tests/targets.py $(ARGS)
 
+# uv finds versions that suit every Python and platform at once; pip installs them
+$(TOOLS)/ready: constraints.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check pip uv packaging
+	touch $@
+
+update: $(TOOLS)/ready
+	$(TOOLS)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --fork-strategy fewest \
+		pyproject.toml --all-extras --group setup --no-annotate --custom-compile-command "make update" \
+		--output-file constraints.txt
+	git --no-pager diff --stat constraints.txt
+	$(MAKE) test
+
+newest ranges: $(TOOLS)/ready
+	$(TOOLS)/bin/python tests/environments.py $@ $(ARGS)
+
 # the README's pictures, from a real comparison and a real measurement
 picture: .venv/ready-dev compare
 	$(BIN)/python docs/picture.py headway-compare/report.html docs/report.png
@@ -74,4 +99,4 @@ picture: .venv/ready-dev compare
 	$(BIN)/python docs/picture.py studio docs
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .environments .mypy_cache .ruff_cache .pytest_cache

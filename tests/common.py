@@ -13,6 +13,7 @@ import pytest
 import torch
 from beartype import BeartypeConf, beartype
 from torch import Tensor
+from torch.func import functional_call
 
 
 def typechecker(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,25 +78,28 @@ def randomise(module: torch.nn.Module) -> None:
             parameter.add_(0.3 * torch.randn_like(parameter))
 
 
+class _Seen(Exception):
+    """Ends another model's forward pass where enough was seen."""
+
+
 def part_of(model: torch.nn.Module, part: str, **given: Any) -> tuple[Tensor, Tensor]:
     """What a part of another library's model is given and returns in the model's own forward pass.
 
     The part is named as in the model's checkpoints, which releases keep; how the model calls it, and what it hands over
     besides hidden states, they do not.
     """
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen: list[Tensor] = []
 
     def look(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         x = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-        seen.append((x.detach(), out if isinstance(out, Tensor) else out[0]))
+        seen.extend((x.detach(), out if isinstance(out, Tensor) else out[0]))
+        raise _Seen
 
     handle = model.get_submodule(part).register_forward_hook(look, with_kwargs=True)
-    try:
+    with contextlib.suppress(_Seen):
         model(**given)
-    finally:
-        handle.remove()
-    (pair,) = seen
-    return pair
+    handle.remove()
+    return seen[0], seen[1]
 
 
 def make(spec: str, heads: int = 4, kv_heads: int | None = None, head_dim: int = 8) -> Any:
@@ -233,6 +237,19 @@ def assert_as_exact(
         least = max(atom, torch.finfo(got[0][name].dtype).eps) * max(1.0, scale)
         least += 0.0 if name == "out" else jump * largest
         assert error <= 2 * fair + least, f"{name} errs by {error:.3g}, plain PyTorch by {fair:.3g}"
+
+
+def follows(
+    ours: torch.nn.Module, model: torch.nn.Module, part: str, weights: dict[str, Tensor], tokens: int = 60
+) -> None:
+    """Ours with the weights of a model's attention is that part of the model in float64, gradients of its parameters
+    too; within the 1e-4 that angles in float32 leave.
+    """
+    given = torch.randn(2, tokens, model.config.hidden_size, dtype=torch.float64)
+    x, expected = part_of(model, part, inputs_embeds=given)
+    same_with_gradients(
+        functional_call(ours, weights, (x,)), expected, list(model.get_submodule(part).parameters()), 1e-4
+    )
 
 
 @contextlib.contextmanager

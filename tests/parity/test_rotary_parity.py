@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import close, part_of, randomise, same_with_gradients
+from common import close, follows, randomise, same_with_gradients
 from rotary_embedding_torch import RotaryEmbedding
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 from transformers import GPTJConfig, GPTJModel, GPTNeoXConfig, GPTNeoXModel, LlamaConfig, LlamaModel
 
 from headway import Attention, Causal, Rotary
@@ -39,13 +38,6 @@ def test_the_formula_of_the_paper(base: float, start: int, fraction: float, pair
     got = Rotary(base=base, fraction=fraction, pairing=pairing).rotate(q, k, pos, pos)
     for g, x in zip(got, (q, k), strict=True):
         same_with_gradients(g, formula(x, pos, base, int(WIDTH * fraction), pairing), [x])
-
-
-def follows(ours: Attention, model: nn.Module, part: str, weights: dict[str, Tensor]) -> None:
-    """Ours with a model's weights is that part of the model, in float64, gradients of its parameters too."""
-    x, expected = part_of(model, part, inputs_embeds=torch.randn(2, 60, DIM, dtype=torch.float64))
-    got = functional_call(ours, weights, (x,))
-    same_with_gradients(got, expected, list(model.get_submodule(part).parameters()), 1e-4)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
