@@ -22,6 +22,7 @@ FLOORS = (
     ("init",),
     ("attention",),
     ("transformer",),
+    ("sizes",),
     ("inspect",),
     ("report",),
     ("training",),

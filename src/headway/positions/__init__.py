@@ -42,6 +42,9 @@ __all__ = [
     "to_hf",
 ]
 
+LARGEST = 2**31 - 1
+"""The largest whole number in a method's text: products of two still are sizes that torch can name."""
+
 
 @cache
 def methods() -> dict[str, type[Position]]:
@@ -99,6 +102,8 @@ def _same_kind(name: str, key: str, value: object, default: object) -> Any:
         return float(value)
     if type(value) is not type(default):
         raise HeadwayError(f"expected {name} {key} like {default!r}, got {value!r}")
+    if type(value) is int and abs(value) > LARGEST:
+        raise HeadwayError(f"expected {name} {key} of at most {LARGEST:,}, got {value!r:.60}")
     return value
 
 

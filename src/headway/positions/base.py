@@ -13,6 +13,7 @@ ones too, anew at every call, and ``normalise`` names another way from scores to
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -24,6 +25,9 @@ from headway.display import Displayed
 from headway.masks import as_positions
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm
+
+REACH: ContextVar[int | None] = ContextVar("REACH", default=None)
+"""How far apart tokens are at most where positions cannot be looked at, on the meta device; None is not known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +94,8 @@ class Look:
             ends = torch.stack([(q_pos.amax(1) - first_k).amax(), (k_pos.amax(1) - first_q).amax()])
             behind, before = ends.clamp(min=0).tolist()
             past, future = min(past, behind), min(future, before)
+        elif q_pos.is_meta and (reach := REACH.get()) is not None:
+            past, future = min(past, reach), min(future, reach)
         return torch.arange(-past, future + 1, device=q_pos.device), past
 
 

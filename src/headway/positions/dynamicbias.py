@@ -66,7 +66,8 @@ class DynamicBias(Position):
     def build(self, shape: HeadShape) -> None:
         """Make the MLP."""
         layers: list[nn.Module] = []
-        for fed in (1, *[self.width] * (self.depth - 1)):
+        for number in range(self.depth):
+            fed = self.width if number else 1
             layers += [nn.Linear(fed, self.width), *([nn.LayerNorm(self.width)] if self.norm else []), nn.SiLU()]
         self.mlp = nn.Sequential(*layers, nn.Linear(self.width, shape.heads))
 
