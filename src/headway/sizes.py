@@ -75,7 +75,7 @@ def check_size(
         HeadwayError: when it is larger, or no model can be made of it, with one sentence.
 
     >>> check_size({"vocab": 256, "dim": 64, "layers": 2}).parameters
-    114752
+    115008
     >>> check_size({"vocab": 256, "dim": 64, "position": "learned(max_length=1000000)"}, parameters=10**7)
     Traceback (most recent call last):
     headway.shapes.HeadwayError: expected a model of at most 10,000,000 parameters, got more: take smaller sizes
