@@ -38,18 +38,23 @@ def exemptions() -> list[tuple[str, str, str]]:
 
 
 def every_method(law: str, **where: bool) -> pytest.MarkDecorator:
-    """Parametrise a test over all methods whose class attributes are as given; those exempt must fail."""
+    """Parametrise a test over all methods whose class attributes are as given; those exempt must fail.
+
+    It is what a method law begins with: what holds for a method whichever backend runs it.
+    """
     from headway.positions import parse
 
-    cases = []
-    for spec in specs():
-        if any(getattr(parse(spec), name) != value for name, value in where.items()):
-            continue
-        reason = parse(spec).exempt.get(law)
-        marks = [pytest.mark.law(law)]
-        marks += [] if reason is None else [pytest.mark.xfail(strict=True, reason=reason)]
-        cases.append(pytest.param(spec, marks=marks, id=spec))
-    return pytest.mark.parametrize("spec", cases)
+    chosen = [s for s in specs() if all(getattr(parse(s), name) == value for name, value in where.items())]
+    return pytest.mark.parametrize("spec", [pytest.param(s, marks=law_marks(law, s), id=s) for s in chosen])
+
+
+def law_marks(law: str, spec: str, methods: Sequence[str] = ()) -> list[pytest.MarkDecorator]:
+    """Which law a case belongs to, for which methods it speaks (default its own), and that it must fail if exempt."""
+    from headway.positions import parse
+
+    reason = parse(spec).exempt.get(law)
+    marks = [pytest.mark.law(law, methods or [spec.partition("(")[0]])]
+    return marks + ([] if reason is None else [pytest.mark.xfail(strict=True, reason=reason)])
 
 
 def runs(backend: str, mask: Any) -> bool:
@@ -263,3 +268,14 @@ def refusal(message: str) -> Iterator[None]:
             yield
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@contextlib.contextmanager
+def refused(backend: str) -> Iterator[None]:
+    """Expect a named backend to say that it cannot run a call, and why."""
+    from headway.shapes import HeadwayError
+
+    with pytest.raises(
+        HeadwayError, match=rf"^backend '{backend}' cannot run this call: \w.*; backend='auto' finds one"
+    ):
+        yield

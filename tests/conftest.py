@@ -50,7 +50,9 @@ def pytest_configure(config: pytest.Config) -> None:
     import torch
     from matrix import FOLDER
 
-    config.addinivalue_line("markers", "law(name): a law that binds every method, see common.every_method")
+    config.addinivalue_line(
+        "markers", "law(name, methods): a law, and the methods a case speaks for, see common.every_method"
+    )
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
     if FOLDER not in os.environ:  # the first process: workers, and what tests start, inherit the folder

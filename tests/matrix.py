@@ -56,7 +56,7 @@ def note(item: pytest.Item, report: pytest.TestReport, methods: set[str]) -> Non
         "law": law.args[0] if law else None,
         "file": item.path.name,
         "test": item.originalname if isinstance(item, pytest.Function) else item.name,
-        "methods": sorted(methods if law is None else {item.callspec.params["spec"].partition("(")[0]}),  # type: ignore[attr-defined]
+        "methods": sorted(methods) if law is None else law.args[1],
         "outcome": "exempt" if exempt else report.outcome,
     }
     with open(Path(folder) / f"{os.getpid()}.jsonl", "a", encoding="utf-8") as file:

@@ -6,13 +6,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import attention, every_method, transformer
+from common import attention, law_marks, transformer
+from signatures import every_signature, representatives
 
 from headway import Causal, Documents, Window, attend
-from headway.positions import methods
+from headway.positions import Position, methods, parse
 
 
 def same(module: torch.nn.Module, x: torch.Tensor, backend: str = "aot_eager", **given: object) -> None:
+    """Values and gradients.
+
+    Args:
+        backend: "eager" traces only, "aot_eager" brings in the graphs of gradients, "inductor" generates code.
+    """
     torch.compiler.reset()
     compiled = torch.compile(module, fullgraph=True, backend=backend)
     results = []
@@ -25,21 +31,52 @@ def same(module: torch.nn.Module, x: torch.Tensor, backend: str = "aot_eager", *
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
 
 
-DEFAULTS = pytest.mark.parametrize("spec", methods())
-
-
-@every_method("compile")
-def test_attention_with_positions_and_documents(spec: str) -> None:
+def padded_and_packed(spec: str, backend: str) -> None:
     module = attention(spec, mask=Causal() & Window(3))
     pos = torch.tensor([[-1, 0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 5, 6]])
-    same(module, torch.randn(2, 7, 48).double(), pos=pos, mask=Documents(torch.tensor([[0, 0, 0, 0, 1, 1, 1]])))
+    documents = Documents(torch.tensor([[0, 0, 0, 0, 1, 1, 1]]))
+    same(module, torch.randn(2, 7, 48).double(), backend, pos=pos, mask=documents)
 
 
-@DEFAULTS
+TRACED = [spec for spec in methods() if spec not in representatives().values()]
+"""The methods whose own code is followed, while others stand for what a backend sees of them."""
+
+
+@every_signature("compile")
+def test_attention(spec: str) -> None:
+    padded_and_packed(spec, "aot_eager")
+
+
+@pytest.mark.parametrize("spec", [pytest.param(s, marks=law_marks("compile", s)) for s in TRACED])
+def test_attention_traced(spec: str) -> None:
+    padded_and_packed(spec, "eager")
+
+
+def acts(spec: str) -> tuple[object, ...]:
+    """Where a method acts in a Transformer."""
+    method = type(parse(spec))
+    places = ("embed", "rotate", "terms", "mark", "renumber", "recast")
+    return method.per_layer, *(getattr(method, place) is not getattr(Position, place) for place in places)
+
+
+PLACES = {acts(spec): spec for spec in reversed(methods())}
+"""Where methods act, each with the first that does."""
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param(
+            spec, marks=[*law_marks("compile", spec), *([] if spec in PLACES.values() else [pytest.mark.slow])]
+        )
+        for spec in methods()
+    ],
+)
 def test_transformer(spec: str) -> None:
     same(transformer(spec, layers=1), torch.randint(17, (2, 7)))
 
 
+@pytest.mark.slow  # the C++ compiler takes half a minute
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own
 def test_generated_code() -> None:
     same(attention("t5", mask=Causal()), torch.randn(2, 7, 48).double(), backend="inductor")

@@ -1,4 +1,6 @@
-"""The compiled laws (compiled.py), some at a time, in processes without shape checks."""
+"""The compiled laws (compiled.py), some at a time, in processes without shape checks: one method of each signature, the
+others traced only; in the long proofs the product.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +11,43 @@ from pathlib import Path
 
 import pytest
 from common import specs
+from compiled import PLACES, TRACED
+from signatures import representatives
 
 from headway.positions import methods
 
 HERE = Path(__file__).parent
+SOME = 12
+
+FIRST = [*representatives().values()]
+SHORT = ["test_lengths_that_change", "test_attend_by_itself"]
+SHORT += [f"test_attention[{spec}]" for spec in FIRST] + [f"test_transformer[{spec}]" for spec in PLACES.values()]
+SHORT += [f"test_attention_traced[{spec}]" for spec in TRACED]
+LONG = ["test_generated_code", *(f"test_attention[{spec}]" for spec in specs() if spec not in FIRST)]
+LONG += [f"test_transformer[{spec}]" for spec in methods() if spec not in PLACES.values()]
 
 
-TESTS = [f"test_attention_with_positions_and_documents[{spec}]" for spec in specs()]
-TESTS += [f"test_transformer[{spec}]" for spec in methods()]
-TESTS += ["test_generated_code", "test_lengths_that_change", "test_attend_by_itself"]
-SOME = 16
+def groups(tests: list[str]) -> list[list[str]]:
+    """Tests dealt out like cards, because the costly ones stand together."""
+    count = -(-len(tests) // SOME)
+    return [tests[first::count] for first in range(count)]
 
 
-@pytest.mark.parametrize("start", range(0, len(TESTS), SOME))
-def test_compiled_is_eager(start: int) -> None:
+@pytest.mark.parametrize("some", groups(SHORT), ids=len)
+def test_compiled_is_eager(some: list[str]) -> None:
+    run(some)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("some", groups(LONG), ids=len)
+def test_compiled_is_eager_for_all(some: list[str]) -> None:
+    run(some)
+
+
+def run(some: list[str]) -> None:
     options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--show-capture=no", "--tb=short"]
-    some = [f"{HERE / 'compiled.py'}::{test}" for test in TESTS[start : start + SOME]]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", *some, *options],
+        [sys.executable, "-m", "pytest", *(f"{HERE / 'compiled.py'}::{test}" for test in some), *options],
         cwd=HERE.parents[1],
         env={**os.environ, "HEADWAY_UNCHECKED": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,

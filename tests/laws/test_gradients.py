@@ -1,15 +1,17 @@
-"""Gradients are right to the last digit, and once more differentiable on the reference."""
+"""Gradients are right to the last digit, on every backend and of every module, and once more differentiable on the
+reference.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from common import attention, every_method, make, through
+from signatures import every_pair
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
-from headway import Causal, HeadwayError, Window, attend
-from headway.functional import BACKENDS
+from headway import Causal, Window, attend
 
 POS = torch.tensor([[-1, 0, 1, 2, 5], [0, 1, 2, 3, 4]])
 
@@ -39,15 +41,9 @@ def problem(spec: str, backend: str, mask: object) -> tuple[object, list[torch.T
     return call, inputs
 
 
-@every_method("gradcheck")
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("mask", [None, Causal(), Window(1, 1)], ids=["full", "causal", "window"])
+@every_pair("gradcheck", 5, None, Causal(), Window(1, 1), start=1)  # as far as the last of POS
 def test_gradcheck(spec: str, backend: str, mask: object) -> None:
     call, inputs = problem(spec, backend, mask)
-    try:
-        call(*inputs)
-    except HeadwayError:
-        return
     assert gradcheck(call, inputs, fast_mode=True)
 
 

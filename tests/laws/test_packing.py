@@ -7,9 +7,8 @@ import torch
 from common import attention, close, every_method, make, transformer
 
 from headway import Causal, Documents, attend
-from headway.functional import BACKENDS
 
-BACKENDS_AND_AUTO = pytest.mark.parametrize("backend", ["reference", "auto"])
+ON_BOTH = pytest.mark.parametrize("backend", ["reference", "auto"])
 
 
 def gradients(module: torch.nn.Module, out: torch.Tensor, x: torch.Tensor) -> list[torch.Tensor]:
@@ -21,7 +20,7 @@ def gradients(module: torch.nn.Module, out: torch.Tensor, x: torch.Tensor) -> li
 
 
 @every_method("documents")
-@BACKENDS_AND_AUTO
+@ON_BOTH
 def test_packed_documents_are_separate_documents(spec: str, backend: str) -> None:
     module = attention(spec, mask=Causal(), backend=backend)
     lengths = [4, 1, 6]
@@ -57,7 +56,7 @@ def test_a_transformer_takes_packed_documents(spec: str) -> None:
 
 
 @every_method("padding")
-@BACKENDS_AND_AUTO
+@ON_BOTH
 @pytest.mark.parametrize("mask", [None, Causal()], ids=["full", "causal"])
 def test_left_padding_is_none(spec: str, backend: str, mask: object) -> None:
     module = attention(spec, mask=mask, backend=backend)
@@ -74,7 +73,7 @@ def test_left_padding_is_none(spec: str, backend: str, mask: object) -> None:
 
 
 @every_method("ids")
-@BACKENDS_AND_AUTO
+@ON_BOTH
 @pytest.mark.parametrize("mask", [None, Causal()], ids=["full", "causal"])
 def test_counting_by_hand_is_the_default(spec: str, backend: str, mask: object) -> None:
     module = attention(spec, mask=mask, backend=backend)
@@ -91,14 +90,14 @@ def test_order_in_memory_does_not_matter(spec: str) -> None:
 
 
 @every_method("heads")
-@pytest.mark.parametrize("backend", BACKENDS)
+@ON_BOTH
 def test_a_slice_of_heads_is_the_whole(spec: str, backend: str) -> None:
     position, pos = make(spec, heads=6), torch.arange(9)[None]
     q, k, v = torch.randn(3, 2, 6, 9, 8).double()
     position.double()
     marks = position.mark(torch.randn(2, 9, 48).double())
     q, k = position.rotate(q, k, pos, pos)
-    given = {"mask": Causal(), "q_pos": pos, "k_pos": pos}
+    given = {"mask": Causal(), "q_pos": pos, "k_pos": pos, "backend": backend}
 
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: torch.Tensor | None = None) -> torch.Tensor:
         q, k, terms = position.act(q, k, pos, pos, 0.3, marks, heads)
