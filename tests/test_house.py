@@ -13,7 +13,8 @@ import headway
 
 ROOT = Path(headway.__file__).parent
 FLOORS = (
-    ("shapes", "display"),
+    ("shapes", "display", "characters"),
+    ("output",),
     ("masks",),
     ("terms",),
     ("cache",),
@@ -30,14 +31,15 @@ FLOORS = (
     ("views",),
     ("experiments",),
     ("studio",),
+    ("console",),
     ("cli",),
     ("__main__",),
 )
 """From the ground up; a part imports from the floors below its own, and from itself."""
 ALLOWED = {
-    "positions": {"shapes", "display", "masks", "terms", "positions"},
+    "positions": {"shapes", "display", "characters", "masks", "terms", "positions"},
     "backends": {"shapes", "masks", "terms", "backends"},
-    "report": {"report", "shapes", "display"},
+    "report": {"report", "shapes", "display", "characters", "output"},
     "display": set(),  # it finds the views by name when a notebook asks, the one way up
 }
 HEIGHT = {part: number for number, floor in enumerate(FLOORS) for part in floor}

@@ -11,19 +11,17 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from headway import __version__
+from headway.characters import harmless
+from headway.console import Checked, console, progress_bars, wrote
+from headway.console import run as run_command
 from headway.experiments.bench.settings import HELP
 from headway.experiments.options import numbers, split
 from headway.shapes import HeadwayError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress as Bars
-
 
 app = typer.Typer(
     add_completion=False,
@@ -46,15 +44,8 @@ VocabularySize = Annotated[int, typer.Option(help="Tokens of a bpe vocabulary.")
 
 
 def main() -> None:
-    """Run the command line; errors of the user's making are one line on stderr and exit status 2."""
-    try:
-        app()
-    except HeadwayError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:  # the reader of our output is gone, as in `headway generate … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    """Run the command line; every error is one line on standard error, see :mod:`headway.console`."""
+    sys.exit(run_command(app, sys.argv[1:]))
 
 
 def _version(show: bool) -> None:
@@ -72,7 +63,7 @@ def _root(
     pass
 
 
-@app.command()
+@app.command(cls=Checked)
 def compare(
     text: Annotated[
         str | None, typer.Argument(help="A text file or folder; default: the documentation every Python carries.")
@@ -135,9 +126,9 @@ def compare(
         recalibrate=recalibrate,
         **sizes,
     )
-    console = _console()
-    with _bars(console) as bars:
-        whole, part = bars.add_task("compare", total=None, note=""), bars.add_task("", total=1, note="")
+    screen = console()
+    with progress_bars(screen) as shown:
+        whole, part = shown.add_task("compare", total=None, note=""), shown.add_task("", total=1, note="")
 
         def show(event: Event) -> None:
             name = f"{event.method}, seed {event.seed}"
@@ -147,26 +138,26 @@ def compare(
                 note = f"loss {event.progress.loss:.3f} · {event.progress.tokens_per_second:,.0f} tokens/s"
             else:
                 note = f"testing at {event.length} tokens" if event.what == "test" else ""
-            bars.update(part, description=name, total=1, completed=done, note=note)
+            shown.update(part, description=name, total=1, completed=done, note=note)
             counted = event.cell + (1 if event.what == "done" else 0.95 * done)
-            bars.update(whole, total=event.cells, completed=counted, note=f"model {event.cell + 1} of {event.cells}")
-            if event.what == "done" and not console.is_terminal:
+            shown.update(whole, total=event.cells, completed=counted, note=f"model {event.cell + 1} of {event.cells}")
+            if event.what == "done" and not screen.is_terminal:
                 print(f"{event.cell + 1} of {event.cells}: {name} done", flush=True)
 
         command = "headway " + shlex.join(sys.argv[1:])
         results = run(comparison, out, command=command, on_event=show)
     report = write_report(results, out / "report.html")
-    console.print(table(results))
+    screen.print(table(results))
     for finding in findings(results):
-        console.print(f"• {finding.en}")
+        screen.print(f"• {finding.en}")
     if not results["complete"]:
-        console.print(f"\nInterrupted; what is done is kept. Go on with: {command}", soft_wrap=True)
-    console.print(f"\nReport: {report}", soft_wrap=True)
+        screen.print(f"\nInterrupted; what is done is kept. Go on with: {command}", soft_wrap=True)
+    screen.print(f"\nReport: {report}", soft_wrap=True)
     if not results["complete"]:
         raise typer.Exit(130)
 
 
-@app.command()
+@app.command(cls=Checked)
 def train(
     text: Annotated[
         str | None, typer.Argument(help="A text file or folder; default: the documentation every Python carries.")
@@ -241,21 +232,21 @@ def train(
         "init": init,
         "dropout": dropout,
     }
-    console = _console()
+    screen = console()
     if watch is not None:
-        console.print(_watch_note(watch_size(config, settings, watch), watch, out), soft_wrap=True)
-    with _bars(console) as bars:
-        bar = bars.add_task("train", total=steps, note="")
+        screen.print(_watch_note(watch_size(config, settings, watch), watch, out), soft_wrap=True)
+    with progress_bars(screen) as shown:
+        bar = shown.add_task("train", total=steps, note="")
         validated = ""
 
         def show(progress: Progress) -> None:
             nonlocal validated
             if progress.validation_loss is not None:
                 validated = f" · validation {progress.validation_loss:.3f}"
-                if not console.is_terminal:
+                if not screen.is_terminal:
                     print(f"step {progress.step}: loss {progress.loss:.3f}{validated}", flush=True)
             note = f"loss {progress.loss:.3f}{validated} · {progress.tokens_per_second:,.0f} tokens/s"
-            bars.update(bar, completed=progress.step, note=note)
+            shown.update(bar, completed=progress.step, note=note)
 
         result = run(
             text,
@@ -270,21 +261,21 @@ def train(
             log_dir=log_dir,
         )
     for note in result.notes:
-        console.print(note, soft_wrap=True)
+        screen.print(note, soft_wrap=True)
     history = result.history
     if history.status == "diverged":
         raise HeadwayError(f"the training diverged: {history.reason}")
     if history.status == "interrupted":
-        console.print(f"Interrupted after step {len(history.steps)} of {steps}; the same command goes on.")
+        screen.print(f"Interrupted after step {len(history.steps)} of {steps}; the same command goes on.")
         raise typer.Exit(130)
-    console.print(
+    screen.print(
         f"Validation loss {history.validation_loss[-1]:.3f} nats per token after {steps} steps, "
         f"{history.tokens_per_second:,.0f} tokens/s.\nRun: {out}\nTry it: headway generate {shlex.quote(str(out))}",
         soft_wrap=True,
     )
 
 
-@app.command()
+@app.command(cls=Checked)
 def generate(
     run: Annotated[Path, typer.Argument(help="A run of `headway train`.")],
     prompt: Annotated[str, typer.Argument(help="How the text begins; - reads it from standard input.")] = "",
@@ -313,19 +304,15 @@ def generate(
         top_p=top_p,
         seed=seed,
     )
-    # a terminal of another encoding shows a replacement instead of stopping in the middle of the text
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        print(prompt, end="", flush=True)
+        print(harmless(prompt), end="", flush=True)
         for piece in stream_text(vocabulary, ids):
-            print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+            print(harmless(piece), end="", flush=True)
     finally:
         print(flush=True)
 
 
-@app.command()
+@app.command(cls=Checked)
 def explain(
     text: Annotated[str, typer.Argument(help="A sentence; at most 64 tokens, with --html 1,024.")],
     model: Annotated[
@@ -357,22 +344,22 @@ def explain(
 
         loaded, vocabulary, _ = load_model(model)
         assert isinstance(loaded, Transformer)  # as every run of ours
-        network, row = loaded, vocabulary.encode(text.encode())
+        network, row = loaded, vocabulary.encode(text.encode("utf-8", "surrogateescape"))
         tokens, ids = token_texts(vocabulary, row), row[None]
-    console = _console()
+    screen = console()
     if html is None:
-        console.print(walk_text(walk(network, ids, tokens, layer=layer, head=head), console.width, language))
+        screen.print(walk_text(walk(network, ids, tokens, layer=layer, head=head), screen.width, language))
     else:
-        from headway.report.page import write_whole
+        from headway.output import write_output
         from headway.views import Question
         from headway.views.walk import walk_page
 
         name = "" if model is None else str(model)
         question = Question(network, ids, tokens, name=name, layer=layer, head=head)
-        console.print(f"Page: {write_whole(html, walk_page(question))}", soft_wrap=True)
+        wrote("Page", write_output(html, walk_page(question)))
 
 
-@app.command(name="draw")
+@app.command(cls=Checked, name="draw")
 def draw_command(
     what: Annotated[str, typer.Argument(help="position METHOD, run FOLDER, or a view, as split.")],
     which: Annotated[
@@ -430,11 +417,13 @@ def draw_command(
         width=width,
         caption=caption,
     )
-    plain = re.sub(r"[^\w.=]+", "-", "-".join(filter(None, (Path(which).name if which else "", name)))).strip("-")
-    _console().print(f"Picture: {picture.save(out or f'{plain}.svg', csv)}", soft_wrap=True)
+    if out is None:
+        plain = re.sub(r"[^\w.=]+", "-", "-".join(filter(None, (Path(which).name if which else "", name)))).strip("-")
+        out = Path(f"{plain[:100]}.svg")
+    wrote("Picture", picture.save(out, csv), csv)
 
 
-@app.command(name="bench")
+@app.command(cls=Checked, name="bench")
 def bench_command(
     methods: Annotated[str | None, typer.Option(help=HELP["methods"])] = None,
     lengths: Annotated[str | None, typer.Option(help=HELP["lengths"])] = None,
@@ -460,25 +449,25 @@ def bench_command(
     from headway.experiments.bench.tax import Row, bench, outcome
     from headway.report.bench import bench_text, row_text, write_bench
 
-    console = _console()
-    with _bars(console) as progress:
+    screen = console()
+    with progress_bars(screen) as progress:
         bar = progress.add_task("bench", total=None, note="")
 
         def show(row: Row, done: int, count: int) -> None:
             progress.update(bar, total=count, completed=done, note=row_text(vars(row)))
-            if not console.is_terminal:
+            if not screen.is_terminal:
                 print(f"{done} of {count}: {row_text(vars(row))}", flush=True)
 
         command = "headway " + shlex.join(sys.argv[1:])
         results = bench(Bench.of(options), out, command=command, on_row=show)
     report = write_bench(results, out / "report.html")
-    console.print(bench_text(results), soft_wrap=True)
-    console.print(f"\nReport: {report}", soft_wrap=True)
+    screen.print(bench_text(results), soft_wrap=True)
+    screen.print(f"\nReport: {report}", soft_wrap=True)
     if status := outcome(results):
         raise typer.Exit(status)
 
 
-@app.command()
+@app.command(cls=Checked)
 def studio(
     runs: Annotated[
         list[Path] | None,
@@ -502,7 +491,7 @@ def studio(
     os._exit(0)
 
 
-@app.command(name="methods")
+@app.command(cls=Checked, name="methods")
 def methods_command(
     name: Annotated[str | None, typer.Argument(help="One method, as rotary or rotary(base=500000).")] = None,
     device: Annotated[str, typer.Option(help="Where they would run, as cpu or cuda.")] = "cpu",
@@ -520,18 +509,19 @@ def methods_command(
     from headway.report.methods import method_text, methods_note, methods_table, write_markdown, write_method
 
     found = [entry(parse(name), device)] if name is not None else catalogue(device, pictures=out is not None)
-    console = _console()
+    screen = console()
     if as_json:
-        print(json.dumps(found if name is None else found[0], ensure_ascii=False, indent=2))
+        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+        print(json.dumps(found if name is None else found[0], ensure_ascii=not unicode, indent=2))
     elif out is not None:
-        console.print(f"Pages: {write_markdown(found, out)}", soft_wrap=True)
+        wrote("Pages", write_markdown(found, out))
     elif html is not None:
-        console.print(f"Page: {write_method(found[0], html)}", soft_wrap=True)
+        wrote("Page", write_method(found[0], html))
     elif name is not None:
-        console.print(method_text(found[0], console.width))
+        screen.print(method_text(found[0], screen.width))
     else:
-        console.print(methods_table(found, console.width))
-        console.print(methods_note(found))
+        screen.print(methods_table(found, screen.width))
+        screen.print(methods_note(found))
 
 
 def _watch_note(size: int, every: int, out: Path) -> str:
@@ -547,28 +537,6 @@ def _use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console(markup=False, highlight=False)  # paths, commands and messages may hold brackets
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 120  # a file or a pipe has no width of its own
-    return console
-
-
-def _bars(console: Console) -> Bars:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
 
 
 if __name__ == "__main__":

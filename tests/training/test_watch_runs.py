@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import headway.training.files as files
+import headway.output as output
 from headway import HeadwayError, cli
 from headway.inspect.watch import Reading, Snapshot, Taken
 from headway.training import TrainSettings, load_model, load_watch, read_checkpoint, train
@@ -173,13 +173,13 @@ def test_room_is_kept_to_across_a_resume(tmp_path: Path) -> None:
 def test_a_write_that_fails_ends_the_run_with_one_sentence(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, data: bytes) -> None:
+    def full(path: Path, data: bytes, mode: int | None = None) -> None:
         if path.name.startswith("step-00000006.safetensors"):
             raise OSError(28, "No space left on device")
-        real(path, data)
+        real(path, data, mode)
 
-    real = files.write_new
-    monkeypatch.setattr(files, "write_new", full)
+    real = output.write_new
+    monkeypatch.setattr(output, "write_new", full)
     message = r"^could not finish writing .*step-00000006.safetensors: No space left on device; free some space and run"
     with pytest.raises(HeadwayError, match=message):
         train(text, out=tmp_path / "run", model_config=MODEL, settings=settings(), watch=2)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headway.characters import label
 from headway.inspect.head import Head
 from headway.inspect.record import recorded
 from headway.inspect.split import exact
@@ -60,7 +61,7 @@ def explain(
     Args:
         model: the model; run in evaluation mode.
         ids: token ids, (1, N), at most 64.
-        labels: how each token is written.
+        labels: how each token is written; what shows nothing is named, see :func:`headway.characters.label`.
         layer: which layer.
         head: which head.
         cell: (token, column) of the q that is worked out product by product; default the last token's first.
@@ -89,7 +90,9 @@ def explain(
         raise HeadwayError(f"expected a layer from 0 to {len(trace) - 1}, got {layer}")
     seen = Head(trace[layer], head)
     with torch.no_grad():
-        return _walk(model, seen, list(labels), layer, *((ids.shape[1] - 1, 0) if cell is None else cell))
+        return _walk(
+            model, seen, [label(one) for one in labels], layer, *((ids.shape[1] - 1, 0) if cell is None else cell)
+        )
 
 
 def _walk(model: Transformer, head: Head, labels: list[str], number: int, token: int, column: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
+from headway.characters import shortened
 from headway.positions.alibi import Alibi
 from headway.positions.base import Look, Position
 from headway.positions.interchange import convert_pairing, from_hf, to_hf
@@ -76,7 +77,7 @@ def parse(spec: str) -> Position:
         values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         raise HeadwayError(
-            f"expected a position method such as rotary or rotary(base=500000), got {spec!r}: "
+            f"expected a position method such as rotary or rotary(base=500000), got {shortened(spec)!r}: "
             f"`headway methods` lists all"
         ) from None
     if name not in methods():
@@ -84,13 +85,13 @@ def parse(spec: str) -> Position:
         titled = sorted(titles, key=lambda n: (f"({name.lower()})" not in titles[n], len(titles[n])))
         meant = titled[:3] or difflib.get_close_matches(name.lower(), methods(), n=3, cutoff=0.5)
         guess = f"did you mean {' or '.join(meant)}? " if meant else ""
-        raise HeadwayError(f"expected a position method, got {name!r}: {guess}`headway methods` lists all")
+        raise HeadwayError(f"expected a position method, got {shortened(name)!r}: {guess}`headway methods` lists all")
     method = methods()[name]
     defaults = {f.name: f.default for f in fields(method) if f.init}
     for key, value in values.items():
         if key not in defaults:
             accepted = ", ".join(defaults) or "none"
-            raise HeadwayError(f"expected hyperparameters of {name} ({accepted}), got {key!r}")
+            raise HeadwayError(f"expected hyperparameters of {name} ({accepted}), got {shortened(key)!r}")
         values[key] = _same_kind(name, key, value, defaults[key])
     return method(**values)
 
@@ -101,7 +102,7 @@ def _same_kind(name: str, key: str, value: object, default: object) -> Any:
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):
-        raise HeadwayError(f"expected {name} {key} like {default!r}, got {value!r}")
+        raise HeadwayError(f"expected {name} {key} like {default!r}, got {shortened(repr(value))}")
     if type(value) is int and abs(value) > LARGEST:
         raise HeadwayError(f"expected {name} {key} of at most {LARGEST:,}, got {value!r:.60}")
     return value

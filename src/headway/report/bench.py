@@ -8,7 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from headway.report.page import document, strings_of, write_whole
+from headway.output import write_output
+from headway.report.page import document, strings_of
 from headway.report.summary import Results, finite
 from headway.report.words import plain, strings
 
@@ -51,7 +52,7 @@ def write_bench(results: Results, path: str | os.PathLike[str]) -> Path:
         results: the dictionary that ``headway bench`` saves; an interrupted run is fine, the page says so.
         path: where to put the file; an existing file is replaced.
     """
-    return write_whole(path, bench_page(results))
+    return write_output(path, bench_page(results))
 
 
 def bench_page(results: Results) -> str:

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headway.output import write_output
 from headway.report.drawing import HUES, braille
 from headway.report.figures import Line, Lines, both, same
-from headway.report.page import document, strings_of, write_whole
+from headway.report.page import document, strings_of
 from headway.report.vector import svg
 from headway.report.words import LANGUAGES, join, strings
 
@@ -156,7 +157,7 @@ def write_method(entry: Entry, path: str | os.PathLike[str]) -> Path:
         entry: the method, with its picture.
         path: where to put the file; an existing file is replaced.
     """
-    return write_whole(path, method_page(entry))
+    return write_output(path, method_page(entry))
 
 
 def method_page(entry: Entry) -> str:
@@ -225,7 +226,7 @@ def _curves(picture: Entry) -> Lines:
 def write_markdown(entries: Sequence[Entry], folder: str | os.PathLike[str]) -> Path:
     """Write :func:`markdown` into a folder, which is made if need be; returns its index."""
     for name, text in markdown(entries).items():
-        write_whole(Path(folder) / name, text)
+        write_output(Path(folder) / name, text)
     return Path(folder) / "index.md"
 
 

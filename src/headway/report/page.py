@@ -8,13 +8,13 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from headway.output import write_output
 from headway.report.findings import findings
 from headway.report.summary import Results, finite, mean
 from headway.report.thinning import fitted
@@ -64,23 +64,7 @@ def write_report(results: Results, path: str | os.PathLike[str]) -> Path:
     Returns:
         The path of the file.
     """
-    return write_whole(path, page(results))
-
-
-def write_whole(path: str | os.PathLike[str], text: str) -> Path:
-    """Write a text file that appears whole or not at all: it is written beside its place and then renamed."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return target
+    return write_output(path, page(results))
 
 
 def page(results: Results) -> str:
@@ -208,10 +192,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _umask() -> int:
-    """The rights a new file would not get; mkstemp makes files that only the owner can read."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

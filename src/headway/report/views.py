@@ -19,7 +19,7 @@ def views_page(title: Said, views: Sequence[View], facts: Sequence[Said] = ()) -
         facts: what was looked at, beside each other under the title: a model, a text, a head.
 
     Returns:
-        The page's text, ready for :func:`headway.report.page.write_whole`.
+        The page's text, ready for :func:`headway.output.write_output`.
 
     >>> from headway.report.figures import same
     >>> len(views_page(same("An empty page"), [])) > 10_000

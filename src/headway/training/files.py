@@ -1,72 +1,21 @@
-"""Files that are whole or absent: durable writes, strict JSON, and a lock the kernel releases at death.
-
-A write that is interrupted must never leave half a file under the name a reader trusts. So content goes to a new
-name, is flushed to the disk (fsync), renamed over the trusted name in one step, and the folder is flushed so that the
-rename itself survives a power cut.
-"""
+"""Files of runs: strict JSON, written whole or not at all, and a lock the kernel releases at death."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import secrets
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+from headway.output import explained as explained
+from headway.output import fsync_folder as fsync_folder
+from headway.output import temporary as temporary
+from headway.output import write_atomic as write_atomic
+from headway.output import write_new as write_new
 from headway.shapes import HeadwayError
-
-
-@contextlib.contextmanager
-def explained(doing: str, advice: str = "") -> Iterator[None]:
-    """Turn an operating-system error into one sentence that says what was being done and what to do.
-
-    >>> try:
-    ...     with explained("reading /nowhere"):
-    ...         open("/nowhere")
-    ... except HeadwayError as error:
-    ...     print(error)
-    could not finish reading /nowhere: No such file or directory
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = f"free some space and run again{', ' + advice if advice else ''}"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            advice = "choose a place you may read and write"
-        raise HeadwayError(f"could not finish {doing}: {reason}{'; ' + advice if advice else ''}") from error
-
-
-def temporary(path: Path) -> Path:
-    """Return a fresh sibling name, ``NAME.tmp-PID-RANDOM``, that nobody else writes."""
-    return path.with_name(f"{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
-
-
-def write_new(path: Path, data: bytes) -> None:
-    """Write a new file and flush it to the disk; its mode follows the umask; an existing file is an error (OSError)."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(handle, rest) :]
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def fsync_folder(path: Path) -> None:
-    """Flush a folder's list of names, so that a rename inside it survives a power cut."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_regular(path: Path) -> bytes:
@@ -143,25 +92,6 @@ def write_json_atomic(path: Path | str, value: Any) -> None:
     {'loss': 2.5}
     """
     write_atomic(Path(path), dump_json(value))
-
-
-def write_atomic(path: Path, data: bytes, advice: str = "") -> None:
-    """Write a file that appears whole or not at all, and is on the disk afterwards.
-
-    Args:
-        path: an existing file is replaced.
-        data: all of it.
-        advice: for the user, should that fail.
-    """
-    fresh = temporary(path)
-    with explained(f"writing {path}", advice):
-        try:
-            write_new(fresh, data)
-            os.replace(fresh, path)
-        except OSError:
-            fresh.unlink(missing_ok=True)
-            raise
-        fsync_folder(path.parent)
 
 
 def make_folder(path: Path) -> None:

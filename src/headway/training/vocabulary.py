@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from headway.characters import label
 from headway.shapes import HeadwayError
 
 
@@ -188,14 +189,11 @@ class Bpe:
         }
 
 
-_VISIBLE = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
-
-
 def token_texts(vocabulary: Vocabulary, ids: Iterable[int] | Tensor) -> list[str]:
     """How each token reads in its place, for labels: never a broken character.
 
-    A character whose bytes are several tokens stands at the first of them, the others are "‥"; white space is visible;
-    a byte that belongs to no character is written in hexadecimal.
+    A character whose bytes are several tokens stands at the first of them, the others are "‥"; what shows nothing is
+    named, see :func:`headway.characters.label`.
 
     Args:
         vocabulary: the model's own.
@@ -209,13 +207,11 @@ def token_texts(vocabulary: Vocabulary, ids: Iterable[int] | Tensor) -> list[str
     ends = itertools.accumulate(len(piece) for piece in pieces)
     labels, at, start = [], 0, 0
     for end in ends:
-        shown = ""
+        first = at
         while start < end and at < len(text):
-            character = text[at]
-            shown += f"\\x{ord(character) - 0xDC00:02x}" if "\udc80" <= character <= "\udcff" else character
-            start += len(character.encode("utf-8", "surrogateescape"))
+            start += len(text[at].encode("utf-8", "surrogateescape"))
             at += 1
-        labels.append("".join(_VISIBLE.get(character, character) for character in shown) or "‥")
+        labels.append(label(text[first:at]) if at > first else "‥")
     return labels
 
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from headway.characters import shortened
 from headway.inspect.record import Layer, Trace
+from headway.output import streamed, write_output
 from headway.positions import Position, parse
 from headway.report.figures import View
-from headway.report.page import write_whole
 from headway.report.vector import svg, to_csv
 from headway.shapes import HeadwayError
 from headway.views import NAMES, view
@@ -40,21 +41,21 @@ class SVG:
         """Write the picture, and its numbers too if ``csv`` says where.
 
         Args:
-            path: ends in .svg; an existing file is replaced.
-            csv: ends in .csv.
+            path: ends in .svg, unless it is no plain file, see :func:`headway.output.write_output`.
+            csv: ends in .csv, likewise.
 
         Raises:
             HeadwayError: on another ending.
         """
         for given, ending in ((path, ".svg"), (csv, ".csv")):
-            if given is not None and Path(given).suffix.lower() != ending:
+            if given is not None and Path(given).suffix.lower() != ending and not streamed(given):
                 raise HeadwayError(
-                    f"expected a file that ends in {ending}, got {Path(given).name!r}: headway draws vectors only, "
-                    f"which every browser and drawing program turns into other formats"
+                    f"expected a file that ends in {ending}, got {shortened(Path(given).name)!r}: headway draws "
+                    f"vectors only, which every browser and drawing program turns into other formats"
                 )
         if csv is not None:
-            write_whole(csv, self.csv)
-        return write_whole(path, self.text)
+            write_output(csv, self.csv)
+        return write_output(path, self.text)
 
 
 def draw(

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from headway.characters import label
 from headway.inspect.explain import fresh_model, words
 from headway.inspect.record import Layer, Trace, recorded
 from headway.inspect.watch import Watch
@@ -24,7 +25,7 @@ class Question:
     Args:
         model: a decoder or an encoder.
         ids: token ids, (1, N).
-        labels: how each token is written.
+        labels: how each token is written; what shows nothing is named, see :func:`headway.characters.label`.
         name: of the model, as its run's folder or its method.
         layer: which layer, from 0.
         head: which head, from 0.
@@ -56,6 +57,7 @@ class Question:
             raise HeadwayError(f"expected token ids of one text, (1, N), got {tuple(self.ids.shape)}")
         if len(self.labels) != self.ids.shape[1]:
             raise HeadwayError(f"expected a label for each of {self.ids.shape[1]} tokens, got {len(self.labels)}")
+        self.labels = [label(one) for one in self.labels]
         limits = {
             "layer": (self.layer, len(self.model.stack.blocks)),
             "head": (self.head, self.model.stack.attentions()[0].shape.heads),

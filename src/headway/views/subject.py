@@ -93,7 +93,7 @@ def about_run(run: Path | str, text: str) -> Question:
     """
     model, vocabulary, made = load_model(run)
     assert isinstance(model, Transformer)  # as every run of ours
-    ids = vocabulary.encode(text.encode())
+    ids = vocabulary.encode(text.encode("utf-8", "surrogateescape"))
     if not len(ids):
         raise HeadwayError("expected a text, got an empty one: give a sentence")
     watched = load_watch(run) if (Path(run) / "watch").is_dir() else None

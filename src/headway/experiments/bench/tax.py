@@ -25,8 +25,8 @@ from headway.experiments.bench.others import others_for
 from headway.experiments.bench.settings import Bench, rounds_for
 from headway.experiments.memory import peak_memory
 from headway.functional import BACKENDS
+from headway.output import write_output
 from headway.report.bench import PLAIN
-from headway.report.page import write_whole
 from headway.shapes import HeadwayError
 
 FORMAT = 1
@@ -357,4 +357,4 @@ class _Folder:
     def save(self, results: dict[str, Any]) -> None:
         """Write all results so far."""
         if self.path is not None:
-            write_whole(self.path / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+            write_output(self.path / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")

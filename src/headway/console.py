@@ -1,0 +1,186 @@
+"""The one place between the commands and a terminal: what is checked of every option, and how every error ends.
+
+An error ends a command with one sentence on standard error: status 2 where an argument was wrong, 1 where the machine
+failed (a full disk, no memory), 130 after ctrl-C, 141 in silence when the reader of our output is gone. With
+``HEADWAY_DEBUG=1`` it ends with the traceback instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperCommand
+
+from headway.characters import READABLE, harmless, printable, shortened
+from headway.output import streamed
+from headway.shapes import HeadwayError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+_WIDTHS = range(20, 501)
+"""Columns of a terminal that are believed."""
+_LONGEST = 800
+"""Characters of an error."""
+_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "std::bad_alloc")
+"""How torch says it, by a RuntimeError."""
+
+
+class _Interrupted(Exception):
+    """Ctrl-C: typer would end in silence."""
+
+
+class _ReaderGone(Exception):
+    """Whoever read our output stopped, as ``head`` does: typer would take that for an error."""
+
+
+class Checked(TyperCommand):
+    """A command whose options are checked once, all alike, before it begins, so that none needs to think of these."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command line; an empty path must not become the folder one is in."""
+        given = self.make_parser(ctx).parse_args(list(args))[0]
+        rest: list[str] = super().parse_args(ctx, args)
+        for name, value in ctx.params.items():
+            if isinstance(value, Path) and given.get(name) == "":
+                raise HeadwayError(f"expected {_named(self, name)} as a path, got an empty one")
+            for each in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(each, float) and not math.isfinite(each):
+                    raise HeadwayError(f"expected {_named(self, name)} as a finite number, got {each}")
+                if isinstance(each, str | Path) and "\0" in str(each):
+                    raise HeadwayError(f"expected {_named(self, name)} without a NUL character, got {str(each)!r}")
+        return rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+        except BrokenPipeError:
+            raise _ReaderGone from None
+
+
+def _named(command: Checked, name: str) -> str:
+    """How a parameter is written on the command line."""
+    parameter = next(one for one in command.params if one.name == name)
+    return parameter.opts[0] if parameter.param_type_name == "option" else name.upper()
+
+
+def run(app: typer.Typer, arguments: Sequence[str]) -> int:
+    """Run a command line and give its exit status; whatever happens is one sentence on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # none at all, or one of a test's own
+            stream.reconfigure(errors=READABLE)  # type: ignore[union-attr]
+    try:
+        status = app(args=list(arguments) or ["--help"], standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except Exception as error:
+        if os.environ.get("HEADWAY_DEBUG", "0") not in ("", "0"):
+            raise
+        return _end(error)
+    except KeyboardInterrupt as error:
+        return _end(error)
+
+
+def _end(error: BaseException) -> int:
+    """Say in one sentence how a command ended, and give its exit status."""
+    if isinstance(error, BrokenPipeError | _ReaderGone):
+        _drop_output()
+        return 141
+    said, status = _sentence(error)
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    _drop_output(error)
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):  # nobody is left to be told
+            print(f"error: {shortened(printable(said, keep=' '), _LONGEST)}", file=sys.stderr, flush=True)
+    return status
+
+
+def _sentence(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, HeadwayError):
+        return str(error), 2
+    if isinstance(error, _usage_errors()):
+        said = " ".join(str(error.format_message()).split("\n")).rstrip(".")
+        where = getattr(getattr(error, "ctx", None), "command_path", "headway")
+        return f"{said[:1].lower()}{said[1:]}: `{where} --help` lists what there is", 2
+    if isinstance(error, KeyboardInterrupt | _Interrupted | typer.Abort):
+        return "interrupted", 130
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _names_memory(error)):
+        return "expected enough memory, got no more of it: choose a smaller model, batch or length", 1
+    if isinstance(error, OSError):
+        place = f" {error.filename!r}" if error.filename is not None else ""
+        return f"the system refused{place}: {error.strerror or error}", 1
+    if isinstance(error, UnicodeError):
+        return f"expected text that is valid Unicode, got {shortened(repr(getattr(error, 'object', '')))}", 2
+    kind = type(error).__name__
+    told = shortened(str(error), 300)
+    return f"this is a bug of headway, please report it ({kind}: {told}); HEADWAY_DEBUG=1 shows where it happened", 1
+
+
+def _usage_errors() -> type[Any]:
+    """What typer raises on a command line it cannot read; the class is its own or click's, as its version has it."""
+    return next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+def _names_memory(error: RuntimeError) -> bool:
+    return any(words in str(error).lower() for words in _MEMORY)
+
+
+def _drop_output(error: BaseException | None = None) -> None:
+    """Nothing more can be written: what is still held back must not fail once more when Python ends."""
+    if error is not None and not isinstance(error, OSError):
+        return
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def console(*, error: bool = False) -> Console:
+    """A terminal, or a file or pipe of 120 columns, on standard output or error; what it prints cannot act on it."""
+    from rich.console import Console
+
+    class Harmless(Console):
+        """What is printed as text is shown, not obeyed."""
+
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(*(harmless(one) if isinstance(one, str) else one for one in objects), **options)
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    shown = Harmless(markup=False, highlight=False, stderr=error)  # paths, commands and messages may hold brackets
+    if not shown.is_terminal and "COLUMNS" not in os.environ:
+        shown.width = 120  # a file or a pipe has no width of its own
+    shown.width = min(max(shown.width, _WIDTHS[0]), _WIDTHS[-1])
+    return shown
+
+
+def wrote(what: str, path: Path, *others: Path | None) -> None:
+    """Say where an output is, on standard error where it, or one beside it, went to a device or pipe."""
+    console(error=streamed(path, *others)).print(f"{what}: {path}", soft_wrap=True)
+
+
+def progress_bars(console: Console) -> Progress:
+    """Bars of progress that are gone afterwards."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
