@@ -109,6 +109,27 @@ class Window(Mask):
         return ((offset >= -self.left) & (offset <= self.right))[:, None]
 
 
+@dataclass(frozen=True)
+class Chunks(Mask):
+    """A query sees keys of its own chunk of ``size`` tokens, counted from position 0: ``Causal() & Chunks(8192)`` is
+    Llama 4's chunked attention.
+
+    >>> pos = torch.arange(4)[None]
+    >>> (Causal() & Chunks(2)).tile(pos, pos).int()[0, 0].tolist()
+    [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    """
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise HeadwayError(f"expected chunks of at least 1 token, got {self.size}")
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Visible:
+        """See :meth:`Mask.tile`."""
+        return (q_pos[:, rows, None] // self.size == k_pos[:, None, cols] // self.size)[:, None]
+
+
 @dataclass(frozen=True, eq=False)
 class Prefix(Mask):
     """Keys at positions below ``length`` are seen by all: ``Causal() | Prefix(10)`` is a prefix language model.

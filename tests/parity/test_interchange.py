@@ -131,7 +131,7 @@ CONFIGS = {
     "opt": (transformers.OPTConfig(max_position_embeddings=99), Learned(max_length=99)),
     "bloom": (transformers.BloomConfig(), Alibi()),
     "mpt": (transformers.MptConfig(), Alibi()),
-    "falcon": (transformers.FalconConfig(alibi=True), Alibi()),
+    "falcon": (transformers.FalconConfig(alibi=True), Alibi(scaled=True)),
     "falcon rotary": (transformers.FalconConfig(), Rotary()),
     "t5": (transformers.T5Config(relative_attention_num_buckets=16), T5(buckets=16, bidirectional=True)),
     "gptj": (
@@ -159,7 +159,11 @@ CONFIGS = {
     "by itself": ({"type": "linear", "factor": 2}, parse("interpolated(factor=2)")),
     "deberta": (
         transformers.DebertaV2Config(
-            relative_attention=True, position_buckets=256, max_relative_positions=-1, pos_att_type="p2c|c2p"
+            relative_attention=True,
+            position_buckets=256,
+            max_relative_positions=-1,
+            pos_att_type="p2c|c2p",
+            position_biased_input=False,
         ),
         parse("deberta(buckets=256, reverse=False)"),
     ),
@@ -193,7 +197,8 @@ def test_layers_that_rotate_differently() -> None:
     specs = {kind: from_hf(config, layer_type=kind).spec() for kind in ("full_attention", "sliding_attention")}
     assert specs == {"full_attention": "rotary(base=1000000.0)", "sliding_attention": "rotary"}
     with refusal(
-        "expected layer_type one of sliding_attention, full_attention, because they rotate differently, got None"
+        "expected layer_type one of sliding_attention, full_attention, because they are placed differently, got None: "
+        "or take layers_from_hf for all layers"
     ):
         from_hf(config)
 
@@ -233,9 +238,9 @@ def test_transformers_takes_what_is_written() -> None:
         given = to_hf(parse(spec))["rope_parameters"]
         if "mrope_section" in given or "ntk" in spec.split("(")[0][:3]:
             continue  # keys and kinds that LlamaConfig does not know
-        config = transformers.LlamaConfig(**SIZE, max_position_embeddings=1_000_000, rope_parameters=given)
-        interleaved = "interleaved" in spec
-        again = from_hf({**config.to_dict(), "rope_interleave": interleaved})
+        longest = to_hf(parse(spec)).get("max_position_embeddings", 1_000_000)
+        kind = transformers.GlmConfig if "interleaved" in spec else transformers.LlamaConfig
+        again = from_hf(kind(**SIZE, max_position_embeddings=longest, rope_parameters=given))
         assert again.spec() == parse(spec).spec()
 
 
@@ -263,8 +268,8 @@ def test_what_is_not_known_is_named() -> None:
     ):
         from_hf({"position_embedding_type": "relative_key_query", "max_position_embeddings": 9})
     with refusal(
-        "expected heads that are turned from their first number on, got qk_rope_head_dim: multi-head latent "
-        "attention turns numbers of their own"
+        "expected heads that rotate from their first entry on, got qk_rope_head_dim: multi-head latent attention "
+        "rotates entries of their own at the end of a head"
     ):
         from_hf({"qk_rope_head_dim": 64, "rope_theta": 1e4})
     with refusal(
@@ -276,10 +281,7 @@ def test_what_is_not_known_is_named() -> None:
         from_hf("config.json")
     with refusal("expected rope_parameters to be a dictionary, got 'yarn'"):
         from_hf({"rope_parameters": "yarn"})
-    with refusal(
-        "expected plain numbers in the configuration, got what does not read so: could not convert string to float: "
-        "'two'"
-    ):
+    with refusal("expected rope_parameters.factor as a finite number, got 'two'"):
         from_hf({"rope_parameters": {"rope_type": "linear", "factor": "two"}})
     with refusal("expected pos_att_type of c2p and p2c, as in DeBERTa's models, got ['p2c']"):
         from_hf({"relative_attention": True, "pos_att_type": "p2c"})

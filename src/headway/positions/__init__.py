@@ -17,7 +17,7 @@ from typing import Any
 from headway.characters import shortened
 from headway.positions.alibi import Alibi
 from headway.positions.base import Look, Position
-from headway.positions.interchange import convert_pairing, from_hf, to_hf
+from headway.positions.interchange import LayerPosition, convert_pairing, from_hf, layers_from_hf, to_hf
 from headway.positions.learned import Learned
 from headway.positions.none import NoPosition
 from headway.positions.rotary import Rotary
@@ -29,6 +29,7 @@ from headway.shapes import HeadwayError
 __all__ = [
     "T5",
     "Alibi",
+    "LayerPosition",
     "Learned",
     "Look",
     "NoPosition",
@@ -38,6 +39,7 @@ __all__ = [
     "Sinusoidal",
     "convert_pairing",
     "from_hf",
+    "layers_from_hf",
     "methods",
     "parse",
     "to_hf",

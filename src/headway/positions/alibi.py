@@ -57,6 +57,7 @@ class Alibi(Position):
         sides: how the future differs, in attention without a causal mask, the ways the authors name for encoders:
             "alike" is symmetric; "own" learns other slopes for the future; in "half" the first half of the heads, with
             the slopes of H/2, sees the past only, the second half, with the same slopes, the future only.
+        scaled: multiply the penalty by attention's scale too, 1/√d_k unless told otherwise, as Falcon does.
 
     >>> from headway import HeadShape
     >>> Alibi().attach(HeadShape.of(64, heads=8)).slope[:2].tolist()
@@ -68,10 +69,11 @@ class Alibi(Position):
     summary: ClassVar[str] = "Scores lose a fixed amount per token of distance, at a different rate in each head."
     summary_zh: ClassVar[str] = "分数按距离逐词元扣减，每个头的速率不同。"
 
-    variants: ClassVar[tuple[str, ...]] = ("alibi(learned=True, sides='own')",)
+    variants: ClassVar[tuple[str, ...]] = ("alibi(learned=True, sides='own')", "alibi(scaled=True)")
 
     learned: bool = False
     sides: str = "alike"
+    scaled: bool = False
 
     def __post_init__(self) -> None:
         if self.sides not in SIDES:
@@ -110,6 +112,7 @@ class Alibi(Position):
         """−m_h · distance."""
         # computed here and not kept as a buffer: a model made on the meta device would lose it
         slope = self.log_slope.double().exp() if self.learned else self._published(look.q.device)[:, None]
+        slope = slope * look.scale if self.scaled else slope
         tails = -slope.expand(-1, 2).to(torch.promote_types(look.q.dtype, torch.float32))
         if self.sides != "half":
             tails = look.of_heads(tails)

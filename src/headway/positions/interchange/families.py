@@ -1,0 +1,342 @@
+"""What no key of a configuration says: which entries a family of models pairs, which of its layers rotate, what they
+see.
+
+Each entry was held against the family's forward pass in transformers, layer by layer (``tests/parity/test_sweep.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from headway.positions.interchange.values import Values, names
+from headway.shapes import HeadwayError
+
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+OTHER_LAYERS = ("linear_attention", "conv", "recurrent", "moe", "mlp")
+"""Layers that are no softmax attention and have no position of their own."""
+LEGACY = {
+    "attention": FULL,
+    "hybrid": FULL,
+    "hybrid_sliding": SLIDING,
+    "mamba": "linear_attention",
+    "mamba2": "linear_attention",
+}
+"""Older names of layer types."""
+
+Pattern = Callable[[Values, int], list[str]]
+
+
+def every(period: int, key: str = "sliding_window_pattern", first: int = -1, last: bool = False) -> Pattern:
+    """Full attention in every so many layers, a window in the others.
+
+    Args:
+        period: how many, unless ``key`` says it.
+        key: where a configuration may say it.
+        first: the first full layer; -1 ends each period with one.
+        last: the last layer is full besides.
+    """
+
+    def types(values: Values, count: int) -> list[str]:
+        n = values.whole(key, default=period)
+        found = [FULL if (i - first) % n == 0 else SLIDING for i in range(count)]
+        return [*found[:-1], FULL] if last else found
+
+    return types
+
+
+def _late(values: Values, count: int) -> list[str]:
+    """Qwen2: a window from layer max_window_layers on, if there is one at all."""
+    if not values.flag("use_sliding_window") or "sliding_window" not in values:
+        return [FULL] * count
+    start = values.whole("max_window_layers", least=0)
+    return [SLIDING if i >= start else FULL for i in range(count)]
+
+
+def _early(values: Values, count: int) -> list[str]:
+    """Qwen2-MoE: a window in every second of the first max_window_layers layers."""
+    if not values.flag("use_sliding_window"):
+        return [FULL] * count
+    end = values.whole("max_window_layers", least=0)
+    return [SLIDING if i % 2 == 0 and i < end else FULL for i in range(count)]
+
+
+def _unrotated(values: Values, count: int) -> list[str]:
+    """SmolLM3: a window, if it is used at all, in the layers without rotation."""
+    windows = values.flag("use_sliding_window") and "sliding_window" in values
+    return [SLIDING if windows and not turns else FULL for turns in rotated(values, count)]
+
+
+def _chunks(values: Values, count: int) -> list[str]:
+    """Llama 4: chunks in the layers with rotation."""
+    return [CHUNKED if turns and "attention_chunk_size" in values else FULL for turns in rotated(values, count)]
+
+
+def _prefixed(values: Values, count: int) -> list[str]:
+    """Cohere2-MoE: the first dense layers have a pattern of their own, and rotate whatever they see."""
+    if values.get("first_k_dense_replace"):
+        raise HeadwayError("expected layer_types beside first_k_dense_replace, got none: add them to the configuration")
+    return every(4)(values, count)
+
+
+def _bamba(values: Values, count: int) -> list[str]:
+    full = values.numbers("attn_layer_indices")
+    return [FULL if i in full else "linear_attention" for i in range(count)]
+
+
+def _jamba(values: Values, count: int) -> list[str]:
+    period, offset = values.whole("attn_layer_period", default=8), values.whole("attn_layer_offset", default=4, least=0)
+    return [FULL if i % period == offset % period else "linear_attention" for i in range(count)]
+
+
+def _linear(period: int) -> Pattern:
+    def types(values: Values, count: int) -> list[str]:
+        n = values.whole("full_attention_interval", default=period)
+        return [FULL if (i + 1) % n == 0 else "linear_attention" for i in range(count)]
+
+    return types
+
+
+def rotated(values: Values, count: int) -> list[bool]:
+    """Which layers rotate, as ``no_rope_layers`` (1 where a layer does) or ``no_rope_layer_interval`` says."""
+    if values.get("no_rope_layers"):
+        given = values.numbers("no_rope_layers")
+        if len(given) != count or not set(given) <= {0.0, 1.0}:
+            raise HeadwayError(
+                f"expected no_rope_layers of {count} zeros and ones, one for each layer, got {len(given)} entries"
+            )
+        return [bool(each) for each in given]
+    n = values.whole("no_rope_layer_interval", default=4)
+    return [(i + 1) % n != 0 for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Local:
+    """How sliding layers rotate where the configuration has one flat ``rope_scaling``, for the full layers.
+
+    Args:
+        key: where their base stands; empty is that of the full layers.
+        base: their base where it stands nowhere.
+        scaled: whether they are scaled too.
+        full_key: where the base of the full layers stands.
+    """
+
+    key: str = "rope_local_base_freq"
+    base: float = 10000.0
+    scaled: bool = False
+    full_key: str = "rope_theta"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What its configurations leave unsaid.
+
+    Args:
+        pairing: as in :class:`headway.Rotary`; empty where it has no rotation.
+        base: of its rotation, where the configuration says none.
+        fraction: likewise.
+        causal: a decoder; else tokens see both sides.
+        pattern: the types of its layers, where the configuration lists none.
+        still: types of layers that do not rotate.
+        window: "" where layer types say which layers have one, "all" where all have the one there is.
+        window_key: where its width stands.
+        both: sliding layers see as far into the future, and the window is the reach to each side.
+        local: see :class:`Local`.
+        nested: its rotation is written by layer type only.
+        must: keys without which its rotation is not known, because its default is none of the usual ones.
+        scale: multiplies q·k, where it is not 1/√d_k.
+        sections: of M-RoPE where the configuration says none, in ``layout``.
+        layout: as in :class:`headway.positions.MRope`; "" where it has none.
+        per_layer: keys that list a fact for each layer, and are read.
+    """
+
+    pairing: str = "half"
+    base: float = 10000.0
+    fraction: float = 1.0
+    causal: bool = True
+    pattern: Pattern | None = None
+    still: tuple[str, ...] = ()
+    window: str = ""
+    window_key: str = "sliding_window"
+    both: bool = False
+    local: Local | None = None
+    nested: bool = False
+    must: tuple[str, ...] = ()
+    scale: float | None = None
+    sections: tuple[float, ...] = ()
+    layout: str = ""
+    per_layer: tuple[str, ...] = ()
+
+
+_LLAMA, _GLM = Family(), Family("interleaved")
+_QWEN_VL = Family(base=1e6, sections=(16, 24, 24), layout="chunked", pattern=_late)
+_QWEN3_VL = Family(base=500000.0, sections=(24, 20, 20), layout="interleaved")
+_GEMMA = Family(base=1e6, pattern=every(6), local=Local())
+_GEMMA4 = Family(pattern=every(6, last=True), nested=True, must=("rope_parameters",), scale=1.0)
+_MODERNBERT = Family(
+    base=160000.0,
+    pattern=every(3, "global_attn_every_n_layers", first=0),
+    local=Local("local_rope_theta", scaled=True, full_key="global_rope_theta"),
+    window_key="local_attention",
+)
+_NONE = Family(pairing="")
+_MUST = ("rope_parameters", "rope_scaling")
+
+FAMILIES: dict[str, Family] = {
+    # rotate all of each head in every layer, pairs (i, i + d/2), base 10000 where none is given
+    **dict.fromkeys(
+        [
+            "arcee",
+            "aria_text",
+            "chameleon",
+            "dbrx",
+            "diffllama",
+            "falcon",
+            "falcon_h1",
+            "gemma",
+            "hyperclovax",
+            "idefics",
+            "internlm3",
+            "iquestcoder",
+            "jais2",
+            "llama",
+            "molmo",
+            "olmo",
+            "olmo2",
+            "olmoe",
+            "seed_oss",
+        ],
+        _LLAMA,
+    ),
+    **dict.fromkeys(names("cohere ernie4_5 ernie4_5_moe"), replace(_GLM, base=500000.0)),
+    **dict.fromkeys(names("glm glm4"), replace(_GLM, fraction=0.5)),
+    **dict.fromkeys(names("codegen gptj"), replace(_GLM, must=("rotary_dim",))),
+    **dict.fromkeys(names("granite granitemoe granitemoeshared granite_docling_text"), _LLAMA),
+    **dict.fromkeys(names("bitnet csm csm_depth_decoder_model exaone flex_olmo"), Family(base=500000.0)),
+    **dict.fromkeys(names("glm4_moe persimmon phi"), Family(fraction=0.5)),
+    **dict.fromkeys(names("gpt_neox stablelm"), Family(fraction=0.25)),
+    **dict.fromkeys(names("qwen2 qwen3 qwen2_5_omni_text"), Family(pattern=_late)),
+    **dict.fromkeys(
+        ["mistral", "mixtral", "phi3", "phimoe", "phi4_multimodal", "starcoder2", "doge"], Family(window="all")
+    ),
+    "mixtral": Family(base=1e6, window="all"),
+    "phimoe": Family(base=1e6, window="all"),
+    **dict.fromkeys(names("qwen2_vl_text qwen2_5_vl_text"), _QWEN_VL),
+    **dict.fromkeys(names("qwen3_vl_text qwen3_vl_moe_text"), _QWEN3_VL),
+    **dict.fromkeys(
+        ["qwen3_5_text", "qwen3_5_moe_text"],
+        Family(fraction=0.25, sections=(11, 11, 10), layout="interleaved", pattern=_linear(4)),
+    ),
+    **dict.fromkeys(names("gemma2 vaultgemma"), Family(pattern=every(2))),
+    **dict.fromkeys(names("gemma4_text gemma4_unified_text"), _GEMMA4),
+    **dict.fromkeys(names("exaone4 exaone_moe"), Family(pattern=every(4), still=(FULL,))),
+    **dict.fromkeys(names("cohere2"), replace(_GLM, pattern=every(4), still=(FULL,))),
+    **dict.fromkeys(
+        ["granite_swa", "granitemoe_swa"], Family(pattern=every(4, "", first=0), per_layer=("layer_rope_theta",))
+    ),
+    **dict.fromkeys(names("jamba zamba"), replace(_NONE, pattern=_jamba)),
+    "afmoe": Family(pattern=every(4, "global_attn_every_n_layers"), still=(FULL,)),
+    "apertus": Family(base=12e6, must=_MUST),
+    "apertus1p5_text": Family(base=12e6, must=_MUST),
+    "bamba": Family(fraction=0.5, pattern=_bamba),
+    "cohere2_moe": replace(_GLM, pattern=_prefixed, still=(FULL,)),
+    "cwm": Family(base=1e6, pattern=every(4, "", first=0), must=_MUST),
+    "dots1": Family(pattern=None),
+    "embedding_gemma2_text": replace(_GEMMA4, causal=False, both=True),
+    "esm": Family(causal=False),
+    "eurobert": Family(causal=False),
+    "flint": Family(still=(FULL,)),
+    "gemma3_text": _GEMMA,
+    "gemma3n_text": replace(_GEMMA, pattern=every(5), scale=1.0),
+    "glm4v_text": replace(_GLM, layout="chunked", must=("mrope_section",)),
+    "glm_ocr_text": replace(_GLM, layout="chunked", must=("mrope_section",)),
+    "glm4v_moe_text": Family(fraction=0.5, layout="chunked", must=("mrope_section",)),
+    "glm_image_text": Family(layout="chunked", must=("mrope_section",)),
+    "gpt_neox_japanese": Family(),
+    "gpt_oss": Family(base=150000.0, pattern=every(2), must=_MUST),
+    "gpt_neo": Family(pairing="", window_key="window_size"),
+    "granitemoehybrid": Family(),
+    "gte": Family(base=160000.0, causal=False),
+    "helium": replace(_GLM, base=100000.0),
+    "hrm_text": _LLAMA,
+    "hy_v3": Family(base=11158840.0),
+    "hunyuan_v1_dense": _LLAMA,
+    "hunyuan_v1_moe": _LLAMA,
+    "jetmoe": _LLAMA,
+    "jina_embeddings_v3": Family(base=20000.0, causal=False),
+    "inkling_text": Family(pairing="", window_key="sliding_window_size", pattern=every(6, "")),
+    "kolibri1": Family(pattern=every(5), still=(FULL,)),
+    "laguna": Family(nested=True, must=("rope_parameters",)),
+    "lfm2": Family(base=1e6),
+    "lfm2_moe": Family(base=1e6),
+    "lfm3": Family(nested=True, must=("rope_parameters",)),
+    "llama4_text": replace(_GLM, base=500000.0, pattern=_chunks, per_layer=("no_rope_layers",)),
+    "mellum": _LLAMA,
+    "mimo_v2_flash": Family(pattern=None, nested=True, must=("rope_parameters",)),
+    "minicpm": _LLAMA,
+    "minimax": Family(base=1e6, window="all"),
+    "minimax_m2": Family(base=5e6),
+    "ministral": Family(window="all"),
+    "ministral3": Family(window="all", must=_MUST),
+    "mllama_text_model": Family(base=500000.0),
+    "modernbert": replace(_MODERNBERT, causal=False, both=True),
+    "modernbert_decoder": _MODERNBERT,
+    "moshi": Family(window="all"),
+    "muse_glimmer_text": Family(per_layer=("layer_rope_theta",)),
+    "muse_spark_text": Family(base=500000.0, per_layer=("layer_rope_theta",)),
+    "nemotron": Family(fraction=0.5),
+    "nemotron_h": _NONE,
+    "nomic_bert": Family(base=1000.0, causal=False),
+    "olmo3": Family(base=500000.0, pattern=every(4, ""), local=Local("")),
+    "olmo_hybrid": Family(pattern=None),
+    "openai_privacy_filter": replace(_GLM, base=150000.0, causal=False, both=True, window="all", must=_MUST),
+    "qwen2_moe": Family(pattern=_early),
+    "qwen3_moe": Family(window="all"),
+    "qwen3_next": Family(fraction=0.25, pattern=_linear(4)),
+    "roformer": replace(_GLM, causal=False),
+    "sarvam_moe": Family(base=8e6),
+    "smollm3": Family(base=2e6, pattern=_unrotated, per_layer=("no_rope_layers",)),
+    "solar_open": Family(base=1e6),
+    "ultrabert": Family(causal=False, both=True, nested=True, must=("rope_parameters",)),
+}
+"""By model type, with "_" for "-"; see :func:`family`."""
+
+PARTIAL = frozenset(
+    names(
+        "bamba glm glm4 glm4_moe glm4v_text glm4v_moe_text glm_image_text glm_ocr_text gpt_neox gpt_neox_japanese "
+        "laguna mellum mimo_v2_flash minimax_m2 nemotron persimmon phi phi3 phi4_multimodal qwen3_5_text "
+        "qwen3_5_moe_text qwen3_next solar_open stablelm codegen gptj"
+    )
+)
+"""Families that rotate a part of each head where the configuration says so; all others rotate all of it."""
+
+REFUSED = {
+    "beam": "its full layers scale queries by their position",
+    "deepseek_v4": "it rotates the end of a head, and its values too",
+    "dory": "it scales queries by their position",
+    "lara_mini": "which of its layers rotate follows from their order",
+    "minimax_m3_vl_text": "what its rotary_dim means is not settled",
+    "mistral_large4_text": "it scales queries by their position",
+    "nanochat": "it rotates the other way: negate the second half of each head's W_Q and W_K, and read it as llama",
+    "neomme": "its layers rotate heads of different widths",
+    "zamba2": "it rotates a concatenation of two streams",
+}
+"""Model types whose rotation is none of ours, each with the reason."""
+
+
+def family(kind: str) -> Family | None:
+    """The family of a model type; a model of several parts is known by that of its text.
+
+    >>> family("glm4").pairing
+    'interleaved'
+
+    Raises:
+        HeadwayError: when its rotation is known to be none of ours.
+    """
+    name = kind.replace("-", "_")
+    for known in (name, f"{name}_text"):
+        if known in REFUSED:
+            raise HeadwayError(f"expected a rotation that headway has, got model_type {kind!r}: {REFUSED[known]}")
+        if known in FAMILIES:
+            return FAMILIES[known]
+    return None

@@ -1,0 +1,166 @@
+"""The values of a configuration, each read under its key: what does not read so is refused by that key's name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from headway.shapes import HeadwayError
+
+MOST = 2**53
+"""The largest whole number a configuration may hold: all below are floats exactly."""
+DEPTH = 4
+"""How deep a text_config may lie within another."""
+
+
+class Values:
+    """A mapping, read key by key. A key that holds None is not there, as in transformers.
+
+    >>> Values({"rope_theta": 500000, "head_dim": None}).number("rope_theta")
+    500000.0
+    """
+
+    def __init__(self, entries: Mapping[str, Any], place: str = "") -> None:
+        self.entries, self.place = entries, place
+        """What it holds, and where it stands in the configuration, for error texts."""
+
+    def __contains__(self, key: str) -> bool:
+        return self.entries.get(key) is not None
+
+    def name(self, key: str) -> str:
+        """The key as error texts write it."""
+        return f"{self.place}{key}"
+
+    def get(self, *keys: str) -> Any:
+        """What the first of these keys that is there holds, or None."""
+        return next((self.entries[key] for key in keys if key in self), None)
+
+    def number(self, *keys: str, default: float | None = None) -> float:
+        """A finite number.
+
+        Args:
+            keys: the first that is there counts.
+            default: where none is; without one it is an error.
+
+        Raises:
+            HeadwayError: when it is no finite number, or not there.
+        """
+        key = next((key for key in keys if key in self), None)
+        if key is None:
+            if default is None:
+                self.missing(keys[0])
+            return default
+        return self._number(self.name(key), self.entries[key])
+
+    def whole(self, *keys: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number of at least ``least``; see :meth:`number`."""
+        value = self.number(*keys, default=None if default is None else float(default))
+        if value != int(value) or not least <= value <= MOST:
+            key = next((key for key in keys if key in self), keys[0])
+            raise HeadwayError(f"expected {self.name(key)} as a whole number of at least {least}, got {_short(value)}")
+        return int(value)
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A list of finite numbers; see :meth:`number`."""
+        if key not in self:
+            self.missing(key)
+        value = self.entries[key]
+        if not isinstance(value, list | tuple):
+            raise HeadwayError(f"expected {self.name(key)} as a list of numbers, got {_short(value)}")
+        return tuple(self._number(self.name(key), each) for each in value)
+
+    def words(self, key: str) -> list[str]:
+        """A list of texts."""
+        value = self.entries[key]
+        if not isinstance(value, list | tuple) or not value or not all(isinstance(each, str) for each in value):
+            raise HeadwayError(f"expected {self.name(key)} as a list of names, got {_short(value)}")
+        return list(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false."""
+        value = self.entries.get(key)
+        if value is None:
+            return default
+        if value not in (True, False) or isinstance(value, float):
+            raise HeadwayError(f"expected {self.name(key)} to be true or false, got {_short(value)}")
+        return bool(value)
+
+    def inner(self, key: str) -> Values:
+        """The mapping that a key holds; an empty one where it is not there."""
+        value = self.entries.get(key)
+        if value is None:
+            return Values({}, f"{self.name(key)}.")
+        if not isinstance(value, Mapping) or not all(isinstance(each, str) for each in value):
+            raise HeadwayError(f"expected {self.name(key)} to be a dictionary, got {_short(value)}")
+        return Values(value, f"{self.name(key)}.")
+
+    def missing(self, key: str) -> NoReturn:
+        """Say that a key is needed."""
+        raise HeadwayError(f"expected {self.name(key)}, got none: add it to the configuration")
+
+    @staticmethod
+    def _number(name: str, value: Any) -> float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            try:
+                if math.isfinite(number := float(value)):
+                    return number
+            except OverflowError:
+                pass
+        raise HeadwayError(f"expected {name} as a finite number, got {_short(value)}")
+
+
+def plain(config: Mapping[str, Any] | object, depth: int = 0) -> Values:
+    """The values that say how the text is placed: those of ``text_config`` where a configuration has several parts.
+
+    Args:
+        config: the content of ``config.json``, a configuration object, or a rope dictionary by itself.
+        depth: how deep it lies in others.
+
+    Raises:
+        HeadwayError: when it is none of these, or has an encoder and a decoder of their own.
+    """
+    to_dict = getattr(config, "to_dict", None)
+    try:
+        entries = to_dict() if callable(to_dict) and not isinstance(config, type) else config
+    except Exception as error:  # somebody else's code, which may fail in any way
+        raise HeadwayError(
+            f"expected a configuration that to_dict() writes out, got {type(error).__name__} from it: "
+            f"hand over the dictionary of its config.json"
+        ) from error
+    if not isinstance(entries, Mapping) or not all(isinstance(key, str) for key in entries):
+        raise HeadwayError(
+            f"expected a configuration, as a dictionary or an object with to_dict(), got {type(config).__name__}"
+        )
+    kind = entries.get("model_type")
+    if kind is not None and not isinstance(kind, str):
+        raise HeadwayError(f"expected model_type to be a name, got {_short(kind)}")
+    if entries.get("text_config") is not None and "hidden_size" not in entries:
+        if depth == DEPTH:
+            raise HeadwayError(f"expected text_config at most {DEPTH} deep, got more")
+        inner = plain(entries["text_config"], depth + 1)
+        return (
+            inner if "model_type" in inner or kind is None else Values({**inner.entries, "model_type": f"{kind}_text"})
+        )
+    parts = [part for part in ("encoder", "decoder", "thinker_config") if isinstance(entries.get(part), Mapping)]
+    if parts and "hidden_size" not in entries:
+        raise HeadwayError(
+            f"expected the configuration of one stack of layers, got {' and '.join(parts)} in one: "
+            f"hand over config[{parts[0]!r}] by itself"
+        )
+    if ("rope_type" in entries or "type" in entries) and kind is None:
+        return Values({"rope_parameters": entries})
+    return Values(entries)
+
+
+def names(text: str) -> list[str]:
+    """Words, for tables of many names."""
+    return text.split()
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # whole numbers of more digits than Python writes
+        text = "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}…"
