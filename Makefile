@@ -2,7 +2,8 @@
 #   make compare   compare position methods on the built-in text (or TEXT=path) and write a report
 #   make studio    look inside attention: a local web page (RUNS=folders of trained runs)
 #   make test      lint, format, types and tests
-#   make proofs    the long proofs (repeated kills while saving)
+#   make proofs    the long proofs: repeated kills, every method times every backend, and whatever else takes long
+#   make mutants   plant faults in the core, one at a time, and say which test sees it; ARGS="--only masks" for some
 #   make docs      pages on all position methods, generated into docs/methods
 #   make bench     the position tax: what methods cost beside plain attention
 #   make targets   what is promised of the pages, measured in Chromium; ARGS="--minutes 10" for the whole memory test
@@ -22,7 +23,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help compare studio test check tests proofs docs bench bars targets update newest ranges picture clean
+.PHONY: help compare studio test check tests proofs mutants docs bench bars targets update newest ranges picture clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -59,9 +60,12 @@ check: .venv/ready-dev
 tests: .venv/ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
-# the long proofs: more kills, more seeds
+# what is marked slow: more kills, more seeds, whole products
 proofs: .venv/ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
+
+mutants: .venv/ready-dev
+	$(BIN)/python tests/mutants/run.py $(ARGS)
 
 docs: .venv/ready
 	$(BIN)/headway methods --out docs/methods

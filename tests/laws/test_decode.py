@@ -9,12 +9,22 @@ from common import attention, close, every_method, transformer
 from headway import Causal, KVCache, Window
 
 PIECES = ([1] * 9, [4, 1, 1, 1, 1, 1], [3, 2, 4], [9])
+SLOW = pytest.mark.slow  # the product is a proof: these go the same ways
 PADS = torch.tensor([[3], [0]])
 
 
 @every_method("decode")
-@pytest.mark.parametrize("heads", [(6, 6), (6, 2), (3, 1)], ids=["mha", "gqa", "mqa"])
-@pytest.mark.parametrize("mask", [Causal(), Window(4)], ids=["causal", "window"])
+@pytest.mark.parametrize(
+    ("heads", "mask"),
+    [
+        pytest.param((6, 2), Causal(), id="gqa-causal"),
+        pytest.param((3, 1), Window(4), id="mqa-window"),
+        pytest.param((6, 6), Causal(), id="mha-causal", marks=SLOW),
+        pytest.param((6, 6), Window(4), id="mha-window", marks=SLOW),
+        pytest.param((6, 2), Window(4), id="gqa-window", marks=SLOW),
+        pytest.param((3, 1), Causal(), id="mqa-causal", marks=SLOW),
+    ],
+)
 def test_attention(spec: str, heads: tuple[int, int], mask: object) -> None:
     module = attention(spec, *heads, mask=mask)
     x = torch.randn(2, 9, 8 * heads[0]).double()
@@ -39,7 +49,7 @@ def test_attention_with_left_padding(spec: str) -> None:
 
 
 @every_method("decode")
-@pytest.mark.parametrize("kv_heads", [3, 1], ids=["mha", "mqa"])
+@pytest.mark.parametrize("kv_heads", [pytest.param(3, id="mha"), pytest.param(1, id="mqa", marks=SLOW)])
 def test_transformer(spec: str, kv_heads: int) -> None:
     model = transformer(spec, kv_heads=kv_heads)
     tokens = torch.randint(17, (2, 9))
