@@ -305,8 +305,7 @@ class Attention(nn.Module):
             heads = self.core(q, k, v, mask, terms, q_pos, k_pos, *rest)
         else:
             heads = self.core(q, k, v, mask, terms, None, None, *rest)
-        out: Tensor = self.o(heads.transpose(1, 2).flatten(2))
-        return out
+        return self._join(heads)
 
     def sharpened(
         self, q: Float[Tensor, "batch heads queries dim"], q_pos: Int[Tensor, "#batch queries"]
@@ -319,6 +318,10 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
         return x.view(*x.shape[:2], heads, self.shape.head_dim).transpose(1, 2)
+
+    def _join(self, heads: Tensor) -> Tensor:
+        out: Tensor = self.o(heads.transpose(1, 2).flatten(2))
+        return out
 
     def _check(self, x: Tensor, context: Tensor | None) -> None:
         if x.ndim != 3 or x.shape[-1] != self.shape.dim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import subprocess
@@ -12,17 +13,20 @@ from typing import Any
 
 import pytest
 import torch
+from common import close, specs
+from torch import Tensor
 
-from headway import HeadwayError
+from headway import Attention, HeadwayError
 from headway.experiments.bench import bars as bars_module
 from headway.experiments.bench import contenders, others, tax
 from headway.experiments.bench.bars import Bar, bars, measure_bars
-from headway.experiments.bench.cases import Case, Unsupported, build
+from headway.experiments.bench.cases import Built, Case, Unsupported, build
 from headway.experiments.bench.contenders import Work, eager, materialised, ours, plain
 from headway.experiments.bench.measure import error, interleaved, repeats_for, same
 from headway.experiments.bench.settings import MODES, Bench, rounds_for
 from headway.experiments.bench.tax import SAMPLES, Entry, Group, Row, bench, entries_for, measured, outcome
 from headway.functional import BACKENDS
+from headway.positions import parse
 from headway.report.bench import PLAIN
 
 SMALL: dict[str, Any] = {"heads": 4, "head_dim": 8, "lengths": (12,), "rounds": 2}
@@ -54,9 +58,6 @@ def test_a_row_for_every_method_mode_mask_and_length() -> None:
     kinds = [(mode, mask) for mode in MODES for mask in ("causal", "full") if (mode, mask) != ("decode", "full")]
     assert found == [(*kind, length, method) for kind in kinds for length in (7, 12) for method in EVERYTHING]
     for row in rows:
-        if (row["method"], row["mask"]) == ("fox", "full"):
-            assert (row["status"], row["reason"]) == ("unsupported", "forgetting is defined for causal attention")
-            continue
         assert row["status"] == "ok", row
         assert row["low"] <= row["ratio"] <= row["high"]
         assert row["rounds"] == 2
@@ -109,6 +110,65 @@ def test_baselines_compute_the_same() -> None:
     assert ("shaw", "SDPA + bias tensor") not in by
 
 
+def projecting(built: Built, x: Tensor) -> Attention:
+    """Attention of the same method whose projections of x are the bench's q, k and v, and whose O is the identity."""
+    case, position = built.case, copy.deepcopy(built.position)
+    dim = case.heads * case.head_dim
+    module = Attention(
+        dim,
+        case.heads,
+        kv_heads=case.kv_heads,
+        head_dim=case.head_dim,
+        position=position,
+        mask=case.visible(),
+        backend="reference",
+    ).double()
+    with torch.no_grad():
+        for projection, given in ((module.q, built.q), (module.k, built.k), (module.v, built.v)):
+            wanted = given[0].transpose(0, 1).flatten(1)
+            projection.weight.copy_((torch.linalg.pinv(x[0, -len(wanted) :]) @ wanted).T)
+        module.o.weight.copy_(torch.eye(dim))
+    return module.eval()
+
+
+@pytest.mark.parametrize("spec", [spec for spec in specs() if not parse(spec).embeds])
+def test_what_is_timed_is_what_attention_computes(spec: str) -> None:
+    """Attention with projections of its own, on the whole text; and the truth that errors are measured against."""
+    shape = Case(9, heads=4, kv_heads=2, head_dim=16, dtype="float64")
+    for mode, mask in (("forward+backward", "causal"), ("forward", "full"), ("decode", "causal")):
+        case = replace(shape, mode=mode, mask=mask)
+        work = ours("auto")(spec, case)
+        built = work.built
+        x = built.x.detach() if "x" in built.learned else torch.randn(1, 9, 64).double()
+        module = projecting(built, x)
+        expected = module(x)[:, -case.queries :].unflatten(-1, (4, 16)).transpose(1, 2)
+        found = {"out": expected.detach()}
+        if case.backward:
+            projections = {f"d{name}": getattr(module, name).weight for name in "qkv"}
+            parameters = projections | {
+                f"d{name}": one for name, one in module.named_parameters() if "position" in name
+            }
+            gradients = torch.autograd.grad(expected, list(parameters.values()), built.weight, allow_unused=True)
+            found |= {name: one for name, one in zip(parameters, gradients, strict=True) if one is not None}
+        for _ in range(2):  # a step leaves nothing behind that the next would see
+            for got in (work.step(), eager(spec, case, wide=True).step()):
+                assert got.keys() - {"dx"} == found.keys()
+                for name in found.keys() & {"dq", "dk", "dv"}:  # as the projection gets it
+                    got[name] = got[name][0].transpose(0, 1).flatten(1).T @ x[0]
+                for name, one in found.items():
+                    close(got[name], one, 1e-8)
+
+
+def test_another_normalisation_is_timed_and_no_baseline_leaves_it_out() -> None:
+    work = ours("auto")("stickbreaking", TINY)
+    softmax = ours("auto")("none", TINY)
+    assert not torch.allclose(work.step()["out"], softmax.step()["out"], atol=0.1)
+    for prepare in (materialised, others.flex):
+        for method in ("stickbreaking", "cope", "shaw"):
+            with pytest.raises(Unsupported, match=r"cannot (replace softmax|see a whole row|act on values)"):
+                prepare(method, replace(TINY, mode="forward"))
+
+
 @pytest.mark.parametrize("mask", ["causal", "full"])
 def test_two_sided_buckets_of_other_libraries(mask: str) -> None:
     case = replace(TINY, mask=mask)
@@ -124,7 +184,7 @@ def test_flex_terms_are_the_same_terms() -> None:
     q, k = torch.arange(12)[:, None], torch.arange(12)
     pos = torch.arange(12)[None]
     for method in ("t5", "alibi", "fox", "rows", "table"):
-        _, _, terms = build(method, replace(TINY, mode="forward")).make()
+        terms = build(method, replace(TINY, mode="forward")).asks().terms
         score_mod = others._score_mod(terms)
         assert score_mod is not None
         head = torch.tensor(2)
@@ -181,8 +241,10 @@ def test_position_on_the_embedding_costs_nothing_here() -> None:
 
 def test_marks_are_part_of_the_work() -> None:
     built = build("fox", replace(TINY, mode="forward+backward"))
-    assert built.learned["gates"].requires_grad
-    assert torch.sigmoid(build("fox", Case(4096)).learned["gates"].detach()).mean() == pytest.approx(0.98, abs=0.002)
+    assert built.learned["x"].requires_grad
+    fox = build("fox", Case(4096))
+    with torch.no_grad():
+        assert fox.position.mark(fox.x).exp().mean() == pytest.approx(0.98, abs=0.002)
 
 
 def test_what_would_not_fit_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,30 +1,31 @@
-"""One shape of attention with its inputs, and position methods as something to add to it.
+"""One shape of attention with its inputs, and position methods to run on it inside :class:`headway.Attention`.
 
-Besides every method of :mod:`headway.positions` three kinds of terms are known by themselves:
+Besides every method of :mod:`headway.positions` two terms are known by themselves:
 
-- ``fox``: the forgetting gates f = sigmoid(x) of :class:`headway.positions.Fox` without their projection from tokens: x
-  is N(4.35, 1), so that the gates have a mean of 0.98; its gradient is part of the work.
 - ``rows``: a table for each query, q·Eᵀ·scale with 128 vectors E for the distances 0 … 127, the last for all beyond
   (Shaw's and Inkling's query-dependent biases); gradients to q and E.
 - ``table``: one learned number per head and distance, for all 2n−1 distances.
 
-Learned parameters are N(0, 0.3²): away from their initialisation, where a bias of zero might be cheap by chance.
+Learned parameters are N(0, 0.3²): away from their initialisation, where a bias of zero might be cheap by chance. Those
+of ``fox`` are drawn so that its gates, σ(N(4.35, 1)), have a mean of 0.98, as trained ones do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch import Tensor, nn
 
+from headway.attention import Attention, Core
+from headway.cache import KVCache
 from headway.masks import Causal, Mask
-from headway.positions import Position, parse
-from headway.positions.fox import forgetting
+from headway.positions import Fox, Position, parse
+from headway.positions.base import Look
 from headway.shapes import HeadShape, HeadwayError
-from headway.terms import AnyTerm, ByDistance, ByDistancePerQuery, PerKey
+from headway.terms import AnyTerm, ByDistance, ByDistancePerQuery
 
 WIDTH = 128
 """Distances that ``rows`` tells apart."""
@@ -46,7 +47,7 @@ class Case:
 
     Args:
         length: keys, and queries unless one decodes.
-        mode: "forward+backward", "forward" or "decode": one query after ``length`` cached keys.
+        mode: "forward+backward", "forward" or "decode": the last of ``length`` tokens, those before it cached.
         mask: "causal" or "full".
         batch: sequences.
         heads: query heads.
@@ -114,7 +115,7 @@ class Case:
     def positions(self) -> tuple[Tensor, Tensor]:
         """Positions of queries and keys, (1, Q) and (1, K)."""
         k_pos = torch.arange(self.length, device=self.device)[None]
-        return (torch.full_like(k_pos[:, :1], self.length) if self.decodes else k_pos), k_pos
+        return k_pos[:, -self.queries :], k_pos
 
 
 class Draw:
@@ -130,37 +131,145 @@ class Draw:
         return x.to(self.case.device, self.dtype).requires_grad_(self.case.backward)
 
 
-@dataclass
-class Built:
-    """A method ready to be added to attention.
-
-    Args:
-        q: queries, (B, H, Q, D).
-        k: keys, (B, H_kv, K, D).
-        v: values, (B, H_kv, K, D).
-        weight: the gradient of the output, (B, H, Q, D).
-        make: queries and keys as attention gets them, and the terms; all of it is timed work.
-        learned: what gets a gradient besides q, k and v.
-        position: the method, if it is one of :mod:`headway.positions`.
-    """
+class Asked(NamedTuple):
+    """What :class:`headway.Attention` asks of its core, see :func:`headway.functional.attend`."""
 
     q: Tensor
     k: Tensor
     v: Tensor
+    mask: Mask | None
+    terms: tuple[AnyTerm, ...]
+    q_pos: Tensor | None
+    k_pos: Tensor | None
+    scale: float
+    normalise: str
+    softcap: float | None
+    sinks: Tensor | None
+
+
+class _Given(nn.Linear):
+    """A projection that was computed already; it has the widths of one."""
+
+    given: Tensor
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.given
+
+
+class Heads(Attention):
+    """Attention without its four projections: q, k and v are given, and the heads are what is taken.
+
+    All between is inherited, so that what is timed is what Attention runs: rotations, marks, terms, masks, caches.
+    """
+
+    def __init__(self, shape: HeadShape, position: Position, mask: Mask | None) -> None:
+        super().__init__(
+            shape.dim, shape.heads, kv_heads=shape.kv_heads, head_dim=shape.head_dim, position=position, mask=mask
+        )
+        self.q, self.k, self.v = (
+            _Given(one.in_features, one.out_features, bias=False) for one in (self.q, self.k, self.v)
+        )
+        self._found: list[Tensor] = []
+
+    def compute(self, core: Core, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The heads, (B, H, Q, D), of given queries, keys and values of the tokens x, by this core."""
+        self.core = core
+        for projection, given in ((self.q, q), (self.k, k), (self.v, v)):
+            assert isinstance(projection, _Given)
+            projection.given = given
+        self(x, cache=cache)
+        return self._found.pop()
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        return x
+
+    def _join(self, heads: Tensor) -> Tensor:
+        self._found.append(heads)
+        return heads.new_empty(1).expand(heads.shape[0], heads.shape[2], self.shape.dim)
+
+
+class _Core(Core):
+    """A function in the place of attention's core."""
+
+    def __init__(self, how: Callable[[Asked], Tensor]) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, *asked: Any) -> Tensor:
+        return self.how(Asked(*asked))
+
+
+class _Standing(KVCache):
+    """A cache that can go back to where it stood, so that one step can be run again and again."""
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first tokens, at no cost."""
+        self._length = length
+
+
+@dataclass
+class Built:
+    """A method inside attention, and what it is given.
+
+    Args:
+        case: the shape.
+        q: queries, (B, H, Q, D).
+        k: keys, (B, H_kv, K, D).
+        v: values, (B, H_kv, K, D).
+        weight: the gradient of the output, (B, H, Q, D).
+        heads: attention without projections.
+        x: the tokens, (B, K, dim).
+        learned: what gets a gradient besides q, k and v.
+    """
+
+    case: Case
+    q: Tensor
+    k: Tensor
+    v: Tensor
     weight: Tensor
-    make: Callable[[], tuple[Tensor, Tensor, tuple[AnyTerm, ...]]]
+    heads: Heads
+    x: Tensor
     learned: dict[str, Tensor] = field(default_factory=dict)
-    position: Position | None = None
 
     @property
-    def normalise(self) -> str:
-        """How scores become weights."""
-        return "softmax" if self.position is None else self.position.normalise
+    def position(self) -> Position:
+        """The method."""
+        return self.heads.position
 
     @property
     def leaves(self) -> dict[str, Tensor]:
         """All that gets a gradient."""
         return {"q": self.q, "k": self.k, "v": self.v, **self.learned}
+
+    def runs(self, how: Core | Callable[[Asked], Tensor]) -> Callable[[], Tensor]:
+        """Attention with this core: all of a call's work, to be run again and again; it returns the heads."""
+        core = how if isinstance(how, Core) else _Core(how)
+        if not self.case.decodes:
+            return lambda: self.heads.compute(core, self.x, self.q, self.k, self.v)
+        before, cache = self.case.length - 1, _Standing()
+        if before:  # what the cached tokens look at is no part of the work
+            q, k, v = self.q.expand(-1, -1, before, -1), self.k[:, :, :before], self.v[:, :, :before]
+            with torch.no_grad():
+                self.heads.compute(_Core(lambda asked: asked.q), self.x[:, :before], q, k, v, cache)
+        new = self.x[:, before:], self.q, self.k[:, :, before:], self.v[:, :, before:]
+
+        def step() -> Tensor:
+            cache.rewind(before)
+            return self.heads.compute(core, *new, cache)
+
+        return step
+
+    def asks(self) -> Asked:
+        """What attention asks of its core, without gradients."""
+        seen: list[Asked] = []
+
+        def look(asked: Asked) -> Tensor:
+            seen.append(asked)
+            return asked.q
+
+        with torch.no_grad():
+            self.runs(look)()
+        return seen[0]
 
 
 def check_method(method: str) -> None:
@@ -183,84 +292,51 @@ def build(method: str, case: Case, *, wide: bool = False) -> Built:
     Raises:
         Unsupported: for a method that does not act inside attention, or not under this mask.
     """
+    shape = HeadShape.of(case.heads * case.head_dim, case.heads, case.kv_heads, case.head_dim)
+    position = _TERMS[method](case.length) if method in _TERMS else parse(method)
+    if position.embeds:
+        raise Unsupported("it acts on the embedding, before attention, and costs nothing here")
     draw = Draw(case, wide)
     q = draw.normal(case.batch, case.heads, case.queries, case.head_dim)
     k = draw.normal(case.batch, case.kv_heads, case.length, case.head_dim)
     v = draw.normal(case.batch, case.kv_heads, case.length, case.head_dim)
     weight = draw.normal(case.batch, case.heads, case.queries, case.head_dim).detach()
-    built = Built(q, k, v, weight, lambda: (q, k, ()))
-    if method in _TERMS:
-        _TERMS[method](built, case, draw)
-    else:
-        _method(built, parse(method), case, draw)
-    return built
-
-
-def _method(built: Built, position: Position, case: Case, draw: Draw) -> None:
-    shape = HeadShape.of(case.heads * case.head_dim, case.heads, case.kv_heads, case.head_dim)
-    if position.embeds:
-        raise Unsupported("it acts on the embedding, before attention, and costs nothing here")
-    position = position.attach(shape).to(case.device, draw.dtype)
+    heads = Heads(shape, position, case.visible()).to(case.device, draw.dtype).eval()
     for parameter in position.parameters():
         parameter.data.copy_(draw.normal(*parameter.shape, std=0.3).detach())
         parameter.requires_grad_(case.backward)
-    built.position, built.learned = position, dict(position.named_parameters())
-    q_pos, k_pos = case.positions()
-    x = None
+    if isinstance(position, Fox):
+        gates, bias = (position.get_parameter(f"gate.{name}") for name in ("weight", "bias"))
+        gates.data.copy_(draw.normal(*gates.shape, std=shape.dim**-0.5).detach())
+        bias.data.fill_(_GATE)
+    learned: dict[str, Tensor] = {f"position.{name}": one for name, one in position.named_parameters()}
+    x = q.new_empty(1).detach().expand(case.batch, case.length, shape.dim)
     if type(position).mark is not Position.mark:
-        x = draw.normal(case.batch, case.length, shape.dim)
-        built.learned["x"] = x
-    if case.decodes:
-        # a cache holds keys as they were rotated and marks as they were made; one new key is rotated beside the query
-        new = built.k[:, :, -1:].contiguous()
-        marks = None if x is None else position.mark(x)
-
-        def make() -> tuple[Tensor, Tensor, tuple[AnyTerm, ...]]:
-            q, _ = position.rotate(built.q, new, q_pos, q_pos)
-            return position.act(q, built.k, q_pos, k_pos, case.scale, marks)
-
-    else:
-
-        def make() -> tuple[Tensor, Tensor, tuple[AnyTerm, ...]]:
-            marks = None if x is None else position.mark(x)
-            q, k = position.rotate(built.q, built.k, q_pos, k_pos)
-            return position.act(q, k, q_pos, k_pos, case.scale, marks)
-
-    built.make = make
+        learned["x"] = x = draw.normal(case.batch, case.length, shape.dim)
+    return Built(case, q, k, v, weight, heads, x, learned)
 
 
-def _fox(built: Built, case: Case, draw: Draw) -> None:
-    if case.mask != "causal":
-        raise Unsupported("forgetting is defined for causal attention")
-    x = draw.normal(case.batch, case.heads, case.length, mean=_GATE)
-    at_least = torch.promote_types(x.dtype, torch.float32)
+class _Rows(Position):
+    """A table for each query, with 128 vectors."""
 
-    def term() -> PerKey:
-        return forgetting(logsigmoid(x.to(at_least)))
+    def build(self, shape: HeadShape) -> None:
+        self.vectors = nn.Parameter(torch.empty(WIDTH, shape.head_dim))
 
-    if case.decodes:  # the running sum is kept beside the cache
-        cached = term()
-        built.make = lambda: (built.q, built.k, (cached,))
-    else:
-        built.make = lambda: (built.q, built.k, (term(),))
-    built.learned["gates"] = x
+    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+        return (ByDistancePerQuery((look.q * look.scale) @ self.vectors.T, WIDTH - 1),)
 
 
-def _rows(built: Built, case: Case, draw: Draw) -> None:
-    vectors = draw.normal(WIDTH, case.head_dim, std=0.3)
-    built.learned["vectors"] = vectors
-    built.make = lambda: (
-        built.q,
-        built.k,
-        (ByDistancePerQuery((built.q * case.scale) @ vectors.T, WIDTH - 1),),
-    )
+@dataclass(eq=False)
+class _Table(Position):
+    """A number per head and distance."""
+
+    length: int = 1
+
+    def build(self, shape: HeadShape) -> None:
+        self.table = nn.Parameter(torch.empty(shape.heads, 2 * self.length - 1))
+
+    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+        return (ByDistance(self.table, self.length - 1),)
 
 
-def _table(built: Built, case: Case, draw: Draw) -> None:
-    tokens = case.length + case.decodes
-    table = draw.normal(case.heads, 2 * tokens - 1, std=0.3)
-    built.learned["table"] = table
-    built.make = lambda: (built.q, built.k, (ByDistance(table, tokens - 1),))
-
-
-_TERMS: dict[str, Callable[[Built, Case, Draw], None]] = {"fox": _fox, "rows": _rows, "table": _table}
+_TERMS: dict[str, Callable[[int], Position]] = {"rows": lambda _: _Rows(), "table": _Table}

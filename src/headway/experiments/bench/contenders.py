@@ -1,24 +1,25 @@
 """Who computes a case: plain attention, our backends, and torch in the ways people use it with a position bias.
 
-Every contender gets the same tensors and its work is the attention core: position included (rotations, tables, masks
-made from them), projections not.
+Every contender gets the same tensors and its work is attention without its projections: rotations, tables and masks
+made from them included. All but plain attention are a core in :class:`headway.Attention`, which asks each of them for
+the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
-from headway.experiments.bench.cases import Built, Case, TooLarge, Unsupported, build
-from headway.functional import BACKENDS, _load, attend, check
+from headway.attention import Core
+from headway.experiments.bench.cases import Asked, Built, Case, TooLarge, Unsupported, build
+from headway.experiments.bench.measure import available_memory
+from headway.functional import BACKENDS, _load, check
 from headway.report.bench import PLAIN
-from headway.terms import Term, ValuesByDistance
-from headway.training.size import available_memory
+from headway.terms import AnyTerm, RowTerm, Term, ValuesByDistance
 
 
 @dataclass
@@ -87,27 +88,26 @@ def ours(backend: str) -> Contender:
 
     def prepare(method: str, case: Case) -> Work:
         built = build(method, case)
-        given: dict[str, Any] = {"mask": case.visible(), "q_pos": None, "k_pos": None, "scale": case.scale}
-        if case.decodes:  # otherwise they are 0, 1, 2 … and need not be looked at
-            given["q_pos"], given["k_pos"] = case.positions()
-        with torch.set_grad_enabled(case.backward):
-            q, k, terms = built.make()
-            call = check(q, k, built.v, terms=terms, normalise=built.normalise, **given)
-            names = BACKENDS if backend == "auto" else (backend,)
-            if names[0] not in BACKENDS:
-                raise Unsupported(f"there is no backend {backend}, only {', '.join(BACKENDS)}")
+        names = BACKENDS if backend == "auto" else (backend,)
+        if names[0] not in BACKENDS:
+            raise Unsupported(f"there is no backend {backend}, only {', '.join(BACKENDS)}")
+        accepts: list[tuple[str, str]] = []
+
+        def choose(asked: Asked) -> Tensor:
+            call = check(*asked)
             refused = {name: _load(name).refuses(call) for name in names}
             name = next((name for name in names if refused[name] is None), None)
             if name is None:
                 raise Unsupported(refused[names[-1]] or "")
-            if _load(name).describe(call)[1].startswith("O(queries · keys)"):
-                fits(case)
+            accepts.append((name, _load(name).describe(call)[1]))
+            return asked.q
 
-        def forward() -> Tensor:
-            q, k, terms = built.make()
-            return attend(q, k, built.v, terms=terms, backend=name, **given)
-
-        return Work(case, built, forward, f"headway: {name}")
+        with torch.set_grad_enabled(case.backward):
+            built.runs(choose)()
+        ((name, memory),) = accepts
+        if memory.startswith("O(queries · keys)"):
+            fits(case)
+        return Work(case, built, built.runs(Core(name)), f"headway: {name}")
 
     return prepare
 
@@ -119,30 +119,45 @@ def materialised(method: str, case: Case) -> Work:
     made in every step, and torch then takes its math path, which holds all scores.
     """
     built = build(method, case)
-    with torch.no_grad():
-        terms = built.make()[2]
-    if any(isinstance(term, ValuesByDistance) for term in terms):
-        raise Unsupported("a bias cannot act on values")
-    if not terms:
+    asked = built.asks()
+    biases(asked, "a bias")
+    if not asked.terms:
         raise Unsupported("the method adds no bias")
     fits(case, held=2 if not case.backward else 6)
     q_pos, k_pos = case.positions()
-    hidden = ~case.visible().tile(q_pos, k_pos) if case.causal else None  # type: ignore[union-attr]
+    hidden = ~asked.mask.tile(q_pos, k_pos) if case.causal and asked.mask is not None else None
     gqa = case.kv_heads != case.heads
 
-    def bias(terms: tuple[Term, ...]) -> Tensor:
-        total = sum((term.tile(q_pos, k_pos) for term in terms[1:]), terms[0].tile(q_pos, k_pos))
+    def bias(terms: tuple[AnyTerm, ...]) -> Tensor:
+        tiles = [term.tile(q_pos, k_pos) for term in terms if isinstance(term, Term)]
+        total = sum(tiles[1:], tiles[0])
         total = total if hidden is None else total.masked_fill(hidden, -torch.inf)
         return total.to(built.q.dtype).expand(-1, case.heads, -1, -1)
 
-    constant = None if built.learned else bias(terms)  # type: ignore[arg-type]
+    constant = None if built.learned else bias(asked.terms)
 
-    def forward() -> Tensor:
-        q, k, terms = built.make()
-        added = bias(terms) if constant is None else constant  # type: ignore[arg-type]
-        return scaled_dot_product_attention(q, k, built.v, attn_mask=added, enable_gqa=gqa)
+    def core(asked: Asked) -> Tensor:
+        added = bias(asked.terms) if constant is None else constant
+        return scaled_dot_product_attention(
+            asked.q, asked.k, asked.v, attn_mask=added, scale=asked.scale, enable_gqa=gqa
+        )
 
-    return Work(case, built, forward, "SDPA + bias tensor", () if constant is None else (constant,))
+    return Work(case, built, built.runs(core), "SDPA + bias tensor", () if constant is None else (constant,))
+
+
+def biases(asked: Asked, what: str) -> None:
+    """Refuse what cannot be written as something added to single scores under softmax.
+
+    Raises:
+        Unsupported: with the reason.
+    """
+    if asked.normalise != "softmax":
+        raise Unsupported(f"{what} cannot replace softmax, and the method normalises by {asked.normalise}")
+    for term in asked.terms:
+        if isinstance(term, RowTerm):
+            raise Unsupported(f"{what} cannot see a whole row of scores")
+        if isinstance(term, ValuesByDistance):
+            raise Unsupported(f"{what} cannot act on values")
 
 
 def eager(method: str, case: Case, *, wide: bool = False) -> Work:
@@ -151,24 +166,30 @@ def eager(method: str, case: Case, *, wide: bool = False) -> Work:
     fits(case, held=6 if case.backward else 3, wide=wide)
     q_pos, k_pos = case.positions()
     groups = case.heads // case.kv_heads
-    hidden = ~case.visible().tile(q_pos, k_pos) if case.causal else None  # type: ignore[union-attr]
 
-    def forward() -> Tensor:
-        q, k, terms = built.make()
-        score = (q @ k.repeat_interleave(groups, 1).transpose(-1, -2)) * case.scale
-        for term in terms:
+    def core(asked: Asked) -> Tensor:
+        content = (asked.q @ asked.k.repeat_interleave(groups, 1).mT) * asked.scale
+        seen = None if asked.mask is None else asked.mask.tile(q_pos, k_pos)
+        score = content
+        for term in asked.terms:
             if isinstance(term, Term):
                 score = score + term.tile(q_pos, k_pos).to(score.dtype)
-        if hidden is not None:
-            score = score.masked_fill(hidden, -torch.inf)
-        share = score.softmax(-1)
-        out = share @ built.v.repeat_interleave(groups, 1)
-        for term in terms:
+            elif isinstance(term, RowTerm):
+                score = score + term.rows(content, seen, q_pos, k_pos).to(score.dtype)
+        if asked.normalise == "stickbreaking":  # a key's share of what those between it and the query left
+            before = (k_pos[:, None] < q_pos[..., None])[:, None]
+            part = score.sigmoid().masked_fill(~(before if seen is None else before & seen), 0.0)
+            left = (1 - part).flip(-1).cumprod(-1).flip(-1)
+            share = part * pad(left[..., 1:], (0, 1), value=1.0)
+        else:
+            share = (score if seen is None else score.masked_fill(~seen, -torch.inf)).softmax(-1)
+        out = share @ asked.v.repeat_interleave(groups, 1)
+        for term in asked.terms:
             if isinstance(term, ValuesByDistance):
                 out = out + term.add(share, q_pos, k_pos).to(out.dtype)
         return out
 
-    return Work(case, built, forward, "eager")
+    return Work(case, built, built.runs(core), "eager")
 
 
 def fits(case: Case, *, held: int | None = None, wide: bool = False) -> None:

@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,6 +78,19 @@ def matmul_peak(dtype: torch.dtype, device: str) -> float:
     one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     one @ other
     return 2 * size**3 / min(timed(lambda: one @ other, 1, device) for _ in range(5)) / 1e9
+
+
+def available_memory(device: str) -> int:
+    """Bytes that are free."""
+    if device != "cpu":
+        return int(torch.cuda.mem_get_info()[0])
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2)
 
 
 def environment(dtype: torch.dtype, device: str) -> dict[str, Any]:

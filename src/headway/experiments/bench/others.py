@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headway.experiments.bench.cases import Built, Case, Unsupported, build
-from headway.experiments.bench.contenders import Contender, Work, fits
+from headway.experiments.bench.cases import Asked, Built, Case, Unsupported, build
+from headway.experiments.bench.contenders import Contender, Work, biases, fits
 from headway.positions import T5, Alibi, Rotary
 from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, PerKey, Term
 
@@ -82,11 +82,9 @@ def flex(method: str, case: Case) -> Work:
     if case.device == "cpu" and case.backward:
         raise Unsupported("FlexAttention has no backward on a CPU")
     built = build(method, case)
-    with torch.no_grad():
-        terms = built.make()[2]
-    if any(not isinstance(term, Term) for term in terms):
-        raise Unsupported("a score_mod cannot act on values")
-    _score_mod(terms)
+    asked = built.asks()
+    biases(asked, "a score_mod")
+    _score_mod(asked.terms)
     block_mask = None
     if case.causal:
         block_mask = create_block_mask(
@@ -96,12 +94,19 @@ def flex(method: str, case: Case) -> Work:
     compiled = torch.compile(flex_attention, dynamic=False)
     gqa = case.kv_heads != case.heads
 
-    def forward() -> Tensor:
-        q, k, terms = built.make()
-        out: Tensor = compiled(q, k, built.v, score_mod=_score_mod(terms), block_mask=block_mask, enable_gqa=gqa)
+    def core(asked: Asked) -> Tensor:
+        out: Tensor = compiled(
+            asked.q,
+            asked.k,
+            asked.v,
+            score_mod=_score_mod(asked.terms),
+            block_mask=block_mask,
+            scale=asked.scale,
+            enable_gqa=gqa,
+        )
         return out
 
-    return Work(case, built, forward, "FlexAttention")
+    return Work(case, built, built.runs(core), "FlexAttention")
 
 
 def _imported(name: str, extra: str) -> Any:

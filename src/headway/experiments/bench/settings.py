@@ -14,9 +14,9 @@ MASKS = ("causal", "full")
 DTYPES = ("float32", "bfloat16", "float16")
 
 HELP = {
-    "methods": "Position methods, as 'none,t5,rotary(base=500000)', and terms by themselves: fox, rows, table.",
+    "methods": "Position methods, as 'none,t5,rotary(base=500000)', and terms by themselves: rows, table.",
     "lengths": "Tokens, as 512,2048.",
-    "modes": "forward+backward, forward, decode (one query, a cache of that many keys).",
+    "modes": "forward+backward, forward, decode (the last of that many tokens, the others cached).",
     "masks": "causal, full.",
     "backends": "auto: the one attention would choose; all: each that accepts; or names.",
     "baselines": "Measure torch's own ways and other libraries beside ours.",
@@ -39,7 +39,7 @@ class Bench:
     """What to measure.
 
     Args:
-        methods: position methods, and ``fox``, ``rows``, ``table``; see :mod:`headway.experiments.bench.cases`.
+        methods: position methods, and ``rows``, ``table``; see :mod:`headway.experiments.bench.cases`.
         lengths: tokens.
         modes: of :data:`MODES`.
         masks: of :data:`MASKS`; decode knows no difference and is measured once.
