@@ -19,11 +19,13 @@ from torch import Tensor
 from headway import Transformer
 from headway.inspect.probe import planes
 from headway.positions import methods, parse
-from headway.report.figures import Block, Heatmap, Lines, View
+from headway.report.figures import Block, Grid, Heatmap, Lines, View
+from headway.report.findings import findings
 from headway.shapes import HeadShape, HeadwayError
 from headway.views import Question, view
-from headway.views.distances import second_half
+from headway.views.distances import by_distance, percent, second_half, short
 from headway.views.methods import EXACT, match
+from headway.views.reaching import _uniform, _windows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 import sample
@@ -442,8 +444,8 @@ def test_uniform_causal_attention_gives_the_exact_curve() -> None:
     ):
         weights = torch.tensor([1 / (i + 1) for i in range(65, 131) if i >= x], dtype=torch.float64)
         assert len(weights) >= 50
-        assert value == pytest.approx(float(weights.quantile(0.5)), abs=1e-6)
-        assert even == pytest.approx(value, abs=1e-6)
+        assert value == pytest.approx(float(weights.mean()), abs=1e-6)
+        assert even == value
         assert [low, high] == pytest.approx(weights.quantile(torch.tensor([0.1, 0.9]).double()).tolist(), abs=1e-6)
 
 
@@ -455,8 +457,44 @@ def test_attention_by_distance_is_the_models() -> None:
     for head, line in enumerate(lines.lines):
         for x, value in zip(lines.x, line.values, strict=True):
             found = torch.tensor([float(weights[head, i, i - int(x)]) for i in range(tokens // 2, tokens) if i >= x])
-            median = float(found.double().quantile(0.5))
-            assert value == (pytest.approx(median, rel=1e-4) if median >= 1e-6 else None)
+            mean = float(found.double().mean())
+            assert value == (pytest.approx(mean, rel=1e-4) if mean >= 1e-6 else None)
+
+
+@pytest.mark.parametrize("position", ["alibi", "rotary", "sinusoidal"])
+@pytest.mark.parametrize("tokens", [40, 200])
+def test_curve_table_and_sentence_are_of_the_same_queries(position: str, tokens: int) -> None:
+    question = asked(position, tokens, head=1)
+    shown = view("distance", question)
+    rows = second_half(tokens)
+    weights = question.seen.weights(rows)[0].double()  # (heads, queries, keys)
+    at = torch.arange(tokens)[rows]
+    previous = weights.gather(-1, (at - 1)[None, :, None].expand(len(weights), -1, 1)).mean((1, 2))
+    apart = (weights * (at[:, None] - torch.arange(tokens)).abs()).sum(-1).mean(1)
+    table, lines = figures(shown, Grid)[0], figures(shown, Lines)
+    for head, (_, cells) in enumerate(table.rows):
+        assert cells[1] == percent(float(previous[head]))
+        assert cells[3] == short(float(apart[head]))
+        assert lines[1].lines[head].values[0] == pytest.approx(float(previous[head]), rel=1e-5)
+        assert cells[4] == percent(float(by_distance(question.seen, question.seen.weights).middle[head, -1]))
+    assert lines[0].lines[0].values == lines[1].lines[1].values
+    said = shown.finding if isinstance(shown.finding, dict) else {}
+    assert percent(float(previous[1])) in said["en"]
+    assert f"{short(float(apart[1]))} tokens away" in said["en"]
+
+
+def test_all_that_queries_give_is_in_the_means_by_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.views.distances.ENOUGH", 1)
+    monkeypatch.setattr("headway.views.distances.NEAR", 1000)
+    for question in (asked("alibi", 60), asked("rotary", 60, options={"windows": torch.randint(30, (3, 60))})):
+        layer = _windows(question)
+        found = by_distance(layer, layer.weights)
+        uniform = by_distance(layer, lambda rows, layer=layer: _uniform(layer, rows))
+        for spread in (found, uniform):
+            total = (spread.middle * spread.counts).sum(-1) / spread.looked
+            close(total, torch.ones_like(total), atol=1e-6)
+        # so no head can lie below another everywhere, and none below uniform attention
+        assert bool((found.middle >= uniform.middle).any(1).all())
 
 
 def test_windows_are_pooled() -> None:
@@ -464,13 +502,13 @@ def test_windows_are_pooled() -> None:
     question = asked(tokens=12, options={"windows": windows})
     shown = view("distance", question)
     assert "Texts: 9," in shown.notes[0]["en"]
-    assert "54 or more" in shown.notes[0]["en"]  # six queries each
+    assert "54 of them, 54 or more" in shown.notes[0]["en"]  # six queries each
     found = []
     for window in windows:
         alone = replace(question, ids=window[None], options={})
         found += [alone.seen.weights()[0, 2, i, i - 1] for i in range(6, 12)]
     assert figures(shown, Lines)[0].lines[0].values[0] == pytest.approx(
-        float(torch.stack(found).double().quantile(0.5)), rel=1e-4
+        float(torch.stack(found).double().mean()), rel=1e-4
     )
 
 
@@ -572,6 +610,51 @@ def test_every_method_length_and_seed_is_there(made: Any) -> None:
             if not found:
                 told = [name["en"] + cells[0] for name, cells in shown.figures[-1].rows]
                 assert any(text.startswith(f"{line.label['en']}:") and f"{int(length):,}" in text for text in told)
+
+
+def seeds(means: dict[str, list[float]]) -> dict[str, Any]:
+    """Results of two lengths: as told at the longer one, and alike at the shorter."""
+
+    def test(value: float, length: int) -> dict[str, Any]:
+        return {"length": length, "status": "ok", "loss": value, "bits_per_byte": value}
+
+    return {
+        "task": "text",
+        "methods": [{"spec": name} for name in means],
+        "settings": {"seeds": [0, 1, 2], "train_length": 64, "test_lengths": [64, 128]},
+        "cells": [
+            {"method": name, "seed": seed, "status": "ok", "tests": [test(2.0, 64), test(value, 128)]}
+            for name, values in means.items()
+            for seed, value in enumerate(values)
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("means", "said", "not_said"),
+    [
+        ({"a": [1.0, 1.4, 1.2], "b": [1.3, 1.5, 1.4]}, "cannot be told from `b`", "do not overlap"),
+        ({"a": [1.0, 1.1, 1.2], "b": [1.3, 1.5, 1.4]}, "Their seed ranges do not overlap", "cannot be told"),
+        ({"a": [1.0], "b": [1.3]}, "a lead may be noise", "cannot be told"),
+        ({"a": [1.0, 2.9, 1.0], "b": [1.3, 1.5, 1.4], "c": [2.0, 2.0, 2.1]}, "`b` has the lowest mean", "do not"),
+    ],
+)
+def test_longer_names_no_winner_that_cannot_be_told_apart(means: Any, said: str, not_said: str) -> None:
+    results = seeds(means)
+    told = view("longer", asked(results=results)).finding
+    assert isinstance(told, dict)
+    assert said in told["en"]
+    assert not_said not in told["en"]
+    (report,) = (one for one in findings(results) if ".best." in one.key and one.values["length"] == 128)
+    for language in ("en", "zh"):  # the words of the report, on the same data
+        assert told[language].startswith(getattr(report, language))
+
+
+def test_longer_counts_who_gets_worse_as_the_report_does() -> None:
+    results = seeds({"a": [2.01, 2.02, 2.0], "b": [2.4, 2.5, 2.6], "c": [1.0, 1.0, 1.1]})
+    told = view("longer", asked(results=results)).finding
+    assert isinstance(told, dict)
+    assert "1 of 3 methods are worse than at 64" in told["en"]
 
 
 def test_longer_needs_results() -> None:

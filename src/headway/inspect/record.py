@@ -122,17 +122,18 @@ class Layer(Displayed):
             out = out + term.add(weights, self.call.q_pos[:, rows], self.call.k_pos)
         return out
 
-    def summary(self) -> dict[str, Float[Tensor, "batch heads"]]:
-        """What each head looks at, averaged over its queries; a block of queries at a time.
+    def summary(self, rows: slice = ALL) -> dict[str, Float[Tensor, "batch heads"]]:
+        """What each head looks at, averaged over the queries ``rows``; a block of queries at a time.
 
         Returns:
             ``entropy`` in nats; the share of ``self``, of the ``previous`` and of the ``first`` token; the mean
             ``distance`` in tokens. Queries that see nothing do not count.
         """
         total: dict[str, Tensor] = {}
-        for start in range(0, self.queries, ROWS):
-            rows = slice(start, min(start + ROWS, self.queries))
-            for name, value in looks(self.weights(rows), self.call.q_pos[:, rows], self.call.k_pos).items():
+        first, stop, step = rows.indices(self.queries)
+        for start in range(first, stop, ROWS * step):
+            part = slice(start, min(start + ROWS * step, stop), step)
+            for name, value in looks(self.weights(part), self.call.q_pos[:, part], self.call.k_pos).items():
                 total[name] = total.get(name, 0) + value
         counted = total.pop("queries")
         return {name: value / counted.clamp(min=1) for name, value in total.items()}

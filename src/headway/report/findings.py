@@ -8,11 +8,11 @@ reported with the warning that it may be noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from headway.report.summary import Measure, Results, Spot, Summary, finite, mean
+from headway.report.summary import Measure, Results, Spot, Summary, finite, lead, mean
 from headway.report.words import Amount, Clause, Listed, Names, Percent, Said, amount, fill, plain
 
 HELD_RATIO = 0.05  # a loss that changes by less than this share counts as flat
@@ -105,9 +105,9 @@ def _lengths(summary: Summary) -> Iterator[Finding]:
     longest = reached[-1]
     if longest != base:
         yield from _changes(summary, base, longest)
-        yield _best(summary, longest)
+        yield best(summary, longest)
     if base in reached:
-        yield _best(summary, base)
+        yield best(summary, base)
     yield from _stops(summary)
     noisy = [
         Clause("finding.lengths.no_number_part", {"name": Names([method]), "lengths": _lengths_list(lengths)})
@@ -118,11 +118,11 @@ def _lengths(summary: Summary) -> Iterator[Finding]:
         yield _make("lengths", "lengths.no_number", parts=Listed(noisy, strong=True), measure=_word(measure))
 
 
-def _best(summary: Summary, length: int) -> Finding:
-    """The best method at one length, or those that cannot be told from it."""
+def best(summary: Summary, length: int) -> Finding:
+    """The best method at one length, or those that cannot be told from it; some method must have a number there."""
     measure = summary.measure
-    spots = summary.spots(length)
-    first, rest = spots[0], spots[1:]
+    found = lead(summary.spots(length), lambda mean: amount(mean, measure))
+    first, rest = found.spots[0], found.spots[1:]
     values: dict[str, Any] = {
         "length": length,
         "where": _where(summary, length),
@@ -131,20 +131,11 @@ def _best(summary: Summary, length: int) -> Finding:
         "measure": _word(measure),
         "superlative": Clause(f"word.{'lowest' if measure.lower_is_better else 'highest'}", {}),
     }
-    if not rest:
-        return _make("lengths", "lengths.best.alone", **values)
-    values |= {"second": Names([rest[0].method]), "second_value": Amount(rest[0].mean, measure, bare=True)}
-    same = [spot for spot in spots if amount(spot.mean, measure) == amount(first.mean, measure)]
-    near = [first, *(spot for spot in rest if spot.overlaps(first))]
-    if any(len(spot.values) < 2 for spot in (*near, rest[0])):
-        if len(same) > 1:
-            return _make("lengths", "lengths.best.same", **values, names=_names(same))
-        return _make("lengths", "lengths.best.one_seed", **values)
-    if len(near) > 1:
-        everyone = len(near) == len(spots) and len(spots) > 3
-        key = "lengths.best.tied_all" if everyone else "lengths.best.tied"
-        return _make("lengths", key, **values, names=_names(near[1:]))
-    return _make("lengths", "lengths.best.clear", **values)
+    if rest:
+        values |= {"second": Names([rest[0].method]), "second_value": Amount(rest[0].mean, measure, bare=True)}
+    if found.kind in ("same", "tied", "tied_all"):
+        values["names"] = _names(found.near if found.kind == "same" else found.near[1:])
+    return _make("lengths", f"lengths.best.{found.kind}", **values)
 
 
 def _changes(summary: Summary, base: int, longest: int) -> Iterator[Finding]:
@@ -203,6 +194,17 @@ def _changes(summary: Summary, base: int, longest: int) -> Iterator[Finding]:
         yield _make("lengths", "lengths.accuracy.guess", **span, parts=Listed(guessing), chance=guess)
 
 
+def worse(summary: Summary, method: str, base: int, longest: int) -> bool:
+    """Whether a method does worse at another length by more than counts as flat, or gives no number there."""
+    start, end = summary.spot(method, base).by_seed, summary.spot(method, longest).by_seed
+    shared = start.keys() & end.keys()
+    if not shared:
+        return not end
+    before, after = mean(start[seed] for seed in shared), mean(end[seed] for seed in shared)
+    change, limit = _change(before, after, summary.measure)
+    return change is not None and abs(change) >= limit and summary.measure.better(before, after)
+
+
 def _change(before: float, after: float, measure: Measure) -> tuple[float | None, float]:
     """The change and the limit under which it counts as none: a ratio for losses, a difference for accuracies."""
     if not measure.lower_is_better:
@@ -227,40 +229,35 @@ def _stops(summary: Summary) -> Iterator[Finding]:
 
 def _training(summary: Summary) -> Iterator[Finding]:
     """The lowest last validation loss, or training loss where nothing was validated."""
-    kind = "validation" if any((cell.get("validation") or {}).get("loss") for cell in summary.cells) else "train"
+    kind_of_loss = (
+        "validation" if any((cell.get("validation") or {}).get("loss") for cell in summary.cells) else "train"
+    )
     # A nat is 1 / ln 2 bits, and with a vocabulary of bytes a token is a byte: the unit of the other findings.
     in_bits = summary.measure.key == "bits_per_byte" and summary.settings.get("vocabulary") == "bytes"
     measure, factor = (summary.measure, 1 / math.log(2)) if in_bits else (Measure("loss"), 1.0)
     spots = []
     for method in summary.methods:
-        last = {cell["seed"]: _last(cell.get(kind)) for cell in summary.cells_of(method) if cell["status"] == "ok"}
+        last = {
+            cell["seed"]: _last(cell.get(kind_of_loss)) for cell in summary.cells_of(method) if cell["status"] == "ok"
+        }
         by_seed = {seed: factor * loss for seed, loss in last.items() if loss is not None}
         if by_seed:
             spots.append(Spot(method, 0, by_seed, len(last), "ok"))
     if not spots:
         return
     spots.sort(key=lambda spot: spot.mean)
-    first, rest = spots[0], spots[1:]
-    near = [first, *(spot for spot in rest if spot.overlaps(first))]
+    found = lead(spots, lambda mean: amount(mean, measure))
+    kind = "one_seed" if found.kind == "same" else found.kind
     values: dict[str, Any] = {
-        "kind": Clause(f"word.{kind}", {}),
-        "name": Names([first.method]),
-        "value": Amount(first.mean, measure),
+        "kind": Clause(f"word.{kind_of_loss}", {}),
+        "name": Names([spots[0].method]),
+        "value": Amount(spots[0].mean, measure),
     }
-    if not rest:
-        yield _make("training", "training.alone", **values)
-        return
-    values |= {
-        "last": Names([spots[-1].method]),
-        "last_value": Amount(spots[-1].mean, measure, bare=True),
-    }
-    if any(len(spot.values) < 2 for spot in (first, rest[0])):
-        yield _make("training", "training.one_seed", **values)
-    elif len(near) > 1:
-        everyone = len(near) == len(spots) and len(spots) > 3
-        yield _make("training", "training.tied_all" if everyone else "training.tied", **values, names=_names(near[1:]))
-    else:
-        yield _make("training", "training.clear", **values)
+    if kind != "alone":
+        values |= {"last": Names([spots[-1].method]), "last_value": Amount(spots[-1].mean, measure, bare=True)}
+    if kind in ("tied", "tied_all"):
+        values["names"] = _names(found.near[1:])
+    yield _make("training", f"training.{kind}", **values)
 
 
 def _cost(summary: Summary) -> Iterator[Finding]:
@@ -327,7 +324,7 @@ def _distance(summary: Summary) -> Iterator[Finding]:
     yield _make("distance", "distance.reach", length=longest, parts=Listed(parts, strong=True))
 
 
-def _names(spots: list[Spot]) -> Names:
+def _names(spots: Sequence[Spot]) -> Names:
     return Names([spot.method for spot in spots])
 
 

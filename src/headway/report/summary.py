@@ -7,7 +7,7 @@ draw as line and band, what the terminal table prints, and what the findings com
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -85,6 +85,47 @@ class Spot:
     def overlaps(self, other: Spot) -> bool:
         """Tell whether the two seed ranges share a value."""
         return self.low <= other.high and other.low <= self.high
+
+
+@dataclass(frozen=True)
+class Lead:
+    """Who is ahead among some spots, as far as their seeds can tell. Whatever names a winner asks :func:`lead`.
+
+    Args:
+        kind: "alone" of one spot; "same" where means are printed alike and "one_seed" where a seed range is missing;
+            "tied" where seed ranges overlap, "tied_all" where all of several do; "clear" otherwise.
+        spots: best mean first.
+        near: those that cannot be told from the first, itself among them.
+    """
+
+    kind: str
+    spots: tuple[Spot, ...]
+    near: tuple[Spot, ...]
+
+
+def lead(spots: Sequence[Spot], shown: Callable[[float], object]) -> Lead:
+    """Tell who is ahead, and whether that can be told.
+
+    Args:
+        spots: best mean first, at least one.
+        shown: how a mean is printed; what is printed alike is the same.
+
+    >>> one, other = (Spot("a", 8, {0: 1.0, 1: 1.4}, 2, "ok"), Spot("b", 8, {0: 1.3, 1: 1.5}, 2, "ok"))
+    >>> lead([one, other], str).kind
+    'tied'
+    """
+    first, rest = spots[0], spots[1:]
+    overlapping = (first, *(spot for spot in rest if spot.overlaps(first)))
+    same = tuple(spot for spot in spots if shown(spot.mean) == shown(first.mean))
+    if not rest:
+        kind = "alone"
+    elif any(len(spot.values) < 2 for spot in (*overlapping, rest[0])):
+        kind = "same" if len(same) > 1 else "one_seed"
+    elif len(overlapping) > 1:
+        kind = "tied_all" if len(overlapping) == len(spots) > 3 else "tied"
+    else:
+        kind = "clear"
+    return Lead(kind, tuple(spots), same if kind == "same" else overlapping)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headway.report.summary import Measure, Results, Spot, Summary
+from headway.report.summary import Measure, Results, Spot, Summary, lead
 from headway.report.words import amount, half_range, strings
 
 if TYPE_CHECKING:
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def table(results: Results) -> Table:
     """Lay out the main number of each method at each test length.
 
-    A cell is the mean over the seeds ± half of their range, or says why there is no number. The best mean of each
-    column is bold.
+    A cell is the mean over the seeds ± half of their range, or says why there is no number. In each column the
+    best mean is bold, with all that cannot be told from it.
 
     Args:
         results: the dictionary that ``headway compare`` saves.
@@ -38,12 +38,16 @@ def table(results: Results) -> Table:
     for length in summary.lengths:
         trained = length == summary.train_length
         grid.add_column(f"{length:,}" + (f"\n{words['table.trained']}" if trained else ""), justify="right")
-    best = {length: [amount(spot.mean, measure) for spot in summary.spots(length)[:1]] for length in summary.lengths}
+    ahead = {
+        length: {spot.method for spot in lead(spots, lambda mean: amount(mean, measure)).near}
+        for length in summary.lengths
+        if (spots := summary.spots(length))
+    }
     for method in summary.methods:
         row = [Text(method)]
         for length in summary.lengths:
             spot = summary.spot(method, length)
-            top = bool(spot.values) and amount(spot.mean, measure) in best[length]
+            top = method in ahead.get(length, ())
             style = "bold green" if top else "" if spot.values else "dim"
             row.append(Text(cell_text(spot, measure, summary.last_length(method)), style=style))
         grid.add_row(*row)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headway.init import seeded
 from headway.inspect.probe import alike, in_float64
 from headway.inspect.record import Layer
 from headway.inspect.split import CONTENT, split
@@ -62,8 +63,7 @@ def _by_table(question: Question) -> View:
     if not isinstance(reach, int) or not 2 <= reach <= 65536:
         raise HeadwayError(f"expected options reach, a distance in tokens, from 2 to 65536, got {reach!r}")
     position, heads = question.position, question.seen.heads
-    with torch.random.fork_rng([]), torch.no_grad():
-        torch.default_generator.manual_seed(0)
+    with seeded(0), torch.no_grad():
         call = alike(in_float64(position), torch.arange(reach + 1)[None])
         ends = (slice(reach, reach + 1), slice(0, 1)) if _sees_future(question.seen) else (slice(reach, reach + 1),)
         past, *future = (_total(call.score_terms, call.q_pos, call.k_pos, rows, heads)[:, 0] for rows in ends)
@@ -178,7 +178,10 @@ def _by_text(question: Question) -> View:
             Lines(both("bias.text.all"), xs, [found.line(h, both("head", n=h)) for h in heads], axes, log_x=True),
         ],
         "score(i, j) = q_i·k_j / √d_k + b(i, j)",
-        [both("bias.note.text", queries=found.queries), *([both("place.own")] if _per_key(question.seen) else [])],
+        [
+            both("bias.note.text", queries=int(found.counts.min())),
+            *([both("place.own")] if _per_key(question.seen) else []),
+        ],
     )
 
 
@@ -201,7 +204,7 @@ def added_by_distance(layer: Layer, *, every: bool = False) -> Spread:
         total = torch.stack([parts.parts[name] for name in names]).sum(0)
         return total - _of_own_key(layer, rows, total) if per_key else total
 
-    return by_distance(layer, added, mean=True)
+    return by_distance(layer, added)
 
 
 def _per_key(layer: Layer) -> bool:

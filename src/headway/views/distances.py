@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.inspect.record import ROWS, Layer
 from headway.report.figures import Line, Said, evenly
 
 MOST_ROWS = 128
-"""Queries that are looked at; more would not move a median that can be seen."""
+"""Queries that are looked at; more would not move a mean by what can be seen."""
 ENOUGH = 50
 """Queries behind each point, where the text is long enough."""
 NEAR = 32
@@ -30,17 +30,19 @@ class Spread:
 
     Args:
         distances: in tokens, from 0.
-        middle: the median or mean, (heads, distances).
+        middle: the mean, (heads, distances).
         low: the 10th percentile.
         high: the 90th.
-        queries: how many queries stand behind each point at least.
+        counts: how many queries stand behind each point, (distances,).
+        looked: how many queries were looked at.
     """
 
     distances: list[int]
     middle: Float[Tensor, "heads distances"]
     low: Float[Tensor, "heads distances"]
     high: Float[Tensor, "heads distances"]
-    queries: int
+    counts: Int[Tensor, " distances"]
+    looked: int
 
     def line(self, head: int, label: Said, *, band: bool = False, floor: float = -math.inf) -> Line:
         """The curve of one head from distance 1 on; below ``floor`` nothing is drawn."""
@@ -62,15 +64,12 @@ def second_half(tokens: int) -> slice:
 def by_distance(
     layer: Layer,
     measure: Callable[[slice], Float[Tensor, "batch heads rows keys"]],
-    *,
-    mean: bool = False,
 ) -> Spread:
     """Gather a measure of all visible pairs of some queries by distance, keys before and after the query alike.
 
     Args:
         layer: of a trace.
         measure: of the queries ``rows`` and all keys.
-        mean: take means in place of medians.
     """
     call, rows = layer.call, second_half(layer.queries)
     samples = []
@@ -93,10 +92,8 @@ def by_distance(
     kept = (counts >= min(ENOUGH, queries)).nonzero()[:, 0].tolist()
     distances = spaced(kept)
     table = table[..., distances]
-    # of an even number of queries the median is the mean of both in the middle
-    middle = table.nanmean(1) if mean else torch.stack([each.nanquantile(0.5, 0) for each in table])
     low, high = (torch.stack([each.nanquantile(share, 0) for each in table]) for share in (0.1, 0.9))
-    return Spread(distances, middle, low, high, int(counts[distances].min()))
+    return Spread(distances, table.nanmean(1), low, high, counts[distances], queries)
 
 
 def spaced(distances: Sequence[int]) -> list[int]:

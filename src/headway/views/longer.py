@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headway.report.figures import Figure, Grid, Line, Lines, View, both, same
+from headway.report.findings import best, worse
 from headway.report.summary import Spot, Summary
-from headway.report.words import LANGUAGES, Amount, Clause, amount, fill
+from headway.report.words import LANGUAGES, Clause, amount, fill
 from headway.shapes import HeadwayError
 from headway.views.distances import number
 from headway.views.question import Question
@@ -34,7 +35,7 @@ def longer(question: Question) -> View:
         for method, each in spots.items()
     ]
     unit, seeds = Clause(f"longer.{measure.key}", {}), len(summary.seeds)
-    better = Clause("longer.lower" if measure.lower_is_better else "longer.higher", {})
+    way = Clause("longer.lower" if measure.lower_is_better else "longer.higher", {})
     partial = sum(0 < len(spot.values) < spot.planned for each in spots.values() for spot in each)
     trained = summary.train_length
     failures = _failures([spot for each in spots.values() for spot in each if not spot.values])
@@ -57,7 +58,7 @@ def longer(question: Question) -> View:
             ),
             *failures,
         ],
-        notes=[_said("longer.note", better=better), *([both("longer.partial", n=partial)] if partial else [])],
+        notes=[_said("longer.note", better=way), *([both("longer.partial", n=partial)] if partial else [])],
     )
 
 
@@ -93,21 +94,12 @@ def _cell(spot: Spot, summary: Summary) -> str:
 
 
 def _finding(summary: Summary) -> dict[str, str]:
+    """Who is best at the longest length, in the words of the report, and how many do worse there."""
     base, longest = summary.base_length, summary.lengths[-1]
-    best = summary.spots(longest)
-    if not best or base is None:
+    if not summary.spots(longest) or base is None:
         return _said("longer.finding.none", longest=longest)
-    worse = 0
-    for method in summary.methods:
-        before, after = summary.spot(method, base), summary.spot(method, longest)
-        worse += not after.values or (bool(before.values) and summary.measure.better(before.mean, after.mean))
-    return _said(
-        "longer.finding",
-        train=summary.train_length or base,
-        longest=longest,
-        best=best[0].method,
-        value=Amount(best[0].mean, summary.measure),
-        worse=worse,
-        count=len(summary.methods),
-        base=base,
-    )
+    first = best(summary, longest)
+    count = sum(worse(summary, method, base, longest) for method in summary.methods)
+    told = _said("longer.finding", worse=count, count=len(summary.methods), base=base, longest=longest)
+    gap = {"en": " ", "zh": ""}
+    return {language: f"{getattr(first, language)}{gap[language]}{told[language]}" for language in LANGUAGES}

@@ -18,7 +18,7 @@ from headway.report.figures import Block, Columns, Figure, Grid, Heatmap, Lines,
 from headway.report.words import LANGUAGES, Clause, Listed, fill
 from headway.shapes import HeadwayError
 from headway.views.biasing import added_by_distance
-from headway.views.distances import by_distance, short
+from headway.views.distances import by_distance, second_half, short
 from headway.views.question import Question
 from headway.views.reaching import FLOOR
 
@@ -154,8 +154,8 @@ def _greedily(cost: Tensor) -> list[int]:
 
 
 def _described(layer: Layer) -> Float[Tensor, "heads measures"]:
-    """The five numbers of each head."""
-    summary = layer.summary()
+    """The five numbers of each head, of the queries that its curves are of."""
+    summary = layer.summary(second_half(layer.queries))
     return torch.stack([summary[name].mean(0) for name in MEASURES], 1)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from headway.init import seeded
 from headway.inspect.probe import alike, attached, in_float64
 from headway.positions import Position
 from headway.report.figures import Block, Figure, Heatmap, Line, Lines, View, both
@@ -217,8 +218,7 @@ def _profile(curves: Curves, offsets: Sequence[int]) -> Line:
 def _alike_scores(question: Question) -> View:
     """What equal tokens score at each pair of positions."""
     position = question.position
-    with torch.random.fork_rng([]), torch.no_grad():
-        torch.default_generator.manual_seed(0)
+    with seeded(0), torch.no_grad():
         call = alike(in_float64(position), torch.arange(min(places(question), SIDE))[None])
         found = scores(call)[0, question.head]
     notes = [both("similarity.score.note", method=position.spec())]

@@ -10,7 +10,7 @@ from headway.report.figures import Grid, Lines, View, both, same
 from headway.shapes import HeadwayError
 from headway.training.loop import evaluating
 from headway.views.asked import CURVES
-from headway.views.distances import by_distance, percent, short, some
+from headway.views.distances import by_distance, percent, second_half, short, some
 from headway.views.question import Question
 
 FLOOR = 1e-6
@@ -18,8 +18,8 @@ FLOOR = 1e-6
 
 
 def distance(question: Question) -> View:
-    """View 12: how much attention a key gets by its distance: the median over many queries with a 10–90 % band, and
-    what uniform attention would give the same queries.
+    """View 12: how much attention a key gets by its distance: the mean over many queries with a 10–90 % band, and
+    what uniform attention would give the same queries. The table and the sentence are means over these queries too.
 
     Args:
         question: ``options["windows"]`` are ids of more texts, (windows, N), to look at instead of the one.
@@ -36,11 +36,10 @@ def distance(question: Question) -> View:
     layer = _windows(question)
     found = by_distance(layer, layer.weights)
     uniform = by_distance(layer, lambda rows: _uniform(layer, rows))
-    mean = by_distance(layer, layer.weights, mean=True)
     heads = some(layer.heads, CURVES, first=question.head)
     axes = (both("place.distance"), both("place.weight"))
     xs = [float(d) for d in found.distances[1:]]
-    summary = {name: values.mean(0) for name, values in layer.summary().items()}
+    summary = {name: values.mean(0) for name, values in layer.summary(second_half(layer.queries)).items()}
     last = found.distances[-1]
     finding = both(
         "distance.finding",
@@ -83,7 +82,7 @@ def distance(question: Question) -> View:
                         [
                             *(percent(float(summary[key][head])) for key in ("self", "previous", "first")),
                             short(float(summary["distance"][head])),
-                            percent(float(mean.middle[head, -1])),
+                            percent(float(found.middle[head, -1])),
                         ],
                     )
                     for head in range(layer.heads)
@@ -91,7 +90,13 @@ def distance(question: Question) -> View:
             ),
         ],
         notes=[
-            both("distance.note", queries=found.queries, windows=len(layer.x), tokens=layer.queries),
+            both(
+                "distance.note",
+                looked=f"{found.looked:,}",
+                queries=f"{int(found.counts.min()):,}",
+                windows=len(layer.x),
+                tokens=layer.queries,
+            ),
             both("distance.note.floor", last=last),
         ],
     )

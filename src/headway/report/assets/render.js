@@ -467,10 +467,10 @@ export function render(element, payload) {
       const ranks = crowded ? bestMethods(results, state.unit, Infinity) : [];
       const rank = (/** @type {string} */ spec) => (ranks.includes(spec) ? ranks.indexOf(spec) : ranks.length);
       const series = lengthSeries(results, state.unit).sort((a, b) => rank(a.spec) - rank(b.spec));
-      const best = lengths.map((x) => {
-        const means = series.flatMap(({ points }) => points.filter((point) => point.x === x).map((point) => point.mean));
-        return means.length ? showing(state.unit.better === "low" ? Math.min(...means) : Math.max(...means)) : null;
-      });
+      const low = state.unit.better === "low";
+      const best = lengths.map((x) => series.flatMap(({ points }) => points.filter((point) => point.x === x)).sort((a, b) => (low ? a.mean - b.mean : b.mean - a.mean))[0]);
+      // as the findings say it: where seed ranges overlap, methods cannot be told apart
+      const near = (/** @type {import("./data.js").Point} */ point, /** @type {import("./data.js").Point} */ first) => showing(point.mean) === showing(first.mean) || (point.low <= first.high && first.low <= point.high);
       body.replaceChildren(
         html("table", { id: "results" },
           html("thead", {}, html("tr", {}, html("th", { scope: "col" }, words.say("table.method")),
@@ -487,7 +487,7 @@ export function render(element, payload) {
               const text = showing(point.mean);
               const spread = point.seeds > 1 ? ` ± ${half(point)}` : "";
               const some = point.seeds < planned && html("small", {}, words.say("table.some", { n: point.seeds, planned }));
-              return html("td", { class: text === best[i] ? "best" : null }, html("span", {}, text), html("span", { class: "spread" }, spread), some);
+              return html("td", { class: near(point, best[i]) ? "best" : null }, html("span", {}, text), html("span", { class: "spread" }, spread), some);
             }))))),
       );
     });
