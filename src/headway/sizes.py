@@ -97,8 +97,8 @@ def check_size(
         # the reference holds a number per pair of tokens, which grows faster; it takes few operations for any length
         small = (_SMALL[0], 2**40, _SMALL[2]) if config.get("backend") == "reference" else _SMALL
         found = Size(*_continued(measure, at, small))
-    except _TooLarge:
-        raise _too_large(None, limit) from None
+    except TooLarge as large:
+        raise _too_large(parameters if large.building else None, limit) from None
     except HeadwayError:
         raise
     except (RuntimeError, OverflowError, TypeError, ValueError, MemoryError, RecursionError) as error:
@@ -131,8 +131,12 @@ def gigabytes(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
 
 
-class _TooLarge(Exception):
-    """Leaves a construction as soon as it holds more than the limit."""
+class TooLarge(Exception):
+    """Leaves a construction, or a pass, as soon as it holds more than the limit."""
+
+    def __init__(self, building: bool) -> None:
+        super().__init__()
+        self.building = building
 
 
 class _Meter(TorchDispatchMode):
@@ -146,6 +150,7 @@ class _Meter(TorchDispatchMode):
     def __init__(self, most: int, calls: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.most, self.held, self.peak, self._calls = most, 0, 0, calls
+        self.building = True
         self._alive: dict[int, weakref.ref[Any]] = {}
 
     @classmethod
@@ -157,7 +162,7 @@ class _Meter(TorchDispatchMode):
     ) -> Any:
         self._calls -= 1
         if self._calls < 0:
-            raise _TooLarge
+            raise TooLarge(self.building)
         if func._schema.name.endswith("_") and args and isinstance(args[0], Tensor):
             return args[0]  # in place: an initialisation has no size
         out = func(*args, **(kwargs or {}))
@@ -180,11 +185,26 @@ class _Meter(TorchDispatchMode):
         self.held += size
         self.peak = max(self.peak, self.held)
         if self.held > self.most:
-            raise _TooLarge
+            raise TooLarge(self.building)
 
 
 @contextlib.contextmanager
-def _metered(most: int, tokens: int, gradients: bool) -> Iterator[_Meter]:
+def metered(most: int = 2**62, tokens: int = 1, gradients: bool = False) -> Iterator[_Meter]:
+    """Within, tensors have no memory and initialisations do nothing; what they would hold is counted.
+
+    Args:
+        most: bytes at once.
+        tokens: length of the sequences.
+        gradients: whether to keep what they need.
+
+    Raises:
+        TooLarge: when more is held, or so many operations are done that a loop must go round for ever.
+
+    >>> with metered() as meter:
+    ...     made = nn.Linear(10**6, 10**5)
+    >>> gigabytes(meter.peak)
+    '400.0 GB'
+    """
     meter = _Meter(most, _CALLS + 8 * tokens)
     reach = REACH.set(tokens)
     try:
@@ -197,14 +217,14 @@ def _metered(most: int, tokens: int, gradients: bool) -> Iterator[_Meter]:
 def _measured(config: dict[str, Any], tokens: int, batch: int, training: bool, most: int) -> tuple[int, int, int]:
     if config.get("backend") != "reference":
         config = {**config, "backend": "tiled"}  # the others hold no more, and not all of them run without memory
-    with _metered(most, tokens, training) as meter:
+    with metered(most, tokens, training) as meter:
         model = Transformer.from_config(config).train(training)
         learned = list(model.parameters())
         state = 3 * sum(p.numel() * p.element_size() for p in learned) if training else 0
         count, weights = sum(p.numel() for p in learned), meter.held + state
         if (bound := _ordinary(model, tokens, batch, training)) is not None and weights + bound <= most:
             return count, weights, weights + bound
-        meter.peak = meter.held  # building itself may have held more for a moment
+        meter.building, meter.peak = False, meter.held  # building itself may have held more for a moment
         ids = torch.empty(batch, tokens, dtype=torch.long)
         out = model(ids, source=ids) if model.kind == "encoder-decoder" else model(ids)
         if training:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
+import select
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 import pytest
 from served import Client, studio
@@ -19,19 +25,111 @@ def closed() -> Iterator[Client]:
         yield found
 
 
-def test_the_token_opens_once_and_becomes_a_strict_cookie(closed: Client) -> None:
+def test_the_token_leads_in_and_becomes_a_strict_cookie(closed: Client) -> None:
     first = closed.enter()
-    assert (first.status, first.headers["location"], first.body) == (303, "/", b"")
+    assert first.status == 200
+    assert b'http-equiv="refresh" content="0; url=/"' in first.body
+    assert first.headers["content-type"] == "text/html; charset=utf-8"
+    assert "script-src 'self'" in first.headers["content-security-policy"]
     parts = {part.strip().lower() for part in first.headers["set-cookie"].split(";")[1:]}
     assert parts == {"path=/", "httponly", "samesite=strict"}
     assert closed.token not in first.headers["set-cookie"]
+    assert closed.token.encode() not in first.body
     assert closed.get("/").status == 200
-    # whoever finds the address later, in a history or a log, gets nothing by it
+    # whoever finds the address later, in a history or a log, gets nothing by it but the way to the closed door
     again = closed.get(f"/?token={closed.token}", cookie=None)
-    assert again.status == 403
+    assert b"refresh" in again.body
     assert "set-cookie" not in again.headers
+    assert closed.get("/", cookie=None).status == 403
     # but the browser that is in already simply goes on
     assert closed.get(f"/?token={closed.token}").status == 303
+
+
+def test_a_first_hit_that_comes_to_nothing_locks_nobody_out(closed: Client) -> None:
+    for _ in range(40):  # previews of the link, which keep no cookie
+        assert closed.get(f"/?token={closed.token}", cookie=None).status == 200
+    first, second = (
+        closed.get(f"/?token={closed.token}", cookie=None).headers["set-cookie"].partition(";")[0] for _ in range(2)
+    )
+    assert first != second
+    # one browser: the first that comes back with its cookie
+    assert closed.get("/api/state", cookie=second).status == 200
+    for late in (first, f"headway-studio-{closed.port}=", None):
+        assert closed.get("/api/state", cookie=late).status == 403
+    assert "set-cookie" not in closed.get(f"/?token={closed.token}", cookie=None).headers
+
+
+def test_a_link_from_another_site_leads_on(closed: Client) -> None:
+    # before anybody is in, a link without the token shows nothing, and after that only the way to the page itself
+    assert closed.get("/", cookie=None, sec_fetch_site="cross-site").status == 403
+    assert closed.get(f"/?token={closed.token}", cookie=None, sec_fetch_site="cross-site").status == 200
+    closed.enter()
+    assert closed.get("/").status == 200
+    linked = closed.get("/", cookie=None, sec_fetch_site="cross-site")
+    assert (linked.status, b"refresh" in linked.body, b"studio.js" in linked.body) == (200, True, False)
+    assert closed.get("/api/state", cookie=None, sec_fetch_site="cross-site").status == 403
+    assert closed.get("/", cookie=None, sec_fetch_site="same-origin").status == 403
+
+
+def test_the_address_is_handed_over_in_a_file_that_only_its_user_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from headway.studio.server import Studio
+
+    opened = Studio()
+    seen: list[tuple[int, str, str]] = []
+
+    def browser(address: str) -> bool:
+        page = Path(unquote(urlparse(address).path))
+        seen.append((page.stat().st_mode & 0o777, page.read_text(), address))
+        opened.guard.entered.set()
+        return True
+
+    monkeypatch.setattr("webbrowser.open", browser)
+    opened.open_browser()
+    ((mode, text, address),) = seen
+    assert mode == 0o600
+    assert opened.url in text
+    assert address.startswith("file://")
+    assert opened.token not in address
+    assert not Path(unquote(urlparse(address).path)).exists()
+    opened.close()
+
+
+def test_slow_connections_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.studio.server.ARRIVAL", 0.4)
+    with studio() as client:
+        client.enter()
+        host = f"Host: 127.0.0.1:{client.port}\r\nCookie: {client.cookie}\r\n".encode()
+        post = b"POST /api/view HTTP/1.1\r\n" + host + b"Content-Type: application/json\r\nContent-Length: 90\r\n\r\n"
+        whole = b"GET /api/state HTTP/1.1\r\n" + host + b"\r\n"
+        for begun in (b"", b"GET / HTTP/1.1\r\nHost:", post + b'{"view"', whole + b"GET /api"):
+            with socket.create_connection(("127.0.0.1", client.port), timeout=5) as slow:
+                start = time.monotonic()
+                with contextlib.suppress(ConnectionError):
+                    slow.sendall(begun)
+                    for _ in range(40):  # a byte now and then does not keep it open
+                        time.sleep(0.05)
+                        if begun:
+                            slow.sendall(b"x")
+                        if select.select([slow], [], [], 0)[0] and not slow.recv(65536):
+                            break
+                assert 0.3 < time.monotonic() - start < 1.9, begun
+        # what takes long to answer is no slow connection
+        monkeypatch.setattr("headway.studio.routes.view", lambda *_: time.sleep(0.8) or {}["late"])
+        assert client.view("head", "something new").status == 500
+
+
+def test_so_many_connections_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.studio.server.CONNECTIONS", 5)
+    with studio() as client, contextlib.ExitStack() as held:
+        client.enter()
+        for _ in range(5):
+            held.enter_context(socket.create_connection(("127.0.0.1", client.port), timeout=5))
+        time.sleep(0.2)
+        with pytest.raises((ConnectionError, http.client.HTTPException)):
+            client.get("/api/state")
+        held.close()
+        time.sleep(0.2)
+        assert client.get("/api/state").status == 200
 
 
 def test_a_wrong_token_opens_nothing_and_spends_nothing(closed: Client) -> None:
@@ -42,7 +140,7 @@ def test_a_wrong_token_opens_nothing_and_spends_nothing(closed: Client) -> None:
     assert closed.ask("HEAD", f"/?token={closed.token}").status == 403
     assert closed.post(f"/?token={closed.token}").status == 403
     assert closed.get(f"/?token={closed.token}", host="evil.example").status == 403
-    assert closed.enter().status == 303
+    assert closed.enter().status == 200
 
 
 @pytest.mark.parametrize("path", PRIVATE)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from headway.characters import label
+from headway.init import seeded
 from headway.inspect.head import Head
 from headway.inspect.record import recorded
 from headway.inspect.split import exact
@@ -41,8 +42,7 @@ def fresh_model(
     [[0, 1, 2, 0, 1]]
     """
     known = list(dict.fromkeys(tokens))
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         model = Transformer(max(len(known), 1), dim, layers=2, heads=heads, position=position)
     return model.eval(), torch.tensor([[known.index(token) for token in tokens]])
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hmac
 import secrets
+import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
@@ -34,6 +36,18 @@ HEADERS = {
 """On every answer; a policy of its own, as a report has, is kept."""
 
 
+ENTRY = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><title>headway studio</title><meta http-equiv="refresh" content="0; url=/"></head>
+<body><p><a href="/">headway studio</a></p></body>
+</html>
+"""
+"""Leads to the studio's page. A redirect would not do: to a browser that came by a link from another site, in a
+terminal or a notebook, it counts as a part of that link, with which a strict cookie is not sent."""
+_PENDING = 16
+"""Sessions that may wait for their first request."""
+
+
 class Guard:
     """An ASGI application that lets through only what comes from the studio's own page.
 
@@ -41,7 +55,9 @@ class Guard:
         app: what answers the requests that may come through.
         port: where the studio listens.
 
-    ``token`` is for the printed address: ``/?token=…`` sets a cookie, redirects to ``/``, and is useless from then on.
+    ``token`` is for the printed address: ``/?token=…`` sets a cookie and leads to ``/``. The token is spent when the
+    first browser comes back with its cookie, and not before: a preview of the link, which keeps no cookies, or an
+    answer that was lost locks nobody out.
     """
 
     def __init__(self, app: App, port: int) -> None:
@@ -49,8 +65,10 @@ class Guard:
         self.hosts = frozenset(f"{name}:{port}" for name in NAMES)
         self.cookie = f"headway-studio-{port}"  # cookies know no ports: two studios would overwrite each other's
         self.token = secrets.token_urlsafe(32)
-        self._spent = False
-        self._session = secrets.token_urlsafe(32)
+        self.entered = threading.Event()
+        """Set when a browser is in, and the token is spent."""
+        self._session = ""
+        self._pending: deque[str] = deque(maxlen=_PENDING)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request or hand it on."""
@@ -65,30 +83,56 @@ class Guard:
                 message = {**message, "headers": [*message.get("headers", ()), *more]}
             await send(message)
 
-        if self.may_enter(scope, headers):
-            cookie = f"{self.cookie}={self._session}; Path=/; HttpOnly; SameSite=Strict"
-            await _answer(guarded, 303, "", (b"location", b"/"), (b"set-cookie", cookie.encode()))
-        elif refusal := self.refusal(scope, headers):
+        known = self.knows(headers)
+        if not known and self.leads_in(scope, headers):
+            await _answer(guarded, 200, ENTRY, b"text/html; charset=utf-8", *self._invitation(scope))
+        elif refusal := self.refusal(scope, headers, known=known):
             await _answer(guarded, 403, refusal)
         elif scope["path"] == "/" and scope["query_string"]:
-            await _answer(guarded, 303, "", (b"location", b"/"))  # an old address in a browser that is in already
+            await _answer(guarded, 303, "", _PLAIN, (b"location", b"/"))  # an old address in a browser that is in
         else:
             await self.app(scope, receive, guarded)
 
-    def may_enter(self, scope: Message, headers: _Headers) -> bool:
-        """Whether this is the first request with the token; it is spent by that."""
-        if self._spent or scope["method"] != "GET" or scope["path"] != "/" or headers.one("host") not in self.hosts:
+    def knows(self, headers: _Headers) -> bool:
+        """Whether a request carries the session's cookie; the first that does decides which session it is."""
+        if headers.one("host") not in self.hosts:
             return False
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])
-        self._spent = len(given) == 1 and _same(given[0], self.token)
-        return self._spent
+        given = headers.cookies(self.cookie)
+        if not self.entered.is_set():
+            found = [one for one in self._pending if any(_same(value, one) for value in given)]
+            if found:
+                self._session = found[0]
+                self._pending.clear()
+                self.entered.set()
+        return self.entered.is_set() and any(_same(value, self._session) for value in given)
 
-    def refusal(self, scope: Message, headers: _Headers) -> str | None:
+    def leads_in(self, scope: Message, headers: _Headers) -> bool:
+        """Whether to answer with :data:`ENTRY`: to the token, and to whoever follows a link to the page itself.
+
+        The cookie of a browser that is in does not come along with a link from another site; it does one page later.
+        """
+        if scope["method"] != "GET" or scope["path"] != "/" or headers.one("host") not in self.hosts:
+            return False
+        linked = headers.one("sec-fetch-site") in ("cross-site", "same-site")
+        return self._has_token(scope) or (self.entered.is_set() and linked)
+
+    def _has_token(self, scope: Message) -> bool:
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
+        return len(given) == 1 and _same(given[0], self.token)
+
+    def _invitation(self, scope: Message) -> list[tuple[bytes, bytes]]:
+        """A cookie for whoever has the token, while it is not spent."""
+        if self.entered.is_set() or not self._has_token(scope):
+            return []
+        self._pending.append(session := secrets.token_urlsafe(32))
+        return [(b"set-cookie", f"{self.cookie}={session}; Path=/; HttpOnly; SameSite=Strict".encode())]
+
+    def refusal(self, scope: Message, headers: _Headers, *, known: bool) -> str | None:
         """Why a request may not come through, in a sentence; None if it may."""
         host, site = headers.one("host"), headers.one("sec-fetch-site")
         if host not in self.hosts:
             return "The studio answers only at the address that it printed."
-        if not any(_same(value, self._session) for value in headers.cookies(self.cookie)):
+        if not known:
             return (
                 "This browser does not know the studio. Open the address that headway studio printed; it opens once: "
                 "for another browser, end the studio and start it again.\n"
@@ -125,8 +169,11 @@ def _same(given: str, secret: str) -> bool:
     return hmac.compare_digest(given.encode(), secret.encode())  # takes as long for any wrong guess
 
 
-async def _answer(send: Send, status: int, text: str, *headers: tuple[bytes, bytes]) -> None:
+_PLAIN = b"text/plain; charset=utf-8"
+
+
+async def _answer(send: Send, status: int, text: str, kind: bytes = _PLAIN, *headers: tuple[bytes, bytes]) -> None:
     body = text.encode()
-    fixed = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+    fixed = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
     await send({"type": "http.response.body", "body": body})

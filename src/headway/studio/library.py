@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from headway.init import seeded
 from headway.inspect.explain import words
 from headway.inspect.watch import Watch
-from headway.positions import parse
 from headway.report.page import page
 from headway.shapes import HeadwayError
+from headway.sizes import Size, check_size
 from headway.studio.fields import LIMITS, Asked, Fresh, Model, OfLive, OfRun
 from headway.training import (
     Bytes,
@@ -36,6 +37,7 @@ from headway.transformer import Transformer
 from headway.views import Question
 
 T = TypeVar("T")
+_NOTHING: Any = object()
 
 
 class Recent(OrderedDict[Hashable, Any]):
@@ -49,14 +51,19 @@ class Recent(OrderedDict[Hashable, Any]):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
+        self._lock = threading.Lock()
 
     def make(self, key: Hashable, maker: Callable[[], T]) -> T:
         """What is kept under a key, or what ``maker`` makes."""
-        found: T = self[key] if key in self else maker()
-        self[key] = found
-        self.move_to_end(key)
-        while len(self) > self.size:
-            self.popitem(last=False)
+        with self._lock:
+            found: T = self.get(key, _NOTHING)
+        if found is _NOTHING:
+            found = maker()  # without the lock: others are quick
+        with self._lock:
+            self[key] = found
+            self.move_to_end(key)
+            while len(self) > self.size:
+                self.popitem(last=False)
         return found
 
 
@@ -89,12 +96,15 @@ class Library:
 
     Args:
         folders: run folders, comparison folders, or folders that hold some.
+        quick: raise :class:`Heavy` for what takes long. Only one thread may ask a library for models: two passes of
+            one model at a time would be recorded as one.
 
     Raises:
         HeadwayError: on a folder that holds nothing to show.
     """
 
-    def __init__(self, folders: Iterable[Path | str]) -> None:
+    def __init__(self, folders: Iterable[Path | str], *, quick: bool = False) -> None:
+        self.quick = quick
         self._folders = [Path(folder).absolute() for folder in folders]
         self._known: dict[str, Entry] = {}
         self._models = Recent(6)
@@ -104,6 +114,10 @@ class Library:
                 raise HeadwayError(
                     f"expected a folder of `headway train` or `headway compare`, or one that holds some, got {folder}"
                 )
+
+    def patient(self) -> Library:
+        """Another over the same folders, which takes its time."""
+        return Library(self._folders)
 
     def entries(self) -> dict[str, Entry]:
         """Everything there is now, by id; runs that appear while the studio is open are found too."""
@@ -131,7 +145,7 @@ class Library:
 
         def about(model: Model) -> Question:
             if like is not None and isinstance(model, Fresh):
-                return _beside(model, like)
+                return self._beside(model, like)
             return like if like is not None and model == told else self._about(model, asked.text, longest, live)
 
         base = about(asked.model)
@@ -195,16 +209,12 @@ class Library:
 
     def _about(self, model: Model, text: str, longest: int, live: Callable[[str], Question]) -> Question:
         if isinstance(model, Fresh):
-            question = self._questions.make(self._key(model, text), lambda: _fresh(model, text))
+            question = self._questions.make(self._key(model, text), lambda: self._fresh(model, text, longest))
         elif isinstance(model, OfRun):
-            question = self._questions.make(self._key(model, text), lambda: self._trained(model, text))
+            question = self._questions.make(self._key(model, text), lambda: self._trained(model, text, longest))
         else:
             question = live(text)
-        if len(question.labels) > longest:
-            raise HeadwayError(
-                f"expected at most {longest:,} tokens here, got {len(question.labels):,}: shorten the text"
-                + ("" if longest == LIMITS["long_tokens"] else ", or choose the map of a long text")
-            )
+        _within(longest, len(question.labels))
         return question
 
     def _watched(self, asked: Asked) -> Watch | None:
@@ -218,8 +228,9 @@ class Library:
         """The view's own options; "sample" stands for windows of the built-in text, which a page cannot send."""
         options = dict(asked.options)
         if isinstance(swapped := options.get("position"), str):
-            shape = base.model.stack.attentions()[0].shape
-            checked_size(Fresh(swapped, shape.dim, shape.heads, len(base.model.stack.blocks)), 1)
+            config = {**base.model.config, "position": swapped, "share_position": None}
+            numbers = LIMITS["parameters"] + sum(p.numel() for p in base.model.parameters())
+            check_size(config, tokens=len(base.labels), parameters=numbers, most=MEMORY + 4 * numbers)
         if options.pop("sample", None) != "windows":
             return options
         if isinstance(asked.model, Fresh):
@@ -230,9 +241,35 @@ class Library:
         starts = torch.arange(WINDOWS) * ((len(ids) - length) // WINDOWS)
         return {**options, "windows": ids[starts[:, None] + torch.arange(length)]}
 
-    def _trained(self, model: OfRun, text: str) -> Question:
+    def _weighed(self, size: Size) -> None:
+        if self.quick and size.held > LIGHT:
+            raise Heavy
+
+    def _fresh(self, model: Fresh, text: str, longest: int) -> Question:
+        labels = words(text)
+        if not labels:
+            raise HeadwayError("expected a text of at least one word, got none: type a sentence")
+        _within(longest, len(labels))
+        known = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+        self._weighed(checked_size(model, len(known), len(labels)))
+        ids = torch.tensor([[known[label] for label in labels]])
+        return Question(_made(model, len(known), len(labels)), ids, labels, name=model.position)
+
+    def _beside(self, model: Fresh, like: Question) -> Question:
+        """About a fresh model that reads the tokens of another question."""
+        vocabulary, count = like.model.stack.embedding.num_embeddings, len(like.labels)
+        self._weighed(checked_size(model, vocabulary, count))
+        return Question(_made(model, vocabulary, count), like.ids, like.labels, name=model.position)
+
+    def _trained(self, model: OfRun, text: str, longest: int) -> Question:
+        path = self._entry(model.id, MODELS).path
+        if self.quick and sum(file.stat().st_size for file in path.glob("checkpoints/*/model.safetensors")) > STORED:
+            raise Heavy
         made, vocabulary, history = self._loaded(model)
         ids, labels = tokens(vocabulary, text)
+        _within(longest, len(labels))
+        weights = sum(p.numel() * p.element_size() for p in made.parameters())
+        self._weighed(check_size(made.config, tokens=len(labels), most=MEMORY + weights))
         return Question(made, ids, labels, name=self._entry(model.id, MODELS).title, history=history)
 
     def _loaded(self, model: OfRun) -> tuple[Transformer, Vocabulary, History | None]:
@@ -254,8 +291,16 @@ LEARNING = ("film", "step", "board")
 """Views that look at how a training went, not only at the model it made."""
 WINDOWS = 50
 """Of the built-in text, over which attention by distance is taken."""
-TABLE = 4096
-"""Whole numbers up to this make no table that is too large."""
+MEMORY = 2 * 10**9
+"""Bytes that a model and what it makes of a text may take."""
+LIGHT = 2**28
+"""Bytes up to which a view is quick; what takes more waits its turn elsewhere, and holds up nobody."""
+STORED = 2**25
+"""Bytes of a saved model that is read at once."""
+
+
+class Heavy(Exception):
+    """Raised before anything is made: this view takes long, and belongs to a library that may take long."""
 
 
 def tokens(vocabulary: Vocabulary, text: str) -> tuple[Tensor, list[str]]:
@@ -266,34 +311,42 @@ def tokens(vocabulary: Vocabulary, text: str) -> tuple[Tensor, list[str]]:
     return ids[None], token_texts(vocabulary, ids)
 
 
-def checked_size(model: Fresh, vocabulary: int) -> None:
-    """Refuse a model too large for the studio, before it is made.
-
-    Raises:
-        HeadwayError: with the parameters it would have.
-
-    >>> checked_size(Fresh(position="learned(max_length=1000000)"), 256)
-    Traceback (most recent call last):
-    headway.shapes.HeadwayError: expected a model of at most 10,000,000 parameters, got 64,115,008: take a smaller one
-    """
-    # Only a hyperparameter can make a table large: widths, layers and texts have limits of their own. To look costs a
-    # second when it is done for the first time, because torch imports much for models without memory.
-    given = parse(model.position).hyperparameters().values()
-    if not any(_largest(value) > TABLE for value in given):
-        return
-    with torch.device("meta"):
-        count = sum(math.prod(p.shape) for p in _transformer(model, vocabulary).parameters())
-    if count > LIMITS["parameters"]:
+def _within(longest: int, count: int) -> None:
+    if count > longest:
         raise HeadwayError(
-            f"expected a model of at most {LIMITS['parameters']:,} parameters, got {count:,}: take a smaller one"
+            f"expected at most {longest:,} tokens here, got {count:,}: shorten the text"
+            + ("" if longest == LIMITS["long_tokens"] else ", or choose the map of a long text")
         )
 
 
-def _largest(value: object) -> float:
-    """The largest number in a hyperparameter that may be a size."""
-    if isinstance(value, tuple):
-        return max(map(_largest, value), default=0)
-    return value if isinstance(value, int) else 0
+def checked_size(model: Fresh, vocabulary: int, tokens: int = 64, *, batch: int = 0) -> Size:
+    """Refuse a model too large for the studio, before it is made.
+
+    Args:
+        model: what is asked for.
+        vocabulary: tokens it knows.
+        tokens: that it is to read.
+        batch: texts in a step of training; 0 is a model that does not learn.
+
+    Raises:
+        HeadwayError: with what would be allowed.
+
+    >>> checked_size(Fresh(position="learned(max_length=1000000)"), 256)
+    Traceback (most recent call last):
+    headway.shapes.HeadwayError: expected a model of at most 10,000,000 parameters, got more: take smaller sizes
+    """
+    config = {
+        "vocab": vocabulary,
+        **{name: getattr(model, name) for name in ("dim", "layers", "heads", "position")},
+        "backend": "auto" if batch else _backend(tokens),
+    }
+    more: dict[str, int] = {"parameters": LIMITS["parameters"], "most": MEMORY}
+    return check_size(config, tokens=tokens, batch=max(batch, 1), training=batch > 0, **more)
+
+
+def _backend(tokens: int) -> str:
+    # the specification shows a short text as well, and needs none of the compiler that others import for a second
+    return "reference" if tokens <= LIMITS["tokens"] else "auto"
 
 
 def _transformer(model: Fresh, vocabulary: int, backend: str = "auto") -> Transformer:
@@ -301,28 +354,9 @@ def _transformer(model: Fresh, vocabulary: int, backend: str = "auto") -> Transf
     return Transformer(vocabulary, model.dim, layers=layers, heads=heads, position=position, backend=backend)
 
 
-def _fresh(model: Fresh, text: str) -> Question:
-    labels = words(text)
-    if not labels:
-        raise HeadwayError("expected a text of at least one word, got none: type a sentence")
-    known = {label: number for number, label in enumerate(dict.fromkeys(labels))}
-    ids = torch.tensor([[known[label] for label in labels]])
-    return Question(_made(model, len(known), len(labels)), ids, labels, name=model.position)
-
-
-def _beside(model: Fresh, like: Question) -> Question:
-    """About a fresh model that reads the tokens of another question."""
-    made = _made(model, like.model.stack.embedding.num_embeddings, len(like.labels))
-    return Question(made, like.ids, like.labels, name=model.position)
-
-
 def _made(model: Fresh, vocabulary: int, tokens: int) -> Transformer:
-    checked_size(model, vocabulary)
-    # the specification shows a short text as well, and needs none of the compiler that others import for a second
-    backend = "reference" if tokens <= LIMITS["tokens"] else "auto"
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(model.seed)
-        return _transformer(model, vocabulary, backend).eval()
+    with seeded(model.seed):
+        return _transformer(model, vocabulary, _backend(tokens)).eval()
 
 
 def _found(folder: Path) -> list[Entry]:
@@ -395,9 +429,10 @@ def _load(entry: Entry) -> tuple[Transformer, Vocabulary, History | None]:
     if identity is None or checkpoint is None:
         raise HeadwayError(f"expected a whole checkpoint in {entry.title}, got none: let the comparison finish")
     dim, layers, heads = identity["model"]
-    shape = Fresh(identity["spec"], dim, heads, layers)
-    checked_size(shape, Bytes.size)
-    model = _transformer(shape, Bytes.size)
+    config = {"vocab": Bytes.size, "dim": dim, "layers": layers, "heads": heads, "position": identity["spec"]}
+    # settings may ask for any size, but not for more than was saved
+    check_size(config, tokens=1, parameters=sum(tensor.numel() for tensor in checkpoint.model.values()))
+    model = Transformer.from_config(config)
     checkpoint.restore(model)
     history = entry.path / "history.json"
     return model.eval(), Bytes(), History.from_json(read_json(history)) if history.is_file() else None

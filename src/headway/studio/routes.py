@@ -5,7 +5,7 @@ GET  /assets/<name>           its modules, styles and words, by a list of names
 GET  /api/state               runs, comparisons, methods, views, limits
 POST /api/view                a view, with the shapes of its model
 POST /api/live                start a training; /api/live/play, pause, step and stop go on with it
-GET  /api/live/events         what it does, as server-sent events; only what is new
+GET  /api/live/events         what it did since: ?since=…; pages ask again and again, and hold no connection meanwhile
 GET  /api/tiles               a tile of the map of a long text: ?source=…&level=…&row=…&column=…&how=…
 GET  /report/<id>             the report of a comparison
 """
@@ -20,10 +20,9 @@ import json
 import re
 import secrets
 import sys
-import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Any
@@ -31,7 +30,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from headway import __version__
@@ -40,17 +39,11 @@ from headway.positions import methods
 from headway.report.words import LANGUAGES, strings
 from headway.shapes import HeadwayError
 from headway.studio import fields
-from headway.studio.library import Library, Recent
+from headway.studio.library import Heavy, Library, Recent
 from headway.studio.stage import Stage
 from headway.studio.worker import Busy, Superseded, Worker
 from headway.views import NAMES, Question, view
 
-TICK = 0.04
-"""Seconds between two looks for new events of a training."""
-STREAMS = 24
-"""Pages that may follow the training at once."""
-BEAT = 10.0
-"""Seconds after which a silent stream says that it is alive."""
 _KINDS = {".js": "text/javascript", ".css": "text/css"}
 _ACTS = ("play", "pause", "step", "stop")
 
@@ -73,18 +66,17 @@ class Routes:
         library: runs and models.
         stage: the live training.
         worker: where models run.
-        closing: set when the studio ends; streams end then.
     """
 
     library: Library
     stage: Stage = field(default_factory=Stage)
     worker: Worker = field(default_factory=Worker)
-    closing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self._answers, self._maps = Recent(24), Recent(3)
+        self._patient, self._slow = self.library.patient(), Worker()
+        self.library.quick = True
         self._tiles = itertools.count()
-        self._streams = 0
         self._assets = _assets()
 
     def application(self) -> Starlette:
@@ -125,28 +117,47 @@ class Routes:
         return _json({**kept, **_offers(), "live": self.stage.plain(since=2**62)})
 
     async def view(self, request: Request) -> Response:
-        """Compose a view; a newer request of the same slot takes this one's place."""
-        asked = fields.asked(await _body(request))
-        return Response(await self.worker.run(asked.slot, lambda: self.composed(asked)), media_type="application/json")
+        """Compose a view; a newer request of the same slot takes this one's place.
 
-    def composed(self, asked: fields.Asked) -> bytes:
-        """A view as JSON; in the worker's thread, while no training step runs."""
+        What takes long is done in a thread of its own, one after the other, so that other pages need not wait for it.
+        """
+        asked = fields.asked(await _body(request))
+        self._slow.forget(asked.slot)
+        try:
+            made = await self.worker.run(asked.slot, lambda: self.composed(asked))
+        except Heavy:
+            made = await self._slow.run(asked.slot, lambda: self.composed(asked, self._patient))
+        return Response(made, media_type="application/json")
+
+    def close(self, timeout: float) -> None:
+        """Take no more questions, and wait so many seconds for those that are being answered."""
+        self._slow.close(0)
+        self.worker.close(timeout)
+
+    def composed(self, asked: fields.Asked, library: Library | None = None) -> bytes:
+        """A view as JSON; in a worker's thread, while no training step runs.
+
+        Args:
+            asked: by the page.
+            library: whose models to use; None is the quick one, which raises Heavy for what takes long.
+        """
+        library = library or self.library
         with self.stage.still():
             models = (asked.model, *asked.others)
             if any(isinstance(model, fields.OfLive) for model in models):
-                return self._compose(asked, secrets.token_hex())
-            key = repr((replace(asked, slot=""), [self.library.version(model) for model in models]))
+                return self._compose(asked, secrets.token_hex(), library)
+            key = repr((replace(asked, slot=""), [library.version(model) for model in models]))
             if asked.view == "long":  # its tiles may be forgotten before its answer is
-                return self._compose(asked, key)
-            return self._answers.make(key, lambda: self._compose(asked, key))
+                return self._compose(asked, key, library)
+            return self._answers.make(key, lambda: self._compose(asked, key, library))
 
-    def _compose(self, asked: fields.Asked, key: str) -> bytes:
+    def _compose(self, asked: fields.Asked, key: str, library: Library) -> bytes:
         begun = time.perf_counter()
-        question = self.library.question(asked, live=lambda text: self.stage.question(text, asked.view))
+        question = library.question(asked, live=lambda text: self.stage.question(text, asked.view))
         if asked.view == "long":
             question = self._with_tiles(question, key)
         shown = view(asked.view, question).plain()
-        self.library.keep(asked, question)
+        library.keep(asked, question)
         meta = {
             "layers": len(question.model.stack.blocks),
             "heads": question.model.stack.attentions()[0].shape.heads,
@@ -214,36 +225,16 @@ class Routes:
         return _json(self.stage.plain(since=2**62))
 
     async def events(self, request: Request) -> Response:
-        """Follow the training; an id is "session-number", so that a reader who comes back gets only what is new."""
-        if self._streams >= STREAMS:
-            raise Refused(503, "Too many pages follow the training: close some.")
-        last = request.headers.get("last-event-id") or request.query_params.get("since")
-        found = re.fullmatch(r"(\d{1,9})-(\d{1,12})", last or "0-0")
-        if found is None:
-            raise HeadwayError(f"expected since as session-number, got {str(last)[:60]!r}")
-        stream = self._followed(int(found[1]), int(found[2]))
-        return StreamingResponse(stream, media_type="text/event-stream")
+        """What the training did since an event, told as "session-number"; all of it where that was another training.
 
-    async def _followed(self, session: int, since: int) -> AsyncIterator[bytes]:
-        self._streams += 1
-        spoke, known = 0.0, None
-        try:
-            yield b"retry: 500\n\n"
-            while not self.closing.is_set():
-                if session != self.stage.number:
-                    session, since = self.stage.number, 0
-                told = self.stage.plain(since)
-                if told["events"]:
-                    since = told["events"][-1]["number"]
-                if told["events"] or (told["session"], told["state"]) != known:
-                    known, spoke = (told["session"], told["state"]), time.monotonic()
-                    yield f"id: {session}-{since}\ndata: {_text(told)}\n\n".encode()
-                elif time.monotonic() - spoke > BEAT:
-                    spoke = time.monotonic()
-                    yield b": still here\n\n"
-                await asyncio.sleep(TICK)
-        finally:
-            self._streams -= 1
+        Pages ask instead of listening: a browser has six connections to a host for all its tabs, and a stream of each
+        tab would use them up.
+        """
+        last = request.query_params.get("since", "0-0")
+        found = re.fullmatch(r"(\d{1,9})-(\d{1,12})", last)
+        if found is None:
+            raise HeadwayError(f"expected since as session-number, got {last[:60]!r}")
+        return _json(self.stage.plain(int(found[2]) if int(found[1]) == self.stage.number else 0))
 
     async def report(self, request: Request) -> Response:
         """The report of a comparison, under the policy that it carries itself."""

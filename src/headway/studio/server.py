@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import contextlib
+import html
 import importlib
 import os
 import socket
 import sys
+import tempfile
 import threading
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from headway.shapes import HeadwayError
 from headway.studio import fields
@@ -26,6 +30,16 @@ PORT = 8765
 """Where the studio listens if that is free and nothing else is asked for."""
 PATIENCE = 2.0
 """Seconds a computation may take to end when the studio does."""
+CONNECTIONS = 128
+"""Connections at once; more are closed as they come."""
+ARRIVAL = 10.0
+"""Seconds in which a request must arrive, once a connection is open or its first byte is there."""
+IDLE = 5
+"""Seconds a connection may rest between two requests."""
+HEAD = 2**14
+"""Bytes of a request's head at most."""
+HANDED = 60.0
+"""Seconds that the file with the address is kept for a browser that is slow to start."""
 
 
 class Studio:
@@ -47,7 +61,9 @@ class Studio:
         self.guard = Guard(self.routes.application(), self.port)
         config = uvicorn.Config(
             self.guard,
-            http="h11",
+            http=_Patient,
+            h11_max_incomplete_event_size=HEAD,
+            timeout_keep_alive=IDLE,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -56,7 +72,7 @@ class Studio:
             proxy_headers=False,  # nothing stands between the browser and this server
             timeout_graceful_shutdown=1,
         )
-        self._server = _Server(config, self.routes.closing.set)
+        self._server = uvicorn.Server(config)
 
     @property
     def token(self) -> str:
@@ -65,22 +81,34 @@ class Studio:
 
     @property
     def url(self) -> str:
-        """The address to open."""
+        """The address to open; it is for people who may read this terminal."""
         return f"http://127.0.0.1:{self.port}/?token={self.token}"
 
     def run(self) -> None:
         """Serve until :meth:`stop` or a ctrl-C, and wait a little for what is being computed."""
         with contextlib.suppress(KeyboardInterrupt):
             self._server.run(sockets=[self._socket])
-        self.routes.closing.set()
         training = threading.Thread(target=self.routes.stage.stop, daemon=True)
         training.start()
-        self.routes.worker.close(PATIENCE)
+        self.routes.close(PATIENCE)
         training.join(PATIENCE)
+
+    def close(self) -> None:
+        """Give the port back, of a studio that never ran."""
+        self._socket.close()
+
+    def open_browser(self) -> None:
+        """Open the user's browser, and wait until it is there or does not come.
+
+        Everybody on a machine can read the arguments of all its processes. So the browser is given a file that only
+        its user can read, and that leads to the address.
+        """
+        with handed_over(self.url) as page:
+            webbrowser.open(page.as_uri())
+            self.guard.entered.wait(HANDED)
 
     def stop(self) -> None:
         """End :meth:`run`, from any thread."""
-        self.routes.closing.set()
         self._server.should_exit = True
 
     def warm(self) -> None:
@@ -110,21 +138,85 @@ def serve(folders: Sequence[Path | str] = (), port: int | None = None, browser: 
     studio.warm()
     if browser and _has_screen():
         # its socket listens already: a browser that is faster than the server waits
-        threading.Thread(target=webbrowser.open, args=(studio.url,), daemon=True).start()
+        threading.Thread(target=studio.open_browser, daemon=True).start()
     studio.run()
     print("\nThe studio has ended.", flush=True)
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn, whose streams end when a signal arrives."""
+@contextlib.contextmanager
+def handed_over(url: str) -> Iterator[Path]:
+    """A page in a file of mode 0600 that leads to an address, as long as it is needed.
 
-    def __init__(self, config: uvicorn.Config, closing: Callable[[], Any]) -> None:
-        super().__init__(config)
-        self._closing = closing
+    >>> with handed_over("http://127.0.0.1:1/?token=x") as page:
+    ...     oct(page.stat().st_mode & 0o777), "token=x" in page.read_text()
+    ('0o600', True)
+    >>> page.exists()
+    False
+    """
+    handle, name = tempfile.mkstemp(prefix="headway-studio-", suffix=".html")
+    page = Path(name)
+    _HANDED.append(page)
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(_LEADING.format(url=html.escape(url)))
+        yield page
+    finally:
+        page.unlink(missing_ok=True)
+        _HANDED.remove(page)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._closing()
-        super().handle_exit(sig, frame)
+
+_HANDED: list[Path] = []
+"""Files that are there now; a process that ends takes them along, whichever thread still waits."""
+_LEADING = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="referrer" content="no-referrer"><title>headway studio</title>
+<meta http-equiv="refresh" content="0; url={url}"></head>
+<body><p><a href="{url}">headway studio</a></p></body>
+</html>
+"""
+
+
+@atexit.register
+def _forget() -> None:
+    for page in _HANDED:
+        page.unlink(missing_ok=True)
+
+
+class _Patient(H11Protocol):
+    """Uvicorn's connection, which waits only so long for a request to arrive: uvicorn itself would wait for ever."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS:
+            transport.abort()
+        else:
+            self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        """One timer for each request from its first byte to its last, however the bytes drip in."""
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            self._stop()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(ARRIVAL, self._late)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        self._timer = None
+        self.transport.abort()
 
 
 def _listening(port: int | None) -> socket.socket:

@@ -52,7 +52,7 @@ class Stage:
 
     def start(self, asked: Training) -> None:
         """Start a training, paused before its first step; the one before is stopped."""
-        checked_size(asked.model, Bytes.size)
+        checked_size(asked.model, Bytes.size, LENGTH, batch=_BATCH)
         settings = TrainSettings(
             steps=asked.steps,
             batch=_BATCH,

@@ -61,6 +61,13 @@ class Worker:
                     del self._latest[slot]
                     self._waiting.pop(slot, None)  # where nobody listens any more
 
+    def forget(self, slot: str) -> None:
+        """Let nobody wait for the job of a slot any more, because a newer one is asked for elsewhere."""
+        with self._change:
+            self._waiting.pop(slot, None)
+            if (older := self._latest.pop(slot, None)) is not None:
+                older.fail(Superseded())
+
     def start(self, slot: str, job: Callable[[], Any]) -> None:
         """Run a job whose result nobody waits for."""
         with self._change:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import headway
+from headway.init import seeded
 from headway.shapes import HeadwayError
 from headway.training.batches import TextBatches, TextValidation
 from headway.training.checkpoint import Checkpoints
@@ -191,8 +192,7 @@ def new_model(model_config: Mapping[str, Any], words: Vocabulary, seed: int) -> 
             f"expected model_config without vocab, or with vocab={words.size} as the vocabulary has, "
             f"got vocab={model_config['vocab']}: leave it out"
         )
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         return _build_model({**model_config, "vocab": words.size})
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from headway.shapes import HeadShape, HeadwayError
+from headway.sizes import TooLarge, metered
+from headway.sizes import check_size as measured
 
 _BYTES = 4  # of a number in float32
 _STATES = {"adamw": 2, "adam": 2, "sgd": 1}
@@ -157,6 +159,8 @@ choose a smaller dim, layers, vocabulary or position method
                 f"({size.parameters:,} parameters, {batch:,} windows of {length:,} tokens): "
                 f"choose a smaller batch, length or model"
             )
+    if room is None:  # and whatever the method holds besides, at its first use
+        measured(config, tokens=max(length, 1), batch=max(batch, 1), training=batch > 0, most=limit)
     return size
 
 
@@ -174,10 +178,10 @@ def _parsed(position: Any) -> Any:
 def _learned(position: Any, shape: HeadShape) -> int:
     """The numbers one object of a method learns."""
     try:
-        with torch.device("meta"):
+        with metered():
             made = position.fresh()
             made.build(shape)
-    except (RuntimeError, OverflowError, TypeError, MemoryError) as error:
+    except (TooLarge, RuntimeError, OverflowError, TypeError, MemoryError) as error:
         raise HeadwayError(
             f"expected a position method of a size that can be made, got {position.spec():.80}: "
             f"choose smaller hyperparameters"

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from headway.init import seeded
 from headway.inspect.head import Head
 from headway.inspect.record import recorded
 from headway.positions import parse
@@ -135,8 +136,7 @@ def swapped(model: Transformer, spec: str, seed: int = 0) -> tuple[Transformer, 
     ('learned', True)
     """
     config = {**model.config, "position": spec, "share_position": None}
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         other = Transformer.from_config(config)
     weights = {name: x for name, x in model.state_dict().items() if ".position." not in name}
     missing = other.load_state_dict(weights, strict=False).missing_keys

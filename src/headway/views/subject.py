@@ -10,6 +10,7 @@ from typing import cast
 import torch
 
 from headway.attention import Attention
+from headway.init import seeded
 from headway.inspect.record import Layer, Trace
 from headway.positions import Position
 from headway.report.figures import View
@@ -61,8 +62,7 @@ def about_position(
         )
     count = heads or SHAPE.heads
     shape = own or HeadShape.of(dim or (SHAPE.dim if SHAPE.dim % count == 0 else 16 * count), count)
-    with torch.random.fork_rng([]), torch.no_grad():
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed), torch.no_grad():
         model = Transformer(
             VOCABULARY,
             shape.dim,

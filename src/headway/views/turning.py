@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from headway.backends.base import Call
+from headway.init import seeded
 from headway.inspect.probe import Planes, alike, in_float64, planes
 from headway.inspect.record import Layer
 from headway.masks import Causal
@@ -203,8 +204,7 @@ def _usage(question: Question, own: Turning) -> list[list[float]]:
 
 def _equal(position: Position, question: Question) -> Tensor:
     """What a key like the query scores at each distance, for each head, (H, distances)."""
-    with torch.random.fork_rng([]), torch.no_grad():
-        torch.default_generator.manual_seed(0)
+    with seeded(0), torch.no_grad():
         call = alike(in_float64(position), torch.arange(max(MOST, places(question)))[None])
         return scores(call)[0, :, -1].flip(-1)
 

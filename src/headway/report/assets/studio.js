@@ -39,7 +39,12 @@ function open(element, offers, strings) {
   const first = offers.first;
   /** @type {Place} */
   const home = { view: first.view, text: first.text, kind: "fresh", ...first.model.fresh, run: offers.runs[0]?.id ?? "", layer: first.layer, head: first.head, query: first.query, column: first.column, others: [], results: "", options: {} };
-  let place = placeOf(location.hash, home, history.state?.text);
+  /** What the address says, of views that there are. */
+  const here = () => {
+    const found = placeOf(location.hash, home, history.state?.text);
+    return ORDER.includes(/** @type {any} */ (found.view)) ? found : { ...found, view: home.view };
+  };
+  let place = here();
   /** Each view's own options while the page is open. @type {Record<string, Place["options"]>} */
   const options = { [place.view]: place.options };
   /** @type {{ view: any, meta: any } | null} */
@@ -176,7 +181,7 @@ function open(element, offers, strings) {
   });
 
   addEventListener("popstate", () => {
-    place = placeOf(location.hash, home, history.state?.text);
+    place = here();
     options[place.view] = place.options;
     furnish();
     built?.update();

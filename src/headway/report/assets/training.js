@@ -16,11 +16,15 @@ import { grouped } from "./words.js";
  */
 
 const MOST = 400; // points of the drawn curve
+/** Milliseconds between two looks: at a training that goes on, at one that rests, and from a page that is not seen. */
+const [OFTEN, RARELY, HIDDEN] = [200, 1000, 10_000];
+const EXPECTED = 3000; // milliseconds in which an act shows what it does
 const OPTIMIZERS = ["adamw", "adam", "sgd"];
 
 /**
- * Follow the training for as long as the page is open. The server sends only events that came after the last one.
- * @returns {{ told: () => Told, points: () => Point[], message: () => string, listen: (hear: (told: Told) => void) => void }}
+ * Follow the training for as long as the page is open, by asking again and again for what is new: often while it trains
+ * and the page is seen, rarely otherwise. A browser has six connections to a host for all its tabs, so none is held.
+ * @returns {{ told: () => Told, points: () => Point[], message: () => string, listen: (hear: (told: Told) => void) => void, soon: () => void }}
  */
 export function followTraining() {
   /** @type {Told} */
@@ -28,25 +32,54 @@ export function followTraining() {
   /** @type {Point[]} */
   let points = [];
   let message = "";
+  let since = 0;
+  let lively = 0; // until when something new is expected
+  let timer = 0;
+  let asking = false;
   /** @type {(told: Told) => void} */
   let hear = () => {};
-  const source = new EventSource("/api/live/events");
-  source.onmessage = ({ data }) => {
-    /** @type {Told} */
-    const next = JSON.parse(data);
+
+  /** @param {Told} next */
+  function take(next) {
+    const news = next.events.length > 0 || next.session !== told.session || next.state !== told.state;
     if (next.session !== told.session) {
       points = [];
       message = "";
+      since = 0;
     }
     told = next;
     for (const event of next.events) {
+      since = event.number;
       if (event.kind === "step") points.push(/** @type {Point} */ (event));
       if (event.kind === "error") message = String(event.message);
     }
+    if (!news) return;
+    lively = performance.now() + EXPECTED;
     hear(told);
+  }
+
+  async function look() {
+    if (asking) return;
+    asking = true;
+    clearTimeout(timer);
+    try {
+      take(await ask(`/api/live/events?since=${told.session}-${since}`));
+    } catch {
+      // the server is gone, or will be back: it is asked again
+    }
+    asking = false;
+    const often = told.state === "playing" || performance.now() < lively;
+    timer = window.setTimeout(look, document.hidden ? HIDDEN : often ? OFTEN : RARELY);
+  }
+
+  const soon = () => {
+    lively = performance.now() + EXPECTED;
+    look();
   };
-  window.addEventListener("pagehide", () => source.close());
-  return { told: () => told, points: () => points, message: () => message, listen: (listener) => (hear = listener) };
+  document.addEventListener("visibilitychange", () => document.hidden || look());
+  window.addEventListener("pageshow", look);
+  window.setTimeout(look);
+  return { told: () => told, points: () => points, message: () => message, listen: (listener) => (hear = listener), soon };
 }
 
 /**
@@ -93,6 +126,7 @@ export function trainingPanel(words, training, { place, limits, wishes, started,
   async function begin() {
     const { position, dim, heads, layers, seed, text } = place();
     const rate = String(wishes.lr).trim();
+    if (rate && !(Number(rate) > 0)) throw new Error(words.say("studio.live.lr.wrong", { given: rate }));
     await ask("/api/live", {
       text: wishes.source === "typed" ? text : "",
       position, dim, heads, layers, seed,
@@ -108,6 +142,7 @@ export function trainingPanel(words, training, { place, limits, wishes, started,
     error.hidden = true;
     try {
       await act();
+      training.soon();
     } catch (problem) {
       show(/** @type {Error} */ (problem).message || words.say("studio.gone"));
     }
