@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from headway.cache import KVCache
-from headway.functional import BACKENDS, attend
+from headway.functional import BACKENDS, attend_checked, check
 from headway.init import check_init, initialise
-from headway.masks import Mask, as_positions
+from headway.masks import FAR, Array, Integers, Mask, as_integers, as_mask, as_positions, in_range
 from headway.positions import NoPosition, Position, parse
-from headway.shapes import HeadShape, HeadwayError
+from headway.shapes import HeadShape, HeadwayError, as_count, as_number
 from headway.terms import AnyTerm
 
 
@@ -63,21 +63,9 @@ class Core(nn.Module):
         softcap: float | None = None,
         sinks: Float[Tensor, " heads"] | None = None,
     ) -> Float[Tensor, "batch heads queries dim_v"]:
-        """Attend."""
-        return attend(
-            q,
-            k,
-            v,
-            mask=mask,
-            terms=terms,
-            q_pos=q_pos,
-            k_pos=k_pos,
-            scale=scale,
-            normalise=normalise,
-            softcap=softcap,
-            sinks=sinks,
-            backend=self.backend,
-        )
+        """Attend; positions are those of tokens that were looked at when they came in."""
+        call = check(q, k, v, mask, terms, q_pos, k_pos, scale, normalise, softcap, sinks, looked_at=True)
+        return attend_checked(call, self.backend)
 
 
 class Attention(nn.Module):
@@ -124,7 +112,7 @@ class Attention(nn.Module):
         kv_heads: int | None = None,
         head_dim: int | None = None,
         position: Position | str | None = None,
-        mask: Mask | None = None,
+        mask: Mask | Bool[Tensor, "..."] | Array | None = None,
         bias: bool = False,
         out_bias: bool | None = None,
         scale: float | None = None,
@@ -140,25 +128,22 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = HeadShape.of(dim, heads, kv_heads, head_dim)
-        if isinstance(position, str):
-            position = parse(position)
-        self.position = (NoPosition() if position is None else position).attach(self.shape)
-        self.mask, self.embed = mask, embed
-        self.scale = self.shape.head_dim**-0.5 if scale is None else float(scale)
-        if not math.isfinite(self.scale):
-            raise HeadwayError(f"expected a finite scale, got {self.scale}")
+        dim, heads = self.shape.dim, self.shape.heads
+        self.position = as_method(position).attach(self.shape)
+        self.mask, self.embed = as_mask(mask), embed
+        self.scale = self.shape.head_dim**-0.5 if scale is None else as_number(scale, "a finite scale")
         check_init(init)
-        self.init, self.depth = init, depth
+        self.init, self.depth = init, as_count(depth, "a depth of at least 1 layer", 1)
         inner, inner_kv = heads * self.shape.head_dim, self.shape.kv_heads * self.shape.head_dim
-        source = dim if context_dim is None else context_dim
+        source = dim if context_dim is None else as_count(context_dim, "context_dim of at least 1", 1)
         self.q = nn.Linear(dim, inner, bias=bias)
         self.k = nn.Linear(source, inner_kv, bias=bias)
         self.v = nn.Linear(source, inner_kv, bias=bias)
         self.o = nn.Linear(inner, dim, bias=bias if out_bias is None else out_bias)
-        if softcap is not None and not 0 < softcap < math.inf:
-            raise HeadwayError(f"expected a finite softcap above 0, or None, got {softcap}")
-        if log_scale is not None and log_scale < 2:
-            raise HeadwayError(f"expected log_scale, a training length, of at least 2, got {log_scale}")
+        if softcap is not None:
+            softcap = as_number(softcap, "a finite softcap above 0, or None", 0)
+        if log_scale is not None:
+            log_scale = as_count(log_scale, "log_scale, a training length, of at least 2", 2)
         self.softcap, self.log_scale = softcap, log_scale
         self.q_norm = nn.RMSNorm(self.shape.head_dim, eps=1e-6) if qk_norm else None
         self.k_norm = nn.RMSNorm(self.shape.head_dim, eps=1e-6) if qk_norm else None
@@ -198,7 +183,8 @@ class Attention(nn.Module):
         >>> attention.head(3).q.shape
         torch.Size([64, 8])
         """
-        if not 0 <= index < self.shape.heads:
+        index = as_count(index, f"a head from 0 to {self.shape.heads - 1}")
+        if index >= self.shape.heads:
             raise HeadwayError(f"expected a head from 0 to {self.shape.heads - 1}, got {index}")
         kv = index // (self.shape.heads // self.shape.kv_heads)
         width = self.shape.head_dim
@@ -219,10 +205,10 @@ class Attention(nn.Module):
         x: Float[Tensor, "*batch tokens dim"],
         *,
         context: Float[Tensor, "*batch keys context_dim"] | None = None,
-        pos: Int[Tensor, "#batch tokens"] | Int[Tensor, " tokens"] | None = None,
-        context_pos: Int[Tensor, "#batch keys"] | Int[Tensor, " keys"] | None = None,
-        coordinates: Int[Tensor, "#batch tokens axes"] | None = None,
-        mask: Mask | None = None,
+        pos: Integers | None = None,
+        context_pos: Integers | None = None,
+        coordinates: Integers | None = None,
+        mask: Mask | Bool[Tensor, "..."] | Array | None = None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "*batch tokens dim"]:
         """Attend from x to itself, or to a context.
@@ -230,19 +216,22 @@ class Attention(nn.Module):
         Args:
             x: (B, N, dim), or (N, dim) without a batch.
             context: attend to this other sequence instead, (B, M, context_dim).
-            pos: integer positions of x, (B or 1, N) or (N,); -1 is padding. Default 0 … N−1, or onwards from the cache.
+            pos: integer positions of x, (B or 1, N) or (N,), as a tensor, array or list; -1 is padding. Default
+                0 … N−1, or onwards from the cache.
             context_pos: integer positions of the context; default 0 … M−1.
             coordinates: where each token of x lies, (B or 1, N, axes), for methods of several axes (images, videos):
                 they embed and rotate by these, while ``pos`` stays the order that masks, terms and caches go by. Not
                 with a context.
-            mask: restricts who may see whom for this call, for instance to packed documents.
+            mask: restricts who may see whom for this call, for instance to packed documents; a boolean tensor, True =
+                may see, is taken as :class:`headway.Dense`.
             cache: with self attention x continues the tokens in it and is appended; with a context its keys and values
                 are kept at the first call and used from then on.
 
         Raises:
             HeadwayError: on widths, positions or a cache that do not fit.
         """
-        if x.ndim == 2:
+        mask = as_mask(mask)
+        if isinstance(x, Tensor) and x.ndim == 2:
             context = None if context is None else context[None]
             batch: Tensor = self(
                 x[None],
@@ -324,6 +313,9 @@ class Attention(nn.Module):
         return out
 
     def _check(self, x: Tensor, context: Tensor | None) -> None:
+        for name, given in (("x", x), ("context", context)):
+            if not isinstance(given, Tensor) and (name == "x" or given is not None):
+                raise HeadwayError(f"expected {name} as a tensor, got {type(given).__name__}")
         if x.ndim != 3 or x.shape[-1] != self.shape.dim:
             raise HeadwayError(f"expected x of shape (batch, tokens, {self.shape.dim}), got {tuple(x.shape)}")
         width = self.k.in_features
@@ -344,8 +336,26 @@ def renumbers(position: Position, cache: object) -> bool:
     return position.training and cache is None and type(position).renumber is not Position.renumber
 
 
+def as_method(position: Position | str | None) -> Position:
+    """A position method from its text, or from nothing: none.
+
+    Raises:
+        HeadwayError: when it is neither text nor a method.
+    """
+    if isinstance(position, str):
+        return parse(position)
+    if position is None:
+        return NoPosition()
+    if not isinstance(position, Position):
+        raise HeadwayError(
+            f"expected a position method such as Rotary() or 'rotary', got {position!r:.60}: `headway methods` lists "
+            f"them"
+        )
+    return position
+
+
 def as_coordinates(
-    coordinates: Int[Tensor, "#batch tokens axes"], x: Tensor, position: Position, context: Tensor | None = None
+    coordinates: Integers, x: Tensor, position: Position, context: Tensor | None = None
 ) -> Int[Tensor, "#batch tokens axes"]:
     """Coordinates of the tokens x as int64, checked.
 
@@ -358,13 +368,12 @@ def as_coordinates(
         raise HeadwayError(
             f"expected no coordinates, because {type(position).__name__} has one axis, got some: pass pos instead"
         )
+    coordinates = as_integers(coordinates, "coordinates", x.device)
     expected, got = (x.shape[0], x.shape[1], position.axes), tuple(coordinates.shape)
     if len(got) != 3 or got[1:] != expected[1:] or got[0] not in (1, expected[0]):
         raise HeadwayError(
             f"expected coordinates of shape ({expected[0]} or 1, {expected[1]}, {expected[2]}), got {got}"
         )
-    if coordinates.is_floating_point() or coordinates.is_complex() or coordinates.dtype is torch.bool:
-        raise HeadwayError(f"expected integer coordinates, got {coordinates.dtype}")
     if coordinates.device != x.device:
         raise HeadwayError(f"expected coordinates on {x.device}, got {coordinates.device}")
-    return coordinates.long()
+    return in_range(coordinates, "coordinates", 1 - FAR)

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headway.backends.base import Backend, Call
-from headway.masks import Before, Causal, Dense, Mask, as_positions
+from headway.masks import Array, Before, Causal, Dense, Integers, Mask, as_mask, as_positions, fitted
 from headway.positions.base import Position
-from headway.shapes import HeadShape, HeadwayError
+from headway.shapes import HeadShape, HeadwayError, as_count, as_number
 from headway.terms import AnyTerm
 
 BACKENDS = ("native", "sdpa", "triton", "flex", "tiled", "reference")
@@ -29,10 +29,10 @@ def attend(
     k: Float[Tensor, "batch kv_heads keys dim"],
     v: Float[Tensor, "batch kv_heads keys dim_v"],
     *,
-    mask: Mask | Bool[Tensor, "#batch #heads queries keys"] | None = None,
+    mask: Mask | Bool[Tensor, "..."] | Array | None = None,
     terms: Sequence[AnyTerm] = (),
-    q_pos: Int[Tensor, "#batch queries"] | Int[Tensor, " queries"] | None = None,
-    k_pos: Int[Tensor, "#batch keys"] | Int[Tensor, " keys"] | None = None,
+    q_pos: Integers | None = None,
+    k_pos: Integers | None = None,
     scale: float | None = None,
     normalise: str = "softmax",
     softcap: float | None = None,
@@ -48,9 +48,11 @@ def attend(
         q: queries, (B, H, Q, D).
         k: keys, (B, H_kv, K, D), where H_kv divides H.
         v: values, (B, H_kv, K, D_v).
-        mask: who may see whom, see :mod:`headway.masks`; a boolean tensor is taken as :class:`headway.masks.Dense`.
+        mask: who may see whom, see :mod:`headway.masks`; a boolean tensor, (B or 1, H or 1, Q, K) or (Q, K), is taken
+            as :class:`headway.masks.Dense`.
         terms: what is added to scores or values, see :mod:`headway.terms`.
-        q_pos: integer positions of the queries, (B or 1, Q) or (Q,); -1 is padding. Default 0 … Q−1.
+        q_pos: integer positions of the queries below 2⁴⁰, (B or 1, Q) or (Q,), as a tensor, array or list; -1 is
+            padding. Default 0 … Q−1.
         k_pos: integer positions of the keys, likewise. Default 0 … K−1.
         scale: multiplies q·k; default 1/√D, which keeps the variance of the scores at that of one product term.
         normalise: how scores become weights: "softmax", or "stickbreaking" (arXiv:2410.17980), where key j gets the
@@ -70,7 +72,11 @@ def attend(
     >>> attend(q, k, v, mask=Causal(), scale=0.0)[0, 0, 1].tolist()
     [0.5, 0.5, 0.0]
     """
-    call = check(q, k, v, mask, terms, q_pos, k_pos, scale, normalise, softcap, sinks)
+    return attend_checked(check(q, k, v, mask, terms, q_pos, k_pos, scale, normalise, softcap, sinks), backend)
+
+
+def attend_checked(call: Call, backend: str) -> Float[Tensor, "batch heads queries dim_v"]:
+    """What :func:`attend` does after :func:`check`."""
     route = _choose(call, backend)
     run = _load(route).run
     eager = call.q.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -99,16 +105,25 @@ def check(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Mask | Tensor | None,
+    mask: Mask | Tensor | Array | None,
     terms: Sequence[AnyTerm],
-    q_pos: Tensor | None,
-    k_pos: Tensor | None,
+    q_pos: Integers | None,
+    k_pos: Integers | None,
     scale: float | None,
     normalise: str,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    *,
+    looked_at: bool = False,
 ) -> Call:
-    """What :func:`attend` is given, checked, with nothing left to default; arguments and errors are those of attend."""
+    """What :func:`attend` is given, checked, with nothing left to default; arguments and errors are those of attend.
+
+    Args:
+        looked_at: whether the values of positions are known to be in range, as those of a cache are.
+    """
+    for name, given in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(given, Tensor):
+            raise HeadwayError(f"expected {name} as a tensor, got {type(given).__name__}")
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not (q.ndim == k.ndim == v.ndim == 4):
         raise HeadwayError(f"expected q, k and v of shape (batch, heads, tokens, head width), got {shapes}")
@@ -124,20 +139,19 @@ def check(
         raise HeadwayError(f"expected q, k and v of one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
     if not (q.device == k.device == v.device):
         raise HeadwayError(f"expected q, k and v on one device, got {q.device}, {k.device}, {v.device}")
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if not -math.inf < scale < math.inf:
-        raise HeadwayError(f"expected a finite scale, got {scale}")
-    if softcap is not None and not 0 < softcap < math.inf:
-        raise HeadwayError(f"expected a finite softcap above 0, or None, got {softcap}")
-    if sinks is not None and (tuple(sinks.shape) != (q.shape[1],) or sinks.device != q.device):
-        raise HeadwayError(
-            f"expected sinks of shape ({q.shape[1]},), one per query head, on {q.device}, "
-            f"got {tuple(sinks.shape)} on {sinks.device}"
-        )
-    if isinstance(mask, Tensor):
-        mask = Dense(mask)
-    if not (mask is None or isinstance(mask, Mask)):
-        raise HeadwayError(f"expected a mask of headway.masks, a boolean tensor or None, got {type(mask).__name__}")
+    scale = max(q.shape[-1], 1) ** -0.5 if scale is None else as_number(scale, "a finite scale")
+    if softcap is not None:
+        softcap = as_number(softcap, "a finite softcap above 0, or None", 0)
+    if sinks is not None:
+        if not isinstance(sinks, Tensor) or not sinks.is_floating_point():
+            got = sinks.dtype if isinstance(sinks, Tensor) else type(sinks).__name__
+            raise HeadwayError(f"expected sinks as a tensor of floats, one per query head, got {got}")
+        if tuple(sinks.shape) != (q.shape[1],) or sinks.device != q.device:
+            raise HeadwayError(
+                f"expected sinks of shape ({q.shape[1]},), one per query head, on {q.device}, "
+                f"got {tuple(sinks.shape)} on {sinks.device}"
+            )
+    mask = fitted(as_mask(mask), q.shape[0], q.shape[2], k.shape[2], q.device)
     if normalise == "stickbreaking":
         if sinks is not None:
             raise HeadwayError(
@@ -145,9 +159,14 @@ def check(
                 "leave them out"
             )
         mask = Before() if mask is None else mask & Before()
+    if not isinstance(terms, Sequence) or isinstance(terms, str | bytes):
+        raise HeadwayError(f"expected a tuple or list of terms of headway.terms, got {type(terms).__name__}")
     for term in terms:
         if not isinstance(term, AnyTerm):
             raise HeadwayError(f"expected terms of headway.terms, got {type(term).__name__}")
+        for name, held in vars(term).items():
+            if isinstance(held, Tensor) and held.device != q.device:
+                raise HeadwayError(f"expected the {name} of {type(term).__name__} on {q.device}, got {held.device}")
     queries, keys = q.shape[2], k.shape[2]
     compared = bool(terms) or not (mask is None or isinstance(mask, Dense))
     if queries != keys and compared and (q_pos is None or k_pos is None):
@@ -161,8 +180,8 @@ def check(
         q,
         k,
         v,
-        as_positions(q_pos, q[:, 0], "q_pos"),
-        as_positions(k_pos, k[:, 0], "k_pos"),
+        as_positions(q_pos, q[:, 0], "q_pos", looked_at),
+        as_positions(k_pos, k[:, 0], "k_pos", looked_at),
         mask,
         tuple(terms),
         scale,
@@ -321,6 +340,10 @@ def plan(
     >>> print(plan(Rotary(), tokens=1024, heads=8, head_dim=64))
     rotary: native · exact · O(queries + keys): fused
     """
+    if not isinstance(position, Position):
+        raise HeadwayError(f"expected a position method as Rotary(), got {position!r:.60}: parse() makes one of text")
+    heads, head_dim = as_count(heads, "heads of at least 1", 1), as_count(head_dim, "head_dim of at least 1", 1)
+    tokens = as_count(tokens, "tokens of at least 0")
     shape = HeadShape.of(heads * head_dim, heads, kv_heads, head_dim)
     with torch.device("meta"), torch.enable_grad():
         fresh = position.fresh().attach(shape)

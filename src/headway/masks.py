@@ -8,44 +8,139 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, as_count
 
 Positions = Int[Tensor, "#batch _"]
 Visible = Bool[Tensor, "#batch #heads queries keys"]
 ALL = slice(None)
+FAR = 2**40
+"""A distance no pair of tokens has, because positions are below it: the reach of a mask without that side."""
+
+
+@runtime_checkable
+class Array(Protocol):
+    """What NumPy and its kin hand over."""
+
+    def __array__(self, *_: Any, **__: Any) -> Any: ...
+
+
+Integers = Int[Tensor, "..."] | Array | Sequence[Any]
+"""Integers as a user has them: a tensor, a NumPy array, or a list (of lists)."""
+
+
+def as_integers(given: Integers, name: str, device: torch.device | None = None) -> Int[Tensor, "..."]:
+    """Integers as an int64 tensor; a tensor stays where it is, what is none yet goes to ``device``.
+
+    Raises:
+        HeadwayError: when they are not integers.
+    """
+    if not isinstance(given, Tensor):
+        if not isinstance(given, Array | Sequence) or isinstance(given, str | bytes):
+            raise HeadwayError(
+                f"expected {name} as an integer tensor, array or list, got {type(given).__name__} {given!r:.60}"
+            )
+        try:
+            made = torch.as_tensor(given, device=device)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise HeadwayError(f"expected {name} as an integer tensor, array or list, got {given!r:.60}") from error
+        given = made if made.numel() else made.long()  # an empty list has no dtype of its own
+    if given.dtype is torch.bool or given.is_floating_point() or given.is_complex():
+        few = {torch.float16: 2048, torch.bfloat16: 256}.get(given.dtype)
+        why = "" if few is None else f", which cannot count past {few}"
+        raise HeadwayError(f"expected integer {name}, got {given.dtype}{why}")
+    return given.long()
+
+
+def in_range(pos: Int[Tensor, "..."], name: str, least: int = -1) -> Int[Tensor, "..."]:
+    """The positions themselves, looked at where that is nearly free: on a CPU and not under torch.compile.
+
+    Raises:
+        HeadwayError: when one is below ``least``, or so large that sums of them could overflow.
+    """
+    if pos.device.type == "cpu" and not torch.compiler.is_compiling() and pos.numel():
+        low, high = (int(end) for end in torch.aminmax(pos))
+        if low < least or high >= FAR:
+            allowed = "0 to 2^40 - 1, or -1 for padding" if least == -1 else "-2^40 + 1 to 2^40 - 1"
+            raise HeadwayError(
+                f"expected {name} from {allowed}, got {low if low < least else high}: shift all by the same number"
+            )
+    return pos
 
 
 def as_positions(
-    pos: Int[Tensor, "#batch tokens"] | Int[Tensor, " tokens"] | None,
-    x: Shaped[Tensor, "batch tokens *rest"],
-    name: str = "positions",
+    pos: Integers | None, x: Shaped[Tensor, "batch tokens *rest"], name: str = "positions", looked_at: bool = False
 ) -> Positions:
     """Positions of the tokens x as int64 of shape (B or 1, N) on its device; 0 … N−1 when none are given.
 
+    Args:
+        pos: integers, one per token, (B or 1, N) or (N,); -1 is padding.
+        x: the tokens.
+        name: what messages call them.
+        looked_at: whether their values are known to be in range.
+
     Raises:
-        HeadwayError: when they are not integers, not one per token, or elsewhere.
+        HeadwayError: when they are not integers, not one per token, elsewhere, or (on a CPU) out of range.
     """
     batch, tokens = x.shape[:2]
     if pos is None:
         return torch.arange(tokens, device=x.device)[None]
-    if pos.is_floating_point() or pos.is_complex() or pos.dtype is torch.bool:
-        raise HeadwayError(f"expected integer {name}, got {pos.dtype}: bf16, for one, cannot count past 256")
+    if isinstance(pos, Tensor) and pos.dtype is torch.bool:
+        raise HeadwayError(
+            f"expected integer {name}, got torch.bool: of a mask that is True at tokens and False at padding pass "
+            f"(mask.cumsum(-1) - 1).masked_fill(~mask, -1)"
+        )
+    pos = as_integers(pos, name, x.device)
     pos = pos[None] if pos.ndim == 1 else pos
     if pos.ndim != 2 or pos.shape[1] != tokens or pos.shape[0] not in (1, batch):
         raise HeadwayError(f"expected {name} of shape ({batch} or 1, {tokens}), got {tuple(pos.shape)}")
     if pos.device != x.device:
         raise HeadwayError(f"expected {name} on {x.device}, got {pos.device}")
-    return pos.long()
+    return pos if looked_at else in_range(pos, name)
+
+
+def as_mask(given: Mask | Tensor | Array | None, name: str = "mask") -> Mask | None:
+    """A mask as it is, and a boolean tensor or array as :class:`Dense`.
+
+    Raises:
+        HeadwayError: when it is neither.
+    """
+    if given is None or isinstance(given, Mask):
+        return given
+    if isinstance(given, Tensor):
+        return Dense(given)
+    if isinstance(given, Array):
+        return Dense(_as_tensor(given, name))
+    raise HeadwayError(
+        f"expected a {name} of headway.masks, a boolean tensor or None, got {type(given).__name__} {given!r:.60}"
+    )
+
+
+def _as_tensor(given: Array, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise HeadwayError(f"expected a boolean {name}, got an array of {given.__array__().dtype}") from error
 
 
 class Mask:
-    """Says, for a tile of queries and keys, which pairs may attend. Padding (position -1) is not a mask's concern."""
+    """Says, for a tile of queries and keys, which pairs may attend. Padding (position -1) is not a mask's concern.
+
+    ``&`` and ``|`` combine masks with each other and, on either side, with boolean tensors, which are :class:`Dense`.
+
+    >>> torch.eye(2, dtype=torch.bool) & Causal()
+    And(first=Dense(visible=(2, 2)), second=Causal())
+    """
+
+    __array_ufunc__ = None
+    """An array on the left of ``&`` leaves the operator to :meth:`__rand__` instead of asking entry by entry."""
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Visible:
         """Visibility of queries ``rows`` and keys ``cols``; True where the query may see the key.
@@ -58,11 +153,39 @@ class Mask:
         """
         raise NotImplementedError
 
-    def __and__(self, other: Mask) -> Mask:
-        return And(self, other)
+    def __and__(self, other: Mask | Tensor | Array) -> Mask:
+        return _joined(And, self, other)
 
-    def __or__(self, other: Mask) -> Mask:
-        return Or(self, other)
+    def __or__(self, other: Mask | Tensor | Array) -> Mask:
+        return _joined(Or, self, other)
+
+    def __rand__(self, other: Mask | Tensor | Array) -> Mask:
+        return _joined(And, other, self)
+
+    def __ror__(self, other: Mask | Tensor | Array) -> Mask:
+        return _joined(Or, other, self)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """A tensor on the left of ``&`` or ``|`` asks here before it gives up."""
+        name = getattr(function, "__name__", str(function))
+        if name in ("__and__", "__iand__"):
+            return _joined(And, *args)
+        if name in ("__or__", "__ior__"):
+            return _joined(Or, *args)
+        raise HeadwayError(
+            f"expected a mask to meet tensors by & and |, got it as an argument of torch's {name}: "
+            f"mask.tile(q_pos, k_pos) is its tensor"
+        )
+
+
+def _joined(join: type[And] | type[Or], first: Any, second: Any) -> Mask:
+    sides = as_mask(first), as_mask(second)
+    if sides[0] is None or sides[1] is None:
+        raise HeadwayError("expected two masks, or a mask and a boolean tensor, beside & or |, got None")
+    return join(sides[0], sides[1])
 
 
 def distance(q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Int[Tensor, "#batch q k"]:
@@ -90,9 +213,19 @@ class Before(Mask):
 
 @dataclass(frozen=True)
 class Window(Mask):
-    """A query sees ``left`` tokens into the past and ``right`` into the future, itself included.
+    """A query sees ``left`` tokens into the past and ``right`` into the future, and itself.
 
-    >>> Window(128)                      # sliding window: itself and 128 tokens before
+    A configuration's ``sliding_window`` of W tokens (Mistral, Gemma, gpt-oss …) counts the query's own: that is
+    ``Window(W - 1)``, or :meth:`sliding`. FlashAttention's ``window_size=(left, right)`` is ``Window(left, right)``.
+
+    Args:
+        left: how many tokens behind the query it sees, at least 0.
+        right: how many before it; default 0, which is causal.
+
+    Raises:
+        HeadwayError: when a side is no integer or below 0.
+
+    >>> Window(128)                      # itself and 128 tokens before
     Window(left=128, right=0)
     """
 
@@ -100,13 +233,28 @@ class Window(Mask):
     right: int = 0
 
     def __post_init__(self) -> None:
-        if self.left < 0 or self.right < 0:
-            raise HeadwayError(f"expected window sides of at least 0 tokens, got left={self.left}, right={self.right}")
+        for side in ("left", "right"):
+            object.__setattr__(
+                self, side, as_count(getattr(self, side), f"a window's {side} side of at least 0 tokens")
+            )
+
+    @classmethod
+    def sliding(cls, width: int) -> Window:
+        """The window of a configuration's ``sliding_window``: ``width`` tokens, the query's own among them.
+
+        Raises:
+            HeadwayError: when it is no integer or below 1.
+
+        >>> Window.sliding(4096)
+        Window(left=4095, right=0)
+        """
+        return cls(as_count(width, "a sliding window of at least 1 token", 1) - 1)
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Visible:
         """See :meth:`Mask.tile`."""
         offset = distance(q_pos, k_pos, rows, cols)
-        return ((offset >= -self.left) & (offset <= self.right))[:, None]
+        left, right = min(self.left, FAR), min(self.right, FAR)  # of the size that an int64 can be compared with
+        return ((offset >= -left) & (offset <= right))[:, None]
 
 
 @dataclass(frozen=True)
@@ -135,14 +283,29 @@ class Prefix(Mask):
     """Keys at positions below ``length`` are seen by all: ``Causal() | Prefix(10)`` is a prefix language model.
 
     Args:
-        length: tokens of the prefix; one number, or one per sequence (B,).
+        length: tokens of the prefix; one number, or one per sequence (B,), as a tensor, array or list.
+
+    Raises:
+        HeadwayError: when it is no integer or below 0.
     """
 
-    length: int | Int[Tensor, " batch"]
+    length: int | Integers
+
+    def __post_init__(self) -> None:
+        length: Any = self.length
+        if isinstance(length, Tensor | Array | Sequence) and not isinstance(length, str | bytes):
+            lengths = as_integers(length, "Prefix length")
+            if lengths.ndim > 1:
+                raise HeadwayError(f"expected a Prefix length, or one per sequence, got shape {tuple(lengths.shape)}")
+            made: Any = lengths.reshape(-1)
+        else:
+            made = as_count(length, "a Prefix length of at least 0 tokens")
+        object.__setattr__(self, "length", made)
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Visible:
         """See :meth:`Mask.tile`."""
-        length = self.length[:, None, None] if isinstance(self.length, Tensor) else self.length
+        given: Any = self.length
+        length = given[:, None, None] if isinstance(given, Tensor) else min(given, FAR)
         keys = k_pos[:, None, cols] < length
         return keys.expand(-1, q_pos[:, rows].shape[1], -1)[:, None]
 
@@ -152,12 +315,21 @@ class Documents(Mask):
     """Packed documents: a query sees only keys of its own document. Combine: ``Causal() & Documents(ids)``.
 
     Args:
-        ids: the document of each query, (B, Q).
-        key_ids: the document of each key, (B, K); default ``ids``.
+        ids: the document of each query, (B or 1, Q) or (Q,), as a tensor, array or list.
+        key_ids: the document of each key, (B or 1, K) or (K,); default ``ids``.
+
+    Raises:
+        HeadwayError: when they are not integers.
     """
 
-    ids: Int[Tensor, "#batch queries"]
-    key_ids: Int[Tensor, "#batch keys"] | None = None
+    ids: Integers
+    key_ids: Integers | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("ids", "key_ids"):
+            if name == "ids" or self.key_ids is not None:
+                ids = as_integers(getattr(self, name), f"Documents {name}")
+                object.__setattr__(self, name, ids[None] if ids.ndim == 1 else ids)
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Visible:
         """See :meth:`Mask.tile`."""
@@ -172,43 +344,77 @@ class Documents(Mask):
         Raises:
             HeadwayError: when there is not one id per token.
         """
-        keys = self.ids if self.key_ids is None else self.key_ids
-        for name, ids, pos in (("ids", self.ids, q_pos), ("key_ids", keys, k_pos)):
+        queries: Any = self.ids
+        keys: Any = queries if self.key_ids is None else self.key_ids
+        for name, ids, pos in (("ids", queries, q_pos), ("key_ids", keys, k_pos)):
             if ids.ndim != 2 or ids.shape[1] != pos.shape[1]:
                 raise HeadwayError(
                     f"expected Documents {name} of shape (batch, {pos.shape[1]}), got {tuple(ids.shape)}: "
                     f"give one document id per token"
                 )
-        return self.ids, keys
+        return queries, keys
 
 
 @dataclass(frozen=True, eq=False)
 class Dense(Mask):
-    """Any visibility there is, as a boolean tensor (B or 1, H or 1, Q, K), True where the query may see the key."""
+    """Any visibility there is, as a boolean tensor, True where the query may see the key.
 
-    visible: Visible
+    With a cache its keys are all there are, the cached ones first.
+
+    Args:
+        visible: (B or 1, H or 1, Q, K), or (Q, K) for all sequences and heads.
+
+    Raises:
+        HeadwayError: when it is no boolean tensor of 2 or 4 axes.
+    """
+
+    visible: Visible | Bool[Tensor, "queries keys"]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.visible, Tensor) or self.visible.dtype is not torch.bool or self.visible.ndim != 4:
-            got = (
-                f"{self.visible.dtype} of shape {tuple(self.visible.shape)}"
-                if isinstance(self.visible, Tensor)
-                else repr(self.visible)
-            )
+        given: Any = self.visible
+        if not isinstance(given, Tensor) and isinstance(given, Array):
+            given = _as_tensor(given, "mask")
+            object.__setattr__(self, "visible", given)
+        if not isinstance(given, Tensor) or given.dtype is not torch.bool or given.ndim not in (2, 4):
+            got = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"{given!r:.60}"
             raise HeadwayError(
-                f"expected a boolean mask of shape (batch or 1, heads or 1, queries, keys), True = may see, got {got}: "
-                f"what is added to scores is a term, see headway.terms"
+                f"expected a boolean mask of shape (batch or 1, heads or 1, queries, keys), or (queries, keys), "
+                f"True = may see, got {got}: {_instead(given)}"
             )
+
+    def __repr__(self) -> str:
+        return f"Dense(visible={tuple(self.visible.shape)})"
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Visible:
         """See :meth:`Mask.tile`."""
         expected = (q_pos.shape[1], k_pos.shape[1])
         if tuple(self.visible.shape[-2:]) != expected:
             raise HeadwayError(
-                f"expected a mask over {expected[0]} queries and {expected[1]} keys, "
-                f"got one of shape {tuple(self.visible.shape)}"
+                f"expected a mask over {expected[0]} queries and {expected[1]} keys, those of a cache among them, "
+                f"got one of shape {tuple(self.visible.shape)}{_padding(tuple(self.visible.shape), expected[1])}"
             )
-        return self.visible[:, :, rows, cols]
+        visible = self.visible if self.visible.ndim == 4 else self.visible[None, None]
+        return visible[:, :, rows, cols]
+
+
+def _padding(shape: tuple[int, ...], keys: int) -> str:
+    """What to do where a mask of another size says which keys are padding."""
+    if shape[-1] != keys or (len(shape) == 4 and shape[2] != 1):
+        return ""
+    return ": a mask of padding is given as positions, -1 at padding"
+
+
+def _instead(given: object) -> str:
+    """What to pass instead of a dense mask that is none."""
+    if not isinstance(given, Tensor):
+        return "pass a mask of headway.masks or a boolean tensor"
+    if given.is_floating_point():
+        return "for one of 0 and -inf pass mask == 0; what is added to scores is a term, see headway.terms"
+    if given.dtype is not torch.bool:
+        return "for one of 1 and 0 pass mask.bool()"
+    if given.ndim == 3:
+        return "pass mask[:, None] if it is (batch, queries, keys), mask[None] if it is (heads, queries, keys)"
+    return "a mask of padding is given as positions, -1 at padding"
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,8 +441,34 @@ class Or(Mask):
         return self.first.tile(q_pos, k_pos, rows, cols) | self.second.tile(q_pos, k_pos, rows, cols)
 
 
-FAR = 2**40
-"""A distance no pair of tokens has: the reach of a mask without that side."""
+def fitted(mask: Mask | None, batch: int, queries: int, keys: int, device: torch.device) -> Mask | None:
+    """The mask for tokens of these numbers on this device, a Dense one with all four axes.
+
+    Raises:
+        HeadwayError: when a dense mask is of another size, or could be (queries, keys) as well as (batch, keys); when
+            a tensor it holds is elsewhere.
+    """
+    match mask:
+        case None | Causal() | Window():
+            return mask
+        case And(first, second) | Or(first, second):
+            sides = tuple(fitted(side, batch, queries, keys, device) for side in (first, second))
+            same = sides[0] is first and sides[1] is second
+            return mask if same else type(mask)(*sides)  # type: ignore[arg-type]
+        case Dense(Tensor() as visible) if visible.ndim == 2 and visible.shape == (queries, keys):
+            if batch == queries and batch > 1:
+                raise HeadwayError(
+                    f"expected a mask whose axes are plain, got {tuple(visible.shape)}, which is (queries, keys) as "
+                    f"well as (batch, keys): pass mask[None, None] if it is the first; a mask of padding is given as "
+                    f"positions, -1 at padding"
+                )
+            mask = Dense(visible[None, None])
+        case Dense(visible) if visible.shape[-2:] != (queries, keys):
+            mask.tile(visible.new_empty(1, queries), visible.new_empty(1, keys))  # which refuses it
+    for name, held in vars(mask).items():
+        if isinstance(held, Tensor) and held.device != device:
+            raise HeadwayError(f"expected the {name} of {type(mask).__name__} on {device}, got {held.device}")
+    return mask
 
 
 def straight(mask: Mask | None) -> bool:
@@ -255,7 +487,7 @@ def reach(mask: Mask | None) -> tuple[int, int]:
         case Causal():
             return FAR, 0
         case Window(left, right):
-            return left, right
+            return min(left, FAR), min(right, FAR)
         case And(first, second) | Or(first, second):
             choose = min if isinstance(mask, And) else max
             (past, future), (other_past, other_future) = reach(first), reach(second)

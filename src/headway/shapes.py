@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 
 class HeadwayError(ValueError):
     """A mistake the caller can mend: the message says what was expected, what came, and what to do."""
+
+
+def as_count(given: Any, expected: str, least: int = 0) -> int:
+    """A whole number of at least ``least`` as an int; NumPy's integers are some too, truth values are not.
+
+    Raises:
+        HeadwayError: when it is none: ``expected`` says in words what it should be.
+    """
+    try:
+        count = None if isinstance(given, bool) else operator.index(given)
+    except (TypeError, RuntimeError):
+        count = None
+    if count is None or not least <= count < 2**63:
+        whole = "" if count is not None else ", a whole number"
+        raise HeadwayError(f"expected {expected}{whole}, got {given!r:.60}")
+    return count
+
+
+def as_number(given: Any, expected: str, above: float = -math.inf) -> float:
+    """A finite number greater than ``above`` as a float.
+
+    Raises:
+        HeadwayError: when it is none: ``expected`` says in words what it should be.
+    """
+    try:
+        number = float(given) if isinstance(given, Real) and not isinstance(given, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not above < number < math.inf:
+        raise HeadwayError(f"expected {expected}, got {given!r:.60}")
+    return number
 
 
 @dataclass(frozen=True)
@@ -35,9 +70,11 @@ class HeadShape:
         Raises:
             HeadwayError: when heads do not divide the width, or key heads do not divide the heads.
         """
-        for name, value in (("dim", dim), ("heads", heads), ("kv_heads", kv_heads), ("head_dim", head_dim)):
-            if value is not None and value < 1:
-                raise HeadwayError(f"expected {name} of at least 1, got {value}")
+        dim, heads = as_count(dim, "dim of at least 1", 1), as_count(heads, "heads of at least 1", 1)
+        if kv_heads is not None:
+            kv_heads = as_count(kv_heads, "kv_heads of at least 1", 1)
+        if head_dim is not None:
+            head_dim = as_count(head_dim, "head_dim of at least 1", 1)
         if head_dim is None:
             if dim % heads:
                 raise HeadwayError(

@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from headway.attention import Attention, as_coordinates, renumbers
+from headway.attention import Attention, as_coordinates, as_method, renumbers
 from headway.cache import KVCache
 from headway.init import check_init, initialise
-from headway.masks import Causal, Mask, as_positions
-from headway.positions import NoPosition, Position, parse
-from headway.shapes import HeadShape, HeadwayError
+from headway.masks import Array, Causal, Integers, Mask, as_mask, as_positions
+from headway.positions import NoPosition, Position
+from headway.shapes import HeadShape, HeadwayError, as_count, as_number
 
 KINDS = ("decoder", "encoder", "encoder-decoder")
 NORMS = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
@@ -220,8 +220,8 @@ class Stack(nn.Module):
         self,
         tokens: Int[Tensor, "batch tokens"],
         *,
-        pos: Int[Tensor, "#batch tokens"] | Int[Tensor, " tokens"] | None = None,
-        coordinates: Int[Tensor, "#batch tokens axes"] | None = None,
+        pos: Integers | None = None,
+        coordinates: Integers | None = None,
         mask: Mask | None = None,
         cache: Cache | None = None,
         context: Float[Tensor, "batch keys dim"] | None = None,
@@ -258,6 +258,10 @@ class Stack(nn.Module):
         return [residual.part for residual in residuals if isinstance(residual.part, Attention)]
 
     def _check(self, tokens: Tensor) -> None:
+        if not isinstance(tokens, Tensor):
+            raise HeadwayError(
+                f"expected integer token ids as a tensor of shape (batch, tokens), got {type(tokens).__name__}"
+            )
         if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype is torch.bool:
             raise HeadwayError(
                 f"expected integer token ids of shape (batch, tokens), got {tokens.dtype} of {tuple(tokens.shape)}"
@@ -345,8 +349,8 @@ class Transformer(nn.Module):
         super().__init__()
         HeadShape.of(dim, heads, kv_heads, head_dim)
         for name, value in (("vocab", vocab), ("layers", layers), ("hidden", hidden)):
-            if value is not None and value < 1:
-                raise HeadwayError(f"expected {name} of at least 1, got {value}")
+            if value is not None:
+                as_count(value, f"{name} of at least 1", 1)
         for name, choice, choices in (
             ("kind", kind, KINDS),
             ("norm", norm, tuple(NORMS)),
@@ -354,10 +358,10 @@ class Transformer(nn.Module):
         ):
             if choice not in choices:
                 raise HeadwayError(f"expected {name} one of {', '.join(choices)}, got {choice!r}")
-        if not 0 <= dropout < 1:
+        if not 0 <= as_number(dropout, "dropout from 0 to below 1") < 1:
             raise HeadwayError(f"expected dropout from 0 to below 1, got {dropout}")
         check_init(init)
-        position = parse(position) if isinstance(position, str) else position
+        position = as_method(position)
         if kind == "encoder" and isinstance(position, NoPosition):
             warnings.warn("an encoder without position is blind to the order of its tokens", stacklevel=2)
         share = not position.per_layer if share_position is None else share_position
@@ -482,10 +486,10 @@ class Transformer(nn.Module):
         tokens: Int[Tensor, "batch tokens"],
         *,
         source: Int[Tensor, "batch source"] | None = None,
-        pos: Int[Tensor, "#batch tokens"] | Int[Tensor, " tokens"] | None = None,
-        source_pos: Int[Tensor, "#batch source"] | Int[Tensor, " source"] | None = None,
-        coordinates: Int[Tensor, "#batch tokens axes"] | None = None,
-        mask: Mask | None = None,
+        pos: Integers | None = None,
+        source_pos: Integers | None = None,
+        coordinates: Integers | None = None,
+        mask: Mask | Bool[Tensor, "..."] | Array | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "batch tokens vocab"]:
         """Logits of the next token at each place (decoder), or of each token (encoder).
@@ -493,11 +497,13 @@ class Transformer(nn.Module):
         Args:
             tokens: integer ids, (B, N), below ``vocab``.
             source: what the encoder of an encoder-decoder reads, (B, M); with a filled cache it is not read again.
-            pos: integer positions, (B or 1, N) or (N,); -1 is padding. Default 0 … N−1, or onwards from the cache.
+            pos: integer positions, (B or 1, N) or (N,), as a tensor, array or list; -1 is padding. Default 0 … N−1, or
+                onwards from the cache.
             source_pos: likewise for the source.
             coordinates: where each token lies, (B or 1, N, axes), for methods of several axes; see
                 :meth:`headway.Attention.forward`.
-            mask: restricts the self attention of the decoder (or of an encoder alone) further, as packed documents do.
+            mask: restricts the self attention of the decoder (or of an encoder alone) further, as packed documents do;
+                a boolean tensor, True = may see, is taken as :class:`headway.Dense`.
             cache: of :meth:`new_cache`; the tokens continue those in it.
 
         Raises:
@@ -509,8 +515,8 @@ class Transformer(nn.Module):
         if self.encoder is not None:
             if source is None:
                 raise HeadwayError("expected a source, because this Transformer is an encoder-decoder, got none")
-            if source_pos is not None:
-                source_pos = as_positions(source_pos, source)
+            if source_pos is not None and isinstance(source, Tensor) and source.ndim == 2:
+                source_pos = as_positions(source_pos, source, "source_pos")
             if cache is None or len(cache) == 0:
                 context = self.encoder(source, pos=source_pos)
             else:  # its keys, values and positions are in the cache
@@ -520,7 +526,7 @@ class Transformer(nn.Module):
             tokens,
             pos=pos,
             coordinates=coordinates,
-            mask=mask,
+            mask=as_mask(mask),
             cache=cache,
             context=context,
             context_pos=source_pos,

@@ -320,16 +320,19 @@ def test_scales_that_are_not_finite(scale: float) -> None:
 
 
 def test_masks_and_terms_that_are_none() -> None:
-    with refusal("expected a mask of headway.masks, a boolean tensor or None, got str"):
+    with refusal("expected a mask of headway.masks, a boolean tensor or None, got str 'causal'"):
         attend(*qkv(), mask="causal")
     with refusal("expected terms of headway.terms, got function"):
         attend(*qkv(), terms=(lambda q, k: q,))
     with refusal(
-        "expected a boolean mask of shape (batch or 1, heads or 1, queries, keys), True = may see, got torch.float32 "
-        "of shape (6, 6): what is added to scores is a term, see headway.terms"
+        "expected a boolean mask of shape (batch or 1, heads or 1, queries, keys), or (queries, keys), True = may see, "
+        "got torch.float32 of shape (6, 6): for one of 0 and -inf pass mask == 0; what is added to scores is a term, "
+        "see headway.terms"
     ):
         attend(*qkv(), mask=torch.zeros(6, 6))
-    with refusal("expected a mask over 6 queries and 6 keys, got one of shape (1, 1, 6, 5)"):
+    with refusal(
+        "expected a mask over 6 queries and 6 keys, those of a cache among them, got one of shape (1, 1, 6, 5)"
+    ):
         attend(*qkv(), mask=torch.ones(1, 1, 6, 5, dtype=torch.bool))
 
 
@@ -374,7 +377,7 @@ def test_fewer_queries_than_keys_without_positions() -> None:
 
 @pytest.mark.parametrize("name", ["q_pos", "k_pos"])
 def test_positions_that_do_not_fit(name: str) -> None:
-    with refusal(f"expected integer {name}, got torch.bfloat16: bf16, for one, cannot count past 256"):
+    with refusal(f"expected integer {name}, got torch.bfloat16, which cannot count past 256"):
         attend(*qkv(), **{name: torch.arange(6).bfloat16()})
     with refusal(f"expected {name} of shape (2 or 1, 6), got (1, 5)"):
         attend(*qkv(), **{name: torch.arange(5)})

@@ -233,7 +233,7 @@ def test_inputs_that_do_not_fit() -> None:
         module(x, context=torch.zeros(2, 4, 48).bfloat16())
     with refusal("expected a context of width 20, because context_dim was given, got none"):
         attention("none", context_dim=20)(x.double())
-    with refusal("expected integer positions, got torch.float32: bf16, for one, cannot count past 256"):
+    with refusal("expected integer positions, got torch.float32"):
         module(x, pos=torch.arange(5).float())
     with refusal("expected positions of shape (2 or 1, 5), got (1, 4)"):
         module(x, pos=torch.arange(4))
@@ -292,7 +292,7 @@ def test_methods_outside_attention() -> None:
         Learned()(x)
     with refusal("expected embeddings of width 8, got 16"):
         Learned().attach(8)(x)
-    with refusal("expected integer positions, got torch.float64: bf16, for one, cannot count past 256"):
+    with refusal("expected integer positions, got torch.float64"):
         Sinusoidal()(x, torch.arange(5).double())
 
 

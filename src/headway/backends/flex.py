@@ -187,10 +187,8 @@ def _seen(call: Call, mask: Mask) -> MaskMod:
             return lambda b, h, i, j: (away(b, h, i, j) >= -left) & (away(b, h, i, j) <= right)
         case Prefix(length):
             k_pos = call.k_pos.expand(batch, -1)
-            if isinstance(length, Tensor):
-                lengths = length.expand(batch)
-                return lambda b, h, i, j: k_pos[b, j] < lengths[b]
-            return lambda b, h, i, j: k_pos[b, j] < length
+            lengths = torch.as_tensor(length, device=k_pos.device).expand(batch)
+            return lambda b, h, i, j: k_pos[b, j] < lengths[b]
         case Documents():
             q_docs, k_docs = (ids.expand(batch, -1) for ids in mask.of(call.q_pos, call.k_pos))
             return lambda b, h, i, j: q_docs[b, i] == k_docs[b, j]

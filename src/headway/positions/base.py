@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.display import Displayed
-from headway.masks import as_positions
+from headway.masks import Integers, as_positions
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm
 
@@ -290,7 +290,7 @@ class Position(Displayed, nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch tokens dim"],
-        pos: Int[Tensor, "#batch tokens"] | Int[Tensor, " tokens"] | None = None,
+        pos: Integers | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Add position to embeddings in front of any sequence model: an RNN, a CNN, ``nn.TransformerEncoder``.
 
@@ -306,8 +306,11 @@ class Position(Displayed, nn.Module):
                 f"expected a method that acts on embeddings, got {type(self).__name__}, which acts inside attention: "
                 f"hand it to headway.Attention, or use Sinusoidal or Learned here"
             )
-        if x.ndim != 3:
-            raise HeadwayError(f"expected embeddings of shape (batch, tokens, width), got {tuple(x.shape)}")
+        if not isinstance(x, Tensor) or x.ndim != 3 or not x.is_floating_point():
+            got = type(x).__name__ if not isinstance(x, Tensor) else tuple(x.shape) if x.ndim != 3 else x.dtype
+            raise HeadwayError(f"expected embeddings of shape (batch, tokens, width), got {got}")
+        if self.shape is not None and x.shape[2] != self.shape.dim:
+            raise HeadwayError(f"expected embeddings of width {self.shape.dim}, got {x.shape[2]}")
         return self.embed(x, as_positions(pos, x))
 
 

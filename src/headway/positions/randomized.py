@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.masks import as_positions
+from headway.masks import Integers, as_positions
 from headway.positions.base import Look, Position
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm
@@ -103,10 +103,10 @@ class Randomized(Position):
     def forward(
         self,
         x: Float[Tensor, "batch tokens dim"],
-        pos: Int[Tensor, "#batch tokens"] | Int[Tensor, " tokens"] | None = None,
+        pos: Integers | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """See :meth:`Position.forward`; while training, at drawn positions."""
-        if self.training and self.embeds and x.ndim == 3:
+        if self.training and self.embeds and isinstance(x, Tensor) and x.ndim == 3:
             pos = self.renumber(as_positions(pos, x))
         return super().forward(x, pos)
 

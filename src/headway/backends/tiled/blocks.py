@@ -168,7 +168,7 @@ def _narrow(mask: Mask, batch: slice) -> Mask:
     match mask:
         case And(first, second) | Or(first, second):
             return type(mask)(_narrow(first, batch), _narrow(second, batch))
-        case Documents(ids, key_ids):
+        case Documents(Tensor() as ids, Tensor() | None as key_ids):
             return Documents(of(ids), None if key_ids is None else of(key_ids))
         case Dense(visible):
             return Dense(of(visible))
