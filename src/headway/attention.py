@@ -20,7 +20,7 @@ from headway.functional import BACKENDS, attend_checked, check
 from headway.init import check_init, initialise
 from headway.masks import FAR, Array, Integers, Mask, as_integers, as_mask, as_positions, in_range
 from headway.positions import NoPosition, Position, parse
-from headway.shapes import HeadShape, HeadwayError, as_count, as_number
+from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief
 from headway.terms import AnyTerm
 
 
@@ -45,8 +45,8 @@ class Core(nn.Module):
 
     def __init__(self, backend: str = "auto") -> None:
         super().__init__()
-        if backend not in ("auto", *BACKENDS):
-            raise HeadwayError(f"expected backend 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}")
+        if not isinstance(backend, str) or backend not in ("auto", *BACKENDS):
+            raise HeadwayError(f"expected backend 'auto' or one of {', '.join(BACKENDS)}, got {brief(backend)}")
         self.backend = backend
 
     def forward(
@@ -243,7 +243,7 @@ class Attention(nn.Module):
                 cache=cache,
             )
             return batch[0]
-        self._check(x, context)
+        self._check(x, context, cache)
         cached = cache is not None and len(cache) > 0
         if pos is None and cached and context is None and cache is not None:
             q_pos = cache.next_pos(x.shape[1])
@@ -312,7 +312,9 @@ class Attention(nn.Module):
         out: Tensor = self.o(heads.transpose(1, 2).flatten(2))
         return out
 
-    def _check(self, x: Tensor, context: Tensor | None) -> None:
+    def _check(self, x: Tensor, context: Tensor | None, cache: KVCache | None) -> None:
+        if cache is not None and not isinstance(cache, KVCache):
+            raise HeadwayError(f"expected a KVCache, which is of one layer, got {type(cache).__name__}")
         for name, given in (("x", x), ("context", context)):
             if not isinstance(given, Tensor) and (name == "x" or given is not None):
                 raise HeadwayError(f"expected {name} as a tensor, got {type(given).__name__}")
@@ -348,7 +350,7 @@ def as_method(position: Position | str | None) -> Position:
         return NoPosition()
     if not isinstance(position, Position):
         raise HeadwayError(
-            f"expected a position method such as Rotary() or 'rotary', got {position!r:.60}: `headway methods` lists "
+            f"expected a position method such as Rotary() or 'rotary', got {brief(position)}: `headway methods` lists "
             f"them"
         )
     return position

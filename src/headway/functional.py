@@ -17,7 +17,7 @@ from torch import Tensor
 from headway.backends.base import Backend, Call
 from headway.masks import Array, Before, Causal, Dense, Integers, Mask, as_mask, as_positions, fitted
 from headway.positions.base import Position
-from headway.shapes import HeadShape, HeadwayError, as_count, as_number
+from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief
 from headway.terms import AnyTerm
 
 BACKENDS = ("native", "sdpa", "triton", "flex", "tiled", "reference")
@@ -152,6 +152,8 @@ def check(
                 f"got {tuple(sinks.shape)} on {sinks.device}"
             )
     mask = fitted(as_mask(mask), q.shape[0], q.shape[2], k.shape[2], q.device)
+    if not isinstance(normalise, str):
+        raise HeadwayError(f"expected normalise as text, 'softmax' or 'stickbreaking', got {brief(normalise)}")
     if normalise == "stickbreaking":
         if sinks is not None:
             raise HeadwayError(
@@ -167,6 +169,7 @@ def check(
         for name, held in vars(term).items():
             if isinstance(held, Tensor) and held.device != q.device:
                 raise HeadwayError(f"expected the {name} of {type(term).__name__} on {q.device}, got {held.device}")
+        term.fits(q.shape[1], q.shape[2], k.shape[2], v.shape[3])
     queries, keys = q.shape[2], k.shape[2]
     compared = bool(terms) or not (mask is None or isinstance(mask, Dense))
     if queries != keys and compared and (q_pos is None or k_pos is None):
@@ -225,9 +228,9 @@ def _load(name: str) -> Backend:
 
 
 def _choose(call: Call, backend: str) -> str:
-    if backend != "auto":
-        if backend not in BACKENDS:
-            raise HeadwayError(f"expected backend 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}")
+    if not isinstance(backend, str) or backend != "auto":
+        if not isinstance(backend, str) or backend not in BACKENDS:
+            raise HeadwayError(f"expected backend 'auto' or one of {', '.join(BACKENDS)}, got {brief(backend)}")
         reason = _load(backend).refuses(call)
         if reason is not None:
             raise HeadwayError(f"backend {backend!r} cannot run this call: {reason}; backend='auto' finds one that can")
@@ -341,7 +344,7 @@ def plan(
     rotary: native · exact · O(queries + keys): fused
     """
     if not isinstance(position, Position):
-        raise HeadwayError(f"expected a position method as Rotary(), got {position!r:.60}: parse() makes one of text")
+        raise HeadwayError(f"expected a position method as Rotary(), got {brief(position)}: parse() makes one of text")
     heads, head_dim = as_count(heads, "heads of at least 1", 1), as_count(head_dim, "head_dim of at least 1", 1)
     tokens = as_count(tokens, "tokens of at least 0")
     shape = HeadShape.of(heads * head_dim, heads, kv_heads, head_dim)

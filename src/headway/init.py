@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from headway.shapes import HeadwayError
+from headway.shapes import as_choice
 
 INITS = ("xavier", "normal", "gpt2", "t5", "orthogonal")
 
@@ -70,5 +70,4 @@ def initialise(
 
 def check_init(how: str) -> None:
     """Raise unless ``how`` names an initialisation."""
-    if how not in INITS:
-        raise HeadwayError(f"expected init one of {', '.join(INITS)}, got {how!r}")
+    as_choice(how, "init", INITS)

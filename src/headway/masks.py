@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from headway.shapes import HeadwayError, as_count
+from headway.shapes import HeadwayError, as_count, brief
 
 Positions = Int[Tensor, "#batch _"]
 Visible = Bool[Tensor, "#batch #heads queries keys"]
@@ -45,12 +45,12 @@ def as_integers(given: Integers, name: str, device: torch.device | None = None) 
     if not isinstance(given, Tensor):
         if not isinstance(given, Array | Sequence) or isinstance(given, str | bytes):
             raise HeadwayError(
-                f"expected {name} as an integer tensor, array or list, got {type(given).__name__} {given!r:.60}"
+                f"expected {name} as an integer tensor, array or list, got {type(given).__name__} {brief(given)}"
             )
         try:
             made = torch.as_tensor(given, device=device)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise HeadwayError(f"expected {name} as an integer tensor, array or list, got {given!r:.60}") from error
+            raise HeadwayError(f"expected {name} as an integer tensor, array or list, got {brief(given)}") from error
         given = made if made.numel() else made.long()  # an empty list has no dtype of its own
     if given.dtype is torch.bool or given.is_floating_point() or given.is_complex():
         few = {torch.float16: 2048, torch.bfloat16: 256}.get(given.dtype)
@@ -119,7 +119,7 @@ def as_mask(given: Mask | Tensor | Array | None, name: str = "mask") -> Mask | N
     if isinstance(given, Array):
         return Dense(_as_tensor(given, name))
     raise HeadwayError(
-        f"expected a {name} of headway.masks, a boolean tensor or None, got {type(given).__name__} {given!r:.60}"
+        f"expected a {name} of headway.masks, a boolean tensor or None, got {type(given).__name__} {brief(given)}"
     )
 
 
@@ -376,7 +376,7 @@ class Dense(Mask):
             given = _as_tensor(given, "mask")
             object.__setattr__(self, "visible", given)
         if not isinstance(given, Tensor) or given.dtype is not torch.bool or given.ndim not in (2, 4):
-            got = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"{given!r:.60}"
+            got = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"{brief(given)}"
             raise HeadwayError(
                 f"expected a boolean mask of shape (batch or 1, heads or 1, queries, keys), or (queries, keys), "
                 f"True = may see, got {got}: {_instead(given)}"

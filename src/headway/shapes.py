@@ -4,13 +4,36 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from headway.characters import shortened
+
 
 class HeadwayError(ValueError):
     """A mistake the caller can mend: the message says what was expected, what came, and what to do."""
+
+
+def brief(given: Any) -> str:
+    """A value as a message shows it: on one line, and not all of a long one."""
+    try:
+        text = " ".join(repr(given).split())
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        text = type(given).__name__
+    return shortened(text, 60)
+
+
+def as_choice(given: Any, name: str, choices: Iterable[str]) -> str:
+    """One of some words.
+
+    Raises:
+        HeadwayError: when it is none of them.
+    """
+    if not isinstance(given, str) or given not in choices:
+        raise HeadwayError(f"expected {name} one of {', '.join(choices)}, got {brief(given)}")
+    return given
 
 
 def as_count(given: Any, expected: str, least: int = 0) -> int:
@@ -25,7 +48,7 @@ def as_count(given: Any, expected: str, least: int = 0) -> int:
         count = None
     if count is None or not least <= count < 2**63:
         whole = "" if count is not None else ", a whole number"
-        raise HeadwayError(f"expected {expected}{whole}, got {given!r:.60}")
+        raise HeadwayError(f"expected {expected}{whole}, got {brief(given)}")
     return count
 
 
@@ -40,7 +63,7 @@ def as_number(given: Any, expected: str, above: float = -math.inf) -> float:
     except OverflowError:
         number = math.inf
     if not above < number < math.inf:
-        raise HeadwayError(f"expected {expected}, got {given!r:.60}")
+        raise HeadwayError(f"expected {expected}, got {brief(given)}")
     return number
 
 

@@ -11,19 +11,56 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from headway.masks import ALL, Positions, distance
-from headway.shapes import HeadwayError
+from headway.masks import ALL, FAR, Positions, distance
+from headway.shapes import HeadwayError, brief
 
 Tile = Float[Tensor, "#batch #heads queries keys"]
 
 
+def _expect(term: Any, name: str, axes: int, optional: bool = False) -> None:
+    """Refuse what a term was given under this name unless it is a tensor of floats with so many axes."""
+    given = getattr(term, name)
+    if isinstance(given, Tensor) and given.ndim == axes and given.is_floating_point() and 0 not in given.shape[-1:]:
+        return
+    if given is not None or not optional:
+        got = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, Tensor) else brief(given)
+        raise HeadwayError(
+            f"expected the {name} of {type(term).__name__} as a tensor of floats with {axes} axes, the last not empty, "
+            f"got {got}"
+        )
+
+
+def _expect_number(term: Any, name: str, least: int) -> None:
+    """Refuse what a term was given under this name unless it is a whole number that distances can be."""
+    given = getattr(term, name)
+    if not isinstance(given, int) or isinstance(given, bool) or not least <= given < FAR:
+        raise HeadwayError(f"expected the {name} of {type(term).__name__} as a whole number, got {brief(given)}")
+
+
+def _expect_size(term: Any, name: str, axis: int, of: str, *sizes: int) -> None:
+    """Refuse a term that holds entries for another number of queries, keys or heads than there are."""
+    shape = tuple(getattr(term, name).shape)
+    if shape[axis] not in sizes:
+        raise HeadwayError(
+            f"expected the {name} of {type(term).__name__} for {' or '.join(map(str, sizes))} {of}, got shape {shape}"
+        )
+
+
 class Term:
     """Something added to the scores."""
+
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """Refuse another number of tokens than the term was made for; of sequences and heads backends do themselves.
+
+        Raises:
+            HeadwayError: when it holds entries for another number.
+        """
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
         """What the term adds for queries ``rows`` and keys ``cols``, (B or 1, H or 1, q, k).
@@ -53,6 +90,14 @@ class PerKey(Term):
     """
 
     bias: Float[Tensor, "#batch #heads keys"]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bias, Tensor) or self.bias.ndim != 3 or self.bias.shape[-1]:  # there may be no keys
+            _expect(self, "bias", 3)
+
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """See :meth:`Term.fits`."""
+        _expect_size(self, "bias", 2, "keys", keys)
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
         """See :meth:`Term.tile`."""
@@ -89,6 +134,15 @@ class ByDistance(Term):
     tails: Float[Tensor, "#heads 2"] | None = None
     row: int | None = None
 
+    def __post_init__(self) -> None:
+        _expect(self, "table", 2)
+        _expect(self, "tails", 2, optional=True)
+        _expect_number(self, "left", -FAR)
+        if self.tails is not None:
+            _expect_size(self, "tails", 1, "ends", 2)
+        if self.row is not None:
+            _expect_number(self, "row", 1)
+
     @classmethod
     def linear(cls, slope: Float[Tensor, " heads"]) -> ByDistance:
         """slope[h] · |k_pos - q_pos|, for any distance.
@@ -97,6 +151,9 @@ class ByDistance(Term):
         >>> ByDistance.linear(torch.tensor([-0.5])).tile(pos, pos)[0, 0].tolist()
         [[0.0, -0.5, -1.0], [-0.5, 0.0, -0.5], [-1.0, -0.5, 0.0]]
         """
+        if not isinstance(slope, Tensor) or slope.ndim != 1 or not slope.is_floating_point():
+            got = f"{slope.dtype} of shape {tuple(slope.shape)}" if isinstance(slope, Tensor) else brief(slope)
+            raise HeadwayError(f"expected slopes as a tensor of floats, one per head or one for all, got {got}")
         return cls(torch.zeros_like(slope)[:, None], 0, torch.stack((slope, slope), 1))
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
@@ -129,6 +186,14 @@ class ByDistancePerQuery(Term):
     table: Float[Tensor, "#batch #heads queries width"]
     left: int
 
+    def __post_init__(self) -> None:
+        _expect(self, "table", 4)
+        _expect_number(self, "left", -FAR)
+
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """See :meth:`Term.fits`."""
+        _expect_size(self, "table", 2, "queries", queries)
+
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
         """See :meth:`Term.tile`."""
         entry = _entry(self.table.shape[-1], self.left, q_pos, k_pos, rows, cols)[:, None]
@@ -149,6 +214,14 @@ class ByDistancePerKey(Term):
     table: Float[Tensor, "#batch #heads keys width"]
     left: int
 
+    def __post_init__(self) -> None:
+        _expect(self, "table", 4)
+        _expect_number(self, "left", -FAR)
+
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """See :meth:`Term.fits`."""
+        _expect_size(self, "table", 2, "keys", keys)
+
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
         """See :meth:`Term.tile`."""
         entry = _entry(self.table.shape[-1], self.left, q_pos, k_pos, rows, cols)[:, None].transpose(-1, -2)
@@ -167,10 +240,17 @@ class Pairwise(Term):
 
     fn: Callable[[Positions, Positions], Tile]
 
+    def __post_init__(self) -> None:
+        if not callable(self.fn):
+            raise HeadwayError(f"expected fn of Pairwise as a function of positions, got {brief(self.fn)}")
+
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
         """See :meth:`Term.tile`."""
         bias = self.fn(q_pos[:, rows], k_pos[:, cols])
         expected = (q_pos[:, rows].shape[1], k_pos[:, cols].shape[1])
+        if not isinstance(bias, Tensor) or not bias.is_floating_point() or bias.device != q_pos.device:
+            got = f"{bias.dtype} on {bias.device}" if isinstance(bias, Tensor) else brief(bias)
+            raise HeadwayError(f"expected Pairwise fn to return a tensor of floats on {q_pos.device}, got {got}")
         if bias.ndim != 4 or tuple(bias.shape[-2:]) != expected:
             raise HeadwayError(
                 f"expected Pairwise fn to return (batch or 1, heads or 1, {expected[0]}, {expected[1]}), "
@@ -191,6 +271,15 @@ class ValuesByDistance:
     table: Float[Tensor, "#heads width dim"]
     left: int
 
+    def __post_init__(self) -> None:
+        _expect(self, "table", 3)
+        _expect_number(self, "left", -FAR)
+
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """See :meth:`Term.fits`."""
+        _expect_size(self, "table", 0, "heads", heads, 1)
+        _expect_size(self, "table", 2, "dimensions of values", dim_v)
+
     def add(
         self, weights: Float[Tensor, "batch heads queries keys"], q_pos: Positions, k_pos: Positions
     ) -> Float[Tensor, "batch heads queries dim"]:
@@ -208,6 +297,9 @@ class RowTerm:
     Only backends that hold whole rows run it (tiled, reference). NaN and inf in what it holds per query or key count as
     zero in :meth:`rows`; ``attend`` makes NaN of the rows that see them, and of no others.
     """
+
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """See :meth:`Term.fits`."""
 
     @property
     def per_query(self) -> tuple[Float[Tensor, "#batch #heads queries width"], ...]:

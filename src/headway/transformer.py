@@ -19,7 +19,7 @@ from headway.cache import KVCache
 from headway.init import check_init, initialise
 from headway.masks import Array, Causal, Integers, Mask, as_mask, as_positions
 from headway.positions import NoPosition, Position
-from headway.shapes import HeadShape, HeadwayError, as_count, as_number
+from headway.shapes import HeadShape, HeadwayError, as_choice, as_count, as_number, brief
 
 KINDS = ("decoder", "encoder", "encoder-decoder")
 NORMS = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
@@ -262,7 +262,7 @@ class Stack(nn.Module):
             raise HeadwayError(
                 f"expected integer token ids as a tensor of shape (batch, tokens), got {type(tokens).__name__}"
             )
-        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype is torch.bool:
+        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype is torch.bool:
             raise HeadwayError(
                 f"expected integer token ids of shape (batch, tokens), got {tokens.dtype} of {tuple(tokens.shape)}"
             )
@@ -348,16 +348,14 @@ class Transformer(nn.Module):
         config = {key: value for key, value in locals().items() if key in CONFIG}
         super().__init__()
         HeadShape.of(dim, heads, kv_heads, head_dim)
-        for name, value in (("vocab", vocab), ("layers", layers), ("hidden", hidden)):
-            if value is not None:
-                as_count(value, f"{name} of at least 1", 1)
+        for name, value in (("vocab", vocab), ("layers", layers), ("hidden", 1 if hidden is None else hidden)):
+            as_count(value, f"{name} of at least 1", 1)
         for name, choice, choices in (
             ("kind", kind, KINDS),
             ("norm", norm, tuple(NORMS)),
             ("activation", activation, ACTIVATIONS),
         ):
-            if choice not in choices:
-                raise HeadwayError(f"expected {name} one of {', '.join(choices)}, got {choice!r}")
+            as_choice(choice, name, choices)
         if not 0 <= as_number(dropout, "dropout from 0 to below 1") < 1:
             raise HeadwayError(f"expected dropout from 0 to below 1, got {dropout}")
         check_init(init)
@@ -509,6 +507,8 @@ class Transformer(nn.Module):
         Raises:
             HeadwayError: on ids outside the vocabulary, on a missing source, on positions a method cannot serve.
         """
+        if cache is not None and not isinstance(cache, Cache):
+            raise HeadwayError(f"expected a cache made by new_cache(), got {type(cache).__name__}")
         context = None
         if self.encoder is None and source is not None:
             raise HeadwayError(f"expected no source, because this Transformer is of kind {self.kind!r}, got one")
@@ -551,14 +551,14 @@ def check_config(config: Mapping[str, Any]) -> None:
         HeadwayError: on a missing vocab, an unknown key or a value of the wrong kind.
     """
     if not isinstance(config, Mapping) or "vocab" not in config:
-        raise HeadwayError(f"expected a model configuration with vocab, got {config!r:.80}")
+        raise HeadwayError(f"expected a model configuration with vocab, got {brief(config)}")
     for key, value in config.items():
         if key not in CONFIG:
-            raise HeadwayError(f"expected model configuration keys among {', '.join(CONFIG)}, got {key!r:.80}")
+            raise HeadwayError(f"expected model configuration keys among {', '.join(CONFIG)}, got {brief(key)}")
         kind = CONFIG[key]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, bool | None)):
             expected = getattr(kind, "__name__", kind)
-            raise HeadwayError(f"expected model configuration {key} of type {expected}, got {value!r:.80}")
+            raise HeadwayError(f"expected model configuration {key} of type {expected}, got {brief(value)}")
 
 
 def two_sided(position: Position) -> Position:

@@ -12,11 +12,10 @@ import importlib
 import pkgutil
 from dataclasses import fields
 from functools import cache
-from typing import Any
 
 from headway.characters import shortened
 from headway.positions.alibi import Alibi
-from headway.positions.base import Look, Position
+from headway.positions.base import LARGEST, Look, Position, as_kind
 from headway.positions.interchange import LayerPosition, convert_pairing, from_hf, layers_from_hf, to_hf
 from headway.positions.learned import Learned
 from headway.positions.none import NoPosition
@@ -24,7 +23,7 @@ from headway.positions.rotary import Rotary
 from headway.positions.shaw import Shaw
 from headway.positions.sinusoidal import Sinusoidal
 from headway.positions.t5 import T5
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 
 __all__ = [
     "T5",
@@ -44,10 +43,6 @@ __all__ = [
     "parse",
     "to_hf",
 ]
-
-LARGEST = 2**31 - 1
-"""The largest whole number in a method's text: products of two still are sizes that torch can name."""
-
 
 @cache
 def methods() -> dict[str, type[Position]]:
@@ -70,6 +65,8 @@ def parse(spec: str) -> Position:
     Raises:
         HeadwayError: on an unknown method, an unknown or ill-typed hyperparameter, or text that does not read so.
     """
+    if not isinstance(spec, str):
+        raise HeadwayError(f"expected a position method as text, such as rotary, got {brief(spec)}")
     try:
         node = ast.parse(spec.strip(), mode="eval").body
         call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
@@ -94,20 +91,8 @@ def parse(spec: str) -> Position:
         if key not in defaults:
             accepted = ", ".join(defaults) or "none"
             raise HeadwayError(f"expected hyperparameters of {name} ({accepted}), got {shortened(key)!r}")
-        values[key] = _same_kind(name, key, value, defaults[key])
+        values[key] = as_kind(name, key, value, defaults[key])
     return method(**values)
-
-
-def _same_kind(name: str, key: str, value: object, default: object) -> Any:
-    if isinstance(default, tuple) and isinstance(value, tuple):
-        return tuple(_same_kind(name, key, each, default[0] if default else 0.0) for each in value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not type(default):
-        raise HeadwayError(f"expected {name} {key} like {default!r}, got {shortened(repr(value))}")
-    if type(value) is int and abs(value) > LARGEST:
-        raise HeadwayError(f"expected {name} {key} of at most {LARGEST:,}, got {value!r:.60}")
-    return value
 
 
 def __getattr__(name: str) -> type[Position]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from headway.display import Displayed
 from headway.masks import Integers, as_positions
-from headway.shapes import HeadShape, HeadwayError
+from headway.shapes import HeadShape, HeadwayError, brief
 from headway.terms import AnyTerm
 
 REACH: ContextVar[int | None] = ContextVar("REACH", default=None)
@@ -131,8 +131,16 @@ class Position(Displayed, nn.Module):
     shape: HeadShape | None = field(default=None, init=False, repr=False)
     """The widths it was attached to; None before."""
 
-    def __new__(cls, *_: Any, **__: Any) -> Self:
-        """Initialise the module first: dataclasses assign their fields before any ``__init__`` could."""
+    def __new__(cls, *values: Any, **named: Any) -> Self:
+        """Initialise the module first: dataclasses assign their fields before any ``__init__`` could.
+
+        Raises:
+            HeadwayError: on a hyperparameter that is not of its default's kind.
+        """
+        defaults = {f.name: f.default for f in fields(cls) if f.init}
+        for key, value in (*zip(defaults, values, strict=False), *named.items()):
+            if key in defaults:
+                as_kind(cls.method_name(), key, value, defaults[key])
         self = super().__new__(cls)
         nn.Module.__init__(self)
         return self
@@ -197,7 +205,7 @@ class Position(Displayed, nn.Module):
         Raises:
             HeadwayError: when it is attached to other widths already.
         """
-        shape = HeadShape.of(shape) if isinstance(shape, int) else shape
+        shape = shape if isinstance(shape, HeadShape) else HeadShape.of(shape)
         if self.shape is None:
             self.build(shape)
             self.shape = shape
@@ -312,6 +320,28 @@ class Position(Displayed, nn.Module):
         if self.shape is not None and x.shape[2] != self.shape.dim:
             raise HeadwayError(f"expected embeddings of width {self.shape.dim}, got {x.shape[2]}")
         return self.embed(x, as_positions(pos, x))
+
+
+LARGEST = 2**31 - 1
+"""The largest whole number in a method's text: products of two still are sizes that torch can name."""
+
+
+def as_kind(method: str, key: str, value: Any, default: Any) -> Any:
+    """A hyperparameter of its default's kind: an integer is taken for a float, nothing else for another.
+
+    Raises:
+        HeadwayError: when it is of another kind, or larger than torch can hold.
+    """
+    if isinstance(default, tuple) and isinstance(value, tuple):
+        return tuple(as_kind(method, key, each, default[0] if default else 0.0) for each in value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, float) and number and (isinstance(value, float) or abs(value) < 2**1023):
+        return float(value)
+    if type(value) is not type(default):
+        raise HeadwayError(f"expected {method} {key} like {default!r}, got {brief(value)}")
+    if type(value) is int and abs(value) > LARGEST:
+        raise HeadwayError(f"expected {method} {key} of at most {LARGEST:,}, got {brief(value)}")
+    return value
 
 
 def frequencies(dim: int, base: float, device: torch.device, *, endpoint: bool = False) -> Float[Tensor, " pairs"]:

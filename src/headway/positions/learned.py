@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.positions.base import Position
-from headway.shapes import HeadShape, HeadwayError
+from headway.shapes import HeadShape, HeadwayError, as_count
 
 
 @dataclass(eq=False)
@@ -75,7 +75,8 @@ class Learned(Position):
         >>> Learned(max_length=128).attach(16).extended(to=512).weight.shape
         torch.Size([512, 16])
         """
-        trained = self.max_length if trained is None else trained
+        to = as_count(to, "to, a length,", 1)
+        trained = self.max_length if trained is None else as_count(trained, "trained, a length,")
         if how not in (None, "linear"):
             raise HeadwayError(f"expected how 'linear', the only way to extend a table, got {how!r}")
         if not 1 <= trained <= min(to, self.max_length):

@@ -123,7 +123,7 @@ class Rotary(Position):
         """
         from headway.positions.scaled import extend  # which imports this file
 
-        return extend(self, to, how or "yarn", trained)
+        return extend(self, to, "yarn" if how is None else how, trained)
 
     def turned(
         self,

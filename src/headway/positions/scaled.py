@@ -24,7 +24,7 @@ from torch import Tensor
 
 from headway.positions.base import Look, Position, angle_dtype
 from headway.positions.rotary import Rotary
-from headway.shapes import HeadShape, HeadwayError
+from headway.shapes import HeadShape, HeadwayError, as_choice, as_count
 
 
 @dataclass(eq=False)
@@ -200,9 +200,9 @@ class Yarn(Rotary):
         _at_least(self, factor=1, original=1, attention_factor=0, mscale=0, mscale_all_dim=0)
         if self.base <= 1:
             raise HeadwayError(f"expected yarn base above 1, because it divides by its logarithm, got {self.base}")
-        if not 0 < self.beta_slow < self.beta_fast:
+        if not 0 < self.beta_slow < self.beta_fast < math.inf:
             raise HeadwayError(
-                f"expected yarn beta_slow above 0 and below beta_fast={self.beta_fast}, got {self.beta_slow}"
+                f"expected yarn beta_slow above 0 and below a finite beta_fast={self.beta_fast}, got {self.beta_slow}"
             )
 
     def rates(self, width: int, device: torch.device) -> Float[Tensor, " pairs"]:
@@ -400,7 +400,9 @@ class Proportional(Rotary):
 
     def extended(self, to: int, how: str | None = None, trained: int | None = None) -> Position:
         """The same with a factor of to/trained; only how="linear"."""
-        if how not in (None, "linear") or trained is None or not 1 <= trained <= to:
+        to = as_count(to, "to, a length,", 1)
+        trained = None if trained is None else as_count(trained, "trained, a length,", 1)
+        if how not in (None, "linear") or trained is None or trained > to:
             raise HeadwayError(
                 f"expected how 'linear', trained, the trained length, and to at least that, "
                 f"got how={how!r}, trained={trained} and to={to}"
@@ -422,14 +424,13 @@ def extend(position: Rotary, to: int, how: str, trained: int | None) -> Position
     if type(position) not in (Rotary, Llama3, LongRope, *WAYS.values()):
         return Position.extended(position, to, how, trained)
     trained = getattr(position, "original", None) if trained is None else trained
-    if how not in WAYS:
-        raise HeadwayError(f"expected how one of {', '.join(WAYS)}, got {how!r}")
+    as_choice(how, "how", WAYS)
     if trained is None:
         raise HeadwayError(
             f"expected trained, the length the frequencies were trained at, because {position.method_name()} does not "
             f"know it, got none: pass trained=2048, for one"
         )
-    if not 1 <= trained <= to:
+    if not 1 <= as_count(trained, "trained, a length,") <= as_count(to, "to, a length,"):
         raise HeadwayError(f"expected to at least the trained length and that at least 1, got {to} and {trained}")
     # an amplitude that was given belongs to the factor it was given with
     scaling = {"factor": to / trained, "original": trained, "attention_factor": 0.0}
