@@ -13,7 +13,8 @@ import headway
 
 ROOT = Path(headway.__file__).parent
 FLOORS = (
-    ("shapes", "display", "characters"),
+    ("characters",),
+    ("shapes", "display"),
     ("output",),
     ("masks",),
     ("terms",),

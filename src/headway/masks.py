@@ -171,9 +171,9 @@ class Mask:
     ) -> Any:
         """A tensor on the left of ``&`` or ``|`` asks here before it gives up."""
         name = getattr(function, "__name__", str(function))
-        if name in ("__and__", "__iand__"):
+        if name in ("__and__", "__iand__", "and_", "bitwise_and", "logical_and"):  # torch.compile has the other names
             return _joined(And, *args)
-        if name in ("__or__", "__ior__"):
+        if name in ("__or__", "__ior__", "or_", "bitwise_or", "logical_or"):
             return _joined(Or, *args)
         raise HeadwayError(
             f"expected a mask to meet tensors by & and |, got it as an argument of torch's {name}: "

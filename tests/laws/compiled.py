@@ -95,3 +95,14 @@ def test_attend_by_itself() -> None:
     q = torch.randn(1, 4, 7, 8)
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(q, q, q, mask=Causal()), attend(q, q, q, mask=Causal()))
+
+
+def test_masks_that_meet_tensors() -> None:
+    q, seen = torch.randn(1, 4, 7, 8), torch.rand(7, 7) > 0.3
+    for meet in (lambda x, seen: Window(3) & seen, lambda x, seen: seen & Window(3), lambda x, seen: seen | Window(1)):
+        torch.compiler.reset()
+        expected = attend(q, q, q, mask=meet(q, seen))
+        compiled = torch.compile(
+            lambda x, seen, meet=meet: attend(x, x, x, mask=meet(x, seen)), fullgraph=True, backend="aot_eager"
+        )
+        torch.testing.assert_close(compiled(q, seen), expected)

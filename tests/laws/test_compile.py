@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 SOME = 12
 
 FIRST = [*representatives().values()]
-SHORT = ["test_lengths_that_change", "test_attend_by_itself"]
+SHORT = ["test_lengths_that_change", "test_attend_by_itself", "test_masks_that_meet_tensors"]
 SHORT += [f"test_attention[{spec}]" for spec in FIRST] + [f"test_transformer[{spec}]" for spec in PLACES.values()]
 SHORT += [f"test_attention_traced[{spec}]" for spec in TRACED]
 LONG = ["test_generated_code", *(f"test_attention[{spec}]" for spec in specs() if spec not in FIRST)]

@@ -26,6 +26,7 @@ from headway.positions.t5 import T5
 from headway.shapes import HeadwayError, brief
 
 __all__ = [
+    "LARGEST",
     "T5",
     "Alibi",
     "LayerPosition",
@@ -43,6 +44,7 @@ __all__ = [
     "parse",
     "to_hf",
 ]
+
 
 @cache
 def methods() -> dict[str, type[Position]]:
