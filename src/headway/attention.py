@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from headway.cache import KVCache
 from headway.functional import BACKENDS, attend_checked, check
 from headway.init import check_init, initialise
-from headway.masks import FAR, Array, Integers, Mask, as_integers, as_mask, as_positions, in_range
+from headway.masks import FAR, Array, Integers, Mask, as_integers, as_mask, as_positions, in_range, reach
 from headway.positions import NoPosition, Position, parse
 from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief
 from headway.terms import AnyTerm
@@ -284,7 +284,7 @@ class Attention(nn.Module):
                     k, v, k_pos, marks = cache.k, cache.v, cache.pos, cache.marks
         if self.mask is not None:
             mask = self.mask if mask is None else self.mask & mask
-        q, k, terms = self.position.act(q, k, q_pos, k_pos, self.scale, marks)
+        q, k, terms = self.position.act(q, k, q_pos, k_pos, self.scale, marks, sees_future=reach(mask)[1] > 0)
         # positions 0, 1, 2 … that nobody gave need not be looked at, and attention may run fused
         rest = (self.scale, self.position.normalise, self.softcap, self.sinks)
         given = pos is not None or context_pos is not None or cached

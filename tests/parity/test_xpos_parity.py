@@ -11,11 +11,11 @@ import itertools
 
 import pytest
 import torch
-from common import attention
+from common import attention, refusal
 from rotary_embedding_torch import RotaryEmbedding
 from torch import Tensor
 
-from headway import Causal, KVCache
+from headway import Attention, Causal, KVCache
 from headway.positions import XPos
 
 HEADS, TOKENS, WIDTH = 3, 40, 16
@@ -86,7 +86,7 @@ def test_far_decoding_is_finite_and_exact() -> None:
     module = attention("xpos", mask=Causal()).float()
     x = torch.randn(1, 8, 48)
     pos = torch.tensor([[0, 1, 500_000, 500_001, 999_998, 999_999, 1_000_000, 1_000_001]])
-    for pieces in ([1] * 8, [2, 2, 4]):
+    for pieces in ([1] * 8, [2, 2, 4], [8]):
         cache, done, out = KVCache(), 0, []
         for piece in x.split(pieces, 1):
             out.append(module(piece, pos=pos[:, done : done + piece.shape[1]], cache=cache))
@@ -98,6 +98,53 @@ def test_far_decoding_is_finite_and_exact() -> None:
         weight = score.masked_fill(torch.ones(8, 8).triu(1).bool(), -torch.inf).softmax(-1)
         expected = exact.o((weight @ v).transpose(1, 2).flatten(2))
         torch.testing.assert_close(torch.cat(out, 1).double(), expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_one_call_over_any_span_in_any_dtype(dtype: torch.dtype) -> None:
+    """Blocks of queries, each with a centre of its own, against the formula: in order, shuffled, padded, packed."""
+    position = XPos(pairing="interleaved")
+    q_pos = torch.tensor([[300_000, 0, 5_000, -1, 40_000, 999_999, 16_000, 300_100, 1_000_000]])
+    q, k = torch.randn(1, 2, 9, 6).to(dtype), torch.randn(1, 2, 9, 6).to(dtype)
+    expected = formula(position, q.double(), k.double(), q_pos, q_pos)
+    got = scores(position, q.float(), k.float(), q_pos, q_pos)
+    past = (q_pos[0, :, None] >= q_pos[0]) & (q_pos[0] >= 0) & (q_pos[0, :, None] >= 0)
+    torch.testing.assert_close(got[..., past].double(), expected[..., past], rtol=1e-5, atol=1e-5)
+    assert got.isfinite().all()
+    wide_q, wide_k, _ = position.act(*position.rotate(q, k, q_pos, q_pos), q_pos, q_pos, 1.0)
+    assert wide_q.dtype is dtype
+    assert wide_q.isfinite().all()
+    assert wide_k.isfinite().all()
+    rough = (wide_q.double() @ wide_k.double().mT)[..., past]
+    torch.testing.assert_close(rough, expected[..., past], rtol=0.0, atol=20 * torch.finfo(dtype).eps)
+
+
+def test_a_text_of_40_000_tokens_in_one_call() -> None:
+    """Causal attention of far more tokens than one centre serves, in a wide stride; NaN before."""
+    module = attention("xpos", mask=Causal())
+    x, pos = torch.randn(1, 60, 48).double(), torch.arange(0, 60_000, 1000)[None]
+    expected = module(x, pos=pos)
+    got = copy.deepcopy(module).float()(x.float(), pos=pos)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_overflows_is_refused_with_the_limit() -> None:
+    q, far = torch.randn(1, 2, 3, 8), torch.tensor([[0, 100, 50_000]])
+    with refusal(
+        "expected keys at most 28608 tokens after the first query, because xpos lets scores grow towards the future, "
+        "got one 50000 after: use a causal mask, or a larger scale_base"
+    ):
+        Attention(8, 2, position="xpos")(torch.randn(1, 3, 8), pos=far)
+    assert Attention(8, 2, position="xpos")(torch.randn(1, 3, 8), pos=far // 2).isfinite().all()
+    many = torch.arange(65)[None] * 30_000
+    with refusal(
+        "expected the queries of one call in at most 64 stretches of 28608 tokens, beyond which xpos overflows, got "
+        "65: hand the text over in pieces, with a cache"
+    ):
+        scores(XPos(), q[:, :, :1].expand(-1, -1, 65, -1), q[:, :, :1].expand(-1, -1, 65, -1), many, many)
+    module, cache, x = attention("xpos", mask=Causal()), KVCache(), torch.randn(1, 65, 48).double()
+    parts = [module(part, pos=at, cache=cache) for part, at in zip(x.split(40, 1), many.split(40, 1), strict=True)]
+    assert torch.cat(parts, 1).isfinite().all()
 
 
 def test_a_sequence_whose_queries_are_padding_gives_no_nan() -> None:

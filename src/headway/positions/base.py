@@ -42,6 +42,7 @@ class Look:
         scale: what q·k is multiplied with.
         marks: what ``mark`` computed for the keys, (B, K, ...).
         heads: which of the method's heads q holds; None is all of them in order.
+        sees_future: whether a query may see keys at positions after its own; False where that is not known.
     """
 
     q: Float[Tensor, "batch heads queries dim"]
@@ -51,6 +52,7 @@ class Look:
     scale: float
     marks: Tensor | None = None
     heads: Int[Tensor, " heads"] | None = None
+    sees_future: bool = False
 
     def of_heads(self, parameter: Float[Tensor, "all_heads ..."]) -> Float[Tensor, "heads ..."]:
         """The rows of a per-head parameter for the heads at hand."""
@@ -256,6 +258,7 @@ class Position(Displayed, nn.Module):
         scale: float,
         marks: Tensor | None = None,
         heads: Int[Tensor, " heads"] | None = None,
+        sees_future: bool = False,
     ) -> tuple[Tensor, Tensor, tuple[AnyTerm, ...]]:
         """What attention is to be called with: queries and keys after :meth:`recast`, and the terms.
 
@@ -267,8 +270,9 @@ class Position(Displayed, nn.Module):
             scale: what q·k is multiplied with.
             marks: what ``mark`` computed for the keys.
             heads: which of the method's heads q holds.
+            sees_future: whether a query may see keys after it.
         """
-        look = Look(q, k, q_pos, k_pos, scale, marks, heads)
+        look = Look(q, k, q_pos, k_pos, scale, marks, heads, sees_future)
         if type(self).recast is not Position.recast:
             q, k = self.recast(look)
             look = replace(look, q=q, k=k)

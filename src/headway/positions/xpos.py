@@ -16,11 +16,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headway.masks import FAR
 from headway.positions.base import Look, angle_dtype
 from headway.positions.rotary import Rotary
 from headway.shapes import HeadwayError
 
 GAMMA = 0.4
+MOST = {torch.float16: 7.0, torch.bfloat16: 35.0, torch.float32: 35.0, torch.float64: 300.0}
+"""The logarithm that factors of queries may reach: those of keys reach as much and the product stays in range."""
+BLOCKS = 64
+"""How many times wider q and k may become."""
 
 
 @dataclass(eq=False)
@@ -32,11 +37,16 @@ class XPos(Rotary):
     Shapes as :class:`Rotary`. Nothing learned.
 
     The centre c cancels, so any will do that q and k share; but far from it the factors overflow. Here it is the middle
-    of the queries at hand, at every call anew, and the cache holds keys that are only turned (``recast``): positions of
-    10⁶ are as good as those near 0, and a single query has factors of at most 1 at any length.
+    of the queries at hand, at every call anew, and the cache holds keys that are only rotated (``recast``): positions
+    of 10⁶ are as good as those near 0, and a single query has factors of at most 1 at any length.
 
-    Pitfalls: it is made for causal attention; towards the future scores grow. A call with queries over more than 30,000
-    tokens (at S = 512) overflows float32: hand such a text over in pieces, with a cache. The paper besides restricts
+    Queries that lie more than about 28,000 tokens apart (at S = 512; 5,700 in float16) are handled in blocks, each with
+    a centre of its own: q and k become as many times as wide, q zero in all blocks but its own. That is exact. What is
+    left of a weight below the dtype's range is zero.
+
+    Pitfalls: it is made for causal attention; towards the future scores grow, and a query that may see keys so far
+    behind it is refused. More than 64 blocks of queries in one call are refused: hand such a text over in pieces, with
+    a cache. Under torch.compile positions cannot be looked at, and there is one block. The paper besides restricts
     attention to blocks where it extrapolates.
 
     Args:
@@ -63,27 +73,84 @@ class XPos(Rotary):
 
     def recast(
         self, look: Look
-    ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
-        """Multiply q and all keys, turned already, with their powers of ζ."""
-        centre = _middle(look.q_pos)
-        return self._sized(look.q, look.q_pos, centre, 1), self._sized(look.k, look.k_pos, centre, -1)
+    ) -> tuple[Float[Tensor, "batch heads queries wide"], Float[Tensor, "batch kv_heads keys wide"]]:
+        """Multiply q and all keys, rotated already, with their powers of ζ, block by block of queries."""
+        width, device = self.width(look.q.shape[-1]), look.q.device
+        pair = torch.arange(width // 2, device=device, dtype=angle_dtype(device))
+        decay = ((2 * pair / width + GAMMA) / (1 + GAMMA)).log() / self.scale_base  # (r/2,), per token, below 0
+        most = MOST.get(look.q.dtype, MOST[torch.float32])
+        span = max(1, int(min(2 * most * self.scale_base / math.log((1 + GAMMA) / GAMMA), FAR)))
+        centres, own = _middle(look.q_pos), None
+        if (
+            not look.q_pos.is_meta
+            and not torch.compiler.is_compiling()
+            and 0 not in (*look.q_pos.shape, *look.k_pos.shape)
+        ):
+            if look.sees_future:
+                self._check_future(look, span)
+            centres, own = _blocks(look.q_pos, span)
+        q = self._sized(look.q, look.q_pos, centres, decay, most, own)
+        return q, self._sized(look.k, look.k_pos, centres, -decay, most, None)
 
-    def _sized(self, x: Tensor, pos: Tensor, centre: Tensor, sign: int) -> Tensor:
-        width = self.width(x.shape[-1])
-        pair = torch.arange(width // 2, device=x.device, dtype=angle_dtype(x.device))
+    def _check_future(self, look: Look, span: int) -> None:
+        """Refuse keys that a query may see so far in its future that scores overflow."""
+        first = look.q_pos.masked_fill(look.q_pos < 0, FAR).amin(1)
+        ahead = int((look.k_pos.amax(1) - first).amax())
+        if ahead > span:
+            raise HeadwayError(
+                f"expected keys at most {span} tokens after the first query, because xpos lets scores grow towards the "
+                f"future, got one {ahead} after: use a causal mask, or a larger scale_base"
+            )
+
+    def _sized(self, x: Tensor, pos: Tensor, centres: Tensor, decay: Tensor, most: float, own: Tensor | None) -> Tensor:
+        """The rotated part of x once for each centre, times e^(decay · (pos − centre)), and the rest of x.
+
+        Args:
+            own: which centre is that of each token, (B or 1, N), all others of which see zeros; None is every one.
+        """
+        width = 2 * len(decay)
         # padding, or keys that only padding looks at, may lie any number of steps away: size 1, not infinity
-        steps = torch.where((pos < 0) | (centre < 0), 0, pos - centre)
-        exponent = sign / self.scale_base * steps[:, None, :, None].to(pair.dtype)
-        size = ((2 * pair / width + GAMMA) / (1 + GAMMA)) ** exponent  # (B, 1, N, r/2)
-        size = size.repeat(1, 1, 1, 2) if self.pairing == "half" else size.repeat_interleave(2, -1)
+        steps = torch.where((pos[..., None] < 0) | (centres[:, None] < 0), 0, pos[..., None] - centres[:, None])
+        # beyond, keys lie in the future of all queries of the block: those who see them are refused
+        power = (steps[:, None, ..., None] * decay).clamp(max=1.2 * most)
+        size = power.exp()  # (B, 1, N, blocks, r/2)
+        if own is not None:
+            size = size * torch.nn.functional.one_hot(own, centres.shape[1])[:, None, ..., None]
+        size = size.repeat(1, 1, 1, 1, 2) if self.pairing == "half" else size.repeat_interleave(2, -1)
         precise = torch.promote_types(x.dtype, torch.float32)
-        sized = (x[..., :width] * size.to(precise)).to(x.dtype)
+        sized = (x[..., None, :width] * size.to(precise)).to(x.dtype).flatten(-2)
         return torch.cat((sized, x[..., width:]), -1)
 
 
 def _middle(pos: Int[Tensor, "#batch tokens"]) -> Int[Tensor, "#batch 1"]:
     """The middle position of each sequence; of nothing but padding -1."""
+    first, last = _ends(pos)
+    return (first + last) // 2
+
+
+def _ends(pos: Int[Tensor, "#batch tokens"]) -> tuple[Int[Tensor, "#batch 1"], Int[Tensor, "#batch 1"]]:
+    """The first and the last position of each sequence; of nothing but padding -1."""
     pos = torch.nn.functional.pad(pos, (1, 0), value=-1)  # there may be no tokens at all
     last = pos.amax(1, keepdim=True)
-    first = torch.where(pos < 0, last, pos).amin(1, keepdim=True)
-    return (first + last) // 2
+    return torch.where(pos < 0, last, pos).amin(1, keepdim=True), last
+
+
+def _blocks(
+    pos: Int[Tensor, "#batch tokens"], span: int
+) -> tuple[Int[Tensor, "#batch blocks"], Int[Tensor, "#batch tokens"] | None]:
+    """Centres so that every position lies within span/2 of one, and which that is; None where it is the only one.
+
+    Raises:
+        HeadwayError: when there are too many.
+    """
+    first, last = _ends(pos)
+    if int((last - first).amax()) <= span:
+        return (first + last) // 2, None
+    number = torch.where(pos < 0, 0, (pos - first) // (span + 1))
+    taken, own = number.unique(return_inverse=True)  # blocks that no query lies in are none
+    if len(taken) > BLOCKS:
+        raise HeadwayError(
+            f"expected the queries of one call in at most {BLOCKS} stretches of {span} tokens, beyond which xpos "
+            f"overflows, got {len(taken)}: hand the text over in pieces, with a cache"
+        )
+    return torch.where(first < 0, -1, first + taken * (span + 1) + span // 2), own
