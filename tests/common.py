@@ -176,11 +176,14 @@ def naive(
             score = score + term.tile(q_pos, k_pos).to(q.dtype)
         elif not isinstance(term, ValuesByDistance):
             score = score + term.rows(content, seen, q_pos, k_pos).to(q.dtype)
-    if normalise == "stickbreaking":
+    if normalise.startswith("stickbreaking"):
         before = (k_pos[:, None] < q_pos[..., None])[:, None]
         share = score.sigmoid().masked_fill(~(before if seen is None else before & seen), 0.0)
         left = (1 - share).flip(-1).cumprod(-1).flip(-1)  # after a key's own share
         weight = share * torch.nn.functional.pad(left[..., 1:], (0, 1), value=1.0)
+        if normalise.endswith("+remainder"):
+            queries, keys = weight.shape[-2:]
+            weight = weight + left[..., :1] * torch.eye(queries, keys, dtype=q.dtype).roll(keys - queries, -1)
     else:
         weight = score.softmax(-1) if seen is None else score.masked_fill(~seen, -torch.inf).softmax(-1)
     out = torch.einsum("bhqk,bhkd->bhqd", weight, v)

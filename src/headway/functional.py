@@ -57,7 +57,8 @@ def attend(
         scale: multiplies q·k; default 1/√D, which keeps the variance of the scores at that of one product term.
         normalise: how scores become weights: "softmax", or "stickbreaking" (arXiv:2410.17980), where key j gets the
             share σ(s_j) of what the keys between it and the query left over. A query then sees only keys at positions
-            before its own, nearest is what lies last in memory, and weights sum to at most 1.
+            before its own, nearest is what lies last in memory, and weights sum to at most 1; with
+            "stickbreaking+remainder" the query's own key gets the rest. The queries are then the newest of the keys.
         softcap: c in c·tanh(scale·q·k / c), which keeps the content part of scores within ±c, before terms are added
             (Gemma 2, arXiv:2408.00118). Default none.
         sinks: for each head the score of one more key of value zero, (H,): weights then sum to less than 1, and a head
@@ -154,13 +155,20 @@ def check(
     mask = fitted(as_mask(mask), q.shape[0], q.shape[2], k.shape[2], q.device)
     if not isinstance(normalise, str):
         raise HeadwayError(f"expected normalise as text, 'softmax' or 'stickbreaking', got {brief(normalise)}")
-    if normalise == "stickbreaking":
+    if normalise in ("stickbreaking", "stickbreaking+remainder"):
         if sinks is not None:
             raise HeadwayError(
                 "expected no sinks with normalise='stickbreaking', whose weights sum to less than 1 already, got some: "
                 "leave them out"
             )
-        mask = Before() if mask is None else mask & Before()
+        remainder = normalise != "stickbreaking"
+        if remainder and q.shape[2] > k.shape[2]:
+            raise HeadwayError(
+                f"expected a key of its own for each query, which takes the remainder of the stick, got {q.shape[2]} "
+                f"queries and {k.shape[2]} keys: use normalise='stickbreaking'"
+            )
+        past: Mask = Causal() if remainder else Before()
+        mask = past if mask is None else mask & past
     if not isinstance(terms, Sequence) or isinstance(terms, str | bytes):
         raise HeadwayError(f"expected a tuple or list of terms of headway.terms, got {type(terms).__name__}")
     for term in terms:

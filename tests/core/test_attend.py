@@ -397,7 +397,9 @@ def test_backends_are_named() -> None:
         attend(*qkv(), normalise="sparsemax")
     told = str(refused.value)
     assert told.startswith("no backend can run this call: native: normalise='sparsemax' is not known to fused kernels;")
-    assert told.endswith("; reference: normalise='sparsemax' is not known, only 'softmax' and 'stickbreaking'")
+    assert told.endswith(
+        "; reference: normalise='sparsemax' is not known, only 'softmax', 'stickbreaking', 'stickbreaking+remainder'"
+    )
     assert all(f"{name}: " in told for name in BACKENDS)
 
 

@@ -84,10 +84,13 @@ def test_cope_as_its_paper_writes_it(scaled: bool) -> None:
 # --- stick-breaking -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("remainder", [False, True])
 @pytest.mark.parametrize("padded", [0, 3])
-def test_stick_breaking_as_its_paper_writes_it(padded: int) -> None:
-    """α_ij = σ(z_ij) Π_{j<t<i} (1 − σ(z_it)), j < i: broken off the stick from the query backwards, one by one."""
-    module = attention("stickbreaking", 4, 2, mask=Causal())
+def test_stick_breaking_as_its_paper_writes_it(padded: int, remainder: bool) -> None:
+    """α_ij = σ(z_ij) Π_{j<t<i} (1 − σ(z_it)), j < i: broken off the stick from the query backwards, one by one; what is
+    left is the query's own (the authors' o + rem · v).
+    """
+    module = attention(f"stickbreaking(remainder={remainder})", 4, 2, mask=Causal())
     x = torch.randn(1, 90, 32).double().requires_grad_()
     q, k, v = projected(module, x[0, padded:])
     heads = []
@@ -98,7 +101,7 @@ def test_stick_breaking_as_its_paper_writes_it(padded: int) -> None:
             for j in reversed(range(i)):
                 share = stick * (q[h, i] @ k[h // 2, j] / math.sqrt(8)).sigmoid()
                 out, stick = out + share * v[h // 2, j], stick - share
-            rows.append(out)
+            rows.append(out + stick * v[h // 2, i] if remainder else out)
         heads.append(torch.stack(rows))
     expected = torch.cat(heads, -1) @ module.o.weight.T
     pos = (torch.arange(90) - padded).clamp(min=-1)

@@ -5,6 +5,7 @@ scores  = content + terms
 softmax:        α_j = exp(s_j) / (Σ_t exp(s_t) + exp(sink))      a sink (arXiv:2309.17453, gpt-oss) takes its share
 stickbreaking:  α_j = σ(s_j) · Π_{t > j} σ(−s_t)                  over the keys seen after j, in the order of memory
                                                                  (arXiv:2410.17980); attend hides the query's own key
+stickbreaking+remainder: the same, and what is left, Π_t σ(−s_t), is the weight of the query's own key
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from headway.backends.base import Call
-from headway.masks import ALL
+from headway.masks import ALL, Before
 from headway.terms import from_the_end
 
-NORMALISE = ("softmax", "stickbreaking")
+NORMALISE = ("softmax", "stickbreaking", "stickbreaking+remainder")
 """How scores can become weights."""
 
 
 def refuses(call: Call) -> str | None:
     """Why no weights can be made, or None when they can."""
     if call.normalise not in NORMALISE:
-        return f"normalise={call.normalise!r} is not known, only {' and '.join(map(repr, NORMALISE))}"
+        return f"normalise={call.normalise!r} is not known, only {', '.join(map(repr, NORMALISE))}"
     return None
 
 
@@ -58,7 +59,12 @@ def weights(
 ) -> Float[Tensor, "batch heads rows cols"]:
     """Attention weights of queries ``rows``; a row that sees nothing is all zeros."""
     if call.normalise == "stickbreaking":
-        return _stick_breaking(scores(call, q, k, seen, rows, cols), seen)
+        return _stick_breaking(scores(call, q, k, seen, rows, cols), seen)[0]
+    if call.normalise == "stickbreaking+remainder":
+        before = Before().tile(call.q_pos, call.k_pos, rows, cols)
+        alpha, left = _stick_breaking(scores(call, q, k, seen, rows, cols), before if seen is None else seen & before)
+        own = _own(call, rows, cols)
+        return alpha + left * (own if seen is None else seen & own)
     if seen is None:
         return _normalised(call, scores(call, q, k, None, rows, cols))
     # a row that sees nothing attends to everything with a zero query, so that no NaN is made, and is zeroed after
@@ -79,11 +85,22 @@ def _normalised(call: Call, total: Tensor) -> Tensor:
     return torch.cat((total, sink), -1).softmax(-1)[..., :-1]
 
 
-def _stick_breaking(total: Tensor, seen: Tensor | None) -> Tensor:
+def _own(call: Call, rows: slice, cols: slice) -> Bool[Tensor, "queries keys"]:
+    """Where a key is the query's own: queries are the newest of the tokens that have keys."""
+    queries, keys = call.q.shape[2], call.k.shape[2]
+    query = torch.arange(keys - queries, keys, device=call.q.device)[rows]
+    return query[:, None] == torch.arange(keys, device=call.q.device)[cols]
+
+
+def _stick_breaking(total: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The weights, and what each row leaves of its stick, (B, H, q, 1)."""
     # in logarithms and float32: a product of hundreds of factors below 1 would underflow, a sum in bfloat16 not count
     total = total.to(torch.promote_types(total.dtype, torch.float32))
     if seen is not None:
         total = total.masked_fill(~seen, 0.0)
-    left_over = from_the_end(logsigmoid(-total), seen, inclusive=False)
+    kept = logsigmoid(-total)
+    left_over = from_the_end(kept, seen, inclusive=False)
     alpha = (logsigmoid(total) + left_over).exp()
-    return alpha if seen is None else alpha.masked_fill(~seen, 0.0)
+    if seen is not None:
+        kept, alpha = kept.masked_fill(~seen, 0.0), alpha.masked_fill(~seen, 0.0)
+    return alpha, kept.sum(-1, keepdim=True).exp()

@@ -3,7 +3,8 @@ In-depth Study", arXiv:2410.17980.
 
     z_ij = q_i·k_j / √d_k,      α_ij = σ(z_ij) · Π_{j < t < i} σ(−z_it),      j < i
 
-From the query backwards each key breaks the share σ(z) off what is left of a stick of length 1.
+From the query backwards each key breaks the share σ(z) off what is left of a stick of length 1. With the remainder,
+what is left after the first token, Π_{t < i} σ(−z_it), is the weight of the query's own value.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from headway.positions.base import Position
+import torch
+
+from headway.positions.base import Look, Position
+from headway.shapes import HeadwayError
+from headway.terms import AnyTerm
 
 
 @dataclass(eq=False)
@@ -21,9 +26,14 @@ class StickBreaking(Position):
     Formula: α_ij = σ(z_ij)·Π_{j<t<i} σ(−z_it) over the keys before the query, z = q·k/√d_k. Order is in the weights
     themselves: of two equal keys the nearer gets more. Nothing learned, nothing added to scores.
 
-    Pitfalls: a query does not see itself, so the first token's output is zero; weights sum to less than 1; what is
-    nearer is what lies later in memory, so rows must not be shuffled; without a causal mask the future stays hidden
-    all the same. Attention sinks are refused: the rest of the stick is one already.
+    Pitfalls: a query does not see itself, so the first token's output is zero and weights sum to less than 1, unless
+    ``remainder`` gives the rest of the stick to the query's own value, as the authors' kernel lets its users do
+    (o + rem · v): a checkpoint was trained with one or the other. What is nearer is what lies later in memory, so rows
+    must not be shuffled; without a causal mask the future stays hidden all the same. Attention sinks are refused: the
+    rest of the stick is one already.
+
+    Args:
+        remainder: add Π_{t<i} σ(−z_it) · v_i, so that weights sum to 1; self attention only.
 
     >>> StickBreaking().normalise
     'stickbreaking'
@@ -35,7 +45,30 @@ class StickBreaking(Position):
     summary_zh: ClassVar[str] = "不用 softmax：从最近的键开始，每个键依次从剩余的权重中取走自己的一份。"
     normalise: ClassVar[str] = "stickbreaking"
 
+    variants: ClassVar[tuple[str, ...]] = ("stickbreaking(remainder=True)",)
+
     exempt: ClassVar[dict[str, str]] = {
         "order": "the nearer key is the one that lies later in memory",
         "encoder": "a query sees only what lies before it",
     }
+
+    remainder: bool = False
+
+    def __post_init__(self) -> None:
+        if self.remainder:
+            # of every other method a matter of its class
+            vars(self)["normalise"] = "stickbreaking+remainder"
+            alone = "the remainder goes to a query's own value, which a context does not hold"
+            laws = ("cross", "narrow context", "tiles")
+            vars(self)["exempt"] = type(self).exempt | dict.fromkeys(laws, alone)
+
+    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+        """None; checks that each query has a key of its own, where the remainder is for it."""
+        if self.remainder and not look.q_pos.is_meta and not torch.compiler.is_compiling():
+            queries, keys = look.q.shape[2], look.k.shape[2]
+            if queries > keys or not torch.equal(*torch.broadcast_tensors(look.q_pos, look.k_pos[:, keys - queries :])):
+                raise HeadwayError(
+                    f"expected self attention, where each of {queries} queries is one of the newest of {keys} keys and "
+                    f"takes the remainder of its stick, got others: use stickbreaking without remainder"
+                )
+        return ()

@@ -29,6 +29,7 @@ FORMULAS = {
     "softmax": "α_j = exp(s_j) / Σ_t exp(s_t)",
     "sinks": "α_j = exp(s_j) / (exp(sink) + Σ_t exp(s_t))",
     "stickbreaking": "α_j = σ(s_j) · Π_{t > j} σ(−s_t)",
+    "stickbreaking+remainder": "α_j = σ(s_j) · Π_{j < t < i} σ(−s_t),  α_i = Π_{t < i} σ(−s_t)",
 }
 
 
@@ -55,12 +56,17 @@ def softmax(question: Question) -> View:
     notes = [both("softmax.masked")] if not bool(seen.all()) else []
     if len(kept) < len(weights):
         notes.append(both("softmax.kept", kept=len(kept), keys=len(weights), rest=percent(_left(weights, kept))))
-    return View("softmax", _spent(question, head), figures, FORMULAS[way(head.layer)], notes)
+    return View("softmax", _spent(question, head), figures, formula(head.layer), notes)
 
 
 def way(layer: Layer) -> str:
     """How a layer makes weights of scores: "softmax", "sinks" or "stickbreaking"."""
-    return "sinks" if layer.call.sinks is not None else layer.call.normalise
+    return "sinks" if layer.call.sinks is not None else layer.call.normalise.partition("+")[0]
+
+
+def formula(layer: Layer) -> str:
+    """How a layer makes weights of scores, as a formula."""
+    return FORMULAS["sinks" if layer.call.sinks is not None else layer.call.normalise]
 
 
 def _kept(weights: Tensor, seen: Tensor) -> list[int]:

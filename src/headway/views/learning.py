@@ -121,7 +121,7 @@ def step(question: Question) -> View:
         notes.append(both("step.shared", heads=taken.layer.call.groups))
     notes += _pooled_note(taken.moves["sgd"][which].before)
     figures = (Steps(title, stages), _summary(taken, which))
-    formula = _STEP[taken.layer.call.normalise]
+    formula = _STEP[taken.layer.call.normalise.partition("+")[0]]
     return View("step", _step_finding(taken, which), figures, formula, notes)
 
 

@@ -16,7 +16,7 @@ from headway.inspect.head import Cell, Head
 from headway.inspect.split import PRODUCTS, maps
 from headway.inspect.watch import MATRICES
 from headway.report.figures import Columns, Figure, Heatmap, Product, Said, Stage, Steps, View, both, same
-from headway.views.attending import FORMULAS, asked, way
+from headway.views.attending import asked, formula, way
 from headway.views.question import Question
 from headway.views.shown import (
     Window,
@@ -214,7 +214,7 @@ class _Stages:
         label = both("stepper.weights.label.stickbreaking") if kind == "stickbreaking" else same("softmax")
         totals = head.weights.double().sum(-1)
         said = {"low": f"{float(totals.min()):.4f}", "high": f"{float(totals.max()):.4f}"}
-        return self._stage(f"weights.{kind}", label, self.tokens, FORMULAS[kind], figures, **said)
+        return self._stage(f"weights.{kind}", label, self.tokens, formula(self.layer), figures, **said)
 
     def _values(self) -> Stage:
         head = self.head
