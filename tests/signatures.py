@@ -51,6 +51,7 @@ Pairwise()                                           ------  ------  fcwdpt  ---
 Slopes(left)                                         ------  ------  ------  ------  ------  fcwdpt  fcwdpt
 Slopes(right)                                        ------  ------  ------  ------  ------  fcwdpt  fcwdpt
 PathProduct(q, k, w, beta) + PerKey(bias)            ------  ------  ------  ------  ------  fcwdpt  fcwdpt
+no terms, stickbreaking+remainder                    ------  ------  ------  ------  ------  fcwdpt  fcwdpt
 """
 """The masks with which a backend accepts the terms of a signature: f full, c causal, w window, d causal and documents,
 p prefix, t a tensor. "few" is sdpa with few queries. triton and flex are asked about a GPU, the others about a CPU."""

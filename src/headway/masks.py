@@ -270,8 +270,7 @@ class Chunks(Mask):
     size: int
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise HeadwayError(f"expected chunks of at least 1 token, got {self.size}")
+        object.__setattr__(self, "size", min(as_count(self.size, "chunks of at least 1 token", 1), FAR))
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Visible:
         """See :meth:`Mask.tile`."""

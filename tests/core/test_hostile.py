@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from headway import Attention, Causal, Dense, Documents, HeadwayError, Prefix, Transformer, Window, attend, plan
+from headway import Attention, Causal, Chunks, Dense, Documents, HeadwayError, Prefix, Transformer, Window, attend, plan
 from headway.positions import methods, parse
 from headway.shapes import HeadShape
 from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, Pairwise, PerKey, ValuesByDistance
@@ -98,7 +98,7 @@ def calls() -> Iterator[tuple[str, str, Callable[[Any], Any]]]:
     yield from each("plan", plan, planned, "position tokens heads head_dim kv_heads mask")
     yield from each("HeadShape", HeadShape.of, shape, "dim heads kv_heads head_dim")
     yield from each("Window", Window, {"left": 1}, "left right")
-    for mask, name in ((Prefix, "length"), (Documents, "ids"), (Dense, "visible")):
+    for mask, name in ((Prefix, "length"), (Chunks, "size"), (Documents, "ids"), (Dense, "visible")):
         yield mask.__name__, name, lambda value, mask=mask: attend(Q, Q, Q, mask=mask(value))
     yield "Documents", "key_ids", lambda value: attend(Q, Q, Q, mask=Documents(POS, value))
     yield "&", "left", lambda value: value & Causal()
