@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from headway import Attention, Causal, Chunks, Dense, Documents, HeadwayError, Prefix, Transformer, Window, attend, plan
+from headway import Attention, Causal, Dense, Documents, HeadwayError, Prefix, Transformer, Window, attend, plan
+from headway.masks import Chunks
 from headway.positions import methods, parse
 from headway.shapes import HeadShape
 from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, Pairwise, PerKey, ValuesByDistance
