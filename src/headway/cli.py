@@ -31,16 +31,21 @@ app = typer.Typer(
     help="Attention that knows where it is: train, compare and use Transformers with any position method.",
 )
 
+WIDEST, DEEPEST, MOST, LONGEST = 1 << 16, 1024, 1 << 24, 10**9
+"""The greatest width or number of heads, of layers, of things counted (tokens, windows), and of steps."""
+SEED = 2**63 - 1
+"""The greatest seed that torch takes."""
+
 Out = Annotated[Path, typer.Option(help="Folder for the results; the same command again goes on in it.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's own choice.")]
-Dim = Annotated[int, typer.Option(help="Width of the model.")]
-Layers = Annotated[int, typer.Option(help="Layers.")]
-Heads = Annotated[int, typer.Option(help="Attention heads.")]
-Batch = Annotated[int, typer.Option(help="Windows per step.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=256, help="CPU threads; default: torch's own choice.")]
+Dim = Annotated[int, typer.Option(max=WIDEST, help="Width of the model.")]
+Layers = Annotated[int, typer.Option(max=DEEPEST, help="Layers.")]
+Heads = Annotated[int, typer.Option(max=WIDEST, help="Attention heads.")]
+Batch = Annotated[int, typer.Option(max=MOST, help="Windows per step.")]
 Optimizer = Annotated[str, typer.Option(help="adamw, adam or sgd (with momentum).")]
 Rate = Annotated[float | None, typer.Option(help="Peak learning rate; default: the optimizer's own.")]
 Vocabulary = Annotated[str, typer.Option(help="bytes, or bpe (trained on the text; needs the extra headway[bpe]).")]
-VocabularySize = Annotated[int, typer.Option(help="Tokens of a bpe vocabulary.")]
+VocabularySize = Annotated[int, typer.Option(max=MOST, help="Tokens of a bpe vocabulary.")]
 
 
 def main() -> None:
@@ -78,15 +83,19 @@ def compare(
     task: Annotated[
         str, typer.Option(help="text: predict the text. recall, copy: retrieve something at a known distance.")
     ] = "text",
-    train_length: Annotated[int, typer.Option(help="Tokens of a training window.")] = 64,
+    train_length: Annotated[int, typer.Option(max=MOST, help="Tokens of a training window.")] = 64,
     test_lengths: Annotated[
         str, typer.Option(help="Lengths to test at; default: 1, 2, 4, 8 and 16 times the training length.")
     ] = "",
     seeds: Annotated[str, typer.Option(help="One model per method and seed.")] = "0,1",
-    steps: Annotated[int | None, typer.Option(help="Training steps of each model; default: as the task needs.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Windows per step; default: as the task needs.")] = None,
-    dim: Annotated[int | None, typer.Option(help="Width of the models; default: as the task needs.")] = None,
-    layers: Annotated[int | None, typer.Option(help="Layers; default: as the task needs.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(max=LONGEST, help="Training steps of each model; default: as the task needs.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(max=MOST, help="Windows per step; default: as the task needs.")] = None,
+    dim: Annotated[
+        int | None, typer.Option(max=WIDEST, help="Width of the models; default: as the task needs.")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(max=DEEPEST, help="Layers; default: as the task needs.")] = None,
     heads: Heads = 4,
     optimizer: Optimizer = "adamw",
     lr: Rate = None,
@@ -96,7 +105,8 @@ def compare(
         str, typer.Option(help="Test trained models extended too: linear, ntk, dynamic, yarn, drope, several or all.")
     ] = "",
     recalibrate: Annotated[
-        int | None, typer.Option(min=1, help="Steps without position for drope; default: a fiftieth of the training.")
+        int | None,
+        typer.Option(min=1, max=LONGEST, help="Steps without position for drope; default: a fiftieth of the training."),
     ] = None,
     out: Out = Path("headway-compare"),
     threads: Threads = None,
@@ -163,13 +173,15 @@ def train(
         str | None, typer.Argument(help="A text file or folder; default: the documentation every Python carries.")
     ] = None,
     position: Annotated[str, typer.Option(help="The position method, as rotary or rotary(base=500000).")] = "rotary",
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 1000,
-    length: Annotated[int, typer.Option(help="Tokens of a training window.")] = 256,
+    steps: Annotated[int, typer.Option(max=LONGEST, help="Training steps.")] = 1000,
+    length: Annotated[int, typer.Option(max=MOST, help="Tokens of a training window.")] = 256,
     batch: Batch = 16,
     dim: Dim = 128,
     layers: Layers = 3,
     heads: Heads = 4,
-    kv_heads: Annotated[int | None, typer.Option(help="Key and value heads; default: as many as heads.")] = None,
+    kv_heads: Annotated[
+        int | None, typer.Option(max=WIDEST, help="Key and value heads; default: as many as heads.")
+    ] = None,
     norm: Annotated[str, typer.Option(help="rms or layer.")] = "rms",
     post_norm: Annotated[bool, typer.Option("--post-norm", help="Norm after each part instead of before.")] = False,
     activation: Annotated[str, typer.Option(help="gelu or swiglu.")] = "gelu",
@@ -179,18 +191,21 @@ def train(
     lr: Rate = None,
     momentum: Annotated[float, typer.Option(help="Of sgd.")] = 0.9,
     weight_decay: Annotated[float | None, typer.Option(help="On matrices; default: 0.1 for adamw, else 0.")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Steps of linear warm-up; default: a tenth, at most 100.")] = None,
+    warmup: Annotated[
+        int | None, typer.Option(max=LONGEST, help="Steps of linear warm-up; default: a tenth, at most 100.")
+    ] = None,
     schedule: Annotated[str, typer.Option(help="cosine or constant, after the warm-up.")] = "cosine",
     clip: Annotated[float, typer.Option(help="Largest gradient norm; 0: no limit.")] = 1.0,
-    drop_position: Annotated[int, typer.Option(help="Last steps to train without position (DroPE).")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the weights, the order of the data and dropout.")] = 0,
+    drop_position: Annotated[int, typer.Option(max=LONGEST, help="Last steps to train without position (DroPE).")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEED, help="Of the weights, the order of the data and dropout.")] = 0,
     vocabulary: Vocabulary = "bytes",
     vocabulary_size: VocabularySize = 4096,
-    validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations.")] = 100,
-    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
+    validate_every: Annotated[int, typer.Option(min=1, max=LONGEST, help="Steps between validations.")] = 100,
+    checkpoint_every: Annotated[int, typer.Option(min=1, max=LONGEST, help="Steps between checkpoints.")] = 100,
     out: Out = Path("headway-run"),
     watch: Annotated[
-        int | None, typer.Option(min=1, help="Record W_Q, W_K and W_V every so many steps, to see them learn.")
+        int | None,
+        typer.Option(min=1, max=LONGEST, help="Record W_Q, W_K and W_V every so many steps, to see them learn."),
     ] = None,
     log_dir: Annotated[
         Path | None, typer.Option(help="Event files for TensorBoard (needs the extra headway[tensorboard]).")
@@ -279,11 +294,11 @@ def train(
 def generate(
     run: Annotated[Path, typer.Argument(help="A run of `headway train`.")],
     prompt: Annotated[str, typer.Argument(help="How the text begins; - reads it from standard input.")] = "",
-    tokens: Annotated[int, typer.Option(min=0, help="How many tokens to write.")] = 200,
+    tokens: Annotated[int, typer.Option(min=0, max=LONGEST, help="How many tokens to write.")] = 200,
     temperature: Annotated[float, typer.Option(help="Higher is bolder; 0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Choose among this many likeliest tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(max=MOST, help="Choose among this many likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest of this total probability.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEED, help="The same seed writes the same text.")] = 0,
     threads: Threads = None,
 ) -> None:
     """Continue a text with a trained model, as it is written."""
@@ -319,9 +334,9 @@ def explain(
         Path | None, typer.Option(help="A run of `headway train`; default: a small model that has learned nothing yet.")
     ] = None,
     position: Annotated[str, typer.Option(help="Position method of the new model.")] = "rotary",
-    dim: Annotated[int, typer.Option(min=1, help="Width of the new model.")] = 16,
-    heads: Annotated[int, typer.Option(min=1, help="Heads of the new model.")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="Of the new model's weights.")] = 0,
+    dim: Annotated[int, typer.Option(min=1, max=WIDEST, help="Width of the new model.")] = 16,
+    heads: Annotated[int, typer.Option(min=1, max=WIDEST, help="Heads of the new model.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, max=SEED, help="Of the new model's weights.")] = 0,
     layer: Annotated[int, typer.Option(help="Which layer, from 0.")] = 0,
     head: Annotated[int, typer.Option(help="Which head, from 0.")] = 0,
     language: Annotated[str, typer.Option(help="en or zh.")] = "en",
@@ -373,10 +388,12 @@ def draw_command(
     position: Annotated[str, typer.Option(help="Position method of the new model.")] = "rotary",
     layer: Annotated[int, typer.Option(help="Which layer, from 0.")] = 0,
     head: Annotated[int, typer.Option(help="Which head, from 0.")] = 0,
-    heads: Annotated[int | None, typer.Option(min=1, help="Heads of a new model or method; default: 4.")] = None,
-    dim: Annotated[int | None, typer.Option(min=1, help="Its width; default: 64.")] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, max=WIDEST, help="Heads of a new model or method; default: 4.")
+    ] = None,
+    dim: Annotated[int | None, typer.Option(min=1, max=WIDEST, help="Its width; default: 64.")] = None,
     length: Annotated[int | None, typer.Option(help="Positions that a method is shown at; default: 128.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of a new model's weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEED, help="Of a new model's weights.")] = 0,
     language: Annotated[str, typer.Option(help="en or zh.")] = "en",
     width: Annotated[str, typer.Option(help="single or double column: 3.4 or 7 inches.")] = "single",
     caption: Annotated[bool, typer.Option(help="With the view's title, finding and notes.")] = True,
@@ -431,13 +448,13 @@ def bench_command(
     masks: Annotated[str | None, typer.Option(help=HELP["masks"])] = None,
     backends: Annotated[str | None, typer.Option(help=HELP["backends"])] = None,
     baselines: Annotated[bool, typer.Option(help=HELP["baselines"])] = True,
-    batch: Annotated[int | None, typer.Option(help=HELP["batch"])] = None,
-    heads: Annotated[int | None, typer.Option(help=HELP["heads"])] = None,
-    kv_heads: Annotated[int | None, typer.Option(help=HELP["kv_heads"])] = None,
-    head_dim: Annotated[int | None, typer.Option(help=HELP["head_dim"])] = None,
+    batch: Annotated[int | None, typer.Option(max=MOST, help=HELP["batch"])] = None,
+    heads: Annotated[int | None, typer.Option(max=WIDEST, help=HELP["heads"])] = None,
+    kv_heads: Annotated[int | None, typer.Option(max=WIDEST, help=HELP["kv_heads"])] = None,
+    head_dim: Annotated[int | None, typer.Option(max=WIDEST, help=HELP["head_dim"])] = None,
     dtype: Annotated[str | None, typer.Option(help=HELP["dtype"])] = None,
     device: Annotated[str | None, typer.Option(help=HELP["device"])] = None,
-    rounds: Annotated[int | None, typer.Option(help=HELP["rounds"])] = None,
+    rounds: Annotated[int | None, typer.Option(max=MOST, help=HELP["rounds"])] = None,
     bars: Annotated[bool, typer.Option("--bars", help=HELP["bars"])] = False,
     out: Annotated[Path, typer.Option(help=HELP["out"])] = Path("headway-bench"),
     threads: Threads = None,

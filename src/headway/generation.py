@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from headway.characters import shortened
 from headway.shapes import HeadwayError
 from headway.training.loop import evaluating
 from headway.training.vocabulary import Vocabulary
@@ -37,13 +38,13 @@ def generate(
     own mode back. The global random generator is not touched.
 
     Args:
-        model: with ``model.new_cache()`` and ``model(tokens, cache=cache) -> logits``.
+        model: with ``model.new_cache()`` and ``model(tokens, cache=cache) -> logits``; of a Transformer a decoder.
         prompt: ids (N,) or (1, N), at least one; `prompt_ids` makes them from text, also from an empty one.
         tokens: how many to write, at least 0.
         temperature: at least 0; 0 takes the most likely token each time.
         top_k: choose among this many, at least 1; None does not limit.
         top_p: choose among the likeliest with this total probability, in (0, 1]; None does not limit.
-        seed: of the drawing; the same seed gives the same tokens.
+        seed: of the drawing, from 0 to 2⁶³ − 1; the same seed gives the same tokens.
         stop: ids that end the writing; the one met is still returned.
 
     Returns:
@@ -62,6 +63,10 @@ def generate(
     >>> list(generate(Next(), torch.tensor([3]), tokens=4, temperature=0))
     [4, 5, 6, 7]
     """
+    kind = getattr(model, "kind", "decoder")
+    if kind in ("encoder", "encoder-decoder"):
+        why = "which predicts no next token" if kind == "encoder" else "which continues nothing without a source"
+        raise HeadwayError(f"expected a decoder to continue a prompt, got an {kind}, {why}: call the model itself")
     if not isinstance(prompt, Tensor) or prompt.is_floating_point() or prompt.dtype == torch.bool:
         raise HeadwayError("expected the prompt as a tensor of integer ids, got something else: encode the text first")
     if prompt.ndim == 2 and prompt.shape[0] == 1:
@@ -73,6 +78,8 @@ def generate(
     for name, value, least in (("tokens", tokens, 0), ("top_k", top_k, 1), ("seed", seed, 0)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise HeadwayError(f"expected {name} to be a whole number of at least {least}, got {value!r}")
+    if seed >= 2**63:
+        raise HeadwayError(f"expected seed below 2⁶³, got {shortened(repr(seed))}")
     if not isinstance(temperature, int | float) or not math.isfinite(temperature) or temperature < 0:
         raise HeadwayError(f"expected a temperature of at least 0 (0 takes the most likely token), got {temperature!r}")
     if top_p is not None and (not isinstance(top_p, int | float) or not 0 < top_p <= 1):
@@ -128,15 +135,16 @@ def _choose(
         raise HeadwayError("expected finite logits, got NaN or infinity: the model's weights are damaged or diverged")
     if temperature == 0:
         return int(logits.argmax())
-    # The greatest becomes 0 first, so that a tiny temperature gives −inf and never inf − inf.
-    scaled = (logits - logits.max()) / temperature
+    # The greatest becomes 0 first, so that a tiny temperature, which float32 would round to 0, gives −inf, not NaN.
+    scaled = ((logits - logits.max()).double() / temperature).float()
     ordered, ids = scaled.sort(descending=True, stable=True)
     if top_k is not None:
-        ordered, ids = ordered[:top_k], ids[:top_k]
+        ordered, ids = (x[: min(top_k, len(x))] for x in (ordered, ids))
     likely = ordered.softmax(0)
     if top_p is not None:
-        # A token stays while those before it have not yet reached top_p: the first always stays.
+        # A token stays while those before it have not yet reached top_p.
         keep = likely.cumsum(0) - likely < top_p
+        keep[0] = True  # also where top_p is 0 in float32
         likely, ids = likely[keep], ids[keep]
     return int(ids[torch.multinomial(likely, 1, generator=generator)])
 

@@ -52,8 +52,25 @@ def test_greedy_with_cache_equals_argmax_without() -> None:
     expected = argmax_without_cache(model, PROMPT, 20)
     assert list(generate(model, PROMPT, tokens=20, temperature=0)) == expected
     assert list(generate(model, PROMPT[None], tokens=20, temperature=0)) == expected
-    for one_choice in ({"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-30}):
+    for one_choice in ({"top_k": 1}, {"top_p": 1e-9}, {"top_p": 1e-50}, {"temperature": 1e-320}):
         assert list(generate(model, PROMPT, tokens=20, seed=3, **one_choice)) == expected
+
+
+def test_a_limit_above_the_vocabulary_is_none() -> None:
+    model = Sums()
+    expected = list(generate(model, PROMPT, tokens=9, seed=1))
+    assert list(generate(model, PROMPT, tokens=9, seed=1, top_k=10**22)) == expected
+
+
+@pytest.mark.parametrize("kind", ["encoder", "encoder-decoder"])
+def test_only_a_decoder_goes_on(kind: str) -> None:
+    from headway.transformer import Transformer
+
+    model = Transformer(32, 16, layers=1, heads=2, position="rotary", kind=kind)
+    with pytest.raises(HeadwayError, match=rf"^expected a decoder to continue a prompt, got an {kind}, which "):
+        generate(model, PROMPT, tokens=1)
+    with pytest.raises(HeadwayError, match=r"^expected seed below 2⁶³, got 9999999999999999999999$"):
+        generate(Sums(), PROMPT, tokens=1, seed=9999999999999999999999)
 
 
 @pytest.mark.parametrize("position", ["rotary", "alibi"])

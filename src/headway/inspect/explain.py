@@ -15,7 +15,7 @@ from torch import Tensor
 from headway.characters import label
 from headway.init import seeded
 from headway.inspect.head import Head
-from headway.inspect.record import recorded
+from headway.inspect.record import full_precision, recorded
 from headway.inspect.split import exact
 from headway.shapes import HeadwayError
 from headway.transformer import Transformer
@@ -89,7 +89,7 @@ def explain(
     if not 0 <= layer < len(trace):
         raise HeadwayError(f"expected a layer from 0 to {len(trace) - 1}, got {layer}")
     seen = Head(trace[layer], head)
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         return _walk(
             model, seen, [label(one) for one in labels], layer, *((ids.shape[1] - 1, 0) if cell is None else cell)
         )

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from headway.attention import HeadWeights
-from headway.inspect.record import ROWS, Layer
+from headway.inspect.record import ROWS, Layer, wide
 from headway.inspect.split import split
 from headway.inspect.watch import MATRICES
 from headway.masks import ALL
@@ -177,7 +177,7 @@ class Head:
         bias = self.bias(which)
         weights: Tensor = getattr(self.matrices, which)
         return Cell(
-            self.x[token] * weights[:, column],
+            wide(self.x[token]) * wide(weights[:, column]),
             0.0 if bias is None else float(bias[column]),
             float(self.projected(which)[token, column]),
         )

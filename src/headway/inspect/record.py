@@ -1,7 +1,8 @@
 """What each attention was given in a forward pass, by hooks that are gone afterwards; scores and weights on demand.
 
 Nothing of size n² is kept: scores and weights are computed again from q, k and the terms, for the rows asked for, by
-the code that defines them (the reference), whatever backend ran.
+the code that defines them (the reference), whatever backend ran. The q, k and v of a model in half precision are kept
+as float32, without a change of value: attention adds up and normalises in float32, so that is what ran.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Layer(Displayed):
     Args:
         name: of the module in its model.
         attention: the module; its matrices are as they are now, not as they were.
-        call: what attention was called with: q and k rotated, v, positions, mask, terms, scale.
+        call: what attention was called with: q and k rotated, v, positions, mask, terms, scale; in float32 or better.
         x: what W_Q was multiplied with, (B, N, dim).
         q: Q = X W_Q by head, normalised if there is QK-norm, before position turned it, (B, H, N, d_k).
         k: K likewise, (B, H_kv, M, d_k); None where keys came from a cache.
@@ -95,11 +96,13 @@ class Layer(Displayed):
 
     def scores(self, rows: slice = ALL) -> Float[Tensor, "batch heads rows keys"]:
         """Scores before the mask, scale · q·k plus every term, for the queries ``rows``."""
-        return whole.scores(self.call, self.call.q[:, :, rows], self.call.k, self.seen(rows), rows)
+        with full_precision():
+            return whole.scores(self.call, self.call.q[:, :, rows], self.call.k, self.seen(rows), rows)
 
     def weights(self, rows: slice = ALL) -> Float[Tensor, "batch heads rows keys"]:
         """Attention weights for the queries ``rows``; what is hidden is 0."""
-        return whole.weights(self.call, self.call.q[:, :, rows], self.call.k, self.seen(rows), rows)
+        with full_precision():
+            return whole.weights(self.call, self.call.q[:, :, rows], self.call.k, self.seen(rows), rows)
 
     def row(self, query: int, head: int, batch: int = 0) -> Float[Tensor, " keys"]:
         """The weights of one query in one head, O(keys) even for a long text.
@@ -117,9 +120,10 @@ class Layer(Displayed):
         """What each head hands on, Σ_j α_ij v_j, for the queries ``rows``."""
         weights = self.weights(rows)
         v = self.call.v.repeat_interleave(self.call.groups, 1).to(weights.dtype)
-        out = weights @ v
-        for term in self.call.value_terms:
-            out = out + term.add(weights, self.call.q_pos[:, rows], self.call.k_pos)
+        with full_precision():
+            out = weights @ v
+            for term in self.call.value_terms:
+                out = out + term.add(weights, self.call.q_pos[:, rows], self.call.k_pos)
         return out
 
     def summary(self, rows: slice = ALL) -> dict[str, Float[Tensor, "batch heads"]]:
@@ -264,6 +268,27 @@ def recorded(model: nn.Module, *args: Any, **given: Any) -> Trace:
     return trace
 
 
+def wide(x: Tensor) -> Tensor:
+    """A tensor in float32 or better.
+
+    >>> wide(torch.ones(1, dtype=torch.bfloat16)).dtype, wide(torch.ones(1, dtype=torch.float64)).dtype
+    (torch.float32, torch.float64)
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def wide_call(call: Call) -> Call:
+    """A call whose q, k and v have the same values in float32 or better, as backends add them up."""
+    return replace(call, q=wide(call.q), k=wide(call.k), v=wide(call.v))
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute as written, also where the caller's autocast would round to half precision."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
+
+
 def _detached(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach()
@@ -294,11 +319,11 @@ def _watch_attention(
 
     def finish(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         q, k, v, mask, terms, q_pos, k_pos, scale, *rest = (_detached(x) for x in args)
-        call = check(q, k, v, mask, [_detached(term) for term in terms], q_pos, k_pos, scale, *rest)
+        call = wide_call(check(q, k, v, mask, [_detached(term) for term in terms], q_pos, k_pos, scale, *rest))
         shape = attention.shape
 
         def by_head(x: Tensor, heads: int) -> Tensor:
-            return x if x.ndim == 4 else x.unflatten(-1, (heads, shape.head_dim)).transpose(1, 2)
+            return wide(x if x.ndim == 4 else x.unflatten(-1, (heads, shape.head_dim)).transpose(1, 2))
 
         stream = streams.get(attention)
         if attention.embed and attention.position.embeds:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from headway.backends.rows import by_key_head
-from headway.inspect.record import Layer, Stream
+from headway.inspect.record import Layer, Stream, full_precision, wide
 from headway.masks import ALL
 from headway.positions import Position
 from headway.shapes import HeadwayError
@@ -64,6 +64,7 @@ class Split:
         return self.total - self.content
 
 
+@full_precision()
 def split(layer: Layer, rows: slice = ALL) -> Split:
     """Split the scores of a recorded layer into content and position.
 
@@ -86,6 +87,11 @@ def split(layer: Layer, rows: slice = ALL) -> Split:
     turned = _products(layer, call.q, call.k, rows)
     parts: dict[str, Tensor] = {}
     turns = maps(attention.position)
+    if layer.k is None and (turns or adds(layer)):
+        raise HeadwayError(
+            "expected keys as W_K made them, got keys of a cache, which are kept with their positions: "
+            "record a pass over the whole text without a cache"
+        )
     if adds(layer):
         assert layer.stream is not None
         q, k = (_content_and_position(layer, layer.stream, linear) for linear in (attention.q, attention.k))
@@ -94,11 +100,7 @@ def split(layer: Layer, rows: slice = ALL) -> Split:
             for j, second in enumerate(names):
                 parts[f"{first}·{second}"] = _products(layer, q[i], k[j], rows)
     elif turns:
-        if layer.k is None:
-            raise HeadwayError(
-                "expected keys as W_K made them, got keys of a cache, which are kept rotated: "
-                "record a pass over the whole text without a cache"
-            )
+        assert layer.k is not None
         content = _products(layer, attention.sharpened(layer.q, call.q_pos), layer.k, rows)
         parts = {"content": content, "rotation": turned - content}
     else:
@@ -144,33 +146,38 @@ def _add(parts: dict[str, Tensor], name: str, tile: Tensor) -> None:
 
 def _products(layer: Layer, q: Tensor, k: Tensor, rows: slice) -> Float[Tensor, "batch heads rows keys"]:
     """scale · q·k for the queries ``rows``, in float32 or better."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    q = q[:, :, rows].to(wide) * layer.call.scale
-    return (by_key_head(q, layer.call) @ k.to(wide).mT).reshape(*q.shape[:3], k.shape[2])
+    q = wide(q[:, :, rows]) * layer.call.scale
+    return (by_key_head(q, layer.call) @ wide(k).mT).reshape(*q.shape[:3], k.shape[2])
 
 
 def _content_and_position(layer: Layer, stream: Stream, linear: nn.Linear) -> tuple[Tensor, Tensor]:
     """Q or K as the sum of what tokens (and all that is not P) and what position P contributed, by head."""
-    attention = layer.attention
+    attention, query = layer.attention, linear is layer.attention.q
     heads = linear.out_features // attention.shape.head_dim
-    position = _through_norm(stream, stream.position) @ linear.weight.T.detach()
-    whole = linear(layer.x).detach()
-    norm = attention.q_norm if linear is attention.q else attention.k_norm
-    position, whole = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (position, whole))
+
+    def by_head(x: Tensor) -> Tensor:
+        parts: Tensor = x.unflatten(-1, (heads, -1))
+        return parts.transpose(1, 2)
+
+    position = by_head(_through_norm(stream, stream.position) @ wide(linear.weight.detach()).T)
+    norm = attention.q_norm if query else attention.k_norm
     if norm is not None:  # RMSNorm divides by one number per token and head
-        factor = (whole.square().mean(-1, keepdim=True) + norm.eps).rsqrt() * norm.weight.detach()
-        position, whole = position * factor, whole * factor
-    if linear is attention.q:
-        position, whole = (attention.sharpened(x, layer.call.q_pos) for x in (position, whole))
-    return whole - position, position
+        whole = by_head(wide(linear(layer.x).detach()))
+        position = (
+            position * (whole.square().mean(-1, keepdim=True) + (norm.eps or 0.0)).rsqrt() * wide(norm.weight.detach())
+        )
+    if query:
+        position = attention.sharpened(position, layer.call.q_pos)
+    return (layer.call.q if query else layer.call.k) - position, position
 
 
 def _through_norm(stream: Stream, part: Tensor) -> Tensor:
     """What a norm makes of a part of its input, each token divided by what the whole is divided by."""
+    part, before = wide(part), wide(stream.before)
     if stream.norm is None:
         return part
-    weight, eps = stream.norm.weight.detach(), stream.norm.eps or 0.0
+    weight, eps = wide(stream.norm.weight.detach()), stream.norm.eps or 0.0
     if isinstance(stream.norm, nn.LayerNorm):
-        variance = stream.before.var(-1, correction=0, keepdim=True)
+        variance = before.var(-1, correction=0, keepdim=True)
         return (part - part.mean(-1, keepdim=True)) / (variance + eps).sqrt() * weight
-    return part / (stream.before.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+    return part / (before.square().mean(-1, keepdim=True) + eps).sqrt() * weight

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from headway.attention import Attention
 from headway.backends import reference
 from headway.functional import check
-from headway.inspect.record import Layer, record
+from headway.inspect.record import Layer, record, wide, wide_call
 from headway.inspect.watch import MATRICES
 from headway.shapes import HeadwayError
 from headway.terms import AnyTerm, Pairwise
@@ -216,14 +216,14 @@ class _Opened(nn.Module):
         *rest: Any,
     ) -> Tensor:
         """As :class:`headway.attention.Core`."""
-        self.shift = torch.zeros(*q.shape[:3], k.shape[2], dtype=q.dtype, device=q.device, requires_grad=True)
+        self.shift = torch.zeros(*q.shape[:3], k.shape[2], dtype=wide(q[:0]).dtype, device=q.device, requires_grad=True)
         bias = Pairwise(lambda *_: self.shift)
-        call = check(q, k, v, mask, (*terms, bias), q_pos, k_pos, scale, *rest)
+        call = wide_call(check(q, k, v, mask, (*terms, bias), q_pos, k_pos, scale, *rest))
         self.weights = reference.weights(call)
         self.out = reference.mix(call, self.weights)
         self.weights.retain_grad()
         self.out.retain_grad()
-        return self.out
+        return self.out.to(v.dtype)
 
 
 def _gradient(x: Tensor) -> Tensor:
