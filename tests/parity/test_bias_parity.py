@@ -39,13 +39,14 @@ def bias(position: Any, q_pos: Tensor, k_pos: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("buckets", "far", "two_sided"), BUCKETS)
 def test_t5_buckets(buckets: int, far: int, two_sided: bool) -> None:
-    offset = torch.arange(-4000, 4001)
+    """A table that holds each bucket's number tells which bucket x-transformers adds at a distance."""
     position = T5(buckets=buckets, max_distance=far, bidirectional=two_sided)
-    given = {"num_buckets": buckets, "max_distance": far}
-    theirs = T5Attention._relative_position_bucket(offset, bidirectional=two_sided, **given)
-    assert torch.equal(position.bucket(offset), theirs)
-    lucidrains = RelativePositionBias._relative_position_bucket(offset, causal=not two_sided, **given)
-    assert torch.equal(position.bucket(offset), lucidrains)
+    theirs = RelativePositionBias(scale=1, causal=not two_sided, num_buckets=buckets, max_distance=far, heads=1)
+    with torch.no_grad():
+        theirs.relative_attention_bias.weight.copy_(torch.arange(buckets)[:, None])
+        assert torch.equal(position.bucket(torch.arange(-4000, 1)), theirs(1, 4001)[0, 0].long())
+        n = torch.arange(1100)
+        assert torch.equal(position.bucket(n - n[:, None]), theirs(1100, 1100)[0].long())
 
 
 @pytest.mark.parametrize(("buckets", "far", "two_sided"), BUCKETS)
@@ -55,10 +56,7 @@ def test_t5_bias_at_every_distance(buckets: int, far: int, two_sided: bool) -> N
     randomise(position)
     k_pos = torch.arange(0, 8001)[None]
     got = bias(position, torch.tensor([[4000]]), k_pos)[0, :, 0]
-    bucket = T5Attention._relative_position_bucket(
-        k_pos[0] - 4000, bidirectional=two_sided, num_buckets=buckets, max_distance=far
-    )
-    assert torch.equal(got, position.weight[:, bucket])
+    assert torch.equal(got, position.weight[:, position.bucket(k_pos[0] - 4000)])
 
 
 @pytest.mark.parametrize("causal", [True, False])

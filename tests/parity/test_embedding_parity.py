@@ -6,12 +6,10 @@ import pytest
 import torch
 from common import close, randomise
 from torch import Tensor
-from transformers import BertConfig, GPT2Config, GPT2Model
+from transformers import BertConfig, GPT2Config, GPT2Model, MarianConfig, MarianModel, XLMConfig, XLMModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 from transformers.models.m2m_100.modeling_m2m_100 import M2M100SinusoidalPositionalEmbedding
-from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
 from transformers.models.speech_to_text.modeling_speech_to_text import Speech2TextSinusoidalPositionalEmbedding
-from transformers.models.xlm.modeling_xlm import create_sinusoidal_embeddings
 
 from headway import Learned, Sinusoidal
 
@@ -24,14 +22,17 @@ def ours(dim: int, **given: object) -> Tensor:
 
 @pytest.mark.parametrize("dim", [2, 16, 64, 130])
 def test_interleaved_as_in_the_paper_and_xlm(dim: int) -> None:
-    theirs = torch.empty(600, dim)
-    create_sinusoidal_embeddings(600, dim, theirs)
-    close(ours(dim), theirs, 1e-5)
+    sizes = {"emb_dim": dim, "n_layers": 1, "n_heads": 1, "n_words": 9}
+    model = XLMModel(XLMConfig(**sizes, sinusoidal_embeddings=True, max_position_embeddings=600))
+    close(ours(dim), model.get_parameter("position_embeddings.weight"), 1e-5)
 
 
 @pytest.mark.parametrize("dim", [2, 16, 64, 130])
 def test_split_as_in_marian(dim: int) -> None:
-    close(ours(dim, layout="split"), MarianSinusoidalPositionalEmbedding(600, dim).create_weight(), 1e-5)
+    sizes = {"d_model": dim, "vocab_size": 9, "pad_token_id": 8, "encoder_layers": 1, "decoder_layers": 1}
+    sizes |= {f"{side}_{what}": 1 for side in ("encoder", "decoder") for what in ("attention_heads", "ffn_dim")}
+    model = MarianModel(MarianConfig(**sizes, max_position_embeddings=600, eos_token_id=0, decoder_start_token_id=8))
+    close(ours(dim, layout="split"), model.get_parameter("encoder.embed_positions.weight"), 1e-5)
 
 
 @pytest.mark.parametrize("dim", [4, 16, 64, 130])
@@ -42,7 +43,8 @@ def test_split_with_endpoint_as_in_fairseq(dim: int, theirs: type) -> None:
     """fairseq's angles are float32 products: at position 600 they err by 3e-5 and more. Its first token has position 2,
     because 0 and 1 are special; that is a matter of ids, not of the formula.
     """
-    close(ours(dim, layout="split", endpoint=True), theirs.get_embedding(600, dim), 2e-4)
+    got = theirs(600, dim, padding_idx=1)(torch.full((1, 598), 5))[0]
+    close(ours(dim, layout="split", endpoint=True)[2:], got, 2e-4)
 
 
 def test_learned_as_in_gpt2() -> None:
