@@ -248,16 +248,28 @@ def assert_as_exact(
 
 
 def follows(
-    ours: torch.nn.Module, model: torch.nn.Module, part: str, weights: dict[str, Tensor], tokens: int = 60
+    ours: torch.nn.Module,
+    model: torch.nn.Module,
+    part: str,
+    weights: dict[str, Tensor],
+    given: dict[str, Any] | None = None,
+    own: dict[str, Any] | None = None,
 ) -> None:
     """Ours with the weights of a model's attention is that part of the model in float64, gradients of its parameters
     too; within the 1e-4 that angles in float32 leave.
+
+    Args:
+        ours: our attention.
+        model: theirs.
+        part: its attention, as :func:`part_of` wants it.
+        weights: by our names.
+        given: what the model gets besides 60 tokens.
+        own: what ours gets besides them.
     """
-    given = torch.randn(2, tokens, model.config.hidden_size, dtype=torch.float64)
-    x, expected = part_of(model, part, inputs_embeds=given)
-    same_with_gradients(
-        functional_call(ours, weights, (x,)), expected, list(model.get_submodule(part).parameters()), 1e-4
-    )
+    tokens = torch.randn(2, 60, model.config.hidden_size, dtype=torch.float64)
+    x, expected = part_of(model, part, inputs_embeds=tokens, **(given or {}))
+    leaves = list(model.get_submodule(part).parameters())
+    same_with_gradients(functional_call(ours, weights, (x,), own or {}), expected, leaves, 1e-4)
 
 
 @contextlib.contextmanager

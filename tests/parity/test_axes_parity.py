@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from common import attention, close, randomise, refusal, same_with_gradients
+from common import attention, close, follows, randomise, refusal, same_with_gradients
 from rotary_embedding_torch import RotaryEmbedding, apply_rotary_emb
 from torch import Tensor
 from transformers.models.pixtral.modeling_pixtral import PixtralVisionRotaryEmbedding
@@ -160,33 +160,64 @@ def test_what_axial_refuses() -> None:
 
 # --- M-RoPE -------------------------------------------------------------------------------------------------------
 
-QWEN = [
-    (qwen2.Qwen2VLRotaryEmbedding, qwen2.apply_rotary_pos_emb, [16, 24, 24], "chunked"),
-    (qwen3.Qwen3VLTextRotaryEmbedding, qwen3.apply_rotary_pos_emb, [24, 20, 20], "interleaved"),
-]
+QWEN = [([16, 24, 24], "chunked"), ([24, 20, 20], "interleaved")]
 
 
-@pytest.mark.parametrize(("embedding", "apply", "sections", "layout"), QWEN, ids=["qwen2", "qwen3"])
+def axis_of(sections: list[int], layout: str) -> list[int]:
+    """The axis of each pair: one section after the other, or rows and columns in turn between those of time."""
+    if layout == "chunked":
+        return [axis for axis, size in enumerate(sections) for _ in range(size)]
+    axes = [0] * sum(sections)
+    for axis in (1, 2):
+        axes[axis : 3 * sections[axis] : 3] = [axis] * sections[axis]
+    return axes
+
+
+@pytest.mark.parametrize(("sections", "layout"), QWEN, ids=["qwen2", "qwen3"])
 @pytest.mark.parametrize("width", [128, 32])
-def test_m_rope_as_in_qwen(embedding: type, apply: object, sections: list[int], layout: str, width: int) -> None:
+def test_m_rope_as_qwen_writes_it(sections: list[int], layout: str, width: int) -> None:
     """At a width of 32 the sections are a quarter, as in Qwen's smaller models."""
-    parameters = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [s * width // 128 for s in sections]}
-    theirs = embedding(
-        SimpleNamespace(rope_parameters=parameters, head_dim=width, max_position_embeddings=4096, rope_type="default")
-    )
     q = torch.randn(2, 4, 50, width, dtype=torch.float64, requires_grad=True)
     k = torch.randn(2, 2, 50, width, dtype=torch.float64, requires_grad=True)
     where = torch.randint(0, 5000, (2, 50, 3))
-    position = MRope(base=1e6, sections=tuple(sections), layout=layout)
-    got = position.rotate(q, k, where, where)
+    got = MRope(base=1e6, sections=tuple(sections), layout=layout).rotate(q, k, where, where)
     rates = torch.tensor([1e6 ** (-2 * i / width) for i in range(width // 2)], dtype=torch.float64)
-    angles = where.permute(2, 0, 1)[..., None] * rates
-    cos, sin = (theirs.recomposition_frequencies(wave) for wave in (angles.cos(), angles.sin()))
-    for g, e, x in zip(got, apply(q, k, cos, sin), (q, k), strict=True):
-        same_with_gradients(g, e, [x])
-    own = apply(q, k, *theirs(q, where.permute(2, 0, 1)))
-    for g, e in zip(got, own, strict=True):
-        close(g, e, 5e-3)
+    angles = where[..., axis_of([s * width // 128 for s in sections], layout)] * rates
+    for g, x in zip(got, (q, k), strict=True):
+        rotated = torch.complex(*x.chunk(2, -1)) * torch.exp(1j * angles[:, None])
+        same_with_gradients(g, torch.cat((rotated.real, rotated.imag), -1), [x])
+
+
+@pytest.mark.parametrize(("sections", "layout"), QWEN, ids=["qwen2", "qwen3"])
+def test_m_rope_as_in_qwen(sections: list[int], layout: str) -> None:
+    """The attention of whole text models, given coordinates."""
+    config_type, model_type = (
+        (qwen2.Qwen2VLTextConfig, qwen2.Qwen2VLTextModel)
+        if layout == "chunked"
+        else (qwen3.Qwen3VLTextConfig, qwen3.Qwen3VLTextModel)
+    )
+    sizes = {"vocab_size": 9, "hidden_size": 48, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 32}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    parameters = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [s // 4 for s in sections]}
+    if layout == "chunked":  # its heads divide the model
+        sizes["hidden_size"] = 128
+    model = model_type(config_type(**sizes, rope_parameters=parameters)).double().eval()
+    randomise(model)
+    part = "layers.0.self_attn"
+    weights = {name.replace("_proj", ""): one for name, one in model.get_submodule(part).named_parameters()}
+    ours = Attention(
+        sizes["hidden_size"],
+        4,
+        kv_heads=2,
+        head_dim=32,
+        position=MRope(base=1e6, sections=tuple(sections), layout=layout),
+        mask=Causal(),
+        bias=layout == "chunked",
+        out_bias=False,
+        qk_norm=layout == "interleaved",
+    ).double()
+    where = torch.randint(0, 60, (2, 60, 3))
+    follows(ours, model, part, weights, {"position_ids": where.permute(2, 0, 1)}, {"coordinates": where})
 
 
 @pytest.mark.parametrize("layout", ["chunked", "interleaved"])
