@@ -9,13 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from common import close, randomise, same_with_gradients
+from common import close, part_of, randomise, same_with_gradients
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import DebertaConfig, DebertaV2Config, XLNetConfig
-from transformers.models.deberta.modeling_deberta import DisentangledSelfAttention as DebertaAttention
-from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention as DebertaV2Attention
-from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+from transformers import DebertaConfig, DebertaModel, DebertaV2Config, DebertaV2Model, XLNetConfig
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetRelativeAttention
 
 from headway import Attention, Causal, HeadShape
@@ -180,9 +177,11 @@ def test_music_is_the_papers_skewing() -> None:
 
 @pytest.mark.parametrize(("clip", "buckets"), [(512, 256), (512, 32), (40, 8), (37, 6), (1000, 64), (301, 48)])
 def test_deberta_buckets(clip: int, buckets: int) -> None:
-    n = torch.arange(-3 * clip, 3 * clip + 1)
-    theirs = make_log_bucket_position(n, buckets, clip).long()
-    assert torch.equal(Deberta(clip=clip, buckets=buckets).row(n), (theirs + buckets).clamp(0, 2 * buckets - 1))
+    """Microsoft's code, written anew: linear up to the middle, then logarithmic, clip − 1 in the last bucket."""
+    n, middle = torch.arange(-3 * clip, 3 * clip + 1), buckets // 2
+    far = (n.abs() / middle).log() / math.log((clip - 1) / middle) * (middle - 1)
+    bucket = torch.where(n.abs() <= middle, n, (far.ceil() + middle) * n.sign()).long()
+    assert torch.equal(Deberta(clip=clip, buckets=buckets).row(n), (bucket + buckets).clamp(0, 2 * buckets - 1))
 
 
 @pytest.mark.parametrize(("clip", "buckets"), [(512, 0), (3, 0), (12, 6)])
@@ -208,33 +207,32 @@ def test_deberta_as_its_paper_writes_it(clip: int, buckets: int, kv_heads: int, 
 
 DIM, HEADS, TOKENS = 24, 3, 60
 GIVEN = {
+    "vocab_size": 9,
     "hidden_size": DIM,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
     "num_attention_heads": HEADS,
     "relative_attention": True,
     "pos_att_type": ["c2p", "p2c"],
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
 }
+PART = "encoder.layer.0.attention.self"
 
 
-def deberta_is(theirs: nn.Module, position: Deberta, weights: dict[str, Tensor], rows: int) -> None:
+def deberta_is(model: nn.Module, position: Deberta, weights: dict[str, Tensor]) -> None:
     """Ours with their weights is theirs, left-padded, and is not with δ(j,i); they divide by √(3d) in float32."""
-    vectors = torch.randn(rows, DIM, dtype=torch.float64, requires_grad=True)
-    x = torch.randn(2, TOKENS, DIM, dtype=torch.float64, requires_grad=True)
     pos = torch.stack([torch.arange(TOKENS) - 7, torch.arange(TOKENS)]).clamp(min=-1)
-    relative = torch.arange(TOKENS)[:, None] - torch.arange(TOKENS)
-    if isinstance(theirs, DebertaV2Attention) and position.buckets:
-        relative = make_log_bucket_position(relative, position.buckets, position.clip).long()
-    seen = (pos >= 0)[:, None, None].expand(-1, -1, TOKENS, -1)
-    expected = theirs(x, seen, relative_pos=relative[None], rel_embeddings=vectors)[0]
+    tokens = torch.randn(2, TOKENS, DIM, dtype=torch.float64)
+    x, expected = part_of(model, PART, inputs_embeds=tokens, attention_mask=(pos >= 0).long())
     expected = expected.masked_fill((pos < 0)[..., None], 0.0)
+    vectors = model.get_parameter("encoder.rel_embeddings.weight")
+    leaves = [vectors, *(p for p in model.get_submodule(PART).parameters() if p.any())]
     for reverse in (False, True):
         position = Deberta(clip=position.clip, buckets=position.buckets, reverse=reverse)
         ours = Attention(DIM, HEADS, position=position, bias=True, out_bias=False).double()
         given = {"o.weight": torch.eye(DIM).double(), "position.vectors": vectors, **weights}
         got = functional_call(ours, given, (x,), {"pos": pos})
         if not reverse:
-            same_with_gradients(got, expected, [x, vectors, *(p for p in theirs.parameters() if p.any())], 1e-6)
+            same_with_gradients(got, expected, leaves, 1e-6)
         else:
             assert (got - expected).abs().max() > 1e-2
 
@@ -242,34 +240,36 @@ def deberta_is(theirs: nn.Module, position: Deberta, weights: dict[str, Tensor],
 @pytest.mark.parametrize(("clip", "buckets"), [(512, 256), (40, 8), (20, 0), (512, 0)])
 def test_deberta_v2(clip: int, buckets: int) -> None:
     config = DebertaV2Config(**GIVEN, max_relative_positions=clip, position_buckets=buckets or -1, share_att_key=False)
-    theirs = DebertaV2Attention(config).double()
-    randomise(theirs)
+    model = DebertaV2Model(config).double().eval()
+    randomise(model)
+    theirs = dict(model.get_submodule(PART).named_parameters())
     with torch.no_grad():  # the first adds one number to a whole row of scores; neither is in the paper
-        theirs.pos_key_proj.bias.zero_()
-        theirs.pos_query_proj.bias.zero_()
+        theirs["pos_key_proj.bias"].zero_()
+        theirs["pos_query_proj.bias"].zero_()
     weights = {
-        f"{name[0]}.{part}": getattr(theirs, f"{name}_proj").get_parameter(part)
+        f"{name[0]}.{part}": theirs[f"{name}_proj.{part}"]
         for name in ("query", "key", "value")
         for part in ("weight", "bias")
     }
-    weights["position.key_weight"] = theirs.pos_key_proj.weight.view(HEADS, -1, DIM)
-    weights["position.query_weight"] = theirs.pos_query_proj.weight.view(HEADS, -1, DIM)
-    deberta_is(theirs, Deberta(clip=clip, buckets=buckets), weights, 2 * (buckets or clip))
+    for name in ("key", "query"):
+        weights[f"position.{name}_weight"] = theirs[f"pos_{name}_proj.weight"].view(HEADS, -1, DIM)
+    deberta_is(model, Deberta(clip=clip, buckets=buckets), weights)
 
 
 @pytest.mark.parametrize("clip", [20, 512])
 def test_deberta_v1(clip: int) -> None:
     """Its q, k and v lie head by head in one matrix; keys have no bias."""
-    theirs = DebertaAttention(DebertaConfig(**GIVEN, max_relative_positions=clip)).double()
-    randomise(theirs)
+    model = DebertaModel(DebertaConfig(**GIVEN, max_relative_positions=clip)).double().eval()
+    randomise(model)
+    theirs = dict(model.get_submodule(PART).named_parameters())
     with torch.no_grad():
-        theirs.pos_q_proj.bias.zero_()
-    stacked = theirs.in_proj.weight.view(HEADS, 3, -1, DIM)
+        theirs["pos_q_proj.bias"].zero_()
+    stacked = theirs["in_proj.weight"].view(HEADS, 3, -1, DIM)
     weights = {f"{name}.weight": stacked[:, index].reshape(DIM, DIM) for index, name in enumerate("qkv")}
-    weights |= {"q.bias": theirs.q_bias, "k.bias": torch.zeros(DIM).double(), "v.bias": theirs.v_bias}
-    weights["position.key_weight"] = theirs.pos_proj.weight.view(HEADS, -1, DIM)
-    weights["position.query_weight"] = theirs.pos_q_proj.weight.view(HEADS, -1, DIM)
-    deberta_is(theirs, Deberta(clip=clip), weights, 2 * clip)
+    weights |= {"q.bias": theirs["q_bias"], "k.bias": torch.zeros(DIM).double(), "v.bias": theirs["v_bias"]}
+    weights["position.key_weight"] = theirs["pos_proj.weight"].view(HEADS, -1, DIM)
+    weights["position.query_weight"] = theirs["pos_q_proj.weight"].view(HEADS, -1, DIM)
+    deberta_is(model, Deberta(clip=clip), weights)
 
 
 # --- KERPLE -------------------------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from common import close, randomise
+from common import close, randomise, same_with_gradients
 from torch import Tensor
+from torch.func import functional_call
 from transformers import Swinv2Config
 from transformers.models.swin.configuration_swin import SwinConfig
 from transformers.models.swin.modeling_swin import SwinAttention, SwinRelativePositionBias
@@ -78,37 +79,33 @@ def test_swin_attention() -> None:
 
 @pytest.mark.parametrize("size", SIZES[:3])
 @pytest.mark.parametrize("trained", [(0, 0), (5, 4)])
-def test_swinv2_bias(size: tuple[int, int], trained: tuple[int, int]) -> None:
-    """Their table of coordinates is float32."""
-    theirs = Swinv2SelfAttention(Swinv2Config(), 12, 3, size, trained).double()
+def test_swinv2_attention(size: tuple[int, int], trained: tuple[int, int]) -> None:
+    """With the cosine of q and k, and a temperature per head, by hand; their table of coordinates is float32."""
+    theirs = Swinv2SelfAttention(Swinv2Config(attention_probs_dropout_prob=0.0), 24, 3, size, trained).double()
     randomise(theirs)
-    ours = SwinV2(*size, *trained).attach(HeadShape.of(12, 3)).double()
+    ours = SwinV2(*size, *trained).attach(HeadShape.of(24, 3)).double()
     inner, _, outer = theirs.continuous_position_bias_mlp
-    ours.inner.load_state_dict(inner.state_dict())
-    ours.outer.load_state_dict(outer.state_dict())
-    close(ours.offsets(torch.device("cpu")), theirs.create_coords_table_and_index()[0][0], 1e-6)
-    theirs.relative_coords_table = ours.offsets(torch.device("cpu"))[None]
+    weights = {"inner.weight": inner.weight, "inner.bias": inner.bias, "outer.weight": outer.weight}
     tokens = size[0] * size[1]
-    table = theirs.continuous_position_bias_mlp(theirs.relative_coords_table).view(-1, 3)
-    bias = table[theirs.relative_position_index.view(-1)].view(tokens, tokens, 3).permute(2, 0, 1)
-    pairs = {ours.inner.weight: inner.weight, ours.inner.bias: inner.bias, ours.outer.weight: outer.weight}
-    same_bias(ours, 16 * bias.sigmoid(), pairs)
-
-
-def test_swinv2_attention() -> None:
-    """With the cosine of q and k, and a temperature per head, handed in by hand."""
-    theirs = Swinv2SelfAttention(Swinv2Config(attention_probs_dropout_prob=0.0), 24, 3, (4, 4)).double()
-    randomise(theirs)
-    ours = SwinV2(4, 4).attach(HeadShape.of(24, 3)).double()
-    inner, _, outer = theirs.continuous_position_bias_mlp
-    ours.inner.load_state_dict(inner.state_dict())
-    ours.outer.load_state_dict(outer.state_dict())
-    theirs.relative_coords_table = ours.offsets(torch.device("cpu"))[None]
-    x = torch.randn(2, 16, 24, dtype=torch.float64)
-    q, k, v = (f(x).view(2, 16, 3, 8).transpose(1, 2) for f in (theirs.query, theirs.key, theirs.value))
+    x, pos = torch.randn(2, tokens, 24, dtype=torch.float64), torch.arange(tokens)[None]
+    q, k, v = (f(x).view(2, tokens, 3, 8).transpose(1, 2) for f in (theirs.query, theirs.key, theirs.value))
     q, k = (torch.nn.functional.normalize(y, dim=-1) for y in (q, k))
-    out = attend(q * theirs.logit_scale.clamp(max=100.0).exp(), k, v, terms=(term(ours, 16),), scale=1.0)
-    close(out.transpose(1, 2).flatten(2), theirs(x)[0])
+    bias = functional_call(Terms(ours), {f"position.{name}": one for name, one in weights.items()}, (tokens,))
+    scores = (q * theirs.logit_scale.clamp(max=100.0).exp()) @ k.mT + bias.tile(pos, pos)
+    got = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    leaves = [*weights.values(), theirs.query.weight, theirs.key.weight, theirs.value.weight]
+    same_with_gradients(got, theirs(x)[0], leaves, 1e-5)
+
+
+class Terms(torch.nn.Module):
+    """The one term of a method as a module."""
+
+    def __init__(self, position: Any) -> None:
+        super().__init__()
+        self.position = position
+
+    def forward(self, tokens: int) -> Any:
+        return term(self.position, tokens)
 
 
 def test_a_table_for_another_window_is_resampled() -> None:
