@@ -7,12 +7,13 @@ queries and keys is the difference.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import eager_mask
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
@@ -96,12 +97,21 @@ def small(kind: type[PreTrainedConfig], **given: Any) -> PreTrainedConfig:
     return kind(**{**values, **given})
 
 
+def model_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The model of a configuration; of a part of a model, the one in its file that takes such a configuration."""
+    if type(config) in MODEL_MAPPING:
+        found = MODEL_MAPPING[type(config)]
+        return found[0] if isinstance(found, tuple | list) else found
+    module = importlib.import_module(type(config).__module__.replace("configuration_", "modeling_"))
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, PreTrainedModel)]
+    kinds = [kind for kind in kinds if kind.config_class is type(config) and kind.__name__.endswith("Model")]
+    return next(kind for kind in kinds if "PreTrained" not in kind.__name__)
+
+
 def observe(config: PreTrainedConfig) -> tuple[list[Seen], list[Seen]]:
     """What each layer's attention was given at positions 0, 1, 2 …, and with every position 0."""
-    model_class = MODEL_MAPPING[type(config)]
-    model_class = model_class[0] if isinstance(model_class, tuple | list) else model_class
     torch.manual_seed(0)
-    model = model_class._from_config(config, attn_implementation="recorded").eval()
+    model = model_of(config)._from_config(config, attn_implementation="recorded").eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:  # norms stay at ones, so that one after a rotation is the same as one before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import transformers
 from common import randomise, refusal
 from transformers.models.falcon.modeling_falcon import FalconAttention, build_alibi_tensor
+from transformers.models.roformer import modeling_roformer
 
 from headway import Attention, Causal, HeadwayError, NoPosition, Window
 from headway.masks import Chunks
@@ -367,6 +369,26 @@ def test_falcon_scales_its_bias() -> None:
     torch.testing.assert_close(ours(x), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["falcon", "gpt_neox_japanese"])
+def test_families_whose_attention_has_no_interface(kind: str) -> None:
+    module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
+    name = {"falcon": "Falcon", "gpt_neox_japanese": "GPTNeoXJapanese"}[kind]
+    config = getattr(transformers, f"{name}Config")(hidden_size=64, num_attention_heads=4)
+    q, k, pos = torch.randn(1, 4, 30, 16), torch.randn(1, 4, 30, 16), torch.arange(30)[None]
+    expected = module.apply_rotary_pos_emb(q, k, *getattr(module, f"{name}RotaryEmbedding")(config)(q, pos))
+    torch.testing.assert_close(from_hf(config).rotate(q, k, pos, pos), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_roformer() -> None:
+    config = transformers.RoFormerConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2, embedding_size=64)
+    table = modeling_roformer.RoFormerSinusoidalPositionalEmbedding(64, 16)
+    table.weight = torch.nn.Parameter(table.create_weight(), requires_grad=False)
+    q, k, pos = torch.randn(1, 4, 30, 16), torch.randn(1, 4, 30, 16), torch.arange(30)[None]
+    turn = modeling_roformer.RoFormerSelfAttention.apply_rotary_position_embeddings
+    expected = turn(table(torch.Size((1, 30)))[None, None], q, k)
+    torch.testing.assert_close(from_hf(config).rotate(q, k, pos, pos), expected, rtol=1e-4, atol=1e-4)
+
+
 WRONG: list[tuple[dict, str]] = [
     ({"model_type": "llama", "rope_theta": "1e4"}, "expected rope_theta as a finite number, got '1e4'"),
     ({"model_type": "llama", "rope_theta": float("nan")}, "expected rope_theta as a finite number, got nan"),
@@ -417,6 +439,14 @@ WRONG: list[tuple[dict, str]] = [
         {"model_type": "minimax_m2", "head_dim": 128, "rotary_dim": 64, "partial_rotary_factor": 0.25},
         "expected rotary_dim and partial_rotary_factor to agree",
     ),
+    (
+        {"model_type": "gpt_neox", "rope_theta": 5e5},
+        "expected one base, got rope_theta=500000.0, rotary_emb_base=10000.0",
+    ),
+    (
+        {"model_type": "dbrx", "rope_parameters": {"rope_theta": 1e4}, "attn_config": {"rope_theta": 5e5}},
+        "expected one base, got attn_config.rope_theta=500000.0, rope_parameters.rope_theta=10000.0",
+    ),
     ({"model_type": "phi", "head_dim": 80, "partial_rotary_factor": 0.2625}, "expected an even number of entries"),
 ]
 
@@ -440,10 +470,13 @@ def test_what_is_not_known_of_masks_is_asked_for() -> None:
         layers_from_hf(transformers.T5Config())
     with pytest.raises(HeadwayError, match=r"^expected sliding_window in a model known to have it, got 64"):
         layers_from_hf({"model_type": "llama", "rope_theta": 1e4, "num_hidden_layers": 2, "sliding_window": 64})
+    with pytest.raises(HeadwayError, match=r"^expected query_pre_attn_scalar, for which model_type 'gemma2' has"):
+        layers_from_hf({"model_type": "gemma2", "num_hidden_layers": 2})
+    scalars = {"query_pre_attn_scalar": 256, "attn_logit_softcapping": None}
     with pytest.raises(
         HeadwayError, match=r"^expected sliding_window beside layers of type sliding_attention, got none"
     ):
-        layers_from_hf({"model_type": "gemma2", "num_hidden_layers": 2})
+        layers_from_hf({"model_type": "gemma2", "num_hidden_layers": 2, **scalars})
     with pytest.raises(HeadwayError, match=r"^expected causal attention, got use_bidirectional_attention=True"):
         layers_from_hf({**GEMMA3, "num_hidden_layers": 2, "use_bidirectional_attention": True})
     with refusal("expected layer_type full_attention, got 'no_such_layer'"):

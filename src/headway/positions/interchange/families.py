@@ -69,7 +69,8 @@ def _unrotated(values: Values, count: int) -> list[str]:
 
 def _chunks(values: Values, count: int) -> list[str]:
     """Llama 4: chunks in the layers with rotation."""
-    return [CHUNKED if turns and "attention_chunk_size" in values else FULL for turns in rotated(values, count)]
+    chunks = values.entries.get("attention_chunk_size", True) is not None
+    return [CHUNKED if turns and chunks else FULL for turns in rotated(values, count)]
 
 
 def _prefixed(values: Values, count: int) -> list[str]:
@@ -148,6 +149,7 @@ class Family:
         sections: of M-RoPE where the configuration says none, in ``layout``.
         layout: as in :class:`headway.positions.MRope`; "" where it has none.
         per_layer: keys that list a fact for each layer, and are read.
+        needs: keys that decide about a layer's mask or scale and have no usual value; they may hold null.
     """
 
     pairing: str = "half"
@@ -166,12 +168,15 @@ class Family:
     sections: tuple[float, ...] = ()
     layout: str = ""
     per_layer: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 _LLAMA, _GLM = Family(), Family("interleaved")
+_GRANITE = Family(needs=("attention_multiplier",))
+_SCALAR = ("query_pre_attn_scalar", "attn_logit_softcapping")
 _QWEN_VL = Family(base=1e6, sections=(16, 24, 24), layout="chunked", pattern=_late)
 _QWEN3_VL = Family(base=500000.0, sections=(24, 20, 20), layout="interleaved")
-_GEMMA = Family(base=1e6, pattern=every(6), local=Local())
+_GEMMA = Family(base=1e6, pattern=every(6), local=Local(), needs=_SCALAR[:1])
 _GEMMA4 = Family(pattern=every(6, last=True), nested=True, must=("rope_parameters",), scale=1.0)
 _MODERNBERT = Family(
     base=160000.0,
@@ -185,40 +190,23 @@ _MUST = ("rope_parameters", "rope_scaling")
 FAMILIES: dict[str, Family] = {
     # rotate all of each head in every layer, pairs (i, i + d/2), base 10000 where none is given
     **dict.fromkeys(
-        [
-            "arcee",
-            "aria_text",
-            "chameleon",
-            "dbrx",
-            "diffllama",
-            "falcon",
-            "falcon_h1",
-            "gemma",
-            "hyperclovax",
-            "idefics",
-            "internlm3",
-            "iquestcoder",
-            "jais2",
-            "llama",
-            "molmo",
-            "olmo",
-            "olmo2",
-            "olmoe",
-            "seed_oss",
-        ],
+        names(
+            "arcee aria_text chameleon dbrx diffllama falcon falcon_h1 gemma internlm3 "
+            "iquestcoder jais2 llama olmo olmo2 olmoe seed_oss"
+        ),
         _LLAMA,
     ),
     **dict.fromkeys(names("cohere ernie4_5 ernie4_5_moe"), replace(_GLM, base=500000.0)),
     **dict.fromkeys(names("glm glm4"), replace(_GLM, fraction=0.5)),
     **dict.fromkeys(names("codegen gptj"), replace(_GLM, must=("rotary_dim",))),
-    **dict.fromkeys(names("granite granitemoe granitemoeshared granite_docling_text"), _LLAMA),
-    **dict.fromkeys(names("bitnet csm csm_depth_decoder_model exaone flex_olmo"), Family(base=500000.0)),
+    **dict.fromkeys(names("granite granitemoe granitemoeshared granite_docling_text hyperclovax"), _GRANITE),
+    **dict.fromkeys(names("bitnet exaone flex_olmo"), Family(base=500000.0)),
     **dict.fromkeys(names("glm4_moe persimmon phi"), Family(fraction=0.5)),
     **dict.fromkeys(names("gpt_neox stablelm"), Family(fraction=0.25)),
-    **dict.fromkeys(names("qwen2 qwen3 qwen2_5_omni_text"), Family(pattern=_late)),
-    **dict.fromkeys(
-        ["mistral", "mixtral", "phi3", "phimoe", "phi4_multimodal", "starcoder2", "doge"], Family(window="all")
-    ),
+    **dict.fromkeys(names("qwen2 qwen3"), Family(pattern=_late)),
+    "qwen2_5_omni_text": _QWEN_VL,
+    "qwen3_omni_moe_text": replace(_QWEN3_VL, base=1e6),
+    **dict.fromkeys(names("mistral mixtral phi3 phimoe phi4_multimodal starcoder2 doge"), Family(window="all")),
     "mixtral": Family(base=1e6, window="all"),
     "phimoe": Family(base=1e6, window="all"),
     **dict.fromkeys(names("qwen2_vl_text qwen2_5_vl_text"), _QWEN_VL),
@@ -227,27 +215,29 @@ FAMILIES: dict[str, Family] = {
         ["qwen3_5_text", "qwen3_5_moe_text"],
         Family(fraction=0.25, sections=(11, 11, 10), layout="interleaved", pattern=_linear(4)),
     ),
-    **dict.fromkeys(names("gemma2 vaultgemma"), Family(pattern=every(2))),
+    **dict.fromkeys(names("gemma2 vaultgemma"), Family(pattern=every(2), needs=_SCALAR)),
     **dict.fromkeys(names("gemma4_text gemma4_unified_text"), _GEMMA4),
     **dict.fromkeys(names("exaone4 exaone_moe"), Family(pattern=every(4), still=(FULL,))),
-    **dict.fromkeys(names("cohere2"), replace(_GLM, pattern=every(4), still=(FULL,))),
     **dict.fromkeys(
-        ["granite_swa", "granitemoe_swa"], Family(pattern=every(4, "", first=0), per_layer=("layer_rope_theta",))
+        names("granite_swa granitemoe_swa"),
+        replace(_GRANITE, pattern=every(4, "", first=0), per_layer=("layer_rope_theta",)),
     ),
-    **dict.fromkeys(names("jamba zamba"), replace(_NONE, pattern=_jamba)),
     "afmoe": Family(pattern=every(4, "global_attn_every_n_layers"), still=(FULL,)),
     "apertus": Family(base=12e6, must=_MUST),
     "apertus1p5_text": Family(base=12e6, must=_MUST),
     "bamba": Family(fraction=0.5, pattern=_bamba),
+    "cohere2": replace(_GLM, pattern=every(4), still=(FULL,)),
     "cohere2_moe": replace(_GLM, pattern=_prefixed, still=(FULL,)),
+    "cosmos3_edge_text": Family(base=1e8, layout="interleaved", must=("mrope_section",)),
     "cwm": Family(base=1e6, pattern=every(4, "", first=0), must=_MUST),
     "dots1": Family(pattern=None),
     "embedding_gemma2_text": replace(_GEMMA4, causal=False, both=True),
+    "emu3_text_model": Family(base=1e6),
     "esm": Family(causal=False),
     "eurobert": Family(causal=False),
     "flint": Family(still=(FULL,)),
     "gemma3_text": _GEMMA,
-    "gemma3n_text": replace(_GEMMA, pattern=every(5), scale=1.0),
+    "gemma3n_text": replace(_GEMMA, pattern=every(5), scale=1.0, needs=()),
     "glm4v_text": replace(_GLM, layout="chunked", must=("mrope_section",)),
     "glm_ocr_text": replace(_GLM, layout="chunked", must=("mrope_section",)),
     "glm4v_moe_text": Family(fraction=0.5, layout="chunked", must=("mrope_section",)),
@@ -255,13 +245,15 @@ FAMILIES: dict[str, Family] = {
     "gpt_neox_japanese": Family(),
     "gpt_oss": Family(base=150000.0, pattern=every(2), must=_MUST),
     "gpt_neo": Family(pairing="", window_key="window_size"),
-    "granitemoehybrid": Family(),
+    "granite4_vision_text": _GRANITE,
+    "granitemoehybrid": _GRANITE,
     "gte": Family(base=160000.0, causal=False),
     "helium": replace(_GLM, base=100000.0),
     "hrm_text": _LLAMA,
     "hy_v3": Family(base=11158840.0),
     "hunyuan_v1_dense": _LLAMA,
     "hunyuan_v1_moe": _LLAMA,
+    "jamba": replace(_NONE, pattern=_jamba),
     "jetmoe": _LLAMA,
     "jina_embeddings_v3": Family(base=20000.0, causal=False),
     "inkling_text": Family(pairing="", window_key="sliding_window_size", pattern=every(6, "")),
@@ -270,10 +262,11 @@ FAMILIES: dict[str, Family] = {
     "lfm2": Family(base=1e6),
     "lfm2_moe": Family(base=1e6),
     "lfm3": Family(nested=True, must=("rope_parameters",)),
-    "llama4_text": replace(_GLM, base=500000.0, pattern=_chunks, per_layer=("no_rope_layers",)),
-    "mellum": _LLAMA,
+    "llama4_text": replace(
+        _GLM, base=500000.0, pattern=_chunks, per_layer=("no_rope_layers",), needs=("attention_chunk_size",)
+    ),
+    "mellum": Family(nested=True, must=("rope_parameters",)),
     "mimo_v2_flash": Family(pattern=None, nested=True, must=("rope_parameters",)),
-    "minicpm": _LLAMA,
     "minimax": Family(base=1e6, window="all"),
     "minimax_m2": Family(base=5e6),
     "ministral": Family(window="all"),
@@ -281,15 +274,15 @@ FAMILIES: dict[str, Family] = {
     "mllama_text_model": Family(base=500000.0),
     "modernbert": replace(_MODERNBERT, causal=False, both=True),
     "modernbert_decoder": _MODERNBERT,
-    "moshi": Family(window="all"),
-    "muse_glimmer_text": Family(per_layer=("layer_rope_theta",)),
-    "muse_spark_text": Family(base=500000.0, per_layer=("layer_rope_theta",)),
+    "muse_glimmer_text": Family(per_layer=("layer_rope_theta",), must=("layer_rope_theta",)),
+    "muse_spark_text": Family(base=500000.0, per_layer=("layer_rope_theta",), must=("layer_rope_theta",)),
     "nemotron": Family(fraction=0.5),
     "nemotron_h": _NONE,
     "nomic_bert": Family(base=1000.0, causal=False),
     "olmo3": Family(base=500000.0, pattern=every(4, ""), local=Local("")),
     "olmo_hybrid": Family(pattern=None),
     "openai_privacy_filter": replace(_GLM, base=150000.0, causal=False, both=True, window="all", must=_MUST),
+    "paddleocr_vl_text": Family(base=500000.0, layout="chunked", must=("mrope_section",)),
     "qwen2_moe": Family(pattern=_early),
     "qwen3_moe": Family(window="all"),
     "qwen3_next": Family(fraction=0.25, pattern=_linear(4)),
@@ -297,6 +290,7 @@ FAMILIES: dict[str, Family] = {
     "sarvam_moe": Family(base=8e6),
     "smollm3": Family(base=2e6, pattern=_unrotated, per_layer=("no_rope_layers",)),
     "solar_open": Family(base=1e6),
+    "step3p5": Family(nested=True, must=("rope_parameters",)),
     "ultrabert": Family(causal=False, both=True, nested=True, must=("rope_parameters",)),
 }
 """By model type, with "_" for "-"; see :func:`family`."""

@@ -293,9 +293,11 @@ class Reading:
             raise HeadwayError(f"expected a decoder beside layers of type {SLIDING}, got model_type {self.kind!r}")
         return Window(width, width)
 
-    def scale(self) -> float | None:
-        """What multiplies q·k, if it is not 1/√d_k."""
+    def scale(self, kind: str) -> float | None:
+        """What multiplies q·k in layers of a type, if it is not 1/√d_k."""
         values, known = self.values, self.known
+        if self.kind == "inkling_text":
+            return 1 / values.whole("swa_head_dim" if kind == SLIDING else "head_dim", default=128)
         if "query_pre_attn_scalar" in values:
             return float(values.number("query_pre_attn_scalar") ** -0.5)
         if "attention_multiplier" in values:
@@ -322,7 +324,13 @@ class Reading:
         if self.count is None:
             raise HeadwayError("expected num_hidden_layers, got none: add how many layers there are")
         softcap = values.number("attn_logit_softcapping", default=0.0) or None
-        types, scale = self._mask_types(), self.scale()
+        for key in self.known.needs if self.known is not None else ():
+            if key not in values.entries:
+                raise HeadwayError(
+                    f"expected {key}, for which model_type {values.get('model_type')!r} has no usual value, got none: "
+                    f"add it to the configuration, or null"
+                )
+        types = self._mask_types()
         masks = {kind: self.mask(kind) for kind in dict.fromkeys(types)}
         more: dict[str, Any] = {}
         if values.flag("scale_attn_by_inverse_layer_idx"):
@@ -334,7 +342,7 @@ class Reading:
                 self._own(layer.position, number),
                 masks[kind],
                 layer.type,
-                None if layer.position is None else scale,
+                None if layer.position is None else self.scale(layer.type),
                 None if layer.position is None else softcap,
                 {**layer.beside, **more} if layer.position is not None else {},
             )

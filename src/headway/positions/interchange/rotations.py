@@ -112,8 +112,14 @@ def rotation(
             )
             base = values.number(key, default=fallback) if key else None
     fallback = known.base if known is not None else 10000.0
-    if values.get("model_type") == "dbrx":
-        fallback = values.inner("attn_config").number("rope_theta", default=fallback)
+    bases = {key: values.number(key) for key in BASES if key in values}
+    if known is not None and str(values.get("model_type")).startswith("gpt_neox") and "rope_theta" in bases:
+        bases.setdefault("rotary_emb_base", fallback)  # which is the key that these models read
+    if values.get("model_type") == "dbrx" and "rope_theta" in values.inner("attn_config"):
+        fallback = bases["attn_config.rope_theta"] = values.inner("attn_config").number("rope_theta")
+        bases |= {"rope_parameters.rope_theta": rope.number("rope_theta")} if "rope_theta" in rope else {}
+    if len(set(bases.values())) > 1:
+        raise HeadwayError(f"expected one base, got {', '.join(f'{key}={value}' for key, value in bases.items())}")
     shared: dict[str, Any] = {
         "base": base
         if base is not None
