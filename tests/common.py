@@ -146,7 +146,7 @@ def through(position: Any, q: Tensor, k: Tensor, v: Tensor, how: Callable[..., T
     """
     q_pos, k_pos = given["q_pos"], given["k_pos"]
     scale = q.shape[-1] ** -0.5
-    marks = position.mark(k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(1, 2).flatten(2))
+    marks = position.marked(k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(1, 2).flatten(2), k_pos)
     q, k = position.rotate(q, k, q_pos, k_pos)
     q, k, terms = position.act(q, k, q_pos, k_pos, scale, marks)
     return how(q, k, v, terms=terms, scale=scale, normalise=position.normalise, **given)

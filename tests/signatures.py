@@ -91,7 +91,7 @@ def acted(position: Any, tokens: int, start: int = 0) -> tuple[Tensor, Tensor, t
     """What a method of this module's widths hands to attention: queries, keys, terms."""
     pos = torch.arange(start, start + tokens)[None]
     q, k = (torch.randn(1, heads, tokens, WIDTH, requires_grad=True) for heads in (HEADS, KV_HEADS))
-    marks = position.mark(torch.randn(1, tokens, HEADS * WIDTH, requires_grad=True))
+    marks = position.marked(torch.randn(1, tokens, HEADS * WIDTH, requires_grad=True), pos)
     q, k = position.rotate(q, k, pos, pos)
     handed: tuple[Tensor, Tensor, tuple[Any, ...]] = position.act(q, k, pos, pos, 0.3, marks)
     return handed

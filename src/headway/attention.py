@@ -20,6 +20,7 @@ from headway.functional import BACKENDS, attend_checked, check
 from headway.init import check_init, initialise
 from headway.masks import FAR, Array, Integers, Mask, as_integers, as_mask, as_positions, in_range, reach
 from headway.positions import NoPosition, Position, parse
+from headway.positions.along import Before
 from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief
 from headway.terms import AnyTerm
 
@@ -225,7 +226,8 @@ class Attention(nn.Module):
             mask: restricts who may see whom for this call, for instance to packed documents; a boolean tensor, True =
                 may see, is taken as :class:`headway.Dense`.
             cache: with self attention x continues the tokens in it and is appended; with a context its keys and values
-                are kept at the first call and used from then on.
+                are kept at the first call and used from then on. What is cached is detached, the tokens of this call
+                are not.
 
         Raises:
             HeadwayError: on widths, positions or a cache that do not fit.
@@ -276,18 +278,29 @@ class Attention(nn.Module):
             k, v = self._split(self.k(source), self.shape.kv_heads), self._split(self.v(source), self.shape.kv_heads)
             if self.k_norm is not None:
                 k = self.k_norm(k)
-            marks = self.position.mark(source)
+            marks = self.position.marked(source, k_pos, self._before(cache, k_pos))
             q, k = self.position.rotate(q, k, where, where if context is None else k_pos)
             if cache is not None:
-                cache.append(k, v, k_pos, marks)
+                tokens = cache.append(k, v, k_pos, marks)
                 if cached:
-                    k, v, k_pos, marks = cache.k, cache.v, cache.pos, cache.marks
+                    k, v, k_pos, marks = tokens
         if self.mask is not None:
             mask = self.mask if mask is None else self.mask & mask
-        q, k, terms = self.position.act(q, k, q_pos, k_pos, self.scale, marks, sees_future=reach(mask)[1] > 0)
         # positions 0, 1, 2 … that nobody gave need not be looked at, and attention may run fused
-        rest = (self.scale, self.position.normalise, self.softcap, self.sinks)
         given = pos is not None or context_pos is not None or cached
+        q, k, terms = self.position.act(
+            q,
+            k,
+            q_pos,
+            k_pos,
+            self.scale,
+            marks,
+            sees_future=reach(mask)[1] > 0,
+            crosses=context is not None,
+            absolute=self.sinks is not None or self.position.normalise != "softmax",
+            order=self._order(cache, k_pos) if given else None,
+        )
+        rest = (self.scale, self.position.normalise, self.softcap, self.sinks)
         # every way but softmax to weigh scores goes by the keys' order
         compared = mask is not None or bool(terms) or self.position.normalise != "softmax"
         if given or (compared and q.shape[2] != k.shape[2]):
@@ -304,6 +317,29 @@ class Attention(nn.Module):
             return q
         length = (q_pos + 1).clamp(min=self.log_scale).to(torch.promote_types(q.dtype, torch.float32))
         return (q * (length.log() / math.log(self.log_scale))[:, None, :, None]).to(q.dtype)
+
+    def _before(self, cache: KVCache | None, pos: Int[Tensor, "#batch tokens"]) -> Before | None:
+        """What the tokens at these positions follow in a cache."""
+        if cache is None or type(self.position).carry is Position.carry:
+            return None
+        if self.position.unbroken and cache.misses(pos):
+            raise HeadwayError(
+                f"expected a cache that dropped the oldest tokens, or the newest that new ones replace, because "
+                f"{self.position.method_name()} needs every token between a query and a key, got one that dropped "
+                f"others: keep a run of tokens, or use another position method"
+            )
+        found = cache.before(pos)
+        return None if found is None else Before(*found)
+
+    def _order(self, cache: KVCache | None, k_pos: Int[Tensor, "#batch keys"]) -> Int[Tensor, "#batch keys"] | None:
+        """Which token of the text each key is, for methods that ask; None where neighbours in memory are neighbours."""
+        if not self.position.neighbours:
+            return None
+        order = (k_pos >= 0).cumsum(1) if cache is None or len(cache) == 0 else cache.order
+        if k_pos.device.type == "cpu" and not torch.compiler.is_compiling():
+            steps = (order.diff(dim=1) == 1) | (k_pos[:, :-1] < 0) & (order[:, :-1] == 0)
+            return None if bool(steps.all()) else order
+        return order
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
         return x.view(*x.shape[:2], heads, self.shape.head_dim).transpose(1, 2)

@@ -362,7 +362,7 @@ def plan(
         q = torch.empty(1, heads, tokens, head_dim, requires_grad=training)
         k = torch.empty(1, shape.kv_heads, tokens, head_dim, requires_grad=training)
         v = torch.empty(1, shape.kv_heads, tokens, head_dim, requires_grad=training)
-        marks = fresh.mark(torch.empty(1, tokens, shape.dim))
+        marks = fresh.marked(torch.empty(1, tokens, shape.dim), pos)
         q, k = fresh.rotate(q, k, pos, pos)
         q, k, terms = fresh.act(q, k, pos, pos, head_dim**-0.5, marks)
         mask = Causal() if mask is None else mask

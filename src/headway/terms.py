@@ -104,6 +104,27 @@ class PerKey(Term):
         return self.bias[:, :, None, cols].expand(-1, -1, q_pos[:, rows].shape[1], -1)
 
 
+@dataclass(frozen=True, eq=False)
+class Difference(Term):
+    """Adds own[b, h, i] − c[b, h, j], each difference taken in the dtype of both and then rounded.
+
+    Softmax ignores ``own``, and :class:`PerKey` has a smaller form; a sink, or other weights than softmax, do not.
+
+    Args:
+        own: one number per query, (B or 1, H or 1, Q).
+        c: one number per key, (B or 1, H or 1, K).
+        dtype: of what is added.
+    """
+
+    own: Float[Tensor, "#batch #heads queries"]
+    c: Float[Tensor, "#batch #heads keys"]
+    dtype: torch.dtype
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
+        """See :meth:`Term.tile`."""
+        return (self.own[:, :, rows, None] - self.c[:, :, None, cols]).to(self.dtype)
+
+
 def raster(pos: Positions, row: int) -> Positions:
     """Where a token of a raster with rows this wide comes to lie when a gap of row − 1 follows each: -1 stays.
 
@@ -504,20 +525,23 @@ class MixHeads(RowTerm):
 
         f = second ∗ LeakyReLU(first ∗ (A, B) + first_bias)
 
-    ∗ is a product over the heads, and a convolution over ``kernel`` neighbouring keys in memory if that is above 1.
-    Hidden pairs are zero at either layer, so that a row is the same whatever comes after it.
+    ∗ is a product over the heads, and a convolution over ``kernel`` neighbouring keys if that is above 1. Hidden pairs
+    are zero at either layer, so that a row is the same whatever comes after it; so are keys that are not there.
 
     Args:
         bias: terms that make up B.
         first: (F, 2H, kernel), kernel odd.
         first_bias: (F,).
         second: (H, F, kernel).
+        order: which token of the text each key is, (B or 1, K): neighbours are those with neighbouring numbers, padding
+            aside; None takes those in memory.
     """
 
     bias: tuple[Term, ...]
     first: Float[Tensor, "hidden both_heads kernel"]
     first_bias: Float[Tensor, " hidden"]
     second: Float[Tensor, "heads hidden kernel"]
+    order: Int[Tensor, "#batch keys"] | None = None
 
     def rows(
         self,
@@ -534,10 +558,14 @@ class MixHeads(RowTerm):
         for term in self.bias:
             bias = bias + term.tile(q_pos, k_pos, rows, cols).to(wide)
         both = torch.cat((_shown(content, seen), _shown(bias.expand_as(content), seen)), 1)
-        hidden = torch.nn.functional.leaky_relu(_over_heads(self.first, both) + self.first_bias.to(wide)[:, None, None])
+        near = None
+        if self.order is not None and self.first.shape[-1] > 1:
+            near = _neighbours(self.order[:, cols], k_pos[:, cols] >= 0, self.first.shape[-1] // 2)
+        hidden = _over_heads(self.first, both, near) + self.first_bias.to(wide)[:, None, None]
+        hidden = torch.nn.functional.leaky_relu(hidden)
         if self.first.shape[-1] > 1:
             hidden = _shown(hidden, None if seen is None else seen.any(1, keepdim=True))
-        return bias + _over_heads(self.second, hidden)
+        return bias + _over_heads(self.second, hidden, near)
 
 
 def _shown(x: Tensor, seen: Tensor | None) -> Tensor:
@@ -545,13 +573,37 @@ def _shown(x: Tensor, seen: Tensor | None) -> Tensor:
     return x if seen is None else x.masked_fill(~seen, 0.0)
 
 
+def _neighbours(
+    order: Int[Tensor, "#batch keys"], real: Bool[Tensor, "#batch keys"], reach: int
+) -> list[tuple[Int[Tensor, "batch keys"], Bool[Tensor, "batch keys"]]]:
+    """Where in memory the neighbours of each key lie, from the one ``reach`` before to the one after, and whether they
+    are there.
+    """
+    order, real = torch.broadcast_tensors(order, real)
+    sorted_order, place = order.masked_fill(~real, torch.iinfo(order.dtype).max).sort(1)
+    sorted_order, found = sorted_order.contiguous(), []
+    for step in range(-reach, reach + 1):
+        rank = torch.searchsorted(sorted_order, order + step).clamp(max=order.shape[1] - 1)
+        found.append((place.gather(1, rank), (sorted_order.gather(1, rank) == order + step) & real))
+    return found
+
+
 def _over_heads(
-    weight: Float[Tensor, "out heads kernel"], x: Float[Tensor, "batch heads queries keys"]
+    weight: Float[Tensor, "out heads kernel"],
+    x: Float[Tensor, "batch heads queries keys"],
+    near: list[tuple[Int[Tensor, "#batch keys"], Bool[Tensor, "#batch keys"]]] | None,
 ) -> Float[Tensor, "batch out queries keys"]:
     """A convolution over neighbouring keys, zeros beyond the ends, with the heads as its channels."""
     if x.numel() == 0:
         return x.new_zeros(x.shape[0], weight.shape[0], *x.shape[2:])
-    return torch.nn.functional.conv2d(x, weight.to(x.dtype)[:, :, None], padding=(0, weight.shape[2] // 2))
+    weight = weight.to(x.dtype)
+    if near is None:
+        return torch.nn.functional.conv2d(x, weight[:, :, None], padding=(0, weight.shape[2] // 2))
+    total = x.new_zeros(())
+    for tap, (place, there) in zip(weight.unbind(2), near, strict=True):
+        neighbour = x.gather(-1, place[:, None, None].expand(*x.shape[:3], -1))
+        total = total + torch.einsum("oh,bhqk->boqk", tap, neighbour.masked_fill(~there[:, None, None], 0.0))
+    return total
 
 
 AnyTerm = Term | RowTerm | ValuesByDistance

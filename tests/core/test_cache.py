@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from common import refusal
 from hypothesis import given, settings
@@ -71,6 +72,7 @@ def test_what_is_cached_needs_no_gradient() -> None:
     assert not cache.k.requires_grad
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_refusals() -> None:
     cache = KVCache()
     for name in ("k", "v", "pos"):
@@ -89,3 +91,70 @@ def test_refusals() -> None:
         ):
             cache.append(wrong, wrong, torch.tensor([[1]]))
     assert len(cache) == 1
+    with refusal("expected tokens with no marks, as those in the cache, got some: use a new cache"):
+        cache.append(k, k, torch.tensor([[1]]), torch.zeros(2, 1, 3))
+    with refusal("expected k of torch.float32 on cpu, as in the cache, got torch.float64 on cpu: use a new cache"):
+        cache.append(k.double(), k, torch.tensor([[1]]))
+    fits = "expected keys, values, positions and marks of one batch and as many tokens, in as many heads, got "
+    for wrong, got in (
+        ((k, k[:, :, :0], torch.tensor([[1]])), "k (2, 1, 3, 4), v (2, 0, 3, 4), pos (2, 1)"),
+        ((k, k[:, :2], torch.tensor([[1]])), "k (2, 1, 3, 4), v (2, 1, 2, 4), pos (2, 1)"),
+        ((k, k, torch.tensor([[1, 2]])), "k (2, 1, 3, 4), v (2, 1, 3, 4), pos (2, 2)"),
+        ((k, k, torch.zeros(3, 1, dtype=torch.long)), "k (2, 1, 3, 4), v (2, 1, 3, 4), pos (3, 1)"),
+    ):
+        with refusal(f"{fits}{got} in the order batch, tokens, heads, width"):
+            cache.append(*wrong)
+    with refusal(
+        "expected keys and values of shape (batch, heads, tokens, width) and positions (batch or 1, tokens), got "
+        "(2, 3, 1, 4), (3, 1, 4) and (1, 1)"
+    ):
+        cache.append(k, k[0], torch.tensor([[1]]))
+    assert len(cache) == 1
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_keep_takes_and_refuses() -> None:
+    """Lists, tuples, ranges, integer tensors in any order and boolean masks; all else in one sentence."""
+    k = torch.randn(1, 2, 6, 4)
+
+    def filled() -> KVCache:
+        cache = KVCache()
+        cache.append(k, k, torch.arange(6)[None])
+        return cache
+
+    mask = torch.tensor([False, True, False, False, True, True])
+    for index in ([1, 4, 5], (5, 1, 4), torch.tensor([4, 5, 1], dtype=torch.int32), mask, mask.tolist()):
+        cache = filled()
+        cache.keep(index)
+        assert cache.pos.tolist() == [[1, 4, 5]]
+        assert torch.equal(cache.k, k[:, :, [1, 4, 5]])
+        assert cache.order.tolist() == [[2, 5, 6]]
+    cache = filled()
+    cache.keep(range(6))
+    assert len(cache) == 6
+    cache.keep([])
+    assert len(cache) == 0
+    assert cache.next_pos(2).tolist() == [[0, 1]]
+    KVCache().keep([])
+    expected = "expected the indices to keep as whole numbers, or a boolean mask over 6 tokens"
+    for wrong, got in (
+        ("ab", "'ab'"),
+        (3, "3"),
+        (None, "None"),
+        ([0, [1]], "[0, [1]]"),
+        ([0.5], "torch.float32"),
+        (torch.zeros(2), "torch.float32"),
+    ):
+        with refusal(f"{expected}, got {got}"):
+            filled().keep(wrong)
+    with refusal(f"{expected}, in one dimension, got shape (1, 2)"):
+        filled().keep(torch.zeros(1, 2, dtype=torch.long))
+    with refusal(f"{expected}, got a mask over 2"):
+        filled().keep([True, False])
+    for wrong, got in (([0, 6], 6), ([-1, 2], -1), ([7, -2], -2)):
+        with refusal(f"expected cache indices from 0 to 5, got {got}"):
+            filled().keep(wrong)
+    with refusal("expected each cache index once, got one twice: a cache holds a token once"):
+        filled().keep([1, 2, 1])
+    with refusal("expected nothing to keep, because the cache is empty, got indices"):
+        KVCache().keep([0])

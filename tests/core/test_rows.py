@@ -169,7 +169,7 @@ def test_nan_that_is_hidden_reaches_nothing(spec: str, poison: float, where: str
         x[:, bad] += dirt
         # by what attention is given: a projection sums over tokens, and takes 0 · NaN from any of them
         qkv = [linear(x).unflatten(-1, (-1, 8)).transpose(1, 2) for linear in (module.q, module.k, module.v)]
-        marks = module.position.mark(x)
+        marks = module.position.marked(x, at)
         leaves = [y.detach().requires_grad_() for y in (*qkv, *(() if marks is None else (marks,)))]
         q, k, made = module.position.act(*leaves[:2], at, at, 0.3, *leaves[3:])
         out = attend(q, k, leaves[2], mask=mask, terms=made, q_pos=at, k_pos=at, normalise=module.position.normalise)
@@ -229,7 +229,7 @@ def test_tiled_is_the_reference(spec: str) -> None:
     """Under masks that leave holes in a row, and one for each head."""
     position, pos = make(spec, heads=4, kv_heads=2).double(), torch.arange(150)[None]
     q, k, v = qkv(tokens=150)
-    marks = position.mark(torch.randn(2, 150, 32).double())
+    marks = position.marked(torch.randn(2, 150, 32).double(), pos)
     q, k, made = position.act(q, k, pos, pos, 0.3, marks)
     holes = torch.rand(1, 4, 150, 150) < 0.5
     for mask in (Causal() & Documents((torch.arange(150) // 40)[None]), holes):

@@ -95,7 +95,7 @@ def test_a_slice_of_heads_is_the_whole(spec: str, backend: str) -> None:
     position, pos = make(spec, heads=6), torch.arange(9)[None]
     q, k, v = torch.randn(3, 2, 6, 9, 8).double()
     position.double()
-    marks = position.mark(torch.randn(2, 9, 48).double())
+    marks = position.marked(torch.randn(2, 9, 48).double(), pos)
     q, k = position.rotate(q, k, pos, pos)
     given = {"mask": Causal(), "q_pos": pos, "k_pos": pos, "backend": backend}
 

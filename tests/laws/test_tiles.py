@@ -23,7 +23,7 @@ def cuts(length: int) -> list[slice]:
 def test_tiles_are_the_whole(spec: str) -> None:
     position = make(spec, heads=4, kv_heads=2)
     q, k = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 10, 8)
-    marks = position.mark(torch.randn(2, 10, 32))
+    marks = position.marked(torch.randn(2, 10, 32), K_POS)
     q, k = position.rotate(q, k, Q_POS, K_POS)
     random.seed(0)
     for term in position.act(q, k, Q_POS, K_POS, 0.3, marks)[2]:

@@ -151,10 +151,14 @@ def directions(position: Path, x: Tensor) -> tuple[Tensor, Tensor]:
         w.append(functional.silu(sum((position.taps[s] * raw[t - s] for s in back), torch.zeros_like(raw[t]))))
     vectors = torch.stack(w).unflatten(-1, (position.kv_heads, -1))
     weight, bias = position.gate[:, :-1], position.gate[:, -1]
-    return vectors / vectors.norm(dim=-1, keepdim=True), 2 * (x @ weight.T + bias).sigmoid()
+    # brought to length 1 as in the authors' code
+    return vectors / (vectors.square().sum(-1, keepdim=True) + 1e-6).sqrt(), 2 * (x @ weight.T + bias).sigmoid()
 
 
-@pytest.mark.parametrize("spec", ["path", "path(rank=0, conv=4)", "path(rank=3, conv=1)", "path(forget=True)"])
+@pytest.mark.parametrize(
+    "spec",
+    ["path", "path(rank=0, conv=4)", "path(rank=3, conv=1)", "path(forget=True)", "path(forget=True, scaled=True)"],
+)
 @pytest.mark.parametrize("padded", [0, 2])
 def test_path_is_a_product_of_matrices(spec: str, padded: int) -> None:
     """q_iᵀ (I − β_i w_i w_iᵀ) ⋯ (I − β_{j+1} w_{j+1} w_{j+1}ᵀ) k_j, each matrix written out; and Σ_{j<t≤i} log f_t."""
@@ -165,6 +169,7 @@ def test_path_is_a_product_of_matrices(spec: str, padded: int) -> None:
     w, beta = directions(module.position, x)
     forget = module.position.forget_gate if module.position.forget else torch.zeros(4, 33).double()
     log_gates = functional.logsigmoid(x @ forget[:, :-1].T + forget[:, -1]) * module.position.forget
+    log_gates = log_gates / math.sqrt(8) if module.position.scaled else log_gates
     h_matrix = torch.eye(8).double() - beta[..., None, None] * w[..., :, None] * w[..., None, :]
 
     def score(h: int, i: int, j: int) -> Tensor:

@@ -91,7 +91,7 @@ def _acts(position: Position) -> list[str]:
     """Where an attached method acts, in the order of attention: which hooks change or return something."""
     with torch.device("meta"):
         pos, x = torch.arange(4)[None], torch.empty(1, 4, SHAPE.dim)
-        marks, embedded = position.mark(x), position.embed(x, pos)
+        marks, embedded = position.marked(x, pos), position.embed(x, pos)
         content = torch.empty(1, SHAPE.heads, 4, SHAPE.head_dim)
         q, k = position.rotate(content, content, pos, pos)
         last_q, last_k, terms = position.act(q, k, pos, pos, SHAPE.head_dim**-0.5, marks)

@@ -95,7 +95,7 @@ def alike(position: Position, pos: Int[Tensor, "1 tokens"]) -> Call:
         content = x.new_full((1, shape.heads, tokens, shape.head_dim), shape.head_dim**-0.25)
     keys = content[:, : shape.kv_heads]
     q, k = position.rotate(content, keys, pos, pos)
-    q, k, terms = position.act(q, k, pos, pos, scale, position.mark(x))
+    q, k, terms = position.act(q, k, pos, pos, scale, position.marked(x, pos))
     return Call(q, k, keys, pos, pos, Causal(), terms, scale, position.normalise, True, "cpu")
 
 
@@ -124,7 +124,8 @@ def planes(
     with torch.no_grad():
         position, shape = in_float64(position), attached(position)
         x = torch.zeros(1, where.shape[1], shape.dim) if x is None else x
-        marks = position.mark(x.double())
+        pos = where if where.ndim == 2 else torch.arange(where.shape[1])[None]
+        marks = position.marked(x.double(), pos)
         maps = _mapped(position, torch.eye(shape.head_dim, dtype=torch.float64), where, head, marks)
         if maps.shape[-1] == 2 * shape.head_dim:
             return _polar(maps)

@@ -5,7 +5,7 @@
 1. ``embed``   adds a vector to the token embedding
 2. ``rotate``  maps q and k given their positions; what it makes of k is cached
 3. ``terms``   adds something to the scores or values
-4. ``mark``    computes something per token that is cached beside k and v
+4. ``mark``    computes something per token that is cached beside k and v; ``carry`` sums or convolves it along the text
 
 And where these do not reach: ``renumber`` changes positions themselves while training, ``recast`` maps all keys, cached
 ones too, anew at every call, and ``normalise`` names another way from scores to weights than softmax.
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from headway.display import Displayed
 from headway.masks import Integers, as_positions
+from headway.positions.along import Before
+from headway.positions.along import angle_dtype as angle_dtype
 from headway.shapes import HeadShape, HeadwayError, brief
 from headway.terms import AnyTerm
 
@@ -40,9 +42,14 @@ class Look:
         q_pos: positions of the queries, (B or 1, Q); -1 is padding.
         k_pos: positions of the keys, (B or 1, K); -1 is padding.
         scale: what q·k is multiplied with.
-        marks: what ``mark`` computed for the keys, (B, K, ...).
+        marks: what :meth:`Position.marked` computed for the keys, (B, K, ...).
         heads: which of the method's heads q holds; None is all of them in order.
         sees_future: whether a query may see keys at positions after its own; False where that is not known.
+        crosses: whether the keys are those of another sequence than the queries.
+        absolute: whether what all scores of a row have in common counts: softmax ignores it, but not beside a sink, nor
+            does another way to make weights.
+        order: which token of the text each key is, (B or 1, K), see :attr:`headway.cache.KVCache.order`; None where
+            neighbours in memory are neighbours in the text.
     """
 
     q: Float[Tensor, "batch heads queries dim"]
@@ -53,6 +60,9 @@ class Look:
     marks: Tensor | None = None
     heads: Int[Tensor, " heads"] | None = None
     sees_future: bool = False
+    crosses: bool = False
+    absolute: bool = False
+    order: Int[Tensor, "#batch keys"] | None = None
 
     def of_heads(self, parameter: Float[Tensor, "all_heads ..."]) -> Float[Tensor, "heads ..."]:
         """The rows of a per-head parameter for the heads at hand."""
@@ -62,10 +72,10 @@ class Look:
         """What ``mark`` computed for the queries: in self attention they are the newest of the keys.
 
         Raises:
-            HeadwayError: when there are more of them than keys.
+            HeadwayError: when the keys are of another sequence.
         """
         queries, keys = self.q.shape[2], self.k.shape[2]
-        if self.marks is None or queries > keys:
+        if self.marks is None or self.crosses or queries > keys:
             raise HeadwayError(
                 f"expected tokens that attend to themselves and those before, got {queries} queries and {keys} keys: "
                 f"use another position method in cross attention"
@@ -125,6 +135,12 @@ class Position(Displayed, nn.Module):
     """Whether a Transformer gives each layer parameters of its own, as the method's paper does."""
     normalise: ClassVar[str] = "softmax"
     """How scores become weights, see :func:`headway.functional.attend`."""
+    sequential: ClassVar[bool] = False
+    """Whether the order of the tokens in memory counts, which then must be that of the text."""
+    neighbours: ClassVar[bool] = False
+    """Whether its terms go by :attr:`Look.order`."""
+    unbroken: ClassVar[bool] = False
+    """Whether all tokens between a query and a key are needed, so that a cache must not lose one of them."""
     variants: ClassVar[tuple[str, ...]] = ()
     """Hyperparameters worth a look beside the defaults, as ``rotary(fraction=0.5)``; laws are tested on them too."""
     exempt: ClassVar[dict[str, str]] = {}
@@ -176,8 +192,29 @@ class Position(Displayed, nn.Module):
         return ()
 
     def mark(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens *rest"] | None:
-        """Something per token, computed from attention's input and cached beside k and v; by default nothing."""
+        """Something per token, computed from attention's input and cached beside k and v; by default nothing.
+
+        Of each token by itself: see :meth:`carry` for what depends on the tokens before.
+        """
         return None
+
+    def carry(
+        self,
+        marks: Float[Tensor, "batch tokens *rest"],
+        pos: Int[Tensor, "#batch tokens"],
+        before: Before | None,
+    ) -> Float[Tensor, "batch tokens *held"]:
+        """What is cached of the tokens, for methods that sum or convolve along the text; by default what marks them.
+
+        Whatever a later token needs of those before must be in the mark of the last of them: a cache may drop tokens.
+        :mod:`headway.positions.along` has sums and windows.
+
+        Args:
+            marks: what :meth:`mark` made of the tokens, (B, N, ...).
+            pos: their positions, (B or 1, N); -1 is padding.
+            before: the token they follow, where a cache holds it.
+        """
+        return marks
 
     def renumber(self, pos: Int[Tensor, "#batch tokens"]) -> Int[Tensor, "batch tokens"]:
         """Other positions for the tokens while training, in the same order, -1 kept; by default the same.
@@ -197,6 +234,16 @@ class Position(Displayed, nn.Module):
         return look.q, look.k
 
     # --- what every method has ----------------------------------------------------------------------------------
+
+    def marked(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        pos: Int[Tensor, "#batch tokens"],
+        before: Before | None = None,
+    ) -> Tensor | None:
+        """What is cached beside k and v: :meth:`mark`, then :meth:`carry`; (B, N, ...), or None."""
+        marks = self.mark(x)
+        return None if marks is None else self.carry(marks, pos, before)
 
     def attach(self, shape: HeadShape | int) -> Self:
         """Make the parameters for these widths, once. Attention and Transformer do this themselves.
@@ -259,6 +306,10 @@ class Position(Displayed, nn.Module):
         marks: Tensor | None = None,
         heads: Int[Tensor, " heads"] | None = None,
         sees_future: bool = False,
+        *,
+        crosses: bool = False,
+        absolute: bool = False,
+        order: Int[Tensor, "#batch keys"] | None = None,
     ) -> tuple[Tensor, Tensor, tuple[AnyTerm, ...]]:
         """What attention is to be called with: queries and keys after :meth:`recast`, and the terms.
 
@@ -268,11 +319,14 @@ class Position(Displayed, nn.Module):
             q_pos: as in :class:`Look`, like all that follow.
             k_pos: positions of the keys.
             scale: what q·k is multiplied with.
-            marks: what ``mark`` computed for the keys.
+            marks: what :meth:`marked` computed for the keys.
             heads: which of the method's heads q holds.
             sees_future: whether a query may see keys after it.
+            crosses: as in :class:`Look`, like the others.
+            absolute: whether what all scores of a row have in common counts.
+            order: which token of the text each key is.
         """
-        look = Look(q, k, q_pos, k_pos, scale, marks, heads, sees_future)
+        look = Look(q, k, q_pos, k_pos, scale, marks, heads, sees_future, crosses, absolute, order)
         if type(self).recast is not Position.recast:
             q, k = self.recast(look)
             look = replace(look, q=q, k=k)
@@ -362,8 +416,3 @@ def frequencies(dim: int, base: float, device: torch.device, *, endpoint: bool =
         max(pairs - 1, 1) if endpoint else dim / 2
     )
     return torch.as_tensor(base, dtype=exponent.dtype, device=device) ** -exponent
-
-
-def angle_dtype(device: torch.device) -> torch.dtype:
-    """float64 where the device has it: at position 10⁶ an angle in float32 errs by 0.016 in its cosine."""
-    return torch.float32 if device.type == "mps" else torch.float64

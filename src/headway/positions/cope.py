@@ -46,6 +46,7 @@ class Cope(Position):
     summary: ClassVar[str] = "Distance counts the tokens between, each weighted by how much the query cares for it."
     summary_zh: ClassVar[str] = "距离是中间词元的计数，每个词元按查询对它的关注程度加权。"
     per_layer: ClassVar[bool] = True
+    sequential: ClassVar[bool] = True
 
     variants: ClassVar[tuple[str, ...]] = ("cope(positions=3, scaled=True)",)
     exempt: ClassVar[dict[str, str]] = {"order": "tokens are counted in the order they lie in memory"}

@@ -29,7 +29,8 @@ class Dape(Position):
 
     Formula: B + f(A, B) is added to the scores A: B of another method, f = W₂ LeakyReLU(W₁(A, B) + b₁) for each pair
     of tokens. Learned, each layer its own: what B learns, W₁ (width, 2H, 1), b₁ and W₂ (H, width, 1), uniform within
-    ±1/√(inputs). The authors add a bias after W₂ as well, which softmax ignores.
+    ±1/√(inputs). The authors add a bias b₂ after W₂ as well, one number per head, which softmax ignores; beside sinks
+    it is part of them: load sink − b₂.
 
     Pitfalls: all heads are needed at once, so heads cannot be split over devices; the hidden layer holds ``width``
     numbers per pair of a block of queries.
@@ -98,7 +99,7 @@ class Dape(Position):
         bias = self.inner.terms(look)
         assert all(isinstance(term, Term) for term in bias)
         added = tuple(term for term in bias if isinstance(term, Term))
-        return (MixHeads(added, self.first, self.first_bias, self.second),)
+        return (MixHeads(added, self.first, self.first_bias, self.second, look.order),)
 
 
 @dataclass(eq=False)
@@ -108,9 +109,10 @@ class DapeV2(Dape):
     Formula: as :class:`Dape`, with W₁ and W₂ as convolutions over ``kernel`` keys, (width, 2H, kernel) and
     (H, width, kernel). Hidden pairs are zero in both layers.
 
-    Pitfalls: those of :class:`Dape`; neighbours are those in memory, so rows must not be shuffled. The authors' code
-    hides future keys from the first layer only, so that what a row gives depends on how many tokens follow it; here it
-    does not, and decoding gives what one pass gives.
+    Pitfalls: those of :class:`Dape`; neighbours are those in the text, padding aside, which lie in memory in its order,
+    so rows must not be shuffled; what a cache dropped counts as zero, like what is hidden. The authors' code hides
+    future keys from the first layer only, so that what a row gives depends on how many tokens follow it; here it does
+    not, and decoding gives what one pass gives.
 
     Args:
         bias: as in :class:`Dape`.
@@ -129,9 +131,12 @@ class DapeV2(Dape):
     variants: ClassVar[tuple[str, ...]] = ("dapev2(bias='alibi', width=5, kernel=5)",)
     exempt: ClassVar[dict[str, str]] = {
         "heads": "it mixes all heads",
-        "order": "neighbours are those in memory",
+        "order": "neighbours are those next in memory, padding aside",
         "kinks": KINK,
     }
+
+    sequential: ClassVar[bool] = True
+    neighbours: ClassVar[bool] = True
 
     kernel: int = 3
 

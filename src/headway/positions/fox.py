@@ -3,7 +3,7 @@
     score(i, j) = q_i·k_j / √d_k + Σ_{t=j+1…i} log f_t           f_t = σ(w_h·x_t + b_h)
 
 With c the running sum of log f, what is added is c_i − c_j. Softmax does not see the c_i that a whole row shares, so
-one number per key is enough: −c_j.
+one number per key is enough: −c_j. A sink does see it, and then both are added.
 """
 
 from __future__ import annotations
@@ -12,25 +12,36 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.positions.base import Look, Position, angle_dtype
+from headway.positions.along import Before, running_sum
+from headway.positions.base import Look, Position
 from headway.shapes import HeadShape
-from headway.terms import AnyTerm, PerKey
+from headway.terms import AnyTerm, Difference, PerKey
 
 
-def forgetting(log_gates: Float[Tensor, "batch heads keys"]) -> PerKey:
-    """−c_j for log f of each key in the order of time, c its running sum up to a constant.
+def forgetting(
+    total: Float[Tensor, "batch heads keys"],
+    dtype: torch.dtype,
+    own: Float[Tensor, "batch heads queries"] | None = None,
+) -> PerKey | Difference:
+    """c_i − c_j, or −c_j up to a constant.
 
-    >>> forgetting(torch.tensor([[[-9.0, -1.0, -2.0]]])).bias.tolist()
+    Args:
+        total: c of each key, in float64.
+        dtype: of what is added.
+        own: c of each query, where what a row shares counts; None leaves it to softmax.
+
+    >>> forgetting(torch.tensor([[[-9.0, -10.0, -12.0]]]), torch.float32).bias.tolist()
     [[[-3.0, -2.0, 0.0]]]
     """
-    # summed in float64, and 0 at the newest key, so that the keys which weigh most are the most exact in float32
-    total = log_gates.to(angle_dtype(log_gates.device)).cumsum(-1)
-    # softmax does not see the constant either: its gradient is rounding alone, and a mean takes that out of all evenly
+    if own is not None:
+        return Difference(own, total, dtype)
+    # 0 at the newest key, so that the keys which weigh most are the most exact in float32. Softmax does not see the
+    # constant: its gradient is rounding alone, and a mean takes that out of all evenly
     mean = total.mean(-1, keepdim=True)
-    return PerKey((mean - total + (total[..., -1:] - mean).detach()).to(log_gates.dtype))
+    return PerKey((mean - total + (total[..., -1:] - mean).detach()).to(dtype))
 
 
 @dataclass(eq=False)
@@ -38,12 +49,12 @@ class Fox(Position):
     """A gate per token and head says how much of the past to forget (FoX, arXiv:2503.02130).
 
     Formula: Σ_{t=j+1…i} log f_t is added to the scores, f_t = σ(w_h·x_t + b_h); never above 0 for keys of the past.
-    Learned: w (H, d_model) ~ N(0, 0.02²) and b (H) = 0, each layer its own. log f (B, N, H) is cached beside k and v.
+    Learned: w (H, d_model) ~ N(0, 0.02²) and b (H) = 0, each layer its own. The running sum of log f, (B, N, H) in
+    float64, is cached beside k and v, so that a cache may drop tokens without their forgetting.
 
     Pitfalls: for causal attention; keys of the future would gain what those of the past lose. Positions are not looked
-    at: gates are multiplied in the order tokens lie in memory, padding aside, so rows must not be shuffled, and a cache
-    that drops tokens drops their forgetting too. The paper's "Pro" block also has an output gate, output norm, QK-norm
-    and shifts of keys and values, which are not position.
+    at: gates are multiplied in the order tokens lie in memory, padding aside, so rows must not be shuffled. The paper's
+    "Pro" block also has an output gate, output norm, QK-norm and shifts of keys and values, which are not position.
 
     >>> sorted(name for name, _ in Fox().attach(HeadShape.of(64, heads=4)).named_parameters())
     ['gate.bias', 'gate.weight']
@@ -54,6 +65,7 @@ class Fox(Position):
     summary: ClassVar[str] = "Each token's gates lower the scores of all keys before it, as much as its content says."
     summary_zh: ClassVar[str] = "每个词元的遗忘门按内容降低其之前所有键的分数。"
     per_layer: ClassVar[bool] = True
+    sequential: ClassVar[bool] = True
 
     exempt: ClassVar[dict[str, str]] = {
         "order": "gates are multiplied in the order tokens lie in memory",
@@ -75,8 +87,16 @@ class Fox(Position):
         logits: Tensor = self.gate(x.nan_to_num(0.0, 0.0, 0.0))
         return nn.functional.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
+    def carry(
+        self, marks: Float[Tensor, "batch tokens heads"], pos: Int[Tensor, "#batch tokens"], before: Before | None
+    ) -> Float[Tensor, "batch tokens heads"]:
+        """c of every token and head; padding forgets nothing."""
+        return running_sum(marks, pos, None if before is None else before.marks)
+
     def terms(self, look: Look) -> tuple[AnyTerm, ...]:
-        """−c per key; padding forgets nothing."""
+        """−c per key, or c_i − c_j."""
         assert look.marks is not None
-        log_gates = look.of_heads(look.marks.movedim(-1, 0)).masked_fill(look.k_pos < 0, 0.0)  # (H, B, K)
-        return (forgetting(log_gates.transpose(0, 1)),)
+        dtype = torch.promote_types(look.q.dtype, torch.float32)
+        total = look.of_heads(look.marks.movedim(-1, 0)).transpose(0, 1)  # (B, H, K)
+        own = look.of_heads(look.own_marks().movedim(-1, 0)).transpose(0, 1) if look.absolute else None
+        return (forgetting(total, dtype, own),)

@@ -49,6 +49,7 @@ class GrapeAP(Position):
     summary_zh: ClassVar[str] = "查询与键之间的每个词元都降低分数，降多少由查询决定。"
     relative: ClassVar[bool] = False
     per_layer: ClassVar[bool] = True
+    sequential: ClassVar[bool] = True
 
     exempt: ClassVar[dict[str, str]] = {
         "order": "tokens between are those that lie between in memory",

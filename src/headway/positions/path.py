@@ -17,8 +17,9 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import linear, logsigmoid, pad, silu
+from torch.nn.functional import linear, logsigmoid, silu
 
+from headway.positions.along import Before, angle_dtype, running_sum, windows
 from headway.positions.base import Look, Position
 from headway.positions.fox import forgetting
 from headway.shapes import HeadShape, HeadwayError
@@ -30,24 +31,28 @@ class Path(Position):
     """Each token between query and key transforms what the query looks for (PaTH, arXiv:2505.16381).
 
     Formula: q·k becomes q_iᵀ H_i ⋯ H_{j+1} k_j, H_t = I − β_t w_t w_tᵀ, over the tokens after the key up to the last
-    that the query may see. w_t is a low-rank map of x_t, a causal convolution over the last tokens, SiLU, and length 1;
-    β_t = 2σ(u·x_t + b) for each key head. Learned, each layer its own: A (rank, d_model), U (H_kv·d_k, rank),
-    c (conv, H_kv·d_k), u and b together (H_kv, d_model + 1), uniform within ±1/√(inputs), b zeros. A x_t and β_t are
-    cached, rank + H_kv numbers per token; w and the products follow from them at every call, so that decoding is
-    one pass, and keys are cached as they are. With ``forget`` come f and b_f together (H, d_model + 1), drawn likewise,
-    and H cached numbers more.
+    that the query may see. w_t is a low-rank map of x_t, a causal convolution over the last tokens, SiLU, and length 1,
+    w/√(|w|² + 10⁻⁶) as in the authors' code; β_t = 2σ(u·x_t + b) for each key head. Learned, each layer its own:
+    A (rank, d_model), U (H_kv·d_k, rank), c (conv, H_kv·d_k), u and b together (H_kv, d_model + 1), uniform within
+    ±1/√(inputs), b zeros. A x of the tokens under the convolution and β_t are cached, conv·rank + H_kv numbers per
+    token; w and the products follow from them at every call, so that decoding is one pass, and keys are cached as they
+    are. With ``forget`` come f and b_f together (H, d_model + 1), drawn likewise, and 2 H cached numbers more: the sum
+    of the log gates as a rounded number and what the rounding left.
 
-    Pitfalls: tokens are those that lie between in memory, so rows must not be shuffled. The convolution goes back as
-    long as positions go up: let each packed document start its positions anew. Without a causal mask the product
-    runs to the last token for every query.
+    Pitfalls: tokens are those that lie between in memory, so rows must not be shuffled, and a cache must not drop a
+    token between others; it may drop the oldest, or roll back. The convolution goes back as long as positions go up:
+    let each packed document start its positions anew. Without a causal mask the product runs to the last token for
+    every query. The authors' code multiplies the log gates by the scale of q·k too, the paper does not: their PaTH-FoX
+    checkpoints need ``scaled``.
 
     Args:
         rank: inner width of the map to w; 32 in the paper. 0 maps at once, as its authors do for few key heads.
         conv: how many tokens the convolution covers; 3 in the paper. 1 is none, and no SiLU.
         forget: add the forgetting gates of :class:`headway.positions.Fox` (PaTH-FoX, in the same paper).
+        scaled: multiply the log gates by the scale of q·k, 1/√d_k, as the authors' code does.
 
-    >>> Path().attach(HeadShape.of(64, heads=4)).mark(torch.zeros(1, 5, 64)).shape
-    torch.Size([1, 5, 36])
+    >>> Path().attach(HeadShape.of(64, heads=4)).marked(torch.zeros(1, 5, 64), torch.arange(5)[None]).shape
+    torch.Size([1, 5, 100])
     """
 
     title: ClassVar[str] = "PaTH"
@@ -55,8 +60,10 @@ class Path(Position):
     summary: ClassVar[str] = "Each token between query and key applies a reflection of its own to what is compared."
     summary_zh: ClassVar[str] = "查询与键之间的每个词元都对被比较的向量施加一个由自身决定的反射。"
     per_layer: ClassVar[bool] = True
+    sequential: ClassVar[bool] = True
+    unbroken: ClassVar[bool] = True
 
-    variants: ClassVar[tuple[str, ...]] = ("path(rank=0, conv=4, forget=True)",)
+    variants: ClassVar[tuple[str, ...]] = ("path(rank=0, conv=4, forget=True)", "path(forget=True, scaled=True)")
     exempt: ClassVar[dict[str, str]] = {
         "order": "tokens between are those that lie between in memory",
         "no restart": "its convolution sees where documents end only by their positions",
@@ -66,6 +73,7 @@ class Path(Position):
     rank: int = 32
     conv: int = 3
     forget: bool = False
+    scaled: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 0:
@@ -102,36 +110,69 @@ class Path(Position):
         log_gates = logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
         return torch.cat((linear(x, self.down), beta, log_gates), -1)
 
+    def carry(
+        self, marks: Float[Tensor, "batch tokens width"], pos: Int[Tensor, "#batch tokens"], before: Before | None
+    ) -> Float[Tensor, "batch tokens held"]:
+        """A x of the tokens under the convolution, β, and the sum of the log gates in two parts."""
+        width = len(self.down)
+        # a token of NaN would reach its neighbours: it shows in its own β alone, and from there in its own w
+        bad = ~marks.isfinite().all(-1, keepdim=True)
+        low, beta, log_gates = marks.masked_fill(bad, 0.0).tensor_split((width, width + self.kv_heads), -1)
+        last, summed = None, None
+        if before is not None:
+            last = before.marks[:, : (self.conv - 1) * width].unflatten(-1, (self.conv - 1, width))
+            summed = self._sum(before.marks) if self.forget else None
+        window = windows(low, pos, self.conv, last, None if before is None else before.pos)
+        held = [window.flatten(2), beta.masked_fill(bad, torch.nan)]
+        if self.forget:
+            total = running_sum(log_gates, pos, summed)
+            rounded = total.detach().to(marks.dtype)
+            held += [rounded, (total - rounded).to(marks.dtype)]
+        return torch.cat(held, -1)
+
+    def _splits(self) -> tuple[int, ...]:
+        """Where β and the two parts of the sum begin in what is carried."""
+        ends = (self.conv * len(self.down), self.kv_heads)
+        return (ends[0], sum(ends), sum(ends) + self.heads) if self.forget else (ends[0],)
+
     def terms(self, look: Look) -> tuple[AnyTerm, ...]:
         """What the tokens between make of q·k."""
         assert look.marks is not None
-        marks = look.marks.to(torch.promote_types(look.marks.dtype, torch.float32))
-        # a token of NaN would reach its neighbours through the gradient of the convolution: it shows in its own w alone
-        bad = ~marks.isfinite().all(-1)
-        marks = marks.masked_fill(bad[..., None], 0.0)
-        low, beta, log_gates = marks.tensor_split((len(self.down), len(self.down) + self.kv_heads), -1)
-        w, beta = self._directions(low, look.k_pos), beta.transpose(1, 2)
-        w = w.masked_fill(bad[:, None, :, None], torch.nan)
+        wide = torch.promote_types(look.marks.dtype, torch.float32)
+        window, beta, *_ = look.marks.to(wide).tensor_split(self._splits(), -1)
+        bad = ~beta.isfinite().all(-1)
+        w = self._directions(window).masked_fill(bad[:, None, :, None], torch.nan)
+        beta = beta.masked_fill(bad[..., None], 0.0).transpose(1, 2)
         if look.heads is not None:
             of_head = look.heads // (self.heads // self.kv_heads)
             w, beta = w[:, of_head], beta[:, of_head]
         product = PathProduct(look.q, look.k, w, beta, look.scale)
         if not self.forget:
             return (product,)
-        log_gates = log_gates.transpose(1, 2).masked_fill(look.k_pos[:, None] < 0, 0.0)
-        return product, forgetting(log_gates if look.heads is None else log_gates[:, look.heads])
+        total = self._forgotten(look.marks, look)
+        own = self._forgotten(look.own_marks(), look) if look.absolute else None
+        return product, forgetting(total, torch.promote_types(look.q.dtype, torch.float32), own)
 
-    def _directions(self, low: Tensor, pos: Int[Tensor, "#batch tokens"]) -> Tensor:
-        """w of every token, (B, H_kv, K, d_k)."""
-        w = linear(low, self.up.to(low.dtype)) if self.rank else low
-        if self.conv > 1:
-            tokens, taps = w.shape[1], self.taps.to(w.dtype)
-            follows = pad((pos[:, :-1] >= 0) & (pos[:, :-1] < pos[:, 1:]), (1, 0))  # whether a token goes on a text
-            summed, going = w * taps[0], torch.ones_like(follows)
-            for back in range(1, self.conv):
-                going = going & pad(follows, (back - 1, 0))[:, :tokens]
-                summed = summed + pad(w, (0, 0, back, 0))[:, :tokens].masked_fill(~going[..., None], 0.0) * taps[back]
-            w = silu(summed)
-        w = w.reshape(*w.shape[:2], self.kv_heads, w.shape[2] // self.kv_heads)
-        unit: Tensor = w * (w.square().sum(-1, keepdim=True) + 1e-12).rsqrt()
+    def _sum(self, marks: Float[Tensor, "*batch held"]) -> Float[Tensor, "*batch heads"]:
+        """The running sum of the log gates from its two parts, in float64."""
+        rounded, rest = marks.tensor_split(self._splits(), -1)[2:]
+        return rounded.to(angle_dtype(marks.device)) + rest
+
+    def _forgotten(self, marks: Tensor, look: Look) -> Float[Tensor, "batch heads tokens"]:
+        """The running sum of the log gates for the heads at hand."""
+        total = look.of_heads(self._sum(marks).movedim(-1, 0)).transpose(0, 1)
+        return total * look.scale if self.scaled else total
+
+    def _directions(self, window: Float[Tensor, "batch tokens held"]) -> Float[Tensor, "batch kv_heads tokens dim"]:
+        """w of every token, from A x of those under the convolution."""
+        # U and the taps are one map: Σ_s c_s ∘ U A x_{t−s}
+        if self.conv == 1:
+            w = linear(window, self.up.to(window.dtype)) if self.rank else window
+        elif self.rank:
+            both = (self.taps[..., None] * self.up).transpose(0, 1).flatten(1)  # (H_kv·d_k, conv·rank)
+            w = silu(linear(window, both.to(window.dtype)))
+        else:
+            w = silu((window.unflatten(-1, self.taps.shape) * self.taps.to(window.dtype)).sum(-2))
+        w = w.unflatten(-1, (self.kv_heads, -1))
+        unit: Tensor = w * (w.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
         return unit.transpose(1, 2)

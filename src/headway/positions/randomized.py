@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.masks import Integers, as_positions
+from headway.positions.along import Before
 from headway.positions.base import Look, Position
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm
@@ -67,7 +68,7 @@ class Randomized(Position):
         if isinstance(self.inside, Randomized):
             raise HeadwayError(f"expected a method whose positions are not drawn already, got {self.method!r}")
         # of every other method a matter of its class
-        for name in ("relative", "per_layer", "normalise"):
+        for name in ("relative", "per_layer", "normalise", "sequential", "neighbours", "unbroken"):
             vars(self)[name] = getattr(self.inside, name)
 
     @property
@@ -133,6 +134,12 @@ class Randomized(Position):
     def mark(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens *rest"] | None:
         """As the method inside."""
         return self.inside.mark(x)
+
+    def carry(
+        self, marks: Float[Tensor, "batch tokens *rest"], pos: Int[Tensor, "#batch tokens"], before: Before | None
+    ) -> Float[Tensor, "batch tokens *held"]:
+        """As the method inside."""
+        return self.inside.carry(marks, pos, before)
 
     def recast(
         self, look: Look

@@ -44,6 +44,7 @@ class StickBreaking(Position):
     summary: ClassVar[str] = "Instead of softmax, each key from the nearest on takes its share of what is left."
     summary_zh: ClassVar[str] = "不用 softmax：从最近的键开始，每个键依次从剩余的权重中取走自己的一份。"
     normalise: ClassVar[str] = "stickbreaking"
+    sequential: ClassVar[bool] = True
 
     variants: ClassVar[tuple[str, ...]] = ("stickbreaking(remainder=True)",)
 

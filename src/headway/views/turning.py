@@ -220,7 +220,7 @@ def _moved(layer: Layer, position: Position) -> float:
     where = pos
     if position.axes > 1:
         where = torch.randint(LEAST, (1, tokens, position.axes), generator=torch.Generator().manual_seed(0))
-    marks = position.mark(layer.x[:1, :tokens])
+    marks = position.marked(layer.x[:1, :tokens], pos)
     found = []
     with torch.no_grad():
         for shift in (0, SHIFT):

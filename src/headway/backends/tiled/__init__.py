@@ -22,7 +22,7 @@ from headway.backends.base import Call
 from headway.backends.tiled.anywhere import any_positions
 from headway.backends.tiled.blocks import full_precision
 from headway.backends.tiled.steps import unit_steps
-from headway.terms import Pairwise
+from headway.terms import Difference, Pairwise
 
 
 def refuses(call: Call) -> str | None:
@@ -42,7 +42,7 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     with full_precision(call.device):
         shift = None if torch.compiler.is_compiling() else _shift(call)
         held = call.whole_rows is not None or call.row is not None
-        if shift is None or held or any(isinstance(term, Pairwise) for term in call.terms):
+        if shift is None or held or any(isinstance(term, Pairwise | Difference) for term in call.terms):
             return any_positions(call)
         return unit_steps(call, shift)
 

@@ -1,0 +1,100 @@
+"""Along the text: sums and windows over the tokens before, which go on from a cache.
+
+Neighbours are neighbours in the text, not in memory: padding is passed over, wherever it lies, and what a token needs
+of those before it is in the mark of the last of them, so that a cache may lose the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True, eq=False)
+class Before:
+    """The token of each sequence that new ones follow.
+
+    Args:
+        marks: what was cached of it, (B, ...).
+        pos: its position, (B,); -1 where a sequence has none yet.
+    """
+
+    marks: Float[Tensor, "batch *rest"]
+    pos: Int[Tensor, " batch"]
+
+
+def running_sum(
+    x: Float[Tensor, "batch tokens *rest"],
+    pos: Int[Tensor, "#batch tokens"],
+    before: Float[Tensor, "batch *rest"] | None = None,
+) -> Float[Tensor, "batch tokens *rest"]:
+    """Σ_{t ≤ i} x_t over the tokens of the text, in float64.
+
+    Args:
+        x: (B, N, ...); padding adds nothing.
+        pos: positions, (B or 1, N); -1 is padding.
+        before: the sum at the token before the first, (B, ...).
+
+    >>> running_sum(torch.tensor([[1.0, 5.0, 2.0]]), torch.tensor([[0, -1, 1]]), torch.tensor([10.0])).tolist()
+    [[11.0, 11.0, 13.0]]
+    """
+    real = (pos >= 0).view(*pos.shape, *[1] * (x.ndim - 2))
+    total = x.to(angle_dtype(x.device)).masked_fill(~real, 0.0).cumsum(1)
+    return total if before is None else total + before[:, None]
+
+
+def windows(
+    x: Float[Tensor, "batch tokens width"],
+    pos: Int[Tensor, "#batch tokens"],
+    size: int,
+    before: Float[Tensor, "batch last width"] | None = None,
+    before_pos: Int[Tensor, " batch"] | None = None,
+) -> Float[Tensor, "batch tokens size width"]:
+    """x of each token and of the ``size`` − 1 before it in its text, newest first; zeros before the text begins.
+
+    A text begins where positions do not go up: let each packed document start its positions anew.
+
+    Args:
+        x: (B, N, W).
+        pos: positions, (B or 1, N); -1 is padding, which is in no other token's window.
+        size: tokens in a window.
+        before: the window of the token before the first, without its oldest, (B, size − 1, W).
+        before_pos: that token's position, (B,); -1 is none.
+
+    >>> pos = torch.tensor([[0, -1, 1, 0]])
+    >>> windows(torch.tensor([[[1.0], [2.0], [3.0], [4.0]]]), pos, 2)[0, :, :, 0].tolist()
+    [[1.0, 0.0], [0.0, 0.0], [3.0, 1.0], [4.0, 0.0]]
+    """
+    if size == 1:
+        return x[:, :, None]
+    first = size - 1
+    if before is None or before_pos is None:
+        held, x = pos.new_full((len(pos), first), -1), pad(x, (0, 0, first, 0))
+    else:
+        # its window ends where its text began, and holds zeros there
+        gone = (before_pos < 0)[:, None, None]
+        x = torch.cat((before.flip(1).masked_fill(gone, 0.0).to(x.dtype), x), 1)
+        held, pos = before_pos[:, None].expand(-1, first), pos.expand(len(before_pos), -1)
+    pos = torch.cat((held, pos), 1)
+    number = torch.arange(pos.shape[1], device=pos.device).expand_as(pos)
+    text = (pos >= 0) | (number < first)
+    last = torch.where(text, number, 0).cummax(1).values  # the last token up to each place
+    previous = pad(last[:, :-1], (1, 0))
+    begins = (pos.gather(1, previous) >= pos) & (number >= first)
+    found, place, goes_on = [x], number, text
+    for _ in range(first):
+        goes_on = goes_on & ~begins.gather(1, place)
+        place = previous.gather(1, place)
+        # one token at most takes each as its neighbour, so that the gradient is a sum of one number, and zeros
+        taken = x[:, place[0]] if len(place) == 1 else x.gather(1, place[..., None].expand(-1, -1, x.shape[2]))
+        found.append(taken.masked_fill(~goes_on[..., None], 0.0))
+    return torch.stack(found, 2)[:, first:].masked_fill(~text[:, first:, None, None], 0.0)
+
+
+def angle_dtype(device: torch.device) -> torch.dtype:
+    """float64 where the device has it: at position 10⁶ an angle in float32 errs by 0.016 in its cosine."""
+    return torch.float32 if device.type == "mps" else torch.float64
