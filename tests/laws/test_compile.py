@@ -17,7 +17,7 @@ from signatures import representatives
 from headway.positions import methods
 
 HERE = Path(__file__).parent
-SOME = 12
+SOME = 24
 
 FIRST = [*representatives().values()]
 SHORT = ["test_lengths_that_change", "test_attend_by_itself", "test_masks_that_meet_tensors"]
