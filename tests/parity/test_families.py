@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import random
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ from transformers.models.roformer import modeling_roformer
 from headway import Attention, Causal, HeadwayError, NoPosition, Window
 from headway.masks import Chunks
 from headway.positions import from_hf, layers_from_hf, parse, to_hf
+from headway.positions.interchange.families import FAMILIES
+from headway.positions.interchange.keys import READ
+from headway.positions.interchange.values import names
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8192}
@@ -458,6 +462,27 @@ def test_one_sentence_for_what_does_not_read(config: dict, text: str) -> None:
     assert str(error.value).startswith(text), error.value
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
+
+
+def test_any_configuration_is_read_or_refused_in_one_sentence() -> None:
+    """Keys about position with values of every kind, by chance."""
+    chance = random.Random(0)
+    keys = [*sorted(READ), *names("num_hidden_layers hidden_size num_attention_heads head_dim is_decoder n_layer")]
+    lists: list[object] = [[], [1], [0, 1, 1], [FULL, SLIDING], [None], [[["global"], 2]], [[["global"], 10**9]]]
+    ropes: list[object] = [{}, YARN, {FULL: YARN}, {FULL: None}, {"type": "mrope", "mrope_section": [1]}, {"type": [1]}]
+    numbers: list[object] = [None, True, False, 0, 1, -1, 64, 1e4, float("nan"), float("inf"), 10**400, 3.5]
+    values = [*lists, *ropes, *numbers, "x", "", "absolute", "rotary", "c2p|p2c", b"x", "x" * 1000]
+    kinds = [*FAMILIES, "t5", "bert", "gpt2", "swin", "xlnet", "deberta-v2", "roberta", "bloom", "mpt", "mine", None]
+    read, refused = 0, []
+    for _ in range(400):
+        config = {chance.choice(keys): chance.choice(values) for _ in range(chance.randint(0, 5))}
+        config["model_type"] = chance.choice(kinds)
+        try:
+            read += bool(chance.choice((from_hf, layers_from_hf))(config))
+        except HeadwayError as error:
+            refused.append(str(error))
+    assert read > 10
+    assert not [text for text in refused if "\n" in text or len(text) > 500]
 
 
 def test_what_is_not_known_of_masks_is_asked_for() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from headway.positions.base import Position
 from headway.positions.interchange.families import FULL
 from headway.positions.interchange.layers import Layer, LayerPosition, Reading
-from headway.positions.interchange.values import plain
+from headway.positions.interchange.values import plain, short
 from headway.positions.interchange.writing import convert_pairing, to_hf
 from headway.shapes import HeadwayError
 
@@ -55,7 +55,7 @@ def from_hf(
     if layer_type is not None:
         if layer_type not in types:
             raise HeadwayError(
-                f"expected layer_type {' or '.join(types) or 'of a layer with attention'}, got {layer_type!r}"
+                f"expected layer_type {' or '.join(types) or 'of a layer with attention'}, got {short(layer_type)}"
             )
         layers = [layer for layer in layers if layer.type == layer_type]
     if not layers:

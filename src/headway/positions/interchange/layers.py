@@ -30,7 +30,7 @@ from headway.positions.interchange.rotations import (
     rotation,
     types_of,
 )
-from headway.positions.interchange.values import Values, names
+from headway.positions.interchange.values import Values, names, short
 from headway.positions.none import NoPosition
 from headway.shapes import HeadwayError
 
@@ -141,7 +141,7 @@ class Reading:
                 raise HeadwayError(f"expected {key} of {self.count} layers, got {len(types)}")
             unknown = sorted(set(types) - set(KINDS))
             if unknown:
-                raise HeadwayError(f"expected {key} among {', '.join(KINDS)}, got {', '.join(unknown)}")
+                raise HeadwayError(f"expected {key} among {', '.join(KINDS)}, got {', '.join(unknown[:8])}")
             return types
         nested = types_of(rope_of(values, known)) if self.method is None else []
         if known is not None and known.pattern is not None:
@@ -152,8 +152,8 @@ class Reading:
             if self.count is None:
                 return nested
             raise HeadwayError(
-                f"expected layer_types, because layers of type {', '.join(nested)} rotate differently and their order "
-                f"is not known, got none: add them to the configuration"
+                f"expected layer_types, because layers of type {', '.join(nested[:8])} rotate differently and their "
+                f"order is not known, got none: add them to the configuration"
             )
         alone = SLIDING if known is not None and known.window == "all" and self._windowed() else FULL
         return [alone] * (self.count or 1)
@@ -247,8 +247,8 @@ class Reading:
         if values.get("use_bidirectional_attention") not in (None, False, "vision"):
             raise HeadwayError(
                 f"expected causal attention, got use_bidirectional_attention="
-                f"{values.get('use_bidirectional_attention')!r}: files and objects differ in how wide its windows are; "
-                f"take from_hf for the positions, and give the masks yourself"
+                f"{short(values.get('use_bidirectional_attention'))}: files and objects differ in how wide its windows "
+                f"are; take from_hf for the positions, and give the masks yourself"
             )
         causal = self._causal()
         if kind == CHUNKED:
@@ -258,7 +258,7 @@ class Reading:
         unread = "sliding_window" in values and values.flag("use_sliding_window", default=True)
         if unread and "layer_types" not in values and (known is None or not known.pattern):
             raise HeadwayError(
-                f"expected sliding_window in a model known to have it, got {values.get('sliding_window')!r} with "
+                f"expected sliding_window in a model known to have it, got {short(values.get('sliding_window'))} with "
                 f"model_type {values.get('model_type')!r}: take it out, or give layer_types"
             )
         return Causal() if causal else None
@@ -360,9 +360,11 @@ class Reading:
             return self.types
         given = self.values.get("attention_types") or [[["global", "local"], len(self.types) // 2]]
         try:
-            flat = [kind for kinds, times in given for _ in range(times) for kind in kinds]
+            flat = [kind for kinds, times in given for _ in range(min(times, MOST_LAYERS)) for kind in kinds]
         except (TypeError, ValueError):
             flat = []
         if len(flat) != len(self.types) or not set(flat) <= {"global", "local"}:
-            raise HeadwayError(f"expected attention_types of {len(self.types)} layers, global or local, got {given!r}")
+            raise HeadwayError(
+                f"expected attention_types of {len(self.types)} layers, global or local, got {short(given)}"
+            )
         return [SLIDING if kind == "local" else FULL for kind in flat]

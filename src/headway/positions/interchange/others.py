@@ -6,7 +6,7 @@ from headway.positions.alibi import Alibi
 from headway.positions.base import Position
 from headway.positions.deberta import Deberta
 from headway.positions.inkling import Inkling
-from headway.positions.interchange.values import Values, names
+from headway.positions.interchange.values import Values, names, short
 from headway.positions.learned import Learned
 from headway.positions.shaw import Shaw
 from headway.positions.swin import Swin, SwinV2
@@ -90,7 +90,7 @@ def _relative_key(values: Values, kind: str) -> Position | None:
         return Shaw(clip=values.whole("max_position_embeddings", least=2) - 1, values=False)
     if said not in (None, "absolute", "learned", "alibi", *NEITHER):
         raise HeadwayError(
-            f"expected position_embedding_type absolute, relative_key, rotary or alibi, got {said!r}: "
+            f"expected position_embedding_type absolute, relative_key, rotary or alibi, got {short(said)}: "
             f"see `headway methods` for what there is"
         )
     return None
@@ -128,7 +128,9 @@ def _families(values: Values, kind: str) -> Position | None:
             return _deberta(values)
         case "xlnet":
             if values.get("attn_type") not in (None, "bi"):
-                raise HeadwayError(f"expected attn_type 'bi', as in XLNet's models, got {values.get('attn_type')!r}")
+                raise HeadwayError(
+                    f"expected attn_type 'bi', as in XLNet's models, got {short(values.get('attn_type'))}"
+                )
             clip = values.number("clamp_len", default=-1)
             return TransformerXL(bidirectional=True, **({"clip": int(clip)} if clip > 0 else {}))
         case "swin" | "swinv2":
@@ -161,9 +163,9 @@ def _deberta(values: Values) -> Position:
     kinds = values.get("pos_att_type") or []
     kinds = kinds.split("|") if isinstance(kinds, str) else kinds
     if not isinstance(kinds, list | tuple) or not all(isinstance(each, str) for each in kinds):
-        raise HeadwayError(f"expected pos_att_type as a list of names, got {kinds!r}")
+        raise HeadwayError(f"expected pos_att_type as a list of names, got {short(kinds)}")
     if {each.strip().lower() for each in kinds} != {"c2p", "p2c"}:
-        raise HeadwayError(f"expected pos_att_type of c2p and p2c, as in DeBERTa's models, got {list(kinds)}")
+        raise HeadwayError(f"expected pos_att_type of c2p and p2c, as in DeBERTa's models, got {short(list(kinds))}")
     if values.flag("position_biased_input"):
         raise HeadwayError(
             "expected position_biased_input to be false, as in DeBERTa's models, got true: it adds a learned table too"

@@ -7,7 +7,7 @@ from typing import Any
 
 from headway.positions.base import Position
 from headway.positions.interchange.families import FULL, PARTIAL, Family
-from headway.positions.interchange.values import Values
+from headway.positions.interchange.values import Values, short
 from headway.positions.mrope import MRope
 from headway.positions.none import NoPosition
 from headway.positions.rotary import PAIRINGS, Rotary
@@ -63,7 +63,7 @@ def rope_of(values: Values, known: Family | None) -> Values:
     if types:
         beside = [key for key in rope.entries if key not in types and key in rope]
         if beside:
-            raise HeadwayError(f"expected {keys[0]} by layer type only, got {', '.join(beside)} beside {types[0]}")
+            raise HeadwayError(f"expected {keys[0]} by layer type only, got {', '.join(beside[:8])} beside {types[0]}")
     elif keys and known is not None and (known.nested or (known.local is not None and keys[0] == "rope_parameters")):
         raise HeadwayError(f"expected {keys[0]} by layer type, as {values.get('model_type')} has it, got one for all")
     return rope
@@ -80,7 +80,7 @@ def rope_for(values: Values, known: Family | None, layer_type: str) -> Values | 
     if not types_of(rope):
         return rope
     if layer_type not in rope.entries:
-        raise HeadwayError(f"expected rope_parameters for {layer_type}, got it for {', '.join(rope.entries)}")
+        raise HeadwayError(f"expected rope_parameters for {layer_type}, got it for {', '.join(list(rope.entries)[:8])}")
     return rope.inner(layer_type) if layer_type in rope else None
 
 
@@ -139,7 +139,7 @@ def rotation(
     if own == "yarn" and "short_factor" in rope:
         own = "longrope"
     if own not in READERS:
-        raise HeadwayError(f"expected rope_type one of {', '.join(READERS)}, got {kind!r}")
+        raise HeadwayError(f"expected rope_type one of {', '.join(READERS)}, got {short(kind)}")
     method, keys, read = READERS[own]
     if "mrope_section" in rope or (known is not None and known.sections):
         if own != "default":
@@ -151,7 +151,7 @@ def rotation(
     unknown = [key for key in unknown if key != TEMPERATURE and not _repeats(values, rope, key)]
     if unknown:
         expected = ", ".join(sorted({*keys, *MEANT_FOR_OTHERS}))
-        raise HeadwayError(f"expected keys of rope_type {kind!r} among {expected}, got {', '.join(unknown)}")
+        raise HeadwayError(f"expected keys of rope_type {kind!r} among {expected}, got {', '.join(unknown[:8])}")
     return method(**shared, **read(values, rope))
 
 
@@ -189,15 +189,15 @@ def _fraction(values: Values, rope: Values, known: Family | None) -> float:
     share = values.whole("rotary_dim", least=2) / width
     if found and abs(found - share) * width >= 1:
         raise HeadwayError(
-            f"expected rotary_dim and partial_rotary_factor to agree, got rotary_dim={values.get('rotary_dim')} of "
-            f"{width} numbers and {found}"
+            f"expected rotary_dim and partial_rotary_factor to agree, got rotary_dim={short(values.get('rotary_dim'))} "
+            f"of {width} entries and {found}"
         )
     return share
 
 
 def _need(rope: Values, key: str) -> float:
     if key not in rope:
-        raise HeadwayError(f"expected {key} beside rope_type {rope.get('rope_type', 'type')!r}, got none")
+        raise HeadwayError(f"expected {key} beside rope_type {short(rope.get('rope_type', 'type'))}, got none")
     return rope.number(key)
 
 
@@ -231,7 +231,7 @@ def _dynamic(values: Values, rope: Values) -> dict[str, Any]:
     if "max_position_embeddings" in values and values.whole("max_position_embeddings") != original:
         raise HeadwayError(
             f"expected max_position_embeddings, from which rope_type 'dynamic' counts, to be the trained length, got "
-            f"{values.get('max_position_embeddings')} and original_max_position_embeddings={original}: keep one"
+            f"{short(values.get('max_position_embeddings'))} and original_max_position_embeddings={original}: keep one"
         )
     return {**_linear(values, rope), "original": original}
 

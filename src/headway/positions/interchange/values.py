@@ -10,6 +10,8 @@ from headway.shapes import HeadwayError
 
 MOST = 2**53
 """The largest whole number a configuration may hold: all below are floats exactly."""
+LONGEST = 100
+"""How many characters a name may have."""
 DEPTH = 4
 """How deep a text_config may lie within another."""
 
@@ -58,7 +60,7 @@ class Values:
         value = self.number(*keys, default=None if default is None else float(default))
         if value != int(value) or not least <= value <= MOST:
             key = next((key for key in keys if key in self), keys[0])
-            raise HeadwayError(f"expected {self.name(key)} as a whole number of at least {least}, got {_short(value)}")
+            raise HeadwayError(f"expected {self.name(key)} as a whole number of at least {least}, got {short(value)}")
         return int(value)
 
     def numbers(self, key: str) -> tuple[float, ...]:
@@ -67,14 +69,17 @@ class Values:
             self.missing(key)
         value = self.entries[key]
         if not isinstance(value, list | tuple):
-            raise HeadwayError(f"expected {self.name(key)} as a list of numbers, got {_short(value)}")
+            raise HeadwayError(f"expected {self.name(key)} as a list of numbers, got {short(value)}")
         return tuple(self._number(self.name(key), each) for each in value)
 
     def words(self, key: str) -> list[str]:
         """A list of texts."""
         value = self.entries[key]
-        if not isinstance(value, list | tuple) or not value or not all(isinstance(each, str) for each in value):
-            raise HeadwayError(f"expected {self.name(key)} as a list of names, got {_short(value)}")
+        words = isinstance(value, list | tuple) and all(
+            isinstance(each, str) and len(each) <= LONGEST for each in value
+        )
+        if not words or not value:
+            raise HeadwayError(f"expected {self.name(key)} as a list of names, got {short(value)}")
         return list(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -83,7 +88,7 @@ class Values:
         if value is None:
             return default
         if value not in (True, False) or isinstance(value, float):
-            raise HeadwayError(f"expected {self.name(key)} to be true or false, got {_short(value)}")
+            raise HeadwayError(f"expected {self.name(key)} to be true or false, got {short(value)}")
         return bool(value)
 
     def inner(self, key: str) -> Values:
@@ -92,7 +97,7 @@ class Values:
         if value is None:
             return Values({}, f"{self.name(key)}.")
         if not isinstance(value, Mapping) or not all(isinstance(each, str) for each in value):
-            raise HeadwayError(f"expected {self.name(key)} to be a dictionary, got {_short(value)}")
+            raise HeadwayError(f"expected {self.name(key)} to be a dictionary, got {short(value)}")
         return Values(value, f"{self.name(key)}.")
 
     def missing(self, key: str) -> NoReturn:
@@ -107,7 +112,7 @@ class Values:
                     return number
             except OverflowError:
                 pass
-        raise HeadwayError(f"expected {name} as a finite number, got {_short(value)}")
+        raise HeadwayError(f"expected {name} as a finite number, got {short(value)}")
 
 
 def plain(config: Mapping[str, Any] | object, depth: int = 0) -> Values:
@@ -133,8 +138,8 @@ def plain(config: Mapping[str, Any] | object, depth: int = 0) -> Values:
             f"expected a configuration, as a dictionary or an object with to_dict(), got {type(config).__name__}"
         )
     kind = entries.get("model_type")
-    if kind is not None and not isinstance(kind, str):
-        raise HeadwayError(f"expected model_type to be a name, got {_short(kind)}")
+    if kind is not None and (not isinstance(kind, str) or len(kind) > LONGEST):
+        raise HeadwayError(f"expected model_type to be a name, got {short(kind)}")
     if entries.get("text_config") is not None and "hidden_size" not in entries:
         if depth == DEPTH:
             raise HeadwayError(f"expected text_config at most {DEPTH} deep, got more")
@@ -158,7 +163,8 @@ def names(text: str) -> list[str]:
     return text.split()
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as an error text shows it: one line, and not all of a long one."""
     try:
         text = repr(value)
     except ValueError:  # whole numbers of more digits than Python writes
