@@ -2,6 +2,9 @@
 rotary-embedding-torch; RoPE-Mixed against the paper's formula, written anew in complex numbers.
 
 As in the rotary parity, float32 angles of the others are compared coarsely, and their arithmetic exactly.
+
+Held against: transformers (Qwen2-VL, Qwen3-VL, Pixtral, ViT-MAE) and rotary-embedding-torch. RoPE-Mixed against its
+paper's formula alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Methods that add to scores, against independent implementations: T5, ALiBi, Shaw."""
+"""Methods that add to scores, against independent implementations: T5, ALiBi, Shaw.
+
+Held against: transformers (T5, Bloom, MPT), x-transformers, and torch for no position. Shaw against its paper's
+formula, which the published code equals.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Methods that act on the embedding, against independent implementations."""
+"""Methods that act on the embedding, against independent implementations.
+
+Held against: transformers (XLM, Marian, M2M-100, Speech2Text, GPT-2, BERT).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Configurations of real models, as config.json has them: the method of each layer, or a refusal that names a key."""
+"""Configurations of real models, as config.json has them: the method of each layer, or a refusal that names a key.
+
+Held against: what the modelling code of transformers does with each configuration, and its Falcon.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 No implementation of it is installed. The loops follow the paper; pairs that do not turn stay as they are, as there (the
 authors' first code pads their sines with 1).
+
+Held against: the formula written anew; the authors' code gives its coefficients' start and its cap.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ def test_the_formula_of_the_paper(start: int, pairing: str) -> None:
             for i in kept:
                 cos, sin = math.cos(p * rates[i]), math.sin(p * rates[i])
                 for j in kept:
-                    cos = cos + position.cos[of, j, i] / math.sqrt(2) * math.cos(p * rates[j])
-                    sin = sin + position.sin[of, j, i] / math.sqrt(2) * math.sin(p * rates[j])
+                    cos = cos + position.cos[of, j, i] * math.cos(p * rates[j])
+                    sin = sin + position.sin[of, j, i] * math.sin(p * rates[j])
                 a, b = (i, i + width // 2) if pairing == "half" else (2 * i, 2 * i + 1)
                 y, z = x[batch, head, token, a], x[batch, head, token, b]
                 expected[batch, head, token, a] = y * cos - z * sin
@@ -61,4 +63,28 @@ def test_without_coefficients_it_is_rotary_without_the_waves_that_are_too_long(p
     kept = Proportional(fraction=0.5, pairing=pairing)  # 4 of 8 pairs turn within 512 tokens
     for ours, other in ((short, kept), (whole, Rotary(pairing=pairing))):
         for got, expected in zip(ours.rotate(q, q, pos, pos), other.rotate(q, q, pos, pos), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_it_starts_as_the_authors_code_draws_it() -> None:
+    """xavier_normal_ of a tensor (H, m, m) takes m·m for its fan in and H·m for its fan out."""
+    position = FoPE(original=512, sigma=0.3).attach(HeadShape.of(8 * 64, 8))
+    assert position.cos.shape == (8, 16, 16)
+    torch.manual_seed(5)
+    position.reset_parameters()
+    torch.manual_seed(5)
+    expected = torch.randn(8, 16, 16) * 0.3 * math.sqrt(2 / (16 * 16 + 8 * 16))
+    torch.testing.assert_close(position.cos.detach(), expected)
+    assert 0.021 < position.sin.std().item() < 0.0225
+
+
+def test_the_authors_code_turns_a_quarter_of_the_head_at_most() -> None:
+    for width, pairs, capped in ((16, 8, 4), (8, 4, 2), (6, 3, 1)):
+        shape = HeadShape.of(width, 1)
+        assert FoPE(base=100.0).attach(shape).cos.shape[-1] == pairs
+        short = FoPE(base=100.0, capped=True, sigma=0.0).attach(shape)
+        assert short.cos.shape[-1] == capped
+        q, pos = torch.randn(2, 1, 50, width, dtype=torch.float64), torch.arange(50)[None]
+        kept = Proportional(base=100.0, fraction=2 * capped / width)
+        for got, expected in zip(short.rotate(q, q, pos, pos), kept.rotate(q, q, pos, pos), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)

@@ -1,4 +1,8 @@
-"""Methods that gate scores by content (FoX, Inkling, GRAPE), against their authors' code or their papers' formulas."""
+"""Methods that gate scores by content (FoX, Inkling, GRAPE), against their authors' code or their papers' formulas.
+
+Held against: transformers (Inkling, Inkling 2); FoX and GRAPE-A against their papers' formulas written anew, which the
+authors' own code equals in float64.
+"""
 
 from __future__ import annotations
 
@@ -194,7 +198,7 @@ def test_inkling_2_clips_the_length_of_r() -> None:
 
 
 def generator(ours: GrapeM, head: int) -> Tensor:
-    """L = Σ_p ω_p (a_p b_pᵀ − b_p a_pᵀ), the paper's (2.1) summed over planes, signed so that a turns towards b."""
+    """L = Σ_p ω_p (b_p a_pᵀ − a_p b_pᵀ): the paper's (2.1) summed over planes, the other sign: a turns to b."""
     width, pairs = ours.shape.head_dim, ours.rate.shape[1]
     frame = torch.eye(width).double()
     if ours.planes:
@@ -223,7 +227,10 @@ def generator(ours: GrapeM, head: int) -> Tensor:
     ids=lambda position: position.spec(),
 )
 def test_grape_m_is_an_exponential(position: GrapeM, heads: int, kv_heads: int) -> None:
-    """q_iᵀ exp((pos_j − pos_i) L) k_j, the relative law of the paper's section 2.5, by torch's matrix exponential."""
+    """q_iᵀ exp((pos_j − pos_i) L) k_j, the relative law of the paper's section 2.5, by torch's matrix exponential.
+
+    No independent code: of GRAPE-M with learned planes; the authors published it with those of rotary.
+    """
     ours = module(position.fresh(), heads, kv_heads)
     x = torch.randn(2, 12, 8 * heads, dtype=torch.float64, requires_grad=True)
     pos = torch.tensor([0, 1, 2, 3, 5, 8, 9, 30, 31, 100, 200, 300])
@@ -253,6 +260,21 @@ def test_any_generator_of_rank_2_is_a_plane_and_a_rate() -> None:
         torch.eye(8) + math.sin(n * s) / s * skew + (1 - math.cos(n * s)) / s**2 * skew @ skew for n in pos[0].tolist()
     ]
     close(ours.rotate(x, x, pos, pos)[0][0, 0], torch.stack([g @ y for g, y in zip(closed, x[0, 0], strict=True)]))
+
+
+def test_weights_of_the_authors_sign() -> None:
+    """Their a bᵀ − b aᵀ gives the scores of ours once the second half of each head's rows is negated."""
+    ours = GrapeM().attach(HeadShape.of(16, 2)).double()
+    randomise(ours)
+    q, k = torch.randn(2, 1, 2, 5, 8).double()
+    pos = torch.tensor([[0, 1, 3, 50, 1000]])
+    theirs = [
+        torch.stack([torch.matrix_exp(-n * generator(ours, 0).detach()) @ x[0, 0, i] for i, n in enumerate(pos[0])])
+        for x in (q, k)
+    ]
+    sign = torch.tensor([1.0] * 4 + [-1.0] * 4).double()
+    got = ours.rotate(q * sign, k * sign, pos, pos)
+    close((got[0] @ got[1].mT)[0, 0], theirs[0] @ theirs[1].T)
 
 
 @pytest.mark.parametrize("pairing", ["half", "interleaved"])

@@ -1,4 +1,7 @@
-"""Configurations of transformers' own models, read here, rotate and bias as those models do."""
+"""Configurations of transformers' own models, read here, rotate and bias as those models do.
+
+Held against: transformers (Llama, GLM).
+"""
 
 from __future__ import annotations
 

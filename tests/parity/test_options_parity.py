@@ -1,4 +1,7 @@
-"""Companions of position as whole models compute them: QK-norm of Qwen3, softcap of Gemma 2, sinks of gpt-oss."""
+"""Companions of position as whole models compute them: QK-norm of Qwen3, softcap of Gemma 2, sinks of gpt-oss.
+
+Held against: transformers (Qwen3, Gemma 2, gpt-oss).
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 They make their angles in float32, where position·frequency errs by 3e-5 at position 300. So they are followed at that
 coarser tolerance, in their models' own forward passes, and the formula, written anew in complex numbers, exactly.
+
+Held against: transformers (Llama, GPT-NeoX, GPT-J) and rotary-embedding-torch.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 """Methods that need whole rows: CoPE against x-transformers; all others against their papers' formulas, written here
 anew with loops, because no implementation of them is installed.
+
+Held against: x-transformers (CoPE); stick-breaking, GRAPE-AP, PaTH and DAPE against their papers' formulas written
+anew, which the authors' own code equals but for the differences that the methods' pitfalls name.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@ loops, and Llama's attention.
 
 transformers computes frequencies in float32, so it is followed to 2e-5; the formulas, in float64, to 1e-11. Attention
 is compared in float64 with angles from the formulas, and with transformers' own angles at a coarser tolerance.
+
+Held against: transformers (its rope functions, Llama) and rotary-embedding-torch.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Every rotary family of the installed transformers, layer by layer: what its forward pass does to queries and keys,
 and whom it lets see whom, is what :func:`headway.positions.layers_from_hf` says, or that refuses by name.
+
+Held against: every rotary family of the installed transformers.
 """
 
 from __future__ import annotations

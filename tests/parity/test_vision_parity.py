@@ -1,4 +1,7 @@
-"""Biases by offset in an image, against transformers' Swin and Swin V2, and how fast they run."""
+"""Biases by offset in an image, against transformers' Swin and Swin V2, and how fast they run.
+
+Held against: transformers (Swin, Swin V2).
+"""
 
 from __future__ import annotations
 

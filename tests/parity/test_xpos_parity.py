@@ -1,6 +1,8 @@
 """xPos against rotary-embedding-torch, and against the paper's formula written anew, one pair of tokens at a time.
 
 Only scores can be compared: queries and keys depend on a centre, which cancels.
+
+Held against: rotary-embedding-torch.
 """
 
 from __future__ import annotations

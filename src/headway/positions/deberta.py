@@ -36,7 +36,9 @@ class Deberta(Position):
 
     Pitfalls: buckets round up, unlike T5's; the authors' code indexes the third term by δ(i,j), not by δ(j,i) as their
     paper writes, so its checkpoints need ``reverse=False``; from version 2 on the code also takes W_K and W_Q for W_K^r
-    and W_Q^r, and its biases on them are left out here. It tells both sides apart and was made for encoders.
+    and W_Q^r, and its biases on them are left out here. Keys ``clip`` or more before a query share row 2·clip − 1 and
+    those as far after it row 0, as in transformers; Microsoft's current code clamps the latter to row 1. It tells both
+    sides apart and was made for encoders.
 
     Args:
         clip: distances from here on are alike; 512 in the paper.

@@ -29,18 +29,22 @@ class FoPE(Position):
     Formula: pair i of q and k is turned and stretched by C_i(pos) = Σ_j U_ji cos(pos·ω_j) and S_i(pos) = Σ_j V_ji
     sin(pos·ω_j), over the m frequencies with a whole turn within L0, ω_j ≥ 2π/L0; pairs of lower frequency do not turn.
     Shapes: q (B, H, Q, d_k), k (B, H_kv, K, d_k) unchanged. Learned: A and B (H_kv, m, m), each layer its own, in
-    U = 1 + A/√m and V = 1 + B/√m, so that weight decay leads to plain rotation; A, B ~ N(0, σ²). Query heads share
-    those of their key head.
+    U = 1 + A and V = 1 + B, so that weight decay leads to plain rotation. They start as the authors' code draws them,
+    ``xavier_normal`` of the whole tensor with gain σ: N(0, σ²·2/(m² + H_kv·m)), standard deviation 0.022 at σ = 0.3,
+    m = 16 and 8 heads. Query heads share those of their key head.
 
     Pitfalls: with A = B = 0 it is relative, but not otherwise: scores depend on positions themselves. The authors
     freeze the coefficients at their random start unless told otherwise; here they learn, unless
-    ``requires_grad_(False)``. Their first code pads S with 1 instead of 0, and so turns pairs that should stay.
+    ``requires_grad_(False)``. Their first code pads S with 1 instead of 0, and so turns pairs that should stay. Their
+    code also turns at most d_k // 4 pairs, which their equation (13) does not say: ``capped=True`` for its checkpoints
+    (at L0 = 512 and base 10000 that is the same). To load its coefficients subtract the identity.
 
     Args:
         base: as in :class:`Rotary`.
         original: L0, the trained length.
-        sigma: σ, how far from plain rotation they start; 0.3 to 0.6 in the paper's configurations, by size of model.
+        sigma: σ, the gain with which A and B are drawn; 0.3 to 0.6 in the paper's configurations, by size of model.
         pairing: as in :class:`Rotary`.
+        capped: turn at most d_k // 4 pairs, the fastest, as the authors' code does.
 
     Raises:
         HeadwayError: when no pair turns within L0.
@@ -57,12 +61,16 @@ class FoPE(Position):
     summary_zh: ClassVar[str] = "每个维度对按若干正弦波之和旋转，去掉波长超过训练长度的分量。"
     relative: ClassVar[bool] = False
     per_layer: ClassVar[bool] = True
-    variants: ClassVar[tuple[str, ...]] = ("fope(base=100.0, original=64, sigma=0.6, pairing='interleaved')",)
+    variants: ClassVar[tuple[str, ...]] = (
+        "fope(base=100.0, original=64, sigma=0.6, pairing='interleaved')",
+        "fope(base=100.0, capped=True)",
+    )
 
     base: float = 10000.0
     original: int = 512
     sigma: float = 0.3
     pairing: str = "half"
+    capped: bool = False
 
     def __post_init__(self) -> None:
         if not 1 < self.base < math.inf:
@@ -81,13 +89,14 @@ class FoPE(Position):
         pairs = sum(
             self.base ** (-2 * i / shape.head_dim) >= 2 * math.pi / self.original for i in range(shape.head_dim // 2)
         )
+        pairs = min(pairs, max(1, shape.head_dim // 4)) if self.capped else pairs
         self.cos = nn.Parameter(torch.empty(shape.kv_heads, pairs, pairs))
         self.sin = nn.Parameter(torch.empty(shape.kv_heads, pairs, pairs))
 
     def reset_parameters(self) -> None:
-        """A, B ~ N(0, σ²)."""
-        nn.init.normal_(self.cos, std=self.sigma)
-        nn.init.normal_(self.sin, std=self.sigma)
+        """A, B ~ N(0, σ²·2/(m² + H_kv·m)): as a tensor of one matrix per head is drawn by ``xavier_normal_``."""
+        nn.init.xavier_normal_(self.cos, gain=self.sigma)
+        nn.init.xavier_normal_(self.sin, gain=self.sigma)
 
     def rotate(
         self,
@@ -107,7 +116,7 @@ class FoPE(Position):
         kept, pairs = self.cos.shape[-1], like.shape[-1] // 2
         angles = pos[:, None, :, None] * frequencies(like.shape[-1], self.base, pos.device)[:kept]
         cos, sin = (
-            wave + wave @ weight.to(wave.dtype) / math.sqrt(kept)
+            wave + wave @ weight.to(wave.dtype)
             for wave, weight in zip(waves(angles, like), (self.cos, self.sin), strict=True)
         )
         rest = (0, pairs - kept)

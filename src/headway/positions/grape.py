@@ -1,6 +1,6 @@
 """Positions as group actions (GRAPE). Zhang et al. 2025, "Group Representational Position Encoding", arXiv:2512.07805.
 
-Multiplicative, GRAPE-M: exp(pos·L) turns queries and keys, L = Σ_p ω_p (a_p b_pᵀ − b_p a_pᵀ) over orthonormal a, b.
+Multiplicative, GRAPE-M: exp(pos·L) turns queries and keys, L = Σ_p ω_p (b_p a_pᵀ − a_p b_pᵀ) over orthonormal a, b.
 Each plane (a_p, b_p) turns by pos·ω_p and what is orthogonal to all planes stays, so no matrix exponential is needed:
 
     exp(pos·L) x = x + F (R(pos·ω) − 1) Fᵀ x              F = [a b],  R turns each pair of coordinates in its plane
@@ -37,8 +37,9 @@ from headway.terms import AnyTerm, RowTerm, Tile
 class GrapeM(Position):
     """Queries and keys are turned in planes, learned or those of rotary, at learned rates (GRAPE-M, arXiv:2512.07805).
 
-    Formula: q and k become exp(pos·L) q and exp(pos·L) k, L = Σ_p ω_p (a_p b_pᵀ − b_p a_pᵀ), so that scores see
-    differences of positions only. Shapes: q (B, H, Q, d_k), k (B, H_kv, K, d_k) unchanged.
+    Formula: q and k become exp(pos·L) q and exp(pos·L) k, L = Σ_p ω_p (b_p a_pᵀ − a_p b_pᵀ), which turns a towards b,
+    as rotary does, so that scores see differences of positions only. Shapes: q (B, H, Q, d_k), k (B, H_kv, K, d_k)
+    unchanged.
 
     Learned, in each layer: the rates ω_p = base^(−2p/r)·exp(δ_p/slowness), one δ for all heads or for each key head,
     zeros, over r turned numbers; and with ``planes`` the planes of each key head, the first r columns of exp(S − Sᵀ),
@@ -46,7 +47,9 @@ class GrapeM(Position):
 
     Pitfalls: ``planes=0`` with learned rates is what the authors trained. A full set of learned planes is a change of
     basis, which W_Q and W_K could learn as well, but for QK-norm or fewer planes than pairs. The authors keep 16·ln ω
-    instead of δ, which weight decay would draw to ω = 1 instead of to rotary, and which bfloat16 rounds by 3 %.
+    instead of δ, which weight decay would draw to ω = 1 instead of to rotary, and which bfloat16 rounds by 3 %. Their
+    L has the other sign, so that b turns towards a: to load their weights, negate b, which with pairing "half" is the
+    second half of each head's rows in W_Q and W_K.
 
     Args:
         base: of the rates at the start.
