@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,7 @@ Batch = Annotated[int, typer.Option(max=MOST, help="Windows per step.")]
 Optimizer = Annotated[str, typer.Option(help="adamw, adam or sgd (with momentum).")]
 Rate = Annotated[float | None, typer.Option(help="Peak learning rate; default: the optimizer's own.")]
 Vocabulary = Annotated[str, typer.Option(help="bytes, or bpe (trained on the text; needs the extra headway[bpe]).")]
+MaxText = Annotated[int | None, typer.Option(min=1, help="Bytes the text may have; default: 128 MiB.")]
 VocabularySize = Annotated[int, typer.Option(max=MOST, help="Tokens of a bpe vocabulary.")]
 
 
@@ -108,6 +110,7 @@ def compare(
         int | None,
         typer.Option(min=1, max=LONGEST, help="Steps without position for drope; default: a fiftieth of the training."),
     ] = None,
+    max_text: MaxText = None,
     out: Out = Path("headway-compare"),
     threads: Threads = None,
 ) -> None:
@@ -134,6 +137,7 @@ def compare(
         vocabulary_size=vocabulary_size,
         extend=WAYS if extend.strip() == "all" else tuple(split(extend)),
         recalibrate=recalibrate,
+        max_text=max_text,
         **sizes,
     )
     screen = console()
@@ -157,6 +161,8 @@ def compare(
         command = "headway " + shlex.join(sys.argv[1:])
         results = run(comparison, out, command=command, on_event=show)
     report = write_report(results, out / "report.html")
+    for note in results["notes"]:
+        screen.print(note, soft_wrap=True)
     screen.print(table(results))
     for finding in findings(results):
         screen.print(f"• {finding.en}")
@@ -200,6 +206,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0, max=SEED, help="Of the weights, the order of the data and dropout.")] = 0,
     vocabulary: Vocabulary = "bytes",
     vocabulary_size: VocabularySize = 4096,
+    max_text: MaxText = None,
     validate_every: Annotated[int, typer.Option(min=1, max=LONGEST, help="Steps between validations.")] = 100,
     checkpoint_every: Annotated[int, typer.Option(min=1, max=LONGEST, help="Steps between checkpoints.")] = 100,
     out: Out = Path("headway-run"),
@@ -274,6 +281,7 @@ def train(
             device=device,
             watch=watch,
             log_dir=log_dir,
+            max_text=max_text,
         )
     for note in result.notes:
         screen.print(note, soft_wrap=True)
@@ -307,7 +315,8 @@ def generate(
     from headway.generation import prompt_ids, stream_text
     from headway.training import load_model
 
-    model, vocabulary, _ = load_model(run)
+    model, vocabulary, opened = load_model(run)
+    _say(opened.notes)
     if prompt == "-":
         prompt = sys.stdin.read()
     ids = run_model(
@@ -357,7 +366,8 @@ def explain(
         from headway.training import load_model, token_texts
         from headway.transformer import Transformer
 
-        loaded, vocabulary, _ = load_model(model)
+        loaded, vocabulary, opened = load_model(model)
+        _say(opened.notes)
         assert isinstance(loaded, Transformer)  # as every run of ours
         network, row = loaded, vocabulary.encode(text.encode("utf-8", "surrogateescape"))
         tokens, ids = token_texts(vocabulary, row), row[None]
@@ -531,7 +541,11 @@ def methods_command(
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
         print(json.dumps(found if name is None else found[0], ensure_ascii=not unicode, indent=2))
     elif out is not None:
-        wrote("Pages", write_markdown(found, out))
+        from headway.training.ours import mark
+
+        index = write_markdown(found, out)
+        mark(out, "methods")
+        wrote("Pages", index)
     elif html is not None:
         wrote("Page", write_method(found[0], html))
     elif name is not None:
@@ -547,6 +561,12 @@ def _watch_note(size: int, every: int, out: Path) -> str:
 
     said = f"Watching W_Q, W_K and W_V every {every} steps: {size / 1e6:,.1f} MB in {out / 'watch'}"
     return said if size <= ROOM else f"{said} would be more than {ROOM / 1e6:,.0f} MB, so it will look less often"
+
+
+def _say(notes: Iterable[str]) -> None:
+    """Tell on stderr what is worth knowing of what was read; the output itself may be meant for another program."""
+    for note in notes:
+        console(error=True).print(note, soft_wrap=True)
 
 
 def _use_threads(threads: int | None) -> None:

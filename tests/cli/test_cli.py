@@ -248,7 +248,7 @@ BAD = {
     "methods pages of one": ("methods t5 --out {tmp}/x", "expected no method with --out, which writes pages on all"),
     "heads": ("train --heads 3 --out {tmp}/x", "expected heads to divide dim, got dim=128 and heads=3"),
     "key heads": ("train --kv-heads 3 --out {tmp}/x", "expected kv_heads to divide heads, got heads=4 and kv_heads=3"),
-    "steps": ("train --steps 0 --out {tmp}/x", "expected steps to be a whole number of at least 1, got 0"),
+    "steps": ("train --steps 0 --out {tmp}/x", "expected steps to be a whole number from 1 to 1,000,000, got 0"),
     "rate": ("train --lr -1 --out {tmp}/x", "expected lr to be a number above 0, got -1"),
     "activation": ("train --activation relu --out {tmp}/x", "expected activation one of gelu, swiglu, got 'relu'"),
     "foreign folder": ("train --out {tmp}/folder", "expected a new, empty or run folder"),

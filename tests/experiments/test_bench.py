@@ -527,7 +527,7 @@ def test_runs_where_there_is_nothing_but_torch(tmp_path: Path) -> None:
     assert "t5" in done.stdout
     assert "Report: " in done.stdout
     assert "2 of 2: rotary, headway: " in done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "results.json", "samples.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {".headway", "report.html", "results.json", "samples.csv"}
 
 
 def test_training_speed_is_still_there() -> None:

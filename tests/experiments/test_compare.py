@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from headway.experiments import compare as module
+from headway.experiments.cells import RESULTS
 from headway.experiments.compare import Comparison, compare
 from headway.positions import Position, methods
 from headway.shapes import HeadwayError
+from headway.training.files import read_json
 from headway.transformer import Transformer
 
 SMALL = {"train_length": 8, "test_lengths": (8, 16), "seeds": (0,), "steps": 3, "batch": 2, "dim": 16, "layers": 1}
@@ -68,7 +70,7 @@ def test_all_methods_give_a_complete_result(everything):
                 assert 0 <= test["accuracy"] <= 1
     cannot = {cell["method"] for cell in results["cells"] for test in cell["tests"] if test["status"] == "cannot"}
     assert "learned(max_length=8)" in cannot
-    assert results == json.loads((folder / "results.json").read_text())
+    assert results == read_json(folder / "results.json", RESULTS)
 
 
 @pytest.mark.slow
@@ -194,7 +196,7 @@ def test_results_hold_no_nan(tmp_path):
         ({"seeds": (1, 1)}, "expected seeds that differ"),
         ({"test_lengths": (4, 8)}, "expected test lengths of at least the training length 8, got 4"),
         ({"train_length": 1, "test_lengths": (1,)}, "expected train_length of at least 2, got 1"),
-        ({"steps": 0}, "expected steps to be a whole number of at least 1, got 0"),
+        ({"steps": 0}, "expected steps to be a whole number from 1 to 1,000,000, got 0"),
         ({"optimizer": "lion"}, "expected optimizer to be one of sgd, adam, adamw, got 'lion'"),
     ],
 )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from headway.experiments import compare as module
+from headway.experiments.cells import RESULTS
 from headway.experiments.compare import Comparison, compare
 from headway.report.page import page, payload
+from headway.training.files import read_json
 
 SMALL: dict[str, Any] = {"train_length": 16, "test_lengths": (16,), "steps": 9, "batch": 2, "dim": 16, "layers": 2}
 SMALL |= {"heads": 2, "seeds": (0,)}
@@ -33,7 +34,7 @@ def keys(views: list[dict[str, Any]]) -> list[str]:
 def test_each_method_keeps_the_views_it_has(tmp_path: Path) -> None:
     results = compare(small(positions=tuple(KEPT)), tmp_path)
     assert {method: keys(views) for method, views in results["views"].items()} == KEPT
-    assert results == json.loads((tmp_path / "results.json").read_text())
+    assert results == read_json(tmp_path / "results.json", RESULTS)
     assert not list(tmp_path.glob("cells/*/watch"))
     film = results["views"]["rotary"][-1]["figures"][0]
     assert 5 <= len({label["en"] for label, _ in film["frames"]}) == len(film["frames"]) <= 9

@@ -81,8 +81,8 @@ def test_frozen_parameters_stay_out() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, r"expected steps to be a whole number of at least 1, got 0"),
-        ({"steps": True}, r"expected steps to be a whole number of at least 1, got True"),
+        ({"steps": 0}, r"expected steps to be a whole number from 1 to 1,000,000, got 0"),
+        ({"steps": True}, r"expected steps to be a whole number from 1 to 1,000,000, got True"),
         ({"batch": 2.0}, r"expected batch to be a whole number of at least 1, got 2.0"),
         ({"seed": -1}, r"expected seed to be a whole number of at least 0, got -1"),
         ({"seed": 2**63}, r"expected seed"),

@@ -32,6 +32,7 @@ class Configured(Tiny):
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "_build_model", Configured)
+    monkeypatch.setattr(run_module, "check_size", lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ def test_foreign_folder_and_file_are_left_alone(tmp_path: Path, text: Path) -> N
     with pytest.raises(HeadwayError, match=r"which holds thesis.tex and no settings.json: choose another folder"):
         train(text, out=tmp_path / "mine", model_config=CONFIG, settings=tiny_settings())
     assert {p.name for p in (tmp_path / "mine").iterdir()} <= {"thesis.tex", ".lock"}
-    with pytest.raises(HeadwayError, match=r"could not finish creating the folder .*: File exists"):
+    with pytest.raises(HeadwayError, match=r"expected a folder at .*, got a file: choose another place"):
         train(text, out=text, model_config=CONFIG, settings=tiny_settings())
 
 
@@ -166,7 +167,9 @@ def test_run_that_failed_before_its_first_checkpoint_may_start_anew(
 def test_text_folder_may_hold_the_run_itself(tmp_path: Path, text: Path) -> None:
     arguments: dict[str, Any] = {"out": tmp_path / "r", "model_config": CONFIG, "settings": tiny_settings()}
     train(tmp_path, **arguments)
-    assert "already finished" in train(tmp_path, **arguments).notes[0]
+    left_out, finished = train(tmp_path, **arguments).notes
+    assert left_out == f"left out of the text: {tmp_path / 'r'} (results of headway)"
+    assert "already finished" in finished
 
 
 @pytest.mark.parametrize(

@@ -69,11 +69,11 @@ def test_bad_paths_say_what_to_do(tmp_path: Path) -> None:
 def test_unreadable_text_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool) -> None:
     (tmp_path / "a").write_bytes(b"x")
 
-    def refuse(self: Path) -> bytes:
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuse(path: Path, *_: int) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
 
     # The tests may run as root, whom no mode keeps out.
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(HeadwayError, match=r"could not finish reading .*: Permission denied; choose a place you may"):
         read_text(tmp_path if folder else tmp_path / "a")
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import torch
 
 from headway.shapes import HeadwayError
 from headway.training.text import read_text
-from headway.training.vocabulary import Bpe, Bytes, Vocabulary, token_texts, vocabulary_from_json
+from headway.training.vocabulary import LONGEST, Bpe, Bytes, Vocabulary, token_texts, vocabulary_from_json
 
 SAMPLES = [b"", b"a", "añb 語言 🙂\n\t".encode(), b"\xff\xfe\x00", bytes(range(256)), os.urandom(999), b"  \r\n\n  x "]
 
@@ -109,3 +110,30 @@ def test_labels_of_tokens_are_never_broken_characters() -> None:
     assert "".join(label for label in labels if label != "‥") == "猫␣the␣cat␣狗"
     assert not any("�" in label for label in labels)
     assert token_texts(Bytes(), []) == []
+
+
+@pytest.mark.parametrize("characters", ["ab", "0123456789", "語文字化け", " \t", "-=#"])
+def test_learning_from_a_text_without_spaces_takes_linear_time(characters: str) -> None:
+    # how often the library looks at a pair cannot be counted from here; the length of what it looks into can
+    dice = random.Random(0)
+    text = "".join(dice.choice(characters) for _ in range(5000))
+    tokenizer = Bpe.train(text.encode(), size=257)._tokenizer
+    words = [end - begin for _, (begin, end) in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+    assert max(words) <= LONGEST
+    assert sum(words) == len(text)
+
+
+def test_words_of_ordinary_text_are_never_cut() -> None:
+    data = read_text().data[:200_000]
+    cut = Bpe.train(data, size=600)
+    uncut = Bpe(cut.tokens, cut.merges, cut.bytes_per_token, longest=None)
+    assert torch.equal(cut.encode(data), uncut.encode(data))
+
+
+def test_a_vocabulary_of_0_1_0_reads_long_runs_as_it_did() -> None:
+    old = Bpe.train(b"abab " * 100, size=300).to_json()
+    del old["longest"]
+    again = vocabulary_from_json(old)
+    assert isinstance(again, Bpe)
+    assert again.longest is None
+    assert again.to_json() == old

@@ -196,7 +196,10 @@ def test_damage_is_named(tmp_path: Path, text: Path) -> None:
     with pytest.raises(HeadwayError, match=r"^expected what was watched in .*05.safetensors, got content that does"):
         load_watch(tmp_path / "run")[5]
     (folder / "readings.json").write_text('{"format":2}')
-    with pytest.raises(HeadwayError, match=r"^expected readings of a watch in .*, got format 2: damaged$"):
+    with pytest.raises(
+        HeadwayError,
+        match=r"^expected format to be a whole number from 1 to 1, got 2, in .*readings.json: it is damaged",
+    ):
         load_watch(tmp_path / "run")
     with pytest.raises(HeadwayError, match=r"^expected watch of at least 1 step, or None, got 0$"):
         train(text, out=tmp_path / "other", model_config=MODEL, settings=settings(), watch=0)

@@ -16,11 +16,10 @@ import json
 import math
 import os
 import platform
-import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +27,22 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import headway
+from headway.experiments.cells import Cell
 from headway.experiments.extend import WAYS, extends, recalibrated
 from headway.experiments.kept import LOOKS, kept_views
 from headway.experiments.memory import peak_memory
 from headway.experiments.tasks import TASKS, Task, make_task
 from headway.positions import Position, methods, parse
 from headway.shapes import HeadwayError
+from headway.sizes import check_size
 from headway.training.batches import IGNORED
-from headway.training.files import FolderLock, make_folder, read_json, write_json_atomic
+from headway.training.files import FolderLock, clean_leftovers, make_folder, write_json_atomic
 from headway.training.history import History
+from headway.training.lengths import trained_at
 from headway.training.loop import Progress, Trainer, evaluating
 from headway.training.optimizer import peak_rate
+from headway.training.ours import mark
+from headway.training.schema import LARGEST, shown
 from headway.training.settings import TrainSettings
 from headway.training.watching import FOLDER, FolderWatcher
 from headway.transformer import Transformer
@@ -52,8 +56,8 @@ DEFAULTS: dict[str, dict[str, int]] = {
 """What suits each task: four minutes for :data:`CORE` on two cores, ten for copy. The class has the values of text."""
 CORE = ("none", "sinusoidal", "learned", "rotary", "alibi", "t5", "shaw")
 """What is compared unless told otherwise: a baseline, and the best known method of each kind."""
-TRAINED = ("max_length", "original")
-"""Hyperparameters that mean the length a model is trained at: methods get the comparison's, unless told otherwise."""
+LONGEST = 2**20
+"""The longest test length, and how many lengths and seeds there may be."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Comparison:
         extend: ways to make trained models read longer texts, of :data:`headway.experiments.extend.WAYS`; each model
             that can be extended so is tested before and after.
         recalibrate: training steps without position for "drope"; None is a fiftieth of ``steps``.
+        max_text: bytes the text may have; None is :data:`headway.training.text.MAX_TEXT`.
 
     Raises:
         HeadwayError: on values that do not fit, before anything is trained.
@@ -101,6 +106,7 @@ class Comparison:
     vocabulary_size: int = 1024
     extend: tuple[str, ...] = ()
     recalibrate: int | None = None
+    max_text: int | None = None
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -108,13 +114,21 @@ class Comparison:
         if not self.test_lengths:
             object.__setattr__(self, "test_lengths", tuple(self.train_length * 2**i for i in range(5)))
         object.__setattr__(self, "test_lengths", tuple(sorted(self.test_lengths)))
-        for name, values, least in (("test_lengths", self.test_lengths, 1), ("seeds", self.seeds, 0)):
+        for name, values, least, most in (
+            ("test_lengths", self.test_lengths, 1, LONGEST),
+            ("seeds", self.seeds, 0, LARGEST),
+        ):
             if not values or min(values) < least:
                 raise HeadwayError(f"expected {name} of at least {least} each, got {list(values)}")
+            if max(values) > most:
+                raise HeadwayError(f"expected {name} of at most {most} each, got {shown(max(values))}")
             if len(set(values)) < len(values):
                 raise HeadwayError(f"expected {name} that differ, got {list(values)}")
         if self.train_length < 2:
             raise HeadwayError(f"expected train_length of at least 2, got {self.train_length}")
+        for name in ("dim", "layers", "heads", "vocabulary_size"):
+            if getattr(self, name) < 1:
+                raise HeadwayError(f"expected {name} of at least 1, got {getattr(self, name)}")
         if not self.positions:
             raise HeadwayError("expected at least one position method, got none: 'all' is every method")
         if len(set(self.specs())) < len(self.specs()):
@@ -124,7 +138,9 @@ class Comparison:
                 f"expected test lengths of at least the training length {self.train_length}, got "
                 f"{min(self.test_lengths)}: at every length the last {self.train_length} tokens are predicted"
             )
-        self.train_settings(0)
+        for seed in self.seeds:
+            self.train_settings(seed)
+        replace(self.train_settings(self.seeds[0]), steps=self.recalibration, warmup=None)
         for how in self.extend:
             if how not in WAYS:
                 raise HeadwayError(f"expected extend among {', '.join(WAYS)}, got {how!r}")
@@ -132,6 +148,27 @@ class Comparison:
             raise HeadwayError(
                 f"expected a method that {', '.join(self.extend)} can extend, as rotary, got {', '.join(self.specs())}"
             )
+
+    def check_sizes(self, vocab: int) -> None:
+        """Refuse what no method can be trained with, before anything is read or trained.
+
+        Raises:
+            HeadwayError: when no model of these sizes can be made, or its steps do not fit into memory.
+        """
+        problems = []
+        for spec in self.specs():
+            try:
+                self.check_size(spec, vocab)
+            except HeadwayError as error:
+                problems.append(f"{spec}: {error}")
+            else:
+                return
+        raise HeadwayError(_none_left(problems))
+
+    def check_size(self, spec: str, vocab: int) -> None:
+        """Refuse the model of one method if it cannot be made."""
+        config = {"vocab": vocab, "dim": self.dim, "layers": self.layers, "heads": self.heads, "position": spec}
+        check_size(config, tokens=self.train_length, batch=self.batch, training=True)
 
     def ways(self, spec: str) -> list[str]:
         """Which of the ways in ``extend`` a method can go."""
@@ -149,11 +186,8 @@ class Comparison:
         return [self.method(spec).spec() for spec in asked]
 
     def method(self, spec: str) -> Position:
-        """The method a text names; what it has of :data:`TRAINED` is the training length, unless told otherwise."""
-        position = parse(spec)
-        values = position.hyperparameters()
-        trained = {name: self.train_length for name in TRAINED if name in values and not _given(spec, name)}
-        return type(position)(**{**values, **trained}) if trained else position
+        """The method a text names, for the training length, see :func:`headway.training.lengths.trained_at`."""
+        return trained_at(spec, self.train_length)[0]
 
     def train_settings(self, seed: int) -> TrainSettings:
         """How each cell of this seed is trained."""
@@ -167,11 +201,6 @@ class Comparison:
             validate_every=None,
             checkpoint_every=100,
         )
-
-
-def _given(spec: str, name: str) -> bool:
-    """Whether a method's text sets a hyperparameter, if only to its default."""
-    return re.search(rf"\b{name}\s*=", spec) is not None
 
 
 @dataclass(frozen=True)
@@ -197,30 +226,6 @@ class Event:
     length: int | None = None
 
 
-@dataclass
-class _Cell:
-    """One method and seed: its folder, and what is known of it so far."""
-
-    folder: Path
-    spec: str
-    seed: int
-    known: dict[str, Any] = field(default_factory=dict)
-
-    def extended(self, way: str) -> dict[str, Any]:
-        """The tests of its model after being extended so."""
-        tests: dict[str, Any] = self.known.setdefault("extended", {}).setdefault(way, {})
-        return tests
-
-    @property
-    def views(self) -> Path:
-        """Where its views are kept, if it is the one of its method that keeps any."""
-        return self.folder / "views.json"
-
-    def save(self, **found: Any) -> None:
-        self.known.update(found)
-        write_json_atomic(self.folder / "cell.json", self.known)
-
-
 def compare(
     comparison: Comparison,
     out: str | Path,
@@ -241,6 +246,8 @@ def compare(
     Raises:
         HeadwayError: when the text is missing or too short, or the folder is in use or not writable.
     """
+    # what tasks make by themselves has fewer tokens than bytes have
+    comparison.check_sizes(comparison.vocabulary_size if comparison.vocabulary == "bpe" else 256)
     task = make_task(
         comparison.task,
         comparison.text,
@@ -248,12 +255,17 @@ def compare(
         longest=max(comparison.test_lengths),
         vocabulary=comparison.vocabulary,
         vocabulary_size=comparison.vocabulary_size,
+        most=comparison.max_text,
     )
     out = Path(out)
     make_folder(out / "cells")
     with FolderLock(out):
-        data = task.describe()
-        cells = [_open(out, comparison, data, spec, seed) for seed in comparison.seeds for spec in comparison.specs()]
+        clean_leftovers(out)
+        mark(out, "comparison")
+        data, notes = task.describe(), list(getattr(task, "notes", ()))
+        cells = [
+            _open(out, comparison, data, spec, seed, notes) for seed in comparison.seeds for spec in comparison.specs()
+        ]
         complete = True
         try:
             for number, cell in enumerate(cells):
@@ -262,18 +274,26 @@ def compare(
                     if on_event is not None:
                         on_event(Event(number, len(cells), cell.spec, cell.seed, what, progress, length))  # noqa: B023
 
-                if not _run(comparison, task, cell, tell):
+                if not _run(comparison, task, cell, tell, notes):
                     complete = False
                     break
                 tell("done")
         except KeyboardInterrupt:
             complete = False
-        results = _results(comparison, data, cells, complete, command)
+        if all(cell.known.get("status") == "failed" for cell in cells):
+            # a report of nothing must not take the place of an earlier one
+            raise HeadwayError(_none_left([f"{cell.spec}: {cell.known['message']}" for cell in cells]))
+        results = _results(comparison, data, cells, complete, command, notes)
         write_json_atomic(out / "results.json", results)
     return results
 
 
-def _open(out: Path, comparison: Comparison, data: dict[str, Any], spec: str, seed: int) -> _Cell:
+def _none_left(problems: list[str]) -> str:
+    more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return f"expected a method that can be trained so, got none: {problems[0]}{more}"
+
+
+def _open(out: Path, comparison: Comparison, data: dict[str, Any], spec: str, seed: int, notes: list[str]) -> Cell:
     """The cell's folder is named by everything that decides its training, so that nothing stale is ever reused."""
     identity = {
         "format": FORMAT,
@@ -288,19 +308,12 @@ def _open(out: Path, comparison: Comparison, data: dict[str, Any], spec: str, se
     digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=5).hexdigest()
     folder = out / "cells" / f"{spec.partition('(')[0]}-seed{seed}-{digest}"
     make_folder(folder)
-    cell = _Cell(folder, spec, seed)
-    if (folder / "cell.json").exists():
-        try:
-            known = read_json(folder / "cell.json")
-        except HeadwayError:
-            known = None  # damaged: it is made anew from the checkpoint
-        if isinstance(known, dict) and known.get("identity") == identity:
-            cell.known = known
-    cell.known["identity"] = identity
+    cell = Cell(folder, spec, seed)
+    cell.open(identity, notes)
     return cell
 
 
-def _run(comparison: Comparison, task: Task, cell: _Cell, tell: Callable[..., None]) -> bool:
+def _run(comparison: Comparison, task: Task, cell: Cell, tell: Callable[..., None], notes: list[str]) -> bool:
     """Train and test one cell as far as it is not done; False when it was interrupted."""
     tests = cell.known.setdefault("tests", {})
     missing = [length for length in comparison.test_lengths if _key(comparison, length) not in tests]
@@ -315,6 +328,7 @@ def _run(comparison: Comparison, task: Task, cell: _Cell, tell: Callable[..., No
     if status == "ok" and not missing and not ways and (cell.views.exists() or not shown):
         return True
     try:
+        comparison.check_size(cell.spec, task.vocab)
         model = Transformer(task.vocab, comparison.dim, comparison.layers, comparison.heads, position=cell.spec)
     except HeadwayError as error:
         cell.save(status="failed", message=str(error))
@@ -343,6 +357,7 @@ def _run(comparison: Comparison, task: Task, cell: _Cell, tell: Callable[..., No
         observers=[] if watcher is None else [watcher],
     )
     history = trainer.run()
+    notes += trainer.notes
     if history.status == "interrupted":
         return False
     cell.save(status="ok" if history.status == "done" else "diverged", message=history.reason, **_curves(history))
@@ -359,14 +374,14 @@ def _run(comparison: Comparison, task: Task, cell: _Cell, tell: Callable[..., No
     return True
 
 
-def _keep(cell: _Cell, views: list[dict[str, Any]]) -> None:
+def _keep(cell: Cell, views: list[dict[str, Any]]) -> None:
     """Write the views of a cell; the matrices they were made from are not needed any more."""
-    write_json_atomic(cell.views, views)
+    cell.keep(views)
     shutil.rmtree(cell.folder / FOLDER, ignore_errors=True)
 
 
 def _extend(
-    comparison: Comparison, task: Task, cell: _Cell, model: Transformer, how: str, tell: Callable[..., None]
+    comparison: Comparison, task: Task, cell: Cell, model: Transformer, how: str, tell: Callable[..., None]
 ) -> bool:
     """Test a trained model after it was extended; False when that was interrupted."""
     way, failure = _way(comparison, how), None
@@ -437,11 +452,16 @@ def _curves(history: History) -> dict[str, Any]:
 
 
 def _results(
-    comparison: Comparison, data: dict[str, Any], cells: list[_Cell], complete: bool, command: str | None
+    comparison: Comparison,
+    data: dict[str, Any],
+    cells: list[Cell],
+    complete: bool,
+    command: str | None,
+    notes: list[str],
 ) -> dict[str, Any]:
     train = comparison.train_settings(comparison.seeds[0])
     settings = {**asdict(comparison), **train.to_json(), **data, "lr": peak_rate(train)}
-    elsewhere = ("positions", "seed", "task", "validate_every", "checkpoint_every", "keep", "length")
+    elsewhere = ("max_text", "positions", "seed", "task", "validate_every", "checkpoint_every", "keep", "length")
     settings = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in settings.items()
@@ -455,6 +475,7 @@ def _results(
         "settings": settings,
         "environment": _environment(),
         "complete": complete,
+        "notes": list(dict.fromkeys(notes)),
         "methods": [
             method
             for spec in comparison.specs()
@@ -466,11 +487,11 @@ def _results(
             if "status" in cell.known
             for row in (_cell(comparison, cell), *_extended_cells(comparison, cell))
         ],
-        "views": {cell.spec: read_json(cell.views) for cell in cells if cell.views.exists()},
+        "views": {cell.spec: cell.kept() for cell in cells if cell.views.exists()},
     }
 
 
-def _extended_cells(comparison: Comparison, cell: _Cell) -> list[dict[str, Any]]:
+def _extended_cells(comparison: Comparison, cell: Cell) -> list[dict[str, Any]]:
     """The rows of a model that was extended: the model's own but for its tests."""
     if cell.known["status"] != "ok":
         return []
@@ -502,7 +523,7 @@ def _method(spec: str, how: str | None = None) -> dict[str, str]:
     }
 
 
-def _cell(comparison: Comparison, cell: _Cell) -> dict[str, Any]:
+def _cell(comparison: Comparison, cell: Cell) -> dict[str, Any]:
     known = cell.known
     keys = [_key(comparison, length) for length in comparison.test_lengths]
     tests = [known["tests"][key] for key in keys if key in known["tests"]]

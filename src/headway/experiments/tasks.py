@@ -60,6 +60,7 @@ class TextTask:
         vocabulary: "bytes" or "bpe".
         vocabulary_size: tokens of a BPE vocabulary.
         windows: how many windows are tested, at most.
+        most: bytes the text may have; None is :data:`headway.training.text.MAX_TEXT`.
 
     Raises:
         HeadwayError: when the text cannot be read or is too short for the lengths.
@@ -74,10 +75,12 @@ class TextTask:
         vocabulary: str = "bytes",
         vocabulary_size: int = 1024,
         windows: int = 32,
+        most: int | None = None,
     ) -> None:
         if vocabulary not in ("bytes", "bpe"):
             raise HeadwayError(f"expected vocabulary bytes or bpe, got {vocabulary!r}")
-        text = read_text(path)
+        text = read_text(path, most=most)
+        self.notes = text.notes
         # BPE tokens are a few bytes each, so its validation part must be longer to hold the longest window
         need = longest if vocabulary == "bytes" else longest * 4
         fraction = min(0.5, max(0.1, 1.5 * (need + train_length) / max(len(text.data), 1)))
@@ -277,6 +280,7 @@ def make_task(
     longest: int,
     vocabulary: str = "bytes",
     vocabulary_size: int = 1024,
+    most: int | None = None,
 ) -> Task:
     """The task of this name: "text", "recall" or "copy"; see :class:`TextTask` for the other arguments.
 
@@ -290,6 +294,7 @@ def make_task(
             longest=longest,
             vocabulary=vocabulary,
             vocabulary_size=vocabulary_size,
+            most=most,
         )
     if path is not None:
         raise HeadwayError(f"expected no text for task {task}, which makes its own sequences, got {path}")

@@ -82,8 +82,9 @@ def svg(figure: View | Figure, *, language: str = "en", width: str = "single", c
         title, about = sheet.said(figure.title), ""
     high = math.ceil(bottom + 4)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTHS[width]}in" height="{high / 72:.3f}in" '
-        f'viewBox="0 0 {wide:g} {high}" font-family="{escape(FONTS)}" role="img" lang="{language}">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" data-generator="headway" '
+        f'width="{WIDTHS[width]}in" height="{high / 72:.3f}in" viewBox="0 0 {wide:g} {high}" '
+        f'font-family="{escape(FONTS)}" role="img" lang="{language}">',
         *([f"<title>{clean(title)}</title>"] if title else []),
         *([f"<desc>{clean(about)}</desc>"] if about else []),
         '<defs><pattern id="hatch" width="4" height="4" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'

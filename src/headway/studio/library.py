@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from headway.experiments.cells import CELL, RESULTS
 from headway.init import seeded
 from headway.inspect.explain import words
 from headway.inspect.watch import Watch
@@ -32,6 +33,8 @@ from headway.training import (
     read_text,
     token_texts,
 )
+from headway.training.history import HISTORY
+from headway.training.run import passed_over
 from headway.training.watching import load_watch
 from headway.transformer import Transformer
 from headway.views import Question
@@ -181,9 +184,7 @@ class Library:
     def results(self, identity: str) -> dict[str, Any]:
         """What a comparison found."""
         entry = self._entry(identity, ("comparison",))
-        found = self.without_paths(lambda: read_json(entry.path / "results.json"))
-        if not isinstance(found, dict):
-            raise HeadwayError(f"expected the results of a comparison in {entry.title}, got something else: damaged")
+        found: dict[str, Any] = self.without_paths(lambda: read_json(entry.path / "results.json", RESULTS))
         return found
 
     def report(self, identity: str) -> str:
@@ -265,14 +266,15 @@ class Library:
         path = self._entry(model.id, MODELS).path
         if self.quick and sum(file.stat().st_size for file in path.glob("checkpoints/*/model.safetensors")) > STORED:
             raise Heavy
-        made, vocabulary, history = self._loaded(model)
+        made, vocabulary, history, notes = self._loaded(model)
         ids, labels = tokens(vocabulary, text)
         _within(longest, len(labels))
         weights = sum(p.numel() * p.element_size() for p in made.parameters())
         self._weighed(check_size(made.config, tokens=len(labels), most=MEMORY + weights))
-        return Question(made, ids, labels, name=self._entry(model.id, MODELS).title, history=history)
+        told = tuple(map(self.said, notes))
+        return Question(made, ids, labels, name=self._entry(model.id, MODELS).title, history=history, notes=told)
 
-    def _loaded(self, model: OfRun) -> tuple[Transformer, Vocabulary, History | None]:
+    def _loaded(self, model: OfRun) -> tuple[Transformer, Vocabulary, History | None, tuple[str, ...]]:
         entry = self._entry(model.id, MODELS)
         key = (model.id, self.version(model))
         return self._models.make(key, lambda: self.without_paths(lambda: _load(entry)))
@@ -391,16 +393,11 @@ def _entries(folder: Path, kind: str) -> list[Entry]:
 def _identity(cell: Path) -> dict[str, Any] | None:
     """How one model of a comparison was made, if it reads text as bytes and was saved; recall and copy have no text."""
     try:
-        known = read_json(cell / "cell.json")
+        found: dict[str, Any] = read_json(cell / "cell.json", CELL)["identity"]
     except HeadwayError:
         return None
-    found = known.get("identity") if isinstance(known, dict) else None
-    if not isinstance(found, dict) or not all(isinstance(found.get(part), dict) for part in ("train", "data")):
-        return None
-    sizes = found.get("model")
-    whole = isinstance(sizes, list) and len(sizes) == 3 and all(type(size) is int for size in sizes)
-    reads = found.get("task") == "text" and found["data"].get("vocabulary_size") == Bytes.size
-    usable = whole and reads and isinstance(found.get("spec"), str) and Checkpoints(cell / "checkpoints").steps()
+    reads = found["task"] == "text" and found["data"].get("vocabulary_size") == Bytes.size
+    usable = len(found["model"]) == 3 and reads and Checkpoints(cell / "checkpoints").steps()
     return found if usable else None
 
 
@@ -419,13 +416,13 @@ def _described(entry: Entry) -> dict[str, Any]:
         return own
 
 
-def _load(entry: Entry) -> tuple[Transformer, Vocabulary, History | None]:
+def _load(entry: Entry) -> tuple[Transformer, Vocabulary, History | None, tuple[str, ...]]:
     if entry.kind == "run":
         loaded, vocabulary, run = load_model(entry.path)
         assert isinstance(loaded, Transformer)
-        return loaded, vocabulary, run.history
+        return loaded, vocabulary, run.history, run.notes
     identity = _identity(entry.path)
-    checkpoint, _ = Checkpoints(entry.path / "checkpoints").latest()
+    checkpoint, skipped = Checkpoints(entry.path / "checkpoints").latest()
     if identity is None or checkpoint is None:
         raise HeadwayError(f"expected a whole checkpoint in {entry.title}, got none: let the comparison finish")
     dim, layers, heads = identity["model"]
@@ -435,4 +432,5 @@ def _load(entry: Entry) -> tuple[Transformer, Vocabulary, History | None]:
     model = Transformer.from_config(config)
     checkpoint.restore(model)
     history = entry.path / "history.json"
-    return model.eval(), Bytes(), History.from_json(read_json(history)) if history.is_file() else None
+    record = History.from_json(read_json(history, HISTORY)) if history.is_file() else None
+    return model.eval(), Bytes(), record, tuple(passed_over(checkpoint, skipped))

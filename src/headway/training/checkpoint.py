@@ -28,6 +28,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from headway.shapes import HeadwayError
+from headway.sizes import memory
 from headway.training.files import (
     dump_json,
     explained,
@@ -35,6 +36,7 @@ from headway.training.files import (
     make_folder,
     parse_json,
     read_regular,
+    set_aside,
     temporary,
     write_new,
 )
@@ -171,7 +173,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         raise HeadwayError(f"expected a checkpoint folder named step-NNNNNNNN, got {path}")
     step = int(match[1])
     # Only these three names are ever opened, so a manifest cannot lead outside the folder.
-    written = read_regular(path / "manifest.json")
+    written = read_regular(path / "manifest.json", 2**16)
     manifest = parse_json(written, f"{path}/manifest.json")
     if dump_json(manifest) != written:
         raise HeadwayError(f"expected {path}/manifest.json as headway writes it, got other spacing: it is damaged")
@@ -188,8 +190,12 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     if manifest["step"] != step or isinstance(manifest["step"], bool):
         raise HeadwayError(f"expected step {step} in the manifest in {path}, got {manifest['step']!r}: it was renamed")
     content: dict[str, bytes] = {}
+    room = memory()
     for name in _PARTS:
-        data = read_regular(path / name)
+        length = files[name].get("bytes") if isinstance(files[name], dict) else None
+        if type(length) is not int or not 0 <= length <= room:
+            raise HeadwayError(f"expected {path / name} to match its manifest, which gives no size that fits: damaged")
+        data = read_regular(path / name, length)
         if files[name] != _fingerprint(data):
             raise HeadwayError(
                 f"expected {path / name} to match its manifest, got other content ({len(data)} bytes): it is damaged"
@@ -314,7 +320,7 @@ class Checkpoints:
                 fsync_folder(fresh)
                 if final.exists() or final.is_symlink():
                     # A damaged one that `latest` skipped: put aside, for whoever wants to look into it.
-                    os.rename(final, temporary(final).with_name(temporary(final).name.replace(".tmp-", ".damaged-")))
+                    set_aside(final)
                 os.rename(fresh, final)
             except OSError:
                 shutil.rmtree(fresh, ignore_errors=True)

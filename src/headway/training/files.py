@@ -1,11 +1,21 @@
-"""Files of runs: strict JSON, written whole or not at all, and a lock the kernel releases at death."""
+"""Files of runs: strict JSON with a seal, written whole or not at all, and a lock the kernel releases at death.
+
+A JSON file carries its own seal: ``"sha256"`` comes first in it and is the SHA-256 of the file's bytes with 64 zeros in
+its place. A list of checksums beside the files could not be replaced in the same step as they are; a kill between the
+two would leave whole files that look damaged. What must not change after it was written (a run's settings) is named by
+its seal in every checkpoint, so that the checkpoint's manifest covers it too.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import math
 import os
+import re
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -16,28 +26,84 @@ from headway.output import temporary as temporary
 from headway.output import write_atomic as write_atomic
 from headway.output import write_new as write_new
 from headway.shapes import HeadwayError
+from headway.training.schema import Schema, check
+
+MOST = 96 * 2**20
+"""Bytes of a JSON file: the history of a million steps fits, and parsing takes less than 2 GB."""
+NESTED = 2**20
+"""Lists and objects in it: an empty one takes thirty times its two characters."""
+SEAL = "sha256"
+_BLANK = b"0" * 64
+_SEALED = b'{"sha256":"'
+_LEFTOVER = re.compile(r".+\.tmp-\d+-[0-9a-f]+|\..+\.part")
 
 
-def read_regular(path: Path) -> bytes:
+def clean_leftovers(folder: Path) -> None:
+    """Remove the files that killed writers left half-written in a folder; only while holding its lock."""
+    with contextlib.suppress(OSError):
+        for path in list(folder.iterdir()):
+            if _LEFTOVER.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                path.unlink()
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what is damaged, for whoever wants to look into it; returns the new name. Raises OSError."""
+    aside = temporary(path)
+    aside = aside.with_name(aside.name.replace(".tmp-", ".damaged-"))
+    os.rename(path, aside)
+    return aside
+
+
+def read_regular(path: Path, most: int | None = None) -> bytes:
     """Read a whole regular file; a link, pipe or device (which could lead elsewhere or never end) is an error.
 
+    Args:
+        path: the file.
+        most: bytes it may have; None is any number.
+
     Raises:
-        HeadwayError: when it cannot be read or is not a regular file.
+        HeadwayError: when it cannot be read, is not a regular file, or is larger.
     """
     with explained(f"reading {path}"):
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode):
                 raise HeadwayError(f"expected a regular file at {path}, got something else: replace it by a plain file")
-            return file.read()
+            if most is not None and found.st_size > most:
+                raise HeadwayError(
+                    f"expected a file of at most {most:,} bytes at {path}, got {found.st_size:,}: it is damaged"
+                )
+            return file.read() if most is None else file.read(found.st_size)
 
 
 def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not JSON")
 
 
+def _whole(text: str) -> int:
+    if len(text) > 20:
+        raise ValueError(f"a whole number of {len(text)} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is too large for a number")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {max(found, key=names.count)[:40]!r} comes twice")
+    return found
+
+
 def parse_json(data: bytes, name: str) -> Any:
-    """Parse strict JSON (no NaN, no Infinity).
+    """Parse strict JSON: no NaN, no infinity, no name twice, no more than :data:`NESTED` lists and objects.
 
     Args:
         data: UTF-8 text.
@@ -50,9 +116,18 @@ def parse_json(data: bytes, name: str) -> Any:
     {'steps': 3}
     """
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        if data.count(b"[") + data.count(b"{") > NESTED:
+            raise ValueError(f"more than {NESTED:,} lists and objects")
+        return json.loads(
+            data.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            parse_int=_whole,
+            parse_float=_finite,
+            object_pairs_hook=_once,
+        )
     except (ValueError, RecursionError) as error:
-        raise HeadwayError(f"expected JSON in {name}, got content that does not parse: {error}") from error
+        # a message may quote the whole text
+        raise HeadwayError(f"expected JSON in {name}, got content that does not parse: {str(error)[:120]}") from error
 
 
 def dump_json(value: Any) -> bytes:
@@ -70,32 +145,97 @@ def dump_json(value: Any) -> bytes:
         raise HeadwayError(f"expected plain JSON values (finite numbers, text, lists, dicts), got: {error}") from error
 
 
-def read_json(path: Path | str) -> Any:
-    """Read a JSON file; raises HeadwayError when it is missing, unreadable or not JSON."""
-    return parse_json(read_regular(Path(path)), str(path))
+def sealed(data: bytes, at: int) -> bytes:
+    """Put the SHA-256 of ``data``, which has 64 zeros at ``at``, in their place."""
+    assert data[at : at + 64] == _BLANK
+    return data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + 64 :]
 
 
-def write_json_atomic(path: Path | str, value: Any) -> None:
+def check_seal(data: bytes, at: int, name: str) -> str:
+    """Return the seal at ``at`` after making sure that it is that of the bytes around it.
+
+    Raises:
+        HeadwayError: when it is not.
+    """
+    found, view = data[at : at + 64], memoryview(data)
+    digest = hashlib.sha256(view[:at])
+    digest.update(_BLANK)
+    digest.update(view[at + 64 :])
+    if digest.hexdigest().encode() != found:
+        raise HeadwayError(f"expected {name} to match its own {SEAL}, got other content: it is damaged")
+    return found.decode()
+
+
+def read_json(path: Path | str, schema: Schema | None = None, notes: list[str] | None = None) -> Any:
+    """Read a JSON file of ours: its size, its seal, its syntax and its fields are checked, in this order.
+
+    Args:
+        path: the file.
+        schema: what it may hold; None leaves that to the caller.
+        notes: is told when the file has no seal, as those of headway 0.1.0 have none.
+
+    Returns:
+        What was written, without the seal.
+
+    Raises:
+        HeadwayError: when it is missing, unreadable, damaged or not what the schema says.
+    """
+    return read_sealed(path, schema, notes)[0]
+
+
+def read_sealed(
+    path: Path | str, schema: Schema | None = None, notes: list[str] | None = None
+) -> tuple[Any, str | None]:
+    """As :func:`read_json`, and the file's seal; None where it has none."""
+    data = read_regular(Path(path), MOST)
+    seal = check_seal(data, len(_SEALED), str(path)) if data.startswith(_SEALED) else None
+    value = parse_json(data, str(path))
+    if seal is not None:
+        del value[SEAL]
+    elif notes is not None:
+        notes.append(f"{path} has no checksum, as files of headway 0.1.0 have none: its content was not verified")
+    if schema is not None:
+        check(value, schema, str(path))
+    return value, seal
+
+
+def write_json_atomic(path: Path | str, value: Mapping[str, Any]) -> str:
     """Write plain values as JSON so that a reader sees the old file or the new one, never a part.
 
     Args:
         path: the file; its folder must exist.
         value: plain values: dicts with text keys, lists, text, finite numbers, booleans, None.
 
+    Returns:
+        The file's seal.
+
     Raises:
         HeadwayError: when a value is not plain, or the file cannot be written (the old one is then untouched).
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_json_atomic(f"{folder}/a.json", {"loss": 2.5})
+    ...     _ = write_json_atomic(f"{folder}/a.json", {"loss": 2.5})
     ...     read_json(f"{folder}/a.json")
     {'loss': 2.5}
     """
-    write_atomic(Path(path), dump_json(value))
+    data = sealed(dump_json({SEAL: _BLANK.decode(), **value}), len(_SEALED))
+    write_atomic(Path(path), data)
+    return data[len(_SEALED) : len(_SEALED) + 64].decode()
 
 
 def make_folder(path: Path) -> None:
     """Create a folder and its parents; raises HeadwayError when that is impossible."""
+    for part in (path, *path.parents):
+        with contextlib.suppress(OSError):
+            if part.is_dir():
+                break
+            if part.is_symlink():
+                raise HeadwayError(
+                    f"expected a folder at {part}, got a link to {os.readlink(part)}, where there is none: "
+                    f"make that folder, or remove the link"
+                )
+            if part.exists():
+                raise HeadwayError(f"expected a folder at {part}, got a file: choose another place")
     with explained(f"creating the folder {path}"):
         path.mkdir(parents=True, exist_ok=True)
 

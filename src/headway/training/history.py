@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from headway.shapes import HeadwayError
+from headway.training.schema import Many, Maybe, Number, Record, Whole, Words, check
 
 STATUSES = ("running", "done", "interrupted", "diverged")
 
@@ -64,36 +64,27 @@ class History:
         >>> History.from_json(History(status="done").to_json()).status
         'done'
         """
-        if not isinstance(values, Mapping):
-            raise HeadwayError(f"expected a history as a JSON object, got {type(values).__name__}")
+        check(values, HISTORY, "the history")
         plain = {name: value for name, value in values.items() if name != "tokens_per_second"}
-        expected = {f.name for f in dataclasses.fields(cls)}
-        if set(plain) != expected:
-            raise HeadwayError(f"expected a history with {sorted(expected)}, got {sorted(map(str, plain))}")
-        for name, kinds in _LISTS.items():
-            value = plain[name]
-            if not isinstance(value, list) or not all(_is(v, *kinds) for v in value):
-                raise HeadwayError(f"expected history.{name} to be a list of finite numbers, got something else")
-            plain[name] = list(value)
         lengths = {len(plain[name]) for name in ("steps", "loss", "lr", "grad_norm")}
         if len(lengths) > 1 or len(plain["validation_steps"]) != len(plain["validation_loss"]):
             raise HeadwayError("expected history lists of equal length, got different ones: the record is damaged")
-        if plain["status"] not in STATUSES or not (plain["reason"] is None or isinstance(plain["reason"], str)):
-            raise HeadwayError(f"expected history.status of {', '.join(STATUSES)}, got {plain['status']!r}")
-        if not _is(plain["seconds"], int, float) or not _is(plain["tokens"], int):
-            raise HeadwayError("expected history.seconds and history.tokens to be numbers, got something else")
         return cls(**plain)
 
 
-_LISTS: dict[str, tuple[type, ...]] = {
-    "steps": (int,),
-    "loss": (int, float),
-    "lr": (int, float),
-    "grad_norm": (int, float),
-    "validation_steps": (int,),
-    "validation_loss": (int, float),
-}
-
-
-def _is(value: object, *kinds: type) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)  # type: ignore[arg-type]
+HISTORY = Record(
+    {
+        "steps": Many(Whole(1)),
+        "loss": Many(Number()),
+        "lr": Many(Number()),
+        "grad_norm": Many(Number()),
+        "validation_steps": Many(Whole()),
+        "validation_loss": Many(Number()),
+        "status": Words(STATUSES),
+        "reason": Maybe(Words()),
+        "seconds": Number(0),
+        "tokens": Whole(),
+    },
+    optional={"tokens_per_second": Number(0)},
+)
+"""What `History.to_json` writes."""

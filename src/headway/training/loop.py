@@ -21,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from headway.shapes import HeadwayError
 from headway.training.batches import IGNORED, Batches, seed_for
 from headway.training.checkpoint import Checkpoint, Checkpoints, not_finite
-from headway.training.files import FolderLock, make_folder, write_json_atomic
+from headway.training.files import FolderLock, clean_leftovers, make_folder, write_json_atomic
 from headway.training.history import History
 from headway.training.optimizer import build_optimizer, learning_rate
 from headway.training.settings import TrainSettings
@@ -132,7 +132,7 @@ class Trainer:
         validation: ``validation(model) -> float``, called in evaluation mode without gradients; None for none.
         folder: where to save; a run found there is resumed. None saves nothing.
         on_progress: called with a `Progress`; what it raises ends the run.
-        extra: plain JSON values kept in each checkpoint.
+        extra: plain JSON values kept in each checkpoint; a run is resumed with the same ones only.
         observers: told of every step; the numbers are the same with and without them.
 
     Raises:
@@ -314,6 +314,8 @@ class Trainer:
     def _resume(self) -> None:
         if self._checkpoints is None:
             return
+        assert self.folder is not None
+        clean_leftovers(self.folder)
         self._checkpoints.clean()
         checkpoint, skipped = self._checkpoints.latest()
         self.notes += skipped
@@ -324,7 +326,7 @@ class Trainer:
                     f"{'; '.join(skipped)}): move the folder away to start anew"
                 )
             return
-        history = _checked(checkpoint, self.settings)
+        history = _checked(checkpoint, self.settings, self.extra)
         checkpoint.restore(self.model, self.optimizer)
         if checkpoint.step > self.settings.positioned:
             self.model.drop_position()  # type: ignore[operator]
@@ -335,7 +337,7 @@ class Trainer:
             self.notes.append(f"resumed under {here}, saved under {there}: the last bits of the numbers may differ")
 
 
-def _checked(checkpoint: Checkpoint, settings: TrainSettings) -> History:
+def _checked(checkpoint: Checkpoint, settings: TrainSettings, extra: Mapping[str, Any]) -> History:
     """Return the record in a checkpoint after making sure that it belongs to these settings."""
     values = checkpoint.values
     if set(values) != {"history", "settings", "environment", "extra"}:
@@ -347,11 +349,27 @@ def _checked(checkpoint: Checkpoint, settings: TrainSettings) -> History:
             f"expected the settings of the run in {checkpoint.path.parent.parent}, got others "
             f"({differences(saved.to_json(), settings.to_json())}): use its settings or another folder"
         )
+    check_extra(checkpoint, extra)
     if len(history.steps) != checkpoint.step or checkpoint.step > settings.steps:
         raise HeadwayError(
             f"expected {checkpoint.step} recorded steps in {checkpoint.path}, got {len(history.steps)}: it is damaged"
         )
     return history
+
+
+def check_extra(checkpoint: Checkpoint, extra: Mapping[str, Any]) -> None:
+    """Make sure that a checkpoint was saved with these extra values, as far as it holds them.
+
+    Raises:
+        HeadwayError: when it was saved with others.
+    """
+    kept = checkpoint.values.get("extra")
+    for name, value in extra.items():
+        if isinstance(kept, dict) and kept.get(name, value) != value:
+            raise HeadwayError(
+                f"expected the {name} that {checkpoint.path} was saved with, got others: "
+                f"one of them is damaged or comes from another run"
+            )
 
 
 def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> str:

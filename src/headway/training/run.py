@@ -1,7 +1,8 @@
 """A run folder: everything needed to go on with a training, or to use what it made.
 
-settings.json    the model's config, the training settings, the vocabulary, the text's name and SHA-256, versions
-history.json     what happened so far
+settings.json    the model's config, the training settings, the vocabulary, the text's name and SHA-256, versions;
+                 sealed, and every checkpoint names the seal
+history.json     what happened so far, sealed
 checkpoints/     the last ones, each whole or absent
 watch/           how the matrices learned, where asked for, see watching.py
 .lock            held while a process trains here
@@ -11,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,25 @@ from torch import nn
 
 import headway
 from headway.init import seeded
+from headway.positions import parse
 from headway.shapes import HeadwayError
+from headway.sizes import check_size
 from headway.training.batches import TextBatches, TextValidation
-from headway.training.checkpoint import Checkpoints
-from headway.training.files import FolderLock, explained, make_folder, read_json, write_json_atomic
-from headway.training.history import History
-from headway.training.loop import Observer, Progress, Trainer, differences
+from headway.training.checkpoint import Checkpoint, Checkpoints
+from headway.training.files import (
+    FolderLock,
+    clean_leftovers,
+    explained,
+    make_folder,
+    read_json,
+    read_sealed,
+    write_json_atomic,
+)
+from headway.training.history import HISTORY, History
+from headway.training.lengths import trained_at
+from headway.training.loop import Observer, Progress, Trainer, check_extra, differences
+from headway.training.ours import MARKER, mark
+from headway.training.schema import PLAIN, Anything, Named, Record, Whole, Words
 from headway.training.settings import TrainSettings
 from headway.training.tensorboard import TensorBoard
 from headway.training.text import Split, Text, read_text
@@ -34,7 +48,19 @@ from headway.training.vocabulary import Bpe, Bytes, Vocabulary, vocabulary_from_
 from headway.training.watching import FOLDER, FolderWatcher, fixed_window
 
 _FORMAT = 1
-_FIELDS = frozenset({"format", "model", "train", "vocabulary", "vocabulary_request", "text", "versions"})
+SETTINGS_SEAL = "settings.json"
+"""Under this name a checkpoint of a run keeps the seal of its settings."""
+_SETTINGS = Record(
+    {
+        "format": Whole(),
+        "model": Named(PLAIN),
+        "train": Named(Anything()),  # TrainSettings checks it
+        "vocabulary": Named(Anything()),  # vocabulary_from_json checks it
+        "vocabulary_request": Record({"kind": Words()}, optional={"size": Whole()}),
+        "text": Record({"name": Words(), "bytes": Whole(), "sha256": Words()}),
+        "versions": Named(Words()),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +75,8 @@ class Run:
         text: name, bytes and SHA-256 of the text it was trained on.
         versions: of headway, torch and python.
         history: what happened so far.
+        seal: of its settings, which its checkpoints name; None in a run of headway 0.1.0.
+        notes: one sentence each on what is worth knowing (a damaged checkpoint passed over, a file without checksum).
     """
 
     path: Path
@@ -58,6 +86,8 @@ class Run:
     text: dict[str, Any]
     versions: dict[str, Any]
     history: History
+    seal: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,6 +132,7 @@ def train(
     device: torch.device | str = "cpu",
     watch: int | None = None,
     log_dir: Path | str | None = None,
+    max_text: int | None = None,
 ) -> RunResult:
     """Train a Transformer on a text, in a folder; the same call again resumes it.
 
@@ -109,7 +140,9 @@ def train(
         text: a file, a folder, or None for the built-in text.
         out: the run folder. New or empty: a run starts. A run with the same settings: it is resumed, or, when it is
             finished, reported as such. Anything else is an error.
-        model_config: the model's config without ``vocab``, which the vocabulary decides.
+        model_config: the model's config without ``vocab``, which the vocabulary decides. What its position method has
+            as the length it is trained at becomes ``settings.length``, unless its text sets it (see
+            :func:`headway.training.lengths.trained_at`).
         settings: how to train; None takes the defaults.
         vocabulary: ``"bytes"`` or ``"bpe"`` (trained on the training part of the text).
         vocabulary_size: ids wanted, for bpe.
@@ -119,6 +152,7 @@ def train(
         watch: record W_Q, W_K and W_V every so many steps, for :func:`headway.training.load_watch`; the training's
             numbers stay the same, and a resumed run may be watched otherwise.
         log_dir: write event files for TensorBoard there, see :class:`headway.training.tensorboard.TensorBoard`.
+        max_text: bytes the text may have; None is :data:`headway.training.text.MAX_TEXT`.
 
     Returns:
         The run, its model, and notes.
@@ -129,17 +163,23 @@ def train(
     settings = settings or TrainSettings()
     if vocabulary not in ("bytes", "bpe"):
         raise HeadwayError(f"expected vocabulary to be bytes or bpe, got {vocabulary!r}")
-    source = read_text(text)
+    source = read_text(text, most=max_text)
     split = Split.of(source, length=settings.length)
     folder = Path(out)
     make_folder(folder)
     with FolderLock(folder) as lock:
         request = {"kind": vocabulary, **({"size": vocabulary_size} if vocabulary == "bpe" else {})}
-        existing = _existing(folder)
+        clean_leftovers(folder)
+        notes: list[str] = list(source.notes)
+        existing, seal = _existing(folder, notes)
+        mark(folder, "run")
+        model_config = _for_length(model_config, settings.length, existing, notes)
         if existing is None:
             words: Vocabulary = Bytes() if vocabulary == "bytes" else Bpe.train(split.train, size=vocabulary_size)
         else:
             words = vocabulary_from_json(existing["vocabulary"])
+        whole = {**model_config, "vocab": words.size}
+        check_size(whole, tokens=settings.length, batch=settings.batch, training=True)
         model = new_model(model_config, words, settings.seed).to(device)
         record = {
             "format": _FORMAT,
@@ -154,7 +194,6 @@ def train(
                 "python": platform.python_version(),
             },
         }
-        notes: list[str] = []
         if existing is not None:
             _check_same(folder, existing, record)
         held_out = words.encode(split.validation)
@@ -172,13 +211,27 @@ def train(
             observers=observers,
         )
         if existing is None:
-            write_json_atomic(folder / "settings.json", record)
+            seal = write_json_atomic(folder / "settings.json", record)
+        trainer.extra = {} if seal is None else {SETTINGS_SEAL: seal}
         trainer.run(stop, lock=lock)
     if trainer.resumed_from == settings.steps:
         notes.append(f"the run in {folder} is already finished: {settings.steps} of {settings.steps} steps")
     elif trainer.resumed_from is not None:
         notes.append(f"resumed the run in {folder} after step {trainer.resumed_from} of {settings.steps}")
     return RunResult(open_run(folder), model, trainer.resumed_from, (*notes, *trainer.notes))
+
+
+def _for_length(
+    model_config: Mapping[str, Any], length: int, existing: Mapping[str, Any] | None, notes: list[str]
+) -> Mapping[str, Any]:
+    """The config with a position method for this training length."""
+    if not isinstance(text := model_config.get("position"), str):
+        return model_config
+    position, said = trained_at(text, length)
+    if said is None or (existing is not None and existing["model"].get("position") == parse(text).spec()):
+        return model_config  # nothing to set, or a run of headway 0.1.0, which had the method's own length
+    notes.append(said)
+    return {**model_config, "position": position.spec()}
 
 
 def new_model(model_config: Mapping[str, Any], words: Vocabulary, seed: int) -> nn.Module:
@@ -200,36 +253,30 @@ def _describe(source: Text) -> dict[str, Any]:
     return {"name": source.name, "bytes": len(source.data), "sha256": hashlib.sha256(source.data).hexdigest()}
 
 
-def _existing(folder: Path) -> dict[str, Any] | None:
-    """Return the settings in a folder, or None when it is free for a new run."""
+def _existing(folder: Path, notes: list[str]) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the settings in a folder and their seal, or None when it is free for a new run."""
     if (folder / "settings.json").exists():
         # Before its first checkpoint a run holds nothing to lose: it may start anew with other settings.
-        return _read_settings(folder) if Checkpoints(folder / "checkpoints").steps() else None
-    # A start that was killed leaves the lock and perhaps a temporary file; anything else is not ours to write into.
+        return _read_settings(folder, notes) if Checkpoints(folder / "checkpoints").steps() else (None, None)
+    # A start that was killed leaves the lock and the marker; anything else is not ours to write into.
     with explained(f"reading {folder}"):
-        foreign = sorted(p.name for p in folder.iterdir() if p.name != ".lock" and ".json.tmp-" not in p.name)
+        foreign = sorted(p.name for p in folder.iterdir() if p.name not in (".lock", MARKER))
     if foreign:
         raise HeadwayError(
             f"expected a new, empty or run folder, got {folder}, which holds {', '.join(foreign[:3])} "
             f"and no settings.json: choose another folder"
         )
-    return None
+    return None, None
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
-    record = read_json(folder / "settings.json")
-    if (
-        not isinstance(record, dict)
-        or set(record) != _FIELDS
-        or not all(isinstance(record[n], dict) for n in _FIELDS - {"format"})
-    ):
-        raise HeadwayError(f"expected the settings of a run in {folder}/settings.json, got something else: damaged")
+def _read_settings(folder: Path, notes: list[str] | None = None) -> tuple[dict[str, Any], str | None]:
+    record, seal = read_sealed(folder / "settings.json", _SETTINGS, notes)
     if record["format"] != _FORMAT:
         raise HeadwayError(
             f"expected run format {_FORMAT} in {folder}/settings.json, got {record['format']!r}: "
             f"use the version of headway that wrote it ({record['versions'].get('headway')})"
         )
-    return record
+    return record, seal
 
 
 def _check_same(folder: Path, existing: dict[str, Any], record: dict[str, Any]) -> None:
@@ -240,9 +287,11 @@ def _check_same(folder: Path, existing: dict[str, Any], record: dict[str, Any]) 
     for field in ("model", "train", "vocabulary_request", "text"):
         found = differences(comparable(existing, field), comparable(record, field))
         if found:
+            more = existing[field].get("steps") != record[field].get("steps") if field == "train" else False
             raise HeadwayError(
                 f"expected the {field} of the run in {folder}, got another ({found}): "
                 f"repeat the run's own command to resume it, or choose another folder"
+                f"{' for a run of that many steps, which starts from the beginning' if more else ''}"
             )
 
 
@@ -258,10 +307,11 @@ def open_run(path: Path | str) -> Run:
     folder = Path(path)
     if not (folder / "settings.json").exists():
         raise HeadwayError(f"expected a run folder with settings.json, got {folder}: make one with `headway train`")
-    record = _read_settings(folder)
+    notes: list[str] = []
+    record, seal = _read_settings(folder, notes)
     history = History()
     if (folder / "history.json").exists():
-        history = History.from_json(read_json(folder / "history.json"))
+        history = History.from_json(read_json(folder / "history.json", HISTORY))
     return Run(
         folder,
         record["model"],
@@ -270,6 +320,8 @@ def open_run(path: Path | str) -> Run:
         record["text"],
         record["versions"],
         history,
+        seal,
+        tuple(notes),
     )
 
 
@@ -280,7 +332,7 @@ def load_model(path: Path | str) -> tuple[nn.Module, Vocabulary, Run]:
         path: a folder that `train` made.
 
     Returns:
-        The model, its vocabulary, and what the run says about itself.
+        The model, its vocabulary, and what the run says about itself; its ``notes`` name damaged checkpoints.
 
     Raises:
         HeadwayError: when there is no run or no whole checkpoint.
@@ -292,8 +344,32 @@ def load_model(path: Path | str) -> tuple[nn.Module, Vocabulary, Run]:
             f"expected a whole checkpoint in {run.path}/checkpoints, got none"
             f"{' (' + '; '.join(skipped) + ')' if skipped else ''}: train the run until it has saved one"
         )
-    model = _build_model(run.config)
+    if run.seal is not None:
+        check_extra(checkpoint, {SETTINGS_SEAL: run.seal})
+    model = _build_model(checked_config(run.config, checkpoint))
     checkpoint.restore(model)
     if checkpoint.step > run.settings.positioned:
         model.drop_position()  # type: ignore[operator]
-    return model.eval(), run.vocabulary, run
+    return model.eval(), run.vocabulary, replace(run, notes=(*run.notes, *passed_over(checkpoint, skipped)))
+
+
+def checked_config(config: Mapping[str, Any], checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Make sure that a config describes a model as large as a checkpoint holds, before it is built.
+
+    Raises:
+        HeadwayError: when it describes a larger one; what is in the config came from a file.
+    """
+    held = sum(tensor.numel() for tensor in checkpoint.model.values())
+    try:
+        check_size(config, parameters=held)
+    except HeadwayError as error:
+        raise HeadwayError(
+            f"expected settings of the model in {checkpoint.path}, got others ({error}): "
+            f"one of them is damaged or comes from another run"
+        ) from error
+    return config
+
+
+def passed_over(checkpoint: Checkpoint, skipped: Sequence[str]) -> list[str]:
+    """What to say when newer checkpoints than this one are damaged."""
+    return [f"{'; '.join(skipped)}: used {checkpoint.path.name} instead"] if skipped else []

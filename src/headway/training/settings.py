@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from headway.shapes import HeadwayError
+from headway.training.schema import LARGEST, is_number, shown
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "constant")
+STEPS = 1_000_000
+"""Steps of a run at most: every checkpoint holds the record of all steps so far."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class TrainSettings:
     """How to train: every value that decides the result, and how often to look and save.
 
     Args:
-        steps: optimizer steps in all.
+        steps: optimizer steps in all, at most a million.
         batch: windows in a batch.
         length: tokens in a window.
         optimizer: ``"sgd"`` (with momentum), ``"adam"`` or ``"adamw"``.
@@ -65,7 +67,8 @@ class TrainSettings:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 1), ("length", 1), ("seed", 0), ("drop_position", 0), ("keep", 2)):
+        _whole("steps", self.steps, 1, STEPS)
+        for name, least in (("batch", 1), ("length", 1), ("seed", 0), ("drop_position", 0), ("keep", 2)):
             _whole(name, getattr(self, name), least)
         for name, least in (("warmup", 0), ("validate_every", 1), ("checkpoint_every", 1)):
             if getattr(self, name) is not None:
@@ -75,7 +78,7 @@ class TrainSettings:
             ("schedule", self.schedule, SCHEDULES),
         ):
             if choice not in choices:
-                raise HeadwayError(f"expected {name} to be one of {', '.join(choices)}, got {choice!r}")
+                raise HeadwayError(f"expected {name} to be one of {', '.join(choices)}, got {shown(choice)}")
         _number("momentum", self.momentum, "in [0, 1)", lambda v: 0 <= v < 1)
         _number("floor", self.floor, "in [0, 1]", lambda v: 0 <= v <= 1)
         if self.lr is not None:
@@ -123,19 +126,21 @@ class TrainSettings:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(str(name) for name in values if name not in known)
         if unknown:
-            raise HeadwayError(f"expected only known training settings, got {', '.join(unknown)}: remove them")
+            raise HeadwayError(f"expected only known training settings, got {', '.join(unknown)[:80]}: remove them")
         plain = dict(values)
         if isinstance(plain.get("betas"), list):
             plain["betas"] = tuple(plain["betas"])
         return cls(**plain)
 
 
-def _whole(name: str, value: object, least: int) -> None:
+def _whole(name: str, value: object, least: int, most: int = LARGEST) -> None:
     # bool is an int to Python; as a count it is a mistake.
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
-        raise HeadwayError(f"expected {name} to be a whole number of at least {least}, got {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        large = isinstance(value, int) and value > most
+        above = f"from {least:,} to {most:,}" if large or most < LARGEST else f"of at least {least}"
+        raise HeadwayError(f"expected {name} to be a whole number {above}, got {shown(value)}")
 
 
 def _number(name: str, value: object, range_: str, inside: Any) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or not inside(value):
-        raise HeadwayError(f"expected {name} to be a number {range_}, got {value!r}")
+    if not is_number(value) or not inside(value):
+        raise HeadwayError(f"expected {name} to be a number {range_}, got {shown(value)}")

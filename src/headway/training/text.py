@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from headway.shapes import HeadwayError
 from headway.training.files import explained
+from headway.training.ours import GENERATORS, own_results
 
 # Folders that tools fill, not people. Hidden ones (.git, .hg, .venv) are skipped by their dot.
 _TOOL_FOLDERS = frozenset({"CVS", "__pycache__", "node_modules"})
 _SNIFF = 8192
+MAX_TEXT = 2**27
+"""Bytes a text may have unless a larger limit is asked for: training on more takes several GB of memory."""
+MAX_FILES = 100_000
+"""Files that are looked at in a folder; a person's texts are fewer, a whole disk has more."""
 
 
 @dataclass(frozen=True)
@@ -24,32 +32,51 @@ class Text:
         name: the path it was read from, or ``"built-in"``.
         files: how many files were used.
         skipped: how many files of a folder were left out (binary, hidden, or not regular).
+        results: folders and files left out of it because they are results of ours.
+        elsewhere: folders left out because they lie on another file system, as /proc does.
     """
 
     data: bytes
     name: str
     files: int = 1
     skipped: int = 0
+    results: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One sentence on each kind of thing that one might miss in it."""
+        told = (
+            (self.results, "results of headway"),
+            (self.elsewhere, "on another file system; give that folder itself to read it"),
+        )
+        return tuple(
+            f"left out of the text: {', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''} ({why})"
+            for names, why in told
+            if names
+        )
 
     def __str__(self) -> str:
         return f"{self.name}: {len(self.data):,} bytes from {self.files} files, {self.skipped} skipped"
 
 
-def read_text(path: Path | str | None = None) -> Text:
+def read_text(path: Path | str | None = None, *, most: int | None = None) -> Text:
     """Read the text to train on.
 
     A single file is taken as it is, binary or not: bytes are the default alphabet. A folder is read recursively in
     sorted order, its files joined by a newline; it leaves out binary files (a NUL in the first 8 KiB), hidden files and
-    folders, links to folders, and the folders of headway's own runs.
+    folders, links to folders, other file systems, and whatever headway itself wrote (see
+    :mod:`headway.training.ours`).
 
     Args:
         path: a file, a folder, or None for the text of Python's own language reference (`pydoc_data.topics`).
+        most: bytes it may have; None is :data:`MAX_TEXT`. Sizes are looked at before anything is read.
 
     Returns:
         The text, with the number of files used and skipped.
 
     Raises:
-        HeadwayError: when the path does not exist, cannot be read, or holds no text.
+        HeadwayError: when the path does not exist, cannot be read, holds no text, or too much.
 
     >>> print(read_text().data[:46].decode().splitlines()[0])
     The "assert" statement
@@ -58,51 +85,112 @@ def read_text(path: Path | str | None = None) -> Text:
         from pydoc_data.topics import topics
 
         return Text("\n".join(topics[name] for name in sorted(topics)).encode(), "built-in")
+    most = MAX_TEXT if most is None else most
+    if most < 1:
+        raise HeadwayError(f"expected a limit of at least 1 byte for the text, got {most}")
     path = Path(path)
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.exists():
-        raise HeadwayError(f"expected a text file or a folder, got {path}, which does not exist: check the path")
     with explained(f"reading the text {path}"):
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise HeadwayError(f"expected a text file or a folder, got {path}, which is neither: give a regular file")
-        data = path.read_bytes()
+        kind = _mode(path)
+    if kind is None:
+        raise HeadwayError(f"expected a text file or a folder, got {path}, which does not exist: check the path")
+    if stat.S_ISDIR(kind):
+        return _read_folder(path, most)
+    if not stat.S_ISREG(kind):
+        raise HeadwayError(f"expected a text file or a folder, got {path}, which is neither: give a regular file")
+    with explained(f"reading the text {path}"), _opened(path) as (file, size):
+        data = b"" if size > most else file.read(most + 1)
+    if max(size, len(data)) > most:
+        raise _too_large(path, most)
     if not data:
         raise HeadwayError(f"expected text in {path}, got an empty file: give a file with content")
     return Text(data, str(path))
 
 
-def _read_folder(root: Path) -> Text:
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A file and its size; one that was replaced by a pipe meanwhile does not block."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        yield file, os.fstat(file.fileno()).st_size
+
+
+def _too_large(path: Path, most: int) -> HeadwayError:
+    return HeadwayError(
+        f"expected a text of at most {most:,} bytes, got more in {path}: give a smaller file or folder, or raise the "
+        f"limit with --max-text (max_text in Python); memory is needed for several times the text"
+    )
+
+
+def _read_folder(root: Path, most: int) -> Text:
     parts: list[bytes] = []
-    skipped = 0
+    skipped = seen = 0
+    room = most
+    results: list[str] = []
+    elsewhere: list[str] = []
 
     def fail(error: OSError) -> None:
-        raise error
+        raise HeadwayError(
+            f"could not finish reading the texts in {root}: {error.strerror} ({error.filename}); "
+            f"choose a place you may read and write, or move that folder away"
+        ) from error
 
-    with explained(f"reading the texts in {root}"):
-        for folder, folders, names in os.walk(root, onerror=fail):
-            if "settings.json" in names and "checkpoints" in folders:
-                # A run of our own: its content changes while it trains.
-                folders.clear()
-                continue
-            # os.walk visits what is left here, in this order.
-            folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in _TOOL_FOLDERS)
-            for name in sorted(names):
-                file = Path(folder, name)
+    device = root.stat().st_dev
+    for name, folders, names in os.walk(root, onerror=fail):
+        folder = Path(name)
+        if own := own_results(folder, [*folders, *names]):
+            results.append(str(folder))
+        # os.walk visits what is left here, in this order.
+        inside = sorted(n for n in folders if not n.startswith(".") and n not in _TOOL_FOLDERS and n not in own)
+        folders[:] = [n for n in inside if _on(device, folder / n)]
+        elsewhere += [str(folder / n) for n in inside if n not in folders and not (folder / n).is_symlink()]
+        for name in sorted(set(names) - own):
+            file = folder / name
+            seen += 1
+            if seen > MAX_FILES:
+                raise HeadwayError(
+                    f"expected at most {MAX_FILES:,} files in {root}, got more: give the folder that holds the texts"
+                )
+            with explained(f"reading the text {file}"):
                 if name.startswith(".") or not file.is_file():
                     skipped += 1
                     continue
-                data = file.read_bytes()
-                if b"\0" in data[:_SNIFF]:
-                    skipped += 1
-                elif data:
-                    parts.append(data)
+                with _opened(file) as (opened, size):
+                    if not size:  # empty, or one of those that the kernel makes up and that may never end
+                        continue
+                    begin = opened.read(min(_SNIFF, room + 1))
+                    if b"\0" in begin:
+                        skipped += 1
+                        continue
+                    if any(marker in begin for marker in GENERATORS):
+                        results.append(str(file))
+                        continue
+                    if size > room:
+                        raise _too_large(root, most)
+                    data = begin + opened.read(room + 1 - len(begin))
+            room -= len(data) + 1
+            if room < -1:
+                raise _too_large(root, most)
+            parts.append(data)
     if not parts:
         raise HeadwayError(
-            f"expected text files in the folder {root}, got none ({skipped} binary or hidden files skipped): "
+            f"expected text files in the folder {root}, got none ({skipped} binary or hidden files skipped"
+            f"{', results of headway left out' if results else ''}): "
             f"give a folder with text, or one file, which is read as bytes whatever it holds"
         )
-    return Text(b"\n".join(parts), str(root), len(parts), skipped)
+    return Text(b"\n".join(parts), str(root), len(parts), skipped, tuple(results), tuple(elsewhere))
+
+
+def _on(device: int, folder: Path) -> bool:
+    try:
+        return folder.lstat().st_dev == device
+    except OSError:
+        return True  # os.walk says why it cannot be read
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,6 +13,21 @@ from torch import Tensor
 
 from headway.characters import label
 from headway.shapes import HeadwayError
+from headway.training.schema import Many, Number, Record, Whole, Words, check
+
+MOST = 2**20
+"""Tokens of a vocabulary at most."""
+LONGEST = 256
+"""Characters of a word at most; words of ordinary text are shorter."""
+_BPE = Record(
+    {
+        "kind": Words(("bpe",)),
+        "tokens": Many(Words()),
+        "merges": Many(Many(Words())),
+        "bytes_per_token": Number(0),
+    },
+    optional={"longest": Whole(16, 2**16)},
+)
 
 
 @runtime_checkable
@@ -95,6 +110,9 @@ class Bpe:
         tokens: the text of each id, in the byte-level alphabet of GPT-2; all 256 single bytes are among them.
         merges: pairs of tokens to join, most frequent first.
         bytes_per_token: mean on the text it was trained on.
+        longest: runs of letters, of digits, of spaces and of other characters are cut after so many characters, before
+            pairs are counted in them: learning from a text without spaces would take quadratic time otherwise. None
+            does not cut, as vocabularies of headway 0.1.0 did.
 
     Raises:
         HeadwayError: when the `tokenizers` library is missing, or tokens and merges do not fit together.
@@ -104,7 +122,13 @@ class Bpe:
     (260, 'the cät')
     """
 
-    def __init__(self, tokens: Sequence[str], merges: Sequence[tuple[str, str]], bytes_per_token: float) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        merges: Sequence[tuple[str, str]],
+        bytes_per_token: float,
+        longest: int | None = LONGEST,
+    ) -> None:
         alphabet = _alphabet()
         byte_of = {character: byte for byte, character in enumerate(alphabet)}
         ids = {token: i for i, token in enumerate(tokens)}
@@ -117,11 +141,12 @@ class Bpe:
             if left not in ids or right not in ids or left + right not in ids:
                 raise HeadwayError(f"expected BPE merges of known tokens, got {left!r} + {right!r}: it is damaged")
         self.tokens, self.merges, self.bytes_per_token = tuple(tokens), tuple(merges), bytes_per_token
+        self.longest = longest
         self._bytes = [bytes(byte_of[c] for c in token) for token in tokens]
         self._single = [ids[character] for character in alphabet]
         library = _library()
         self._tokenizer = library.Tokenizer(library.models.BPE(vocab=ids, merges=list(merges)))
-        self._tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self._tokenizer.pre_tokenizer = _words(library, longest)
 
     @classmethod
     def train(cls, data: bytes, *, size: int = 4096) -> Bpe:
@@ -134,11 +159,13 @@ class Bpe:
         Raises:
             HeadwayError: when the size is too small or the `tokenizers` library is missing.
         """
-        if size < 256:
-            raise HeadwayError(f"expected a vocabulary size of at least 256 (every byte is a token), got {size}")
+        if not 256 <= size <= MOST:
+            raise HeadwayError(
+                f"expected a vocabulary size of at least 256 (every byte is a token), at most {MOST:,}, got {size}"
+            )
         library = _library()
         tokenizer = library.Tokenizer(library.models.BPE())
-        tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.pre_tokenizer = _words(library, LONGEST)
         trainer = library.trainers.BpeTrainer(
             vocab_size=size, show_progress=False, special_tokens=[], initial_alphabet=_alphabet()
         )
@@ -181,11 +208,13 @@ class Bpe:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
+        longest = {} if self.longest is None else {"longest": self.longest}
         return {
             "kind": "bpe",
             "tokens": list(self.tokens),
             "merges": [list(pair) for pair in self.merges],
             "bytes_per_token": self.bytes_per_token,
+            **longest,
         }
 
 
@@ -226,6 +255,16 @@ def _pieces(text: str, size: int = 1 << 20) -> Iterator[str]:
         yield text[begin:]
 
 
+def _words(library: Any, longest: int | None) -> Any:
+    """What divides a text into words, within which pairs are joined: as GPT-2 does, and none is longer than that."""
+    words = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if longest is None:
+        return words
+    runs = "|".join(f"{kind}{{{longest}}}" for kind in (r"\p{L}", r"\p{N}", r"\s", r"[^\s\p{L}\p{N}]"))
+    cut = library.pre_tokenizers.Split(library.Regex(runs), "isolated")
+    return library.pre_tokenizers.Sequence([cut, words])
+
+
 def _library() -> Any:
     try:
         import tokenizers
@@ -246,18 +285,10 @@ def vocabulary_from_json(values: Any) -> Vocabulary:
     >>> vocabulary_from_json({"kind": "bytes"}).size
     256
     """
-    kind = values.get("kind") if isinstance(values, Mapping) else None
-    if kind == "bytes" and set(values) == {"kind"}:
+    if values == {"kind": "bytes"}:
         return Bytes()
-    if kind != "bpe" or set(values) != {"kind", "tokens", "merges", "bytes_per_token"}:
-        raise HeadwayError(f"expected a vocabulary of kind bytes or bpe, got {str(values)[:80]}: it is damaged")
+    check(values, _BPE, "the vocabulary")
     tokens, merges, mean = values["tokens"], values["merges"], values["bytes_per_token"]
-    if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
-        raise HeadwayError("expected BPE tokens as a list of text, got something else: the vocabulary is damaged")
-    if not isinstance(merges, list) or not all(
-        isinstance(m, list) and len(m) == 2 and all(isinstance(t, str) for t in m) for m in merges
-    ):
-        raise HeadwayError("expected BPE merges as a list of pairs of text, got something else: it is damaged")
-    if not isinstance(mean, int | float) or isinstance(mean, bool) or not mean > 0:
-        raise HeadwayError(f"expected bytes_per_token above 0, got {mean!r}: the vocabulary is damaged")
-    return Bpe(tokens, [(left, right) for left, right in merges], float(mean))
+    if mean <= 0 or any(len(pair) != 2 for pair in merges):
+        raise HeadwayError("expected BPE merges of two tokens each and a mean above 0, got others: it is damaged")
+    return Bpe(tokens, [(left, right) for left, right in merges], float(mean), values.get("longest"))

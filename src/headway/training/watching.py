@@ -1,6 +1,6 @@
 """How a run's matrices learn, kept while it trains: in memory for a live training, in the run folder for a saved one.
 
-watch/readings.json               how often was looked, update/weight ratios, entropies
+watch/readings.json               how often was looked, update/weight ratios, entropies; sealed like all our files
 watch/step-00000010.safetensors   W_Q, W_K and W_V after 10 finished steps, and what step 11 did to them
 
 A file is written under another name, flushed and renamed, by a second thread while training goes on; before a
@@ -25,6 +25,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from headway.inspect.watch import (
+    MATRICES,
     ROOM,
     Reading,
     Snapshot,
@@ -36,15 +37,22 @@ from headway.inspect.watch import (
     update_ratios,
 )
 from headway.shapes import HeadwayError
+from headway.sizes import memory
 from headway.training.files import (
+    SEAL,
+    check_seal,
+    clean_leftovers,
     explained,
     make_folder,
     read_json,
     read_regular,
+    sealed,
+    set_aside,
     write_atomic,
     write_json_atomic,
 )
 from headway.training.loop import Observer, Trainer
+from headway.training.schema import Many, Maybe, Number, Record, Whole
 from headway.training.settings import TrainSettings
 
 WINDOW = 64
@@ -55,7 +63,24 @@ FOLDER = "watch"
 """Where in a run's folder its watch lies."""
 _FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,18})\.safetensors")
-_LEFTOVER = re.compile(r"(step-\d{8,18}\.safetensors|readings\.json)\.tmp-.+")
+_READINGS = "readings.json"
+_SEALED = b'{"__metadata__":{"sha256":"'
+_SCHEMA = Record(
+    {
+        "format": Whole(_FORMAT, _FORMAT),
+        "asked": Whole(1),
+        "every": Whole(1),
+        "readings": Many(
+            Record(
+                {
+                    "step": Whole(),
+                    "ratios": Maybe(Many(Record({which: Number(0) for which in MATRICES}))),
+                    "entropies": Maybe(Many(Many(Number()))),
+                }
+            )
+        ),
+    }
+)
 
 
 def fixed_window(tokens: Tensor, length: int) -> Tensor:
@@ -167,23 +192,33 @@ class FolderWatch(Watch):
         Raises:
             HeadwayError: when it is damaged or from another version.
         """
-        if (self.folder / "readings.json").exists():
-            self.asked, self.every, self.readings = _parsed(read_json(self.folder / "readings.json"), self.folder)
+        if (self.folder / _READINGS).exists():
+            found = read_json(self.folder / _READINGS, _SCHEMA)
+            self.readings = {one["step"]: Reading(one["ratios"], one["entropies"]) for one in found["readings"]}
+            layers = {len(part) for one in self.readings.values() for part in (one.ratios, one.entropies) if part}
+            if len(layers) > 1:
+                raise HeadwayError(f"expected readings of one model in {self.folder}, got several: they are damaged")
+            self.asked, self.every = found["asked"], found["every"]
         self._list()
 
-    def resume(self, finished: int) -> None:
+    def resume(self, finished: int, notes: list[str] | None = None) -> None:
         """Go on in the folder after so many finished steps; what lies behind them is given up and will be taken anew.
 
         The interval is the one asked for now; if that is what the run had been asked for, the one it had come to.
+        Readings that are damaged are set aside, and ``notes`` is told: what was watched decides no result.
         """
         asked = self.every
         make_folder(self.folder)
-        with explained(f"reading {self.folder}"):
-            for path in list(self.folder.iterdir()):
-                if _LEFTOVER.fullmatch(path.name):
-                    path.unlink()
+        clean_leftovers(self.folder)
         if finished:
-            self.open()
+            try:
+                self.open()
+            except HeadwayError as error:
+                with explained(f"setting {self.folder}/{_READINGS} aside"):
+                    aside = set_aside(self.folder / _READINGS)
+                if notes is not None:
+                    notes.append(f"{error}; set aside as {aside.name}, and watched on without them")
+                self._list()
             self.every = self.every if self.asked == asked else asked
             self.asked = asked
             self.readings = {step: reading for step, reading in self.readings.items() if step <= finished}
@@ -213,7 +248,7 @@ class FolderWatch(Watch):
         self._wait()
         readings = [{"step": step, **asdict(one)} for step, one in sorted(self.readings.items()) if _finite(one)]
         write_json_atomic(
-            self.folder / "readings.json",
+            self.folder / _READINGS,
             {"format": _FORMAT, "asked": self.asked, "every": self.every, "readings": readings},
         )
 
@@ -266,7 +301,7 @@ class FolderWatcher(Watcher):
 
     def begin(self, trainer: Trainer) -> None:
         """Go on where the run goes on."""
-        self.watched.resume(len(trainer.history.steps))
+        self.watched.resume(len(trainer.history.steps), trainer.notes)
         super().begin(trainer)
 
     def settle(self, trainer: Trainer) -> None:
@@ -289,7 +324,7 @@ def load_watch(run: Path | str) -> Watch:
         HeadwayError: when the run was not watched, or what it recorded is damaged.
     """
     folder = Path(run) / FOLDER
-    if not (folder / "readings.json").exists():
+    if not (folder / _READINGS).exists():
         raise HeadwayError(
             f"expected a watched run, got {run} without {FOLDER}/: train with `headway train --watch 10`"
         )
@@ -308,16 +343,25 @@ def _tensors(taken: Taken) -> dict[str, Tensor]:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    write_atomic(path, tensors_to_bytes(tensors), "the run's checkpoints are intact")
+    data = tensors_to_bytes(tensors, metadata={SEAL: "0" * 64})
+    write_atomic(path, sealed(data, 8 + len(_SEALED)), "the run's checkpoints are intact")
 
 
 def _read(path: Path) -> Taken:
+    data = read_regular(path, memory())
+    if data[8:].startswith(_SEALED):  # the files of headway 0.1.0 have no seal
+        check_seal(data, 8 + len(_SEALED), str(path))
     try:
-        tensors = tensors_from_bytes(read_regular(path))
         parts: dict[tuple[str, str], dict[str, Tensor]] = {}
-        for key, x in tensors.items():
+        for key, x in tensors_from_bytes(data).items():
             name, which, part = key.rsplit("/", 2)
             parts.setdefault((name, which), {})[part] = x
+        if any(
+            which not in MATRICES or len({x.shape for x in part.values()}) > 1 for (_, which), part in parts.items()
+        ):
+            raise ValueError("matrices that do not fit together")
+        if any(x.ndim != 2 for part in parts.values() for x in part.values()):
+            raise ValueError("something that is no matrix")
         return {
             key: Snapshot(
                 part["weight"],
@@ -328,22 +372,7 @@ def _read(path: Path) -> Taken:
             for key, part in parts.items()
         }
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        if isinstance(error, HeadwayError):
-            raise
         raise HeadwayError(f"expected what was watched in {path}, got content that does not parse: {error}") from error
-
-
-def _parsed(values: Any, folder: Path) -> tuple[int, int, dict[int, Reading]]:
-    try:
-        if values["format"] != _FORMAT:
-            raise ValueError(f"format {values['format']!r}")
-        read = {int(one["step"]): Reading(one["ratios"], one["entropies"]) for one in values["readings"]}
-        asked, every = int(values["asked"]), int(values["every"])
-        if asked < 1 or every < 1:
-            raise ValueError(f"an interval of {min(asked, every)}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise HeadwayError(f"expected readings of a watch in {folder}/readings.json, got {error}: damaged") from error
-    return asked, every, read
 
 
 def _finite(reading: Reading) -> bool:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 
-from headway.report.figures import View
+from headway.report.figures import View, same
 from headway.views.question import Question
 
 _HOMES = {
@@ -66,4 +67,5 @@ def view(name: str, question: Question) -> View:
         HeadwayError: when the question lacks what the view shows, with what to give.
     """
     composed: Callable[[Question], View] = getattr(importlib.import_module(f"headway.views.{_HOME[name]}"), name)
-    return composed(question)
+    shown = composed(question)
+    return replace(shown, notes=(*shown.notes, *map(same, question.notes))) if question.notes else shown

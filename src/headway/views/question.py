@@ -36,6 +36,7 @@ class Question:
         history: what a training wrote down, as ``training.History`` has it.
         results: of ``headway compare``.
         options: what single views ask for besides, by name; each view's docstring tells.
+        notes: what to know of the model, as that its newest checkpoint is damaged; every view of it says so.
     """
 
     model: Transformer
@@ -51,6 +52,7 @@ class Question:
     history: Any = None
     results: Mapping[str, Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or len(self.ids) != 1 or self.ids.shape[1] < 1:

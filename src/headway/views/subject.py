@@ -98,7 +98,7 @@ def about_run(run: Path | str, text: str) -> Question:
         raise HeadwayError("expected a text, got an empty one: give a sentence")
     watched = load_watch(run) if (Path(run) / "watch").is_dir() else None
     labels = token_texts(vocabulary, ids)
-    return Question(model, ids[None], labels, name=str(run), watched=watched, history=made.history)
+    return Question(model, ids[None], labels, name=str(run), watched=watched, history=made.history, notes=made.notes)
 
 
 @dataclass(frozen=True, eq=False)

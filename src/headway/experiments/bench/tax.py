@@ -28,6 +28,7 @@ from headway.functional import BACKENDS
 from headway.output import write_output
 from headway.report.bench import PLAIN
 from headway.shapes import HeadwayError
+from headway.training.ours import mark
 
 FORMAT = 1
 EXACT_UP_TO = 1024
@@ -340,6 +341,7 @@ class _Folder:
                 self.file = (self.path / "samples.csv").open("w", encoding="utf-8", newline="")
             except OSError as problem:
                 raise HeadwayError(f"expected a folder to write to, got {self.path}: {problem.strerror}") from None
+            mark(self.path, "bench")
             self.writer = csv.writer(self.file)
             self.writer.writerow(SAMPLES)
         return self

@@ -1,0 +1,136 @@
+"""The folder of one cell of a comparison, and what the files of a comparison may hold.
+
+OUT/results.json       all there is to know, what the report is made from
+OUT/cells/…/cell.json  how one model was made and what was found of it
+OUT/cells/…/views.json views of it
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from headway.shapes import HeadwayError
+from headway.training.files import explained, read_json, set_aside, write_json_atomic
+from headway.training.schema import (
+    PLAIN,
+    Anything,
+    Either,
+    Many,
+    Maybe,
+    Named,
+    Number,
+    Record,
+    Schema,
+    Truth,
+    Whole,
+    Words,
+)
+
+_COUNT, _TIME = Maybe(Whole()), Maybe(Number(0))
+_CURVE = Record({"steps": Many(Whole()), "loss": Many(Number())})
+_DISTANCES = Many(Record({"length": Whole(1), "distance": Whole(1), "accuracy": Number(0), "count": Whole()}))
+_FOUND: dict[str, Schema] = {name: Number() for name in ("loss", "accuracy", "bits_per_byte")}
+_STATUS: dict[str, Schema] = {"length": Whole(1), "status": Words(("ok", "cannot", "diverged"))}
+_TEST = Record(_STATUS, optional={"message": Maybe(Words()), **_FOUND, "tokens": Whole(), "by_distance": _DISTANCES})
+_OUTCOME = Words(("ok", "diverged", "failed"))
+_ROW: dict[str, Schema] = {
+    "status": _OUTCOME,
+    "message": Maybe(Words()),
+    "parameters": _COUNT,
+    "position_parameters": _COUNT,
+    "peak_memory_bytes": Maybe(Number(0)),
+    "seconds": _TIME,
+    "tokens_per_second": _TIME,
+    "train": _CURVE,
+    "validation": _CURVE,
+}
+IDENTITY = Record(
+    {
+        "format": Whole(),
+        "spec": Words(),
+        "task": Words(),
+        "data": Named(PLAIN),
+        "train": Named(Anything()),  # only compared, or handed to TrainSettings
+        "model": Many(Whole(1)),
+        "torch": Words(),
+        "headway": Words(),
+    }
+)
+CELL = Record({"identity": IDENTITY}, optional={**_ROW, "tests": Named(_TEST), "extended": Named(Named(_TEST))})
+"""cell.json: everything that decides its training, and what was found so far."""
+_VIEWS = Many(Named(Anything()))  # figures as plain values, which a page draws
+VIEWS = Either((_VIEWS, Record({"views": _VIEWS})))
+"""views.json; a bare list in comparisons of headway 0.1.0."""
+RESULTS = Record(
+    {
+        "format": Whole(1, 1),
+        "created": Words(),
+        "command": Maybe(Words()),
+        "task": Words(),
+        "settings": Named(Either((PLAIN, Many(PLAIN)))),
+        "environment": Named(PLAIN),
+        "complete": Truth(),
+        "methods": Many(
+            Record({n: Words() for n in ("spec", "name", "title", "summary", "summary_zh", "paper")}),
+        ),
+        "cells": Many(
+            Record({"method": Words(), "seed": Whole(), **_ROW, "tests": Many(_TEST), "by_distance": _DISTANCES})
+        ),
+        "views": Named(_VIEWS),
+    },
+    optional={"notes": Many(Words())},
+)
+"""results.json."""
+
+
+@dataclass
+class Cell:
+    """One method and seed: its folder, and what is known of it so far."""
+
+    folder: Path
+    spec: str
+    seed: int
+    known: dict[str, Any] = field(default_factory=dict)
+
+    def open(self, identity: dict[str, Any], notes: list[str]) -> None:
+        """Find out what is known; what is damaged is set aside and found out again from the checkpoint."""
+        for path, schema in ((self.folder / "cell.json", CELL), (self.views, VIEWS)):
+            if not path.exists() and not path.is_symlink():
+                continue
+            try:
+                found = read_json(path, schema, notes)
+            except HeadwayError as error:
+                with explained(f"setting {path} aside"):
+                    aside = set_aside(path)
+                notes.append(f"{error}; set aside as {aside.name}, and made anew")
+                continue
+            if schema is CELL and found["identity"] == identity:
+                self.known = found
+        self.known["identity"] = identity
+
+    def extended(self, way: str) -> dict[str, Any]:
+        """The tests of its model after being extended so."""
+        tests: dict[str, Any] = self.known.setdefault("extended", {}).setdefault(way, {})
+        return tests
+
+    @property
+    def views(self) -> Path:
+        """Where its views are kept, if it is the one of its method that keeps any."""
+        return self.folder / "views.json"
+
+    def save(self, **found: Any) -> None:
+        """Write what was found besides what is known."""
+        self.known.update(found)
+        write_json_atomic(self.folder / "cell.json", self.known)
+
+    def keep(self, views: list[dict[str, Any]]) -> None:
+        """Write its views."""
+        write_json_atomic(self.views, {"views": views})
+
+    def kept(self) -> list[dict[str, Any]]:
+        """Its views."""
+        found = read_json(self.views, VIEWS)
+        views: list[dict[str, Any]] = found if isinstance(found, list) else found["views"]
+        return views

@@ -1,0 +1,220 @@
+"""What a JSON file may hold, declared as data, and checked value by value before anything is done with it.
+
+A file of ours can be damaged, or written by a stranger. Each kind of file has one schema; what departs from it is
+refused in one sentence that names the file, the field, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from headway.shapes import HeadwayError
+
+LARGEST = 2**63 - 1
+"""The largest whole number of a field, unless it says otherwise."""
+
+
+class Schema(Protocol):
+    """What a value may be."""
+
+    def problem(self, value: Any, at: str) -> str | None:
+        """What is wrong with a value, as "<where> to be <what>, got <that>"; None where nothing is."""
+        ...
+
+
+def _wrong(at: str, expected: str, value: Any) -> str:
+    return f"{at or 'its content'} to be {expected}, got {shown(value)}"
+
+
+def shown(value: Any) -> str:
+    """A value in a few characters, however large it is.
+
+    >>> shown([1, 2]), shown("a" * 99)
+    ('a list of 2', "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…'")
+    """
+    if isinstance(value, Mapping):
+        return f"an object of {len(value)}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, str):
+        return repr(value[:40] + "…" if len(value) > 40 else value)
+    # a whole number of thousands of digits has no text
+    return repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a number of more than 40 digits"
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number that float64 can hold; truth values are none.
+
+    >>> is_number(1), is_number(True), is_number(10**400), is_number(float("nan"))
+    (True, False, False, False)
+    """
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 2**1023
+    return isinstance(value, float) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number from ``least`` to ``most``."""
+
+    least: int = 0
+    most: int = LARGEST
+
+    def problem(self, value: Any, at: str) -> str | None:
+        """See :class:`Schema`."""
+        if type(value) is int and self.least <= value <= self.most:
+            return None
+        return _wrong(at, f"a whole number from {self.least} to {self.most}", value)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number of at least ``least``."""
+
+    least: float = -math.inf
+
+    def problem(self, value: Any, at: str) -> str | None:
+        """See :class:`Schema`."""
+        if is_number(value) and value >= self.least:
+            return None
+        return _wrong(at, "a finite number" + (f" of at least {self.least:g}" if self.least > -math.inf else ""), value)
+
+
+@dataclass(frozen=True)
+class Words:
+    """A text of at most ``longest`` characters, or one of ``choices``."""
+
+    choices: tuple[str, ...] = ()
+    longest: int = 100_000
+
+    def problem(self, value: Any, at: str) -> str | None:
+        """See :class:`Schema`."""
+        if isinstance(value, str) and len(value) <= self.longest and (not self.choices or value in self.choices):
+            return None
+        return _wrong(at, f"one of {', '.join(self.choices)}" if self.choices else "a text", value)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """True or false."""
+
+    def problem(self, value: Any, at: str) -> str | None:
+        """See :class:`Schema`."""
+        return None if isinstance(value, bool) else _wrong(at, "true or false", value)
+
+
+@dataclass(frozen=True)
+class Anything:
+    """Any plain value: for what is only compared, or handed on to who checks it."""
+
+    def problem(self, value: Any, at: str) -> str | None:
+        """See :class:`Schema`."""
+        return None
+
+
+@dataclass(frozen=True)
+class Maybe:
+    """Null, or what ``of`` says."""
+
+    of: Schema
+
+    def problem(self, value: Any, at: str) -> str | None:
+        """See :class:`Schema`."""
+        return None if value is None else self.of.problem(value, at)
+
+
+@dataclass(frozen=True)
+class Either:
+    """What one of ``of`` says."""
+
+    of: tuple[Schema, ...]
+
+    def problem(self, value: Any, at: str) -> str | None:
+        """See :class:`Schema`."""
+        found = [schema.problem(value, at) for schema in self.of]
+        return None if None in found else found[-1]
+
+
+@dataclass(frozen=True)
+class Many:
+    """A list, each entry of which is what ``of`` says."""
+
+    of: Schema
+
+    def problem(self, value: Any, at: str) -> str | None:
+        """See :class:`Schema`."""
+        if not isinstance(value, list):
+            return _wrong(at, "a list", value)
+        for number, one in enumerate(value):
+            if (problem := self.of.problem(one, f"{at}[{number}]" if isinstance(one, list | dict) else at)) is not None:
+                return problem
+        return None
+
+
+@dataclass(frozen=True)
+class Named:
+    """An object of any names, each value of which is what ``of`` says."""
+
+    of: Schema
+
+    def problem(self, value: Any, at: str) -> str | None:
+        """See :class:`Schema`."""
+        if not isinstance(value, dict):
+            return _wrong(at, "an object", value)
+        for name, one in value.items():
+            if (problem := self.of.problem(one, _inside(at, name))) is not None:
+                return problem
+        return None
+
+
+@dataclass(frozen=True)
+class Record:
+    """An object of exactly these fields; those in ``optional`` may be missing."""
+
+    fields: Mapping[str, Schema]
+    optional: Mapping[str, Schema] = field(default_factory=dict)
+
+    def problem(self, value: Any, at: str) -> str | None:
+        """See :class:`Schema`."""
+        if not isinstance(value, dict):
+            return _wrong(at, "an object", value)
+        known = {**self.fields, **self.optional}
+        for name, one in value.items():
+            if name not in known:
+                return f"only {', '.join(known)}{f' in {at}' if at else ''}, got {shown(name)}"
+            if (problem := known[name].problem(one, _inside(at, name))) is not None:
+                return problem
+        if missing := [name for name in self.fields if name not in value]:
+            return f"{_inside(at, missing[0])}, which is missing"
+        return None
+
+
+def _inside(at: str, name: str) -> str:
+    return f"{at}.{name[:40]}" if at else name[:40]
+
+
+def check(value: Any, schema: Schema, name: str) -> None:
+    """Check a whole value.
+
+    Args:
+        value: as parsed.
+        schema: what it may be.
+        name: where it comes from, usually a path.
+
+    Raises:
+        HeadwayError: where they differ, at the first place.
+
+    >>> check({"steps": [1, "2"]}, Record({"steps": Many(Whole(1))}), "history.json")
+    Traceback (most recent call last):
+    headway.shapes.HeadwayError: expected steps to be a whole number from 1 to 9223372036854775807, got '2', in \
+history.json: it is damaged, or of another version of headway
+    """
+    if (problem := schema.problem(value, "")) is not None:
+        raise HeadwayError(f"expected {problem}, in {name}: it is damaged, or of another version of headway")
+
+
+PLAIN = Maybe(Either((Truth(), Number(), Words())))
+"""One plain value that is no list and no object."""
