@@ -18,9 +18,21 @@ from torch import Tensor, nn
 from headway.cache import KVCache
 from headway.functional import BACKENDS, attend_checked, check
 from headway.init import check_init, initialise
-from headway.masks import FAR, Array, Integers, Mask, as_integers, as_mask, as_positions, in_range, reach
+from headway.masks import (
+    FAR,
+    Array,
+    Documents,
+    Integers,
+    Mask,
+    as_integers,
+    as_mask,
+    as_positions,
+    in_range,
+    parts,
+    reach,
+)
 from headway.positions import NoPosition, Position, parse
-from headway.positions.along import Before
+from headway.positions.along import Before, out_of_order
 from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief
 from headway.terms import AnyTerm
 
@@ -280,6 +292,8 @@ class Attention(nn.Module):
                 k = self.k_norm(k)
             marks = self.position.marked(source, k_pos, self._before(cache, k_pos))
             q, k = self.position.rotate(q, k, where, where if context is None else k_pos)
+            if context is None and pos is not None:
+                self._ordered(q_pos, mask)
             if cache is not None:
                 tokens = cache.append(k, v, k_pos, marks)
                 if cached:
@@ -317,6 +331,23 @@ class Attention(nn.Module):
             return q
         length = (q_pos + 1).clamp(min=self.log_scale).to(torch.promote_types(q.dtype, torch.float32))
         return (q * (length.log() / math.log(self.log_scale))[:, None, :, None]).to(q.dtype)
+
+    def _ordered(self, pos: Int[Tensor, "#batch tokens"], mask: Mask | None) -> None:
+        """Refuse shuffled tokens where a method goes by their order, as far as positions and documents show it."""
+        looked_at = pos.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not self.position.sequential or pos.shape[1] < 2 or not looked_at:
+            return
+        documents = next((part for part in parts(mask) if isinstance(part, Documents)), None)
+        ids = None if documents is None else torch.as_tensor(documents.ids, device=pos.device)
+        if ids is not None and ids.shape[1] != pos.shape[1]:
+            return  # the mask itself says what is wrong
+        wrong = out_of_order(pos, ids)
+        if wrong is not None:
+            raise HeadwayError(
+                f"expected positions that go up from token to token, because {self.position.method_name()} goes by the "
+                f"order of tokens in memory, got {wrong[1]} after {wrong[0]}: sort the tokens, or say where documents "
+                f"begin (headway.Documents)"
+            )
 
     def _before(self, cache: KVCache | None, pos: Int[Tensor, "#batch tokens"]) -> Before | None:
         """What the tokens at these positions follow in a cache."""

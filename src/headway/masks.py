@@ -493,3 +493,10 @@ def reach(mask: Mask | None) -> tuple[int, int]:
             return choose(past, other_past), choose(future, other_future)
         case _:
             return FAR, FAR
+
+
+def parts(mask: Mask | None) -> list[Mask]:
+    """The masks whose conjunction ``mask`` is."""
+    if mask is None:
+        return []
+    return [*parts(mask.first), *parts(mask.second)] if isinstance(mask, And) else [mask]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import attention, close, every_method, make, transformer
+from common import attention, close, every_method, make, refusal, specs, transformer
 
 from headway import Causal, Documents, attend
+from headway.positions import parse
 
+SEQUENTIAL = [spec for spec in specs() if parse(spec).sequential]
 ON_BOTH = pytest.mark.parametrize("backend", ["reference", "auto"])
 
 
@@ -87,6 +89,24 @@ def test_order_in_memory_does_not_matter(spec: str) -> None:
     module = attention(spec, mask=Causal())
     x, order = torch.randn(2, 9, 48).double(), torch.randperm(9)
     close(module(x[:, order], pos=order), module(x)[:, order])
+
+
+@pytest.mark.parametrize("spec", SEQUENTIAL)
+def test_shuffled_tokens_are_refused_where_their_order_counts(spec: str) -> None:
+    """Not where documents begin: by their ids, or at position 0."""
+    module, x, ids = attention(spec, mask=Causal()), torch.randn(1, 4, 48).double(), torch.tensor([[0, 0, 1, 1]])
+    name = parse(spec).method_name()
+    expected = f"expected positions that go up from token to token, because {name} goes by the order"
+    for pos, mask, got in (
+        ([3, 1, 0, 2], None, "1 after 3"),
+        ([1, 0, 2, 3], None, "0 after 1"),
+        ([0, 2, -1, 1], None, "1 after 2"),
+        ([4, 5, 3, 2], Documents(ids), "2 after 3"),
+    ):
+        with refusal(f"{expected} of tokens in memory, got {got}", whole=False):
+            module(x, pos=torch.tensor(pos), mask=mask)
+    for pos, mask in (([0, 1, 0, 1], None), ([0, -1, 5, 9], None), ([4, 5, 3, 7], Documents(ids))):
+        module(x, pos=torch.tensor(pos), mask=mask)
 
 
 @every_method("heads")

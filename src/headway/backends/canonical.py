@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.backends.base import Call
-from headway.masks import And, Causal, Documents, Mask, Window, reach
+from headway.masks import Causal, Documents, Window, parts, reach
 from headway.terms import ByDistance, ByDistancePerQuery, PerKey, raster
 
 
@@ -62,13 +62,6 @@ class Canonical:
     scale: float
 
 
-def _parts(mask: Mask | None) -> list[Mask]:
-    """The masks whose conjunction ``mask`` is."""
-    if mask is None:
-        return []
-    return [*_parts(mask.first), *_parts(mask.second)] if isinstance(mask, And) else [mask]
-
-
 def unfit(call: Call) -> str | None:
     """Why a call has no canonical form, or None when it has one. Looks at kinds, never at values."""
     if call.whole_rows is not None:
@@ -76,14 +69,14 @@ def unfit(call: Call) -> str | None:
     for term in call.terms:
         if not isinstance(term, PerKey | ByDistance | ByDistancePerQuery):
             return f"the term {type(term).__name__} is none of PerKey, ByDistance, ByDistancePerQuery"
-    parts = _parts(call.mask)
-    for part in parts:
+    masks = parts(call.mask)
+    for part in masks:
         if not isinstance(part, Causal | Window | Documents):
             return f"the mask {type(part).__name__} is none of Causal, Window, Documents and their conjunction"
     rows = {getattr(term, "row", None) for term in call.terms if not isinstance(term, PerKey)}
-    if call.row is not None and (len(rows) > 1 or any(isinstance(part, Window) for part in parts)):
+    if call.row is not None and (len(rows) > 1 or any(isinstance(part, Window) for part in masks)):
         return f"a term by distance in rows of {call.row} stands beside a term or mask by another distance"
-    if sum(isinstance(part, Documents) for part in parts) > 1:
+    if sum(isinstance(part, Documents) for part in masks) > 1:
         return "the mask names documents twice"
     return None
 
@@ -95,7 +88,7 @@ def canonical(call: Call) -> Canonical:
     wide = torch.promote_types(call.q.dtype, torch.float32)
     past, future = reach(call.mask)
     q_docs, k_docs = None, None
-    for part in _parts(call.mask):
+    for part in parts(call.mask):
         if isinstance(part, Documents):
             ids, key_ids = part.of(call.q_pos, call.k_pos)
             call.fits("a mask", max(len(ids), len(key_ids)), 1, queries, keys)

@@ -6,6 +6,7 @@ of those before it is in the mark of the last of them, so that a cache may lose 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -93,6 +94,30 @@ def windows(
         taken = x[:, place[0]] if len(place) == 1 else x.gather(1, place[..., None].expand(-1, -1, x.shape[2]))
         found.append(taken.masked_fill(~goes_on[..., None], 0.0))
     return torch.stack(found, 2)[:, first:].masked_fill(~text[:, first:, None, None], 0.0)
+
+
+def out_of_order(
+    pos: Int[Tensor, "#batch tokens"], documents: Int[Tensor, "#batch tokens"] | None = None
+) -> tuple[int, int] | None:
+    """Two positions that follow each other in memory, padding aside, and go down within a document, or None. Looks at
+    values.
+
+    Args:
+        pos: positions, (B or 1, N); -1 is padding.
+        documents: the document of each token; without it one begins at every position 0, if the first one did.
+
+    >>> out_of_order(torch.tensor([[0, 1, -1, 2, 0, 1]])), out_of_order(torch.tensor([[0, 2, 1]]))
+    (None, (2, 1))
+    """
+    rows = torch.broadcast_tensors(pos, pos if documents is None else documents)
+    for places, ids in zip(*(row.tolist() for row in rows), strict=True):
+        real = [(place, one) for place, one in zip(places, ids, strict=True) if place >= 0]
+        anew = bool(real) and real[0][0] == 0
+        for (last, before), (place, now) in itertools.pairwise(real):
+            begins = before != now if documents is not None else anew and place == 0
+            if place < last and not begins:
+                return last, place
+    return None
 
 
 def angle_dtype(device: torch.device) -> torch.dtype:
