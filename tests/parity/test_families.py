@@ -201,6 +201,21 @@ ONE: dict[str, tuple[dict, str | None, str]] = {
         FULL,
         "rotary(base=160000.0)",
     ),
+    "modernbert, as its file has it": (
+        {
+            "model_type": "modernbert",
+            "position_embedding_type": "absolute",
+            "local_rope_theta": 1e4,
+            "max_position_embeddings": 8192,
+        },
+        SLIDING,
+        "rotary",
+    ),
+    "command r 7b": (
+        {"model_type": "cohere2", "position_embedding_type": "rope_gptj", "rotary_pct": 1.0, "rope_theta": 5e4},
+        SLIDING,
+        "rotary(base=50000.0, pairing='interleaved')",
+    ),
     "jamba": ({"model_type": "jamba", "attn_layer_period": 8, "attn_layer_offset": 4}, None, "none"),
     "granite 4": (
         {"model_type": "granitemoehybrid", "position_embedding_type": "nope", "rope_theta": 1e4},
@@ -498,7 +513,7 @@ def test_what_is_not_known_of_masks_is_asked_for() -> None:
         layers_from_hf(transformers.T5Config())
     with pytest.raises(HeadwayError, match=r"^expected sliding_window in a model known to have it, got 64"):
         layers_from_hf({"model_type": "llama", "rope_theta": 1e4, "num_hidden_layers": 2, "sliding_window": 64})
-    with pytest.raises(HeadwayError, match=r"^expected query_pre_attn_scalar, for which model_type 'gemma2' has"):
+    with pytest.raises(HeadwayError, match=r"^expected attn_logit_softcapping, for which model_type 'gemma2' has"):
         layers_from_hf({"model_type": "gemma2", "num_hidden_layers": 2})
     scalars = {"query_pre_attn_scalar": 256, "attn_logit_softcapping": None}
     with pytest.raises(

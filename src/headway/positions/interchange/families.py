@@ -173,10 +173,9 @@ class Family:
 
 _LLAMA, _GLM = Family(), Family("interleaved")
 _GRANITE = Family(needs=("attention_multiplier",))
-_SCALAR = ("query_pre_attn_scalar", "attn_logit_softcapping")
 _QWEN_VL = Family(base=1e6, sections=(16, 24, 24), layout="chunked", pattern=_late)
 _QWEN3_VL = Family(base=500000.0, sections=(24, 20, 20), layout="interleaved")
-_GEMMA = Family(base=1e6, pattern=every(6), local=Local(), needs=_SCALAR[:1])
+_GEMMA = Family(base=1e6, pattern=every(6), local=Local(), scale=256**-0.5)
 _GEMMA4 = Family(pattern=every(6, last=True), nested=True, must=("rope_parameters",), scale=1.0)
 _MODERNBERT = Family(
     base=160000.0,
@@ -215,7 +214,9 @@ FAMILIES: dict[str, Family] = {
         ["qwen3_5_text", "qwen3_5_moe_text"],
         Family(fraction=0.25, sections=(11, 11, 10), layout="interleaved", pattern=_linear(4)),
     ),
-    **dict.fromkeys(names("gemma2 vaultgemma"), Family(pattern=every(2), needs=_SCALAR)),
+    **dict.fromkeys(
+        names("gemma2 vaultgemma"), Family(pattern=every(2), scale=256**-0.5, needs=("attn_logit_softcapping",))
+    ),
     **dict.fromkeys(names("gemma4_text gemma4_unified_text"), _GEMMA4),
     **dict.fromkeys(names("exaone4 exaone_moe"), Family(pattern=every(4), still=(FULL,))),
     **dict.fromkeys(
@@ -237,7 +238,7 @@ FAMILIES: dict[str, Family] = {
     "eurobert": Family(causal=False),
     "flint": Family(still=(FULL,)),
     "gemma3_text": _GEMMA,
-    "gemma3n_text": replace(_GEMMA, pattern=every(5), scale=1.0, needs=()),
+    "gemma3n_text": replace(_GEMMA, pattern=every(5), scale=1.0),
     "glm4v_text": replace(_GLM, layout="chunked", must=("mrope_section",)),
     "glm_ocr_text": replace(_GLM, layout="chunked", must=("mrope_section",)),
     "glm4v_moe_text": Family(fraction=0.5, layout="chunked", must=("mrope_section",)),

@@ -6,6 +6,7 @@ from headway.positions.alibi import Alibi
 from headway.positions.base import Position
 from headway.positions.deberta import Deberta
 from headway.positions.inkling import Inkling
+from headway.positions.interchange.families import FAMILIES
 from headway.positions.interchange.values import Values, names, short
 from headway.positions.learned import Learned
 from headway.positions.shaw import Shaw
@@ -42,7 +43,7 @@ KNOWN = (
     | frozenset(names("bloom deberta deberta_v2 falcon inkling_text mpt xlnet"))
 )
 """Models whose encoders see both sides, and whose decoders are named or say so."""
-NEITHER = ("rotary", "rope", "nope", "none")
+NEITHER = ("rotary", "rope", "rope_gptj", "nope", "none")
 """Values of position_embedding_type that are no table."""
 
 
@@ -110,7 +111,8 @@ def _absolute(values: Values, kind: str) -> Position | None:
                 f"expected max_position_embeddings above the {padding + 1} rows up to padding's, got {rows}"
             )
         return Learned(max_length=rows - padding - 1)
-    if said not in ("absolute", "learned") and kind not in TABLES | TWO_MORE:
+    rotates = kind in FAMILIES and FAMILIES[kind].pairing  # files of ModernBERT say "absolute", which nothing reads
+    if rotates or (said not in ("absolute", "learned") and kind not in TABLES | TWO_MORE):
         return None
     if values.get(*lengths) is None:
         raise HeadwayError(
