@@ -17,14 +17,26 @@ from headway.backends import triton as backend
 from headway.backends.base import Call
 
 HERE = Path(__file__).parent
-LONG = ("test_kinds", "test_awkward", "test_positions", "test_tiles", "test_few or test_a_value")
-GROUPS = (*LONG, f"not ({' or '.join(LONG)})")
+GROUPS = ("test_kinds", "not test_kinds")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is published for Linux only")
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("group", GROUPS)
-def test_interpreted_is_as_exact_as_plain_pytorch(group: str) -> None:
-    options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--show-capture=no", "--tb=short", "-k", group]
+def test_interpreted_is_as_exact_as_plain_pytorch(group: str, which: str) -> None:
+    options = [
+        "-q",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:cacheprovider",
+        "--show-capture=no",
+        "--tb=short",
+        "-k",
+        group,
+        "-m",
+        which,
+    ]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", str(HERE / "interpreted.py"), *options],
         cwd=HERE.parents[1],
