@@ -399,3 +399,84 @@ def test_a_studio_that_has_ended_is_said(browser: Any, tmp_path: Path) -> None: 
     found.page.locator('.screen [role="alert"]').wait_for(timeout=10_000)
     assert "Is it still running" in found.page.locator('.screen [role="alert"]').inner_text()
     found.page.context.close()
+
+
+def test_nine_tabs_of_one_browser_all_answer_while_a_training_goes_on(browser: Any) -> None:  # noqa: F811
+    with studio() as client:
+        client.enter()
+        first = opened(client, browser, fragment="#view=board&dim=16&heads=2&layers=1&text=to+be+or+not+to+be")
+        first.page.click('[data-live="start"]')
+        others = [first.page.context.new_page() for _ in range(8)]  # more than the six connections of a browser
+        for number, page in enumerate(others):
+            page.goto(f"{first.home}#view={list(VIEWS)[number]}")
+            page.locator(".screen .view, .screen .warning").first.wait_for(timeout=15_000)
+        for page in (first.page, *others):
+            page.click('[data-view-link="softmax"]')
+            page.locator('.screen [data-view="softmax"]').wait_for(timeout=15_000)
+        for page in (first.page, others[-1]):  # and it is seen live
+            page.bring_to_front()
+            page.click('[data-view-link="board"]')
+            state = page.locator(".live-state")
+            before = int(state.get_attribute("data-step") or 0)
+            wait_for(page, lambda state=state, before=before: int(state.get_attribute("data-step") or 0) > before)
+        first.page.context.close()
+
+
+def test_a_link_on_another_site_opens_it(browser: Any) -> None:  # noqa: F811
+    with studio() as client:
+        address = f"http://127.0.0.1:{client.port}/?token={client.token}"
+        context = browser.new_context(locale="en-GB")
+        page = context.new_page()
+        plain = address.partition("?")[0]
+        body = f'<a id="open" href="{address}">open</a><a id="plain" href="{plain}">open</a>'
+        page.route("http://notebook.example/", lambda route: route.fulfill(content_type="text/html", body=body))
+        for link in ("open", "open", "plain"):  # the first time, again, and without the token
+            page.goto("http://notebook.example/")
+            page.click(f"#{link}")
+            page.locator('.screen [data-view="stepper"]').wait_for(timeout=15_000)
+            assert page.url.startswith(f"http://127.0.0.1:{client.port}/#")
+        context.close()
+
+
+def test_the_file_that_is_handed_over_opens_it(browser: Any) -> None:  # noqa: F811
+    from headway.studio.server import handed_over
+
+    with studio() as client, handed_over(f"http://127.0.0.1:{client.port}/?token={client.token}") as file:
+        context = browser.new_context(locale="en-GB")
+        page = context.new_page()
+        page.goto(file.as_uri())
+        page.locator('.screen [data-view="stepper"]').wait_for(timeout=15_000)
+        context.close()
+
+
+@pytest.mark.parametrize("view", ["__proto__", "constructor", "nowhere", ""])
+def test_a_view_that_is_none_opens_the_first(shown: Page, view: str) -> None:
+    shown.page.evaluate("hash => { location.hash = hash; }", urlencode({"view": view}))
+    shown.settle("stepper")
+    assert shown.page.locator('.views-nav [aria-current="page"]').count() == 1
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_numbers_that_are_none_are_said_and_not_passed_over(client: Client, browser: Any, language: str) -> None:  # noqa: F811
+    found = opened(client, browser, locale="zh-CN" if language == "zh" else "en-GB", fragment="#view=board")
+    page = found.page
+    page.fill('[data-keep="live-lr"]', "abc")
+    page.click('[data-live="start"]')
+    page.locator('.live-panel [role="alert"]:visible').wait_for(timeout=5_000)
+    assert "abc" in page.locator('.live-panel [role="alert"]').inner_text()
+    seed = page.locator('[data-keep="choose-seed"]')
+    said = page.locator("#choose-seed-wrong")
+    for wrong in ("99999999999999", "-1", "1.5"):
+        seed.fill(wrong)
+        assert seed.get_attribute("aria-invalid") == "true"
+        assert "2,147,483,647" in said.inner_text()
+    seed.fill("7")
+    found.becomes(lambda: found.address().get("seed") == "7")
+    assert seed.get_attribute("aria-invalid") == "false"
+    assert not said.is_visible()
+    seed.fill("99999999999999")
+    seed.blur()
+    assert seed.input_value() == "7"  # what holds is shown
+    assert not said.is_visible()
+    assert found.complaints == []
+    page.context.close()

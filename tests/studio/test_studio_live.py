@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,6 +151,56 @@ def test_newer_requests_replace_older_ones_of_their_slot(client: Client, monkeyp
         assert replies[-1].result().json()["meta"]["tokens"][-1] == "3"
         both = [pool.submit(client.view, "softmax", "two slots", slot=slot) for slot in ("one", "two")]
         assert [reply.result().status for reply in both] == [200, 200]
+
+
+def test_what_takes_long_holds_up_nobody_else(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from headway.studio import routes
+
+    real, going, done = routes.view, threading.Event(), threading.Event()
+
+    def slow(name: str, question: Any) -> Any:
+        if len(question.labels) > 500:
+            going.set()
+            assert done.wait(20)
+        return real(name, question)
+
+    monkeypatch.setattr(routes, "view", slow)
+    large = {"fresh": {"dim": 64, "heads": 16, "layers": 2}}
+    with ThreadPoolExecutor(3) as pool:
+        first, second = (
+            pool.submit(client.view, "softmax", f"{n} " + "again " * 600, model=large, slot=f"tab-{n}") for n in (1, 2)
+        )
+        assert going.wait(20)
+        for text in ("another page", "and one more"):
+            assert client.view("softmax", text, slot="other").status == 200
+        assert client.post("/api/live", {**SMALL, "steps": 2}).status == 200
+        assert not first.done()
+        assert not second.done()
+        # whoever asks for something else meanwhile need not wait for what was asked for before
+        assert client.view("softmax", "a short text", slot="tab-1").status == 200
+        assert first.result(5).status == 409
+        done.set()
+        assert second.result(20).status == 200
+    assert (
+        client.view("head", "x " * 1000, model={"fresh": {"position": "swin(height=4096, width=4096)"}}).status == 400
+    )
+
+
+def test_a_saved_model_of_another_size_than_its_settings_is_refused(folders: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(folders[1], tmp_path / "compared")
+    for cell in (tmp_path / "compared" / "cells").iterdir():
+        known = json.loads((cell / "cell.json").read_text())
+        known["identity"]["model"] = [200_000, 2, 2]
+        (cell / "cell.json").write_text(json.dumps(known))
+    with studio([tmp_path / "compared"]) as client:
+        client.enter()
+        for one in client.get("/api/state").json()["runs"]:
+            begun = time.perf_counter()
+            reply = client.view("head", "to be", model={"run": one["id"]})
+            assert reply.status == 400, reply.body
+            assert time.perf_counter() - begun < 5
 
 
 COMMAND = [sys.executable, "-m", "headway", "studio", "--no-browser"]

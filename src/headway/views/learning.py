@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from headway.report.figures import (
 )
 from headway.shapes import HeadwayError
 from headway.views.question import Question
-from headway.views.shown import SIDE, Window, block, matrix, number, pairs, percent, refuse_beyond, stepped, vectors
+from headway.views.shown import SIDE, Window, block, matrix, number, pairs, percent, stepped, vectors
 
 LONGEST = 128
 """Tokens of a text whose step is shown cell by cell."""
@@ -100,10 +100,20 @@ def step(question: Question) -> View:
             "targets", (1, N), for an encoder; "optimizer", the run's own, shown besides.
 
     Raises:
-        HeadwayError: when the text is longer than 128 tokens or has nothing to predict.
+        HeadwayError: when the text has nothing to predict. Of a longer one the first 128 tokens are taken, and said so.
     """
-    refuse_beyond(question, LONGEST, "step")
-    which = _which(question)
+    which, given = _which(question), len(question.labels)
+    if given > LONGEST:
+        targets = question.options.get("targets")
+        cut = {} if targets is None else {"targets": targets[:, :LONGEST]}
+        question = replace(
+            question,
+            ids=question.ids[:, :LONGEST],
+            labels=question.labels[:LONGEST],
+            query=-1,
+            others=(),
+            options={**question.options, **cut},
+        )
     options = question.options
     taken = one_step(
         question.model,
@@ -116,7 +126,8 @@ def step(question: Question) -> View:
     )
     stages = _stages(taken, which, question)
     title = both("step.title", layer=question.layer, head=question.head)
-    notes: list[Said] = [both("step.mode"), both("step.scales")]
+    notes: list[Said] = [both("step.cut", shown=LONGEST, count=f"{given:,}")] if given > LONGEST else []
+    notes += [both("step.mode"), both("step.scales")]
     if taken.layer.heads != taken.layer.call.k.shape[1]:
         notes.append(both("step.shared", heads=taken.layer.call.groups))
     notes += _pooled_note(taken.moves["sgd"][which].before)

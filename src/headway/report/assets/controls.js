@@ -144,13 +144,37 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
 
   /** @param {string} name @param {() => number} current @param {number} most @param {(value: number) => void} choose */
   function numberField(name, current, most, choose) {
-    const field = /** @type {HTMLInputElement} */ (html("input", { type: "number", class: "field short", min: 0, max: most, step: 1, "data-keep": `choose-${name}`, oninput: () => {
-      const value = Number(field.value);
-      if (field.value !== "" && Number.isInteger(value) && value >= 0 && value <= most) choose(value);
-    } }));
-    return { element: html("label", { class: "select" }, html("span", {}, words.say(`studio.${name}`)), field), update: () => {
-      if (document.activeElement !== field) field.value = String(current());
+    const { input, wrong } = wholeNumber(`choose-${name}`, current(), most, current, choose);
+    return { element: html("label", { class: "select" }, html("span", {}, words.say(`studio.${name}`)), input, wrong), update: () => {
+      if (document.activeElement !== input) input.value = String(current());
     } };
+  }
+
+  /**
+   * A field for a whole number from 0; what is none is said beside it, and gone when the field is left.
+   * @param {string} keep @param {unknown} value at first @param {number} most
+   * @param {() => unknown} current what holds @param {(value: number) => void} choose
+   */
+  function wholeNumber(keep, value, most, current, choose) {
+    const wrong = html("span", { class: "field-wrong", id: `${keep}-wrong`, role: "alert", hidden: true }, words.say("studio.number.wrong", { most: words.count(most) }));
+    /** @param {boolean} yes */
+    const mark = (yes) => {
+      wrong.hidden = !yes;
+      input.setAttribute("aria-invalid", String(yes));
+    };
+    /** @type {HTMLInputElement} */
+    const input = /** @type {HTMLInputElement} */ (html("input", { type: "number", class: "field short", min: 0, max: most, step: 1, value, "data-keep": keep, "aria-describedby": wrong.id, "aria-invalid": "false",
+      oninput: () => {
+        const given = Number(input.value);
+        const fits = input.value !== "" && Number.isInteger(given) && given >= 0 && given <= most;
+        mark(!fits && (input.value !== "" || input.validity.badInput));
+        if (fits) choose(given);
+      },
+      onblur: () => {
+        mark(false);
+        input.value = String(current());
+      } }));
+    return { input, wrong };
   }
 
   /** @param {Option} option */
@@ -175,11 +199,10 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
         const { value } = /** @type {HTMLSelectElement} */ (event.target);
         choose(value === "" ? undefined : Number(value));
       } }, html("option", { value: "" }, words.say("studio.value.largest")), (meta()?.tokens ?? []).map((token, i) => html("option", { value: i, selected: current === i }, `${i} · ${token}`))));
-    if (option.kind === "number")
-      return html("label", { class: "select" }, html("span", {}, label), html("input", { type: "number", class: "field short", min: 0, max: offers.limits.seed, value: current, "data-keep": keep, oninput: (/** @type {Event} */ event) => {
-        const { value } = /** @type {HTMLInputElement} */ (event.target);
-        if (/^\d{1,9}$/.test(value)) choose(Number(value), "soon");
-      } }));
+    if (option.kind === "number") {
+      const { input, wrong } = wholeNumber(keep, current, offers.limits.seed, () => place().options[option.name] ?? option.first, (value) => choose(value, "soon"));
+      return html("label", { class: "select" }, html("span", {}, label), input, wrong);
+    }
     const values = /** @type {number[]} */ (option.values);
     const nearest = (/** @type {number} */ wish) => values.reduce((best, value, i) => (Math.abs(value - wish) < Math.abs(values[best] - wish) ? i : best), 0);
     const output = html("output", {}, current === undefined ? words.say("studio.value.own") : words.count(Number(current)));
