@@ -134,7 +134,7 @@ def serve(folders: Sequence[Path | str] = (), port: int | None = None, browser: 
     count = len(studio.routes.library.entries())
     shown = f"{count} {'run' if count == 1 else 'runs'}" if count else "no runs yet, but with models made anew"
     print(f"headway studio, with {shown}:\n\n    {studio.url}\n", flush=True)
-    print("The address opens once. Ctrl-C ends the studio.", flush=True)
+    print("The address lets in one browser. Ctrl-C ends the studio.", flush=True)
     studio.warm()
     if browser and _has_screen():
         # its socket listens already: a browser that is faster than the server waits
