@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,6 +34,8 @@ app = typer.Typer(
 
 WIDEST, DEEPEST, MOST, LONGEST = 1 << 16, 1024, 1 << 24, 10**9
 """The greatest width or number of heads, of layers, of things counted (tokens, windows), and of steps."""
+LOOKED_AT = 10**8
+"""The most parameters of a model that is made to be looked at."""
 SEED = 2**63 - 1
 """The greatest seed that torch takes."""
 
@@ -140,6 +142,9 @@ def compare(
         max_text=max_text,
         **sizes,
     )
+    for one in comparison.positions:
+        model = {"dim": comparison.dim, "layers": comparison.layers, "heads": heads, "position": one}
+        _check_size(model, vocabulary, vocabulary_size, train_length, comparison.batch)
     screen = console()
     with progress_bars(screen) as shown:
         whole, part = shown.add_task("compare", total=None, note=""), shown.add_task("", total=1, note="")
@@ -254,6 +259,7 @@ def train(
         "init": init,
         "dropout": dropout,
     }
+    _check_size(config, vocabulary, vocabulary_size, length, batch)
     screen = console()
     if watch is not None:
         screen.print(_watch_note(watch_size(config, settings, watch), watch, out), soft_wrap=True)
@@ -361,6 +367,7 @@ def explain(
         raise HeadwayError(f"expected language one of {', '.join(LANGUAGES)}, got {language!r}")
     if model is None:
         tokens = words(text)
+        _check_size({"dim": dim, "layers": 2, "heads": heads, "position": position}, tokens=max(len(tokens), 1))
         network, ids = fresh_model(tokens, position=position, dim=dim, heads=heads, seed=seed)
     else:
         from headway.training import load_model, token_texts
@@ -424,6 +431,9 @@ def draw_command(
     from headway.views.subject import about_run
 
     shown: Question | str
+    if model is None and what != "run":
+        sizes = {"dim": dim or 16 * (heads or 4), "layers": 1 if which else 2, "heads": heads or 4}
+        _check_size(sizes | {"position": which or position}, tokens=min(max(length or 128, 1), 4096))
     if what == "position":
         assert which is not None
         shown = which
@@ -531,10 +541,12 @@ def methods_command(
         raise HeadwayError("expected a method with --html, got none: headway methods rotary --html rotary.html")
     if name is not None and out is not None:
         raise HeadwayError(f"expected no method with --out, which writes pages on all, got {name!r}: use --html")
-    from headway.experiments.catalogue import catalogue, entry
+    from headway.experiments.catalogue import SHAPE, catalogue, entry
     from headway.positions import parse
     from headway.report.methods import method_text, methods_note, methods_table, write_markdown, write_method
 
+    if name is not None:
+        _check_size({"dim": SHAPE.dim, "heads": SHAPE.heads, "layers": 1, "position": name})
     found = [entry(parse(name), device)] if name is not None else catalogue(device, pictures=out is not None)
     screen = console()
     if as_json:
@@ -567,6 +579,21 @@ def _say(notes: Iterable[str]) -> None:
     """Tell on stderr what is worth knowing of what was read; the output itself may be meant for another program."""
     for note in notes:
         console(error=True).print(note, soft_wrap=True)
+
+
+def _check_size(
+    config: dict[str, Any], vocabulary: str = "bytes", vocabulary_size: int = 256, tokens: int = 64, batch: int = 0
+) -> None:
+    """Refuse a model that would not fit into memory, before any of it is made; with ``batch`` its training."""
+    from headway.positions import parse
+    from headway.sizes import check_size
+
+    parse(config["position"])  # what is wrong with a method's text is said first
+    vocab = 256 if vocabulary == "bytes" else max(vocabulary_size, 1)
+    most = None if batch else LOOKED_AT
+    check_size(
+        {"vocab": vocab, **config}, tokens=max(tokens, 1), batch=max(batch, 1), training=batch > 0, parameters=most
+    )
 
 
 def _use_threads(threads: int | None) -> None:

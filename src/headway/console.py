@@ -81,7 +81,7 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         with contextlib.suppress(AttributeError, ValueError):  # none at all, or one of a test's own
             stream.reconfigure(errors=READABLE)  # type: ignore[union-attr]
     try:
-        status = app(args=list(arguments) or ["--help"], standalone_mode=False)
+        status = app(args=list(arguments) or ["--help"], prog_name="headway", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
         return status if isinstance(status, int) else 0

@@ -334,3 +334,88 @@ def test_explain_writes_a_page(run, trained, tmp_path):
     assert status == 2
     assert err.startswith("error: expected a text of at most 1,024 tokens for the view 'stepper', got 1,025")
     assert run("explain", "", "--html", page)[0] == 2
+
+
+def test_a_size_typed_by_mistake_is_refused_before_anything_is_made(run, tmp_path):
+    for line in (
+        "explain a --position swin(height=4096,width=4096)",
+        "methods dynamicbias(depth=100000)",
+        "draw position learned(max_length=2000000000)",
+        f"train --dim 65536 --layers 1000 --out {tmp_path / 'new'}",
+        f"train --batch 16000000 --out {tmp_path / 'new'}",
+    ):
+        status, _, err = run(*line.split())
+        assert status == 2, line
+        assert err.startswith("error: expected a model"), err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train --lr nan", "error: expected --lr as a finite number, got nan\n"),
+        ("train --clip inf", "error: expected --clip as a finite number, got inf\n"),
+        ("train --out=", "error: expected --out as a path, got an empty one\n"),
+        ("train --seed 9999999999999999999999", "error: invalid value for '--seed': "),
+        ("train --threads 9223372036854775808", "error: invalid value for '--threads': "),
+        ("train --dim 2147483648", "error: invalid value for '--dim': "),
+        ("train --batch 1000000000000", "error: invalid value for '--batch': "),
+        ("train a\0b", "error: expected TEXT without a NUL character, got 'a\\x00b'\n"),
+        ("methods \x1b[31m", "error: expected a position method such as rotary or rotary(base=500000), got "),
+        ("nope", "error: no such command 'nope': `headway --help` lists what there is\n"),
+        ("train --nope", "error: no such option: --nope"),
+        (f"methods {'x' * 100_000}", "error: expected a position method, got 'xxxxx"),
+    ],
+)
+def test_every_command_line_gets_one_short_sentence(run, line, message):
+    status, out, err = run(*line.split(" "))
+    assert (status, out) == (2, "")
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+    assert len(err) < 1000
+    assert "\x1b" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (
+            MemoryError(),
+            1,
+            "error: expected enough memory, got no more of it: choose a smaller model, batch or length\n",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            1,
+            "error: expected enough memory, got",
+        ),
+        (
+            OSError(28, "No space left on device", "a\x1b"),
+            1,
+            "error: the system refused 'a\\x1b': No space",
+        ),
+        (UnicodeEncodeError("ascii", "猫", 0, 1, "no"), 2, "error: expected text that is valid Unicode, got '猫'\n"),
+        (BrokenPipeError(), 141, ""),
+        (KeyError("x"), 1, "error: this is a bug of headway, please report it (KeyError: 'x'); HEADWAY_DEBUG=1 shows"),
+    ],
+)
+def test_every_error_ends_in_one_place(run, monkeypatch, error, status, message):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr("headway.experiments.catalogue.catalogue", fails)
+    found, out, err = run("methods")
+    assert (found, out) == (status, "")
+    assert err.startswith(message)
+    assert err.count("\n") == bool(message)
+    if isinstance(error, KeyError):
+        monkeypatch.setenv("HEADWAY_DEBUG", "1")
+        with pytest.raises(KeyError):
+            run("methods")
+
+
+def test_outputs_go_to_standard_output_and_words_beside_it(run):
+    status, _, err = run("draw", "position", "t5", "--out", "/dev/null", "--csv", "-")
+    assert status == 0
+    assert err == "Picture: /dev/null\n"
