@@ -212,7 +212,7 @@ def train(
         )
         if existing is None:
             seal = write_json_atomic(folder / "settings.json", record)
-        trainer.extra = {} if seal is None else {SETTINGS_SEAL: seal}
+        trainer.extra = {SETTINGS_SEAL: seal}
         trainer.run(stop, lock=lock)
     if trainer.resumed_from == settings.steps:
         notes.append(f"the run in {folder} is already finished: {settings.steps} of {settings.steps} steps")
@@ -311,7 +311,7 @@ def open_run(path: Path | str) -> Run:
     record, seal = _read_settings(folder, notes)
     history = History()
     if (folder / "history.json").exists():
-        history = History.from_json(read_json(folder / "history.json", HISTORY))
+        history = History.from_json(read_json(folder / "history.json", HISTORY, notes))
     return Run(
         folder,
         record["model"],
@@ -344,8 +344,7 @@ def load_model(path: Path | str) -> tuple[nn.Module, Vocabulary, Run]:
             f"expected a whole checkpoint in {run.path}/checkpoints, got none"
             f"{' (' + '; '.join(skipped) + ')' if skipped else ''}: train the run until it has saved one"
         )
-    if run.seal is not None:
-        check_extra(checkpoint, {SETTINGS_SEAL: run.seal})
+    check_extra(checkpoint, {SETTINGS_SEAL: run.seal})
     model = _build_model(checked_config(run.config, checkpoint))
     checkpoint.restore(model)
     if checkpoint.step > run.settings.positioned:
