@@ -131,7 +131,7 @@ def test_lengths_and_ways_that_do_not_fit() -> None:
         (lambda: Yarn(base=1.0), "expected yarn base above 1, because it divides by its logarithm, got 1.0"),
         (lambda: Yarn(beta_slow=32.0), "expected yarn beta_slow above 0 and below a finite beta_fast=32.0, got 32.0"),
         (lambda: XPos(scale_base=0.0), "expected a finite xpos scale_base above 0, got 0.0"),
-        (lambda: Llama3(low=4.0), "expected llama3 high, finite, above low=4.0, got 4.0"),
+        (lambda: Llama3(low=5.0), "expected llama3 high, finite, of at least low=5.0, got 4.0"),
         (lambda: LongRope(long=(1.0, 0.0)), "expected longrope long of finite numbers above 0, got (1.0, 0.0)"),
         (
             lambda: Attention(16, 2, position=LongRope(short=(1.0,))),

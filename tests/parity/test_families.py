@@ -216,6 +216,16 @@ ONE: dict[str, tuple[dict, str | None, str]] = {
         SLIDING,
         "rotary(base=50000.0, pairing='interleaved')",
     ),
+    "exaone 4, 1.2 b": (
+        {"model_type": "exaone4", "sliding_window": None, "rope_theta": 1e6},
+        None,
+        "rotary(base=1000000.0)",
+    ),
+    "llama 4 scout": (
+        {"model_type": "llama4_text", "rope_scaling": {**LLAMA3, "factor": 16.0, "high_freq_factor": 1.0}},
+        "chunked_attention",
+        "llama3(base=500000.0, pairing='interleaved', factor=16.0, high=1.0)",
+    ),
     "jamba": ({"model_type": "jamba", "attn_layer_period": 8, "attn_layer_offset": 4}, None, "none"),
     "granite 4": (
         {"model_type": "granitemoehybrid", "position_embedding_type": "nope", "rope_theta": 1e4},

@@ -342,14 +342,15 @@ class Llama3(Rotary):
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least(self, factor=1, low=0, original=1)
-        if not self.low < self.high < math.inf:
-            raise HeadwayError(f"expected llama3 high, finite, above low={self.low}, got {self.high}")
+        if not self.low <= self.high < math.inf:
+            raise HeadwayError(f"expected llama3 high, finite, of at least low={self.low}, got {self.high}")
 
     def rates(self, width: int, device: torch.device) -> Float[Tensor, " pairs"]:
         """γ_i·ω_i + (1 − γ_i)·ω_i/s."""
         rates = super().rates(width, device)
         turns = self.original * rates / (2 * math.pi)
-        kept = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        # Llama 4 has low = high: a step
+        kept = ((turns - self.low) / max(self.high - self.low, 1e-9)).clamp(0, 1)
         return torch.lerp(rates / self.factor, rates, kept)
 
 

@@ -32,7 +32,7 @@ HARMLESS = frozenset(
         "num_sliding_attention_heads swa_head_dim swa_num_attention_heads swa_num_key_value_heads "
         "qk_nope_head_dim keep_window_size norm_rel_ebd position_id_per_seconds attention_type layer_type "
         "max_2d_position_embeddings dropout_positions positional_dropout num_conv_pos_embeddings "
-        "num_conv_pos_embedding_groups max_source_positions max_target_positions"
+        "num_conv_pos_embedding_groups max_trained_positions max_source_positions max_target_positions"
     )
 )
 """Keys that sound like position and change nothing about the tokens' own."""

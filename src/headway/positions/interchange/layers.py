@@ -144,6 +144,8 @@ class Reading:
                 raise HeadwayError(f"expected {key} among {', '.join(KINDS)}, got {', '.join(unknown[:8])}")
             return types
         nested = types_of(rope_of(values, known)) if self.method is None else []
+        if self.kind in ("exaone4", "exaone_moe") and not self._windowed():
+            return [FULL] * (self.count or 1)
         if known is not None and known.pattern is not None:
             if self.count is not None:
                 return known.pattern(values, self.count)
