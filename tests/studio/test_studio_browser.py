@@ -462,7 +462,7 @@ def test_numbers_that_are_none_are_said_and_not_passed_over(client: Client, brow
     page = found.page
     page.fill('[data-keep="live-lr"]', "abc")
     page.click('[data-live="start"]')
-    page.locator('.live-panel [role="alert"]:visible').wait_for(timeout=5_000)
+    page.locator('.live-panel [role="alert"]:visible').wait_for(timeout=15_000)
     assert "abc" in page.locator('.live-panel [role="alert"]').inner_text()
     seed = page.locator('[data-keep="choose-seed"]')
     said = page.locator("#choose-seed-wrong")
