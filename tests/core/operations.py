@@ -192,7 +192,8 @@ class Sequence:
             seen = torch.tensor(
                 [[k in saw and ids[j] == ids[i] for j, k in enumerate(there)] for i, saw in enumerate(sets)]
             )
-            expected = self.whole(x[text : text + 1, there], pos=torch.tensor(pos), mask=Dense(seen[None, None]))[0]
+            mask = Dense(seen[None, None]) & Documents(torch.tensor([ids]))
+            expected = self.whole(x[text : text + 1, there], pos=torch.tensor(pos), mask=mask)[0]
             for column in columns:
                 if self.pos[text][column] >= 0:
                     one, other = out[text, column - columns[0]], expected[there.index(column)]
