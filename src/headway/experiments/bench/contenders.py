@@ -176,11 +176,16 @@ def eager(method: str, case: Case, *, wide: bool = False) -> Work:
                 score = score + term.tile(q_pos, k_pos).to(score.dtype)
             elif isinstance(term, RowTerm):
                 score = score + term.rows(content, seen, q_pos, k_pos).to(score.dtype)
-        if asked.normalise == "stickbreaking":  # a key's share of what those between it and the query left
+        if asked.normalise not in ("softmax", "stickbreaking", "stickbreaking+remainder"):
+            raise Unsupported(f"no formula here for normalise={asked.normalise!r}")
+        if asked.normalise != "softmax":  # a key's share of what those between it and the query left
             before = (k_pos[:, None] < q_pos[..., None])[:, None]
             part = score.sigmoid().masked_fill(~(before if seen is None else before & seen), 0.0)
             left = (1 - part).flip(-1).cumprod(-1).flip(-1)
             share = part * pad(left[..., 1:], (0, 1), value=1.0)
+            if asked.normalise.endswith("+remainder"):
+                own = (k_pos[:, None] == q_pos[..., None])[:, None]
+                share = share + own * left[..., :1]
         else:
             share = (score if seen is None else score.masked_fill(~seen, -torch.inf)).softmax(-1)
         out = share @ asked.v.repeat_interleave(groups, 1)
