@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from headway import __version__
-from headway.characters import harmless
+from headway.characters import harmless, shortened
 from headway.console import Checked, console, progress_bars, wrote
 from headway.console import run as run_command
 from headway.experiments.bench.settings import HELP
@@ -259,6 +259,7 @@ def train(
         "init": init,
         "dropout": dropout,
     }
+    _check_device(device, here=True)
     _check_size(config, vocabulary, vocabulary_size, length, batch)
     screen = console()
     if watch is not None:
@@ -545,6 +546,7 @@ def methods_command(
     from headway.positions import parse
     from headway.report.methods import method_text, methods_note, methods_table, write_markdown, write_method
 
+    _check_device(device, here=False)
     if name is not None:
         _check_size({"dim": SHAPE.dim, "heads": SHAPE.heads, "layers": 1, "position": name})
     found = [entry(parse(name), device)] if name is not None else catalogue(device, pictures=out is not None)
@@ -579,6 +581,18 @@ def _say(notes: Iterable[str]) -> None:
     """Tell on stderr what is worth knowing of what was read; the output itself may be meant for another program."""
     for note in notes:
         console(error=True).print(note, soft_wrap=True)
+
+
+def _check_device(name: str, *, here: bool) -> None:
+    """Refuse what is no device, or with ``here`` one that this machine lacks."""
+    import torch
+
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (":" in name and not re.fullmatch(r"\d{1,3}", number, re.ASCII)):
+        raise HeadwayError(f"expected --device as cpu, cuda or cuda:0, got {shortened(name)!r}")
+    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(kind, 1)
+    if here and int(number or 0) >= count:
+        raise HeadwayError(f"expected a device that is here, got {name!r}, and there are {count} of its kind: use cpu")
 
 
 def _check_size(

@@ -353,6 +353,9 @@ def test_a_size_typed_by_mistake_is_refused_before_anything_is_made(run, tmp_pat
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("methods none --device x", "error: expected --device as cpu, cuda or cuda:0, got 'x'\n"),
+        ("train --device cuda:99", "error: expected a device that is here, got 'cuda:99', and there are "),
+        ("train --device cpu:x", "error: expected --device as cpu, cuda or cuda:0, got 'cpu:x'\n"),
         ("train --lr nan", "error: expected --lr as a finite number, got nan\n"),
         ("train --clip inf", "error: expected --clip as a finite number, got inf\n"),
         ("train --out=", "error: expected --out as a path, got an empty one\n"),
