@@ -9,6 +9,7 @@ from common import attention, close, every_method, transformer
 import headway
 from headway import Attention, Causal, Documents, HeadwayError, KVCache, Window
 from headway.inspect import Trace, record, split, watch
+from headway.inspect.head import Head
 from headway.inspect.watch import size_beforehand
 from headway.training.batches import TextBatches
 from headway.training.loop import Trainer
@@ -134,6 +135,18 @@ def test_summaries_know_the_heads() -> None:
     close(found["first"][0, 0], (1 / steps).mean().expand(4))
     close(found["previous"][0, 0], (1 / steps[1:]).sum().div(200).expand(4))
     close(found["distance"][0, 0], ((steps - 1) / 2).mean().expand(4))
+
+
+def test_a_head_looks_at_the_keys_of_its_group() -> None:
+    module = attention("rotary", 6, 2, mask=Causal())
+    with record(module) as trace:
+        module(torch.randn(1, 7, 48).double())
+    for index in range(6):
+        head = Head(trace[0], index)
+        close(head.x @ head.matrices.k, head.k)
+        close(head.x @ head.matrices.v, head.v)
+        close(head.scores, head.mapped_q @ head.mapped_k.T * module.scale)
+        close(head.weights @ head.v, head.output)
 
 
 def test_a_long_text_is_looked_at_a_row_at_a_time() -> None:
