@@ -137,6 +137,20 @@ def test_a_reflection_turns_the_sign() -> None:
     assert path[0, 0, 3].tolist() == [-1, 1, -1, 1]
 
 
+def test_padding_reflects_nothing() -> None:
+    q, k, v, w = torch.randn(4, 1, 2, 5, 8).double()
+    w, beta, kept = w / w.norm(dim=-1, keepdim=True), 2 * torch.rand(1, 2, 5).double(), torch.tensor([0, 1, 3, 4])
+
+    def run(pos: Tensor, *x: Tensor) -> Tensor:
+        q, k, v, w, beta = x
+        product = PathProduct(q, k, w, beta, 0.3)
+        return attend(q, k, v, mask=Causal(), terms=(product,), q_pos=pos, k_pos=pos, scale=0.3)
+
+    padded = run(torch.tensor([0, 1, -1, 2, 3]), q, k, v, w, beta)
+    whole = run(torch.arange(4), *(x[:, :, kept] for x in (q, k, v, w, beta)))
+    torch.testing.assert_close(padded[:, :, kept], whole)
+
+
 def test_a_convolution_stays_in_its_document() -> None:
     module = attention("path", mask=Causal())
     x = torch.randn(1, 8, 48).double()
