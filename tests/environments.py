@@ -50,8 +50,9 @@ def pins() -> dict[str, str]:
 
 
 def unpinned() -> dict[str, str]:
-    """The environment variables of a process that knows nothing of the pins."""
-    return {name: value for name, value in os.environ.items() if name not in ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT")}
+    """The environment variables of a process that knows nothing of the pins, nor of sources elsewhere."""
+    left_out = ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT", "PYTHONPATH")
+    return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
 def interpreter(version: str) -> Path:
@@ -183,7 +184,8 @@ def range_end(version: str, end: str, arguments: list[str], keep: bool) -> bool 
             f"{name}: " + ", ".join(f"{one} {now[one]}" for one in (Requirement(each).name for each in named)),
             flush=True,
         )
-        passed, failed = environment.test(*arguments)
+        # an old release beside a new one of another package uses what that deprecates: no fault of ours
+        passed, failed = environment.test("-W", "ignore::DeprecationWarning", *arguments)
     except Impossible as problem:
         print(f"{name}: not proven here: {problem}", flush=True)
         return None
