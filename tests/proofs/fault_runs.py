@@ -2,7 +2,7 @@
 
 The parent never computes with torch, so that forking it is safe.
 
-Usage: python fault_runs.py kills|disks|damage FOLDER COUNT
+Usage: python fault_runs.py kills FOLDER COUNT train|compare, or disks FOLDER COUNT, or damage[SEED] FOLDER COUNT
 """
 
 # ruff: noqa: B023
@@ -115,15 +115,16 @@ def forked(action: Callable[[], Any], limit: bool = True) -> tuple[str, Any]:
     return kind, value
 
 
-def kills(root: Path, count: int) -> None:
-    """kill −9 at random times in train and compare; what is resumed ends in the same numbers."""
+def kills(root: Path, count: int, *what: str) -> None:
+    """kill −9 at random times in train or compare; what is resumed ends in the same numbers."""
     dice, killed, inside = random.Random(0), 0, 0
-    for name, run in (("train", run_train), ("compare", run_compare)):
+    for name in what:
+        run = {"train": run_train, "compare": run_compare}[name]
         begin = time.monotonic()
         kind, expected = forked(lambda: run(root, root / f"{name}-whole")[:-1], limit=False)
         took = time.monotonic() - begin
         assert kind == "value", expected
-        target, number = killed + count // 2, 0
+        target, number = killed + count, 0
         while killed < target:
             number += 1
             folder = root / f"{name}-{number}"
@@ -270,4 +271,4 @@ if __name__ == "__main__":
     if what.startswith("damage"):
         damage(folder, count, int(what.removeprefix("damage") or 2))
     else:
-        {"kills": kills, "disks": disks}[what](folder, count)
+        {"kills": kills, "disks": disks}[what](folder, count, *sys.argv[4:])

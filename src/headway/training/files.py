@@ -192,10 +192,10 @@ def read_sealed(
     value = parse_json(data, str(path))
     if seal is not None:
         del value[SEAL]
-    elif notes is not None:
-        notes.append(f"{path} has no checksum, as files of headway 0.1.0 have none: its content was not verified")
     if schema is not None:
         check(value, schema, str(path))
+    if seal is None and notes is not None:
+        notes.append(f"{path} has no checksum, as files of headway 0.1.0 have none: its content was not verified")
     return value, seal
 
 
