@@ -177,7 +177,7 @@ def command_line(dice: random.Random) -> list[str]:
     if name in ("train", "compare") and dice.random() < 0.7:
         words = [name, "text.txt"]
     for parameter in dice.sample(known[name], min(len(known[name]), dice.choice([0, 1, 1, 2, 3]))):
-        if parameter.argument:
+        if parameter.argument or parameter.name == "bars":  # which measures for minutes
             continue
         flag = dice.choice(parameter.flags)
         given = value(parameter, dice)
