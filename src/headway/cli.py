@@ -48,7 +48,7 @@ Batch = Annotated[int, typer.Option(max=MOST, help="Windows per step.")]
 Optimizer = Annotated[str, typer.Option(help="adamw, adam or sgd (with momentum).")]
 Rate = Annotated[float | None, typer.Option(help="Peak learning rate; default: the optimizer's own.")]
 Vocabulary = Annotated[str, typer.Option(help="bytes, or bpe (trained on the text; needs the extra headway[bpe]).")]
-MaxText = Annotated[int | None, typer.Option(min=1, help="Bytes the text may have; default: 128 MiB.")]
+MaxText = Annotated[int | None, typer.Option(min=1, max=1 << 40, help="Bytes the text may have; default: 128 MiB.")]
 VocabularySize = Annotated[int, typer.Option(max=MOST, help="Tokens of a bpe vocabulary.")]
 
 

@@ -356,6 +356,7 @@ def test_a_size_typed_by_mistake_is_refused_before_anything_is_made(run, tmp_pat
         ("methods none --device x", "error: expected --device as cpu, cuda or cuda:0, got 'x'\n"),
         ("train --device cuda:99", "error: expected a device that is here, got 'cuda:99', and there are "),
         ("train --device cpu:x", "error: expected --device as cpu, cuda or cuda:0, got 'cpu:x'\n"),
+        ("compare --max-text 9223372036854775808", "error: invalid value for '--max-text': "),
         ("train --lr nan", "error: expected --lr as a finite number, got nan\n"),
         ("train --clip inf", "error: expected --clip as a finite number, got inf\n"),
         ("train --out=", "error: expected --out as a path, got an empty one\n"),
@@ -416,6 +417,10 @@ def test_every_error_ends_in_one_place(run, monkeypatch, error, status, message)
         monkeypatch.setenv("HEADWAY_DEBUG", "1")
         with pytest.raises(KeyError):
             run("methods")
+
+
+def test_two_tokens_without_a_distance_are_walked_through(run):
+    assert run("explain", "\u202e\u0301", "--position", "stickbreaking", "--html", "/dev/null")[0] == 0
 
 
 def test_outputs_go_to_standard_output_and_words_beside_it(run):

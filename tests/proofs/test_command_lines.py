@@ -145,7 +145,8 @@ def value(parameter: Parameter, dice: random.Random) -> str:
     kinds = {parameter.kind, *typing.get_args(parameter.kind)}
     pool: list[str] = []
     if int in kinds:
-        pool = [one for one in NUMBERS if parameter.name not in PATIENT or len(one) < 3 or len(one) > 20]
+        pool = [one for one in NUMBERS if parameter.name != "threads" or one != "8"]  # whose seconds add up
+        pool = [one for one in pool if parameter.name not in PATIENT or len(one) < 3 or len(one) > 20]
     elif float in kinds:
         pool = list(FLOATS)
     elif Path in kinds:
@@ -218,7 +219,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.name != ".lock" and stat.S_ISREG(path.lstat().st_mode)
+        if path.name not in (".lock", ".headway") and stat.S_ISREG(path.lstat().st_mode)
     }
 
 

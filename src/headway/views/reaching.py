@@ -25,7 +25,7 @@ def distance(question: Question) -> View:
         question: ``options["windows"]`` are ids of more texts, (windows, N), to look at instead of the one.
 
     Raises:
-        HeadwayError: when the text has a single token.
+        HeadwayError: when the text has a single token, or two of which the second sees no other.
 
     >>> view = distance(Question.fresh("the cat sat on the mat"))
     >>> [line.label["en"] for line in view.figures[0].lines]
@@ -35,6 +35,8 @@ def distance(question: Question) -> View:
         raise HeadwayError("expected a text of at least 2 tokens, because distance is between two, got 1")
     layer = _windows(question)
     found = by_distance(layer, layer.weights)
+    if len(found.distances) < 2:  # a query that does not see itself has nothing at the beginning
+        raise HeadwayError(f"expected a text in which queries see some distance, got {len(question.labels)} tokens")
     uniform = by_distance(layer, lambda rows: _uniform(layer, rows))
     heads = some(layer.heads, CURVES, first=question.head)
     axes = (both("place.distance"), both("place.weight"))
