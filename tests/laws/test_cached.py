@@ -36,12 +36,20 @@ def gradients(module: torch.nn.Module, out: Tensor) -> list[Tensor]:
 
 def check_gradients(module: Attention | Transformer, given: Tensor, *inputs: Tensor) -> None:
     """By differences: the tokens before come from the module as it is, those of the call from changed parameters."""
-    names, parameters = zip(*module.named_parameters(), strict=True)
+    parameters = list(module.parameters())
+    # torch finds tied weights by itself too, but puts them back in the order of a set: one that is reached through two
+    # names of a module then stays changed, or does not, as the hashes of names happen to be
+    places = {
+        f"{at}.{name}".removeprefix("."): next(i for i, each in enumerate(parameters) if each is own)
+        for at, part in module.named_modules()
+        for name, own in part.named_parameters(recurse=False)
+    }
 
     def call(*changed: Tensor) -> Tensor:
-        weights, x = changed[: len(names)], changed[len(names) :] or (given[:, OLD:],)
+        weights, x = changed[: len(parameters)], changed[len(parameters) :] or (given[:, OLD:],)
         cache = filled(module, given[:, :OLD])
-        return functional_call(module, dict(zip(names, weights, strict=True)), x, {"cache": cache})
+        named = {name: weights[i] for name, i in places.items()}
+        return functional_call(module, named, x, {"cache": cache}, tie_weights=False)
 
     leaves = [p.detach().clone().requires_grad_() for p in parameters]
     assert gradcheck(call, (*leaves, *inputs), fast_mode=True)
