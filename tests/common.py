@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,28 @@ def every_method(law: str, **where: bool) -> pytest.MarkDecorator:
 
     chosen = [s for s in specs() if all(getattr(parse(s), name) == value for name, value in where.items())]
     return pytest.mark.parametrize("spec", [pytest.param(s, marks=law_marks(law, s), id=s) for s in chosen])
+
+
+def every_place(law: str) -> pytest.MarkDecorator:
+    """Parametrise a test of a Transformer over one method for each choice of :func:`places`; all others are proofs."""
+    cases = [
+        pytest.param(s, marks=[*law_marks(law, s), *([] if s in places() else [pytest.mark.slow])], id=s)
+        for s in specs()
+    ]
+    return pytest.mark.parametrize("spec", cases)
+
+
+@functools.cache
+def places() -> list[str]:
+    """The first method that acts at the same places of a Transformer: embeddings, queries and keys, scores, marks."""
+    from headway.positions import Position, methods
+
+    acts = ("embed", "rotate", "terms", "mark", "renumber", "recast")
+    first = {
+        (method.per_layer, *(getattr(method, act) is not getattr(Position, act) for act in acts)): name
+        for name, method in reversed(methods().items())
+    }
+    return list(first.values())
 
 
 def law_marks(law: str, spec: str, methods: Sequence[str] = ()) -> list[pytest.MarkDecorator]:

@@ -64,6 +64,12 @@ def test_orthogonal_in_any_dtype(dtype: torch.dtype) -> None:
     torch.testing.assert_close(weight.float() @ weight.float().T, torch.eye(32), atol=0.03, rtol=0)
 
 
+def test_t5_goes_by_the_width_that_is_read() -> None:
+    weight = torch.empty(64, 400)
+    initialise(weight, "t5", parts=4)
+    assert weight.std().item() == pytest.approx(400**-0.5, rel=0.03)
+
+
 def test_t5_folds_the_scale_into_its_queries() -> None:
     unscaled, scaled = (matrices("t5", scale=scale) for scale in (1.0, None))
     assert unscaled["q"].std().item() == pytest.approx((DIM * WIDTH) ** -0.5, rel=0.02)

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import attention, law_marks, transformer
+from common import attention, every_place, law_marks, transformer
 from signatures import every_signature, representatives
 
 from headway import Causal, Documents, Window, attend
-from headway.positions import Position, methods, parse
+from headway.positions import methods
 
 
 def same(module: torch.nn.Module, x: torch.Tensor, backend: str = "aot_eager", **given: object) -> None:
@@ -52,26 +52,7 @@ def test_attention_traced(spec: str) -> None:
     padded_and_packed(spec, "eager")
 
 
-def acts(spec: str) -> tuple[object, ...]:
-    """Where a method acts in a Transformer."""
-    method = type(parse(spec))
-    places = ("embed", "rotate", "terms", "mark", "renumber", "recast")
-    return method.per_layer, *(getattr(method, place) is not getattr(Position, place) for place in places)
-
-
-PLACES = {acts(spec): spec for spec in reversed(methods())}
-"""Where methods act, each with the first that does."""
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        pytest.param(
-            spec, marks=[*law_marks("compile", spec), *([] if spec in PLACES.values() else [pytest.mark.slow])]
-        )
-        for spec in methods()
-    ],
-)
+@every_place("compile")
 def test_transformer(spec: str) -> None:
     same(transformer(spec, layers=1), torch.randint(17, (2, 7)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import attention, close, every_method, transformer
+from common import attention, close, every_method, every_place, transformer
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.func import functional_call
@@ -61,7 +61,7 @@ def test_new_tokens_have_their_gradients(spec: str) -> None:
     check_gradients(module, x, x[:, OLD:].clone().requires_grad_())
 
 
-@every_method("gradients through a filled cache")
+@every_place("gradients through a filled cache")
 def test_those_of_a_transformer(spec: str) -> None:
     check_gradients(transformer(spec, dim=8, heads=1, vocab=5, hidden=8), torch.randint(5, (1, 8)))
 

@@ -10,21 +10,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from common import specs
-from compiled import PLACES, TRACED
+from common import places, specs
+from compiled import TRACED
 from signatures import representatives
-
-from headway.positions import methods
 
 HERE = Path(__file__).parent
 SOME = 24
 
 FIRST = [*representatives().values()]
 SHORT = ["test_lengths_that_change", "test_attend_by_itself", "test_masks_that_meet_tensors"]
-SHORT += [f"test_attention[{spec}]" for spec in FIRST] + [f"test_transformer[{spec}]" for spec in PLACES.values()]
+SHORT += [f"test_attention[{spec}]" for spec in FIRST] + [f"test_transformer[{spec}]" for spec in places()]
 SHORT += [f"test_attention_traced[{spec}]" for spec in TRACED]
 LONG = ["test_generated_code", *(f"test_attention[{spec}]" for spec in specs() if spec not in FIRST)]
-LONG += [f"test_transformer[{spec}]" for spec in methods() if spec not in PLACES.values()]
+LONG += [f"test_transformer[{spec}]" for spec in specs() if spec not in places()]
 
 
 def groups(tests: list[str]) -> list[list[str]]:
