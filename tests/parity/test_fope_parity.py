@@ -31,7 +31,7 @@ def test_the_formula_of_the_paper(start: int, pairing: str) -> None:
     rates = [base ** (-2 * i / width) for i in range(width // 2)]
     kept = [i for i, rate in enumerate(rates) if 2 * math.pi / rate <= original]
     assert kept == [0, 1]
-    leaves = [q, k, position.cos, position.sin]
+    leaves = [q, k, position.cosines, position.sines]
     weights = [torch.randn_like(x) for x in got]
     gradients = torch.autograd.grad(sum((x * w).sum() for x, w in zip(got, weights, strict=True)), leaves)
     loss = torch.zeros((), dtype=torch.float64)
@@ -42,8 +42,8 @@ def test_the_formula_of_the_paper(start: int, pairing: str) -> None:
             for i in kept:
                 cos, sin = math.cos(p * rates[i]), math.sin(p * rates[i])
                 for j in kept:
-                    cos = cos + position.cos[of, j, i] * math.cos(p * rates[j])
-                    sin = sin + position.sin[of, j, i] * math.sin(p * rates[j])
+                    cos = cos + position.cosines[of, j, i] * math.cos(p * rates[j])
+                    sin = sin + position.sines[of, j, i] * math.sin(p * rates[j])
                 a, b = (i, i + width // 2) if pairing == "half" else (2 * i, 2 * i + 1)
                 y, z = x[batch, head, token, a], x[batch, head, token, b]
                 expected[batch, head, token, a] = y * cos - z * sin
@@ -69,21 +69,21 @@ def test_without_coefficients_it_is_rotary_without_the_waves_that_are_too_long(p
 def test_it_starts_as_the_authors_code_draws_it() -> None:
     """xavier_normal_ of a tensor (H, m, m) takes m·m for its fan in and H·m for its fan out."""
     position = FoPE(original=512, sigma=0.3).attach(HeadShape.of(8 * 64, 8))
-    assert position.cos.shape == (8, 16, 16)
+    assert position.cosines.shape == (8, 16, 16)
     torch.manual_seed(5)
     position.reset_parameters()
     torch.manual_seed(5)
     expected = torch.randn(8, 16, 16) * 0.3 * math.sqrt(2 / (16 * 16 + 8 * 16))
-    torch.testing.assert_close(position.cos.detach(), expected)
-    assert 0.021 < position.sin.std().item() < 0.0225
+    torch.testing.assert_close(position.cosines.detach(), expected)
+    assert 0.021 < position.sines.std().item() < 0.0225
 
 
 def test_the_authors_code_turns_a_quarter_of_the_head_at_most() -> None:
     for width, pairs, capped in ((16, 8, 4), (8, 4, 2), (6, 3, 1)):
         shape = HeadShape.of(width, 1)
-        assert FoPE(base=100.0).attach(shape).cos.shape[-1] == pairs
+        assert FoPE(base=100.0).attach(shape).cosines.shape[-1] == pairs
         short = FoPE(base=100.0, capped=True, sigma=0.0).attach(shape)
-        assert short.cos.shape[-1] == capped
+        assert short.cosines.shape[-1] == capped
         q, pos = torch.randn(2, 1, 50, width, dtype=torch.float64), torch.arange(50)[None]
         kept = Proportional(base=100.0, fraction=2 * capped / width)
         for got, expected in zip(short.rotate(q, q, pos, pos), kept.rotate(q, q, pos, pos), strict=True):

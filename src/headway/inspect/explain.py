@@ -6,6 +6,7 @@ X → Q = X W_Q, K = X W_K, V = X W_V → scores q·k → · scale → + positio
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from headway.transformer import Transformer
 
 LONGEST = 64
 """Tokens of which every number is shown; a longer text is for the studio."""
+_JOINERS = "\u200c\u200d"
 
 
 def words(text: str) -> list[str]:
@@ -29,8 +31,29 @@ def words(text: str) -> list[str]:
 
     >>> words("The cat sat, 猫坐下.")
     ['The', 'cat', 'sat', ',', '猫', '坐', '下', '.']
+    >>> words("नमस्ते दुनिया")
+    ['नमस्ते', 'दुनिया']
     """
-    return re.findall(r"[぀-ヿ㐀-鿿豈-﫿]|[^\W぀-ヿ㐀-鿿豈-﫿]+|[^\w\s]", text)
+    found: list[str] = []
+    end, joined = -1, False  # whether the piece before ended with a mark or joiner, to which letters are added
+    for piece in re.finditer(r"[぀-ヿ㐀-鿿豈-﫿]|[^\W぀-ヿ㐀-鿿豈-﫿]+|[^\w\s]", text):
+        mark = _is_mark(piece[0])
+        if found and piece.start() == end and (mark or (joined and _continues(piece[0], found[-1]))):
+            found[-1] += piece[0]
+        else:
+            found.append(piece[0])
+        end, joined = piece.end(), mark
+    return found
+
+
+def _is_mark(text: str) -> bool:
+    """Whether a character belongs to the one before it, as vowel signs, accents and joiners do."""
+    return text in _JOINERS or (len(text) == 1 and unicodedata.category(text)[0] == "M")
+
+
+def _continues(text: str, before: str) -> bool:
+    """Whether letters go on a word after a mark; a symbol goes on only after a joiner."""
+    return text[0].isalnum() or before[-1] in _JOINERS
 
 
 def fresh_model(

@@ -49,7 +49,7 @@ class FoPE(Position):
     Raises:
         HeadwayError: when no pair turns within L0.
 
-    >>> FoPE(original=512).attach(HeadShape.of(64, heads=4)).cos.shape  # 4 of 8 pairs turn within 512 tokens
+    >>> FoPE(original=512).attach(HeadShape.of(64, heads=4)).cosines.shape  # 4 of 8 pairs turn within 512 tokens
     torch.Size([4, 4, 4])
     """
 
@@ -90,13 +90,13 @@ class FoPE(Position):
             self.base ** (-2 * i / shape.head_dim) >= 2 * math.pi / self.original for i in range(shape.head_dim // 2)
         )
         pairs = min(pairs, max(1, shape.head_dim // 4)) if self.capped else pairs
-        self.cos = nn.Parameter(torch.empty(shape.kv_heads, pairs, pairs))
-        self.sin = nn.Parameter(torch.empty(shape.kv_heads, pairs, pairs))
+        self.cosines = nn.Parameter(torch.empty(shape.kv_heads, pairs, pairs))
+        self.sines = nn.Parameter(torch.empty(shape.kv_heads, pairs, pairs))
 
     def reset_parameters(self) -> None:
         """A, B ~ N(0, σ²·2/(m² + H_kv·m)): as a tensor of one matrix per head is drawn by ``xavier_normal_``."""
-        nn.init.xavier_normal_(self.cos, gain=self.sigma)
-        nn.init.xavier_normal_(self.sin, gain=self.sigma)
+        nn.init.xavier_normal_(self.cosines, gain=self.sigma)
+        nn.init.xavier_normal_(self.sines, gain=self.sigma)
 
     def rotate(
         self,
@@ -113,11 +113,11 @@ class FoPE(Position):
 
     def _series(self, pos: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """C and S of all pairs, (B, H_kv, N, d/2)."""
-        kept, pairs = self.cos.shape[-1], like.shape[-1] // 2
+        kept, pairs = self.cosines.shape[-1], like.shape[-1] // 2
         angles = pos[:, None, :, None] * frequencies(like.shape[-1], self.base, pos.device)[:kept]
         cos, sin = (
             wave + wave @ weight.to(wave.dtype)
-            for wave, weight in zip(waves(angles, like), (self.cos, self.sin), strict=True)
+            for wave, weight in zip(waves(angles, like), (self.cosines, self.sines), strict=True)
         )
         rest = (0, pairs - kept)
         return nn.functional.pad(cos, rest, value=1.0), nn.functional.pad(sin, rest)

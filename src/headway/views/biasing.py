@@ -160,7 +160,7 @@ def _by_text(question: Question) -> View:
     """Bias that depends on the tokens: what it is in this text."""
     found = added_by_distance(question.seen)
     own, heads = question.head, some(question.seen.heads, CURVES, first=question.head)
-    xs = [float(d) for d in found.distances[1:]]
+    xs = found.axis
     axes = (both("place.distance"), both("place.added"))
     finding = both(
         "bias.finding.text",

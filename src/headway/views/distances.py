@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -44,11 +45,21 @@ class Spread:
     counts: Int[Tensor, " distances"]
     looked: int
 
+    @property
+    def first(self) -> int:
+        """Where the distances of 1 and more begin: not every method lets a query see itself."""
+        return bisect_left(self.distances, 1)
+
+    @property
+    def axis(self) -> list[float]:
+        """The distances of :meth:`line`."""
+        return [float(distance) for distance in self.distances[self.first :]]
+
     def line(self, head: int, label: Said, *, band: bool = False, floor: float = -math.inf) -> Line:
         """The curve of one head from distance 1 on; below ``floor`` nothing is drawn."""
 
         def shown(values: Tensor) -> list[float | None]:
-            kept = zip(self.middle[head, 1:].tolist(), values[head, 1:].tolist(), strict=True)
+            kept = zip(self.middle[head, self.first :].tolist(), values[head, self.first :].tolist(), strict=True)
             return [None if middle < floor else number(max(value, floor)) for middle, value in kept]
 
         low, high = (shown(self.low), shown(self.high)) if band else (None, None)

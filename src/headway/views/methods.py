@@ -182,14 +182,14 @@ def _figures(
             [
                 Lines(
                     both("sidebyside.added"),
-                    [float(d) for d in added.distances[1:]],
+                    added.axis,
                     [added.line(head, same(name), band=True)],
                     (both("place.distance"), both("place.added")),
                     log_x=True,
                 ),
                 Lines(
                     both("sidebyside.weights"),
-                    [float(d) for d in share.distances[1:]],
+                    share.axis,
                     [share.line(head, same(name), band=True, floor=FLOOR)],
                     (both("place.distance"), both("place.weight")),
                     log_x=True,

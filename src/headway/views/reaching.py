@@ -35,20 +35,20 @@ def distance(question: Question) -> View:
         raise HeadwayError("expected a text of at least 2 tokens, because distance is between two, got 1")
     layer = _windows(question)
     found = by_distance(layer, layer.weights)
-    if len(found.distances) < 2:  # a query that does not see itself has nothing at the beginning
+    if found.first == len(found.distances):  # a query that does not see itself has nothing at the beginning
         raise HeadwayError(f"expected a text in which queries see some distance, got {len(question.labels)} tokens")
     uniform = by_distance(layer, lambda rows: _uniform(layer, rows))
     heads = some(layer.heads, CURVES, first=question.head)
     axes = (both("place.distance"), both("place.weight"))
-    xs = [float(d) for d in found.distances[1:]]
+    xs = found.axis
     summary = {name: values.mean(0) for name, values in layer.summary(second_half(layer.queries)).items()}
     last = found.distances[-1]
     finding = both(
         "distance.finding",
         head=question.head,
         mean=short(float(summary["distance"][question.head])),
-        one=percent(float(found.middle[question.head, 1])),
-        even=percent(float(uniform.middle[0, 1])),
+        one=percent(float(found.middle[question.head, found.first])),
+        even=percent(float(uniform.middle[0, uniform.first])),
         far=percent(float(found.middle[question.head, -1])),
         last=last,
     )
