@@ -157,8 +157,9 @@ class KVCache:
         if "order" not in self._store:
             return False
         real = self.pos >= 0
-        after = real.cumsum(1)[:, :-1] > 0  # which of the steps from key to key lead on from a token
-        between = ((self.order.diff(dim=1) > 1) & after).any()
+        # padding counts as the last token held before it, whatever was dropped between the two
+        order = self.order.masked_fill(~real, 0).cummax(1).values
+        between = ((order.diff(dim=1) > 1) & (order[:, :-1] > 0)).any()
         rest = (self._before(pos)["order"] > self._last()["order"]) & real.any(1)
         return bool(between or (rest & (pos >= 0).any(1)).any())
 

@@ -35,7 +35,7 @@ def run(number: int) -> None:
     sequence = Sequence(random.Random(number))
     try:
         sequence.run()
-    except Exception as error:
+    except (Exception, pytest.fail.Exception) as error:
         raise AssertionError(f"sequence {number}: {sequence.told}: {type(error).__name__}: {error}") from error
 
 
@@ -80,8 +80,7 @@ class Sequence:
         self.ids: list[list[int]] = [[] for _ in range(self.texts)]  # its document
         self.saw: list[list[int]] = []  # for each column, the columns that were cached at its call
         self.held: list[int] = []  # the columns that are cached now
-        self.rolled: set[int] = set()  # columns that others replaced
-        self.cut: list[int] = []  # newest columns that were dropped last
+        self.rolled: list[set[int]] = [set() for _ in range(self.texts)]  # columns of each text that others replaced
 
     def run(self) -> None:
         """All of it."""
@@ -98,9 +97,9 @@ class Sequence:
         given = draw.random() < 0.5 or self.documents or not self.held
         rows, ids = zip(*(self.placed(text, tokens, given) for text in range(self.texts)), strict=True)
         self.told += f"; {tokens} at {[*rows] if given else 'the next'}"
-        if not given:
-            self.rolled |= set(self.cut)
-        self.cut = []
+        if not given:  # the next positions are those of what was dropped behind the last that is held
+            for row, pos, rolled in zip(rows, self.pos, self.rolled, strict=True):
+                rolled |= {column for column in range(first) if column not in self.held and pos[column] >= row[0]}
         columns = list(range(first, first + tokens))
         held = [*self.held, *columns]
         for text in range(self.texts):
@@ -169,7 +168,6 @@ class Sequence:
         self.told += f"; keep {kept} of {count}"
         for cache in self.cache.layers if self.transformer else [self.cache]:
             cache.keep(draw.choice([kept, torch.tensor(kept), tuple(kept[::-1]), [i in kept for i in range(count)]]))
-        self.cut = self.held[count - n :] if kind == "newest" else []
         self.held = [self.held[i] for i in kept]
 
     def broken(self, text: int, new: list[int]) -> bool:
@@ -178,15 +176,15 @@ class Sequence:
         there = [column for column in [*self.held, *new] if column < len(pos) and pos[column] >= 0]
         if not any(pos[column] >= 0 for column in self.held):
             return False
-        gone = set(range(len(pos))) - set(there) - self.rolled
+        gone = set(range(len(pos))) - set(there) - self.rolled[text]
         end = max(there)
         return any(pos[column] >= 0 and min(there) < column < end for column in gone)
 
     def compare(self, out: Tensor, columns: list[int]) -> None:
         """Hold what a call gave against one pass over each text by itself."""
         x = torch.cat(self.inputs, 1)
-        there = [column for column in range(len(self.saw)) if column not in self.rolled]
         for text in range(self.texts):
+            there = [column for column in range(len(self.saw)) if column not in self.rolled[text]]
             pos, ids = ([row[column] for column in there] for row in (self.pos[text], self.ids[text]))
             sets = [set(self.saw[column]) for column in there]
             seen = torch.tensor(

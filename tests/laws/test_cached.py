@@ -288,3 +288,20 @@ def test_dropped_by_and_by(spec: str) -> None:
         held = [token for token in held if token not in drop]
         seen[calls[-1] + 1 :, drop] = False
     close(torch.cat(out, 1), module(x, mask=Dense(seen[None, None])))
+
+
+@pytest.mark.parametrize("spec", ["path", "dapev2", "fox", "selectiverotary"])
+def test_padding_hides_no_dropped_token(spec: str) -> None:
+    """Padding beside the dropped token, in the middle or at the end, stays in the cache."""
+    module, x = attention(spec, mask=Causal()), torch.randn(1, 7, 48).double()
+    for pos, kept in (([0, 1, -1, 2, 3, 4, 5], [0, 2, 3]), ([0, 1, 2, -1, 3, 4, 5], [0, 1, 3])):
+        cache = filled(module, x[:, :4], torch.tensor(pos[:4]))
+        cache.keep(kept)
+        if refused(spec, "middle"):
+            with pytest.raises(HeadwayError, match=r"^expected a cache that dropped the oldest"):
+                module(x[:, 4:], pos=torch.tensor(pos[4:]), cache=cache)
+            continue
+        seen = torch.ones(7, 7, dtype=torch.bool)
+        seen[4:, [i for i in range(4) if i not in kept]] = False
+        got = module(x[:, 4:], pos=torch.tensor(pos[4:]), cache=cache)
+        close(got, module(x, pos=torch.tensor(pos), mask=Dense(seen[None, None]))[:, 4:])
