@@ -245,10 +245,10 @@ class KVCache:
         k, v = new["k"], new["v"]
         lengths = {name: tuple(tensor.shape[:2]) for name, tensor in new.items()}
         if len(set(lengths.values())) > 1 or k.shape[2] != v.shape[2]:
+            shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in new.items())
             raise HeadwayError(
-                "expected keys, values, positions and marks of one batch and as many tokens, in as many heads, got "
-                + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in new.items())
-                + " in the order batch, tokens, heads, width"
+                f"expected keys, values, positions and marks of one batch and as many tokens, in as many heads, "
+                f"got {shapes} in the order batch, tokens, heads, width"
             )
         if not self._store:
             return

@@ -136,6 +136,7 @@ def compare(case: Case, twice: bool = False) -> None:
 PACKED = torch.cat((torch.arange(40), torch.arange(23)))[None]
 DOCS = (torch.arange(63) // 40)[None]
 PADDED = torch.cat((torch.full((7,), -1), torch.arange(56)))[None]
+LARGEST = torch.arange(2**40 - 20, 2**40)
 SCATTERED = torch.randint(-1, 40, (2, 50), generator=torch.Generator().manual_seed(0))
 ALL = ("far table", "rows", "keys")
 
@@ -169,7 +170,7 @@ POSITIONS = [
     Case(63, terms=("saturating", "rows"), q_pos=PADDED, k_pos=PADDED),
     Case(63, terms=("image",), q_pos=PADDED, k_pos=PADDED),
     Case(40, mask=Window(30, 30), terms=ALL, keys=50, q_pos=SCATTERED[:, :40], k_pos=SCATTERED),
-    Case(20, mask=Causal(), terms=("saturating",), q_pos=torch.arange(20) + 2**40, k_pos=torch.arange(20) + 2**40),
+    Case(20, mask=Causal(), terms=("saturating",), q_pos=LARGEST, k_pos=LARGEST),
 ]  # fmt: skip
 DECODING = [
     Case(1, 64, 4, 2, Causal(), ("slope",), keys=300, q_pos=torch.tensor([299]), k_pos=torch.arange(300)),

@@ -22,9 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from headway.shapes import HeadwayError
@@ -221,8 +218,12 @@ def _fingerprint(data: bytes) -> dict[str, Any]:
 
 
 def _parse_tensors(path: Path, data: bytes) -> dict[str, Tensor]:
+    # imported where it is used: the bench marks its results with torch alone
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     try:
-        return tensors_from_bytes(data)
+        return load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise HeadwayError(f"expected safetensors in {path}, got content that does not parse: {error}") from error
 
@@ -368,7 +369,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None
 
 
 def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
     # safetensors refuses tensors that share memory (expanded, or views of one another): each gets its own.
-    return tensors_to_bytes(
-        {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-    )
+    return save({name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()})

@@ -19,9 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from headway.inspect.watch import (
@@ -343,17 +340,22 @@ def _tensors(taken: Taken) -> dict[str, Tensor]:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    data = tensors_to_bytes(tensors, metadata={SEAL: "0" * 64})
+    from safetensors.torch import save
+
+    data = save(tensors, metadata={SEAL: "0" * 64})
     write_atomic(path, sealed(data, 8 + len(_SEALED)), "the run's checkpoints are intact")
 
 
 def _read(path: Path) -> Taken:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     data = read_regular(path, memory())
     if data[8:].startswith(_SEALED):  # the files of headway 0.1.0 have no seal
         check_seal(data, 8 + len(_SEALED), str(path))
     try:
         parts: dict[tuple[str, str], dict[str, Tensor]] = {}
-        for key, x in tensors_from_bytes(data).items():
+        for key, x in load(data).items():
             name, which, part = key.rsplit("/", 2)
             parts.setdefault((name, which), {})[part] = x
         if any(
