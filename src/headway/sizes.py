@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from headway.positions.base import REACH
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.transformer import Transformer
 
 LAYERS = 1024
@@ -84,7 +84,7 @@ def check_size(
     layers = config.get("layers", 3)
     for name, value, highest in (("layers", layers, LAYERS), ("tokens", tokens, 2**40), ("batch", batch, 2**40)):
         if isinstance(value, int) and not 1 <= value <= highest:  # what is no number is from_config's to refuse
-            raise HeadwayError(f"expected {name} from 1 to {highest:,}, got {_short(value)}")
+            raise HeadwayError(f"expected {name} from 1 to {highest:,}, got {brief(value)}")
     numbers = limit // 4 if parameters is None else min(parameters, limit // 4)
     if _at_least(config) > numbers:
         raise _too_large(parameters, limit)
@@ -104,7 +104,7 @@ def check_size(
     except (RuntimeError, OverflowError, TypeError, ValueError, MemoryError, RecursionError) as error:
         # a size that no tensor can have, as 2⁴⁰ × 2⁴⁰
         raise HeadwayError(
-            f"expected sizes that a model can have, got {_short(dict(config))}: {_first(error)}"
+            f"expected sizes that a model can have, got {brief(dict(config))}: {_first(error)}"
         ) from None
     if parameters is not None and found.parameters > parameters:
         raise _too_large(parameters, limit)
@@ -283,11 +283,6 @@ def _too_large(parameters: int | None, limit: int, found: int | None = None) -> 
     return HeadwayError(
         f"expected a model and a text that take at most {gigabytes(limit)} of memory, got {got}: take smaller sizes"
     )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}…"
 
 
 def _first(error: BaseException) -> str:
