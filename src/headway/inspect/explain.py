@@ -53,7 +53,7 @@ def _is_mark(text: str) -> bool:
 
 def _continues(text: str, before: str) -> bool:
     """Whether letters go on a word after a mark; a symbol goes on only after a joiner."""
-    return text[0].isalnum() or before[-1] in _JOINERS
+    return text[0].isalnum() or (before[-1] in _JOINERS and unicodedata.category(text[0])[0] == "S")
 
 
 def fresh_model(
