@@ -62,7 +62,7 @@ tests: .venv/ready-dev
 
 # what is marked slow: more kills, more seeds, whole products
 proofs: .venv/ready-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
+	HEADWAY_CHECKED=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 mutants: .venv/ready-dev
 	$(BIN)/python tests/mutants/run.py $(ARGS)

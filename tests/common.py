@@ -300,12 +300,13 @@ def refusal(message: str, whole: bool = True) -> Iterator[None]:
     """Expect a HeadwayError with exactly this text, or with it somewhere, as a user gets it: without shape checks."""
     from headway.shapes import HeadwayError
 
+    before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         with pytest.raises(HeadwayError, match=f"^{re.escape(message)}$" if whole else re.escape(message)):
             yield
     finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @contextlib.contextmanager

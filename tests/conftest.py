@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,10 @@ CHECKED = [
         "transformer",
     )
 ]
-# The core's annotations, such as Float[Tensor, "batch heads queries dim"], are checked at every call in the tests.
-if os.environ.get("HEADWAY_UNCHECKED", "0") == "0":
+# The core's annotations, such as Float[Tensor, "batch heads queries dim"], are checked at every call of a test, but that
+# costs twice the tests themselves: where there are many cases of one test, every tenth. HEADWAY_CHECKED=all checks all.
+EVERY = {"none": 0, "all": 1}.get(os.environ.get("HEADWAY_CHECKED", ""), 10)
+if EVERY:
     jaxtyping.install_import_hook(CHECKED, "common.typechecker")
 
 
@@ -76,6 +78,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Any:
     with made() as names:
         item.stash[METHODS_MADE] = names
         return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    one_of_many = hasattr(item, "callspec") and zlib.crc32(item.nodeid.encode()) % EVERY if EVERY else True
+    jaxtyping.config.update("jaxtyping_disable", bool(one_of_many))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -140,7 +148,7 @@ def seed() -> None:
 
 
 @pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run as a user's program does, without shape checks: bad input meets the library's own, and code compiles."""
     for name, module in list(sys.modules.items()):
         if name.startswith("headway."):
@@ -148,6 +156,4 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                 if dataclasses.is_dataclass(member) and isinstance(member, type):
                     # dynamo cannot trace into the checks of a dataclass
                     monkeypatch.setattr(member, "__init__", getattr(member.__init__, "__wrapped__", member.__init__))
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    jaxtyping.config.update("jaxtyping_disable", True)  # until the next test begins

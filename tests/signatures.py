@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from common import law_marks, make, specs
+from common import law_marks, specs
 from torch import Tensor
 
 from headway.backends import native, sdpa
 from headway.functional import BACKENDS
 from headway.masks import And, Causal, Dense, Documents, Mask, Or, Prefix, Window
 from headway.positions import parse
+from headway.shapes import HeadShape
 from headway.terms import ByDistance
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 16
@@ -79,8 +80,8 @@ def signature(spec: str, tokens: int = FEW, start: int = 0) -> str:
         tokens: how many there are, for a method whose terms change with them.
         start: the first position.
     """
-    q, _, terms = acted(make(spec, HEADS, KV_HEADS, WIDTH), tokens, start)
-    position = parse(spec)
+    position = parse(spec).attach(HeadShape.of(HEADS * WIDTH, HEADS, KV_HEADS, WIDTH))  # as it starts: FIRE's L is learned
+    q, _, terms = acted(position, tokens, start)
     words = [" + ".join(_kind(term) for term in terms) or "no terms"]
     words += [position.normalise] if position.normalise != "softmax" else []
     words += ["wider heads"] if q.shape[-1] != WIDTH else []

@@ -40,7 +40,7 @@ def test_interpreted_is_as_exact_as_plain_pytorch(group: str, which: str) -> Non
     run = subprocess.run(
         [sys.executable, "-m", "pytest", str(HERE / "interpreted.py"), *options],
         cwd=HERE.parents[1],
-        env={**os.environ, "TRITON_INTERPRET": "1", "HEADWAY_UNCHECKED": "1", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "HEADWAY_CHECKED": "none", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
