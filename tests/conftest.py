@@ -31,8 +31,8 @@ CHECKED = [
         "transformer",
     )
 ]
-# The core's annotations, such as Float[Tensor, "batch heads queries dim"], are checked at every call of a test, but that
-# costs twice the tests themselves: where there are many cases of one test, every tenth. HEADWAY_CHECKED=all checks all.
+# The core's annotations, such as Float[Tensor, "batch heads queries dim"], are checked at every call of a test. That
+# costs twice the tests themselves: of a test with many cases every tenth is checked, with HEADWAY_CHECKED=all each one.
 EVERY = {"none": 0, "all": 1}.get(os.environ.get("HEADWAY_CHECKED", ""), 10)
 if EVERY:
     jaxtyping.install_import_hook(CHECKED, "common.typechecker")

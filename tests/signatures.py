@@ -80,7 +80,9 @@ def signature(spec: str, tokens: int = FEW, start: int = 0) -> str:
         tokens: how many there are, for a method whose terms change with them.
         start: the first position.
     """
-    position = parse(spec).attach(HeadShape.of(HEADS * WIDTH, HEADS, KV_HEADS, WIDTH))  # as it starts: FIRE's L is learned
+    position = parse(spec).attach(
+        HeadShape.of(HEADS * WIDTH, HEADS, KV_HEADS, WIDTH)
+    )  # as it starts: FIRE's L is learned
     q, _, terms = acted(position, tokens, start)
     words = [" + ".join(_kind(term) for term in terms) or "no terms"]
     words += [position.normalise] if position.normalise != "softmax" else []

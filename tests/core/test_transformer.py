@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import close, every_method, refusal, transformer
+from common import close, every_method, every_place, refusal, transformer
 
 from headway import Causal, Documents, Transformer, attend
 from headway.functional import BACKENDS
@@ -127,7 +127,7 @@ def test_one_layer_by_hand() -> None:
 # --- encoder-decoder ----------------------------------------------------------------------------------------------
 
 
-@every_method("decode")
+@every_place("decode")
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded source"])
 def test_an_encoder_decoder_with_a_cache(spec: str, padded: bool) -> None:
     model = transformer(spec, kind="encoder-decoder")

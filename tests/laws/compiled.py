@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import attention, every_place, law_marks, transformer
-from signatures import every_signature, representatives
+from common import attention, every_method, transformer
 
 from headway import Causal, Documents, Window, attend
-from headway.positions import methods
 
 
 def same(module: torch.nn.Module, x: torch.Tensor, backend: str = "aot_eager", **given: object) -> None:
@@ -38,21 +36,17 @@ def padded_and_packed(spec: str, backend: str) -> None:
     same(module, torch.randn(2, 7, 48).double(), backend, pos=pos, mask=documents)
 
 
-TRACED = [spec for spec in methods() if spec not in representatives().values()]
-"""The methods whose own code is followed, while others stand for what a backend sees of them."""
-
-
-@every_signature("compile")
+@every_method("compile")
 def test_attention(spec: str) -> None:
     padded_and_packed(spec, "aot_eager")
 
 
-@pytest.mark.parametrize("spec", [pytest.param(s, marks=law_marks("compile", s)) for s in TRACED])
+@every_method("compile")
 def test_attention_traced(spec: str) -> None:
     padded_and_packed(spec, "eager")
 
 
-@every_place("compile")
+@every_method("compile")
 def test_transformer(spec: str) -> None:
     same(transformer(spec, layers=1), torch.randint(17, (2, 7)))
 
