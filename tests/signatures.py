@@ -80,9 +80,8 @@ def signature(spec: str, tokens: int = FEW, start: int = 0) -> str:
         tokens: how many there are, for a method whose terms change with them.
         start: the first position.
     """
-    position = parse(spec).attach(
-        HeadShape.of(HEADS * WIDTH, HEADS, KV_HEADS, WIDTH)
-    )  # as it starts: FIRE's L is learned
+    # as it starts: FIRE's L is learned, and decides what its term is
+    position = parse(spec).attach(HeadShape.of(HEADS * WIDTH, HEADS, KV_HEADS, WIDTH))
     q, _, terms = acted(position, tokens, start)
     words = [" + ".join(_kind(term) for term in terms) or "no terms"]
     words += [position.normalise] if position.normalise != "softmax" else []
