@@ -153,6 +153,7 @@ def hosted(open_page: Open, asked: Question, **options: Any) -> Any:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>map</title><style>{asset("style.css")}</style>'
         f'<body class="headway"><div id="host"></div><script>{program}\n{given}</script></body></html>',
         **options,
+        fresh=True,  # what is exposed to a page stays
     )
     page.expose_function("tile", lambda *wanted: base64.b64encode(source.body(*wanted)).decode())
     page.evaluate(HOST)
