@@ -215,7 +215,12 @@ def test_it_works_by_keyboard_alone(shown: Page) -> None:
     shown.becomes(lambda: shown.choice("query") == "1")
     press("m")
     page.keyboard.type("alibi")
-    press("Enter")
+    focus = """() => {
+      const event = new KeyboardEvent('keydown', { key: 'Enter', bubbles: true, cancelable: true });
+      document.activeElement.dispatchEvent(event);
+      return document.activeElement.tagName;
+    }"""
+    assert page.evaluate(focus) == "BODY"  # whose the next key is, before another frame is drawn
     shown.becomes(lambda: shown.address().get("position") == "alibi")
     press("j")
     shown.settle("wall")

@@ -29,6 +29,7 @@ export function pick({ words, place, title, choices, current, free, done }) {
   /** @param {string} value */
   function choose(value) {
     dialog.close();
+    dialog.remove(); // its field would keep the focus, and swallow a key, until the next frame
     if (value.trim()) done(value.trim());
   }
 
