@@ -136,7 +136,8 @@ class Guard:
             return (
                 "This browser does not know the studio. Open the address that headway studio printed; it lets in one "
                 "browser: for another, end the studio and start it again.\n"
-                "此浏览器尚未获准访问。请打开 headway studio 打印的地址；该地址只允许一个浏览器进入，换浏览器请重新启动。"
+                "此浏览器尚未获准访问。请打开 headway studio 打印的地址；"
+                "该地址只允许一个浏览器进入，换浏览器请重新启动。"
             )
         # a navigation to the page itself may start anywhere; it shows nothing to whoever started it
         if scope["path"] != "/" and site not in (None, "same-origin", "none"):
