@@ -90,29 +90,27 @@ def test_the_report_needs_no_torch(path: Path) -> None:
 
 
 def fresh(code: str) -> list[str]:
-    """What a new process prints."""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    """The lines that a new process prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
-def loaded(statement: str) -> set[str]:
-    """Top-level modules in memory after a statement in a new process."""
-    return set(fresh(f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"))
-
-
-def test_importing_headway_is_light() -> None:
-    assert not {"torch", "numpy", "typer", "rich"} & loaded("import headway")
-
-
-def test_importing_the_core_brings_nothing_but_torch() -> None:
-    statement = "import headway.positions, headway.transformer; headway.positions.methods()"
-    found = loaded(statement)
-    assert "torch" in found
-    assert not {"transformers", "x_transformers", "beartype", "typer", "tokenizers", "safetensors"} & found
-
-
-def test_backends_are_imported_when_first_needed() -> None:
-    code = "import sys, headway.attention; print(*[m for m in sys.modules if m.startswith('headway.backends.')])"
-    assert fresh(code) == ["headway.backends.base"]
+def test_importing_is_light_and_backends_come_when_first_needed() -> None:
+    """Three looks at the modules in memory, further and further into the core."""
+    program = """
+import sys, headway
+print(*sys.modules)
+import headway.attention
+print(*sys.modules)
+import headway.positions, headway.transformer
+headway.positions.methods()
+print(*sys.modules)
+"""
+    light, attention, core = (line.split() for line in fresh(program))
+    top = [{name.partition(".")[0] for name in names} for names in (light, core)]
+    assert not {"torch", "numpy", "typer", "rich"} & top[0]
+    assert [name for name in attention if name.startswith("headway.backends.")] == ["headway.backends.base"]
+    assert "torch" in top[1]
+    assert not {"transformers", "x_transformers", "beartype", "typer", "tokenizers", "safetensors"} & top[1]
 
 
 def test_every_name_headway_offers_is_there() -> None:

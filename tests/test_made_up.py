@@ -68,14 +68,38 @@ class MadeUp(Position):
 '''
 
 
+LAWS = ("autocast", "backends", "decode", "gradients", "packing", "roundtrip", "shift", "tiles")
+PROGRAM = """
+import contextlib, io, json, sys
+from pathlib import Path
+
+import headway
+from headway import cli
+from headway.experiments.compare import Comparison
+
+def shown(*words):
+    sys.argv = ["headway", *words]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            cli.main()
+        except SystemExit as end:
+            assert not end.code, (words, end.code)
+    return out.getvalue()
+
+commands = json.loads(sys.argv[1])
+found = {"file": headway.__file__, "all": Comparison(positions=("all",)).specs()}
+print(json.dumps(found | {name: shown(*words) for name, words in commands.items()}))
+"""
+
+
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory):
     """Run Python with a copy of the package in which the method's file lies; returns what it prints."""
     place = tmp_path_factory.mktemp("copy")
-    shutil.copytree(Path(headway.__file__).parent, place / "headway", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(headway.__file__).parent, place / "headway")
     (place / "headway" / "positions" / "mine.py").write_text(SOURCE, encoding="utf-8")
     inherited = {name: value for name, value in os.environ.items() if name != FOLDER and not name.startswith("PYTEST")}
-    environment = {**inherited, "PYTHONPATH": str(place), "COLUMNS": "100"}
+    environment = {**inherited, "PYTHONPATH": str(place), "COLUMNS": "100", "HEADWAY_CHECKED": "none"}
 
     def run(*arguments: object) -> str:
         command = [sys.executable, *map(str, arguments)]
@@ -83,43 +107,43 @@ def python(tmp_path_factory: pytest.TempPathFactory):
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         return done.stdout
 
-    assert run("-c", "import headway; print(headway.__file__)").strip() == str(place / "headway" / "__init__.py")
+    run.copied = str(place / "headway" / "__init__.py")
     return run
 
 
 def test_laws_bind_it(python) -> None:
-    listed = python("-m", "pytest", "--collect-only", "-p", "no:cacheprovider", "tests/laws", "-k", NAME)
-    for law in ("autocast", "backends", "decode", "gradients", "packing", "roundtrip", "shift", "tiles"):
+    files = [f"tests/laws/test_{law}.py" for law in LAWS]
+    listed = python("-m", "pytest", "--collect-only", "-p", "no:cacheprovider", *files, "-k", NAME)
+    for law in LAWS:
         found = [line for line in listed.splitlines() if line.startswith(f"tests/laws/test_{law}.py::")]
         assert any(f"[{NAME}" in line or f"-{NAME}" in line for line in found), law
         assert any(f"{NAME}(reach=2)" in line for line in found), law
 
 
-def test_the_commands_know_it(python) -> None:
-    lines = python("-m", "headway", "methods").splitlines()
-    (line,) = [line for line in lines if line.startswith(NAME)]
+def test_commands_pages_and_a_comparison_know_it(python, tmp_path: Path) -> None:
+    """All in one process: each start would cost seconds."""
+    docs, compared = tmp_path / "docs", tmp_path / "compared"
+    small = "--train-length 8 --test-lengths 8,16 --seeds 0 --steps 2 --batch 2 --dim 16 --layers 1 --heads 2"
+    commands = {
+        "methods": ["methods"],
+        "one": ["methods", NAME, "--json"],
+        "docs": ["methods", "--out", str(docs)],
+        "compare": ["compare", "--positions", f"none,{NAME}(reach=3)", *small.split(), "--out", str(compared)],
+    }
+    shown = json.loads(python("-c", PROGRAM, json.dumps(commands)).splitlines()[-1])
+    assert shown["file"] == python.copied
+    assert NAME in shown["all"]
+    (line,) = [line for line in shown["methods"].splitlines() if line.startswith(NAME)]
     assert "scores" in line
     assert "−s_h·min(" in line
-    found = json.loads(python("-m", "headway", "methods", NAME, "--json"))
+    found = json.loads(shown["one"])
     assert found["hyperparameters"][0]["meaning"] == "from here on all keys look equally far."
     assert found["parameters"] == [{"name": "slope", "shape": [8]}]
     assert found["picture"]["curves"][0]["values"][20:22] == pytest.approx([-2.0, -2.0])
-
-
-def test_docs_have_a_page_on_it(python, tmp_path: Path) -> None:
-    python("-m", "headway", "methods", "--out", tmp_path)
-    assert f"[{NAME}]({NAME}.md)" in (tmp_path / "index.md").read_text(encoding="utf-8")
-    assert "# A made-up method (`madeup`)" in (tmp_path / f"{NAME}.md").read_text(encoding="utf-8")
-    assert "every head" in (tmp_path / f"{NAME}.svg").read_text(encoding="utf-8")
-
-
-def test_compare_and_its_report_have_it(python, tmp_path: Path) -> None:
-    program = "from headway.experiments.compare import Comparison; print(*Comparison(positions=('all',)).specs())"
-    assert NAME in python("-c", program).split()
-    small = "--train-length 8 --test-lengths 8,16 --seeds 0 --steps 2 --batch 2 --dim 16 --layers 1 --heads 2"
-    options = ["--positions", f"none,{NAME}(reach=3)", *small.split(), "--out", tmp_path]
-    shown = python("-m", "headway", "compare", *options)
-    assert f"{NAME}(reach=3)" in shown
-    report = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"[{NAME}]({NAME}.md)" in (docs / "index.md").read_text(encoding="utf-8")
+    assert "# A made-up method (`madeup`)" in (docs / f"{NAME}.md").read_text(encoding="utf-8")
+    assert "every head" in (docs / f"{NAME}.svg").read_text(encoding="utf-8")
+    assert f"{NAME}(reach=3)" in shown["compare"]
+    report = (compared / "report.html").read_text(encoding="utf-8")
     assert "A made-up method" in report
     assert "直到某个距离" in report

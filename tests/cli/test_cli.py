@@ -13,7 +13,7 @@ from headway import cli
 from headway.experiments.options import split
 from headway.positions import methods
 
-SMALL = ["--train-length", "8", "--test-lengths", "8,16", "--seeds", "0", "--steps", "3", "--batch", "2"]
+SMALL = ["--train-length", "8", "--test-lengths", "8,16", "--seeds", "0", "--steps", "3", "--batch", "16"]
 SMALL += ["--dim", "16", "--layers", "1", "--heads", "2"]
 
 
@@ -41,9 +41,11 @@ def trained(tmp_path_factory):
     text = folder / "text.txt"
     text.write_text("the cat sat on the mat. 猫坐在垫子上。" * 40)
     for name, position in (("run", "rotary"), ("short", "learned(max_length=16)")):
-        arguments = f"train {text} --position {position} --steps 4 --length 8 --batch 2 --dim 16 --layers 1 --heads 2"
-        command = [sys.executable, "-m", "headway", *arguments.split(), "--out", str(folder / name)]
-        subprocess.run(command, check=True, capture_output=True, timeout=50)
+        arguments = f"train {text} --position {position} --steps 4 --length 8 --batch 16 --dim 16 --layers 1 --heads 2"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["headway", *arguments.split(), "--out", str(folder / name)])
+            with pytest.raises(SystemExit, match=r"^0$"):
+                cli.main()
     return folder
 
 
@@ -53,6 +55,8 @@ def test_help_answers_at_once_and_without_torch():
         begin = time.perf_counter()
         result = subprocess.run([sys.executable, "-m", "headway", "--help"], capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - begin)
+        if seconds[-1] < 0.6:
+            break
     assert all(command in result.stdout for command in ("compare", "train", "generate", "bench", "methods"))
     program = "import sys, headway.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -138,7 +142,7 @@ def test_interrupted_compare_says_how_to_go_on(run, tmp_path, monkeypatch):
 
 def test_train_resumes_and_generate_streams(run, trained, tmp_path):
     text = trained / "text.txt"
-    arguments = f"{text} --steps 4 --length 8 --batch 2 --dim 16 --layers 1 --heads 2 --out {tmp_path / 'run'}".split()
+    arguments = f"{text} --steps 4 --length 8 --batch 16 --dim 16 --layers 1 --heads 2 --out {tmp_path / 'run'}".split()
     status, out, err = run("train", *arguments)
     assert status == 0, err
     assert "Try it: headway generate" in out
@@ -163,7 +167,7 @@ def test_train_resumes_and_generate_streams(run, trained, tmp_path):
     ],
 )
 def test_train_options(run, trained, tmp_path, options):
-    small = f"{trained / 'text.txt'} --steps 2 --length 8 --batch 2 --dim 16 --layers 1 --heads 2 --out {tmp_path}"
+    small = f"{trained / 'text.txt'} --steps 2 --length 8 --batch 16 --dim 16 --layers 1 --heads 2 --out {tmp_path}"
     status, out, err = run("train", *small.split(), *options)
     assert status == 0, err
     assert "Validation loss" in out
@@ -213,6 +217,8 @@ def test_methods_answers_within_three_seconds():
         subprocess.run([sys.executable, "-m", "headway", "methods"], capture_output=True, check=True)
         after = os.times()
         seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        if seconds[-1] < 5:
+            break
     assert min(seconds) < 5, seconds
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from headway.shapes import HeadwayError
 from headway.training.files import read_json
 from headway.transformer import Transformer
 
-SMALL = {"train_length": 8, "test_lengths": (8, 16), "seeds": (0,), "steps": 3, "batch": 2, "dim": 16, "layers": 1}
+SMALL = {"train_length": 8, "test_lengths": (8, 16), "seeds": (0,), "steps": 3, "batch": 16, "dim": 16, "layers": 1}
 SMALL |= {"heads": 2}
 
 
@@ -25,6 +26,21 @@ def small(**changes):
 def without_time(results):
     cells = [{k: v for k, v in cell.items() if k not in ("seconds", "tokens_per_second")} for cell in results["cells"]]
     return [*cells, results["methods"], results["settings"], results["complete"]]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A small comparison that went through: its folder, of which tests take a copy, and its results."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, compare(small(), folder)
+
+
+@pytest.fixture
+def finished(whole, tmp_path):
+    """A folder of one's own with that comparison in it, and its results."""
+    folder, results = whole
+    shutil.copytree(folder, tmp_path / "finished")
+    return tmp_path / "finished", results
 
 
 @pytest.fixture(scope="module")
@@ -107,24 +123,23 @@ def test_all_methods_of_a_seed_start_from_the_same_weights(everything):
         assert all(torch.equal(weights[name], first[name]) for name in first)
 
 
-def test_finished_cells_are_not_trained_again(tmp_path, monkeypatch):
-    first = compare(small(), tmp_path)
+def test_finished_cells_are_not_trained_again(finished, monkeypatch):
+    folder, first = finished
     monkeypatch.setattr(module, "Trainer", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(module, "_test", lambda *_: pytest.fail("tested again"))
-    assert compare(small(), tmp_path)["cells"] == first["cells"]
+    assert compare(small(), folder)["cells"] == first["cells"]
 
 
-def test_more_lengths_and_seeds_compute_only_what_is_new(tmp_path):
-    compare(small(), tmp_path)
+def test_more_lengths_and_seeds_compute_only_what_is_new(finished):
+    folder, _ = finished
     events = []
-    results = compare(small(test_lengths=(8, 16, 32), seeds=(0, 5)), tmp_path, on_event=events.append)
+    results = compare(small(test_lengths=(8, 16, 32), seeds=(0, 5)), folder, on_event=events.append)
     assert {event.seed for event in events if event.what == "train"} == {5}
     assert [test["length"] for test in results["cells"][0]["tests"]] == [8, 16, 32]
 
 
 @pytest.mark.parametrize("when", range(1, 12, 2))
-def test_interrupted_comparison_goes_on_to_the_same_result(tmp_path, when):
-    whole = compare(small(), tmp_path / "whole")
+def test_interrupted_comparison_goes_on_to_the_same_result(whole, tmp_path, when):
     seen = []
 
     def interrupt(event):
@@ -135,7 +150,7 @@ def test_interrupted_comparison_goes_on_to_the_same_result(tmp_path, when):
     part = compare(small(), tmp_path / "part", on_event=interrupt)
     assert not part["complete"] or len(seen) < when
     again = compare(small(), tmp_path / "part")
-    assert without_time(again) == without_time(whole)
+    assert without_time(again) == without_time(whole[1])
 
 
 def test_a_table_size_that_is_given_is_kept_even_if_it_is_the_default(tmp_path):
@@ -172,11 +187,11 @@ def test_retrieval_tasks_report_by_distance(tmp_path):
             assert test["accuracy"] == pytest.approx(sum(rows) / len(rows))
 
 
-def test_damaged_cell_record_is_made_anew(tmp_path):
-    first = compare(small(), tmp_path)
-    for path in tmp_path.glob("cells/*/cell.json"):
+def test_damaged_cell_record_is_made_anew(finished):
+    folder, first = finished
+    for path in folder.glob("cells/*/cell.json"):
         path.write_text(path.read_text()[:100])
-    assert without_time(compare(small(), tmp_path)) == without_time(first)
+    assert without_time(compare(small(), folder)) == without_time(first)
 
 
 def test_results_hold_no_nan(tmp_path):

@@ -13,7 +13,7 @@ from headway.experiments.compare import Comparison, compare
 from headway.report.page import page, payload
 from headway.training.files import read_json
 
-SMALL: dict[str, Any] = {"train_length": 16, "test_lengths": (16,), "steps": 9, "batch": 2, "dim": 16, "layers": 2}
+SMALL: dict[str, Any] = {"train_length": 16, "test_lengths": (16,), "steps": 9, "batch": 16, "dim": 16, "layers": 2}
 SMALL |= {"heads": 2, "seeds": (0,)}
 KEPT = {
     "none": ["distance", "film"],

@@ -96,17 +96,15 @@ def test_stick_breaking_as_its_paper_writes_it(padded: int, remainder: bool) -> 
     module = attention(f"stickbreaking(remainder={remainder})", 4, 2, mask=Causal())
     x = torch.randn(1, 90, 32).double().requires_grad_()
     q, k, v = projected(module, x[0, padded:])
-    heads = []
-    for h in range(4):
-        rows = []
-        for i in range(90 - padded):
-            stick, out = torch.ones(()).double(), torch.zeros(8).double()
-            for j in reversed(range(i)):
-                share = stick * (q[h, i] @ k[h // 2, j] / math.sqrt(8)).sigmoid()
-                out, stick = out + share * v[h // 2, j], stick - share
-            rows.append(out + stick * v[h // 2, i] if remainder else out)
-        heads.append(torch.stack(rows))
-    expected = torch.cat(heads, -1) @ module.o.weight.T
+    k, v = k.repeat_interleave(2, 0), v.repeat_interleave(2, 0)  # for each head its own
+    rows = []
+    for i in range(90 - padded):
+        stick, out = torch.ones(4, 1).double(), torch.zeros(4, 8).double()
+        for j in reversed(range(i)):
+            share = stick * ((q[:, i] * k[:, j]).sum(-1, keepdim=True) / math.sqrt(8)).sigmoid()
+            out, stick = out + share * v[:, j], stick - share
+        rows.append((out + stick * v[:, i] if remainder else out).flatten())
+    expected = torch.stack(rows) @ module.o.weight.T
     pos = (torch.arange(90) - padded).clamp(min=-1)
     same_with_gradients(module(x, pos=pos)[0, padded:], expected, [x, *module.parameters()])
 

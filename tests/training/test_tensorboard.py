@@ -21,7 +21,7 @@ MODEL = {"dim": 24, "layers": 2, "heads": 3, "position": "t5"}
 
 
 def settings() -> TrainSettings:
-    return TrainSettings(steps=8, batch=2, length=8, checkpoint_every=2, validate_every=3)
+    return TrainSettings(steps=8, batch=16, length=8, checkpoint_every=2, validate_every=3)
 
 
 @pytest.fixture(scope="module")

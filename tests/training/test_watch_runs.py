@@ -32,7 +32,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(**changes: Any) -> TrainSettings:
-    usual = {"steps": 12, "batch": 2, "length": 8, "checkpoint_every": 4, "validate_every": 6, "keep": 9}
+    usual = {"steps": 12, "batch": 16, "length": 8, "checkpoint_every": 4, "validate_every": 6, "keep": 9}
     return TrainSettings(**{**usual, **changes})
 
 
@@ -58,12 +58,12 @@ def test_the_same_bits_with_and_without(tmp_path: Path, text: Path, optimizer: s
     assert not (tmp_path / "plain" / "watch").exists()
 
 
-def test_step_k_holds_the_weights_of_checkpoint_k(tmp_path: Path, text: Path) -> None:
-    result = train(text, out=tmp_path / "run", model_config=MODEL, settings=settings(), watch=2)
-    watched = load_watch(tmp_path / "run")
+def test_step_k_holds_the_weights_of_checkpoint_k(whole: tuple[Path, Any]) -> None:
+    run, result = whole
+    watched = load_watch(run)
     assert watched.steps == [0, 2, 4, 6, 8, 10]
     for step in (4, 8):
-        saved = read_checkpoint(tmp_path / "run" / "checkpoints" / f"step-{step:08d}")
+        saved = read_checkpoint(run / "checkpoints" / f"step-{step:08d}")
         for which in "qkv":
             taken = watched[step][NAME, which]
             assert torch.equal(taken.weight, saved.model[f"{NAME}.{which}.weight"])
@@ -101,10 +101,16 @@ class Killed(BaseException):
     pass
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, text: Path) -> tuple[Path, Any]:
+    """A run that looked every 2 steps, which no test changes, and what ``train`` returned."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, train(text, out=folder, model_config=MODEL, settings=settings(), watch=2)
+
+
 @pytest.mark.parametrize("at", [3, 5, 9])
-def test_a_killed_run_resumes_to_the_same_files(tmp_path: Path, text: Path, at: int) -> None:
+def test_a_killed_run_resumes_to_the_same_files(tmp_path: Path, text: Path, whole: tuple[Path, Any], at: int) -> None:
     arguments: dict[str, Any] = {"model_config": MODEL, "settings": settings(), "watch": 2}
-    train(text, out=tmp_path / "whole", **arguments)
     steps = [0]
 
     def kill() -> bool:
@@ -118,7 +124,7 @@ def test_a_killed_run_resumes_to_the_same_files(tmp_path: Path, text: Path, at: 
     if at == 5:  # what a kill in the middle of a write leaves
         (tmp_path / "cut" / "watch" / "step-00000004.safetensors.tmp-1-abcd").write_bytes(b"half")
     train(text, out=tmp_path / "cut", **arguments)
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "cut") == contents(whole[0])
 
 
 def test_watching_may_begin_and_change_when_a_run_goes_on(tmp_path: Path, text: Path) -> None:

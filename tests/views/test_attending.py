@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import every_method, refusal
+from common import every_method, every_place, refusal
 from torch import Tensor
 
 from headway import Transformer
@@ -85,9 +85,17 @@ def close(one: Tensor, other: Tensor, atol: float = 1e-4) -> None:
     torch.testing.assert_close(one.double(), other.double(), rtol=1e-4, atol=atol)
 
 
-@pytest.mark.parametrize(("kind", "kv_heads"), [("decoder", 1), ("encoder", None)])
 @every_method("views of attention")
-def test_stages_and_parts_are_the_models(spec: str, kind: str, kv_heads: int | None) -> None:
+def test_stages_and_parts_are_the_models(spec: str) -> None:
+    stages_and_parts(spec, "decoder", 1)
+
+
+@every_place("views of attention")
+def test_stages_and_parts_of_an_encoder_are_the_models(spec: str) -> None:
+    stages_and_parts(spec, "encoder", None)
+
+
+def stages_and_parts(spec: str, kind: str, kv_heads: int | None) -> None:
     question = asked(make(spec, kind=kind, kv_heads=kv_heads))
     found, steps = passed(question), stages(question)
     n, width, dim = len(LABELS), 8, 24
@@ -132,12 +140,12 @@ def test_planes_sum_to_the_product(spec: str) -> None:
     if len(figures) < 3:
         assert not maps(parse(spec)) or spec.startswith(("deberta", "inkling"))  # which turn nothing, but size q
         return
-    q, k = (tensor(heatmaps(pair)[1].values) for pair in stages(question)["Q′, K′"].figures)
+    steps = stages(question)
+    q, k = (tensor(heatmaps(pair)[1].values) for pair in steps["Q′, K′"].figures)
     turned = figures[2].series[-1][1]
     assert len(turned) == len(figures[2].labels)
     assert sum(turned) == pytest.approx(float(q[7] @ k[3]) / 8**0.5, abs=1e-4)
     if len(figures[2].series) > 1:
-        steps = stages(question)
         q, k = (tensor(steps[name].figures[1].values) for name in "QK")
         assert sum(figures[2].series[0][1]) == pytest.approx(float(q[7] @ k[3]) / 8**0.5, abs=1e-4)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import headway
-from headway import Alibi, Attention, HeadShape, HeadwayError, Learned, Transformer
+from headway import Alibi, Attention, HeadShape, HeadwayError, Learned, Transformer, cli
 from headway.inspect import record
 from headway.inspect.record import Trace
 from headway.positions import methods
@@ -132,8 +132,6 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """``headway draw`` in an empty folder; gives (exit status, stdout, stderr)."""
-    from headway import cli
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -166,11 +164,15 @@ def test_the_command_draws_a_view(run: Run, tmp_path: Path) -> None:
     assert "猫" in (tmp_path / "x.svg").read_text(encoding="utf-8")
 
 
-def test_the_command_draws_a_run(run: Run, tmp_path: Path) -> None:
+def test_the_command_draws_a_run(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 40)
-    small = "--steps 4 --length 8 --batch 2 --dim 16 --layers 1 --heads 2 --watch 2 --out made"
-    command = [sys.executable, "-m", "headway", "train", "text.txt", *small.split()]
-    subprocess.run(command, check=True, capture_output=True, timeout=50, cwd=tmp_path)
+    small = "--steps 4 --length 8 --batch 16 --dim 16 --layers 1 --heads 2 --watch 2 --out made"
+    monkeypatch.setattr(sys, "argv", ["headway", "train", "text.txt", *small.split()])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main()
+    capsys.readouterr()
     for name in ("head", "film", "board"):
         status, out, err = run("run", "made", "--view", name, "--text", "the cat")
         assert (status, out, err) == (0, f"Picture: made-{name}.svg\n", "")

@@ -50,7 +50,7 @@ def size(found: View) -> int:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     (folder / "text.txt").write_bytes(read_text().data[:4000])
-    settings = TrainSettings(steps=12, batch=2, length=8, checkpoint_every=4, validate_every=6, keep=9)
+    settings = TrainSettings(steps=12, batch=16, length=8, checkpoint_every=4, validate_every=6, keep=9)
     train(folder / "text.txt", out=folder / "run", model_config=MODEL, settings=settings, watch=2)
     return folder / "run"
 
