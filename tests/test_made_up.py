@@ -100,6 +100,7 @@ def python(tmp_path_factory: pytest.TempPathFactory):
     (place / "headway" / "positions" / "mine.py").write_text(SOURCE, encoding="utf-8")
     inherited = {name: value for name, value in os.environ.items() if name != FOLDER and not name.startswith("PYTEST")}
     environment = {**inherited, "PYTHONPATH": str(place), "COLUMNS": "100", "HEADWAY_CHECKED": "none"}
+    environment["CXX"] = "no-such-compiler"  # the copy would compile its kernel anew, into the user's cache
 
     def run(*arguments: object) -> str:
         command = [sys.executable, *map(str, arguments)]
