@@ -93,7 +93,7 @@ def test_a_table_is_spread_over_distances_and_keeps_its_gradient() -> None:
 
 @pytest.mark.usefixtures("unchecked")  # FlexAttention traces the functions it is given
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("aligned", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=list(MASKS))
 def test_attention_uncompiled(mask: Any, aligned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex, "_compiled", lambda: (flex.flex_attention, flex.create_block_mask))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from common import assert_as_exact, every_method, make, naive, values_and_gradients
+from signatures import every_signature
 
 from headway import Causal, HeadwayError, attend
 from headway.positions import parse
@@ -27,11 +29,17 @@ HEADS, KV_HEADS, WIDTH = 4, 2, 8
 
 
 @every_method("far")
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", ["spread", "from a million on"])
 def test_far_positions(spec: str, place: str) -> None:
-    positions, order = PLACES[place]
-    if place == "shuffled" and "order" in parse(spec).exempt:
-        return
+    far(spec, *PLACES[place])
+
+
+@every_signature("far", lambda spec: "order" not in parse(spec).exempt)
+def test_far_positions_shuffled(spec: str) -> None:
+    far(spec, *PLACES["shuffled"])
+
+
+def far(spec: str, positions: list[int], order: Sequence[int]) -> None:
     pos = torch.tensor([[positions[i] for i in order]])
     given = {"mask": Causal(), "q_pos": pos, "k_pos": pos}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):

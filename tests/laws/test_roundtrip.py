@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from common import attention, every_method, make, transformer
+from common import attention, every_method, every_place, make, transformer
 
 from headway import Attention, Causal, HeadShape, HeadwayError, Transformer, positions
 from headway.positions import methods, parse
@@ -75,8 +75,17 @@ def test_attaching_again_changes_nothing(spec: str) -> None:
 
 
 @every_method("meta")
-@pytest.mark.parametrize("kind", ["decoder", "encoder-decoder"])
-def test_meta_device(spec: str, kind: str) -> None:
+def test_meta_device(spec: str) -> None:
+    made_on_the_meta_device(spec, "decoder")
+
+
+@every_place("meta")
+def test_an_encoder_decoder_on_the_meta_device(spec: str) -> None:
+    made_on_the_meta_device(spec, "encoder-decoder")
+
+
+def made_on_the_meta_device(spec: str, kind: str) -> None:
+    """Then given memory and reset, it is the model that was made on the CPU."""
     given = {"vocab": 17, "dim": 24, "layers": 2, "heads": 3, "kv_heads": 1, "position": spec, "kind": kind}
     with torch.device("meta"):
         model = Transformer(**given)
