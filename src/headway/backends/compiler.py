@@ -42,9 +42,8 @@ def _compiler() -> str:
     raise HeadwayError(f"expected a C++ compiler, found no {asked}: install one, as in `apt install g++`")
 
 
-def _command(source: Path) -> list[str]:
-    """The command line but for the output."""
-    root = Path(torch.__file__).parent
+def _command() -> list[str]:
+    """The command line but for files and folders."""
     capability = torch.backends.cpu.get_cpu_capability()
     return [
         _compiler(),
@@ -52,10 +51,6 @@ def _command(source: Path) -> list[str]:
         f"-DCPU_CAPABILITY={capability if capability in _VECTORS else 'DEFAULT'}",
         *_VECTORS.get(capability, ()),
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
-        f"-I{root / 'include'}",
-        str(source),
-        f"-L{root / 'lib'}",
-        *("-lc10", "-ltorch_cpu"),
     ]
 
 
@@ -65,7 +60,7 @@ def library(source: Path) -> Path:
     Raises:
         HeadwayError: where there is no compiler, or it fails.
     """
-    command = _command(source)
+    command = _command()
     code = b"".join(file.read_bytes() for file in sorted(source.parent.iterdir()))
     depends = "\n".join((*command, torch.__version__, platform.machine(), platform.system()))
     digest = hashlib.sha256(depends.encode() + code).hexdigest()[:20]
@@ -83,8 +78,10 @@ def library(source: Path) -> Path:
             f"({error.strerror}): set HEADWAY_CACHE to another one"
         ) from None
     made = Path(name)
+    root = Path(torch.__file__).parent
+    files = [f"-I{root / 'include'}", str(source), f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu", "-o", name]
     try:
-        done = subprocess.run([*command, "-o", name], capture_output=True, text=True)
+        done = subprocess.run([*command, *files], capture_output=True, text=True)
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
             raise HeadwayError(f"expected {command[0]} to compile the CPU kernel, got: {(lines or ['no message'])[0]}")
