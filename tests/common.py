@@ -18,7 +18,11 @@ from torch.func import functional_call
 
 
 def typechecker(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Beartype, but for ``Self``, which it understands only where it decorates a class."""
+    """Beartype, but for ``Self``, which it understands only where it decorates a class; and for what is defined within a
+    function that is not checked itself.
+    """
+    if jaxtyping.config.jaxtyping_disable:
+        return function
     hints = function.__annotations__
     function.__annotations__ = {name: hint for name, hint in hints.items() if hint is not typing.Self}
     return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
