@@ -18,8 +18,8 @@ from torch.func import functional_call
 
 
 def typechecker(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Beartype, but for ``Self``, which it understands only where it decorates a class; and for what is defined within a
-    function that is not checked itself.
+    """Beartype, but for ``Self``, which it understands only where it decorates a class; and for functions within one
+    that is not checked.
     """
     if jaxtyping.config.jaxtyping_disable:
         return function
