@@ -95,7 +95,7 @@ def fresh(code: str) -> list[str]:
 
 
 def test_importing_is_light_and_backends_come_when_first_needed() -> None:
-    """Three looks at the modules in memory, further and further into the core."""
+    """Four looks at the modules in memory, further and further into the core."""
     program = """
 import sys, headway
 print(*sys.modules)
@@ -104,13 +104,17 @@ print(*sys.modules)
 import headway.positions, headway.transformer
 headway.positions.methods()
 print(*sys.modules)
+import torch
+headway.Attention(8, 1, position="t5")(torch.randn(1, 3, 8)).sum().backward()
+print(*sys.modules)
 """
-    light, attention, core = (line.split() for line in fresh(program))
+    light, attention, core, trained = (line.split() for line in fresh(program))
     top = [{name.partition(".")[0] for name in names} for names in (light, core)]
     assert not {"torch", "numpy", "typer", "rich"} & top[0]
     assert [name for name in attention if name.startswith("headway.backends.")] == ["headway.backends.base"]
     assert "torch" in top[1]
     assert not {"transformers", "x_transformers", "beartype", "typer", "tokenizers", "safetensors"} & top[1]
+    assert "torch._dynamo" not in trained  # what torch.compile needs takes more than a second to load
 
 
 def test_every_name_headway_offers_is_there() -> None:

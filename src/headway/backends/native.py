@@ -81,11 +81,14 @@ def _loaded() -> ctypes.CDLL | str:
     return kernel
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def unavailable() -> str | None:
     """Why there is no kernel on this machine, or None when there is one; compiles it if need be."""
     found = _loaded()
     return found if isinstance(found, str) else None
+
+
+# as torch.compiler.assume_constant_result does, which would load all of torch.compile: more than a second
+unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 SHOWS_NAN = True
