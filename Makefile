@@ -56,13 +56,14 @@ check: .venv/ready-dev
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror src/headway/backends/csrc/*
 
-# one thread per worker: two cores, two workers; tests start Python often, which keeps what it compiled
+# one thread per worker: two cores, two workers, files together, so that what a file shares is made once; tests start
+# Python often, which keeps what it compiled
 tests: .venv/ready-dev
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 # what is marked slow: more kills, more seeds, whole products
 proofs: .venv/ready-dev
-	HEADWAY_CHECKED=all PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
+	HEADWAY_CHECKED=all PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 
 mutants: .venv/ready-dev
 	$(BIN)/python tests/mutants/run.py $(ARGS)

@@ -199,7 +199,7 @@ def test_a_step_of_decoding_runs_one_block() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in TERMS if "wide" not in name])
-@pytest.mark.parametrize("straight", [True, False], ids=["steps", "jumps"])
+@pytest.mark.parametrize("straight", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["steps", "jumps"])
 def test_memory_grows_with_tokens_and_not_with_pairs(name: str, straight: bool) -> None:
     q, k, v = leaf(B, H, 1024, D), leaf(B, KV, 1024, D), leaf(B, KV, 1024, DV)
     term, leaves = TERMS[name](1024, 1024)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import attention, close, every_method, transformer
+from common import attention, close, every_method, every_place, transformer
 
 from headway import Causal, KVCache, Window
 
@@ -48,7 +48,7 @@ def test_attention_with_left_padding(spec: str) -> None:
         close(torch.cat(out, 1), whole)
 
 
-@every_method("decode")
+@every_place("decode")
 @pytest.mark.parametrize("kv_heads", [pytest.param(3, id="mha"), pytest.param(1, id="mqa", marks=SLOW)])
 def test_transformer(spec: str, kv_heads: int) -> None:
     model = transformer(spec, kv_heads=kv_heads)

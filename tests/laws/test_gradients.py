@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 from common import attention, every_method, make, through
-from signatures import every_pair
+from signatures import every_pair, every_signature
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
@@ -47,7 +47,7 @@ def test_gradcheck(spec: str, backend: str, mask: object) -> None:
     assert gradcheck(call, inputs, fast_mode=True)
 
 
-@every_method("gradcheck")
+@every_signature("gradcheck")
 def test_gradgradcheck_on_the_reference(spec: str) -> None:
     call, inputs = problem(spec, "reference", Causal())
     assert gradgradcheck(call, inputs, fast_mode=True)
@@ -65,7 +65,7 @@ def test_gradcheck_of_the_module(spec: str) -> None:
     assert gradcheck(call, (x, *(p.detach().clone().requires_grad_() for p in parameters)), fast_mode=True)
 
 
-@every_method("gradcheck")
+@every_signature("gradcheck")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own
 def test_forward_mode_on_the_reference(spec: str) -> None:
     call, inputs = problem(spec, "reference", Causal())

@@ -49,6 +49,7 @@ def test_killed_at_every_single_call_that_changes_the_disk(in_memory: Path) -> N
     at_every_call(in_memory)
 
 
+@pytest.mark.slow
 def test_killed_at_random_times(in_memory: Path) -> None:
     at_random_times(in_memory, 25)
 
