@@ -42,15 +42,32 @@ def exemptions() -> list[tuple[str, str, str]]:
     return sorted((law, name, why) for name, method in methods().items() for law, why in method.exempt.items())
 
 
-def every_method(law: str, **where: bool) -> pytest.MarkDecorator:
+BOTH = ("reference", "auto")
+
+
+def every_method(law: str, on: Sequence[str] = (), **where: bool) -> pytest.MarkDecorator:
     """Parametrise a test over all methods whose class attributes are as given; those exempt must fail.
 
     It is what a method law begins with: what holds for a method whichever backend runs it.
+
+    Args:
+        law: its name.
+        on: backends, as a second argument ``backend`` of the test; variants of a method run on the last, on the others
+            they are proofs.
+        where: class attributes.
     """
-    from headway.positions import parse
+    from headway.positions import methods, parse
 
     chosen = [s for s in specs() if all(getattr(parse(s), name) == value for name, value in where.items())]
-    return pytest.mark.parametrize("spec", [pytest.param(s, marks=law_marks(law, s), id=s) for s in chosen])
+    if not on:
+        return pytest.mark.parametrize("spec", [pytest.param(s, marks=law_marks(law, s), id=s) for s in chosen])
+
+    def marks(spec: str, backend: str) -> list[pytest.MarkDecorator]:
+        proof = backend != on[-1] and spec not in methods()
+        return [*law_marks(law, spec), *([pytest.mark.slow] if proof else [])]
+
+    cases = [pytest.param(s, backend, marks=marks(s, backend), id=f"{backend}-{s}") for backend in on for s in chosen]
+    return pytest.mark.parametrize(("spec", "backend"), cases)
 
 
 def every_place(law: str) -> pytest.MarkDecorator:

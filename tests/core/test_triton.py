@@ -17,7 +17,7 @@ from headway.backends import triton as backend
 from headway.backends.base import Call
 
 HERE = Path(__file__).parent
-GROUPS = ("test_kinds", "test_awkward or test_few", "not test_kinds and not test_awkward and not test_few")
+GROUPS = ("test_kinds or test_few", "not test_kinds and not test_few")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is published for Linux only")

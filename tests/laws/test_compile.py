@@ -1,5 +1,5 @@
-"""The compiled laws (compiled.py), some at a time, in processes without shape checks: one method of each kind traced,
-and a few with the graphs of gradients; in the long proofs all of them.
+"""The compiled laws (compiled.py), some at a time, in processes without shape checks: one method traced for
+each choice of places to act at, and a few with the graphs of gradients; in the long proofs all of them.
 """
 
 from __future__ import annotations
@@ -11,20 +11,15 @@ from pathlib import Path
 
 import pytest
 from common import places, specs
-from signatures import representatives
-
-from headway.positions import methods
 
 HERE = Path(__file__).parent
-SOME = 24
+SOME = 12
 
 GRAPHS = ("none", "t5", "shaw", "fox", "path")
 """They differ in what computes them and in what they hand over: torch's attention, a table in a fused kernel, values by
 distance, a bias per key, whole rows of scores."""
-KINDS = {*places(), *representatives().values()}
-TRACED = [spec for spec in methods() if spec in KINDS]
 SHORT = ["test_lengths_that_change", "test_attend_by_itself", "test_masks_that_meet_tensors"]
-SHORT += [f"test_attention_traced[{spec}]" for spec in TRACED] + [f"test_transformer[{spec}]" for spec in GRAPHS]
+SHORT += [f"test_attention_traced[{spec}]" for spec in places()] + [f"test_transformer[{spec}]" for spec in GRAPHS]
 LONG = ["test_generated_code", *(f"test_attention[{spec}]" for spec in specs())]
 LONG += [f"test_transformer[{spec}]" for spec in specs() if spec not in GRAPHS]
 

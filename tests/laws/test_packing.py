@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import attention, close, every_method, make, refusal, specs, transformer
+from common import BOTH, attention, close, every_method, make, refusal, specs, transformer
 
 from headway import Causal, Documents, attend
 from headway.positions import parse
 
 SEQUENTIAL = [spec for spec in specs() if parse(spec).sequential]
-ON_BOTH = pytest.mark.parametrize("backend", ["reference", "auto"])
 
 
 def gradients(module: torch.nn.Module, out: torch.Tensor, x: torch.Tensor) -> list[torch.Tensor]:
@@ -21,8 +20,7 @@ def gradients(module: torch.nn.Module, out: torch.Tensor, x: torch.Tensor) -> li
     ]
 
 
-@every_method("documents")
-@ON_BOTH
+@every_method("documents", on=BOTH)
 def test_packed_documents_are_separate_documents(spec: str, backend: str) -> None:
     module = attention(spec, mask=Causal(), backend=backend)
     lengths = [4, 1, 6]
@@ -57,8 +55,7 @@ def test_a_transformer_takes_packed_documents(spec: str) -> None:
     close(packed, torch.cat([model(tokens[:, :4]), model(tokens[:, 4:])], 1))
 
 
-@every_method("padding")
-@ON_BOTH
+@every_method("padding", on=BOTH)
 @pytest.mark.parametrize("mask", [None, Causal()], ids=["full", "causal"])
 def test_left_padding_is_none(spec: str, backend: str, mask: object) -> None:
     module = attention(spec, mask=mask, backend=backend)
@@ -74,8 +71,7 @@ def test_left_padding_is_none(spec: str, backend: str, mask: object) -> None:
         close(got, expected)
 
 
-@every_method("ids")
-@ON_BOTH
+@every_method("ids", on=BOTH)
 @pytest.mark.parametrize("mask", [None, Causal()], ids=["full", "causal"])
 def test_counting_by_hand_is_the_default(spec: str, backend: str, mask: object) -> None:
     module = attention(spec, mask=mask, backend=backend)
@@ -109,8 +105,7 @@ def test_shuffled_tokens_are_refused_where_their_order_counts(spec: str) -> None
         module(x, pos=torch.tensor(pos), mask=mask)
 
 
-@every_method("heads")
-@ON_BOTH
+@every_method("heads", on=BOTH)
 def test_a_slice_of_heads_is_the_whole(spec: str, backend: str) -> None:
     position, pos = make(spec, heads=6), torch.arange(9)[None]
     q, k, v = torch.randn(3, 2, 6, 9, 8).double()
