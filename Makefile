@@ -17,6 +17,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TOOLS := .environments/tools
 ARGS ?=
+# one thread per worker: two cores, two workers, files together, so that what a file shares is made once; tests start
+# Python often, which keeps what it compiled
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # every version is pinned, those of the packages that build this one too
 export PIP_CONSTRAINT := constraints.txt
@@ -56,14 +59,12 @@ check: .venv/ready-dev
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror src/headway/backends/csrc/*
 
-# one thread per worker: two cores, two workers, files together, so that what a file shares is made once; tests start
-# Python often, which keeps what it compiled
 tests: .venv/ready-dev
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 # what is marked slow: more kills, more seeds, whole products
 proofs: .venv/ready-dev
-	HEADWAY_CHECKED=all PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
+	HEADWAY_CHECKED=all $(PYTEST) -m slow $(ARGS)
 
 mutants: .venv/ready-dev
 	$(BIN)/python tests/mutants/run.py $(ARGS)

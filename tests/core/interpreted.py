@@ -173,9 +173,9 @@ POSITIONS = [
     Case(20, mask=Causal(), terms=("saturating",), q_pos=LARGEST, k_pos=LARGEST),
 ]  # fmt: skip
 DECODING = [
-    Case(1, 64, 4, 2, Causal(), ("slope",), keys=150, q_pos=torch.tensor([149]), k_pos=torch.arange(150)),
-    Case(3, 16, 2, 1, FAR, ("saturating",), keys=150, q_pos=torch.tensor([5, -1, 149]), k_pos=torch.arange(150)),
-    Case(3, 16, 2, 2, FULL, keys=150),
+    Case(1, 64, 4, 2, Causal(), ("slope",), keys=300, q_pos=torch.tensor([299]), k_pos=torch.arange(300)),
+    Case(3, 16, 2, 1, FAR, ("saturating",), keys=300, q_pos=torch.tensor([5, -1, 299]), k_pos=torch.arange(300)),
+    Case(3, 16, 2, 2, FULL, keys=300),
 ]
 
 

@@ -49,6 +49,11 @@ CASES = [
     Case(151, 64, 3, 1, Window(30, 30), torch.bfloat16, start=1000),
     Case(63, 80, 5, 5, Causal() & Documents((torch.arange(63) // 20)[None]), torch.float32),
 ]
+MORE = [
+    Case(239, 32, 3, 3, Causal() | Prefix(20), torch.float32),
+    Case(239, 64, 2, 1, Causal(), torch.float32),
+    Case(239, 64, 3, 1, Window(30, 30), torch.bfloat16, start=1000),
+]
 LONG = Case(799, 32, 2, 1, Causal(), torch.float32)
 
 
@@ -81,6 +86,13 @@ def test_as_exact_as_plain_pytorch_with_odd_heads(spec: str, case: Case) -> None
 @every_signature("backends")
 @pytest.mark.parametrize("case", EVEN, ids=str)
 def test_as_exact_as_plain_pytorch(spec: str, case: Case) -> None:
+    judge(spec, case)
+
+
+@pytest.mark.slow
+@every_signature("backends")
+@pytest.mark.parametrize("case", MORE, ids=str)
+def test_as_exact_as_plain_pytorch_in_more_cases(spec: str, case: Case) -> None:
     judge(spec, case)
 
 

@@ -1,7 +1,7 @@
 """Kills training processes and checks what they leave; run by test_kill.py in a process of its own.
 
 The parent never computes with torch, so that forking it is safe; every life of a run is one fork.
-Usage: python killed_runs.py points FOLDER | random FOLDER KILLS SEED
+Usage: python killed_runs.py points FOLDER TWICE | random FOLDER KILLS SEED
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from headway.training.loop import Trainer  # noqa: E402
 from headway.training.settings import TrainSettings  # noqa: E402
 
 KILLED = 99
-AGAIN = 8
 _write = os.write
 
 
@@ -131,7 +130,8 @@ def reference(root: Path, settings: TrainSettings) -> str:
     return digest(root / "whole", settings.steps)
 
 
-def points(root: Path) -> None:
+def points(root: Path, twice: int) -> None:
+    """Kill at every single call that changes the disk, and go on; twice at every ``twice``-th."""
     settings = tiny_settings(steps=3, checkpoint_every=1, validate_every=None)
     expected = reference(root, settings)
     point = 0
@@ -150,8 +150,8 @@ def points(root: Path) -> None:
         os.close(reader)
         assert status in (0, KILLED), (point, status)
         check_after_kill(folder, reported)
-        # Now and then twice: the second life finds a finished run and must leave it as it is.
-        for _ in range(2 if point % AGAIN == 0 else 1):
+        # The second life finds a finished run and must leave it as it is.
+        for _ in range(2 if point % twice == 0 else 1):
             assert finish(fork(lambda folder=folder: life(folder, settings))) == 0, point
             assert digest(folder, settings.steps) == expected, point
         leftovers = [p.name for p in folder.rglob("*") if p.name.startswith("step-") and ".tmp-" in p.name]
@@ -200,6 +200,6 @@ def at_random(root: Path, kills: int, seed: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "points":
-        points(Path(sys.argv[2]))
+        points(Path(sys.argv[2]), int(sys.argv[3]))
     else:
         at_random(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -30,8 +30,8 @@ def in_memory() -> Iterator[Path]:
         yield Path(folder)
 
 
-def at_every_call(folder: Path) -> None:
-    found = re.search(r"points (\d+)", killed_runs("points", folder))
+def at_every_call(folder: Path, twice: int) -> None:
+    found = re.search(r"points (\d+)", killed_runs("points", folder, twice))
     assert found is not None
     # Three saves of four files with their flushes and renames, histories, and the removal of an old checkpoint.
     assert int(found[1]) >= 60
@@ -46,7 +46,7 @@ def at_random_times(folder: Path, kills: int) -> None:
 
 
 def test_killed_at_every_single_call_that_changes_the_disk(in_memory: Path) -> None:
-    at_every_call(in_memory)
+    at_every_call(in_memory, 8)
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_killed_at_random_times(in_memory: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_at_every_single_call_on_the_disk(tmp_path: Path) -> None:
-    at_every_call(tmp_path)
+    at_every_call(tmp_path, 1)
 
 
 @pytest.mark.slow
