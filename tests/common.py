@@ -35,6 +35,14 @@ def specs() -> list[str]:
     return [*methods(), *(variant for method in methods().values() for variant in method.variants)]
 
 
+@functools.cache
+def default(spec: str) -> Any:
+    """A method as its text says, to look at and not to attach: collecting the tests asks thousands of times."""
+    from headway.positions import parse
+
+    return parse(spec)
+
+
 def exemptions() -> list[tuple[str, str, str]]:
     """Law, method and reason, wherever a method says that a law does not bind it."""
     from headway.positions import methods
@@ -56,9 +64,9 @@ def every_method(law: str, on: Sequence[str] = (), **where: bool) -> pytest.Mark
             they are proofs.
         where: class attributes.
     """
-    from headway.positions import methods, parse
+    from headway.positions import methods
 
-    chosen = [s for s in specs() if all(getattr(parse(s), name) == value for name, value in where.items())]
+    chosen = [s for s in specs() if all(getattr(default(s), name) == value for name, value in where.items())]
     if not on:
         return pytest.mark.parametrize("spec", [pytest.param(s, marks=law_marks(law, s), id=s) for s in chosen])
 
@@ -94,9 +102,7 @@ def places() -> list[str]:
 
 def law_marks(law: str, spec: str, methods: Sequence[str] = ()) -> list[pytest.MarkDecorator]:
     """Which law a case belongs to, for which methods it speaks (default its own), and that it must fail if exempt."""
-    from headway.positions import parse
-
-    reason = parse(spec).exempt.get(law)
+    reason = default(spec).exempt.get(law)
     marks = [pytest.mark.law(law, methods or [spec.partition("(")[0]])]
     return marks + ([] if reason is None else [pytest.mark.xfail(strict=True, reason=reason)])
 

@@ -32,7 +32,7 @@ CHECKED = [
     )
 ]
 # The core's annotations, such as Float[Tensor, "batch heads queries dim"], are checked at every call of a test. That
-# costs twice the tests themselves: of a test with many cases every tenth is checked, with HEADWAY_CHECKED=all each one.
+# costs as much as the tests themselves: every tenth test or case is checked, with HEADWAY_CHECKED=all each one.
 EVERY = {"none": 0, "all": 1}.get(os.environ.get("HEADWAY_CHECKED", ""), 10)
 if EVERY:
     jaxtyping.install_import_hook(CHECKED, "common.typechecker")
@@ -82,8 +82,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Any:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    alone = not hasattr(item, "callspec")
-    checked = EVERY > 0 and (alone or zlib.crc32(item.nodeid.encode()) % EVERY == 0)
+    checked = EVERY > 0 and zlib.crc32(item.nodeid.encode()) % EVERY == 0
     jaxtyping.config.update("jaxtyping_disable", not checked)
 
 

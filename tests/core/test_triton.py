@@ -17,7 +17,7 @@ from headway.backends import triton as backend
 from headway.backends.base import Call
 
 HERE = Path(__file__).parent
-GROUPS = ("test_kinds or test_few", "not test_kinds and not test_few")
+GROUPS = ("test_kinds or test_few or test_positions", "not test_kinds and not test_few and not test_positions")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is published for Linux only")

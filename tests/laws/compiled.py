@@ -57,10 +57,11 @@ def test_generated_code() -> None:
     same(attention("t5", mask=Causal()), torch.randn(2, 7, 48).double(), backend="inductor")
 
 
-def test_lengths_that_change() -> None:
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_lengths_that_change(backend: str) -> None:
     module = attention("rotary", mask=Causal())
     torch.compiler.reset()
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    compiled = torch.compile(module, fullgraph=True, backend=backend, dynamic=True)
     for tokens in (7, 12, 30):
         x = torch.randn(2, tokens, 48).double()
         torch.testing.assert_close(compiled(x), module(x))
