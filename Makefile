@@ -17,9 +17,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TOOLS := .environments/tools
 ARGS ?=
-# one thread per worker: two cores, two workers, files together, so that what a file shares is made once; tests start
-# Python often, which keeps what it compiled
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# three workers for two cores, of one thread each, because tests wait for browsers and other processes; files together, so
+# that what a file shares is made once; tests start Python often, which keeps what it compiled
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
 # every version is pinned, those of the packages that build this one too
 export PIP_CONSTRAINT := constraints.txt

@@ -59,7 +59,7 @@ def test_transformer(spec: str, kv_heads: int) -> None:
         close(torch.cat([model(piece, cache=cache) for piece in tokens.split(pieces, 1)], 1), whole)
 
 
-@every_method("decode")
+@every_place("decode")
 def test_transformer_with_left_padding(spec: str) -> None:
     model = transformer(spec)
     tokens = torch.randint(17, (2, 9))

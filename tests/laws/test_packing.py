@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import BOTH, attention, close, every_method, make, refusal, specs, transformer
+from common import BOTH, attention, close, every_method, every_place, make, refusal, specs, transformer
 
 from headway import Causal, Documents, attend
 from headway.positions import parse
@@ -45,7 +45,7 @@ def test_packed_documents_of_relative_methods_need_no_restart(spec: str) -> None
     close(module(x, mask=Documents(ids)), torch.cat([module(x[:, :4]), module(x[:, 4:])], 1))
 
 
-@every_method("documents")
+@every_place("documents")
 def test_a_transformer_takes_packed_documents(spec: str) -> None:
     model = transformer(spec)
     tokens = torch.randint(17, (1, 9))
