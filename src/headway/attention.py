@@ -32,7 +32,7 @@ from headway.masks import (
     reach,
 )
 from headway.positions import NoPosition, Position, parse
-from headway.positions.along import Before, out_of_order
+from headway.positions.along import Before, interleaved, out_of_order
 from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief
 from headway.terms import AnyTerm
 
@@ -292,7 +292,7 @@ class Attention(nn.Module):
                 k = self.k_norm(k)
             marks = self.position.marked(source, k_pos, self._before(cache, k_pos))
             q, k = self.position.rotate(q, k, where, where if context is None else k_pos)
-            if context is None and pos is not None:
+            if context is None:
                 self._ordered(q_pos, mask)
             if cache is not None:
                 tokens = cache.append(k, v, k_pos, marks)
@@ -341,6 +341,12 @@ class Attention(nn.Module):
         ids = None if documents is None else torch.as_tensor(documents.ids, device=pos.device)
         if ids is not None and ids.shape[1] != pos.shape[1]:
             return  # the mask itself says what is wrong
+        again = interleaved(pos, ids) if ids is not None and self.position.contiguous else None
+        if again is not None:
+            raise HeadwayError(
+                f"expected each document's tokens side by side in memory, because {self.position.method_name()} goes "
+                f"by what lies between two tokens, got document {again} in several places: sort the tokens by document"
+            )
         wrong = out_of_order(pos, ids)
         if wrong is not None:
             raise HeadwayError(

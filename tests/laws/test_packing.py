@@ -105,6 +105,32 @@ def test_shuffled_tokens_are_refused_where_their_order_counts(spec: str) -> None
         module(x, pos=torch.tensor(pos), mask=mask)
 
 
+@every_method("documents")
+def test_interleaved_documents_are_separate_or_refused(spec: str) -> None:
+    """Refused where what lies between two tokens in memory counts, with and without positions."""
+    module, x = attention(spec, mask=Causal()), torch.randn(1, 8, 48).double()
+    ids = torch.tensor([[1, 0, 0, 1, 1, 1, 0, 1]])
+    counted = torch.tensor([[0, 0, 1, 1, 2, 3, 2, 4]])
+    for pos in (None, counted, counted.masked_fill(torch.arange(8) == 2, -1)):
+        if module.position.contiguous:
+            name = parse(spec).method_name()
+            expected = (
+                f"expected each document's tokens side by side in memory, because {name} goes by what lies between"
+            )
+            with refusal(expected, whole=False):
+                module(x, pos=pos, mask=Documents(ids))
+            continue
+        whole = module(x, pos=pos, mask=Documents(ids))
+        for one in (0, 1):
+            at = ((ids[0] == one) & (True if pos is None else pos[0] >= 0)).nonzero()[:, 0]
+            alone = module(x[:, at], pos=at if pos is None else pos[:, at])
+            close(whole[:, at], alone)
+    if module.position.contiguous:  # documents that lie side by side, padding between them, and any numbers
+        module(
+            x, pos=torch.tensor([0, 1, -1, 2, 0, 1, -1, 2]), mask=Documents(torch.tensor([[7, 7, 2, 7, 2, 2, 7, 2]]))
+        )
+
+
 @every_method("heads", on=BOTH)
 def test_a_slice_of_heads_is_the_whole(spec: str, backend: str) -> None:
     position, pos = make(spec, heads=6), torch.arange(9)[None]

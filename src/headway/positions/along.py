@@ -7,6 +7,7 @@ of those before it is in the mark of the last of them, so that a cache may lose 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -119,6 +120,28 @@ def out_of_order(
             begins = before != now if documents is not None else anew and place == 0
             if place < last and not begins:
                 return last, place
+    return None
+
+
+def interleaved(pos: Int[Tensor, "#batch tokens"], documents: Int[Tensor, "#batch tokens"]) -> int | None:
+    """A document that begins again in memory after another, padding aside, or None. Looks at values.
+
+    Args:
+        pos: positions, (B or 1, N); -1 is padding.
+        documents: the document of each token, (B or 1, N).
+
+    >>> interleaved(torch.arange(4)[None], torch.tensor([[0, 0, 1, 0]]))
+    0
+    >>> interleaved(torch.arange(4)[None], torch.tensor([[1, 1, 0, 0]]))
+    """
+    if bool((documents.diff(dim=1) >= 0).all()):  # numbered as they come: nearly every call ends here
+        return None
+    rows = torch.broadcast_tensors(pos, documents)
+    for places, ids in zip(*(row.tolist() for row in rows), strict=True):
+        runs = [one for one, _ in itertools.groupby(one for place, one in zip(places, ids, strict=True) if place >= 0)]
+        again = next((one for one, times in Counter(runs).items() if times > 1), None)
+        if again is not None:
+            return int(again)
     return None
 
 

@@ -137,6 +137,8 @@ class Position(Displayed, nn.Module):
     """How scores become weights, see :func:`headway.functional.attend`."""
     sequential: ClassVar[bool] = False
     """Whether the order of the tokens in memory counts, which then must be that of the text."""
+    contiguous: ClassVar[bool] = False
+    """Whether the tokens of a document must lie side by side in memory, because what lies between them counts."""
     neighbours: ClassVar[bool] = False
     """Whether its terms go by :attr:`Look.order`."""
     unbroken: ClassVar[bool] = False

@@ -136,6 +136,7 @@ class DapeV2(Dape):
     }
 
     sequential: ClassVar[bool] = True
+    contiguous: ClassVar[bool] = True
     neighbours: ClassVar[bool] = True
 
     kernel: int = 3

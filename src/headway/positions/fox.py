@@ -66,6 +66,7 @@ class Fox(Position):
     summary_zh: ClassVar[str] = "每个词元的遗忘门按内容降低其之前所有键的分数。"
     per_layer: ClassVar[bool] = True
     sequential: ClassVar[bool] = True
+    contiguous: ClassVar[bool] = True
 
     exempt: ClassVar[dict[str, str]] = {
         "order": "gates are multiplied in the order tokens lie in memory",

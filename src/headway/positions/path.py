@@ -61,6 +61,7 @@ class Path(Position):
     summary_zh: ClassVar[str] = "查询与键之间的每个词元都对被比较的向量施加一个由自身决定的反射。"
     per_layer: ClassVar[bool] = True
     sequential: ClassVar[bool] = True
+    contiguous: ClassVar[bool] = True
     unbroken: ClassVar[bool] = True
 
     variants: ClassVar[tuple[str, ...]] = ("path(rank=0, conv=4, forget=True)", "path(forget=True, scaled=True)")

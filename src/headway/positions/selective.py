@@ -56,6 +56,7 @@ class SelectiveRotary(Position):
     summary_zh: ClassVar[str] = "每个词元自行决定转动多少；查询和键按累计的角度转动。"
     per_layer: ClassVar[bool] = True
     sequential: ClassVar[bool] = True
+    contiguous: ClassVar[bool] = True
     variants: ClassVar[tuple[str, ...]] = ("selectiverotary(rank=3, pairing='interleaved', conv=3)",)
     exempt: ClassVar[dict[str, str]] = {
         "order": "angles are summed up in the order tokens lie in memory",
