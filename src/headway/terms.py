@@ -433,7 +433,8 @@ class Scan(RowTerm):
             return count
         table = _finite(self.table[:, :, rows], wide).expand(*count.shape[:3], -1)
         count = count.clamp(max=table.shape[-1] - 1)
-        below, above = (table.gather(-1, entry.long()) for entry in (count.floor(), count.ceil()))
+        entry = count.detach().nan_to_num(nan=0.0)  # NaN is no index; it stays in the result
+        below, above = (table.gather(-1, which.long()) for which in (entry.floor(), entry.ceil()))
         return torch.lerp(below, above, count - count.detach().floor())
 
     def _gates(self, content: Tensor, seen: Tensor | None, rows: slice, cols: slice) -> Tensor:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from headway import Attention, Causal, Dense, Documents, HeadwayError, Prefix, Transformer, Window, attend, plan
+from headway.inspect.record import recorded
 from headway.masks import Chunks
 from headway.positions import methods, parse
 from headway.shapes import HeadShape
@@ -226,3 +227,18 @@ def test_the_table_is_of_every_argument() -> None:
     ):
         for name in inspect.signature(function).parameters:
             assert name == "self" or name in flags or (what, name) in known, f"{what}({name})"
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, 3e38, 1e12], ids=str)
+@pytest.mark.parametrize("name", methods())
+def test_a_model_that_diverged_computes_on(name: str, number: float) -> None:
+    """NaN is a result, which whoever trains looks for; so are gradients that are none, and what is shown of a pass."""
+    model = Transformer(vocab=17, dim=16, layers=1, heads=2, position=name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter).mul(number).clamp(-3e38, 3e38) if number < math.inf else number)
+    tokens = torch.randint(17, (1, 7))
+    out = model(tokens)
+    out.sum().backward()
+    assert out.isnan().all() or not math.isnan(number)
+    recorded(model, tokens)[0].summary()

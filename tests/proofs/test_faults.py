@@ -29,7 +29,7 @@ def test_kills(tmp_path: Path, command: str) -> None:
 
 @pytest.mark.slow
 def test_full_disks_in_train_and_compare(tmp_path: Path) -> None:
-    found = re.search(r"full (\d+)", fault_runs("disks", tmp_path, 130))
+    found = re.search(r"full (\d+)", fault_runs("disks", tmp_path, 150))
     assert found is not None
     assert int(found[1]) >= 100
 

@@ -12,6 +12,7 @@ P and θ are learned. That they commute is what makes R(x)ᵀR(y) = R(y − x), 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -108,7 +109,13 @@ class ComRope(Position):
     ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
         """Turn each block of q and k."""
         matrix = self.matrix.to(angle_dtype(q.device))
-        rates, basis = torch.linalg.eigh(-1j * (matrix - matrix.mT))  # (H_kv, blocks, b), (H_kv, blocks, b, b)
+        turn = matrix - matrix.mT
+        sound = turn.isfinite().all(-1).all(-1)[..., None]
+        # of a diverged matrix there are no eigenvalues, and no error either: what it turns becomes NaN
+        rates, basis = torch.linalg.eigh(-1j * turn.nan_to_num(0.0, 0.0, 0.0))  # (H_kv, blocks, b), (…, b, b)
+        rates = rates.masked_fill(~sound, torch.nan)
+        if basis.requires_grad and not torch.compiler.is_compiling():
+            basis.register_hook(partial(_without_phases, basis.detach()))
         q_waves = self._waves(q_pos, rates, q)
         k_waves = q_waves if k_pos is q_pos else self._waves(k_pos, rates, k)
         return self._turned(q, basis, q_waves), self._turned(k, basis, k_waves)
@@ -134,3 +141,11 @@ class ComRope(Position):
         spectrum = torch.einsum("hjcs,bhgnjc->bhgnjs", basis.conj(), parts) * wave
         turned = torch.einsum("hjcs,bhgnjs->bhgnjc", basis, spectrum).real
         return turned.flatten(-2).flatten(1, 2).to(x.dtype)
+
+
+def _without_phases(basis: Tensor, gradient: Tensor) -> Tensor:
+    """A gradient by eigenvectors without what would only change their phases: none by the rotation, and roundings that
+    torch takes for one where gradients are huge.
+    """
+    gradient = gradient.where(gradient.isfinite(), 0.0)  # by the eigenvalues it stays NaN
+    return gradient - (1j * basis * (basis.conj() * gradient).sum(-2, keepdim=True).imag).detach()

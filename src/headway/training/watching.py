@@ -355,7 +355,7 @@ def _read(path: Path) -> Taken:
         check_seal(data, 8 + len(_SEALED), str(path))
     try:
         parts: dict[tuple[str, str], dict[str, Tensor]] = {}
-        for key, x in load(data).items():
+        for key, x in sorted(load(data).items(), key=_in_order):  # safetensors gives them in another order each time
             name, which, part = key.rsplit("/", 2)
             parts.setdefault((name, which), {})[part] = x
         if any(
@@ -375,6 +375,11 @@ def _read(path: Path) -> Taken:
         }
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise HeadwayError(f"expected what was watched in {path}, got content that does not parse: {error}") from error
+
+
+def _in_order(item: tuple[str, Tensor]) -> list[tuple[int, str]]:
+    """Names by their words, numbers in them by their size: layer 2 before layer 10."""
+    return [(int(word) if word.isdigit() else -1, word) for word in re.split(r"([0-9]+)", item[0])]
 
 
 def _finite(reading: Reading) -> bool:
