@@ -57,8 +57,12 @@ def test_default_scale_is_one_over_root_of_width() -> None:
 
 @EVERY_BACKEND
 def test_values_may_have_another_width(backend: str) -> None:
-    q, k, _ = qkv()
-    assert attend(q, k, torch.randn(2, 2, 6, 5), mask=Causal(), backend=backend).shape == (2, 4, 6, 5)
+    """The scale is that of queries."""
+    q, k, _ = qkv(dtype=torch.float64)
+    v = torch.randn(2, 2, 6, 5).double()
+    given = {"mask": Causal(), "q_pos": POS, "k_pos": POS}
+    expected = naive(q, k, v, terms=(), scale=8**-0.5, **given)
+    torch.testing.assert_close(attend(q, k, v, backend=backend, **given), expected)
 
 
 @EVERY_MASK
