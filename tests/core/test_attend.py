@@ -65,6 +65,19 @@ def test_values_may_have_another_width(backend: str) -> None:
     torch.testing.assert_close(attend(q, k, v, backend=backend, **given), expected)
 
 
+@EVERY_BACKEND
+@pytest.mark.parametrize("given", ["q_pos", "k_pos"])
+def test_positions_of_one_side_alone_count(backend: str, given: str) -> None:
+    """Those of the other are 0, 1, 2 …"""
+    q, k, v = qkv(dtype=torch.float64)
+    own = torch.tensor([[0, 1, 2, -1, 7, 3]])
+    both = {"q_pos": POS, "k_pos": POS} | {given: own}
+    expected = attend(q, k, v, mask=Causal(), backend="reference", **both)
+    for which in (backend, "auto"):
+        torch.testing.assert_close(attend(q, k, v, mask=Causal(), backend=which, **{given: own}), expected)
+    assert not torch.equal(expected, attend(q, k, v, mask=Causal(), backend=backend))
+
+
 @EVERY_MASK
 def test_a_boolean_tensor_is_a_dense_mask(backend: str) -> None:
     q, k, v = qkv()

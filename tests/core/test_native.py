@@ -292,6 +292,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 ASK = """
 import json, os, sys, torch
+import torch._dynamo  # which meta tensors load, here once and not in each fork
 from headway import attend, plan
 from headway.positions import T5
 for environment, file in json.loads(sys.argv[1]):
