@@ -6,7 +6,7 @@ import pytest
 import torch
 from common import refusal
 
-from headway import Alibi, Attention, Causal, Learned, Rotary
+from headway import Alibi, Attention, Causal, Learned, Rotary, Transformer
 from headway.positions import (
     NTK,
     T5,
@@ -163,3 +163,10 @@ def test_lists_of_numbers_are_written_and_read_as_text() -> None:
     for wrong in ("(2.0)", "[2.0, 9.5]", "('a', 2.0)", "(True, 2.0)", "2.0"):
         with pytest.raises(Exception, match="expected longrope long"):
             parse(f"longrope(long={wrong})")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_layers_that_share_a_position_share_the_new_one(shared: bool) -> None:
+    model = Transformer(vocab=17, dim=16, layers=3, heads=2, position="rotary", share_position=shared)
+    for each in (model, model.extended(4096, "ntk", 512)):
+        assert len({id(part.position) for part in each.stack.attentions()}) == (1 if shared else 3)

@@ -242,3 +242,18 @@ def test_a_model_that_diverged_computes_on(name: str, number: float) -> None:
     out.sum().backward()
     assert out.isnan().all() or not math.isnan(number)
     recorded(model, tokens)[0].summary()
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_rotation_that_diverged_gives_nan_and_the_others_are_right(number: float) -> None:
+    """A bad number in one head's block, in which the tokens' q and k become NaN."""
+    position = parse("comrope").attach(HeadShape.of(16, 2))
+    pos, x = torch.arange(5)[None], torch.randn(1, 2, 5, 8)
+    sound = position.rotate(x, x, pos, pos)
+    with torch.no_grad():
+        position.matrix[1, 0, 0, 1] = number
+    for got, expected in zip(position.rotate(x, x, pos, pos), sound, strict=True):
+        size = position.block
+        assert got[:, 1, :, :size].isnan().all()
+        torch.testing.assert_close(got[:, 0], expected[:, 0])
+        torch.testing.assert_close(got[:, 1, :, size:], expected[:, 1, :, size:])

@@ -116,6 +116,8 @@ ONE: dict[str, tuple[dict, str | None, str]] = {
         None,
         "yarn(base=150000.0, factor=8.0, original=8192, truncate=False)",
     ),
+    "glm 4 as it is": ({"model_type": "glm4", "head_dim": 128}, None, "rotary(fraction=0.5, pairing='interleaved')"),
+    "stablelm as it is": ({"model_type": "stablelm", "head_dim": 80}, None, "rotary(fraction=0.25)"),
     "phi 2": ({"model_type": "phi", "partial_rotary_factor": 0.4, "rope_theta": 1e4}, None, "rotary(fraction=0.4)"),
     "pythia": ({"model_type": "gpt_neox", "rotary_pct": 0.25, "rotary_emb_base": 10000}, None, "rotary(fraction=0.25)"),
     "gpt-j": (
