@@ -263,7 +263,8 @@ def _by_distance(call: RandomCall, number: int, rows: bool = False) -> Any:
     name, width = f"by_distance{number}", call.dice.choice((1, 2, 5, 30))
     left, tailed = call.dice.randint(0, width - 1), call.dice.random() < 0.5
     row = call.dice.choice((1, 3, 8)) if rows else None
-    call.rows |= set() if row is None else {row}
+    if row is not None:
+        call.rows.add(row)
     call.leaves[name] = call._randn(call._one_or(call.heads), width)
     if tailed:
         call.leaves[f"{name}.tails"] = call._randn(call._one_or(call.heads), 2) / 1e3

@@ -292,7 +292,7 @@ class Attention(nn.Module):
                 k = self.k_norm(k)
             marks = self.position.marked(source, k_pos, self._before(cache, k_pos))
             q, k = self.position.rotate(q, k, where, where if context is None else k_pos)
-            if context is None:
+            if context is None and (pos is not None or mask is not None):
                 self._ordered(q_pos, mask)
             if cache is not None:
                 tokens = cache.append(k, v, k_pos, marks)

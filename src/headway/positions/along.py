@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -112,9 +113,7 @@ def out_of_order(
     """
     if bool((pos.diff(dim=1) >= 0).all()):  # padding before a text and all: nearly every call ends here
         return None
-    rows = torch.broadcast_tensors(pos, pos if documents is None else documents)
-    for places, ids in zip(*(row.tolist() for row in rows), strict=True):
-        real = [(place, one) for place, one in zip(places, ids, strict=True) if place >= 0]
+    for real in _without_padding(pos, pos if documents is None else documents):
         anew = bool(real) and real[0][0] == 0
         for (last, before), (place, now) in itertools.pairwise(real):
             begins = before != now if documents is not None else anew and place == 0
@@ -136,13 +135,18 @@ def interleaved(pos: Int[Tensor, "#batch tokens"], documents: Int[Tensor, "#batc
     """
     if bool((documents.diff(dim=1) >= 0).all()):  # numbered as they come: nearly every call ends here
         return None
-    rows = torch.broadcast_tensors(pos, documents)
-    for places, ids in zip(*(row.tolist() for row in rows), strict=True):
-        runs = [one for one, _ in itertools.groupby(one for place, one in zip(places, ids, strict=True) if place >= 0)]
+    for real in _without_padding(pos, documents):
+        runs = [document for document, _ in itertools.groupby(document for _, document in real)]
         again = next((one for one, times in Counter(runs).items() if times > 1), None)
         if again is not None:
             return int(again)
     return None
+
+
+def _without_padding(pos: Tensor, documents: Tensor) -> Iterator[list[tuple[int, int]]]:
+    """Position and document of each token that is no padding, row by row."""
+    for places, ids in zip(*(row.tolist() for row in torch.broadcast_tensors(pos, documents)), strict=True):
+        yield [(place, document) for place, document in zip(places, ids, strict=True) if place >= 0]
 
 
 def angle_dtype(device: torch.device) -> torch.dtype:
