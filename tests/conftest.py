@@ -32,8 +32,8 @@ CHECKED = [
     )
 ]
 # The core's annotations, such as Float[Tensor, "batch heads queries dim"], are checked at every call of a test. That
-# costs as much as the tests themselves: every tenth test or case is checked, with HEADWAY_CHECKED=all each one.
-EVERY = {"none": 0, "all": 1}.get(os.environ.get("HEADWAY_CHECKED", ""), 10)
+# costs as much as the tests themselves: one test or case in twenty-five is checked, with HEADWAY_CHECKED=all each one.
+EVERY = {"none": 0, "all": 1}.get(os.environ.get("HEADWAY_CHECKED", ""), 25)
 if EVERY:
     jaxtyping.install_import_hook(CHECKED, "common.typechecker")
 

@@ -13,7 +13,7 @@ import pytest
 from common import places, specs
 
 HERE = Path(__file__).parent
-SOME = 8
+SOME = 6
 
 GRAPHS = ("t5", "shaw", "fox")
 """They differ in what computes them and in what they hand over: a table in a fused kernel, values by distance, a bias
