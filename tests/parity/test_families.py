@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import json
 import random
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from transformers.models.roformer import modeling_roformer
 
 from headway import Attention, Causal, HeadwayError, NoPosition, Window
 from headway.masks import Chunks
-from headway.positions import from_hf, layers_from_hf, parse, to_hf
+from headway.positions import from_hf, interchange, layers_from_hf, parse, to_hf
 from headway.positions.interchange.families import FAMILIES
 from headway.positions.interchange.keys import READ
 from headway.positions.interchange.values import names
@@ -492,6 +494,70 @@ def test_one_sentence_for_what_does_not_read(config: dict, text: str) -> None:
     assert str(error.value).startswith(text), error.value
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
+
+
+def test_a_key_that_another_family_reads_is_refused_where_nothing_reads_it() -> None:
+    usual = {"rope_theta": 1e4, "num_hidden_layers": 4}
+    for kind, key, value in (
+        ("roformer", "rotary_value", True),  # it rotates values too
+        ("llama", "global_rope_theta", 1e6),
+        ("llama", "local_layer_ids", [0, 2]),
+        ("llama", "full_attn_idxs", [1]),
+        ("llama", "clamp_len", 8),
+        ("mistral", "cross_attention_layers", [1]),
+        ("qwen2", "learned_pos_emb", True),
+        ("llama", "sinusoidal_pos_embds", True),
+        ("nemotron_h", "hybrid_override_pattern", "M-M*"),
+        ("lfm2", "hybrid_layer_pattern", [0, 1, 0, 1]),
+    ):
+        for reads in (from_hf, layers_from_hf):
+            reads({"model_type": kind, **usual})
+            with pytest.raises(HeadwayError, match=rf"^expected keys about position that are known, got {key}: "):
+                reads({"model_type": kind, **usual, key: value})
+    for kind in ("gpt2", "bert", "opt"):
+        with pytest.raises(HeadwayError, match="got rope_theta: "):
+            from_hf({"model_type": kind, "max_position_embeddings": 9, "rope_theta": 1e4})
+
+
+def test_every_key_that_is_said_to_be_read_is_asked_for_somewhere() -> None:
+    folder = Path(interchange.__file__).parent
+    code = "".join(file.read_text("utf-8") for file in folder.glob("*.py") if file.name != "keys.py")
+    assert not [key for key in READ if not re.search(rf"\b{key}\b", code)]
+
+
+def test_layers_of_other_types_by_their_numbers() -> None:
+    def types(**config: object) -> str:
+        layers = layers_from_hf({"num_hidden_layers": 6, "rope_theta": 1e4, **config})
+        return " ".join("-" if layer.position is None else type(layer.mask).__name__ for layer in layers)
+
+    assert types(model_type="lfm2", full_attn_idxs=[2, 5]) == "- - Causal - - Causal"
+    assert types(model_type="lfm2") == " ".join(["Causal"] * 6)
+    assert types(model_type="mllama_text_model", cross_attention_layers=[1]) == "Causal - Causal Causal Causal Causal"
+    assert types(model_type="mllama_text_model") == "Causal Causal Causal - Causal Causal"
+    local = {"model_type": "inkling_text", "local_layer_ids": [0, 4], "sliding_window_size": 8}
+    assert types(**local) == "Window Causal Causal Causal Window Causal"
+    with pytest.raises(HeadwayError, match=r"^expected full_attn_idxs of layers from 0 to 5, got \[6\]"):
+        types(model_type="lfm2", full_attn_idxs=[6])
+
+
+def test_tables_beside_tables_and_sums_of_blocks_are_refused() -> None:
+    table = {"max_position_embeddings": 512, "num_hidden_layers": 2}
+    for kind in ("layoutlm", "lilt", "markuplm"):
+        with pytest.raises(HeadwayError, match=f"^expected one method, got model_type '{kind}'"):
+            from_hf({"model_type": kind, **table})
+    with pytest.raises(HeadwayError, match="got max_2d_position_embeddings"):
+        from_hf(transformers.LayoutLMConfig())
+    with pytest.raises(HeadwayError, match="num_conv_pos_embeddings"):
+        from_hf(transformers.SEWDConfig())
+    assert from_hf({"model_type": "distilbert", "sinusoidal_pos_embds": True, **table}).spec() == "sinusoidal"
+    assert from_hf({"model_type": "distilbert", "sinusoidal_pos_embds": False, **table}).spec() == "learned"
+    with pytest.raises(HeadwayError, match=r"^expected attention_type 'original_full', because .* got 'block_sparse'"):
+        layers_from_hf(transformers.BigBirdConfig())
+    long = {"model_type": "longt5", "num_layers": 2, "local_radius": 3}
+    assert [layer.mask for layer in layers_from_hf(long)] == [Window(3, 3)] * 2
+    assert [layer.mask for layer in layers_from_hf({**long, "is_decoder": True})] == [Causal()] * 2
+    with pytest.raises(HeadwayError, match=r"^expected encoder_attention_type 'local', got 'transient-global'"):
+        from_hf({**long, "encoder_attention_type": "transient-global"})
 
 
 def test_any_configuration_is_read_or_refused_in_one_sentence() -> None:

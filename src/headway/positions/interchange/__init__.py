@@ -50,6 +50,7 @@ def from_hf(
     [1000000.0, 10000.0]
     """
     reading = Reading(plain(config), pairing)
+    reading.check(masks=False)
     layers = [layer for layer in reading.layers if layer.position is not None]
     types = list(dict.fromkeys(layer.type for layer in layers))
     if layer_type is not None:

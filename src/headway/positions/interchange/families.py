@@ -6,15 +6,15 @@ Each entry was held against the family's forward pass in transformers, layer by 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from headway.positions.interchange.values import Values, names
+from headway.positions.interchange.values import Values, names, short
 from headway.shapes import HeadwayError
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
-OTHER_LAYERS = ("linear_attention", "conv", "recurrent", "moe", "mlp")
-"""Layers that are no softmax attention and have no position of their own."""
+OTHER_LAYERS = ("linear_attention", "conv", "recurrent", "moe", "mlp", "cross_attention")
+"""Layers in which tokens of the text do not attend to each other, which have no position of their own."""
 LEGACY = {
     "attention": FULL,
     "hybrid": FULL,
@@ -77,12 +77,20 @@ def _prefixed(values: Values, count: int) -> list[str]:
     """Cohere2-MoE: the first dense layers have a pattern of their own, and rotate whatever they see."""
     if values.get("first_k_dense_replace"):
         raise HeadwayError("expected layer_types beside first_k_dense_replace, got none: add them to the configuration")
+    values.get("prefix_dense_sliding_window_pattern")  # of layers that it does not have then
     return every(4)(values, count)
 
 
-def _bamba(values: Values, count: int) -> list[str]:
-    full = values.numbers("attn_layer_indices")
-    return [FULL if i in full else "linear_attention" for i in range(count)]
+def _listed(key: str, those: str, others: str, usual: Callable[[int], Sequence[float]] | None = None) -> Pattern:
+    """Layers of one type by their numbers, under a key, which is asked for where there is no usual list."""
+
+    def types(values: Values, count: int) -> list[str]:
+        listed = set(values.numbers(key) if key in values or usual is None else usual(count))
+        if not listed <= set(range(count)):
+            raise HeadwayError(f"expected {key} of layers from 0 to {count - 1}, got {short(values.get(key))}")
+        return [those if i in listed else others for i in range(count)]
+
+    return types
 
 
 def _jamba(values: Values, count: int) -> list[str]:
@@ -226,7 +234,7 @@ FAMILIES: dict[str, Family] = {
     "afmoe": Family(pattern=every(4, "global_attn_every_n_layers"), still=(FULL,)),
     "apertus": Family(base=12e6, must=_MUST),
     "apertus1p5_text": Family(base=12e6, must=_MUST),
-    "bamba": Family(fraction=0.5, pattern=_bamba),
+    "bamba": Family(fraction=0.5, pattern=_listed("attn_layer_indices", FULL, "linear_attention")),
     "cohere2": replace(_GLM, pattern=every(4), still=(FULL,)),
     "cohere2_moe": replace(_GLM, pattern=_prefixed, still=(FULL,)),
     "cosmos3_edge_text": Family(base=1e8, layout="interleaved", must=("mrope_section",)),
@@ -257,10 +265,14 @@ FAMILIES: dict[str, Family] = {
     "jamba": replace(_NONE, pattern=_jamba),
     "jetmoe": _LLAMA,
     "jina_embeddings_v3": Family(base=20000.0, causal=False),
-    "inkling_text": Family(pairing="", window_key="sliding_window_size", pattern=every(6, "")),
+    "inkling_text": Family(
+        pairing="",
+        window_key="sliding_window_size",
+        pattern=_listed("local_layer_ids", SLIDING, FULL, lambda count: [i for i in range(count) if (i + 1) % 6]),
+    ),
     "kolibri1": Family(pattern=every(5), still=(FULL,)),
     "laguna": Family(nested=True, must=("rope_parameters",)),
-    "lfm2": Family(base=1e6),
+    "lfm2": Family(base=1e6, pattern=_listed("full_attn_idxs", FULL, "conv", range)),
     "lfm2_moe": Family(base=1e6),
     "lfm3": Family(nested=True, must=("rope_parameters",)),
     "llama4_text": replace(
@@ -272,7 +284,10 @@ FAMILIES: dict[str, Family] = {
     "minimax_m2": Family(base=5e6),
     "ministral": Family(window="all"),
     "ministral3": Family(window="all", must=_MUST),
-    "mllama_text_model": Family(base=500000.0),
+    "mllama_text_model": Family(
+        base=500000.0,
+        pattern=_listed("cross_attention_layers", "cross_attention", FULL, lambda count: range(3, count, 5)),
+    ),
     "modernbert": replace(_MODERNBERT, causal=False, both=True),
     "modernbert_decoder": _MODERNBERT,
     "muse_glimmer_text": Family(per_layer=("layer_rope_theta",), must=("layer_rope_theta",)),

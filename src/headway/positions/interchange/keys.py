@@ -1,61 +1,114 @@
-"""Which keys of a configuration speak of position: one that does and that nothing here reads is refused by its name."""
+"""Which keys of a configuration speak of position: one that does and that nobody read is refused by its name."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from headway.positions.interchange.values import Values, names
 from headway.shapes import HeadwayError
 
 READ = frozenset(
     names(
-        "alibi attention_chunk_size attention_layers attention_types attention_window_size attn_config "
-        "prefix_dense_sliding_window_pattern "
-        "attn_layer_offset attn_layer_period attn_scale attn_temperature_tuning clamp_len floor_scale "
+        "alibi attention_chunk_size attention_layers attention_type attention_types attn_config attn_layer_indices "
+        "attn_layer_offset attn_layer_period attn_scale attn_temperature_tuning attn_type clamp_len "
+        "cross_attention_layers d_rel encoder_attention_type floor_scale full_attention_interval full_attn_idxs "
         "global_attn_every_n_layers global_rope_theta layer_rope_theta layer_types layers_block_type "
-        "learned_pos_emb local_attention local_rope_theta max_position_embeddings max_relative_positions "
-        "max_window_layers n_positions no_rope_layer_interval no_rope_layers original_max_position_embeddings "
-        "partial_rotary_factor pos_att_type position_buckets position_embedding_type position_embeddings_type "
+        "learned_pos_emb local_attention local_layer_ids local_radius local_rope_theta log_scaling_alpha "
+        "log_scaling_n_floor max_position_embeddings max_relative_positions max_window_layers n_positions "
+        "no_rope_layer_interval no_rope_layers original_max_position_embeddings partial_rotary_factor "
+        "pos_att_type position_biased_input position_buckets position_embedding_type position_embeddings_type "
+        "prefix_dense_sliding_window_pattern pretrained_window_sizes qk_rope_head_dim rel_extent "
         "relative_attention relative_attention_max_distance relative_attention_num_buckets rope_interleave "
         "rope_local_base_freq rope_parameters rope_pct rope_scaling rope_theta rotary_base rotary_dim "
         "rotary_emb_base rotary_emb_fraction rotary_emb_interleaved rotary_embedding_base rotary_pct "
-        "sinusoidal_pos_embds sliding_window sliding_window_pattern use_bidirectional_attention "
-        "use_sliding_window window_size rotary_value log_scaling_n_floor log_scaling_alpha d_rel rel_extent "
-        "sliding_window_size local_layer_ids attn_type encoder_attention_type local_radius qk_rope_head_dim "
-        "use_mem_rope pretrained_window_sizes use_absolute_embeddings position_biased_input swa_rope_theta"
+        "sinusoidal_pos_embds sliding_window sliding_window_pattern sliding_window_size use_absolute_embeddings "
+        "use_bidirectional_attention use_sliding_window window_size"
     )
 )
-"""Keys that are read, some for certain families only."""
+"""Keys that are read, in some families: in others :func:`check_read` refuses them."""
 HARMLESS = frozenset(
     names(
         "_sliding_window_pattern mlp_layer_types mtp_layer_types mtp_mlp_layer_types mtp_layers_block_type "
         "num_sliding_attention_heads swa_head_dim swa_num_attention_heads swa_num_key_value_heads "
-        "qk_nope_head_dim keep_window_size norm_rel_ebd position_id_per_seconds attention_type layer_type "
-        "max_2d_position_embeddings dropout_positions positional_dropout num_conv_pos_embeddings "
-        "num_conv_pos_embedding_groups max_trained_positions max_source_positions max_target_positions"
+        "qk_nope_head_dim keep_window_size norm_rel_ebd position_id_per_seconds layer_type "
+        "dropout_positions positional_dropout max_trained_positions max_source_positions max_target_positions "
+        "mtp_local_layer_ids mtp_hybrid_override_pattern"
     )
 )
 """Keys that sound like position and change nothing about the tokens' own."""
+LENGTHS = frozenset(names("max_position_embeddings n_positions original_max_position_embeddings"))
+"""How many tokens a model is for: most methods do not depend on it."""
+MASKS = frozenset(
+    names(
+        "sliding_window sliding_window_size window_size attention_chunk_size local_attention attention_types "
+        "attention_layers attention_type local_radius use_sliding_window use_bidirectional_attention"
+    )
+)
+"""What says who may see whom, and nothing of positions."""
+PATTERNS = frozenset(
+    names(
+        "sliding_window_pattern global_attn_every_n_layers max_window_layers no_rope_layer_interval "
+        "full_attention_interval full_attn_idxs attn_layer_indices attn_layer_offset attn_layer_period "
+        "local_layer_ids prefix_dense_sliding_window_pattern hybrid_override_pattern hybrid_layer_pattern"
+    )
+)
+"""Which layers are of which type: of no account where each is listed."""
+LISTS = names("layer_types layers_block_type no_rope_layers layer_rope_theta")
+ROTATIONS = frozenset(
+    names(
+        "rope_theta rope_parameters rope_scaling rotary_emb_base rotary_base partial_rotary_factor rotary_pct "
+        "rotary_emb_fraction rotary_emb_interleaved rotary_dim"
+    )
+)
+"""What families that rotate, or do not, as another key says, hold in either case."""
 SOUNDS = re.compile(
     r"rope|rotary|(^|_)(nope|xpos|alibi|rel|relative|pos|positions?|positional|windows?|sliding|swa|yarn|ntk|logn|"
     r"theta|layer_types?|block_types?|attention_types?|attn_types?|bidirectional|attention_chunk|attn_chunk|"
-    r"attn_temperature|attention_temperature|log_scaling|long_context|length_extrapolation)(_|$)"
+    r"attn_temperature|attention_temperature|log_scaling|long_context|length_extrapolation|local_(radius|attention)|"
+    r"(attn|attention|local|global|hybrid|full|sliding|swa)_(layers?_)?(idxs?|ids|indices|pattern|interval)|"
+    r"override_pattern|hybrid_layer_pattern|(attn|attention)_(layer_(indices|offset|period)|every\w*|layers)|"
+    r"full_attention_interval|cross_attention_layers|block_?sparse|clamp_len|attention_every)(_|$)"
 )
 
 
 def check_keys(values: Values) -> None:
-    """Refuse what sounds like position and is not read.
+    """Refuse what sounds like position and is read in no family, before anything else is said of a configuration.
 
     Raises:
         HeadwayError: on such keys, by name.
     """
-    unknown = [
-        key
-        for key, value in values.entries.items()
-        if SOUNDS.search(key) and value not in (None, False) and key not in READ and key not in HARMLESS
-    ]
-    if unknown:
+    _refuse(key for key in _sounding(values) if key not in READ and key not in HARMLESS)
+
+
+def check_read(values: Values, *, masks: bool, rotates: bool) -> None:
+    """Refuse what sounds like position and was not asked for, by whoever read the configuration before.
+
+    Args:
+        values: a configuration that was read.
+        masks: whether it was read who may see whom too.
+        rotates: false for a model of a known family that does not rotate: what its file says of rotation, it ignores.
+
+    Raises:
+        HeadwayError: on such keys, by name.
+    """
+    harmless = HARMLESS | LENGTHS
+    if not masks:
+        harmless |= MASKS
+    if any(key in values for key in LISTS) or not values.flag("use_sliding_window", default=True):
+        harmless |= PATTERNS
+    if not rotates:
+        harmless |= ROTATIONS
+    _refuse(key for key in _sounding(values) if key not in values.asked and key not in harmless)
+
+
+def _sounding(values: Values) -> list[str]:
+    return [key for key, value in values.entries.items() if SOUNDS.search(key) and value not in (None, False)]
+
+
+def _refuse(keys: Iterable[str]) -> None:
+    if unknown := sorted(keys):
         raise HeadwayError(
-            f"expected keys about position that are known, got {', '.join(sorted(unknown)[:8])}: if position does not "
+            f"expected keys about position that are known, got {', '.join(unknown[:8])}: if position does not "
             f"depend on it, take it out of the configuration; else build the method yourself, see `headway methods`"
         )

@@ -18,7 +18,7 @@ from headway.positions.interchange.families import (
     family,
     rotated,
 )
-from headway.positions.interchange.keys import check_keys
+from headway.positions.interchange.keys import check_keys, check_read
 from headway.positions.interchange.others import KNOWN, T5_LIKE, inkling, other_method
 from headway.positions.interchange.rotations import (
     BASES,
@@ -39,7 +39,10 @@ COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 MOST_LAYERS = 10_000
 """More than any model has: a configuration that says more is refused before a list is made of it."""
 OF_DECODERS = frozenset(
-    names("bloom codegen falcon gpt2 gpt_bigcode gpt_neo gptj mpt openai_gpt opt biogpt clip_text_model inkling_text")
+    names(
+        "biogpt bloom clip_text_model codegen falcon gpt2 gpt_bigcode gpt_neo gptj imagegpt inkling_text mpt "
+        "openai_gpt opt"
+    )
 )
 """Models without rotation in which a token sees none after it."""
 
@@ -99,6 +102,11 @@ class Reading:
         self.count = self._count()
         self.types = self._types()
         self.layers = self._layers()
+
+    def check(self, *, masks: bool) -> None:
+        """Refuse what speaks of position and was not read; see :func:`check_read`."""
+        still = self.method is not None or all(isinstance(layer.position, NoPosition) for layer in self.layers)
+        check_read(self.values, masks=masks, rotates=self.known is None or not still)
 
     def _check_rotation(self) -> None:
         values, known = self.values, self.known
@@ -253,6 +261,15 @@ class Reading:
                 f"are; take from_hf for the positions, and give the masks yourself"
             )
         causal = self._causal()
+        if self.kind == "longt5":
+            radius = values.whole("local_radius", default=127)
+            return Causal() if causal else Window(radius, radius)
+        if self.kind == "big_bird" and values.get("attention_type") != "original_full":
+            raise HeadwayError(
+                f"expected attention_type 'original_full', because others draw by chance what is seen, got "
+                f"{short(values.get('attention_type') or 'block_sparse')}: take from_hf for the positions, and give "
+                f"the masks yourself"
+            )
         if kind == CHUNKED:
             return Causal() & Chunks(values.whole("attention_chunk_size"))
         if kind == SLIDING or (known is not None and known.window == "all" and self._windowed()):
@@ -339,6 +356,7 @@ class Reading:
             more["scale_attn_by_inverse_layer_idx"] = True
         if values.get("use_bidirectional_attention") == "vision":
             more["use_bidirectional_attention"] = "vision"
+        self.check(masks=True)
         return tuple(
             LayerPosition(
                 self._own(layer.position, number),
@@ -360,7 +378,10 @@ class Reading:
         """GPT-Neo lists in attention_types which of its layers see a window."""
         if self.kind != "gpt_neo":
             return self.types
-        given = self.values.get("attention_types") or [[["global", "local"], len(self.types) // 2]]
+        listed = self.values.get("attention_layers")  # the same, written out
+        given = self.values.get("attention_types") or (
+            [[listed, 1]] if listed is not None else [[["global", "local"], len(self.types) // 2]]
+        )
         try:
             flat = [kind for kinds, times in given for _ in range(min(times, MOST_LAYERS)) for kind in kinds]
         except (TypeError, ValueError):

@@ -10,6 +10,7 @@ from headway.positions.interchange.families import FAMILIES
 from headway.positions.interchange.values import Values, names, short
 from headway.positions.learned import Learned
 from headway.positions.shaw import Shaw
+from headway.positions.sinusoidal import Sinusoidal
 from headway.positions.swin import Swin, SwinV2
 from headway.positions.t5 import T5
 from headway.positions.transformerxl import TransformerXL
@@ -21,14 +22,14 @@ T5_LIKE = frozenset(
 TABLES = frozenset(
     names(
         "albert bert bert_generation big_bird clip_text_model convbert distilbert electra ernie gpt2 gpt_bigcode "
-        "gpt_neo imagegpt layoutlm megatron_bert mobilebert openai_gpt rembert roc_bert splinter squeezebert "
+        "gpt_neo imagegpt megatron_bert mobilebert openai_gpt rembert roc_bert splinter squeezebert "
         "visual_bert"
     )
 )
 """A learned vector per position; as many rows as the configuration says."""
 AFTER_PADDING = frozenset(
     names(
-        "camembert data2vec_text ibert lilt longformer luke markuplm mpnet roberta roberta_prelayernorm "
+        "camembert data2vec_text ibert longformer luke mpnet roberta roberta_prelayernorm "
         "xlm_roberta xlm_roberta_xl xmod"
     )
 )
@@ -64,6 +65,15 @@ def other_method(values: Values) -> Position | None:
 def _t5(values: Values, kind: str) -> Position | None:
     if kind not in T5_LIKE and ("relative_attention_num_buckets" not in values or kind == "mpnet"):
         return None
+    if (
+        kind == "longt5"
+        and values.get("encoder_attention_type") not in (None, "local")
+        and not values.flag("is_decoder")
+    ):
+        raise HeadwayError(
+            f"expected encoder_attention_type 'local', got {short(values.get('encoder_attention_type'))}: its tokens "
+            f"attend to sums of blocks too, which are placed by a table of their own"
+        )
     return T5(
         buckets=values.whole("relative_attention_num_buckets", default=32),
         max_distance=values.whole("relative_attention_max_distance", default=128),
@@ -78,6 +88,8 @@ def _alibi(values: Values, kind: str) -> Position | None:
     given = values.flag("alibi") or inner.flag("alibi") or values.get("position_embedding_type") == "alibi"
     if not given and kind not in ("bloom", "mpt"):
         return None
+    if kind == "mpt":
+        values.get("learned_pos_emb")  # which nothing there reads
     steepest = inner.number("alibi_bias_max", default=values.number("alibi_bias_max", default=8.0))
     if steepest != 8:
         raise HeadwayError(f"expected alibi_bias_max of 8, as in the paper, got {steepest:g}")
@@ -102,6 +114,12 @@ def _absolute(values: Values, kind: str) -> Position | None:
     if said in NEITHER:
         return None
     lengths = ("max_position_embeddings", "n_positions")
+    if kind in ("layoutlm", "lilt", "markuplm"):
+        raise HeadwayError(
+            f"expected one method, got model_type {kind!r}: it adds learned vectors of places on the page too"
+        )
+    if kind == "distilbert" and values.flag("sinusoidal_pos_embds"):
+        return Sinusoidal()
     if kind == "mpnet":
         raise HeadwayError("expected one method, got model_type 'mpnet': it adds a learned table and T5's bias")
     if kind in AFTER_PADDING or (kind == "esm" and said in (None, "absolute")):

@@ -19,6 +19,8 @@ DEPTH = 4
 class Values:
     """A mapping, read key by key. A key that holds None is not there, as in transformers.
 
+    ``asked`` are the keys that somebody asked for; what stays, nobody has read.
+
     >>> Values({"rope_theta": 500000, "head_dim": None}).number("rope_theta")
     500000.0
     """
@@ -26,8 +28,10 @@ class Values:
     def __init__(self, entries: Mapping[str, Any], place: str = "") -> None:
         self.entries, self.place = entries, place
         """What it holds, and where it stands in the configuration, for error texts."""
+        self.asked: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
+        self.asked.add(key)
         return self.entries.get(key) is not None
 
     def name(self, key: str) -> str:
@@ -36,6 +40,7 @@ class Values:
 
     def get(self, *keys: str) -> Any:
         """What the first of these keys that is there holds, or None."""
+        self.asked.update(keys)
         return next((self.entries[key] for key in keys if key in self), None)
 
     def number(self, *keys: str, default: float | None = None) -> float:
@@ -48,6 +53,7 @@ class Values:
         Raises:
             HeadwayError: when it is no finite number, or not there.
         """
+        self.asked.update(keys)
         key = next((key for key in keys if key in self), None)
         if key is None:
             if default is None:
@@ -74,6 +80,7 @@ class Values:
 
     def words(self, key: str) -> list[str]:
         """A list of texts."""
+        self.asked.add(key)
         value = self.entries[key]
         words = isinstance(value, list | tuple) and all(
             isinstance(each, str) and len(each) <= LONGEST for each in value
@@ -84,7 +91,7 @@ class Values:
 
     def flag(self, key: str, default: bool = False) -> bool:
         """True or false."""
-        value = self.entries.get(key)
+        value = self.entries[key] if key in self else None
         if value is None:
             return default
         if value not in (True, False) or isinstance(value, float):
@@ -93,7 +100,7 @@ class Values:
 
     def inner(self, key: str) -> Values:
         """The mapping that a key holds; an empty one where it is not there."""
-        value = self.entries.get(key)
+        value = self.entries[key] if key in self else None
         if value is None:
             return Values({}, f"{self.name(key)}.")
         if not isinstance(value, Mapping) or not all(isinstance(each, str) for each in value):
