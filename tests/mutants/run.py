@@ -139,7 +139,7 @@ class Copy:
             file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             for stream in (1, 2):
                 os.dup2(file, stream)
-            os.environ.update(PYTHONPATH=str(self.folder / "src"), OMP_NUM_THREADS="1")
+            os.environ["PYTHONPATH"] = str(self.folder / "src")
             sys.path.insert(0, str(self.folder / "src"))
             import pytest
 
@@ -187,6 +187,8 @@ def main() -> int:
     mutants = read(given.only)
     planted = [mutant for mutant in mutants if mutant.equivalent is None]
     started = time.monotonic()
+    # before torch is loaded, whose threads would wait for each other in all workers at once; and without shape checks
+    os.environ.update(OMP_NUM_THREADS="1", HEADWAY_CHECKED="none")
     with tempfile.TemporaryDirectory(prefix="headway-mutants-") as folder:
         kept = subprocess.run(
             [sys.executable, "-c", "from headway.backends import compiler; print(compiler.cache_folder())"],
