@@ -52,8 +52,8 @@ class LayerPosition:
     """How one layer of a model is placed: hand it on as ``Attention(…, position=layer.position, mask=layer.mask)``.
 
     Args:
-        position: the method, not attached yet; layers that share one hold the same object. None is a layer without
-            softmax attention (a convolution, a recurrence).
+        position: the method, not attached yet; layers that share one hold the same object. None is a layer in
+            which tokens of the text do not attend to each other (a convolution, a recurrence, cross-attention alone).
         mask: who may see whom; None is everybody. A configuration's ``sliding_window`` of W tokens counts the token
             itself, which is ``Window(W − 1)``.
         layer_type: what the configuration calls such layers.
