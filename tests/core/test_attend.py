@@ -78,6 +78,27 @@ def test_positions_of_one_side_alone_count(backend: str, given: str) -> None:
     assert not torch.equal(expected, attend(q, k, v, mask=Causal(), backend=backend))
 
 
+def test_terms_whose_tables_reach_differently_are_added() -> None:
+    """One reaches further back, the other further ahead: where one kernel takes them, it is as one table of both."""
+    q, k, v = qkv(tokens=9, dtype=torch.float64)
+    for kind, shape in ((ByDistance, (4,)), (ByDistancePerQuery, (2, 4, 9))):
+        back, ahead = torch.randn(*shape, 7).double(), torch.randn(*shape, 6).double()
+        terms = (kind(back, 5), kind(ahead, 1))
+        pos = torch.arange(9)[None]
+        wanted = naive(q, k, v, mask=None, terms=terms, q_pos=pos, k_pos=pos, scale=8**-0.5)
+        for backend in ("auto", "native", "tiled", "reference"):
+            torch.testing.assert_close(attend(q, k, v, terms=terms, backend=backend), wanted)
+
+
+def test_documents_that_are_named_twice_bind_both() -> None:
+    q, k, v = qkv(dtype=torch.float64)
+    half, thirds = (Documents(torch.arange(6)[None].expand(2, 6) // n) for n in (3, 2))
+    mask = half & thirds & Causal()
+    wanted = naive(q, k, v, mask=mask, terms=(), q_pos=POS, k_pos=POS, scale=8**-0.5)
+    for backend in ("auto", "tiled", "reference"):
+        torch.testing.assert_close(attend(q, k, v, mask=mask, backend=backend), wanted)
+
+
 @EVERY_MASK
 def test_a_boolean_tensor_is_a_dense_mask(backend: str) -> None:
     q, k, v = qkv()
