@@ -42,8 +42,10 @@ def served() -> Iterator[str]:
     command = [sys.executable, "-m", "headway", "studio", "--no-browser"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        yield next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
-        server.terminate()
+        try:
+            yield next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
+        finally:
+            server.terminate()
 
 
 def studio(browser: Browser, folder: str) -> None:
@@ -53,6 +55,7 @@ def studio(browser: Browser, folder: str) -> None:
         page = browser.new_page(viewport=size, color_scheme=theme, locale=language)
         with served() as address:
             page.goto(address)
+            page.wait_for_url(lambda url: "token" not in url)  # a link that was followed leads on without it
             page.evaluate("place => { location.hash = place; }", place)
             page.locator(f"[data-view={place[5:].partition('&')[0]}] canvas, [data-view=step] svg").first.wait_for()
             page.wait_for_timeout(1500)  # what fades in has done so
