@@ -52,7 +52,6 @@ def test_transformer(spec: str) -> None:
 
 
 @pytest.mark.slow  # the C++ compiler takes half a minute
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own
 def test_generated_code() -> None:
     same(attention("t5", mask=Causal()), torch.randn(2, 7, 48).double(), backend="inductor")
 

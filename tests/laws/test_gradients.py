@@ -4,7 +4,6 @@ reference.
 
 from __future__ import annotations
 
-import pytest
 import torch
 from common import attention, every_method, make, through
 from signatures import every_pair, every_signature
@@ -66,7 +65,6 @@ def test_gradcheck_of_the_module(spec: str) -> None:
 
 
 @every_signature("gradcheck")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own
 def test_forward_mode_on_the_reference(spec: str) -> None:
     call, inputs = problem(spec, "reference", Causal())
     assert gradcheck(call, inputs, check_forward_ad=True, check_backward_ad=False, fast_mode=True)

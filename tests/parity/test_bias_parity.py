@@ -7,7 +7,6 @@ formula, which the published code equals.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import pytest
@@ -18,14 +17,11 @@ from transformers import MptConfig, T5Config
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.mpt.modeling_mpt import MptAttention, build_mpt_alibi_tensor
 from transformers.models.t5.modeling_t5 import T5Attention
+from x_transformers.x_transformers import AlibiPositionalBias, RelativePositionBias
 
 from headway import T5, Alibi, Attention, Causal, HeadShape, Shaw, attend
 from headway.positions import Look
 from headway.positions.alibi import slopes
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # its own torch.jit.script
-    from x_transformers.x_transformers import AlibiPositionalBias, RelativePositionBias
 
 BUCKETS = [(32, 128, False), (32, 128, True), (256, 512, False), (256, 512, True), (8, 20, True), (64, 77, False)]
 BUCKETS += [(32, 100, True), (16, 1000, False), (12, 31, False), (48, 300, True)]

@@ -8,7 +8,6 @@ equals.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,14 +18,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import DebertaConfig, DebertaModel, DebertaV2Config, DebertaV2Model, XLNetConfig
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetRelativeAttention
+from x_transformers.x_transformers import DynamicPositionBias
 
 from headway import Attention, Causal, HeadShape
 from headway.positions import Alibi, Deberta, DynamicBias, Fire, Kerple, Look, Music, Sandwich, TransformerXL
 from headway.positions.alibi import slopes
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # its own torch.jit.script
-    from x_transformers.x_transformers import DynamicPositionBias
 
 PADDED = torch.tensor([[-1, -1, 0, 1, 2, 3, 40], [0, 1, 2, 3, 4, 5, 6]])
 

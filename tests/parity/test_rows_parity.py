@@ -8,7 +8,6 @@ anew, which the authors' own code equals but for the differences that the method
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,14 +16,11 @@ import torch
 from common import attention, make, same_with_gradients
 from torch import Tensor
 from torch.nn import functional
+from x_transformers.x_transformers import CoPE
 
 from headway import Attention, Causal, attend
 from headway.positions import Dape, DapeV2, GrapeAP, Path
 from headway.positions.alibi import slopes
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # its own torch.jit.script
-    from x_transformers.x_transformers import CoPE
 
 
 def projected(module: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

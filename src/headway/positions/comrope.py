@@ -143,9 +143,11 @@ class ComRope(Position):
         return turned.flatten(-2).flatten(1, 2).to(x.dtype)
 
 
-def _without_phases(basis: Tensor, gradient: Tensor) -> Tensor:
+def _without_phases(basis: Tensor, gradient: Tensor | None) -> Tensor | None:
     """A gradient by eigenvectors without what would only change their phases: none by the rotation, and roundings that
     torch takes for one where gradients are huge.
     """
+    if gradient is None:  # nothing came back, which autograd may say so
+        return None
     gradient = gradient.where(gradient.isfinite(), 0.0)  # by the eigenvalues it stays NaN
     return gradient - (1j * basis * (basis.conj() * gradient).sum(-2, keepdim=True).imag).detach()

@@ -80,7 +80,9 @@ class Pope(Position):
         """q and k as complex numbers, real parts first."""
         k = k[..., : q.shape[-1]]  # no keys at all, beside cached ones of a context, come in the width of those
         rates = frequencies(2 * q.shape[-1], self.base, q.device)
-        phase = self.phase.clamp(-2 * math.pi, 0.0)[:, None]
+        inside = (self.phase >= -2 * math.pi) & (self.phase <= 0)
+        # not clamp alone: from torch 2.14 on it has no gradient at its bounds, where a phase of zeros starts
+        phase = torch.where(inside, self.phase, self.phase.clamp(-2 * math.pi, 0.0))[:, None]
         q_polar = self._polar(q, q_pos[:, None, :, None] * rates)
         return q_polar, self._polar(k, k_pos[:, None, :, None] * rates + phase)
 
