@@ -581,6 +581,16 @@ def test_any_configuration_is_read_or_refused_in_one_sentence() -> None:
     assert not [text for text in refused if "\n" in text or len(text) > 500]
 
 
+def test_an_encoder_and_a_decoder_have_their_own_number_of_layers() -> None:
+    alone: dict[str, object] = {"is_encoder_decoder": False}
+    for config, encoder, decoder in (
+        (transformers.T5Config(num_layers=5, num_decoder_layers=3), 5, 3),
+        (transformers.BartConfig(encoder_layers=4, decoder_layers=2), 4, 2),
+    ):
+        assert len(layers_from_hf(config.to_dict() | alone)) == encoder
+        assert len(layers_from_hf(config.to_dict() | alone | {"is_decoder": True})) == decoder
+
+
 def test_what_is_not_known_of_masks_is_asked_for() -> None:
     unknown = {"model_type": "mine", "rope_theta": 1e4, "num_hidden_layers": 2}
     with pytest.raises(HeadwayError, match=r"^expected a known model_type, because who may see whom is said by no key"):

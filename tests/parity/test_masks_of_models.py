@@ -96,6 +96,6 @@ def test_tokens_see_whom_the_model_lets_them_see(kind: str, half: str) -> None:
     usual = CONFIG_MAPPING[kind]()
     config = small(CONFIG_MAPPING[kind], **{key: 2 for key in COUNTS if hasattr(usual, key)}, **GIVEN.get(kind, {}))
     said = {"is_encoder_decoder": False, "is_decoder": half == "decoder"} if half else {}
-    layers = layers_from_hf({"num_hidden_layers": 2, **config.to_dict(), **said})
+    layers = layers_from_hf({**config.to_dict(), **said})
     assert len(layers) == 2
     assert torch.equal(dependence(config, half), reach(layers))

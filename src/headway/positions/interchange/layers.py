@@ -36,6 +36,8 @@ from headway.shapes import HeadwayError
 
 KINDS = (FULL, SLIDING, CHUNKED, *OTHER_LAYERS)
 COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+OF_ENCODER, OF_DECODER = ("encoder_layers",), ("num_decoder_layers", "decoder_layers")
+"""Where models of an encoder and a decoder say how many layers one of them has."""
 MOST_LAYERS = 10_000
 """More than any model has: a configuration that says more is refused before a list is made of it."""
 OF_DECODERS = frozenset(
@@ -130,7 +132,8 @@ class Reading:
                     )
 
     def _count(self) -> int | None:
-        key = next((key for key in COUNTS if key in self.values), None)
+        half = OF_DECODER if self.values.flag("is_decoder") else OF_ENCODER
+        key = next((key for key in (*half, *COUNTS) if key in self.values), None)
         listed = self.values.get("layer_types", "layers_block_type", "no_rope_layers", "layer_rope_theta")
         if key is None:
             return len(listed) if isinstance(listed, list | tuple) and listed else None
