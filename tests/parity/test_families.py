@@ -507,13 +507,21 @@ def test_a_key_that_another_family_reads_is_refused_where_nothing_reads_it() -> 
         ("mistral", "cross_attention_layers", [1]),
         ("qwen2", "learned_pos_emb", True),
         ("llama", "sinusoidal_pos_embds", True),
-        ("nemotron_h", "hybrid_override_pattern", "M-M*"),
+        ("llama", "hybrid_override_pattern", "M-M*"),
+        ("llama", "theta", 1e4),
         ("lfm2", "hybrid_layer_pattern", [0, 1, 0, 1]),
     ):
         for reads in (from_hf, layers_from_hf):
             reads({"model_type": kind, **usual})
             with pytest.raises(HeadwayError, match=rf"^expected keys about position that are known, got {key}: "):
                 reads({"model_type": kind, **usual, key: value})
+    window = {"model_type": "mistral", "sliding_window": 8, **usual}
+    assert layers_from_hf({**window, "sliding_window_size": 8})[0].mask == Window(7)
+    with pytest.raises(HeadwayError, match="got sliding_window_size: "):
+        layers_from_hf({**window, "sliding_window_size": 9})
+    assert from_hf({"model_type": "lfm2", "theta": 1e4, **usual}).base == 1e4
+    with pytest.raises(HeadwayError, match=r"^expected one base, got rope_theta=10000\.0, theta=9\.0"):
+        from_hf({"model_type": "lfm2", "theta": 9, **usual})
     for kind in ("gpt2", "bert", "opt"):
         with pytest.raises(HeadwayError, match="got rope_theta: "):
             from_hf({"model_type": kind, "max_position_embeddings": 9, "rope_theta": 1e4})
@@ -534,6 +542,12 @@ def test_layers_of_other_types_by_their_numbers() -> None:
     assert types(model_type="lfm2") == " ".join(["Causal"] * 6)
     assert types(model_type="mllama_text_model", cross_attention_layers=[1]) == "Causal - Causal Causal Causal Causal"
     assert types(model_type="mllama_text_model") == "Causal Causal Causal - Causal Causal"
+    letters = {"model_type": "nemotron_h", "hybrid_override_pattern": "M-M*E*"}
+    assert types(**letters) == "- - - Causal - Causal"
+    assert [layer.position is None for layer in layers_from_hf(letters)] == [True, True, True, False, True, False]
+    for wrong in ("M-M*", "M-M*Ex", 7):
+        with pytest.raises(HeadwayError, match=r"^expected hybrid_override_pattern of 6 letters among M \* - E, got"):
+            types(model_type="nemotron_h", hybrid_override_pattern=wrong)
     local = {"model_type": "inkling_text", "local_layer_ids": [0, 4], "sliding_window_size": 8}
     assert types(**local) == "Window Causal Causal Causal Window Causal"
     with pytest.raises(HeadwayError, match=r"^expected full_attn_idxs of layers from 0 to 5, got \[6\]"):

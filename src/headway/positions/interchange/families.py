@@ -93,6 +93,19 @@ def _listed(key: str, those: str, others: str, usual: Callable[[int], Sequence[f
     return types
 
 
+LETTERS = {"M": "linear_attention", "*": FULL, "-": "mlp", "E": "moe"}
+
+
+def _letters(values: Values, count: int) -> list[str]:
+    """Nemotron-H: a letter for each layer."""
+    text = values.get("hybrid_override_pattern")
+    if not isinstance(text, str) or len(text) != count or not set(text) <= LETTERS.keys():
+        raise HeadwayError(
+            f"expected hybrid_override_pattern of {count} letters among {' '.join(LETTERS)}, got {short(text)}"
+        )
+    return [LETTERS[each] for each in text]
+
+
 def _jamba(values: Values, count: int) -> list[str]:
     period, offset = values.whole("attn_layer_period", default=8), values.whole("attn_layer_offset", default=4, least=0)
     return [FULL if i % period == offset % period else "linear_attention" for i in range(count)]
@@ -293,7 +306,9 @@ FAMILIES: dict[str, Family] = {
     "muse_glimmer_text": Family(per_layer=("layer_rope_theta",), must=("layer_rope_theta",)),
     "muse_spark_text": Family(base=500000.0, per_layer=("layer_rope_theta",), must=("layer_rope_theta",)),
     "nemotron": Family(fraction=0.5),
-    "nemotron_h": _NONE,
+    "nemotron_h": replace(
+        _NONE, pattern=_letters, must=("layers_block_type", "layer_types", "hybrid_override_pattern")
+    ),
     "nomic_bert": Family(base=1000.0, causal=False),
     "olmo3": Family(base=500000.0, pattern=every(4, ""), local=Local("")),
     "olmo_hybrid": Family(pattern=None),

@@ -13,17 +13,17 @@ READ = frozenset(
         "alibi attention_chunk_size attention_layers attention_type attention_types attn_config attn_layer_indices "
         "attn_layer_offset attn_layer_period attn_scale attn_temperature_tuning attn_type clamp_len "
         "cross_attention_layers d_rel encoder_attention_type floor_scale full_attention_interval full_attn_idxs "
-        "global_attn_every_n_layers global_rope_theta layer_rope_theta layer_types layers_block_type "
-        "learned_pos_emb local_attention local_layer_ids local_radius local_rope_theta log_scaling_alpha "
-        "log_scaling_n_floor max_position_embeddings max_relative_positions max_window_layers n_positions "
-        "no_rope_layer_interval no_rope_layers original_max_position_embeddings partial_rotary_factor "
+        "global_attn_every_n_layers global_rope_theta hybrid_override_pattern layer_rope_theta layer_types "
+        "layers_block_type learned_pos_emb local_attention local_layer_ids local_radius local_rope_theta "
+        "log_scaling_alpha log_scaling_n_floor max_position_embeddings max_relative_positions max_window_layers "
+        "n_positions no_rope_layer_interval no_rope_layers original_max_position_embeddings partial_rotary_factor "
         "pos_att_type position_biased_input position_buckets position_embedding_type position_embeddings_type "
         "prefix_dense_sliding_window_pattern pretrained_window_sizes qk_rope_head_dim rel_extent "
         "relative_attention relative_attention_max_distance relative_attention_num_buckets rope_interleave "
         "rope_local_base_freq rope_parameters rope_pct rope_scaling rope_theta rotary_base rotary_dim "
         "rotary_emb_base rotary_emb_fraction rotary_emb_interleaved rotary_embedding_base rotary_pct "
-        "sinusoidal_pos_embds sliding_window sliding_window_pattern sliding_window_size use_absolute_embeddings "
-        "use_bidirectional_attention use_sliding_window window_size"
+        "sinusoidal_pos_embds sliding_window sliding_window_pattern sliding_window_size theta "
+        "use_absolute_embeddings use_bidirectional_attention use_sliding_window window_size"
     )
 )
 """Keys that are read, in some families: in others :func:`check_read` refuses them."""
@@ -99,6 +99,8 @@ def check_read(values: Values, *, masks: bool, rotates: bool) -> None:
         harmless |= PATTERNS
     if not rotates:
         harmless |= ROTATIONS
+    if values.entries.get("sliding_window_size") == values.get("sliding_window"):
+        harmless |= {"sliding_window_size"}  # the same once more, as Gemma 2's files have it
     _refuse(key for key in _sounding(values) if key not in values.asked and key not in harmless)
 
 

@@ -107,7 +107,7 @@ class Reading:
 
     def check(self, *, masks: bool) -> None:
         """Refuse what speaks of position and was not read; see :func:`check_read`."""
-        still = self.method is not None or all(isinstance(layer.position, NoPosition) for layer in self.layers)
+        still = self.method is not None or all(isinstance(layer.position, NoPosition | None) for layer in self.layers)
         check_read(self.values, masks=masks, rotates=self.known is None or not still)
 
     def _check_rotation(self) -> None:
@@ -135,8 +135,10 @@ class Reading:
         half = OF_DECODER if self.values.flag("is_decoder") else OF_ENCODER
         key = next((key for key in (*half, *COUNTS) if key in self.values), None)
         listed = self.values.get("layer_types", "layers_block_type", "no_rope_layers", "layer_rope_theta")
+        if self.kind == "nemotron_h" and not listed:
+            listed = self.values.get("hybrid_override_pattern")
         if key is None:
-            return len(listed) if isinstance(listed, list | tuple) and listed else None
+            return len(listed) if isinstance(listed, list | tuple | str) and listed else None
         count = self.values.whole(key)
         if count > MOST_LAYERS:
             raise HeadwayError(f"expected {key} of at most {MOST_LAYERS}, got {count}")

@@ -118,6 +118,9 @@ def rotation(
     if values.get("model_type") == "dbrx" and "rope_theta" in values.inner("attn_config"):
         fallback = bases["attn_config.rope_theta"] = values.inner("attn_config").number("rope_theta")
         bases |= {"rope_parameters.rope_theta": rope.number("rope_theta")} if "rope_theta" in rope else {}
+    if str(values.get("model_type")).startswith("lfm2") and "theta" in values:
+        bases.setdefault("rope_theta", fallback)
+        bases["theta"] = values.number("theta")  # the same once more
     if len(set(bases.values())) > 1:
         raise HeadwayError(f"expected one base, got {', '.join(f'{key}={value}' for key, value in bases.items())}")
     shared: dict[str, Any] = {
