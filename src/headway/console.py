@@ -50,14 +50,27 @@ class Checked(TyperCommand):
         given = self.make_parser(ctx).parse_args(list(args))[0]
         rest: list[str] = super().parse_args(ctx, args)
         for name, value in ctx.params.items():
-            if isinstance(value, Path) and given.get(name) == "":
-                raise HeadwayError(f"expected {_named(self, name)} as a path, got an empty one")
+            if given.get(name) == "" and (isinstance(value, Path) or self._is_path(name)):
+                raise HeadwayError(f"expected {self._named(name)} as a path, got an empty one")
             for each in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(each, float) and not math.isfinite(each):
-                    raise HeadwayError(f"expected {_named(self, name)} as a finite number, got {each}")
+                    raise HeadwayError(f"expected {self._named(name)} as a finite number, got {each}")
                 if isinstance(each, str | Path) and "\0" in str(each):
-                    raise HeadwayError(f"expected {_named(self, name)} without a NUL character, got {str(each)!r}")
+                    raise HeadwayError(f"expected {self._named(name)} without a NUL character, got {str(each)!r}")
         return rest
+
+    def _parameter(self, name: str) -> Any:
+        return next(one for one in self.params if one.name == name)
+
+    def _is_path(self, name: str) -> bool:
+        """Whether an older typer, which makes the path of a text later, will."""
+        return getattr(getattr(self._parameter(name), "type", None), "name", "") == "path"
+
+    def _named(self, name: str) -> str:
+        """How a parameter is written on the command line."""
+        parameter = self._parameter(name)
+        written: str = parameter.opts[0] if parameter.param_type_name == "option" else name.upper()
+        return written
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -67,12 +80,6 @@ class Checked(TyperCommand):
             raise _Interrupted from None
         except BrokenPipeError:
             raise _ReaderGone from None
-
-
-def _named(command: Checked, name: str) -> str:
-    """How a parameter is written on the command line."""
-    parameter = next(one for one in command.params if one.name == name)
-    return parameter.opts[0] if parameter.param_type_name == "option" else name.upper()
 
 
 def run(app: typer.Typer, arguments: Sequence[str]) -> int:

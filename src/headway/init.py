@@ -52,6 +52,8 @@ def initialise(
         gain: extra factor of "t5".
     """
     check_init(how)
+    if weight.is_meta:  # nothing to draw, and torch 2.11 fails to draw orthonormal rows of it
+        return
     with torch.no_grad():
         for part in weight.chunk(parts, 1 if by_input else 0):
             if how == "xavier":

@@ -33,6 +33,8 @@ def test_interpreted_is_as_exact_as_plain_pytorch(group: str, which: str) -> Non
         "no:cacheprovider",
         "--show-capture=no",
         "--tb=short",
+        "-W",
+        "ignore:Conversion of an array:DeprecationWarning",  # Triton's interpreter, with NumPy 1
         "-k",
         group,
         "-m",
