@@ -9,7 +9,7 @@ import torch
 from common import refusal
 from torch import Tensor
 
-from headway import Causal, Dense, Documents, Prefix, Window, attend
+from headway import Causal, Dense, Documents, HeadwayError, Prefix, Window, attend
 from headway.backends.skew import Band, diagonal_sums, folded, unrolled
 from headway.backends.tiled import blocks
 from headway.experiments.memory import peak_memory
@@ -259,3 +259,30 @@ def test_a_pairwise_function_of_another_shape_is_refused() -> None:
     q, k, v = torch.randn(3, 1, 2, 6, 8)
     with refusal("expected Pairwise fn to return (batch or 1, heads or 1, 6, 6), got (1, 6, 5)"):
         attend(q, k, v, terms=(Pairwise(lambda q, k: torch.zeros(1, 6, 5)),), backend="tiled")
+
+
+def test_an_error_that_is_kept_reaches_no_other_computation() -> None:
+    """Torch 2.11 would compute the refused function in the other's backward pass."""
+    q = torch.randn(1, 2, 6, 8, requires_grad=True)
+    terms = (Pairwise(lambda *_: torch.zeros(1, 1, 6, 5)),)
+    with pytest.raises(HeadwayError, match=r"got \(1, 1, 6, 5\)") as kept:
+        attend(q, q, q, terms=terms, backend="tiled")
+    weight = torch.randn(3, 3, requires_grad=True)
+    (weight @ weight).tanh().sum().backward()
+    assert weight.grad is not None
+    assert kept.value is not None
+
+
+def test_an_error_in_the_backward_pass_is_not_lost() -> None:
+    calls: list[int] = []
+
+    def once(*_: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) > 1:
+            raise ZeroDivisionError
+        return torch.zeros(1, 1, 6, 6)
+
+    q = torch.randn(1, 2, 6, 8, requires_grad=True)
+    out = attend(q, q, q, terms=(Pairwise(once),), backend="tiled")
+    with pytest.raises(ZeroDivisionError):
+        out.sum().backward()

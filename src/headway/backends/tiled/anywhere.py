@@ -6,6 +6,7 @@ held at a time, and gradients reach whatever a Pairwise function captures.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -25,8 +26,41 @@ def any_positions(call: Call) -> Tensor:
     q, k, v = (x.to(wide) for x in (call.q, call.k, call.v))
     size = max(1, blocks.ROWS // call.groups)
     parts = (slice(start, min(start + size, q.shape[2])) for start in range(0, q.shape[2], size))
-    out = [checkpoint(_attend, call, rows, q[:, :, rows], k, v, use_reentrant=False) for rows in parts]
+    out = [_computed_again(call, rows, q[:, :, rows], k, v) for rows in parts]
     return torch.cat(out, 2).to(call.v.dtype)
+
+
+def _computed_again(call: Call, rows: slice, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """:func:`_attend`, computed once more in the backward pass instead of kept.
+
+    The checkpoint of torch 2.11 leaves its hooks behind when what it runs raises, and they then hold for whatever is
+    computed next, as long as anybody keeps the error: so it is raised when checkpoint is over.
+    """
+    if torch.compiler.is_compiling():
+        return _checkpoint(_attend, call, rows, q, k, v)
+    error: BaseException | None = None
+    over = False
+
+    def attend(call: Call, rows: slice, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        nonlocal error
+        try:
+            return _attend(call, rows, q, k, v)
+        except BaseException as raised:
+            if over:
+                raise
+            error = raised
+            return q
+
+    out = _checkpoint(attend, call, rows, q, k, v)
+    over = True
+    if error is not None:
+        raise error
+    return out
+
+
+def _checkpoint(function: Callable[..., Tensor], *given: object) -> Tensor:
+    out: Tensor = checkpoint(function, *given, use_reentrant=False)
+    return out
 
 
 def _attend(call: Call, rows: slice, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
