@@ -69,7 +69,8 @@ def ran(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_writes_what_it_ran(tmp_path: Path, workers: int) -> None:
     path = tmp_path / "deep" / "matrix.md"
     run = ran("tests/laws/test_tiles.py", "-k", "t5 or learned or alibi", "-n", str(workers), "--matrix", str(path))

@@ -15,9 +15,8 @@ from common import places, specs
 HERE = Path(__file__).parent
 SOME = 6
 
-GRAPHS = ("t5", "shaw", "fox")
-"""They differ in what computes them and in what they hand over: a table in a fused kernel, values by distance, a bias
-per key."""
+GRAPHS = ("t5", "fox")
+"""They differ in what computes them and in what they hand over: a table in a fused kernel, a bias per key."""
 SHORT = ["test_lengths_that_change[eager]", "test_attend_by_itself", "test_masks_that_meet_tensors"]
 TRACED = [spec for spec in places() if spec not in ("none", "alibi", "fox")]  # those are in the graphs and in attend
 SHORT += [f"test_attention_traced[{spec}]" for spec in TRACED] + [f"test_transformer[{spec}]" for spec in GRAPHS]

@@ -370,7 +370,7 @@ def faults(count: int, seed: int, base: Path, run: Path) -> list[Outcome]:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="each command line runs in a forked child")
 @pytest.mark.parametrize(
-    ("count", "seed"), [(25, 1), *(pytest.param(250, seed, marks=pytest.mark.slow) for seed in range(2, 10))]
+    ("count", "seed"), [(10, 1), *(pytest.param(250, seed, marks=pytest.mark.slow) for seed in range(2, 10))]
 )
 def test_random_command_lines(tmp_path: Path, run: Path, count: int, seed: int) -> None:
     found = faults(count, seed, tmp_path, run)
