@@ -77,7 +77,7 @@ def _prefixed(values: Values, count: int) -> list[str]:
     """Cohere2-MoE: the first dense layers have a pattern of their own, and rotate whatever they see."""
     if values.get("first_k_dense_replace"):
         raise HeadwayError("expected layer_types beside first_k_dense_replace, got none: add them to the configuration")
-    values.get("prefix_dense_sliding_window_pattern")  # of layers that it does not have then
+    values.known("prefix_dense_sliding_window_pattern")  # of layers that it does not have then
     return every(4)(values, count)
 
 

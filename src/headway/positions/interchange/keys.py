@@ -8,25 +8,6 @@ from collections.abc import Iterable
 from headway.positions.interchange.values import Values, names
 from headway.shapes import HeadwayError
 
-READ = frozenset(
-    names(
-        "alibi attention_chunk_size attention_layers attention_type attention_types attn_config attn_layer_indices "
-        "attn_layer_offset attn_layer_period attn_scale attn_temperature_tuning attn_type clamp_len "
-        "cross_attention_layers d_rel encoder_attention_type floor_scale full_attention_interval full_attn_idxs "
-        "global_attn_every_n_layers global_rope_theta hybrid_override_pattern layer_rope_theta layer_types "
-        "layers_block_type learned_pos_emb local_attention local_layer_ids local_radius local_rope_theta "
-        "log_scaling_alpha log_scaling_n_floor max_position_embeddings max_relative_positions max_window_layers "
-        "n_positions no_rope_layer_interval no_rope_layers original_max_position_embeddings partial_rotary_factor "
-        "pos_att_type position_biased_input position_buckets position_embedding_type position_embeddings_type "
-        "prefix_dense_sliding_window_pattern pretrained_window_sizes qk_rope_head_dim rel_extent "
-        "relative_attention relative_attention_max_distance relative_attention_num_buckets rope_interleave "
-        "rope_local_base_freq rope_parameters rope_pct rope_scaling rope_theta rotary_base rotary_dim "
-        "rotary_emb_base rotary_emb_fraction rotary_emb_interleaved rotary_embedding_base rotary_pct "
-        "sinusoidal_pos_embds sliding_window sliding_window_pattern sliding_window_size theta "
-        "use_absolute_embeddings use_bidirectional_attention use_sliding_window window_size"
-    )
-)
-"""Keys that are read, in some families: in others :func:`check_read` refuses them."""
 HARMLESS = frozenset(
     names(
         "_sliding_window_pattern mlp_layer_types mtp_layer_types mtp_mlp_layer_types mtp_layers_block_type "
@@ -50,7 +31,7 @@ PATTERNS = frozenset(
     names(
         "sliding_window_pattern global_attn_every_n_layers max_window_layers no_rope_layer_interval "
         "full_attention_interval full_attn_idxs attn_layer_indices attn_layer_offset attn_layer_period "
-        "local_layer_ids prefix_dense_sliding_window_pattern hybrid_override_pattern hybrid_layer_pattern"
+        "local_layer_ids prefix_dense_sliding_window_pattern hybrid_override_pattern"
     )
 )
 """Which layers are of which type: of no account where each is listed."""
@@ -62,6 +43,25 @@ ROTATIONS = frozenset(
     )
 )
 """What families that rotate, or do not, as another key says, hold in either case."""
+READ = (
+    LENGTHS
+    | MASKS
+    | PATTERNS
+    | ROTATIONS
+    | frozenset(LISTS)
+    | frozenset(
+        names(
+            "alibi attn_config attn_scale attn_temperature_tuning attn_type clamp_len cross_attention_layers "
+            "d_rel encoder_attention_type floor_scale global_rope_theta learned_pos_emb local_rope_theta "
+            "log_scaling_alpha log_scaling_n_floor max_relative_positions pos_att_type position_biased_input "
+            "position_buckets position_embedding_type position_embeddings_type pretrained_window_sizes "
+            "qk_rope_head_dim rel_extent relative_attention relative_attention_max_distance "
+            "relative_attention_num_buckets rope_interleave rope_local_base_freq rope_pct rotary_embedding_base "
+            "sinusoidal_pos_embds theta use_absolute_embeddings"
+        )
+    )
+)
+"""Keys that are read, in some families: in others :func:`check_read` refuses them."""
 SOUNDS = re.compile(
     r"rope|rotary|(^|_)(nope|xpos|alibi|rel|relative|pos|positions?|positional|windows?|sliding|swa|yarn|ntk|logn|"
     r"theta|layer_types?|block_types?|attention_types?|attn_types?|bidirectional|attention_chunk|attn_chunk|"

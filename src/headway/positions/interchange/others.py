@@ -89,7 +89,7 @@ def _alibi(values: Values, kind: str) -> Position | None:
     if not given and kind not in ("bloom", "mpt"):
         return None
     if kind == "mpt":
-        values.get("learned_pos_emb")  # which nothing there reads
+        values.known("learned_pos_emb")  # which nothing there reads
     steepest = inner.number("alibi_bias_max", default=values.number("alibi_bias_max", default=8.0))
     if steepest != 8:
         raise HeadwayError(f"expected alibi_bias_max of 8, as in the paper, got {steepest:g}")

@@ -43,6 +43,10 @@ class Values:
         self.asked.update(keys)
         return next((self.entries[key] for key in keys if key in self), None)
 
+    def known(self, key: str) -> None:
+        """Count a key as read that changes nothing here."""
+        self.asked.add(key)
+
     def number(self, *keys: str, default: float | None = None) -> float:
         """A finite number.
 
@@ -91,7 +95,7 @@ class Values:
 
     def flag(self, key: str, default: bool = False) -> bool:
         """True or false."""
-        value = self.entries[key] if key in self else None
+        value = self.get(key)
         if value is None:
             return default
         if value not in (True, False) or isinstance(value, float):
@@ -100,7 +104,7 @@ class Values:
 
     def inner(self, key: str) -> Values:
         """The mapping that a key holds; an empty one where it is not there."""
-        value = self.entries[key] if key in self else None
+        value = self.get(key)
         if value is None:
             return Values({}, f"{self.name(key)}.")
         if not isinstance(value, Mapping) or not all(isinstance(each, str) for each in value):
