@@ -53,7 +53,7 @@ def exemptions() -> list[tuple[str, str, str]]:
 BOTH = ("reference", "auto")
 
 
-def every_method(law: str, on: Sequence[str] = (), **where: bool) -> pytest.MarkDecorator:
+def every_method(law: str, on: Sequence[str] = (), variants: bool = True, **where: bool) -> pytest.MarkDecorator:
     """Parametrise a test over all methods whose class attributes are as given; those exempt must fail.
 
     It is what a method law begins with: what holds for a method whichever backend runs it.
@@ -62,19 +62,24 @@ def every_method(law: str, on: Sequence[str] = (), **where: bool) -> pytest.Mark
         law: its name.
         on: backends, as a second argument ``backend`` of the test; variants of a method run on the last, on the others
             they are proofs.
+        variants: whether the variants of methods run each time; else they are proofs, because what the law is about is
+            the same for a variant.
         where: class attributes.
     """
     from headway.positions import methods
 
     chosen = [s for s in specs() if all(getattr(default(s), name) == value for name, value in where.items())]
+
+    def marks(spec: str, often: bool = variants) -> list[pytest.MarkDecorator]:
+        return [*law_marks(law, spec), *([] if often or spec in methods() else [pytest.mark.slow])]
+
     if not on:
-        return pytest.mark.parametrize("spec", [pytest.param(s, marks=law_marks(law, s), id=s) for s in chosen])
-
-    def marks(spec: str, backend: str) -> list[pytest.MarkDecorator]:
-        proof = backend != on[-1] and spec not in methods()
-        return [*law_marks(law, spec), *([pytest.mark.slow] if proof else [])]
-
-    cases = [pytest.param(s, backend, marks=marks(s, backend), id=f"{backend}-{s}") for backend in on for s in chosen]
+        return pytest.mark.parametrize("spec", [pytest.param(s, marks=marks(s), id=s) for s in chosen])
+    cases = [
+        pytest.param(s, backend, marks=marks(s, variants and backend == on[-1]), id=f"{backend}-{s}")
+        for backend in on
+        for s in chosen
+    ]
     return pytest.mark.parametrize(("spec", "backend"), cases)
 
 

@@ -34,7 +34,17 @@ CHECKED = [
 # The core's annotations, such as Float[Tensor, "batch heads queries dim"], are checked at every call of a test. That
 # costs as much as the tests themselves: one test or case in twenty-five is checked, with HEADWAY_CHECKED=all each one.
 EVERY = {"none": 0, "all": 1}.get(os.environ.get("HEADWAY_CHECKED", ""), 25)
+jaxtyped = jaxtyping.jaxtyped
+
+
+def checked(*, typechecker: Any) -> Any:
+    """jaxtyped, which would build its checks of a nested function anew each time that the outer one runs."""
+    check = jaxtyped(typechecker=typechecker)
+    return lambda made: made if "<locals>" in made.__qualname__ and jaxtyping.config.jaxtyping_disable else check(made)
+
+
 if EVERY:
+    jaxtyping.jaxtyped = checked
     jaxtyping.install_import_hook(CHECKED, "common.typechecker")
 
 

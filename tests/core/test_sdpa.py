@@ -47,7 +47,9 @@ def widened(term: AnyTerm) -> AnyTerm:
 
 @pytest.mark.parametrize("name", list(VIEWS))
 @pytest.mark.parametrize("shape", [(300, 32, 32), (113, 59, 59), (64, 16, 40), (64, 40, 16)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow), torch.float64]
+)
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_as_exact_as_plain_pytorch(name: str, shape: tuple[int, int, int], dtype: torch.dtype, kv_heads: int) -> None:
     tokens, width, width_v = shape

@@ -17,19 +17,20 @@ from headway.backends import triton as backend
 from headway.backends.base import Call
 
 HERE = Path(__file__).parent
-NAMED = ("test_kinds", "test_few or test_positions", "test_awkward or test_compiled")
-GROUPS = (*NAMED, f"not ({' or '.join(NAMED)})")
-OFTEN = (GROUPS[0], GROUPS[-1])
+PROOFS = ("test_few or test_positions", "test_awkward or test_compiled")
+OFTEN = f"not ({' or '.join(PROOFS)})"
 """Of every test run; the interpreter takes its time for the others, which are a proof with all slow cases."""
-CASES = [(group, which) for group in GROUPS for which in ("not slow", "slow")]
+CASES = [(group, "not slow") for group in PROOFS] + [
+    (g, "slow") for g in (*PROOFS, "test_kinds", f"{OFTEN} and not test_kinds")
+]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is published for Linux only")
 @pytest.mark.parametrize(
     ("group", "which"),
     [
-        pytest.param(*case, marks=() if case[0] in OFTEN and case[1] == "not slow" else pytest.mark.slow)
-        for case in CASES
+        (OFTEN, "not slow"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES),
     ],
 )
 def test_interpreted_is_as_exact_as_plain_pytorch(group: str, which: str) -> None:

@@ -1,5 +1,5 @@
-"""The compiled laws (compiled.py), some at a time, in processes without shape checks: one method traced for
-each choice of places to act at, and a few with the graphs of gradients; in the long proofs all of them.
+"""The compiled laws (compiled.py), some at a time, in processes without shape checks: five methods traced that
+act at different places, and a few with the graphs of gradients; in the long proofs all of them.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from common import places, specs
+from common import specs
 
 HERE = Path(__file__).parent
-SOME = 6
+SOME = 5
 
 GRAPHS = ("t5", "fox")
 """They differ in what computes them and in what they hand over: a table in a fused kernel, a bias per key."""
 SHORT = ["test_lengths_that_change[eager]", "test_attend_by_itself", "test_masks_that_meet_tensors"]
-TRACED = [spec for spec in places() if spec not in ("none", "alibi", "fox")]  # those are in the graphs and in attend
+TRACED = ("axial", "cope", "deberta", "selectiverotary", "xpos")
+"""They differ in where they act: on queries and keys, at scores, by what tokens say, once for all layers or in each."""
 SHORT += [f"test_attention_traced[{spec}]" for spec in TRACED] + [f"test_transformer[{spec}]" for spec in GRAPHS]
 LONG = ["test_generated_code", "test_lengths_that_change[aot_eager]", *(f"test_attention[{spec}]" for spec in specs())]
 LONG += [f"test_transformer[{spec}]" for spec in specs() if spec not in GRAPHS]

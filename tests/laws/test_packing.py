@@ -55,7 +55,7 @@ def test_a_transformer_takes_packed_documents(spec: str) -> None:
     close(packed, torch.cat([model(tokens[:, :4]), model(tokens[:, 4:])], 1))
 
 
-@every_method("padding", on=BOTH)
+@every_method("padding", on=BOTH, variants=False)
 @pytest.mark.parametrize("mask", [None, Causal()], ids=["full", "causal"])
 def test_left_padding_is_none(spec: str, backend: str, mask: object) -> None:
     module = attention(spec, mask=mask, backend=backend)
@@ -71,7 +71,7 @@ def test_left_padding_is_none(spec: str, backend: str, mask: object) -> None:
         close(got, expected)
 
 
-@every_method("ids", on=BOTH)
+@every_method("ids", on=BOTH, variants=False)
 @pytest.mark.parametrize("mask", [None, Causal()], ids=["full", "causal"])
 def test_counting_by_hand_is_the_default(spec: str, backend: str, mask: object) -> None:
     module = attention(spec, mask=mask, backend=backend)
