@@ -76,7 +76,7 @@ def test_width_of_a_head_is_free() -> None:
 # --- shapes and places --------------------------------------------------------------------------------------------
 
 
-@every_method("no batch")
+@every_method("no batch", variants=False)
 def test_without_a_batch(spec: str) -> None:
     module, x = attention(spec, mask=Causal()), torch.randn(7, 48).double()
     close(module(x), module(x[None])[0])
@@ -85,7 +85,7 @@ def test_without_a_batch(spec: str) -> None:
     close(torch.cat([module(x[:3], cache=cache), module(x[3:], cache=cache)]), module(x))
 
 
-@every_method("empty")
+@every_method("empty", variants=False)
 @pytest.mark.parametrize("tokens", [0, 1])
 def test_empty_and_single(spec: str, tokens: int) -> None:
     module = attention(spec, mask=Causal())
@@ -109,7 +109,7 @@ def test_cross_attention(spec: str) -> None:
     close(module(x, context=context, pos=torch.arange(5), context_pos=torch.arange(9)), whole)
 
 
-@every_method("cross")
+@every_method("cross", variants=False)
 def test_a_padded_context_is_the_shorter_one(spec: str) -> None:
     module = attention(spec)
     x, context = torch.randn(2, 5, 48).double(), torch.randn(2, 9, 48).double()
@@ -151,7 +151,7 @@ def test_masks_combine() -> None:
 # --- NaN in padding -----------------------------------------------------------------------------------------------
 
 
-@every_method("padding", on=BOTH)
+@every_method("padding", on=BOTH, variants=False)
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 def test_nan_in_padding_reaches_nothing(spec: str, poison: float, backend: str) -> None:
     module = attention(spec, mask=Causal(), backend=backend)
@@ -168,7 +168,7 @@ def test_nan_in_padding_reaches_nothing(spec: str, poison: float, backend: str) 
         close(got, expected)
 
 
-@every_method("documents")
+@every_method("documents", variants=False)
 def test_nan_in_another_document_reaches_no_value(spec: str) -> None:
     module = attention(spec, mask=Causal())
     ids = Documents(torch.tensor([[0, 0, 0, 1, 1, 1]]))

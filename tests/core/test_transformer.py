@@ -53,7 +53,7 @@ def test_a_decoder_sees_no_future(spec: str) -> None:
     assert not torch.equal(model(tokens)[:, 5:], model(changed)[:, 5:])
 
 
-@every_method("encoder")
+@every_method("encoder", variants=False)
 def test_an_encoder_sees_everything_and_order(spec: str) -> None:
     if spec == "none":
         with pytest.warns(UserWarning, match="^an encoder without position is blind to the order of its tokens$"):

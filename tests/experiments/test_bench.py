@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import close, specs
+from common import close, every_method
 from torch import Tensor
 
 from headway import Attention, HeadwayError
@@ -27,7 +27,6 @@ from headway.experiments.bench.measure import error, interleaved, repeats_for, s
 from headway.experiments.bench.settings import MODES, Bench, rounds_for
 from headway.experiments.bench.tax import SAMPLES, Entry, Group, Row, bench, entries_for, measured, outcome
 from headway.functional import BACKENDS
-from headway.positions import parse
 from headway.report.bench import PLAIN
 
 SMALL: dict[str, Any] = {"heads": 4, "head_dim": 8, "lengths": (12,), "rounds": 2}
@@ -132,7 +131,7 @@ def projecting(built: Built, x: Tensor) -> Attention:
     return module.eval()
 
 
-@pytest.mark.parametrize("spec", [spec for spec in specs() if not parse(spec).embeds])
+@every_method("bench", variants=False, embeds=False)
 def test_what_is_timed_is_what_attention_computes(spec: str) -> None:
     """Attention with projections of its own, on the whole text; and the truth that errors are measured against."""
     shape = Case(9, heads=4, kv_heads=2, head_dim=16, dtype="float64")

@@ -16,7 +16,7 @@ from headway.training.loop import Trainer
 from headway.training.settings import TrainSettings
 
 
-@every_method("inspect")
+@every_method("inspect", variants=False)
 def test_parts_add_up_and_weights_make_the_output(spec: str) -> None:
     model = transformer(spec, norm="layer").eval()
     outputs: list[torch.Tensor] = []

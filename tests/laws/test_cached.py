@@ -71,7 +71,7 @@ def test_those_of_a_transformer(spec: str) -> None:
     check_gradients(transformer(spec, dim=8, heads=1, vocab=5, hidden=8), torch.randint(5, (1, 8)))
 
 
-@every_method("gradients through a filled cache")
+@every_method("gradients through a filled cache", variants=False)
 def test_segments_in_a_row(spec: str) -> None:
     """A backward pass after all segments is the sum of one after each: no later call changes what an earlier saved."""
     module, x = attention(spec, mask=Causal()), torch.randn(2, N, 48).double()
@@ -89,7 +89,7 @@ def test_segments_in_a_row(spec: str) -> None:
         close(one, other)
 
 
-@every_method("gradients through a filled cache")
+@every_method("gradients through a filled cache", variants=False)
 @pytest.mark.parametrize("trained", ["q", "position"])
 def test_a_module_that_is_trained_in_part(spec: str, trained: str) -> None:
     """What is saved for a backward pass is no view of memory that later calls write to."""
@@ -146,7 +146,7 @@ def test_what_inference_mode_cached_goes_on_outside_of_it() -> None:
 LENGTHS = (3, 7)
 
 
-@every_method("right padding")
+@every_method("right padding", variants=False)
 def test_right_padding_then_decoding_is_the_text_without_padding(spec: str) -> None:
     module, x = attention(spec, mask=Causal()), torch.randn(2, 12, 48).double()
     pos = torch.stack([torch.where(torch.arange(7) < n, torch.arange(7), -1) for n in LENGTHS])
@@ -185,7 +185,7 @@ def test_a_transformer_s_right_padding(spec: str) -> None:
         close(got[b], model(torch.cat((tokens[b : b + 1, :n], tokens[b : b + 1, 7:]), 1))[0, n:])
 
 
-@every_method("documents")
+@every_method("documents", variants=False)
 def test_packed_documents_go_on_from_a_cache(spec: str) -> None:
     """The second document begins in the first call or in the second; padding lies between the calls."""
     from headway import Documents
@@ -258,7 +258,7 @@ def evicted(spec: str, eviction: str) -> None:
     close(go_on(), module(x, pos=pos, mask=Dense(seen[None, None]))[:, old:])
 
 
-@every_method("eviction")
+@every_method("eviction", variants=False)
 def test_rolling_back_is_the_text_without_its_end(spec: str) -> None:
     module, x = attention(spec, mask=Causal()), torch.randn(2, 12, 48).double()
     pads = torch.tensor([[2], [0]])
@@ -272,7 +272,7 @@ def test_rolling_back_is_the_text_without_its_end(spec: str) -> None:
     close(module(x, cache=cache), module(x))
 
 
-@every_method("eviction")
+@every_method("eviction", variants=False)
 def test_a_sliding_cache_is_a_window(spec: str) -> None:
     from headway import Window
 
@@ -284,7 +284,7 @@ def test_a_sliding_cache_is_a_window(spec: str) -> None:
     close(torch.cat(out, 1), module(x, mask=Window(3)))
 
 
-@every_method("eviction")
+@every_method("eviction", variants=False)
 def test_dropped_by_and_by(spec: str) -> None:
     """Tokens dropped at several times: the newest, then some that came after, then one before."""
     module, x = attention(spec, mask=Causal()), torch.randn(1, 12, 48).double()

@@ -1,4 +1,4 @@
-"""The compiled laws (compiled.py), some at a time, in processes without shape checks: five methods traced that
+"""The compiled laws (compiled.py), some at a time, in processes without shape checks: three methods traced that
 act at different places, and a few with the graphs of gradients; in the long proofs all of them.
 """
 
@@ -13,13 +13,13 @@ import pytest
 from common import specs
 
 HERE = Path(__file__).parent
-SOME = 5
+SOME = 4
 
 GRAPHS = ("t5", "fox")
 """They differ in what computes them and in what they hand over: a table in a fused kernel, a bias per key."""
 SHORT = ["test_lengths_that_change[eager]", "test_attend_by_itself", "test_masks_that_meet_tensors"]
-TRACED = ("axial", "cope", "deberta", "selectiverotary", "xpos")
-"""They differ in where they act: on queries and keys, at scores, by what tokens say, once for all layers or in each."""
+TRACED = ("cope", "selectiverotary", "xpos")
+"""They differ in where they act: at scores, on queries and keys by what tokens say, and by their distance."""
 SHORT += [f"test_attention_traced[{spec}]" for spec in TRACED] + [f"test_transformer[{spec}]" for spec in GRAPHS]
 LONG = ["test_generated_code", "test_lengths_that_change[aot_eager]", *(f"test_attention[{spec}]" for spec in specs())]
 LONG += [f"test_transformer[{spec}]" for spec in specs() if spec not in GRAPHS]

@@ -35,7 +35,7 @@ def test_attention(spec: str, heads: tuple[int, int], mask: object) -> None:
         assert len(cache) == 9
 
 
-@every_method("decode")
+@every_method("decode", variants=False)
 def test_attention_with_left_padding(spec: str) -> None:
     module = attention(spec, mask=Causal())
     x = torch.randn(2, 9, 48).double()

@@ -31,7 +31,7 @@ def made(spec: str, options: str, **given: Any) -> Attention:
     return attention(spec, mask=Causal(), **chosen, **given)
 
 
-@every_method("future")
+@every_method("future", variants=False)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_the_past_does_not_see_the_future(spec: str, options: str) -> None:
     module, x = made(spec, options), torch.randn(1, 9, 48).double()

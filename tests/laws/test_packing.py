@@ -105,7 +105,7 @@ def test_shuffled_tokens_are_refused_where_their_order_counts(spec: str) -> None
         module(x, pos=torch.tensor(pos), mask=mask)
 
 
-@every_method("documents")
+@every_method("documents", variants=False)
 def test_interleaved_documents_are_separate_or_refused(spec: str) -> None:
     """Refused where what lies between two tokens in memory counts, with and without positions."""
     module, x = attention(spec, mask=Causal()), torch.randn(1, 8, 48).double()
@@ -131,7 +131,7 @@ def test_interleaved_documents_are_separate_or_refused(spec: str) -> None:
         )
 
 
-@every_method("heads", on=BOTH)
+@every_method("heads", on=BOTH, variants=False)
 def test_a_slice_of_heads_is_the_whole(spec: str, backend: str) -> None:
     position, pos = make(spec, heads=6), torch.arange(9)[None]
     q, k, v = torch.randn(3, 2, 6, 9, 8).double()

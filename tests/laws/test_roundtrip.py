@@ -57,7 +57,7 @@ def test_state_dict_pickle_and_deepcopy(spec: str) -> None:
         assert all(a is not b for a, b in zip(again.parameters(), module.parameters(), strict=True))
 
 
-@every_method("sharing")
+@every_method("sharing", variants=False)
 def test_one_object_shares_its_parameters(spec: str) -> None:
     position = make(spec, heads=4)
     first, second = (Attention(32, 4, position=position) for _ in range(2))
@@ -66,7 +66,7 @@ def test_one_object_shares_its_parameters(spec: str) -> None:
         position.attach(HeadShape.of(64, heads=4))
 
 
-@every_method("sharing")
+@every_method("sharing", variants=False)
 def test_attaching_again_changes_nothing(spec: str) -> None:
     position = make(spec, heads=4)
     before = copy.deepcopy(position.state_dict())
@@ -105,7 +105,7 @@ def made_on_the_meta_device(spec: str, kind: str) -> None:
     assert torch.equal(model(tokens, **source), direct(tokens, **source))
 
 
-@every_method("meta")
+@every_method("meta", variants=False)
 def test_a_model_runs_on_the_meta_device(spec: str) -> None:
     with torch.device("meta"):
         model = Transformer(vocab=17, dim=24, layers=1, heads=3, position=spec)

@@ -85,7 +85,7 @@ def close(one: Tensor, other: Tensor, atol: float = 1e-4) -> None:
     torch.testing.assert_close(one.double(), other.double(), rtol=1e-4, atol=atol)
 
 
-@every_method("views of attention")
+@every_method("views of attention", variants=False)
 def test_stages_and_parts_are_the_models(spec: str) -> None:
     stages_and_parts(spec, "decoder", 1)
 
@@ -350,7 +350,7 @@ def test_a_wide_model_fits() -> None:
     assert stages(question)["Q"].shape == "200 × 128"
 
 
-@every_method("views of attention", relative=True)
+@every_method("views of attention", relative=True, variants=False)
 def test_shifting_changes_nothing_for_relative_methods(spec: str) -> None:
     made = view("whatif", asked(make(spec), options={"change": "shift", "by": 7}))
     before, after, difference = (tensor(figures[0].values) for _, figures in made.figures[0].columns)
