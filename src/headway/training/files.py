@@ -42,8 +42,13 @@ def clean_leftovers(folder: Path) -> None:
     """Remove the files that killed writers left half-written in a folder; only while holding its lock."""
     with contextlib.suppress(OSError):
         for path in list(folder.iterdir()):
-            if _LEFTOVER.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            if is_leftover(path):
                 path.unlink()
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a killed writer left it half-written."""
+    return _LEFTOVER.fullmatch(path.name) is not None and path.is_file() and not path.is_symlink()
 
 
 def set_aside(path: Path) -> Path:

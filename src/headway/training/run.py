@@ -31,6 +31,7 @@ from headway.training.files import (
     FolderLock,
     clean_leftovers,
     explained,
+    is_leftover,
     make_folder,
     read_json,
     read_sealed,
@@ -167,6 +168,7 @@ def train(
     split = Split.of(source, length=settings.length)
     folder = Path(out)
     make_folder(folder)
+    _refuse_foreign(folder)
     with FolderLock(folder) as lock:
         request = {"kind": vocabulary, **({"size": vocabulary_size} if vocabulary == "bpe" else {})}
         clean_leftovers(folder)
@@ -258,15 +260,21 @@ def _existing(folder: Path, notes: list[str]) -> tuple[dict[str, Any] | None, st
     if (folder / "settings.json").exists():
         # Before its first checkpoint a run holds nothing to lose: it may start anew with other settings.
         return _read_settings(folder, notes) if Checkpoints(folder / "checkpoints").steps() else (None, None)
-    # A start that was killed leaves the lock and the marker; anything else is not ours to write into.
+    return None, None
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that holds something and is no run, before anything is written into it, the lock included."""
+    if (folder / "settings.json").exists():
+        return
+    # A start that was killed leaves the lock, the marker and half-written files.
     with explained(f"reading {folder}"):
-        foreign = sorted(p.name for p in folder.iterdir() if p.name not in (".lock", MARKER))
+        foreign = sorted(p.name for p in folder.iterdir() if p.name not in (".lock", MARKER) and not is_leftover(p))
     if foreign:
         raise HeadwayError(
             f"expected a new, empty or run folder, got {folder}, which holds {', '.join(foreign[:3])} "
             f"and no settings.json: choose another folder"
         )
-    return None, None
 
 
 def _read_settings(folder: Path, notes: list[str] | None = None) -> tuple[dict[str, Any], str | None]:
