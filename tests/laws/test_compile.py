@@ -1,5 +1,5 @@
-"""The compiled laws (compiled.py), some at a time, in processes without shape checks: three methods traced that
-act at different places, and a few with the graphs of gradients; in the long proofs all of them.
+"""The compiled laws (compiled.py), some at a time, in processes without shape checks: methods that act at
+scores, or on queries and keys by what tokens say, and one with the graphs of gradients; in the long proofs all of them.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ import pytest
 from common import specs
 
 HERE = Path(__file__).parent
-SOME = 4
+SOME = 3
 
-GRAPHS = ("t5", "fox")
-"""They differ in what computes them and in what they hand over: a table in a fused kernel, a bias per key."""
-SHORT = ["test_lengths_that_change[eager]", "test_attend_by_itself", "test_masks_that_meet_tensors"]
-TRACED = ("cope", "selectiverotary", "xpos")
-"""They differ in where they act: at scores, on queries and keys by what tokens say, and by their distance."""
-SHORT += [f"test_attention_traced[{spec}]" for spec in TRACED] + [f"test_transformer[{spec}]" for spec in GRAPHS]
+SHORT = [
+    "test_lengths_that_change[eager]",
+    "test_transformer[t5]",
+    "test_attend_by_itself",
+    "test_masks_that_meet_tensors",
+    "test_attention_traced[cope]",
+    "test_attention_traced[selectiverotary]",
+]
 LONG = ["test_generated_code", "test_lengths_that_change[aot_eager]", *(f"test_attention[{spec}]" for spec in specs())]
-LONG += [f"test_transformer[{spec}]" for spec in specs() if spec not in GRAPHS]
+LONG += [f"test_transformer[{spec}]" for spec in specs() if spec != "t5"]
 
 
 def groups(tests: list[str]) -> list[list[str]]:
