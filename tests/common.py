@@ -97,7 +97,7 @@ def places() -> list[str]:
     """The first method that acts at the same places of a Transformer: embeddings, queries and keys, scores, marks."""
     from headway.positions import Position, methods
 
-    acts = ("embed", "rotate", "terms", "mark", "renumber", "recast")
+    acts = ("embed", "rotate", "terms", "mark", "renumber", "transform_qk")
     first = {
         (method.per_layer, *(getattr(method, act) is not getattr(Position, act) for act in acts)): name
         for name, method in reversed(methods().items())
@@ -126,7 +126,7 @@ def runs(backend: str, mask: Any) -> bool:
 
 def every_backend(mask: Any) -> pytest.MarkDecorator:
     """Parametrise a test over the backends that take such a mask on this machine."""
-    from headway.functional import BACKENDS
+    from headway.backends import BACKENDS
 
     return pytest.mark.parametrize("backend", [backend for backend in BACKENDS if runs(backend, mask)])
 
@@ -203,7 +203,7 @@ def through(position: Any, q: Tensor, k: Tensor, v: Tensor, how: Callable[..., T
     scale = q.shape[-1] ** -0.5
     marks = position.marked(k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(1, 2).flatten(2), k_pos)
     q, k = position.rotate(q, k, q_pos, k_pos)
-    q, k, terms = position.act(q, k, q_pos, k_pos, scale, marks)
+    q, k, terms = position.prepare(q, k, q_pos, k_pos, scale, marks)
     return how(q, k, v, terms=terms, scale=scale, normalise=position.normalise, **given)
 
 

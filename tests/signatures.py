@@ -15,8 +15,7 @@ import torch
 from common import law_marks, specs
 from torch import Tensor
 
-from headway.backends import native, sdpa
-from headway.functional import BACKENDS
+from headway.backends import BACKENDS, native, sdpa
 from headway.masks import And, Causal, Dense, Documents, Mask, Or, Prefix, Window
 from headway.positions import parse
 from headway.shapes import HeadShape
@@ -95,7 +94,7 @@ def acted(position: Any, tokens: int, start: int = 0) -> tuple[Tensor, Tensor, t
     q, k = (torch.randn(1, heads, tokens, WIDTH, requires_grad=True) for heads in (HEADS, KV_HEADS))
     marks = position.marked(torch.randn(1, tokens, HEADS * WIDTH, requires_grad=True), pos)
     q, k = position.rotate(q, k, pos, pos)
-    handed: tuple[Tensor, Tensor, tuple[Any, ...]] = position.act(q, k, pos, pos, 0.3, marks)
+    handed: tuple[Tensor, Tensor, tuple[Any, ...]] = position.prepare(q, k, pos, pos, 0.3, marks)
     return handed
 
 

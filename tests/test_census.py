@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from headway import Attention
-from headway.experiments.extend import WAYS
+from headway.compare.extending import WAYS
 from headway.positions import methods
 
 TEXT = (Path(__file__).parents[1] / "docs" / "census.md").read_text(encoding="utf-8")
@@ -34,7 +34,7 @@ def test_everything_the_census_names_is_here() -> None:
         elif rest:
             assert name in options, spec
         else:
-            assert name in methods() or name == "Position.extended", spec
+            assert name in methods() or name == "extend", spec
 
 
 def test_links_lead_to_the_paper_they_name() -> None:

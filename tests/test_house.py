@@ -13,9 +13,10 @@ import headway
 
 ROOT = Path(headway.__file__).parent
 FLOORS = (
-    ("characters",),
+    ("_version", "characters"),
     ("shapes", "display"),
     ("output",),
+    ("memory", "console"),
     ("masks",),
     ("terms",),
     ("cache",),
@@ -23,16 +24,18 @@ FLOORS = (
     ("functional",),
     ("init",),
     ("attention",),
+    ("stack",),
     ("transformer",),
     ("sizes",),
+    ("arguments",),
     ("inspect",),
-    ("report",),
+    ("figures",),
+    ("results", "web"),
+    ("plot",),
     ("training",),
-    ("generation",),
     ("views",),
-    ("experiments",),
+    ("catalogue", "compare", "bench"),
     ("studio",),
-    ("console",),
     ("cli",),
     ("__main__",),
 )
@@ -40,7 +43,10 @@ FLOORS = (
 ALLOWED = {
     "positions": {"shapes", "display", "characters", "masks", "terms", "positions"},
     "backends": {"shapes", "masks", "terms", "backends"},
-    "report": {"report", "shapes", "display", "characters", "output"},
+    "figures": {"figures", "display"},
+    "results": {"results", "figures"},
+    "web": {"web", "figures", "_version"},
+    "plot": {"plot", "web", "results", "figures", "shapes"},
     "display": set(),  # it finds the views by name when a notebook asks, the one way up
 }
 HEIGHT = {part: number for number, floor in enumerate(FLOORS) for part in floor}
@@ -84,9 +90,45 @@ def test_imports_point_downward(path: Path) -> None:
             assert other in ALLOWED[part], f"headway.{part} ({path.name}) imports headway.{other}"
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if part_of(path) == "report"], ids=lambda path: path.name)
-def test_the_report_needs_no_torch(path: Path) -> None:
+DRAWN = [path for path in FILES if part_of(path) in ("figures", "results", "web", "plot")]
+
+
+@pytest.mark.parametrize("path", DRAWN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_drawn_needs_no_torch(path: Path) -> None:
     assert not any(module[0] in ("torch", "numpy") for module in imported(path))
+
+
+def files_imported() -> dict[str, set[str]]:
+    """For each file its imports of others of ours, lazy ones and those for type checks included."""
+    names = {".".join(("headway", *path.relative_to(ROOT).with_suffix("").parts)): path for path in ROOT.rglob("*.py")}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    found = {}
+    for name, path in names.items():
+        whole = {".".join(module) for module in imported(path)}
+        # `from package import name` is the file of that name, or else the package's own
+        found[name] = {one if one in names else one.rpartition(".")[0] for one in whole} & names.keys() - {name}
+    return found
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    imports = files_imported()
+    assert imports["headway.attention"] > {"headway.functional", "headway.positions"}  # it reads something
+    while ends := {name for name, others in imports.items() if not others & imports.keys()}:
+        imports = {name: others for name, others in imports.items() if name not in ends}
+    assert imports == {}, "these files are in a circle, or import one"
+
+
+KERNELS = ("backends",)
+LINES = 500
+
+
+WRITTEN = sorted([*FILES, *ROOT.rglob("*.js"), *ROOT.rglob("*.css")])
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_is_long(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines <= LINES or part_of(path) in KERNELS, f"{path.name} has {lines} lines: divide it by what it is about"
 
 
 def fresh(code: str) -> list[str]:

@@ -1,4 +1,6 @@
-"""A method made up here, as one new file in a copy of the package, is found everywhere with no other edit."""
+"""A method, a backend, a view and a command made up here, each one new file in a copy of the package, are found
+everywhere with no other edit.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from headway.positions.base import Look, Position
+from headway.positions.base import TermInputs, Position
 from headway.shapes import HeadShape
 from headway.terms import AnyTerm, ByDistance
 
@@ -61,21 +63,61 @@ class MadeUp(Position):
         """s = 0.1."""
         nn.init.constant_(self.slope, 0.1)
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """−s · min(distance, reach)."""
         distance = torch.arange(-self.reach, self.reach + 1, device=look.q.device).abs()
         return (ByDistance(-look.of_heads(self.slope)[:, None] * distance, self.reach),)
 '''
 
 
+BACKEND = '''"""A made-up backend: the reference, for calls without terms."""
+
+from headway.backends import reference
+
+BEFORE = "native"
+describe, run = reference.describe, reference.run
+
+
+def refuses(call):
+    """Terms."""
+    return "it is made up" if call.terms else None
+'''
+VIEW = '''"""A made-up view: how many tokens there are."""
+
+from headway.figures.values import Grid, View, same
+
+VIEWS = {
+    "counted": {"en": ("Counted", "How many tokens?"), "zh": ("计数", "有多少词元？")},
+}
+
+
+def counted(question):
+    """The view."""
+    number = len(question.labels)
+    table = Grid(same("tokens"), [same("what"), same("number")], [(same("tokens"), [str(number)])])
+    return View("counted", same(f"There are {number} tokens."), [table])
+'''
+COMMAND = '''"""``headway tell``."""
+
+from typing import Annotated
+
+import typer
+
+
+def command(word: Annotated[str, typer.Argument(help="What to tell.")]) -> None:
+    """Tell a word."""
+    print(f"told {word}")
+'''
 LAWS = ("autocast", "backends", "decode", "gradients", "packing", "roundtrip", "shift", "tiles")
 PROGRAM = """
 import contextlib, io, json, sys
 from pathlib import Path
 
 import headway
+import headway.views
 from headway import cli
-from headway.experiments.compare import Comparison
+from headway.positions import parse
+from headway.compare.run import Comparison
 
 def shown(*words):
     sys.argv = ["headway", *words]
@@ -88,6 +130,9 @@ def shown(*words):
 
 commands = json.loads(sys.argv[1])
 found = {"file": headway.__file__, "all": Comparison(positions=("all",)).specs()}
+found["plans"] = [str(headway.plan(parse(position), tokens=16, heads=4, head_dim=16)) for position in ("none", "t5")]
+view = headway.views.view("counted", headway.views.Question.fresh("the cat sat"))
+found["view"] = [view.title["zh"], view.finding["en"]]
 print(json.dumps(found | {name: shown(*words) for name, words in commands.items()}))
 """
 
@@ -123,17 +168,29 @@ def test_laws_bind_it(python) -> None:
 
 def test_commands_pages_and_a_comparison_know_it(python, tmp_path: Path) -> None:
     """All in one process: each start would cost seconds."""
+    for name, source in {"backends/mine": BACKEND, "views/mine": VIEW, "views/tell_command": COMMAND}.items():
+        (Path(python.copied).parent / f"{name}.py").write_text(source, encoding="utf-8")
     docs, compared = tmp_path / "docs", tmp_path / "compared"
     small = "--train-length 8 --test-lengths 8,16 --seeds 0 --steps 2 --batch 2 --dim 16 --layers 1 --heads 2"
     commands = {
         "methods": ["methods"],
         "one": ["methods", NAME, "--json"],
         "docs": ["methods", "--out", str(docs)],
+        "help": ["--help"],
+        "tell": ["tell", "it"],
+        "drawn": ["draw", "counted", "--out", str(tmp_path / "counted.svg")],
         "compare": ["compare", "--positions", f"none,{NAME}(reach=3)", *small.split(), "--out", str(compared)],
     }
     shown = json.loads(python("-c", PROGRAM, json.dumps(commands)).splitlines()[-1])
     assert shown["file"] == python.copied
     assert NAME in shown["all"]
+    assert "Tell a word" in shown["help"]
+    assert shown["tell"] == "told it\n"
+    assert shown["view"] == ["计数", "There are 3 tokens."]
+    assert "Counted" in (tmp_path / "counted.svg").read_text(encoding="utf-8")
+    assert shown["plans"][0].startswith("none: mine")
+    assert not shown["plans"][1].startswith("t5: mine")
+    assert "not mine: it is made up" in shown["plans"][1]
     (line,) = [line for line in shown["methods"].splitlines() if line.startswith(NAME)]
     assert "scores" in line
     assert "−s_h·min(" in line

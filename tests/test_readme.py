@@ -6,30 +6,42 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-READMES = ("README.md", "README.zh.md")
+PAIRS = [
+    (name, name.replace(".md", ".zh.md"))
+    for name in ("README.md", "docs/qkv.md", "docs/positions.md", "docs/python.md", "docs/speed.md")
+]
+PAGES = [name for pair in PAIRS for name in pair]
 
 
-@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("name", PAGES)
 def test_python_examples_run(name):
     scope = {}
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) >= 4
-    for block in blocks:
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL):
         exec(block, scope)
 
 
-def test_both_languages_show_the_same_code_links_and_figures():
-    one, two = ((ROOT / name).read_text(encoding="utf-8") for name in READMES)
-    for pattern in (r"```(?:sh|python)\n(.*?)```", r"\]\(((?:http|src|docs|CONTR)[^)]*)\)"):
+def test_there_are_examples():
+    counts = [(ROOT / name).read_text(encoding="utf-8").count("```python\n") for name, _ in PAIRS]
+    assert counts == [1, 1, 1, 4, 0]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0])
+def test_both_languages_show_the_same_code_links_and_figures(pair):
+    one, two = ((ROOT / name).read_text(encoding="utf-8") for name in pair)
+    for pattern in (r"```(?:sh|python)\n(.*?)```", r"\]\(((?:http|src|docs|CONTR|\.\.)[^)]*)\)"):
         first, second = (re.findall(pattern, text, re.DOTALL) for text in (one, two))
-        strip = re.compile(r"\s*#.*")  # comments are translated
+        strip = re.compile(r"\s*#.*|\.zh(?=\.md)")  # comments are translated
         assert [strip.sub("", part) for part in first] == [strip.sub("", part) for part in second]
 
 
+def test_the_first_page_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
 def test_files_it_names_exist():
-    for name in (*READMES, "CONTRIBUTING.md"):
-        for target in re.findall(r"\]\((?!http|#)([^)]+)\)", (ROOT / name).read_text(encoding="utf-8")):
-            assert (ROOT / target).exists(), target
+    for name in (*PAGES, "CONTRIBUTING.md", "docs/glossary.md", "docs/see.md", "docs/census.md"):
+        for target in re.findall(r"\]\((?!http|#)([^)#]+)(?:#[^)]*)?\)", (ROOT / name).read_text(encoding="utf-8")):
+            assert ((ROOT / name).parent / target).exists(), target
 
 
 def test_method_of_contributing_works_when_its_file_is_added(tmp_path):
@@ -46,7 +58,7 @@ positions.__path__.append({str(tmp_path)!r})
 assert "mine" in positions.methods()
 assert positions.Mine is positions.methods()["mine"]
 assert positions.parse("mine(start=0.5)").start == 0.5
-from headway.experiments.compare import Comparison, compare
+from headway.compare.run import Comparison, compare
 small = Comparison(positions=("mine",), train_length=8, test_lengths=(8, 16), seeds=(0,), steps=2, batch=2, dim=16,
                    layers=1, heads=2)
 (cell,) = compare(small, {str(tmp_path / "out")!r})["cells"]

@@ -12,28 +12,28 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from headway._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from headway.attention import Attention
     from headway.cache import KVCache
     from headway.functional import Plan, attend, plan
-    from headway.generation import generate
     from headway.masks import Causal, Dense, Documents, Prefix, Window
     from headway.positions import T5, Alibi, Learned, NoPosition, Position, Rotary, Shaw, Sinusoidal
     from headway.shapes import HeadShape, HeadwayError
-    from headway.transformer import Transformer
+    from headway.training.generation import generate
+    from headway.transformer import Transformer, TransformerConfig
     from headway.views.draw import draw
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "functional": ("Plan", "attend", "plan"),
     "attention": ("Attention",),
     "cache": ("KVCache",),
-    "generation": ("generate",),
+    "training.generation": ("generate",),
     "masks": ("Causal", "Dense", "Documents", "Prefix", "Window"),
     "positions": ("T5", "Alibi", "Learned", "NoPosition", "Position", "Rotary", "Shaw", "Sinusoidal"),
     "shapes": ("HeadShape", "HeadwayError"),
-    "transformer": ("Transformer",),
+    "transformer": ("Transformer", "TransformerConfig"),
     "views.draw": ("draw",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -57,6 +57,7 @@ __all__ = [
     "Shaw",
     "Sinusoidal",
     "Transformer",
+    "TransformerConfig",
     "Window",
     "attend",
     "draw",

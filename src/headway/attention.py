@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from headway.cache import KVCache
-from headway.functional import BACKENDS, attend_checked, check
+from headway.backends import BACKENDS
+from headway.cache import KVCache, Tokens
+from headway.functional import attend_checked, check
 from headway.init import check_init, initialise
 from headway.masks import (
     FAR,
@@ -258,70 +259,101 @@ class Attention(nn.Module):
             )
             return batch[0]
         self._check(x, context, cache)
-        cached = cache is not None and len(cache) > 0
-        if pos is None and cached and context is None and cache is not None:
+        x, q, q_pos, where, given = self._queries(x, context, pos, coordinates, cache)
+        if context is not None and cache is not None and len(cache) > 0:
+            if pos is None and not isinstance(self.position, NoPosition):
+                raise HeadwayError(
+                    "expected pos, because a cache of the context does not count the queries before, got none: "
+                    "pass the positions of x"
+                )
+            tokens, given = Tokens(cache.k, cache.v, cache.pos, cache.marks), True
+            q, _ = self.position.rotate(q, tokens.k[:, :, :0], where, tokens.pos[:, :0])
+        else:
+            if context is None and (given or mask is not None):
+                self._ordered(q_pos, mask)
+            given |= context_pos is not None or (cache is not None and len(cache) > 0)
+            source, k_pos = (x, q_pos) if context is None else self._context(context, context_pos)
+            q, tokens = self._keys_and_values(q, where, source, k_pos, where if context is None else k_pos, cache)
+        return self._join(self._attend(q, q_pos, tokens, mask, cache, crosses=context is not None, given=given))
+
+    def _queries(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        pos: Integers | None,
+        coordinates: Integers | None,
+        cache: KVCache | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, bool]:
+        """x with position, its queries not yet rotated, their positions, where they lie, and whether that was given."""
+        if pos is None and context is None and cache is not None and len(cache) > 0:
             q_pos = cache.next_pos(x.shape[1])
         else:
             q_pos = as_positions(pos, x)
-        if pos is not None:  # what stands where padding is, NaN for one, must not reach the gradient of W_Q
+        given = pos is not None
+        if given:  # what stands where padding is, e.g. NaN, must not reach the gradient of W_Q
             x = x.masked_fill((q_pos < 0)[..., None], 0.0)
         if self.embed and renumbers(self.position, cache):
-            q_pos = pos = self.position.renumber(q_pos)
+            q_pos, given = self.position.renumber(q_pos), True
         where = q_pos if coordinates is None else as_coordinates(coordinates, x, self.position, context)
         if self.embed:
             x = self.position.embed(x, where)
         q = self._split(self.q(x), self.shape.heads)
         if self.q_norm is not None:
             q = self.q_norm(q)
-        q = self.sharpened(q, q_pos)
-        if context is not None and cached and cache is not None:
-            if pos is None and not isinstance(self.position, NoPosition):
-                raise HeadwayError(
-                    "expected pos, because a cache of the context does not count the queries before, got none: "
-                    "pass the positions of x"
-                )
-            k, v, k_pos, marks = cache.k, cache.v, cache.pos, cache.marks
-            q, _ = self.position.rotate(q, k[:, :, :0], where, k_pos[:, :0])
-        else:
-            source = x if context is None else context
-            k_pos = q_pos if context is None else as_positions(context_pos, source, "context_pos")
-            if context_pos is not None:
-                source = source.masked_fill((k_pos < 0)[..., None], 0.0)
-            k, v = self._split(self.k(source), self.shape.kv_heads), self._split(self.v(source), self.shape.kv_heads)
-            if self.k_norm is not None:
-                k = self.k_norm(k)
-            marks = self.position.marked(source, k_pos, self._before(cache, k_pos))
-            q, k = self.position.rotate(q, k, where, where if context is None else k_pos)
-            if context is None and (pos is not None or mask is not None):
-                self._ordered(q_pos, mask)
-            if cache is not None:
-                tokens = cache.append(k, v, k_pos, marks)
-                if cached:
-                    k, v, k_pos, marks = tokens
+        return x, self.sharpened(q, q_pos), q_pos, where, given
+
+    def _context(self, context: Tensor, pos: Integers | None) -> tuple[Tensor, Tensor]:
+        """What keys and values of another sequence are computed from, and its positions."""
+        k_pos = as_positions(pos, context, "context_pos")
+        return context if pos is None else context.masked_fill((k_pos < 0)[..., None], 0.0), k_pos
+
+    def _keys_and_values(
+        self, q: Tensor, where: Tensor, source: Tensor, k_pos: Tensor, k_where: Tensor, cache: KVCache | None
+    ) -> tuple[Tensor, Tokens]:
+        """q rotated; and rotated keys, values, positions and marks: of what the cache holds, then of the source."""
+        k, v = self._split(self.k(source), self.shape.kv_heads), self._split(self.v(source), self.shape.kv_heads)
+        if self.k_norm is not None:
+            k = self.k_norm(k)
+        marks = self.position.marked(source, k_pos, self._before(cache, k_pos))
+        q, k = self.position.rotate(q, k, where, k_where)
+        first = cache is None or len(cache) == 0
+        held = None if cache is None else cache.append(k, v, k_pos, marks)
+        return q, Tokens(k, v, k_pos, marks) if first or held is None else held
+
+    def _attend(
+        self,
+        q: Tensor,
+        q_pos: Tensor,
+        tokens: Tokens,
+        mask: Mask | None,
+        cache: KVCache | None,
+        *,
+        crosses: bool,
+        given: bool,
+    ) -> Tensor:
+        """The output of every head, (B, H, N, D_v)."""
         if self.mask is not None:
             mask = self.mask if mask is None else self.mask & mask
-        # positions 0, 1, 2 … that nobody gave need not be looked at, and attention may run fused
-        given = pos is not None or context_pos is not None or cached
-        q, k, terms = self.position.act(
+        q, k, terms = self.position.prepare(
             q,
-            k,
+            tokens.k,
             q_pos,
-            k_pos,
+            tokens.pos,
             self.scale,
-            marks,
+            tokens.marks,
             sees_future=reach(mask)[1] > 0,
-            crosses=context is not None,
+            crosses=crosses,
             absolute=self.sinks is not None or self.position.normalise != "softmax",
-            order=self._order(cache, k_pos) if given else None,
+            order=self._order(cache, tokens.pos) if given else None,
         )
         rest = (self.scale, self.position.normalise, self.softcap, self.sinks)
         # every way but softmax to weigh scores goes by the keys' order
         compared = mask is not None or bool(terms) or self.position.normalise != "softmax"
-        if given or (compared and q.shape[2] != k.shape[2]):
-            heads = self.core(q, k, v, mask, terms, q_pos, k_pos, *rest)
-        else:
-            heads = self.core(q, k, v, mask, terms, None, None, *rest)
-        return self._join(heads)
+        # positions 0, 1, 2 … that nobody gave need not be looked at, and attention may run fused
+        looked_at = given or (compared and q.shape[2] != k.shape[2])
+        at = (q_pos, tokens.pos) if looked_at else (None, None)
+        heads: Tensor = self.core(q, k, tokens.v, mask, terms, *at, *rest)
+        return heads
 
     def sharpened(
         self, q: Float[Tensor, "batch heads queries dim"], q_pos: Int[Tensor, "#batch queries"]

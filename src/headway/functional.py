@@ -5,23 +5,27 @@ out_i = Σ_j softmax_j( scale · q_i·k_j + terms(i, j) under mask(i, j) ) · v_
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from headway.backends import BACKENDS, SHIPPED
 from headway.backends.base import Backend, Call
 from headway.masks import Array, Before, Causal, Dense, Integers, Mask, as_mask, as_positions, fitted
 from headway.positions.base import Position
 from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief
 from headway.terms import AnyTerm
 
-BACKENDS = ("native", "sdpa", "triton", "flex", "tiled", "reference")
-"""What ``backend="auto"`` tries, in this order; the first that does not refuse runs."""
+_ADDED: dict[str, Any] = {
+    name: importlib.import_module(f"headway.backends.{name}") for name in BACKENDS if name not in SHIPPED
+}
 
 
 def attend(
@@ -63,7 +67,8 @@ def attend(
             (Gemma 2, arXiv:2408.00118). Default none.
         sinks: for each head the score of one more key of value zero, (H,): weights then sum to less than 1, and a head
             can attend to nothing (gpt-oss). Default none.
-        backend: "auto" or a name of :data:`BACKENDS`; a named backend that cannot run the call raises, with its reason.
+        backend: "auto" or a name of :data:`headway.backends.BACKENDS`; a named backend that cannot run the call raises,
+            with its reason.
 
     Raises:
         HeadwayError: on arguments that do not fit each other, a backend that refuses, or (in backward) a second
@@ -186,7 +191,7 @@ def check(
             f"position, got none: for the newest tokens of a cache pass q_pos=torch.arange({max(keys - queries, 0)}, "
             f"{max(keys - queries, 0) + queries}) and k_pos=torch.arange({keys})"
         )
-    aligned = q_pos is None and k_pos is None
+    default_positions = q_pos is None and k_pos is None
     return Call(
         q,
         k,
@@ -197,7 +202,7 @@ def check(
         tuple(terms),
         scale,
         normalise,
-        aligned,
+        default_positions,
         q.device.type,
         softcap,
         sinks,
@@ -232,7 +237,8 @@ def _load(name: str) -> Backend:
 
             return reference
         case _:
-            raise AssertionError(f"backend {name} is listed in BACKENDS but not loaded here")
+            added: Backend = _ADDED[name]
+            return added
 
 
 def _choose(call: Call, backend: str) -> str:
@@ -267,7 +273,7 @@ def _isolate(call: Call) -> tuple[Call, Bool[Tensor, "batch heads queries"] | No
         with torch.no_grad():
             if math.isfinite(sum(x.sum() for x in (call.q, call.k, call.v, *per_query, *per_key))):
                 return call, None
-    elif call.mask is None and call.aligned and not call.row_terms:
+    elif call.mask is None and call.default_positions and not call.row_terms:
         return call, None
     bad_row = ~call.q.isfinite().all(-1)  # (B, H, Q)
     bad_key = ~(call.k.isfinite().all(-1) & call.v.isfinite().all(-1))  # (B, H_kv, K)
@@ -277,10 +283,10 @@ def _isolate(call: Call) -> tuple[Call, Bool[Tensor, "batch heads queries"] | No
         bad_key = bad_key | ~x.isfinite().all(-1).all(1, keepdim=True)
     q = call.q.masked_fill(bad_row[..., None], 0.0)
     k, v = call.k.masked_fill(bad_key[..., None], 0.0), call.v.masked_fill(bad_key[..., None], 0.0)
-    if call.aligned and call.mask is None:
+    if call.default_positions and call.mask is None:
         sees_bad = bad_key.any(-1, keepdim=True).repeat_interleave(call.groups, 1)
         poisoned = bad_row | sees_bad
-    elif call.aligned and isinstance(call.mask, Causal):
+    elif call.default_positions and isinstance(call.mask, Causal):
         poisoned = bad_row | (bad_key.cumsum(-1) > 0).repeat_interleave(call.groups, 1)
     else:
         # attention with equal weights says what share of the keys a query sees is bad, and whether it sees any
@@ -364,7 +370,7 @@ def plan(
         v = torch.empty(1, shape.kv_heads, tokens, head_dim, requires_grad=training)
         marks = fresh.marked(torch.empty(1, tokens, shape.dim), pos)
         q, k = fresh.rotate(q, k, pos, pos)
-        q, k, terms = fresh.act(q, k, pos, pos, head_dim**-0.5, marks)
+        q, k, terms = fresh.prepare(q, k, pos, pos, head_dim**-0.5, marks)
         mask = Causal() if mask is None else mask
         call = check(q, k, v, mask, terms, None, None, head_dim**-0.5, fresh.normalise)
         call = replace(call, device=torch.device(device).type)

@@ -69,9 +69,8 @@ def in_range(pos: Int[Tensor, "..."], name: str, least: int = -1) -> Int[Tensor,
         low, high = (int(end) for end in torch.aminmax(pos))
         if low < least or high >= FAR:
             allowed = "0 to 2^40 - 1, or -1 for padding" if least == -1 else "-2^40 + 1 to 2^40 - 1"
-            raise HeadwayError(
-                f"expected {name} from {allowed}, got {low if low < least else high}: shift all by the same number"
-            )
+            got = low if low < least else high
+            raise HeadwayError(f"expected {name} from {allowed}, got {got}: shift all by the same number")
     return pos
 
 
@@ -470,15 +469,15 @@ def fitted(mask: Mask | None, batch: int, queries: int, keys: int, device: torch
     return mask
 
 
-def straight(mask: Mask | None) -> bool:
+def is_distance_only(mask: Mask | None) -> bool:
     """Whether a mask hides by distance alone."""
     if isinstance(mask, And | Or):
-        return straight(mask.first) and straight(mask.second)
+        return is_distance_only(mask.first) and is_distance_only(mask.second)
     return mask is None or isinstance(mask, Causal | Window)
 
 
 def reach(mask: Mask | None) -> tuple[int, int]:
-    """How far behind and before a query a mask may let it see; all between, for a mask that is :func:`straight`.
+    """How far behind and before a query a mask may let it see; all between, if :func:`is_distance_only`.
 
     Each range holds distance 0, so that ranges that meet or join are ranges again.
     """
@@ -497,6 +496,5 @@ def reach(mask: Mask | None) -> tuple[int, int]:
 
 def parts(mask: Mask | None) -> list[Mask]:
     """The masks whose conjunction ``mask`` is."""
-    if mask is None:
-        return []
-    return [*parts(mask.first), *parts(mask.second)] if isinstance(mask, And) else [mask]
+    own = [] if mask is None else [mask]
+    return [*parts(mask.first), *parts(mask.second)] if isinstance(mask, And) else own

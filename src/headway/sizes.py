@@ -243,10 +243,10 @@ def _ordinary(model: Transformer, tokens: int, batch: int, training: bool) -> in
     if any(type(value) not in (bool, float) and (not isinstance(value, str) or "(" in value) for value in changed):
         return None
     shape = model.stack.attentions()[0].shape
-    inner, hidden = shape.heads * shape.head_dim, model.config["hidden"] or 4 * shape.dim
+    inner, hidden = shape.heads * shape.head_dim, model.config.hidden or 4 * shape.dim
     kept = len(model.stack.blocks) if training else 1  # whose results are held until the gradient is there
     each = 16 * shape.dim + 8 * hidden + 24 * inner + shape.heads * 4096
-    pairs = tokens * (32 * shape.heads + 768) if model.config["backend"] == "reference" else 0
+    pairs = tokens * (32 * shape.heads + 768) if model.config.backend == "reference" else 0
     return batch * tokens * (kept * (4 * each + pairs) + 16 * model.embedding.num_embeddings) + 2**24
 
 

@@ -6,281 +6,29 @@ X = E[tokens]·√d + P           each layer:  X ← X + Attention(norm X);  X �
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_type_hints
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from headway.attention import Attention, as_coordinates, as_method, renumbers
-from headway.cache import KVCache
-from headway.init import check_init, initialise
-from headway.masks import Array, Causal, Integers, Mask, as_mask, as_positions
-from headway.positions import NoPosition, Position
+from headway.attention import Attention, as_method
+from headway.init import check_init
+from headway.masks import Array, Integers, Mask, as_mask, as_positions
+from headway.positions import NoPosition, Position, extend
 from headway.shapes import HeadShape, HeadwayError, as_choice, as_count, as_number, brief
+from headway.stack import MLP, NORMS, Cache, Stack
 
 KINDS = ("decoder", "encoder", "encoder-decoder")
-NORMS = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
 ACTIVATIONS = ("gelu", "swiglu")
-CONFIG: dict[str, Any] = {
-    "vocab": int,
-    "dim": int,
-    "layers": int,
-    "heads": int,
-    "kv_heads": int | None,
-    "head_dim": int | None,
-    "hidden": int | None,
-    "position": str,
-    "share_position": bool | None,
-    "kind": str,
-    "norm": str,
-    "post_norm": bool,
-    "activation": str,
-    "bias": bool,
-    "init": str,
-    "scale": float | int | None,
-    "qk_norm": bool,
-    "softcap": float | int | None,
-    "sinks": bool,
-    "log_scale": int | None,
-    "tie": bool,
-    "dropout": float | int,
-    "backend": str,
-}
-"""The keys of a model's configuration and the plain values they take; nothing else is accepted from a file."""
 
 
-class MLP(nn.Module):
-    """The part of a layer that looks at each token by itself: W_2 gelu(W_1 x), or W_2 (silu(W_g x) ⊙ W_1 x).
-
-    Args:
-        dim: width of the model.
-        hidden: width in between; default 4·dim, for swiglu 8/3·dim, which is as many parameters.
-        activation: "gelu" or "swiglu" (arXiv:2002.05202).
-        bias: biases on all of them.
-        init: see :func:`headway.init.initialise`.
-        depth: layers of the model, for "gpt2".
-    """
-
-    def __init__(self, dim: int, hidden: int | None, activation: str, bias: bool, init: str, depth: int) -> None:
-        super().__init__()
-        self.init, self.depth = init, depth
-        hidden = hidden or hidden_width(dim, activation)
-        self.up = nn.Linear(dim, hidden, bias=bias)
-        self.gate = nn.Linear(dim, hidden, bias=bias) if activation == "swiglu" else None
-        self.down = nn.Linear(hidden, dim, bias=bias)
-
-    def reset_parameters(self) -> None:
-        """Draw the weights; biases are zero."""
-        for linear in (self.up, self.gate, self.down):
-            if linear is None:
-                continue
-            initialise(linear.weight, self.init, residual_depth=self.depth if linear is self.down else 0)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
-
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Map each token."""
-        up = self.up(x)
-        inner = nn.functional.gelu(up) if self.gate is None else nn.functional.silu(self.gate(x)) * up
-        out: Tensor = self.down(inner)
-        return out
-
-
-class Residual(nn.Module):
-    """x + part(norm x), or norm(x + part(x)) with post-norm (arXiv:2002.04745 compares them)."""
-
-    def __init__(self, dim: int, norm: str, post: bool, dropout: float, part: nn.Module) -> None:
-        super().__init__()
-        self.norm, self.part, self.post = NORMS[norm](dim, eps=1e-6), part, post
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Float[Tensor, "batch tokens dim"], **given: Any) -> Float[Tensor, "batch tokens dim"]:
-        """Apply the part; ``given`` is passed on to it."""
-        out: Tensor
-        if self.post:
-            out = self.norm(x + self.dropout(self.part(x, **given)))
-            return out
-        out = x + self.dropout(self.part(self.norm(x), **given))
-        return out
-
-
-class Block(nn.Module):
-    """One layer: self attention, cross attention in the decoder of an encoder-decoder, MLP."""
-
-    def __init__(self, attention: Residual, cross: Residual | None, mlp: Residual) -> None:
-        super().__init__()
-        self.attention, self.cross, self.mlp = attention, cross, mlp
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch tokens dim"],
-        *,
-        pos: Int[Tensor, "#batch tokens"] | None,
-        coordinates: Int[Tensor, "#batch tokens axes"] | None,
-        mask: Mask | None,
-        cache: KVCache | None,
-        context: Float[Tensor, "batch keys dim"] | None,
-        context_pos: Int[Tensor, "#batch keys"] | None,
-        context_cache: KVCache | None,
-    ) -> Float[Tensor, "batch tokens dim"]:
-        """Apply the layer; arguments as in :meth:`headway.Attention.forward`."""
-        x = self.attention(x, pos=pos, coordinates=coordinates, mask=mask, cache=cache)
-        if self.cross is not None:
-            x = self.cross(x, context=context, pos=pos, context_pos=context_pos, cache=context_cache)
-        out: Tensor = self.mlp(x)
-        return out
-
-
-class Cache:
-    """The memory of a whole Transformer while decoding; see :meth:`Transformer.new_cache`."""
-
-    def __init__(self, layers: int) -> None:
-        self.layers = [KVCache() for _ in range(layers)]
-        self.context = [KVCache() for _ in range(layers)]
-
-    def __len__(self) -> int:
-        return len(self.layers[0])
-
-
-class Stack(nn.Module):
-    """Embedding, position, layers and the last norm: one side of a Transformer. Arguments as in :class:`Transformer`.
-
-    Args:
-        embedding: shared by the sides and the output.
-        position: the method of the self attention.
-        causal: see only the past, as a decoder does.
-        cross: attend to a context in every layer.
-        options: what else :class:`headway.Attention` takes, for the self attention.
-    """
-
-    def __init__(
-        self,
-        embedding: nn.Embedding,
-        position: Position,
-        *,
-        causal: bool,
-        cross: bool,
-        layers: int,
-        heads: int,
-        kv_heads: int | None,
-        head_dim: int | None,
-        hidden: int | None,
-        share_position: bool,
-        norm: str,
-        post_norm: bool,
-        activation: str,
-        bias: bool,
-        init: str,
-        scale: float | None,
-        dropout: float,
-        backend: str,
-        options: dict[str, Any],
-    ) -> None:
-        super().__init__()
-        dim = embedding.embedding_dim
-        self.embedding = embedding
-        self.position = position.attach(HeadShape.of(dim, heads, kv_heads, head_dim))
-        self.dropout = nn.Dropout(dropout)
-
-        def attention(position: Position | None, mask: Mask | None, **given: Any) -> Residual:
-            part = Attention(
-                dim,
-                heads,
-                kv_heads=kv_heads,
-                head_dim=head_dim,
-                position=position,
-                mask=mask,
-                bias=bias,
-                scale=scale,
-                init=init,
-                depth=layers,
-                embed=False,
-                backend=backend,
-                **given,
-            )
-            return Residual(dim, norm, post_norm, dropout, part)
-
-        def block(number: int) -> Block:
-            own = position if share_position or number == 0 else position.fresh()
-            mlp = MLP(dim, hidden, activation, bias, init, layers)
-            return Block(
-                attention(own, Causal() if causal else None, **options),
-                attention(None, None) if cross else None,
-                Residual(dim, norm, post_norm, dropout, mlp),
-            )
-
-        self.blocks = nn.ModuleList(block(number) for number in range(layers))
-        # post-norm layers end in a norm already
-        self.norm = nn.Identity() if post_norm else NORMS[norm](dim, eps=1e-6)
-
-    def forward(
-        self,
-        tokens: Int[Tensor, "batch tokens"],
-        *,
-        pos: Integers | None = None,
-        coordinates: Integers | None = None,
-        mask: Mask | None = None,
-        cache: Cache | None = None,
-        context: Float[Tensor, "batch keys dim"] | None = None,
-        context_pos: Int[Tensor, "#batch keys"] | None = None,
-    ) -> Float[Tensor, "batch tokens dim"]:
-        """What the last layer makes of each token, (B, N, dim)."""
-        self._check(tokens)
-        if pos is None and cache is not None and len(cache) > 0:
-            pos = cache.layers[0].next_pos(tokens.shape[1])
-        elif pos is not None:
-            pos = as_positions(pos, tokens)
-        if renumbers(self.position, cache):
-            pos = self.position.renumber(as_positions(pos, tokens))
-        x = self.embedding(tokens) * self.embedding.embedding_dim**0.5
-        where = as_positions(pos, tokens) if coordinates is None else as_coordinates(coordinates, x, self.position)
-        x = self.dropout(self.position.embed(x, where))
-        for number, block in enumerate(self.blocks):
-            x = block(
-                x,
-                pos=pos,
-                coordinates=coordinates,
-                mask=mask,
-                cache=None if cache is None else cache.layers[number],
-                context=context,
-                context_pos=context_pos,
-                context_cache=None if cache is None else cache.context[number],
-            )
-        out: Tensor = self.norm(x)
-        return out
-
-    def attentions(self) -> list[Attention]:
-        """The self attention of each layer."""
-        residuals = [block.attention for block in self.blocks if isinstance(block, Block)]
-        return [residual.part for residual in residuals if isinstance(residual.part, Attention)]
-
-    def _check(self, tokens: Tensor) -> None:
-        if not isinstance(tokens, Tensor):
-            raise HeadwayError(
-                f"expected integer token ids as a tensor of shape (batch, tokens), got {type(tokens).__name__}"
-            )
-        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype is torch.bool:
-            raise HeadwayError(
-                f"expected integer token ids of shape (batch, tokens), got {tokens.dtype} of {tuple(tokens.shape)}"
-            )
-        if tokens.device != self.embedding.weight.device:
-            raise HeadwayError(
-                f"expected tokens on {self.embedding.weight.device}, where the weights are, got {tokens.device}"
-            )
-        # on a CPU a look at the ids is nearly free; a GPU stops on a bad id by itself
-        if tokens.device.type == "cpu" and not torch.compiler.is_compiling() and tokens.numel():
-            low, high = (int(end) for end in torch.aminmax(tokens))
-            if low < 0 or high >= self.embedding.num_embeddings:
-                raise HeadwayError(
-                    f"expected token ids from 0 to {self.embedding.num_embeddings - 1}, got {low if low < 0 else high}"
-                )
-
-
-class Transformer(nn.Module):
-    """Transformer that reads tokens and returns logits; a decoder unless told otherwise.
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The options of a :class:`Transformer`; the one list of them.
 
     Args:
         vocab: number of different tokens.
@@ -313,60 +61,104 @@ class Transformer(nn.Module):
     Raises:
         HeadwayError: on values that do not fit, with what would.
 
+    >>> TransformerConfig(vocab=256, position="alibi").heads
+    4
+    """
+
+    vocab: int
+    dim: int = 128
+    layers: int = 3
+    heads: int = 4
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    hidden: int | None = None
+    position: Position | str = "rotary"
+    share_position: bool | None = None
+    kind: str = "decoder"
+    norm: str = "rms"
+    post_norm: bool = False
+    activation: str = "gelu"
+    bias: bool = False
+    init: str = "xavier"
+    scale: float | None = None
+    qk_norm: bool = False
+    softcap: float | None = None
+    sinks: bool = False
+    log_scale: int | None = None
+    tie: bool = True
+    dropout: float = 0.0
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        HeadShape.of(self.dim, self.heads, self.kv_heads, self.head_dim)
+        hidden = 1 if self.hidden is None else self.hidden
+        for name, value in (("vocab", self.vocab), ("layers", self.layers), ("hidden", hidden)):
+            as_count(value, f"{name} of at least 1", 1)
+        for name, choices in (("kind", KINDS), ("norm", tuple(NORMS)), ("activation", ACTIVATIONS)):
+            as_choice(getattr(self, name), name, choices)
+        if not 0 <= as_number(self.dropout, "dropout from 0 to below 1") < 1:
+            raise HeadwayError(f"expected dropout from 0 to below 1, got {self.dropout}")
+        check_init(self.init)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> TransformerConfig:
+        """From plain values, as they come from JSON.
+
+        Raises:
+            HeadwayError: on a missing vocab, an unknown key or a value of the wrong kind; nothing is looked up by name
+                but the position methods.
+        """
+        if not isinstance(values, Mapping) or "vocab" not in values:
+            raise HeadwayError(f"expected a model configuration with vocab, got {brief(values)}")
+        kinds = {name: _plain_kind(kind) for name, kind in get_type_hints(cls).items()}
+        for key, value in values.items():
+            if key not in kinds:
+                raise HeadwayError(f"expected model configuration keys among {', '.join(kinds)}, got {brief(key)}")
+            kind = kinds[key]
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, bool | None)):
+                expected = getattr(kind, "__name__", kind)
+                raise HeadwayError(f"expected model configuration {key} of type {expected}, got {brief(value)}")
+        return cls(**values)
+
+    def plain(self) -> dict[str, Any]:
+        """The options as JSON takes them, the position method as its text."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {**values, "position": as_method(self.position).spec()}
+
+
+def _plain_kind(kind: Any) -> Any:
+    """What a file may hold for an option of this kind: a method is text there, and a whole number can be a float."""
+    return {Position | str: str, float: float | int, float | None: float | int | None}.get(kind, kind)
+
+
+class Transformer(nn.Module):
+    """Transformer that reads tokens and returns logits; a decoder unless told otherwise.
+
+    Args:
+        given: a :class:`TransformerConfig`; or its values, the first of them in order and the others by name.
+
+    Raises:
+        HeadwayError: on values that do not fit, with what would.
+
+    >>> import torch
     >>> model = Transformer(vocab=256, dim=64, layers=2, heads=4, position="alibi")
     >>> model(torch.zeros(1, 10, dtype=torch.long)).shape
     torch.Size([1, 10, 256])
     """
 
-    def __init__(
-        self,
-        vocab: int,
-        dim: int = 128,
-        layers: int = 3,
-        heads: int = 4,
-        *,
-        kv_heads: int | None = None,
-        head_dim: int | None = None,
-        hidden: int | None = None,
-        position: Position | str = "rotary",
-        share_position: bool | None = None,
-        kind: str = "decoder",
-        norm: str = "rms",
-        post_norm: bool = False,
-        activation: str = "gelu",
-        bias: bool = False,
-        init: str = "xavier",
-        scale: float | None = None,
-        qk_norm: bool = False,
-        softcap: float | None = None,
-        sinks: bool = False,
-        log_scale: int | None = None,
-        tie: bool = True,
-        dropout: float = 0.0,
-        backend: str = "auto",
-    ) -> None:
-        config = {key: value for key, value in locals().items() if key in CONFIG}
+    __signature__ = inspect.signature(TransformerConfig)  # what help() and editors show
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        ready = len(given) == 1 and not options and isinstance(given[0], TransformerConfig)
+        config: TransformerConfig = given[0] if ready else TransformerConfig(*given, **options)
         super().__init__()
-        HeadShape.of(dim, heads, kv_heads, head_dim)
-        for name, value in (("vocab", vocab), ("layers", layers), ("hidden", 1 if hidden is None else hidden)):
-            as_count(value, f"{name} of at least 1", 1)
-        for name, choice, choices in (
-            ("kind", kind, KINDS),
-            ("norm", norm, tuple(NORMS)),
-            ("activation", activation, ACTIVATIONS),
-        ):
-            as_choice(choice, name, choices)
-        if not 0 <= as_number(dropout, "dropout from 0 to below 1") < 1:
-            raise HeadwayError(f"expected dropout from 0 to below 1, got {dropout}")
-        check_init(init)
-        position = as_method(position)
-        if kind == "encoder" and isinstance(position, NoPosition):
+        position = as_method(config.position)
+        if config.kind == "encoder" and isinstance(position, NoPosition):
             warnings.warn("an encoder without position is blind to the order of its tokens", stacklevel=2)
-        share = not position.per_layer if share_position is None else share_position
-        config.update(position=position.spec(), share_position=share)
-        self.config: dict[str, Any] = {key: config[key] for key in CONFIG}
-        self.kind = kind
-        self.embedding = nn.Embedding(vocab, dim)
+        share = not position.per_layer if config.share_position is None else config.share_position
+        self.config = replace(config, position=position.spec(), share_position=share)
+        self.kind = kind = config.kind
+        self.embedding = nn.Embedding(config.vocab, config.dim)
 
         def stack(position: Position, causal: bool, cross: bool) -> Stack:
             return Stack(
@@ -374,38 +166,32 @@ class Transformer(nn.Module):
                 position,
                 causal=causal,
                 cross=cross,
-                layers=layers,
-                heads=heads,
-                kv_heads=kv_heads,
-                head_dim=head_dim,
-                hidden=hidden,
+                layers=config.layers,
+                heads=config.heads,
+                kv_heads=config.kv_heads,
+                head_dim=config.head_dim,
+                hidden=config.hidden,
                 share_position=share,
-                norm=norm,
-                post_norm=post_norm,
-                activation=activation,
-                bias=bias,
-                init=init,
-                scale=scale,
-                dropout=dropout,
-                backend=backend,
-                options={"qk_norm": qk_norm, "softcap": softcap, "sinks": sinks, "log_scale": log_scale},
+                norm=config.norm,
+                post_norm=config.post_norm,
+                activation=config.activation,
+                bias=config.bias,
+                init=config.init,
+                scale=config.scale,
+                dropout=config.dropout,
+                backend=config.backend,
+                options={name: getattr(config, name) for name in ("qk_norm", "softcap", "sinks", "log_scale")},
             )
 
         self.encoder = stack(two_sided(position), False, False) if kind == "encoder-decoder" else None
         self.stack = stack(position, kind != "encoder", kind == "encoder-decoder")
-        self.head = nn.Linear(dim, vocab, bias=False)
+        self.head = nn.Linear(config.dim, config.vocab, bias=False)
         self.reset_parameters()
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Transformer:
-        """A new model from :attr:`config`, plain values as they come from JSON.
-
-        Raises:
-            HeadwayError: on a key that is unknown or a value of the wrong kind; nothing is looked up by name but the
-                position methods.
-        """
-        check_config(config)
-        return cls(**config)
+    def from_config(cls, config: TransformerConfig | Mapping[str, Any]) -> Transformer:
+        """A new model from :attr:`config`, or from plain values as they come from JSON; errors as of both."""
+        return cls(config if isinstance(config, TransformerConfig) else TransformerConfig.of(config))
 
     @property
     def position(self) -> Position:
@@ -417,14 +203,14 @@ class Transformer(nn.Module):
 
         Args:
             to: the length to serve.
-            how: as in :meth:`headway.positions.Position.extended`, which says what each method can.
+            how: as in :func:`headway.positions.extend`, which says what each method can.
             trained: the length it was trained at, where the method does not know it.
 
         Raises:
             HeadwayError: when the method cannot be extended so.
         """
         other = copy.deepcopy(self)
-        other._replace_positions(lambda position: position.extended(to, how, trained))
+        other._replace_positions(lambda position: extend(position, to, how, trained))
         return other
 
     def drop_position(self) -> None:
@@ -456,7 +242,7 @@ class Transformer(nn.Module):
             holders: list[Stack | Attention] = [stack, *stack.attentions()]
             for holder in holders:
                 holder.position = of(holder.position, stack.attentions()[0].shape)
-        self.config["position"] = self.position.spec()
+        self.config = replace(self.config, position=self.position.spec())
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew; those of the position method last.
@@ -464,7 +250,7 @@ class Transformer(nn.Module):
         So that from one seed all models that differ only in their position method start from the same weights.
         """
         nn.init.normal_(self.embedding.weight, std=self.embedding.embedding_dim**-0.5)
-        if self.config["tie"]:  # here and not only at the start: Module.to_empty unties a model made on the meta device
+        if self.config.tie:  # here and not only at the start: Module.to_empty unties a model made on the meta device
             self.head.weight = self.embedding.weight
         else:
             nn.init.normal_(self.head.weight, std=self.embedding.embedding_dim**-0.5)
@@ -533,32 +319,6 @@ class Transformer(nn.Module):
         )
         logits: Tensor = self.head(x)
         return logits
-
-
-def hidden_width(dim: int, activation: str) -> int:
-    """The MLP's width unless told otherwise: 4·dim for gelu, 8/3·dim for swiglu, rounded up to a multiple of 8.
-
-    >>> hidden_width(64, "gelu"), hidden_width(64, "swiglu")
-    (256, 176)
-    """
-    return 4 * dim if activation == "gelu" else (8 * dim // 3 + 7) // 8 * 8
-
-
-def check_config(config: Mapping[str, Any]) -> None:
-    """Check names and types of a model's configuration; ranges are checked by who builds the model.
-
-    Raises:
-        HeadwayError: on a missing vocab, an unknown key or a value of the wrong kind.
-    """
-    if not isinstance(config, Mapping) or "vocab" not in config:
-        raise HeadwayError(f"expected a model configuration with vocab, got {brief(config)}")
-    for key, value in config.items():
-        if key not in CONFIG:
-            raise HeadwayError(f"expected model configuration keys among {', '.join(CONFIG)}, got {brief(key)}")
-        kind = CONFIG[key]
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, bool | None)):
-            expected = getattr(kind, "__name__", kind)
-            raise HeadwayError(f"expected model configuration {key} of type {expected}, got {brief(value)}")
 
 
 def two_sided(position: Position) -> Position:

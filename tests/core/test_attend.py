@@ -11,7 +11,7 @@ from common import every_backend, naive, refusal, runs
 from torch import Tensor
 
 from headway import Causal, Dense, Documents, HeadwayError, Prefix, Window, attend, plan
-from headway.functional import BACKENDS
+from headway.backends import BACKENDS
 from headway.positions import methods
 from headway.terms import ByDistance, ByDistancePerQuery, PerKey, ValuesByDistance
 

@@ -9,7 +9,7 @@ import torch
 from common import BOTH, attention, close, every_method, refusal
 
 from headway import Attention, Causal, Documents, HeadShape, KVCache, Learned, Rotary, Sinusoidal, attend
-from headway.functional import BACKENDS
+from headway.backends import BACKENDS
 from headway.positions import parse
 
 

@@ -8,10 +8,10 @@ import unicodedata
 
 import pytest
 
+from headway.catalogue.entries import catalogue
 from headway.characters import READABLE, ascii_for, harmless, label, printable, shortened
-from headway.experiments.catalogue import catalogue
+from headway.figures.words import strings
 from headway.inspect.explain import explain, fresh_model
-from headway.report.words import strings
 from headway.training.vocabulary import Bytes, token_texts
 from headway.views import Question
 

@@ -20,6 +20,7 @@ from headway.positions import (
     Sinusoidal,
     XPos,
     Yarn,
+    extend,
     parse,
 )
 
@@ -43,7 +44,7 @@ from headway.positions import (
 )
 def test_the_frequencies_of_a_rotary(position: Rotary, how: str | None, trained: int | None, expected: str) -> None:
     before = position.spec()
-    longer = position.extended(to=32768, how=how, trained=trained)
+    longer = extend(position, to=32768, how=how, trained=trained)
     assert longer.spec().startswith(expected)
     assert longer is not position
     assert position.spec() == before
@@ -55,9 +56,9 @@ def test_extending_to_what_was_trained_changes_nothing() -> None:
     pos = torch.arange(30)[None]
     expected = Rotary().rotate(q, k, pos, pos)[0]
     for how in ("linear", "ntk", "dynamic", "yarn"):
-        longer = Rotary().extended(to=30, how=how, trained=30)
+        longer = extend(Rotary(), to=30, how=how, trained=30)
         rotated = longer.rotate(q, k, pos, pos)
-        torch.testing.assert_close(longer.act(*rotated, pos, pos, 1.0)[0], expected)
+        torch.testing.assert_close(longer.prepare(*rotated, pos, pos, 1.0)[0], expected)
 
 
 def test_a_rotation_at_the_new_end_is_one_that_was_trained() -> None:
@@ -65,17 +66,17 @@ def test_a_rotation_at_the_new_end_is_one_that_was_trained() -> None:
     q = torch.randn(1, 1, 1, 64).double()
     old, new = torch.tensor([[1000]]), torch.tensor([[4000]])
     trained = Rotary().rotate(q, q, old, old)[0]
-    got = Rotary().extended(to=4000, how="linear", trained=1000).rotate(q, q, new, new)[0]
+    got = extend(Rotary(), to=4000, how="linear", trained=1000).rotate(q, q, new, new)[0]
     torch.testing.assert_close(got, trained)
     slowest = [31, 63]
-    got = Rotary().extended(to=4000, how="ntk", trained=1000).rotate(q, q, new, new)[0]
+    got = extend(Rotary(), to=4000, how="ntk", trained=1000).rotate(q, q, new, new)[0]
     torch.testing.assert_close(got[..., slowest], trained[..., slowest])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_table_of_positions(dtype: torch.dtype) -> None:
     old = Learned(max_length=5).attach(3).to(dtype)
-    new = old.extended(to=9)
+    new = extend(old, to=9)
     assert isinstance(new, Learned)
     assert new.max_length == 9
     assert new.shape == old.shape
@@ -83,12 +84,12 @@ def test_a_table_of_positions(dtype: torch.dtype) -> None:
     assert new.weight.requires_grad
     torch.testing.assert_close(new.weight[::2], old.weight)
     torch.testing.assert_close(new.weight[1::2], (old.weight[1:] + old.weight[:-1]) / 2)
-    assert torch.equal(old.extended(to=5).weight, old.weight)
-    of_three = old.extended(to=5, trained=3).weight
+    assert torch.equal(extend(old, to=5).weight, old.weight)
+    of_three = extend(old, to=5, trained=3).weight
     torch.testing.assert_close(of_three[::2], old.weight[:3])
     assert new.weight.data_ptr() != old.weight.data_ptr()
-    assert Learned(max_length=5).extended(to=9).spec() == "learned(max_length=9)"
-    assert Learned(max_length=1).attach(3).extended(to=4).weight.shape == (4, 3)
+    assert extend(Learned(max_length=5), to=9).spec() == "learned(max_length=9)"
+    assert extend(Learned(max_length=1).attach(3), to=4).weight.shape == (4, 3)
 
 
 @pytest.mark.parametrize("position", [Alibi(), T5(), NoPosition(), Sinusoidal(), XPos()])
@@ -98,27 +99,27 @@ def test_others_have_nothing_to_extend(position: Position) -> None:
         f"expected a method with frequencies or a table of positions to extend (rotary and its scalings, learned), "
         f"got {name}: it takes a text of any length as it is, or cannot be stretched"
     ):
-        position.extended(to=100, trained=10)
+        extend(position, to=100, trained=10)
 
 
 def test_lengths_and_ways_that_do_not_fit() -> None:
     with refusal("expected how one of linear, ntk, dynamic, yarn, got 'dynamicntk'"):
-        Rotary().extended(to=100, how="dynamicntk", trained=10)
+        extend(Rotary(), to=100, how="dynamicntk", trained=10)
     with refusal(
         "expected trained, the length the frequencies were trained at, because ntk does not know it, got none: pass "
-        "trained=2048, for one"
+        "trained=2048, e.g."
     ):
-        NTK().extended(to=100)
+        extend(NTK(), to=100)
     with refusal("expected to at least the trained length and that at least 1, got 100 and 2048"):
-        Yarn().extended(to=100)
+        extend(Yarn(), to=100)
     with refusal("expected how 'linear', the only way to extend a table, got 'yarn'"):
-        Learned().extended(to=1000, how="yarn")
+        extend(Learned(), to=1000, how="yarn")
     with refusal("expected trained from 1 to 512 and to at least that, got trained=512 and to=100"):
-        Learned().extended(to=100)
+        extend(Learned(), to=100)
     with refusal(
         "expected how 'linear', trained, the trained length, and to at least that, got how='yarn', trained=10 and to=20"
     ):
-        Proportional().extended(to=20, how="yarn", trained=10)
+        extend(Proportional(), to=20, how="yarn", trained=10)
 
 
 @pytest.mark.parametrize(

@@ -41,30 +41,30 @@ def terms(**given: Any) -> dict[str, Any]:
     }
 
 
-def call(mask: Any = None, given: Any = (), aligned: bool = True, device: str = "cpu") -> Call:
+def call(mask: Any = None, given: Any = (), default_positions: bool = True, device: str = "cpu") -> Call:
     q, k, v = torch.randn(B, H, Q, 16), torch.randn(B, 2, K, 16), torch.randn(B, 2, K, 16)
-    k_pos = POS[None] if aligned else PADDED
-    return Call(q, k, v, k_pos[:, :Q], k_pos, mask, tuple(given), 0.3, "softmax", aligned, device)
+    k_pos = POS[None] if default_positions else PADDED
+    return Call(q, k, v, k_pos[:, :Q], k_pos, mask, tuple(given), 0.3, "softmax", default_positions, device)
 
 
 def every_pair() -> tuple[Tensor, ...]:
     return torch.meshgrid(*(torch.arange(n) for n in (B, H, Q, K)), indexing="ij")
 
 
-@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("default_positions", [True, False])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=list(MASKS))
-def test_masks(mask: Any, aligned: bool) -> None:
-    made = call(mask, aligned=aligned)
+def test_masks(mask: Any, default_positions: bool) -> None:
+    made = call(mask, default_positions=default_positions)
     function, expected = flex.mask_mod(made), made.visible()
     assert (function is None) == (expected is None)
     if function is not None and expected is not None:
         assert torch.equal(function(*every_pair()), expected.expand(B, H, Q, K))
 
 
-@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("default_positions", [True, False])
 @pytest.mark.parametrize("names", [(name,) for name in terms()] + [("table", "slope", "keys"), ()], ids=str)
-def test_terms(names: tuple[str, ...], aligned: bool) -> None:
-    made = call(given=[terms()[name] for name in names], aligned=aligned)
+def test_terms(names: tuple[str, ...], default_positions: bool) -> None:
+    made = call(given=[terms()[name] for name in names], default_positions=default_positions)
     function, expected = flex.score_mod(made), made.bias()
     assert (function is None) == (expected is None)
     if function is not None and expected is not None:
@@ -93,11 +93,11 @@ def test_a_table_is_spread_over_distances_and_keeps_its_gradient() -> None:
 
 @pytest.mark.usefixtures("unchecked")  # FlexAttention traces the functions it is given
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-@pytest.mark.parametrize("aligned", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.parametrize("default_positions", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=list(MASKS))
-def test_attention_uncompiled(mask: Any, aligned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_uncompiled(mask: Any, default_positions: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex, "_compiled", lambda: (flex.flex_attention, flex.create_block_mask))
-    made = call(mask, [terms()[name] for name in ("tails", "rows", "columns")], aligned)
+    made = call(mask, [terms()[name] for name in ("tails", "rows", "columns")], default_positions)
     torch.testing.assert_close(flex.run(made), reference.run(made))
 
 

@@ -16,7 +16,7 @@ import torch
 from headway import Attention, Causal, Dense, Documents, HeadwayError, Prefix, Transformer, Window, attend, plan
 from headway.inspect.record import recorded
 from headway.masks import Chunks
-from headway.positions import methods, parse
+from headway.positions import extend, methods, parse
 from headway.shapes import HeadShape
 from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, Pairwise, PerKey, ValuesByDistance
 
@@ -88,7 +88,7 @@ def calls() -> Iterator[tuple[str, str, Callable[[Any], Any]]]:
     names = "vocab dim layers heads kv_heads head_dim hidden position kind norm activation init scale softcap log_scale"
     yield from each("Transformer", Transformer, small, names + " dropout backend")
     yield "Transformer", "config", Transformer.from_config
-    for name in Transformer(**small).config:
+    for name in Transformer(**small).config.plain():
         yield "Transformer.from_config", name, lambda value, name=name: Transformer.from_config({**small, name: value})
     model, both = Transformer(**small), Transformer(**small, kind="encoder-decoder")
     for name in ("tokens", "pos", "mask", "cache"):
@@ -120,9 +120,9 @@ def calls() -> Iterator[tuple[str, str, Callable[[Any], Any]]]:
     yield from each("Sinusoidal", lambda x, **rest: sinusoidal(x, **rest), {"x": X}, "x pos")
     yield "attach", "shape", lambda value: parse("rotary").attach(value)
     yield "parse", "spec", parse
-    yield "extended", "to", lambda value: parse("yarn").extended(value)
-    yield "extended", "how", lambda value: parse("rotary").extended(4096, value, 512)
-    yield "extended", "trained", lambda value: parse("rotary").extended(4096, "yarn", value)
+    yield "extended", "to", lambda value: extend(parse("yarn"), value)
+    yield "extended", "how", lambda value: extend(parse("rotary"), 4096, value, 512)
+    yield "extended", "trained", lambda value: extend(parse("rotary"), 4096, "yarn", value)
 
 
 CALLS = list(calls())

@@ -11,7 +11,7 @@ import torch
 from common import refusal, runs
 
 from headway import Attention, Causal, Dense, Documents, KVCache, NoPosition, Prefix, Transformer, Window, attend, plan
-from headway.functional import BACKENDS
+from headway.backends import BACKENDS
 from headway.masks import Mask, as_positions
 from headway.terms import ByDistance
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from headway import Causal, Documents, Window, attend
 from headway.backends import compiler, native
-from headway.experiments.memory import peak_memory
+from headway.memory import peak_memory
 from headway.terms import ByDistance, ByDistancePerQuery, PerKey
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"no kernel here: {native.unavailable()}")
@@ -360,3 +361,19 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert compiler.cache_folder() == Path("/somewhere/headway")
     monkeypatch.setenv("HEADWAY_CACHE", "/elsewhere")
     assert compiler.cache_folder() == Path("/elsewhere")
+
+
+# --- the call -----------------------------------------------------------------------------------------------------
+
+
+def test_a_call_is_what_the_header_says() -> None:
+    header = (Path(native.__file__).parent / "csrc" / "tile.h").read_text(encoding="utf-8")
+    assert native._fields(header.replace("int64_t past, future;", "int64_t future, past;")) != native._fields(header)
+    names = [name for name, _ in native._Call._fields_]
+    assert names[:9] == ["batch", "heads", "kv_heads", "queries", "keys", "dim", "dim_v", "q", "k"]
+    assert len(names) == len(set(names))
+    kinds = dict(native._Call._fields_)
+    assert {kinds["q"], kinds["out"], kinds["d_table"], kinds["tiles"]} == {ctypes.c_void_p}
+    assert (kinds["scale"], kinds["splits"]) == (ctypes.c_double, ctypes.c_int64)
+    with pytest.raises(AssertionError, match=r"declares what Python cannot read: float x;"):
+        native._fields("struct Call {\n  float x;\n};")

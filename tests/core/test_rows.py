@@ -10,9 +10,9 @@ from common import attention, make, refusal
 from torch import Tensor
 
 from headway import Attention, Causal, Documents, KVCache, Window, attend, terms
-from headway.experiments.memory import peak_memory
 from headway.functional import plan
 from headway.masks import Before
+from headway.memory import peak_memory
 from headway.positions import parse
 from headway.terms import ByDistance, PathProduct, Scan, from_the_end
 
@@ -185,7 +185,7 @@ def test_nan_that_is_hidden_reaches_nothing(spec: str, poison: float, where: str
         qkv = [linear(x).unflatten(-1, (-1, 8)).transpose(1, 2) for linear in (module.q, module.k, module.v)]
         marks = module.position.marked(x, at)
         leaves = [y.detach().requires_grad_() for y in (*qkv, *(() if marks is None else (marks,)))]
-        q, k, made = module.position.act(*leaves[:2], at, at, 0.3, *leaves[3:])
+        q, k, made = module.position.prepare(*leaves[:2], at, at, 0.3, *leaves[3:])
         out = attend(q, k, leaves[2], mask=mask, terms=made, q_pos=at, k_pos=at, normalise=module.position.normalise)
         out = out[:, :, good]
         gradients = torch.autograd.grad(out.square().sum(), leaves)
@@ -244,7 +244,7 @@ def test_tiled_is_the_reference(spec: str) -> None:
     position, pos = make(spec, heads=4, kv_heads=2).double(), torch.arange(150)[None]
     q, k, v = qkv(tokens=150)
     marks = position.marked(torch.randn(2, 150, 32).double(), pos)
-    q, k, made = position.act(q, k, pos, pos, 0.3, marks)
+    q, k, made = position.prepare(q, k, pos, pos, 0.3, marks)
     holes = torch.rand(1, 4, 150, 150) < 0.5
     for mask in (Causal() & Documents((torch.arange(150) // 40)[None]), holes):
         given = {"mask": mask, "terms": made, "normalise": position.normalise, "scale": 0.3}
@@ -255,7 +255,7 @@ def test_tiled_is_the_reference(spec: str) -> None:
 def test_dape_needs_all_heads() -> None:
     position, pos, q = make("dape"), torch.arange(5)[None], torch.zeros(1, 2, 5, 8)
     with refusal("expected all 4 heads at once, because dape mixes them"):
-        position.act(q, q, pos, pos, 1.0, None, torch.tensor([0, 2]))
+        position.prepare(q, q, pos, pos, 1.0, None, torch.tensor([0, 2]))
 
 
 REFUSED = {

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from headway import Causal, Dense, Documents, Prefix, Window, attend
 from headway.backends import sdpa
-from headway.experiments.memory import peak_memory
 from headway.functional import check
 from headway.masks import Mask
+from headway.memory import peak_memory
 from headway.terms import AnyTerm, ByDistance, ByDistancePerQuery, PerKey, ValuesByDistance
 
 ATOM = 2**-18  # of torch's own exp, see tests/laws/test_backends.py

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from headway import sizes
-from headway.experiments.memory import peak_memory
+from headway.memory import peak_memory
 from headway.positions import LARGEST, methods, parse
 from headway.shapes import HeadwayError
 from headway.sizes import Size, check_size, gigabytes

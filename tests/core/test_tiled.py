@@ -10,9 +10,9 @@ from common import refusal
 from torch import Tensor
 
 from headway import Causal, Dense, Documents, HeadwayError, Prefix, Window, attend
-from headway.backends.skew import Band, diagonal_sums, folded, unrolled
+from headway.backends.diagonal_views import Band, diagonal_sums, folded, unrolled
 from headway.backends.tiled import blocks
-from headway.experiments.memory import peak_memory
+from headway.memory import peak_memory
 from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, Pairwise, PerKey, ValuesByDistance
 
 B, H, KV, Q, D, DV = 2, 6, 2, 37, 8, 5

@@ -11,8 +11,9 @@ import torch
 from common import close, every_method, every_place, refusal, transformer
 
 from headway import Causal, Documents, Transformer, attend
-from headway.functional import BACKENDS
-from headway.transformer import ACTIVATIONS, CONFIG, KINDS, NORMS
+from headway.backends import BACKENDS
+from headway.stack import NORMS
+from headway.transformer import ACTIVATIONS, KINDS, TransformerConfig
 
 SMALL = {"vocab": 17, "dim": 24, "layers": 2, "heads": 4}
 
@@ -40,7 +41,7 @@ def test_every_combination_learns(kind: str, norm: str, post_norm: bool, activat
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all()
-    assert json.loads(json.dumps(model.config)) == model.config
+    assert json.loads(json.dumps(model.config.plain())) == model.config.plain()
 
 
 @every_place("causality")
@@ -155,16 +156,16 @@ def test_an_encoder_decoder_with_a_cache(spec: str, padded: bool) -> None:
 def test_a_configuration_round_trips_through_json(spec: str) -> None:
     given = {**SMALL, "heads": 3, "kv_heads": 1, "activation": "swiglu", "norm": "layer", "scale": 1, "dropout": 0}
     model = Transformer(**given, position=spec).eval()
-    again = Transformer.from_config(json.loads(json.dumps(model.config))).eval()
+    again = Transformer.from_config(json.loads(json.dumps(model.config.plain()))).eval()
     assert again.config == model.config
-    assert model.config["position"] == spec
+    assert model.config.position == spec
     assert again.position.hyperparameters() == model.position.hyperparameters()
     again.load_state_dict(model.state_dict())
     tokens = torch.randint(17, (2, 7))
     assert torch.equal(again(tokens), model(tokens))
 
 
-KEYS = ", ".join(CONFIG)
+KEYS = ", ".join(TransformerConfig.__dataclass_fields__)
 HOSTILE: list[tuple[Any, str]] = [
     ([1, 2], "expected a model configuration with vocab, got [1, 2]"),
     (None, "expected a model configuration with vocab, got None"),

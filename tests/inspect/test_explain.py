@@ -11,7 +11,7 @@ from rich.console import Console
 
 from headway import Transformer
 from headway.inspect.explain import explain, fresh_model, words
-from headway.report.walk import walk_text
+from headway.views.explain_text import walk_text
 
 TEXT = "The cat sat on the mat, and the dog did not."
 

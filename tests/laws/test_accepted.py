@@ -27,9 +27,9 @@ from signatures import (
 )
 
 from headway import attend
-from headway.backends import native
+from headway.backends import BACKENDS, native
 from headway.backends.base import Call
-from headway.functional import BACKENDS, _load, check
+from headway.functional import _load, check
 
 DTYPE = {name: getattr(torch, name) for name in DTYPES["reference"].split()}
 

@@ -141,7 +141,7 @@ def test_a_slice_of_heads_is_the_whole(spec: str, backend: str) -> None:
     given = {"mask": Causal(), "q_pos": pos, "k_pos": pos, "backend": backend}
 
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: torch.Tensor | None = None) -> torch.Tensor:
-        q, k, terms = position.act(q, k, pos, pos, 0.3, marks, heads)
+        q, k, terms = position.prepare(q, k, pos, pos, 0.3, marks, heads)
         return attend(q, k, v, terms=terms, normalise=position.normalise, **given)
 
     whole = run(q, k, v)

@@ -26,7 +26,7 @@ def test_tiles_are_the_whole(spec: str) -> None:
     marks = position.marked(torch.randn(2, 10, 32), K_POS)
     q, k = position.rotate(q, k, Q_POS, K_POS)
     random.seed(0)
-    for term in position.act(q, k, Q_POS, K_POS, 0.3, marks)[2]:
+    for term in position.prepare(q, k, Q_POS, K_POS, 0.3, marks)[2]:
         if not isinstance(term, Term):
             continue
         whole = term.tile(Q_POS, K_POS)

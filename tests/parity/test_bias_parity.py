@@ -20,7 +20,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from x_transformers.x_transformers import AlibiPositionalBias, RelativePositionBias
 
 from headway import T5, Alibi, Attention, Causal, HeadShape, Shaw, attend
-from headway.positions import Look
+from headway.positions import TermInputs
 from headway.positions.alibi import slopes
 
 BUCKETS = [(32, 128, False), (32, 128, True), (256, 512, False), (256, 512, True), (8, 20, True), (64, 77, False)]
@@ -30,7 +30,7 @@ BUCKETS += [(32, 100, True), (16, 1000, False), (12, 31, False), (48, 300, True)
 def bias(position: Any, q_pos: Tensor, k_pos: Tensor) -> Tensor:
     """What a method of no query adds to the scores, (1, H, Q, K)."""
     q, k = (torch.zeros(1, position.shape.heads, pos.shape[1], position.shape.head_dim) for pos in (q_pos, k_pos))
-    (term,) = position.terms(Look(q, k, q_pos, k_pos, 1.0))
+    (term,) = position.terms(TermInputs(q, k, q_pos, k_pos, 1.0))
     return term.tile(q_pos, k_pos)
 
 

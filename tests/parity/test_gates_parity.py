@@ -18,7 +18,7 @@ from transformers.models.inkling.modeling_inkling import InklingAttention, Inkli
 from transformers.models.inkling2.modeling_inkling2 import Inkling2ScaledL2Clip
 
 from headway import Attention, Causal, HeadShape, KVCache, Window
-from headway.positions import Fox, GrapeA, GrapeM, Inkling, Look, Rotary
+from headway.positions import Fox, GrapeA, GrapeM, Inkling, Rotary, TermInputs
 from headway.positions.alibi import slopes
 from headway.positions.fox import forgetting
 
@@ -122,7 +122,7 @@ def test_inkling_bias(tokens: int, extent: int) -> None:
     q_pos, k_pos = torch.arange(tokens)[None, tokens // 2 :], torch.arange(tokens)[None]
     x = torch.randn(2, tokens, 24, dtype=torch.float64, requires_grad=True)
     q = torch.zeros(2, 3, q_pos.shape[1], 8).double()
-    (term,) = ours.terms(Look(q, torch.zeros(2, 3, tokens, 8).double(), q_pos, k_pos, 1.0, ours.mark(x)))
+    (term,) = ours.terms(TermInputs(q, torch.zeros(2, 3, tokens, 8).double(), q_pos, k_pos, 1.0, ours.mark(x)))
     r = (x @ ours.weight.T).view(2, tokens, 3, 5)[:, tokens // 2 :]
     got, expected = term.tile(q_pos, k_pos), theirs(r, q_pos[0], k_pos[0])
     same_with_gradients(got, expected, [x, ours.weight])

@@ -21,7 +21,7 @@ from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetRelativeAt
 from x_transformers.x_transformers import DynamicPositionBias
 
 from headway import Attention, Causal, HeadShape
-from headway.positions import Alibi, Deberta, DynamicBias, Fire, Kerple, Look, Music, Sandwich, TransformerXL
+from headway.positions import Alibi, Deberta, DynamicBias, Fire, Kerple, Music, Sandwich, TermInputs, TransformerXL
 from headway.positions.alibi import slopes
 
 PADDED = torch.tensor([[-1, -1, 0, 1, 2, 3, 40], [0, 1, 2, 3, 4, 5, 6]])
@@ -83,7 +83,7 @@ class Bias(nn.Module):
     def forward(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         shape = self.position.shape
         q, k = (torch.zeros(1, shape.heads, x.shape[1], shape.head_dim).double() for x in (q_pos, k_pos))
-        (term,) = self.position.terms(Look(q, k, q_pos, k_pos, 1.0))
+        (term,) = self.position.terms(TermInputs(q, k, q_pos, k_pos, 1.0))
         return term.tile(q_pos, k_pos)
 
 
@@ -140,10 +140,10 @@ def test_transformerxl_maps_few_queries_as_it_maps_many() -> None:
     randomise(position)
     q, k = torch.randn(2, 6, 30, 8).double(), torch.randn(2, 6, 40, 8).double()
     q_pos, k_pos = torch.arange(5, 35)[None], torch.arange(40)[None]
-    many = position.terms(Look(q, k, q_pos, k_pos, 0.3))[1].tile(q_pos, k_pos)
+    many = position.terms(TermInputs(q, k, q_pos, k_pos, 0.3))[1].tile(q_pos, k_pos)
     for i in range(0, 30, 7):
         row = slice(i, i + 1)
-        few = position.terms(Look(q[:1, :, row], k[:1], q_pos[:, row], k_pos, 0.3))[1].tile(q_pos[:, row], k_pos)
+        few = position.terms(TermInputs(q[:1, :, row], k[:1], q_pos[:, row], k_pos, 0.3))[1].tile(q_pos[:, row], k_pos)
         close(few, many[:1, :, row])
 
 
@@ -169,7 +169,7 @@ def test_music_is_the_papers_skewing() -> None:
     q, pos = torch.randn(2, heads, tokens, 8).double(), torch.arange(tokens)[None]
     ordered = position.table.flip(1)  # the paper's E runs from the farthest, −L+1, to 0
     skewed = nn.functional.pad(q @ ordered.transpose(1, 2), (1, 0)).view(2, heads, tokens + 1, tokens)[:, :, 1:]
-    (term,) = position.terms(Look(q, q, pos, pos, 1.0))
+    (term,) = position.terms(TermInputs(q, q, pos, pos, 1.0))
     same_with_gradients(term.tile(pos, pos).tril(), skewed.tril(), [position.table])
 
 
@@ -459,11 +459,11 @@ def test_the_width_of_a_table_changes_no_result(spec: str, causal: bool, monkeyp
     narrow = ours(x, pos=PADDED)
     widths = []
 
-    def whole(look: Look, past: int, future: int) -> tuple[Tensor, int]:
+    def whole(look: TermInputs, past: int, future: int) -> tuple[Tensor, int]:
         widths.append(past + future + 1)
         return torch.arange(-past, future + 1), past
 
-    monkeypatch.setattr(Look, "offsets", whole)
+    monkeypatch.setattr(TermInputs, "offsets", whole)
     same_with_gradients(narrow, ours(x, pos=PADDED), [x, *ours.parameters()])
     assert widths
 
@@ -486,9 +486,9 @@ def test_the_distances_at_hand(q_pos: Any, k_pos: Any, limits: tuple[int, int], 
     """Padding is near to none; each sequence of a batch has distances of its own."""
     q_pos, k_pos = torch.tensor(q_pos, dtype=torch.long), torch.tensor(k_pos, dtype=torch.long)
     q, k = (torch.zeros(max(len(q_pos), len(k_pos)), 1, x.shape[1], 4) for x in (q_pos, k_pos))
-    offset, left = Look(q, k, q_pos, k_pos, 1.0).offsets(*limits)
+    offset, left = TermInputs(q, k, q_pos, k_pos, 1.0).offsets(*limits)
     assert offset.tolist() == list(expected)
     assert offset[left] == 0
     meta = (x.to("meta") for x in (q, k, q_pos, k_pos))
     if 0 not in q_pos.shape:
-        assert len(Look(*meta, 1.0).offsets(*limits)[0]) == sum(limits) + 1
+        assert len(TermInputs(*meta, 1.0).offsets(*limits)[0]) == sum(limits) + 1

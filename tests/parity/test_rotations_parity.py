@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from headway import Attention, Causal, HeadShape, KVCache, Rotary, Sinusoidal
-from headway.positions import ComRope, Hope, HopeLorentz, Look, Pope, Randomized, SelectiveRotary, parse
+from headway.positions import ComRope, Hope, HopeLorentz, Pope, Randomized, SelectiveRotary, TermInputs, parse
 
 HEADS, KV_HEADS, WIDTH = 6, 2, 8
 POS = torch.tensor([[-1, 0, 1, 2, 5, 40, 900], [3, 4, 5, 6, 700, 2000, 2001]])
@@ -39,7 +39,7 @@ def queries_and_keys(width: int = WIDTH) -> tuple[Tensor, Tensor]:
 def scores(position: Any, q: Tensor, k: Tensor, pos: Tensor, marks: Tensor | None = None) -> Tensor:
     """Scores without a scale, of all pairs of tokens, (B, H, N, N)."""
     q, k = position.rotate(q, k, pos, pos)
-    q, k, terms = position.act(q, k, pos, pos, 1.0, marks)
+    q, k, terms = position.prepare(q, k, pos, pos, 1.0, marks)
     content = q @ k.repeat_interleave(HEADS // KV_HEADS, 1).mT
     return content + sum(term.rows(content, None, pos, pos) for term in terms)
 
@@ -271,7 +271,7 @@ def test_selective_rotary_rotates_by_what_the_tokens_between_say(pairing: str, d
 def test_selective_rotary_of_equal_steps_is_rotary() -> None:
     position, (q, k) = made("selectiverotary(base=10000.0, conv=1)"), queries_and_keys()
     pos = torch.arange(7)[None]
-    got = position.recast(Look(q, k, pos, pos, 1.0, torch.ones(1, 7, KV_HEADS * 4).double().cumsum(1)))
+    got = position.transform_qk(TermInputs(q, k, pos, pos, 1.0, torch.ones(1, 7, KV_HEADS * 4).double().cumsum(1)))
     far = [x @ y.repeat_interleave(3, 1).mT for x, y in (got, Rotary().rotate(q, k, pos, pos))]
     close(*far)
 
@@ -279,7 +279,7 @@ def test_selective_rotary_of_equal_steps_is_rotary() -> None:
 def test_a_context_s_queries_are_not_rotated() -> None:
     position, (q, k) = made("selectiverotary(conv=1)"), queries_and_keys()
     marks, pos = torch.randn(2, 7, KV_HEADS * 4).double(), torch.arange(7)[None]
-    rotated, _ = position.recast(Look(q, k, pos, pos, 1.0, marks, crosses=True))
+    rotated, _ = position.transform_qk(TermInputs(q, k, pos, pos, 1.0, marks, crosses=True))
     assert rotated is q
 
 

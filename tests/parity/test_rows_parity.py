@@ -53,7 +53,7 @@ def test_cope_of_x_transformers(causal: bool) -> None:
     theirs.pos_emb = position.table
     q, k, v = torch.randn(3, 2, 3, 90, 8).double().requires_grad_().unbind(0)
     pos, mask = torch.arange(90)[None], Causal() if causal else None
-    q, k, terms = position.act(q, k, pos, pos, 8**-0.5)
+    q, k, terms = position.prepare(q, k, pos, pos, 8**-0.5)
     got = attend(q, k, v, terms=terms, mask=mask)
     content = q @ k.mT * 8**-0.5
     if causal:

@@ -98,7 +98,7 @@ def rates(ours: Rotary, length: int, width: int) -> Tensor:
     q = torch.zeros(1, 1, 2, width, dtype=torch.float64)
     q[..., : ours.width(width) // 2] = 1
     pos = torch.tensor([[1, length - 1]])
-    turned = ours.act(q, q, pos, pos, 1.0)[1][0, 0, 0, : ours.width(width)]
+    turned = ours.prepare(q, q, pos, pos, 1.0)[1][0, 0, 0, : ours.width(width)]
     cos, sin = turned.chunk(2)
     return torch.atan2(sin, cos)
 
@@ -222,7 +222,7 @@ def test_queries_and_keys(kind: str, seed: int) -> None:
 
 def both(position: Position, q: Tensor, k: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
     q, k = position.rotate(q, k, pos, pos)
-    return position.act(q, k, pos, pos, 1.0)[:2]
+    return position.prepare(q, k, pos, pos, 1.0)[:2]
 
 
 def attentions(ours: Rotary, theirs: dict[str, Any], kv_heads: int, width: int) -> tuple[Attention, LlamaAttention]:

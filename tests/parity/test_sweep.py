@@ -121,7 +121,7 @@ def rotary_kinds() -> list[str]:
 
 
 def place(position: Position, q: torch.Tensor, k: torch.Tensor, pos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return position.act(*position.rotate(q, k, pos, pos), pos, pos, 1.0)[:2]
+    return position.prepare(*position.rotate(q, k, pos, pos), pos, pos, 1.0)[:2]
 
 
 def temperature(layer: LayerPosition, pos: torch.Tensor) -> torch.Tensor | float:

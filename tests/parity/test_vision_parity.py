@@ -18,7 +18,7 @@ from transformers.models.swin.modeling_swin import SwinAttention, SwinRelativePo
 from transformers.models.swinv2.modeling_swinv2 import Swinv2SelfAttention
 
 from headway import Attention, Causal, Documents, HeadShape, HeadwayError, Window, attend, plan
-from headway.positions import Look, Swin, SwinV2
+from headway.positions import Swin, SwinV2, TermInputs
 from headway.terms import ByDistance, raster
 
 SIZES = [(7, 7), (3, 5), (6, 2), (1, 4), (4, 1)]
@@ -28,7 +28,7 @@ def term(position: Any, tokens: int) -> Any:
     """The one term of a method that looks at no query."""
     q = torch.zeros(1, position.shape.heads, tokens, position.shape.head_dim, dtype=torch.float64)
     pos = torch.arange(tokens)[None]
-    return position.terms(Look(q, q, pos, pos, 1.0))[0]
+    return position.terms(TermInputs(q, q, pos, pos, 1.0))[0]
 
 
 def same_bias(ours: Any, theirs: Tensor, pairs: dict[Any, Any]) -> None:
@@ -135,7 +135,7 @@ def both(position: Any, tokens: int, dtype: torch.dtype = torch.float64, **given
     weight, pos = torch.randn_like(inputs[0]), given.get("q_pos", torch.arange(tokens)[None])
     results = []
     for backend in ("native", "reference"):
-        terms = position.terms(Look(*inputs[:2], pos, pos, 1.0))
+        terms = position.terms(TermInputs(*inputs[:2], pos, pos, 1.0))
         out = attend(*inputs, terms=terms, backend=backend, **given)
         found = torch.autograd.grad((out * weight).sum(), [*inputs, *position.parameters()])
         results.append([out, *found])

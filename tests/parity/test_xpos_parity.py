@@ -43,7 +43,7 @@ def formula(position: XPos, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) 
 
 def scores(position: XPos, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
     q, k = position.rotate(q, k, q_pos, k_pos)
-    q, k, terms = position.act(q, k, q_pos, k_pos, 1.0)
+    q, k, terms = position.prepare(q, k, q_pos, k_pos, 1.0)
     assert terms == ()
     return q @ k.transpose(-1, -2)
 
@@ -113,7 +113,7 @@ def test_one_call_over_any_span_in_any_dtype(dtype: torch.dtype) -> None:
     past = (q_pos[0, :, None] >= q_pos[0]) & (q_pos[0] >= 0) & (q_pos[0, :, None] >= 0)
     torch.testing.assert_close(got[..., past].double(), expected[..., past], rtol=1e-5, atol=1e-5)
     assert got.isfinite().all()
-    wide_q, wide_k, _ = position.act(*position.rotate(q, k, q_pos, q_pos), q_pos, q_pos, 1.0)
+    wide_q, wide_k, _ = position.prepare(*position.rotate(q, k, q_pos, q_pos), q_pos, q_pos, 1.0)
     assert wide_q.dtype is dtype
     assert wide_q.isfinite().all()
     assert wide_k.isfinite().all()

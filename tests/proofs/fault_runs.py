@@ -27,10 +27,10 @@ import torch
 torch.set_num_threads(1)
 import torch._dynamo  # noqa: E402
 
-from headway.experiments.compare import Comparison, compare  # noqa: E402
-from headway.generation import generate, prompt_ids  # noqa: E402
+from headway.compare.run import Comparison, compare  # noqa: E402
 from headway.shapes import HeadwayError  # noqa: E402
 from headway.training import TrainSettings, load_model, load_watch, train  # noqa: E402
+from headway.training.generation import generate, prompt_ids  # noqa: E402
 
 SECONDS, MEMORY = 20, 2 * 10**9
 MODEL = {"dim": 16, "layers": 1, "heads": 2, "position": "rotary(base=500.0)"}
@@ -75,8 +75,8 @@ def run_watched(root: Path, out: Path) -> Any:
 
 
 def run_results(root: Path, out: Path) -> Any:
-    from headway.experiments.cells import RESULTS
-    from headway.report.page import page
+    from headway.compare.cells import RESULTS
+    from headway.compare.page import page
     from headway.training.files import read_json
 
     notes: list[str] = []

@@ -126,18 +126,18 @@ class Parameter:
 
 def commands() -> dict[str, list[Parameter]]:
     found = {}
-    for info in cli.app.registered_commands:
-        assert info.callback is not None
-        hints = typing.get_type_hints(info.callback, include_extras=True)
+    for command, path in cli.commands().items():
+        module = importlib.import_module(f"headway.{path.parent.name}.{path.stem}")
+        hints = typing.get_type_hints(module.command, include_extras=True)
         declared = []
-        for name in inspect.signature(info.callback).parameters:
+        for name in inspect.signature(module.command).parameters:
             kind, about = typing.get_args(hints[name])
             flags = [one for text in about.param_decls or () for one in text.split("/")]
             argument = type(about).__name__ == "ArgumentInfo"
             if kind is bool and not flags:
                 flags = [f"--{name.replace('_', '-')}", f"--no-{name.replace('_', '-')}"]
             declared.append(Parameter(name, kind, flags or [f"--{name.replace('_', '-')}"], argument))
-        found[info.name or info.callback.__name__] = declared
+        found[command] = declared
     return found
 
 

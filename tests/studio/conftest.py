@@ -18,7 +18,7 @@ TEXT = "the cat sat on the mat and the dog lay on the log. " * 60
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A run of three heads and a comparison of two methods, as small as they can be."""
-    from headway.experiments.compare import Comparison, compare
+    from headway.compare.run import Comparison, compare
     from headway.training import TrainSettings, train
 
     root = tmp_path_factory.mktemp("secret-place")

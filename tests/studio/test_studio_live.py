@@ -114,7 +114,7 @@ def test_a_short_text_is_learned_to_its_end() -> None:
     from torch.nn.functional import cross_entropy
 
     from headway.studio.fields import Fresh, Training
-    from headway.studio.stage import Stage
+    from headway.studio.live_session import Stage
 
     stage = Stage()
     sentence = "to be or not to be, that is it"

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from headway.generation import generate, prompt_ids, stream_text
 from headway.shapes import HeadwayError
+from headway.training.generation import generate, prompt_ids, stream_text
 from headway.training.vocabulary import Bpe, Bytes
 
 

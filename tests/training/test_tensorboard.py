@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be(tmp_path: Path, text: Path) -> None:
 
 
 def test_a_picture_is_the_weights_in_colours() -> None:
-    from headway.report.colours import colour_table
+    from headway.web.colours import colour_table
 
     weights = torch.zeros(2, 3, 5)
     weights[0, 1, 2], weights[1, 0, 0], weights[1, 2, 4] = 0.5, 1.0, 0.5

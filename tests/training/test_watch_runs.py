@@ -18,6 +18,7 @@ from headway.inspect.watch import Reading, Snapshot, Taken
 from headway.training import TrainSettings, load_model, load_watch, read_checkpoint, train
 from headway.training.checkpoint import model_tensors
 from headway.training.text import read_text
+from headway.training.train_command import watch_note
 from headway.training.watching import FolderWatch, watch_size
 
 MODEL = {"dim": 24, "layers": 2, "heads": 6, "kv_heads": 2, "position": "alibi", "dropout": 0.1}
@@ -225,7 +226,7 @@ def test_the_command_says_how_much_it_will_write(
     said = f"Watching W_Q, W_K and W_V every 2 steps: {written / 1e6:.1f} MB in {tmp_path / 'run' / 'watch'}"
     assert capsys.readouterr().out.startswith(said + "\n")
     assert load_watch(tmp_path / "run").steps == [0, 2]
-    assert cli._watch_note(10**9, 1, Path("run")).endswith(
+    assert watch_note(10**9, 1, Path("run")).endswith(
         "1,000.0 MB in run/watch would be more than 268 MB, so it will look less often"
     )
 

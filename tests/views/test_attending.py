@@ -14,9 +14,9 @@ from common import every_method, every_place, refusal
 from torch import Tensor
 
 from headway import Transformer
+from headway.figures.values import Block, Heatmap
 from headway.inspect.split import maps
 from headway.positions import parse
-from headway.report.figures import Block, Heatmap
 from headway.views import Question, view
 from headway.views.attending import KEYS
 from headway.views.changing import swapped
@@ -47,7 +47,7 @@ def make(spec: str = "rotary", *, kind: str = "decoder", kv_heads: int | None = 
 
 def asked(model: Transformer, labels: list[str] = LABELS, **more: Any) -> Question:
     ids = torch.arange(len(labels))[None] * 7 % 40
-    return Question(model, ids, labels, **{"layer": 1, "head": 2, **more})
+    return Question.of(model, ids, labels, **{"layer": 1, "head": 2, **more})
 
 
 def passed(question: Question) -> dict[str, Tensor]:
@@ -379,7 +379,7 @@ def test_shuffling_tokens() -> None:
     order = made.notes[0]["en"].removeprefix("Order after: ").split(".")[0].split(" ")
     places = [labels.index(label) for label in order]
     assert sorted(places) == [0, 1, 2, 3, 4] != places
-    shuffled = Question(question.model, question.ids[:, places], order, layer=1, head=2).seen.weights()[0, 2]
+    shuffled = Question.of(question.model, question.ids[:, places], order, layer=1, head=2).seen.weights()[0, 2]
     after = tensor(made.figures[0].columns[1][1][0].values)
     for row, query in enumerate(places):
         for column, key in enumerate(places):

@@ -11,10 +11,10 @@ import torch
 from browser import OUTSIDE, OVERLAPS, Open, assert_accessible, browser, open_page, saved
 from test_attending import LABELS, asked, make, tensor
 
-from headway.report.figures import same
-from headway.report.views import views_page
+from headway.figures.values import same
 from headway.views import Question, view
-from headway.views.walk import walk_page
+from headway.views.explain_page import walk_page
+from headway.web.views_page import views_page
 
 __all__ = ["browser", "open_page"]  # fixtures
 NAMES = ("stepper", "projection", "softmax", "wall", "head", "split", "whatif")

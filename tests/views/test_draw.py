@@ -20,7 +20,7 @@ from headway.inspect.record import Trace
 from headway.positions import methods
 from headway.views import Question, view
 from headway.views.draw import draw
-from headway.views.subject import OF_PASSES, about_position
+from headway.views.questions import OF_PASSES, about_position
 
 
 @pytest.mark.parametrize("name", methods())

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from headway import HeadwayError, Transformer
+from headway.figures.values import Block, Columns, Film, Grid, Heatmap, Lines, Steps, View, both
+from headway.figures.words import LANGUAGES, strings
 from headway.inspect import one_step, watch
 from headway.inspect.watch import Reading, Watch
 from headway.positions import methods
-from headway.report.figures import Block, Columns, Film, Grid, Heatmap, Lines, Steps, View, both
-from headway.report.words import LANGUAGES, strings
 from headway.training import (
     History,
     TextBatches,
@@ -61,7 +61,7 @@ def question(run: Path) -> Question:
     assert isinstance(model, Transformer)
     ids = vocabulary.encode(TEXT.encode())
     labels = token_texts(vocabulary, ids)
-    return Question(model, ids[None], labels, layer=LAYER, head=HEAD, watched=load_watch(run), history=found.history)
+    return Question.of(model, ids[None], labels, layer=LAYER, head=HEAD, watched=load_watch(run), history=found.history)
 
 
 def asked(question: Question, **options: Any) -> Question:
@@ -119,7 +119,7 @@ def test_the_bytes_of_a_film_are_bounded_and_it_says_what_it_left_out() -> None:
             optimizer.zero_grad()
             model(ids).logsumexp(-1).sum().backward()
             optimizer.step()
-    found = view("film", Question(model, ids, list("abcdefghi"), watched=watched))
+    found = view("film", Question.of(model, ids, list("abcdefghi"), watched=watched))
     film = found.figures[0]
     assert isinstance(film, Film)
     shown = len(film.frames)
@@ -134,7 +134,7 @@ def test_the_bytes_of_a_film_are_bounded_and_it_says_what_it_left_out() -> None:
             optimizer.zero_grad()
             wide(ids).logsumexp(-1).sum().backward()
             optimizer.step()
-    found = view("film", Question(wide, ids, list("abcdefghi"), watched=watched))
+    found = view("film", Question.of(wide, ids, list("abcdefghi"), watched=watched))
     assert size(found) < 2_000_000
     assert any("512 × 256" in note["en"] for note in found.notes)
     assert maps(found.figures[0].frames[0][1])["W_Q"].values.kind == "uint8"
@@ -152,7 +152,7 @@ def test_singular_values_without_the_product() -> None:
 def test_the_step_is_the_microscopes(name: str) -> None:
     model = Transformer(**{**MODEL, "dim": 48, "vocab": 17, "position": name}).eval()
     ids = torch.randint(17, (1, 6))
-    question = Question(model, ids, list("abcdef"), layer=LAYER, head=HEAD, options={"matrix": "k", "lr": 0.02})
+    question = Question.of(model, ids, list("abcdef"), layer=LAYER, head=HEAD, options={"matrix": "k", "lr": 0.02})
     found = view("step", question)
     taken = one_step(model, ids, layer=LAYER, head=HEAD, lr=0.02)
     steps, summary = found.figures
@@ -192,10 +192,10 @@ def test_the_step_is_the_microscopes(name: str) -> None:
 def test_the_largest_step_is_below_two_megabytes() -> None:
     model = Transformer(vocab=9, dim=1024, layers=1, heads=8)
     ids = torch.randint(9, (1, 128))
-    found = view("step", Question(model, ids, ["a"] * 128))
+    found = view("step", Question.of(model, ids, ["a"] * 128))
     assert size(found) < 2_000_000
     ids = torch.cat((ids, torch.zeros_like(ids)), 1)
-    longer = view("step", Question(model, ids, ["a"] * 256))
+    longer = view("step", Question.of(model, ids, ["a"] * 256))
     assert longer.notes[0] == both("step.cut", shown=128, count="256")
     assert longer.figures == found.figures  # of the same 128 tokens
     assert longer.notes[1:] == found.notes
@@ -294,7 +294,7 @@ def test_one_moment_is_no_film_yet() -> None:
     settings = TrainSettings(steps=1, batch=1, length=4)
     with watch(model, every=1) as watched:
         Trainer(model, TextBatches(torch.arange(50) % 9, 4, 1), settings).run()
-    found = view("film", Question(model, torch.arange(3)[None], list("abc"), watched=watched))
+    found = view("film", Question.of(model, torch.arange(3)[None], list("abc"), watched=watched))
     assert (
         found.finding["en"] == "Only one moment was recorded so far, after 0 steps: the film begins with the next one."
     )

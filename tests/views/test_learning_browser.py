@@ -13,12 +13,12 @@ from browser import OUTSIDE, OVERLAPS, Open, assert_accessible
 from torch import Tensor
 
 from headway import Transformer
+from headway.figures.values import View, same
 from headway.inspect import one_step
-from headway.report.figures import View, same
-from headway.report.views import views_page
 from headway.training import TrainSettings, load_model, load_watch, read_checkpoint, token_texts, train
 from headway.training.text import read_text
 from headway.views import Question, view
+from headway.web.views_page import views_page
 
 LAYER, HEAD = 1, 2
 
@@ -39,7 +39,7 @@ def question(run: Path) -> Question:
     assert isinstance(model, Transformer)
     ids = vocabulary.encode("the 猫".encode())
     labels = token_texts(vocabulary, ids)
-    return Question(model, ids[None], labels, layer=LAYER, head=HEAD, watched=load_watch(run), history=found.history)
+    return Question.of(model, ids[None], labels, layer=LAYER, head=HEAD, watched=load_watch(run), history=found.history)
 
 
 @pytest.fixture(scope="module")

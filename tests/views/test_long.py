@@ -13,15 +13,16 @@ import torch
 from browser import Open
 
 from headway import HeadwayError, Transformer
+from headway.figures.values import Heatmap, Lines, Tiles, plain
 from headway.inspect.record import Trace
 from headway.inspect.tiles import TileSource
-from headway.report.colours import colour_table
-from headway.report.figures import Heatmap, Lines, Tiles, plain
-from headway.report.page import asset, bundle, strings_of
-from headway.report.panels import Scale, pixels
-from headway.report.views import views_page
+from headway.plot.maps import Scale, pixels
 from headway.terms import Pairwise
 from headway.views import Question, view
+from headway.views.question import Recording
+from headway.web.colours import colour_table
+from headway.web.page import asset, bundle, strings_of
+from headway.web.views_page import views_page
 
 TOKENS, QUERY, KEY = 8192, 8000, 123
 
@@ -30,7 +31,7 @@ def question(tokens: int, **options: Any) -> Question:
     torch.manual_seed(0)
     model = Transformer(vocab=64, dim=24, layers=1, heads=3, position="none")
     ids = torch.randint(0, 64, (1, tokens))
-    return Question(model, ids, [f"t{i}" for i in range(tokens)], head=2, options=options)
+    return Question.of(model, ids, [f"t{i}" for i in range(tokens)], head=2, options=options)
 
 
 def planted(tokens: int, query: int, key: int) -> Question:
@@ -39,8 +40,8 @@ def planted(tokens: int, query: int, key: int) -> Question:
     layer = asked.seen
     spike = Pairwise(lambda q, k: 60.0 * ((q[:, :, None] == query) & (k[:, None] == key))[:, None])
     call = replace(layer.call, q=torch.zeros_like(layer.call.q), terms=(spike,))
-    asked.__dict__["trace"] = Trace([replace(layer, call=call)], asked.trace.tokens)
-    return asked
+    trace = Trace([replace(layer, call=call)], asked.trace.tokens)
+    return replace(asked, recording=Recording(asked.model, asked.ids, trace))
 
 
 def test_a_planted_link_is_seen_zoomed_out() -> None:

@@ -15,7 +15,7 @@ from headway import Alibi, Attention, Rotary, Transformer
 from headway.display import Displayed
 from headway.inspect import Trace, record, split, watch
 from headway.positions import Position, methods
-from headway.positions.base import Look
+from headway.positions.base import TermInputs
 from headway.terms import AnyTerm, ByDistance
 from headway.views import Question, view
 from headway.views.notebook import LARGEST, cell, frame
@@ -119,7 +119,7 @@ class Hostile(Position):
 
     title: ClassVar[str] = "</script><img src=x onerror='alert(1)'>\"&quot;"
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         return (ByDistance.linear(torch.full((look.q.shape[1],), -0.5)),)
 
 

@@ -19,14 +19,15 @@ from common import randomise, refusal
 from torch import Tensor
 
 from headway import Transformer
+from headway.figures.values import Block, Grid, Heatmap, Lines, View
 from headway.inspect.probe import planes
 from headway.positions import methods, parse
-from headway.report.figures import Block, Grid, Heatmap, Lines, View
-from headway.report.findings import findings
+from headway.results.findings import findings
 from headway.shapes import HeadShape, HeadwayError
 from headway.views import Question, view
 from headway.views.distances import by_distance, percent, second_half, short
 from headway.views.methods import EXACT, match
+from headway.views.question import Recording
 from headway.views.reaching import _uniform, _windows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
@@ -66,7 +67,7 @@ def model(spec: str = "rotary", **given: Any) -> Transformer:
 def asked(spec: str = "rotary", tokens: int = len(WORDS), *, made: Transformer | None = None, **given: Any) -> Question:
     labels = [*WORDS, *(f"w{n}" for n in range(tokens))][:tokens]
     ids = torch.arange(tokens)[None] * 7 % 30
-    return Question(model(spec) if made is None else made, ids, labels, **{"layer": 1, "head": 2, **given})
+    return Question.of(model(spec) if made is None else made, ids, labels, **{"layer": 1, "head": 2, **given})
 
 
 def tensor(block: Block) -> Tensor:
@@ -432,7 +433,7 @@ def test_moving_the_text_changes_no_score_of_a_relative_method(spec: str) -> Non
     change, finding = changed(question), view("rotation", question).finding["en"]
     absolute = spec == "fope"  # sums of waves see places themselves
     assert (change < 1e-4) != absolute
-    assert ("places matter" in finding) == absolute
+    assert ("positions matter" in finding) == absolute
 
 
 def test_dynamic_bases_see_the_length() -> None:
@@ -514,7 +515,7 @@ def test_windows_are_pooled() -> None:
     assert "54 of them, 54 or more" in shown.notes[0]["en"]  # six queries each
     found = []
     for window in windows:
-        alone = replace(question, ids=window[None], options={})
+        alone = replace(question, recording=Recording(question.model, window[None]), options={})
         found += [alone.seen.weights()[0, 2, i, i - 1] for i in range(6, 12)]
     assert figures(shown, Lines)[0].lines[0].values[0] == pytest.approx(
         float(torch.stack(found).double().mean()), rel=1e-4
@@ -563,7 +564,8 @@ def test_heads_in_another_order_are_found_again() -> None:
         for linear in (attention.q, attention.k, attention.v):
             linear.weight.data = linear.weight.data.unflatten(0, (3, 8))[order].flatten(0, 1)
         attention.o.weight.data = attention.o.weight.data.unflatten(1, (3, 8))[:, order].flatten(1)
-    shown = view("sidebyside", replace(question, name="one", others=[replace(question, model=other, name="two")]))
+    beside = replace(question, recording=Recording(other, question.ids), name="two")
+    shown = view("sidebyside", replace(question, name="one", others=[beside]))
     columns, pairs, _ = shown.figures
     assert [int(cells[0]) for _, cells in pairs.rows] == [order.tolist().index(head) for head in range(3)]
     assert all(cells[1] == "0" or "⁻" in cells[1] for _, cells in pairs.rows)  # as near as rounding lets them

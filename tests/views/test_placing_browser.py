@@ -17,10 +17,10 @@ import torch
 from browser import OUTSIDE, OVERLAPS, Open, assert_accessible, saved
 
 from headway import Transformer
-from headway.report.figures import View, same
-from headway.report.page import page as report_page
-from headway.report.views import views_page
+from headway.compare.page import page as report_page
+from headway.figures.values import View, same
 from headway.views import Question, view
+from headway.web.views_page import views_page
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 import sample
@@ -115,7 +115,7 @@ def test_uniform_attention_is_the_exact_curve(open_page: Open) -> None:
     torch.manual_seed(0)
     model = Transformer(vocab=9, dim=24, layers=1, heads=3, position="none").eval()
     torch.nn.init.zeros_(model.stack.attentions()[0].q.weight)
-    question = Question(model, torch.arange(121)[None] % 9, [str(n % 9) for n in range(121)])
+    question = Question.of(model, torch.arange(121)[None] % 9, [str(n % 9) for n in range(121)])
     page = open_page(html_of(view("distance", question)))
     found = columns(sheet(page, "lines"))
     for away, value in zip(found["distance in tokens"], found["head 0"], strict=True):

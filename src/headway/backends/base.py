@@ -30,7 +30,7 @@ class Call:
         normalise: how scores become weights.
         softcap: c in c·tanh(scale·q·k / c), or None.
         sinks: the score of one more key of value zero for each head, (H,), or None.
-        aligned: True when positions are known to be 0, 1, 2 … with no padding, so that they need not be looked at.
+        default_positions: True when positions are known to be 0, 1, 2 … without padding, so that none is looked at.
         device: kind of device it runs on ("cpu", "cuda"); a planned call has meta tensors and names it here.
     """
 
@@ -43,7 +43,7 @@ class Call:
     terms: tuple[AnyTerm, ...]
     scale: float
     normalise: str
-    aligned: bool
+    default_positions: bool
     device: str
     softcap: float | None = None
     sinks: Float[Tensor, " heads"] | None = None
@@ -98,7 +98,7 @@ class Call:
         seen = None
         if self.mask is not None:
             seen = self._fitting(self.mask.tile(self.q_pos, self.k_pos, rows, cols), "a mask")
-        if self.aligned:
+        if self.default_positions:
             return seen
         real = (self.q_pos[:, rows, None] >= 0) & (self.k_pos[:, None, cols] >= 0)
         return real[:, None] if seen is None else seen & real[:, None]

@@ -101,7 +101,7 @@ def _leaves(mask: Mask | None) -> list[Mask]:
 
 def _distance(call: Call) -> PairBias:
     """Key position minus query position of a pair, from indices where positions are known to be indices."""
-    if call.aligned:
+    if call.default_positions:
         return lambda b, h, i, j: j - i
     q_pos, k_pos = (pos.expand(call.q.shape[0], -1) for pos in (call.q_pos, call.k_pos))
     return lambda b, h, i, j: k_pos[b, j] - q_pos[b, i]
@@ -129,7 +129,7 @@ def _bias(call: Call, term: Term) -> PairBias:
     if isinstance(term, PerKey):
         bias = term.bias.to(wide).expand(batch, heads, -1)
         return lambda b, h, i, j: bias[b, h, j]
-    if isinstance(term, ByDistance) and call.aligned:
+    if isinstance(term, ByDistance) and call.default_positions:
         every = torch.arange(1 - queries, call.k.shape[2], device=call.q.device)
         vector = term.tile(torch.zeros_like(every[:1])[None], every[None])[0, :, 0].to(wide).expand(heads, -1)
         return lambda b, h, i, j: vector[h, j - i + (queries - 1)]
@@ -161,7 +161,7 @@ def _by_distance(term: ByDistance, away: PairBias, heads: int, wide: torch.dtype
 def mask_mod(call: Call) -> MaskMod | None:
     """(b, h, i, j) → whether the query may see the key, padding left out; None when all see all."""
     seen = None if call.mask is None else _seen(call, call.mask)
-    if call.aligned:
+    if call.default_positions:
         return seen
     q_real, k_real = (pos.expand(call.q.shape[0], -1) >= 0 for pos in (call.q_pos, call.k_pos))
 

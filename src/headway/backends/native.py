@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -36,48 +37,44 @@ _GIVEN = (
 """What forward and backward are given, as :class:`headway.backends.canonical.Canonical` names it."""
 
 
-class _Call(ctypes.Structure):
-    """One call, field by field as ``Call`` in csrc/tile.h."""
+_SOURCE = Path(__file__).parent / "csrc"
 
-    _fields_: ClassVar[Any] = [
-        (name, {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}[kind])
-        for kind, names in (
-            ("n", "batch heads kv_heads queries keys dim dim_v"),
-            ("p", "q k v"),
-            ("n", "q_batch q_head q_row k_batch k_head k_row v_batch v_head v_row"),
-            ("p", "q_pos k_pos q_docs k_docs"),
-            ("n", "q_pos_batch k_pos_batch q_docs_batch k_docs_batch past future"),
-            ("p", "per_key"),
-            ("n", "per_key_batch per_key_head"),
-            ("p", "table tails"),
-            ("n", "width left"),
-            ("p", "rows"),
-            ("n", "rows_batch rows_head rows_row rows_width rows_left"),
-            ("d", "scale"),
-            ("n", "skip decoding"),
-            ("p", "out"),
-            ("n", "out_batch out_head out_row"),
-            ("p", "sums grad"),
-            ("n", "grad_batch grad_head grad_row splits"),
-            ("p", "d_q"),
-            ("n", "d_q_split d_q_batch d_q_head d_q_row"),
-            ("p", "d_k d_v"),
-            ("n", "d_k_batch d_k_head d_k_row d_v_batch d_v_head d_v_row"),
-            ("p", "d_per_key d_table d_tails d_rows tiles"),
-        )
-        for name in names.split()
-    ]
+
+def _fields(header: str) -> list[tuple[str, Any]]:
+    """The fields of ``Call`` as the C++ header declares them, the one description of what Python hands over.
+
+    >>> _fields("struct Call {\\n  int64_t batch;\\n  const void *q, *k;  // pointers\\n};")[-1][0]
+    'k'
+    """
+    (body,) = re.findall(r"struct Call \{\n(.*?)\n\};", header, re.DOTALL)
+    numbers = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
+    found: list[tuple[str, Any]] = []
+    for line in body.split("\n"):
+        code = line.partition("//")[0].strip()
+        if code:
+            declared = re.fullmatch(r"(?:const )?(void|int64_t|double)(\*?) ([\w*, ]+);", code)
+            assert declared, f"csrc/tile.h declares what Python cannot read: {code}"
+            kind, star, names = declared.groups()
+            for name in names.split(", "):
+                pointer = bool(star) or name.startswith("*")
+                found.append((name.removeprefix("*"), ctypes.c_void_p if pointer else numbers[kind]))
+    return found
+
+
+class _Call(ctypes.Structure):
+    """One call, as ``Call`` of csrc/tile.h."""
+
+    _fields_: ClassVar[Any] = _fields((_SOURCE / "tile.h").read_text(encoding="utf-8"))
 
 
 @cache
 def _loaded() -> ctypes.CDLL | str:
     """The compiled kernel, or why there is none."""
     try:
-        kernel = ctypes.CDLL(str(compiler.library(Path(__file__).parent / "csrc" / "attention.cpp")))
+        kernel = ctypes.CDLL(str(compiler.library(_SOURCE / "attention.cpp")))
     except (HeadwayError, OSError) as error:
         return str(error)
-    if kernel.headway_call_size() != ctypes.sizeof(_Call):
-        raise AssertionError("csrc/tile.h and native.py describe different calls")
+    assert kernel.headway_call_size() == ctypes.sizeof(_Call), "Python and the C++ compiler lay out a call differently"
     return kernel
 
 

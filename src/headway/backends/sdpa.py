@@ -2,8 +2,8 @@
 
 Plain and causal attention run as they are. Terms and masks go in as one ``attn_mask`` that is a view of few numbers:
 per key, a row that every query shares (row stride 0); by distance, and Causal and Window, a table that moves one entry
-per row (row stride 1, queries from the last to the first, see :mod:`headway.backends.skew`). torch's CPU kernel reads
-such a view in place, forward and backward. It gives no gradient for it, so what is learned is refused.
+per row (row stride 1, queries from the last to the first, see :mod:`headway.backends.diagonal_views`). torch's CPU
+kernel reads such a view in place, forward and backward. It gives no gradient for it, so what is learned is refused.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from headway.backends.base import Call
-from headway.backends.skew import strip
-from headway.masks import FAR, Causal, Dense, reach, straight
+from headway.backends.diagonal_views import strip
+from headway.masks import FAR, Causal, Dense, is_distance_only, reach
 from headway.terms import ByDistance, PerKey
 
 FEW = 16
@@ -37,7 +37,7 @@ def refuses(call: Call) -> str | None:
         return "torch has no fused kernel for float64 on cuda"
     if _few(call) or _plain(call):
         return None
-    if not call.aligned:
+    if not call.default_positions:
         return "explicit positions would make the mask a tensor of queries · keys numbers"
     if call.device != "cpu":
         return f"terms and masks other than Causal run fused on a CPU only, not on {call.device}"
@@ -57,7 +57,7 @@ def _view_refuses(call: Call) -> str | None:
     kinds = {type(term) for term in call.score_terms}
     if isinstance(call.mask, Dense) and not kinds:
         return "torch would keep the mask as floats for the backward pass" if call.training else None
-    if not straight(call.mask):
+    if not is_distance_only(call.mask):
         return f"the mask {type(call.mask).__name__} would be a tensor of queries · keys numbers"
     if PerKey in kinds and (len(kinds) > 1 or call.mask is not None):
         return "PerKey together with a mask or a term by distance would be a tensor of queries · keys numbers"
@@ -67,7 +67,7 @@ def _view_refuses(call: Call) -> str | None:
 def _plain(call: Call) -> bool:
     # torch's causal CPU kernel gives NaN for a scale of 0 or below: it scales the −inf of what is masked
     known = call.mask is None or (isinstance(call.mask, Causal) and call.scale > 0)
-    return len(call.terms) == 0 and call.aligned and known
+    return len(call.terms) == 0 and call.default_positions and known
 
 
 def _few(call: Call) -> bool:

@@ -1,4 +1,4 @@
-"""Look inside attention: what it was given, how each score came about, how its matrices learn.
+"""TermInputs inside attention: what it was given, how each score came about, how its matrices learn.
 
 >>> import headway, torch
 >>> model = headway.Transformer(vocab=50, dim=32, layers=2, heads=4)

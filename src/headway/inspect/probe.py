@@ -17,7 +17,7 @@ from torch import Tensor
 
 from headway.backends.base import Call
 from headway.masks import Causal
-from headway.positions import Look, Position
+from headway.positions import Position, TermInputs
 from headway.shapes import HeadShape, HeadwayError
 
 CHUNK = 2**24
@@ -95,7 +95,7 @@ def alike(position: Position, pos: Int[Tensor, "1 tokens"]) -> Call:
         content = x.new_full((1, shape.heads, tokens, shape.head_dim), shape.head_dim**-0.25)
     keys = content[:, : shape.kv_heads]
     q, k = position.rotate(content, keys, pos, pos)
-    q, k, terms = position.act(q, k, pos, pos, scale, position.marked(x, pos))
+    q, k, terms = position.prepare(q, k, pos, pos, scale, position.marked(x, pos))
     return Call(q, k, keys, pos, pos, Causal(), terms, scale, position.normalise, True, "cpu")
 
 
@@ -119,7 +119,7 @@ def planes(
     >>> [round(rate, 9) for rate in found.rates.tolist()], found.still
     ([1.0, 0.01], 0)
     """
-    if all(getattr(type(position), name) is getattr(Position, name) for name in ("rotate", "recast")):
+    if all(getattr(type(position), name) is getattr(Position, name) for name in ("rotate", "transform_qk")):
         return None
     with torch.no_grad():
         position, shape = in_float64(position), attached(position)
@@ -185,8 +185,8 @@ def _mapped(position: Position, vectors: Tensor, where: Tensor, head: int, marks
     for part in vectors.split(size):
         q = part[:, None, None].expand(-1, shape.heads, tokens, -1)
         q, k = position.rotate(q, q[:, : shape.kv_heads], where, where)
-        if type(position).recast is not Position.recast:
+        if type(position).transform_qk is not Position.transform_qk:
             own = None if marks is None else marks.expand(len(part), *marks.shape[1:])
-            q, _ = position.recast(Look(q, k, pos, pos, shape.head_dim**-0.5, own))
+            q, _ = position.transform_qk(TermInputs(q, k, pos, pos, shape.head_dim**-0.5, own))
         found.append(q[:, head])
     return torch.cat(found)

@@ -23,8 +23,8 @@ from headway.display import Displayed
 from headway.functional import check
 from headway.masks import ALL
 from headway.shapes import HeadwayError
+from headway.stack import Block, Stack
 from headway.terms import AnyTerm
-from headway.transformer import Block, Stack
 
 ROWS = 64
 """Queries whose scores are held at once in summaries."""

@@ -127,7 +127,7 @@ def maps(position: Position) -> bool:
     (True, False)
     """
     method = type(getattr(position, "inside", position))  # randomized has another method inside
-    return any(getattr(method, name) is not getattr(Position, name) for name in ("rotate", "recast"))
+    return any(getattr(method, name) is not getattr(Position, name) for name in ("rotate", "transform_qk"))
 
 
 def adds(layer: Layer) -> bool:

@@ -150,7 +150,7 @@ class TileSource:
     A server sends :meth:`body`, little-endian: rows and columns of the tile as two unsigned 32-bit numbers, then rows ·
     columns float32 in the order of reading, NaN where a mask hides all of a cell. Tiles at the lower and right edges
     have fewer than 256 rows or columns. The whole map's ``size(0)``, ``levels`` and :data:`TILE` are what a page needs
-    to know beforehand (:class:`headway.report.figures.Tiles`).
+    to know beforehand (:class:`headway.figures.values.Tiles`).
 
     Args:
         layer: of a trace.

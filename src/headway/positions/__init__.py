@@ -1,43 +1,101 @@
-"""Every way to tell attention where a token is: one method per file, found by listing this folder.
+"""Every way to tell attention where a token is: one method per file.
 
->>> parse("rotary(base=500000)")
-Rotary(base=500000.0, fraction=1.0, pairing='half')
+>>> Yarn(factor=8.0).spec()
+'yarn(factor=8.0)'
 """
 
 from __future__ import annotations
 
-import ast
-import difflib
-import importlib
-import pkgutil
-from dataclasses import fields
-from functools import cache
-
-from headway.characters import shortened
 from headway.positions.alibi import Alibi
-from headway.positions.base import LARGEST, Look, Position, as_kind
+from headway.positions.axial import Axial
+from headway.positions.base import LARGEST, Position, TermInputs
+from headway.positions.comrope import ComRope
+from headway.positions.cope import Cope
+from headway.positions.dape import Dape, DapeV2
+from headway.positions.deberta import Deberta
+from headway.positions.dynamicbias import DynamicBias
+from headway.positions.extending import extend
+from headway.positions.fire import Fire
+from headway.positions.fope import FoPE
+from headway.positions.fox import Fox
+from headway.positions.grape import GrapeA, GrapeM
+from headway.positions.grapeap import GrapeAP
+from headway.positions.hope import Hope, HopeLorentz
+from headway.positions.inkling import Inkling
 from headway.positions.interchange import LayerPosition, convert_pairing, from_hf, layers_from_hf, to_hf
+from headway.positions.kerple import Kerple
 from headway.positions.learned import Learned
+from headway.positions.mrope import MRope
+from headway.positions.music import Music
 from headway.positions.none import NoPosition
+from headway.positions.path import Path
+from headway.positions.pope import Pope
+from headway.positions.randomized import Randomized
+from headway.positions.registry import methods, parse
 from headway.positions.rotary import Rotary
+from headway.positions.sandwich import Sandwich
+from headway.positions.scaled import NTK, DynamicNTK, Interpolated, Llama3, LongRope, Proportional, Yarn
+from headway.positions.selective import SelectiveRotary
 from headway.positions.shaw import Shaw
 from headway.positions.sinusoidal import Sinusoidal
+from headway.positions.sinusoidal2d import Sinusoidal2D
+from headway.positions.stickbreaking import StickBreaking
+from headway.positions.swin import Swin, SwinV2
 from headway.positions.t5 import T5
-from headway.shapes import HeadwayError, brief
+from headway.positions.transformerxl import TransformerXL
+from headway.positions.xpos import XPos
 
 __all__ = [
     "LARGEST",
+    "NTK",
     "T5",
     "Alibi",
+    "Axial",
+    "ComRope",
+    "Cope",
+    "Dape",
+    "DapeV2",
+    "Deberta",
+    "DynamicBias",
+    "DynamicNTK",
+    "Fire",
+    "FoPE",
+    "Fox",
+    "GrapeA",
+    "GrapeAP",
+    "GrapeM",
+    "Hope",
+    "HopeLorentz",
+    "Inkling",
+    "Interpolated",
+    "Kerple",
     "LayerPosition",
     "Learned",
-    "Look",
+    "Llama3",
+    "LongRope",
+    "MRope",
+    "Music",
     "NoPosition",
+    "Path",
+    "Pope",
     "Position",
+    "Proportional",
+    "Randomized",
     "Rotary",
+    "Sandwich",
+    "SelectiveRotary",
     "Shaw",
     "Sinusoidal",
+    "Sinusoidal2D",
+    "StickBreaking",
+    "Swin",
+    "SwinV2",
+    "TermInputs",
+    "TransformerXL",
+    "XPos",
+    "Yarn",
     "convert_pairing",
+    "extend",
     "from_hf",
     "layers_from_hf",
     "methods",
@@ -46,59 +104,8 @@ __all__ = [
 ]
 
 
-@cache
-def methods() -> dict[str, type[Position]]:
-    """All methods by name, in alphabetical order with "none" first: every class a file of this folder defines."""
-    found: dict[str, type[Position]] = {}
-    for module_name in sorted(info.name for info in pkgutil.iter_modules(__path__) if info.name != "base"):
-        module = importlib.import_module(f"{__name__}.{module_name}")
-        for member in vars(module).values():
-            if isinstance(member, type) and issubclass(member, Position) and member.__module__ == module.__name__:
-                found[member.method_name()] = member
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "none", item[0])))
-
-
-def parse(spec: str) -> Position:
-    """A method from its text: ``rotary`` or ``rotary(base=500000, pairing='interleaved')``.
-
-    Values are plain numbers, strings, truth values, and tuples of them, as ``longrope(long=(1.0, 2.5))``; nothing is
-    evaluated.
-
-    Raises:
-        HeadwayError: on an unknown method, an unknown or ill-typed hyperparameter, or text that does not read so.
-    """
-    if not isinstance(spec, str):
-        raise HeadwayError(f"expected a position method as text, such as rotary, got {brief(spec)}")
-    try:
-        node = ast.parse(spec.strip(), mode="eval").body
-        call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
-        if not isinstance(call.func, ast.Name) or call.args:
-            raise ValueError
-        name = call.func.id
-        values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
-        raise HeadwayError(
-            f"expected a position method such as rotary or rotary(base=500000), got {shortened(spec)!r}: "
-            f"`headway methods` lists all"
-        ) from None
-    if name not in methods():
-        titles = {n: m.title.lower() for n, m in methods().items() if name.lower() in m.title.lower()}
-        titled = sorted(titles, key=lambda n: (f"({name.lower()})" not in titles[n], len(titles[n])))
-        meant = titled[:3] or difflib.get_close_matches(name.lower(), methods(), n=3, cutoff=0.5)
-        guess = f"did you mean {' or '.join(meant)}? " if meant else ""
-        raise HeadwayError(f"expected a position method, got {shortened(name)!r}: {guess}`headway methods` lists all")
-    method = methods()[name]
-    defaults = {f.name: f.default for f in fields(method) if f.init}
-    for key, value in values.items():
-        if key not in defaults:
-            accepted = ", ".join(defaults) or "none"
-            raise HeadwayError(f"expected hyperparameters of {name} ({accepted}), got {shortened(key)!r}")
-        values[key] = as_kind(name, key, value, defaults[key])
-    return method(**values)
-
-
 def __getattr__(name: str) -> type[Position]:
-    """Methods whose file was added without a line above are importable all the same."""
+    """A method whose file was added without a line above can be imported all the same."""
     for method in methods().values():
         if method.__name__ == name:
             return method

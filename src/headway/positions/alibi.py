@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.positions.base import Look, Position
+from headway.positions.base import Position, TermInputs
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistance
 
@@ -108,7 +108,7 @@ class Alibi(Position):
         first, second = math.ceil(self.heads / 2), self.heads // 2
         return torch.cat([slopes(heads, device) for heads in (first, second) if heads])
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """−m_h · distance."""
         # computed here and not kept as a buffer: a model made on the meta device would lose it
         slope = self.log_slope.double().exp() if self.learned else self._published(look.q.device)[:, None]

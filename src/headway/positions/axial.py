@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.positions.base import Position, angle_dtype, frequencies
-from headway.positions.rotary import PAIRINGS, turn, waves
+from headway.positions.rotary import PAIRINGS, rotate_pairs, waves
 from headway.shapes import HeadShape, HeadwayError
 
 
@@ -76,7 +76,7 @@ class Axial(Position):
     title: ClassVar[str] = "Axial rotary"
     paper: ClassVar[str] = "arXiv:2403.13298"
     summary: ClassVar[str] = "Each part of a head is turned by another coordinate: row and column of an image."
-    summary_zh: ClassVar[str] = "每个头的各部分按不同坐标转动，例如图像的行与列。"
+    summary_zh: ClassVar[str] = "每个头的各部分按不同坐标旋转，例如图像的行与列。"
     relative: ClassVar[bool] = False
     per_layer: ClassVar[bool] = True
     variants: ClassVar[tuple[str, ...]] = ("axial(dims=3, pairing='interleaved')", "axial(base=10.0, mixed=True)")
@@ -139,8 +139,8 @@ class Axial(Position):
         if self.mixed:
             groups = q.shape[1] // k.shape[1]
             cos, sin = (wave.repeat_interleave(groups, 1) for wave in q_waves)
-            return turn(q, cos, sin, self.pairing), turn(k, *k_waves, self.pairing)
-        return turn(q, *q_waves, self.pairing), turn(k, *k_waves, self.pairing)
+            return rotate_pairs(q, cos, sin, self.pairing), rotate_pairs(k, *k_waves, self.pairing)
+        return rotate_pairs(q, *q_waves, self.pairing), rotate_pairs(k, *k_waves, self.pairing)
 
     def angles(
         self, pos: Int[Tensor, "batch tokens *axes"], pairs: int

@@ -7,8 +7,8 @@
 3. ``terms``   adds something to the scores or values
 4. ``mark``    computes something per token that is cached beside k and v; ``carry`` sums or convolves it along the text
 
-And where these do not reach: ``renumber`` changes positions themselves while training, ``recast`` maps all keys, cached
-ones too, anew at every call, and ``normalise`` names another way from scores to weights than softmax.
+And where these do not reach: ``renumber`` changes positions themselves while training, ``transform_qk`` maps all keys,
+cached ones too, anew at every call, and ``normalise`` names another way from scores to weights than softmax.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REACH: ContextVar[int | None] = ContextVar("REACH", default=None)
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class TermInputs:
     """What a method may look at when it makes its terms.
 
     Args:
@@ -94,7 +94,7 @@ class Look:
 
         >>> pos = torch.tensor([[-1, -1, 10, 11]])
         >>> x = torch.zeros(1, 1, 4, 8)
-        >>> Look(x, x, pos, pos, 1.0).offsets(512, 0)
+        >>> TermInputs(x, x, pos, pos, 1.0).offsets(512, 0)
         (tensor([-1,  0]), 1)
         """
         q_pos, k_pos = self.q_pos, self.k_pos
@@ -189,7 +189,7 @@ class Position(Displayed, nn.Module):
         """Queries and keys mapped by their positions, or coordinates; by default unchanged."""
         return q, k
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """What is added to scores and values; by default nothing."""
         return ()
 
@@ -225,8 +225,8 @@ class Position(Displayed, nn.Module):
         """
         return pos
 
-    def recast(
-        self, look: Look
+    def transform_qk(
+        self, look: TermInputs
     ) -> tuple[Float[Tensor, "batch heads queries dim_r"], Float[Tensor, "batch kv_heads keys dim_r"]]:
         """Queries and all keys, cached ones too, mapped at every call: for maps that change as the sequence grows, or
         that follow from the marks of all tokens. By default unchanged.
@@ -272,22 +272,6 @@ class Position(Displayed, nn.Module):
         """The same method with parameters of its own, not yet made."""
         return type(self)(**self.hyperparameters())
 
-    def extended(self, to: int, how: str | None = None, trained: int | None = None) -> Position:
-        """A new method for longer texts than this one was trained on; this one stays as it is.
-
-        Args:
-            to: the length to serve, in tokens.
-            how: the way, of those the method has; default its own.
-            trained: the length it was trained at; may be left out where the method knows it.
-
-        Raises:
-            HeadwayError: when the method has nothing to extend, or on lengths and ways that do not fit.
-        """
-        raise HeadwayError(
-            f"expected a method with frequencies or a table of positions to extend (rotary and its scalings, learned), "
-            f"got {type(self).__name__}: it takes a text of any length as it is, or cannot be stretched"
-        )
-
     @classmethod
     def method_name(cls) -> str:
         """Its name on the command line and in files: the class name in lower case."""
@@ -298,7 +282,7 @@ class Position(Displayed, nn.Module):
         """How many coordinates a token may have: 1 in text; 2 in an image, 3 in a video. See ``Attention.forward``."""
         return 1
 
-    def act(
+    def prepare(
         self,
         q: Float[Tensor, "batch heads queries dim"],
         k: Float[Tensor, "batch kv_heads keys dim"],
@@ -313,24 +297,24 @@ class Position(Displayed, nn.Module):
         absolute: bool = False,
         order: Int[Tensor, "#batch keys"] | None = None,
     ) -> tuple[Tensor, Tensor, tuple[AnyTerm, ...]]:
-        """What attention is to be called with: queries and keys after :meth:`recast`, and the terms.
+        """What attention is to be called with: queries and keys after :meth:`transform_qk`, and the terms.
 
         Args:
             q: queries after :meth:`rotate`.
             k: keys after :meth:`rotate`, cached ones too.
-            q_pos: as in :class:`Look`, like all that follow.
+            q_pos: as in :class:`TermInputs`, like all that follow.
             k_pos: positions of the keys.
             scale: what q·k is multiplied with.
             marks: what :meth:`marked` computed for the keys.
             heads: which of the method's heads q holds.
             sees_future: whether a query may see keys after it.
-            crosses: as in :class:`Look`, like the others.
+            crosses: as in :class:`TermInputs`, like the others.
             absolute: whether what all scores of a row have in common counts.
             order: which token of the text each key is.
         """
-        look = Look(q, k, q_pos, k_pos, scale, marks, heads, sees_future, crosses, absolute, order)
-        if type(self).recast is not Position.recast:
-            q, k = self.recast(look)
+        look = TermInputs(q, k, q_pos, k_pos, scale, marks, heads, sees_future, crosses, absolute, order)
+        if type(self).transform_qk is not Position.transform_qk:
+            q, k = self.transform_qk(look)
             look = replace(look, q=q, k=k)
         return q, k, self.terms(look)
 

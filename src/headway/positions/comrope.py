@@ -55,7 +55,7 @@ class ComRope(Position):
     title: ClassVar[str] = "ComRoPE"
     paper: ClassVar[str] = "arXiv:2506.03737"
     summary: ClassVar[str] = "Blocks of queries and keys are turned by learned rotations that commute."
-    summary_zh: ClassVar[str] = "查询和键的各个分块由可学习且两两可交换的旋转来转动。"
+    summary_zh: ClassVar[str] = "查询和键的各个分块由可学习且两两可交换的旋转矩阵来旋转。"
     per_layer: ClassVar[bool] = True
     variants: ClassVar[tuple[str, ...]] = ("comrope(dims=2, block=2, kind='ap')",)
 

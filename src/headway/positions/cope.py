@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from headway.positions.base import Look, Position
+from headway.positions.base import Position, TermInputs
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, Scan
 
@@ -66,7 +66,7 @@ class Cope(Position):
         """Zeros: position is learned from nothing."""
         nn.init.zeros_(self.table)
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """q·e for every query and whole count, to be read at the counts."""
         q = look.q * look.scale if self.scaled else look.q
         return (Scan(inclusive=True, table=q @ self.table.T.to(q.dtype)),)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from headway.positions.base import Look, Position
+from headway.positions.base import Position, TermInputs
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, MixHeads, Term
 
@@ -60,7 +60,7 @@ class Dape(Position):
         if self.width < 1:
             raise HeadwayError(f"expected a {self.method_name()} width of at least 1, got {self.width}")
         inner = self._parsed()
-        changed = [act for act in ("embed", "rotate", "mark", "renumber", "recast") if _overrides(inner, act)]
+        changed = [act for act in ("embed", "rotate", "mark", "renumber", "transform_qk") if _overrides(inner, act)]
         if changed or not _overrides(inner, "terms"):
             raise HeadwayError(
                 f"expected {self.method_name()} bias to be a method that only adds to the scores, got {self.bias!r}: "
@@ -68,7 +68,7 @@ class Dape(Position):
             )
 
     def _parsed(self) -> Position:
-        from headway.positions import parse  # the folder lists this file
+        from headway.positions.registry import parse  # the folder lists this file
 
         return parse(self.bias)
 
@@ -92,7 +92,7 @@ class Dape(Position):
         for parameter, bound in ((self.first, inner), (self.first_bias, inner), (self.second, outer)):
             nn.init.uniform_(parameter, -bound, bound)
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """The bias and what the network makes of it."""
         if look.heads is not None:
             raise HeadwayError(f"expected all {self.heads} heads at once, because {self.method_name()} mixes them")

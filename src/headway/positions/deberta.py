@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.positions.base import Look, Position
+from headway.positions.base import Position, TermInputs
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistancePerKey, ByDistancePerQuery
 
@@ -102,7 +102,7 @@ class Deberta(Position):
         """Queries over √3: three terms of equal variance are summed, where attention otherwise has one."""
         return q / math.sqrt(3), k
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """q·K^r for every query and distance, k·Q^r for every key and distance."""
         q, k, dtype = look.q, look.k.repeat_interleave(look.q.shape[1] // look.k.shape[1], 1), look.q.dtype
         key_rows, query_rows = (

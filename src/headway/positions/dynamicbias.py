@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from headway.positions.base import Look, Position, angle_dtype
+from headway.positions.base import Position, TermInputs, angle_dtype
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistance
 
@@ -87,7 +87,7 @@ class DynamicBias(Position):
         bias: Tensor = functional_call(self.mlp, weights, (x,))
         return bias.T
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """The table over the distances at hand."""
         offset, left = look.offsets(self.clip, self.clip)
         table = look.of_heads(self.bias(-offset)).to(torch.promote_types(look.q.dtype, torch.float32))

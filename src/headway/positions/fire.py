@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.masks import FAR
-from headway.positions.base import Look, Position, angle_dtype
+from headway.positions.base import Position, TermInputs, angle_dtype
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistance, Pairwise
 
@@ -91,7 +91,7 @@ class Fire(Position):
         c = self.c.to(limit.dtype)
         return (c * n).abs().log1p() / ((c * torch.maximum(query.to(limit.dtype), limit)).abs().log1p() + EPSILON)
 
-    def bias(self, share: Float[Tensor, "*shape"], look: Look) -> Float[Tensor, "*shape heads"]:
+    def bias(self, share: Float[Tensor, "*shape"], look: TermInputs) -> Float[Tensor, "*shape heads"]:
         """The MLP."""
         # in float64 autocast leaves it alone: rounded to bfloat16, near distances would collide
         inner, start, outer, end = (
@@ -107,7 +107,7 @@ class Fire(Position):
         bias = nn.functional.linear(hidden, outer, end)
         return bias.to(torch.promote_types(look.q.dtype, torch.float32))
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """A table by distance while all queries lie below L, else a function of each pair."""
         if self._below(look.q_pos):
             offset, left = look.offsets(FAR, FAR)

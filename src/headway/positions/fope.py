@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.positions.base import Position, frequencies
-from headway.positions.rotary import PAIRINGS, turn, waves
+from headway.positions.rotary import PAIRINGS, rotate_pairs, waves
 from headway.shapes import HeadShape, HeadwayError
 
 
@@ -109,7 +109,7 @@ class FoPE(Position):
         q_series = self._series(q_pos, q)
         k_series = q_series if k_pos is q_pos else self._series(k_pos, k)
         cos, sin = (series.repeat_interleave(q.shape[1] // k.shape[1], 1) for series in q_series)
-        return turn(q, cos, sin, self.pairing), turn(k, *k_series, self.pairing)
+        return rotate_pairs(q, cos, sin, self.pairing), rotate_pairs(k, *k_series, self.pairing)
 
     def _series(self, pos: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """C and S of all pairs, (B, H_kv, N, d/2)."""

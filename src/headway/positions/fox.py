@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.positions.along import Before, running_sum
-from headway.positions.base import Look, Position
+from headway.positions.base import Position, TermInputs
 from headway.shapes import HeadShape
 from headway.terms import AnyTerm, Difference, PerKey
 
@@ -94,7 +94,7 @@ class Fox(Position):
         """c of every token and head; padding forgets nothing."""
         return running_sum(marks, pos, None if before is None else before.marks)
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """−c per key, or c_i − c_j."""
         assert look.marks is not None
         dtype = torch.promote_types(look.q.dtype, torch.float32)

@@ -27,8 +27,8 @@ from torch.nn.functional import normalize, pad, softplus
 
 from headway.masks import ALL, Positions, distance
 from headway.positions.alibi import slopes
-from headway.positions.base import Look, Position, angle_dtype, frequencies
-from headway.positions.rotary import PAIRINGS, turn, waves
+from headway.positions.base import Position, TermInputs, angle_dtype, frequencies
+from headway.positions.rotary import PAIRINGS, rotate_pairs, waves
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, RowTerm, Tile
 
@@ -65,7 +65,7 @@ class GrapeM(Position):
     title: ClassVar[str] = "GRAPE-M"
     paper: ClassVar[str] = "arXiv:2512.07805"
     summary: ClassVar[str] = "Queries and keys are turned at learned rates, in the planes of rotary or learned ones."
-    summary_zh: ClassVar[str] = "查询和键以可学习的速率转动，转动平面取 RoPE 的坐标平面或由学习得到。"
+    summary_zh: ClassVar[str] = "查询和键以可学习的速率旋转，旋转平面取 RoPE 的坐标平面或由学习得到。"
     per_layer: ClassVar[bool] = True
 
     variants: ClassVar[tuple[str, ...]] = ("grapem(planes=4, pairing='interleaved')", "grapem(planes=1, shared=False)")
@@ -138,10 +138,10 @@ class GrapeM(Position):
     def _turned(self, x: Tensor, pos: Tensor, rates: Tensor, frame: Tensor | None) -> Tensor:
         cos, sin = waves(pos[:, None, :, None] * rates[:, None], x)
         if frame is None:
-            return turn(x, cos, sin, self.pairing)
+            return rotate_pairs(x, cos, sin, self.pairing)
         wide = x.to(cos.dtype)
         inside = wide @ frame.to(wide)
-        turned = turn(inside, cos, sin, self.pairing)
+        turned = rotate_pairs(inside, cos, sin, self.pairing)
         if frame.shape[1] == frame.shape[2]:
             return turned.to(x.dtype)  # in the basis of the planes, which q and k share: scores are the same
         return (wide + (turned - inside) @ frame.mT.to(wide)).to(x.dtype)
@@ -231,14 +231,14 @@ class GrapeA(Position):
             if name != "slope":
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """The penalty."""
         left = None if self.gate == "key" else self._rate(look, look.q, self.query_gate)
         right = None if self.gate == "query" else self._rate(look, look.k, self.key_gate)
         return (Slopes(left, right),)
 
     def _rate(
-        self, look: Look, x: Float[Tensor, "batch kv_heads tokens dim"], gate: Float[Tensor, "all_heads dim"]
+        self, look: TermInputs, x: Float[Tensor, "batch kv_heads tokens dim"], gate: Float[Tensor, "all_heads dim"]
     ) -> Float[Tensor, "batch heads tokens"]:
         """ω·softplus(gate·x/√d_k) for all query heads, of which some may share one of x."""
         gate = look.of_heads(gate).to(torch.promote_types(x.dtype, torch.float32))

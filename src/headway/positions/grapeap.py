@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.positions.alibi import slopes
-from headway.positions.base import Look, Position, angle_dtype
-from headway.positions.rotary import turn, waves
+from headway.positions.base import Position, TermInputs, angle_dtype
+from headway.positions.rotary import rotate_pairs, waves
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, Scan
 
@@ -81,7 +81,7 @@ class GrapeAP(Position):
         normed: Tensor = wide * (wide.square().mean(-1, keepdim=True) + torch.finfo(wide.dtype).eps).rsqrt()
         return normed.to(p.dtype)
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """The sum of the prices of the tokens between."""
         assert look.marks is not None
         own, p = (
@@ -89,6 +89,6 @@ class GrapeAP(Position):
         )  # (B, H, …, r)
         angle = look.k_pos[:, None, :, None].to(angle_dtype(p.device)).expand(-1, -1, -1, self.width // 2)
         cos, sin = waves(angle, p)
-        turned = turn(p.to(cos.dtype), cos, sin, "interleaved")
+        turned = rotate_pairs(p.to(cos.dtype), cos, sin, "interleaved")
         slope = look.of_heads(slopes(self.heads, p.device))
         return (Scan(inclusive=False, left=own, right=turned / self.width, slope=slope),)

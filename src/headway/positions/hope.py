@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headway.masks import ALL, Positions, distance
-from headway.positions.base import Look, Position, frequencies
+from headway.positions.base import Position, TermInputs, frequencies
 from headway.positions.rotary import Rotary
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, RowTerm, Tile
@@ -52,7 +52,7 @@ class Hope(Rotary):
     title: ClassVar[str] = "HoPE (high-frequency)"
     paper: ClassVar[str] = "arXiv:2410.21216"
     summary: ClassVar[str] = "Rotary without its slow pairs: what makes no full turn in training does not turn at all."
-    summary_zh: ClassVar[str] = "去掉慢频率的旋转编码：训练长度内转不满一圈的维度不再转动。"
+    summary_zh: ClassVar[str] = "去掉慢频率的旋转编码：训练长度内转不满一圈的维度不再旋转。"
     variants: ClassVar[tuple[str, ...]] = ("hope(pairing='interleaved', original=20)",)
 
     original: int = 512
@@ -157,7 +157,7 @@ class HopeLorentz(Position):
         speed = frequencies(width, self.base, device)
         return torch.cat((self.damping - speed, self.damping + speed))
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """What the boosted product differs by from q·k."""
         precise = torch.promote_types(look.q.dtype, torch.float32)
         rates = self.rates(look.q.shape[-1], look.q.device).to(precise)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.positions.base import Look, Position, angle_dtype
+from headway.positions.base import Position, TermInputs, angle_dtype
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistancePerQuery
 
@@ -106,7 +106,7 @@ class Inkling(Position):
         """Scale q by τ."""
         return self._scaled(q, q_pos), k
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """r·Bank for every query and distance."""
         offsets, left = look.offsets(self.extent, 1)
         # before its first entry stands what the future gets, after its last what lies beyond: nothing

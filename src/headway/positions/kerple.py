@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.positions.base import Look, Position, angle_dtype
+from headway.positions.base import Position, TermInputs, angle_dtype
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistance
 
@@ -97,7 +97,7 @@ class Kerple(Position):
             bias = -r1 * (r2 * n.clamp(min=1).to(r2.dtype).log()).exp() * (n > 0)
         return bias.to(torch.promote_types(self.first.dtype, torch.float32))
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """The table over the distances at hand."""
         offset, left = look.offsets(self.clip, self.clip)
         return (ByDistance(look.of_heads(self.bias(offset)), left),)

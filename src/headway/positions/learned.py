@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.positions.base import Position
-from headway.shapes import HeadShape, HeadwayError, as_count
+from headway.shapes import HeadShape, HeadwayError
 
 
 @dataclass(eq=False)
@@ -24,7 +24,8 @@ class Learned(Position):
     Formula: X' = X + E[pos]; learned: E (max_length, d), initialised N(0, 0.02²); shapes: x (B, N, d) → (B, N, d).
 
     Pitfalls: there is no vector past ``max_length``, so a longer text is an error, never a clamp; rows that training
-    never reached stay at their random start. A longer table comes from :meth:`extended`.
+    never reached stay at their random start. A longer table comes from
+    :func:`headway.positions.extend`.
 
     Args:
         max_length: how many positions have a vector.
@@ -60,36 +61,6 @@ class Learned(Position):
     def reset_parameters(self) -> None:
         """E ~ N(0, 0.02²)."""
         nn.init.normal_(self.weight, std=0.02)
-
-    def extended(self, to: int, how: str | None = None, trained: int | None = None) -> Learned:
-        """A new table of ``to`` rows, interpolated linearly between the trained ones; first and last row stay.
-
-        Args:
-            to: how many positions the new table has.
-            how: "linear", the only way.
-            trained: how many rows were trained; default ``max_length``.
-
-        Raises:
-            HeadwayError: on another ``how``, or lengths that do not fit.
-
-        >>> Learned(max_length=128).attach(16).extended(to=512).weight.shape
-        torch.Size([512, 16])
-        """
-        to = as_count(to, "to, a length,", 1)
-        trained = self.max_length if trained is None else as_count(trained, "trained, a length,")
-        if how not in (None, "linear"):
-            raise HeadwayError(f"expected how 'linear', the only way to extend a table, got {how!r}")
-        if not 1 <= trained <= min(to, self.max_length):
-            raise HeadwayError(
-                f"expected trained from 1 to {self.max_length} and to at least that, got trained={trained} and to={to}"
-            )
-        longer = Learned(max_length=to)
-        if self.shape is not None:
-            longer.attach(self.shape).to(self.weight)
-            with torch.no_grad():
-                rows = self.weight[:trained].T[None]  # (1, d, trained)
-                longer.weight.copy_(nn.functional.interpolate(rows, to, mode="linear", align_corners=True)[0].T)
-        return longer
 
     def embed(
         self, x: Float[Tensor, "batch tokens dim"], pos: Int[Tensor, "#batch tokens"]

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.positions.rotary import Rotary, turn, waves
+from headway.positions.rotary import Rotary, rotate_pairs, waves
 from headway.shapes import HeadwayError
 
 LAYOUTS = ("chunked", "interleaved")
@@ -94,4 +94,4 @@ class MRope(Rotary):
         rates = self.rates(self.width(q.shape[-1]), q.device)
         axis = self.axis(len(rates), q.device)
         q_waves, k_waves = (waves(pos[:, None, :, axis] * rates, x) for pos, x in ((q_pos, q), (k_pos, k)))
-        return turn(q, *q_waves, self.pairing), turn(k, *k_waves, self.pairing)
+        return rotate_pairs(q, *q_waves, self.pairing), rotate_pairs(k, *k_waves, self.pairing)

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from headway.positions.base import Look, Position
+from headway.positions.base import Position, TermInputs
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistancePerQuery
 
@@ -59,7 +59,7 @@ class Music(Position):
         """E ~ N(0, 1/d_k), so that q·E/√d_k begins smaller than q·k/√d_k."""
         nn.init.normal_(self.table, std=self.table.shape[2] ** -0.5)
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """q·E for every query and distance at hand."""
         offset, left = look.offsets(self.clip, 0)
         vectors = look.of_heads(self.table)[:, -offset].to(look.q.dtype)  # (H, W, D)

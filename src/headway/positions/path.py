@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, logsigmoid, silu
 
 from headway.positions.along import Before, angle_dtype, running_sum, windows
-from headway.positions.base import Look, Position
+from headway.positions.base import Position, TermInputs
 from headway.positions.fox import forgetting
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, PathProduct
@@ -136,7 +136,7 @@ class Path(Position):
         ends = (self.conv * len(self.down), self.kv_heads)
         return (ends[0], sum(ends), sum(ends) + self.heads) if self.forget else (ends[0],)
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """What the tokens between make of q·k."""
         assert look.marks is not None
         wide = torch.promote_types(look.marks.dtype, torch.float32)
@@ -159,7 +159,7 @@ class Path(Position):
         rounded, rest = marks.tensor_split(self._splits(), -1)[2:]
         return rounded.to(angle_dtype(marks.device)) + rest
 
-    def _forgotten(self, marks: Tensor, look: Look) -> Float[Tensor, "batch heads tokens"]:
+    def _forgotten(self, marks: Tensor, look: TermInputs) -> Float[Tensor, "batch heads tokens"]:
         """The running sum of the log gates for the heads at hand."""
         total = look.of_heads(self._sum(marks).movedim(-1, 0)).transpose(0, 1)
         return total * look.scale if self.scaled else total

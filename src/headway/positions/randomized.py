@@ -18,7 +18,7 @@ from torch import Tensor
 
 from headway.masks import Integers, as_positions
 from headway.positions.along import Before
-from headway.positions.base import Look, Position
+from headway.positions.base import Position, TermInputs
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm
 
@@ -60,7 +60,7 @@ class Randomized(Position):
     longest: int = 2048
 
     def __post_init__(self) -> None:
-        from headway.positions import parse  # which lists this file
+        from headway.positions.registry import parse  # which lists this file
 
         if self.longest < 1:
             raise HeadwayError(f"expected randomized longest of at least 1, got {self.longest}")
@@ -127,7 +127,7 @@ class Randomized(Position):
         """As the method inside."""
         return self.inside.rotate(q, k, q_pos, k_pos)
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """As the method inside."""
         return self.inside.terms(look)
 
@@ -141,8 +141,8 @@ class Randomized(Position):
         """As the method inside."""
         return self.inside.carry(marks, pos, before)
 
-    def recast(
-        self, look: Look
+    def transform_qk(
+        self, look: TermInputs
     ) -> tuple[Float[Tensor, "batch heads queries dim_r"], Float[Tensor, "batch kv_heads keys dim_r"]]:
         """As the method inside."""
-        return self.inside.recast(look)
+        return self.inside.transform_qk(look)

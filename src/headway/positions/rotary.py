@@ -31,7 +31,7 @@ class Rotary(Position):
 
     Pitfalls: weights trained with one pairing are wrong with the other; with ``fraction`` below 1 the exponent runs
     over the rotated width r (GPT-NeoX), not the head width. Extrapolates poorly past the training length,
-    see :meth:`extended`.
+    see :func:`headway.positions.extend`.
 
     Args:
         base: 10000 in the paper; larger bases turn more slowly and serve longer contexts.
@@ -47,7 +47,7 @@ class Rotary(Position):
     title: ClassVar[str] = "Rotary (RoPE)"
     paper: ClassVar[str] = "arXiv:2104.09864"
     summary: ClassVar[str] = "Queries and keys are turned by angles that grow with position; scores see the difference."
-    summary_zh: ClassVar[str] = "按位置转动查询和键，分数只取决于两者之差。"
+    summary_zh: ClassVar[str] = "按位置旋转查询和键，分数只取决于两者之差。"
 
     variants: ClassVar[tuple[str, ...]] = (
         "rotary(pairing='interleaved')",
@@ -92,7 +92,7 @@ class Rotary(Position):
         k_pos: Int[Tensor, "#batch keys"],
     ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
         """Turn q and k by their positions."""
-        return self.turned(q, k, q_pos, k_pos, self.rates(self.width(q.shape[-1]), q.device))
+        return self.rotated(q, k, q_pos, k_pos, self.rates(self.width(q.shape[-1]), q.device))
 
     def rates(self, width: int, device: torch.device) -> Float[Tensor, " pairs"]:
         """How fast each pair turns, in radians per token, (r/2,), float64: what a scaled rotary changes.
@@ -107,25 +107,7 @@ class Rotary(Position):
         """What cosines and sines are multiplied with, for q and for k: the turned part of q·k grows by its square."""
         return 1.0
 
-    def extended(self, to: int, how: str | None = None, trained: int | None = None) -> Position:
-        """A new method whose frequencies serve longer texts, with factor to/trained.
-
-        Args:
-            to: the length to serve, in tokens.
-            how: "linear", "ntk", "dynamic" or "yarn", see :mod:`headway.positions.scaled`; default "yarn".
-            trained: the length the unscaled frequencies were trained at; default ``original``, where there is one.
-
-        Raises:
-            HeadwayError: on another ``how``, on ``to`` below ``trained``, or without ``trained``.
-
-        >>> Rotary(base=500000.0).extended(to=32768, trained=8192).spec()
-        'yarn(base=500000.0, original=8192)'
-        """
-        from headway.positions.scaled import extend  # which imports this file
-
-        return extend(self, to, "yarn" if how is None else how, trained)
-
-    def turned(
+    def rotated(
         self,
         q: Float[Tensor, "batch heads queries dim"],
         k: Float[Tensor, "batch kv_heads keys dim"],
@@ -144,7 +126,7 @@ class Rotary(Position):
         """
         q_waves = self._waves(q_pos, rates, q)
         k_waves = q_waves if k_pos is q_pos else self._waves(k_pos, rates, k)
-        return turn(q, *q_waves, self.pairing), turn(k, *k_waves, self.pairing)
+        return rotate_pairs(q, *q_waves, self.pairing), rotate_pairs(k, *k_waves, self.pairing)
 
     def _waves(self, pos: Tensor, rates: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = waves(pos[:, None, :, None] * rates, like)  # (B, 1, N, r/2)
@@ -158,7 +140,7 @@ def waves(angles: Float[Tensor, "*shape"], like: Tensor) -> tuple[Float[Tensor, 
     return angles.cos().to(precise), angles.sin().to(precise)
 
 
-def turn(
+def rotate_pairs(
     x: Float[Tensor, "batch heads tokens dim"],
     cos: Float[Tensor, "#batch #heads #tokens pairs"],
     sin: Float[Tensor, "#batch #heads #tokens pairs"],

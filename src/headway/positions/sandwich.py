@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.positions.base import Look, Position, angle_dtype, frequencies
+from headway.positions.base import Position, TermInputs, angle_dtype, frequencies
 from headway.shapes import HeadwayError
 from headway.terms import AnyTerm, ByDistance
 
@@ -65,7 +65,7 @@ class Sandwich(Position):
         head = torch.arange(1, heads + 1, device=n.device, dtype=angle_dtype(n.device))
         return product * (heads / (8 * head))[:, None]
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """The table over the distances at hand."""
         offset, left = look.offsets(self.clip, self.clip)
         table = look.of_heads(self.bias(offset)).to(torch.promote_types(look.q.dtype, torch.float32))

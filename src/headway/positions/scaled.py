@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.positions.base import Look, Position, angle_dtype
+from headway.positions.base import Position, TermInputs, angle_dtype
 from headway.positions.rotary import Rotary
-from headway.shapes import HeadShape, HeadwayError, as_choice, as_count
+from headway.shapes import HeadShape, HeadwayError
 
 
 @dataclass(eq=False)
@@ -102,9 +102,9 @@ class DynamicNTK(Rotary):
     largest key position + 1, of each sequence by itself. Shapes as :class:`Rotary`. Nothing learned.
 
     All keys must be turned by one base, the current one. Elsewhere cached keys keep the base of their day; here the
-    cache holds keys not turned yet, and every call turns all of them (``recast``). So each step of decoding sees what
-    one pass over the text so far gives its last token. One pass over a longer text gives its earlier rows another base
-    than they had then: that is the method, and beyond L0 the two differ.
+    cache holds keys not rotated yet, and every call rotates all of them (``transform_qk``). So each step of decoding
+    sees what one pass over the text so far gives its last token. One pass over a longer text gives its earlier rows
+    another base than they had then: that is the method, and beyond L0 the two differ.
 
     Pitfalls: the paper's own factor is L/L0, which is s = 1 here; checkpoints on Hugging Face bring an s of their own.
     L is counted from position 0, so beyond L0 attention is no longer the same when all positions are moved. Turning all
@@ -116,7 +116,7 @@ class DynamicNTK(Rotary):
 
     >>> position, pos = DynamicNTK(original=4), torch.arange(4)[None]
     >>> q = torch.randn(1, 1, 4, 8)
-    >>> torch.equal(position.act(q, q, pos, pos, 1.0)[0], Rotary().rotate(q, q, pos, pos)[0])
+    >>> torch.equal(position.prepare(q, q, pos, pos, 1.0)[0], Rotary().rotate(q, q, pos, pos)[0])
     True
     """
 
@@ -136,15 +136,15 @@ class DynamicNTK(Rotary):
         super().__post_init__()
         _at_least(self, factor=1, original=1)
 
-    def recast(
-        self, look: Look
+    def transform_qk(
+        self, look: TermInputs
     ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
         """Turn q and all keys by the base of the length there is now."""
         width, device = self.width(look.q.shape[-1]), look.q.device
         beyond = _length(look.k_pos) / self.original - 1
         growth = (1 + self.factor * beyond).clamp(min=1)  # (B, 1, 1, 1); a factor of 1 up to L0 changes no bit
         rates = self.rates(width, device) * growth ** -_rise(width, device)
-        return self.turned(look.q, look.k, look.q_pos, look.k_pos, rates)
+        return self.rotated(look.q, look.k, look.q_pos, look.k_pos, rates)
 
 
 @dataclass(eq=False)
@@ -241,7 +241,7 @@ class LongRope(Rotary):
     :class:`Rotary`. Nothing learned: the lists come from a search, and from the checkpoint's configuration (Phi-3).
 
     When a text passes L0 all its keys must change. The cache holds keys not turned yet, and every call turns all of
-    them (``recast``): no key of the short list is left in it. See :class:`DynamicNTK` for what that means.
+    them (``transform_qk``): no key of the short list is left in it. See :class:`DynamicNTK` for what that means.
 
     Pitfalls: where the lists differ, L is counted from position 0, as for :class:`DynamicNTK`.
 
@@ -296,12 +296,12 @@ class LongRope(Rotary):
         )
         return torch.where(torch.as_tensor(length, device=device) > self.original, long, short)
 
-    def recast(
-        self, look: Look
+    def transform_qk(
+        self, look: TermInputs
     ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
         """Turn q and all keys by the list for the length there is now."""
         rates = self.rates_for(_length(look.k_pos), self.width(look.q.shape[-1]), look.q.device)
-        return self.turned(look.q, look.k, look.q_pos, look.k_pos, rates)
+        return self.rotated(look.q, look.k, look.q_pos, look.k_pos, rates)
 
     def amplitude(self) -> float:
         """√(1 + ln s / ln L0), or as told."""
@@ -399,45 +399,10 @@ class Proportional(Rotary):
             )
         return head_dim
 
-    def extended(self, to: int, how: str | None = None, trained: int | None = None) -> Position:
-        """The same with a factor of to/trained; only how="linear"."""
-        to = as_count(to, "to, a length,", 1)
-        trained = None if trained is None else as_count(trained, "trained, a length,", 1)
-        if how not in (None, "linear") or trained is None or trained > to:
-            raise HeadwayError(
-                f"expected how 'linear', trained, the trained length, and to at least that, "
-                f"got how={how!r}, trained={trained} and to={to}"
-            )
-        return Proportional(**{**self.hyperparameters(), "factor": to / trained})
-
     def rates(self, width: int, device: torch.device) -> Float[Tensor, " pairs"]:
         """ω_i / s for the fastest ⌊p·d/2⌋ pairs, 0 for the rest."""
         rates = super().rates(width, device) / self.factor
         return rates * (torch.arange(len(rates), device=device) < int(round(self.fraction * width / 2, 6)))
-
-
-WAYS: dict[str, type[Rotary]] = {"linear": Interpolated, "ntk": NTK, "dynamic": DynamicNTK, "yarn": Yarn}
-"""What ``extended(how=...)`` names."""
-
-
-def extend(position: Rotary, to: int, how: str, trained: int | None) -> Position:
-    """What :meth:`Rotary.extended` returns: the scaling, with whatever else it shares with the position at hand."""
-    if type(position) not in (Rotary, Llama3, LongRope, *WAYS.values()):
-        return Position.extended(position, to, how, trained)
-    trained = getattr(position, "original", None) if trained is None else trained
-    as_choice(how, "how", WAYS)
-    if trained is None:
-        raise HeadwayError(
-            f"expected trained, the length the frequencies were trained at, because {position.method_name()} does not "
-            f"know it, got none: pass trained=2048, for one"
-        )
-    if not 1 <= as_count(trained, "trained, a length,") <= as_count(to, "to, a length,"):
-        raise HeadwayError(f"expected to at least the trained length and that at least 1, got {to} and {trained}")
-    # an amplitude that was given belongs to the factor it was given with
-    scaling = {"factor": to / trained, "original": trained, "attention_factor": 0.0}
-    names = WAYS[how]().hyperparameters()
-    values = {name: value for name, value in (position.hyperparameters() | scaling).items() if name in names}
-    return WAYS[how](**values)
 
 
 def _at_least(position: Rotary, **least: float) -> None:

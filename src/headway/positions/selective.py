@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.positions.along import Before, running_sum, windows
-from headway.positions.base import Look, Position, frequencies
-from headway.positions.rotary import PAIRINGS, turn, waves
+from headway.positions.base import Position, TermInputs, frequencies
+from headway.positions.rotary import PAIRINGS, rotate_pairs, waves
 from headway.shapes import HeadShape, HeadwayError
 
 
@@ -53,7 +53,7 @@ class SelectiveRotary(Position):
     title: ClassVar[str] = "Selective RoPE"
     paper: ClassVar[str] = "arXiv:2511.17388"
     summary: ClassVar[str] = "Each token chooses how far it turns; queries and keys are turned by the sum so far."
-    summary_zh: ClassVar[str] = "每个词元自行决定转动多少；查询和键按累计的角度转动。"
+    summary_zh: ClassVar[str] = "每个词元自行决定旋转多少；查询和键按累计的角度旋转。"
     per_layer: ClassVar[bool] = True
     sequential: ClassVar[bool] = True
     contiguous: ClassVar[bool] = True
@@ -128,8 +128,8 @@ class SelectiveRotary(Position):
         total = running_sum(steps, pos, total)
         return torch.cat((window[:, :, :-1].flatten(2).to(total.dtype), total), -1) if self.conv > 1 else total
 
-    def recast(
-        self, look: Look
+    def transform_qk(
+        self, look: TermInputs
     ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
         """Rotate queries and all keys by the sums of φ."""
         assert self.shape is not None
@@ -140,8 +140,8 @@ class SelectiveRotary(Position):
         queries, keys, groups = look.q.shape[2], look.k.shape[2], self.shape.heads // self.shape.kv_heads
         heads = torch.arange(self.shape.heads, device=total.device) if look.heads is None else look.heads
         of_k = total[:, heads[:: look.q.shape[1] // look.k.shape[1]] // groups]
-        k = turn(look.k, *waves(of_k, look.k), self.pairing)
+        k = rotate_pairs(look.k, *waves(of_k, look.k), self.pairing)
         if look.crosses:
             return look.q, k
         of_q = total[:, heads // groups, keys - queries :]
-        return turn(look.q, *waves(of_q, look.q), self.pairing), k
+        return rotate_pairs(look.q, *waves(of_q, look.q), self.pairing), k

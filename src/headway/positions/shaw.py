@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from headway.positions.base import Look, Position
+from headway.positions.base import Position, TermInputs
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistancePerQuery, ValuesByDistance
 
@@ -61,7 +61,7 @@ class Shaw(Position):
         for parameter in self.parameters():
             nn.init.xavier_uniform_(parameter)
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """q·a^K for every query and distance, and a^V on the values."""
         keys = ByDistancePerQuery((look.q * look.scale) @ self.key_table.T.to(look.q.dtype), self.clip)
         if not self.values:

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 
-from headway.positions.base import Look, Position
+from headway.positions.base import Position, TermInputs
 from headway.shapes import HeadwayError
 from headway.terms import AnyTerm
 
@@ -63,7 +63,7 @@ class StickBreaking(Position):
             laws = ("cross", "narrow context", "tiles")
             vars(self)["exempt"] = type(self).exempt | dict.fromkeys(laws, alone)
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """None; checks that each query has a key of its own, where the remainder is for it."""
         if self.remainder and not look.q_pos.is_meta and not torch.compiler.is_compiling():
             queries, keys = look.q.shape[2], look.k.shape[2]

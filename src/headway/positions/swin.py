@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from headway.positions.base import Look, Position, angle_dtype
+from headway.positions.base import Position, TermInputs, angle_dtype
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistance
 
@@ -89,7 +89,7 @@ class Swin(Position):
         """B ~ N(0, 0.02²), cut at ±0.04."""
         nn.init.trunc_normal_(self.weight, std=0.02, a=-0.04, b=0.04)
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """B by offset."""
         return (by_offset(look.of_heads(self.weight)),)
 
@@ -182,7 +182,7 @@ class SwinV2(Position):
             axes.append(offset.sign() * (offset.abs() + 1).log2() / math.log2(8))
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """The network's bias by offset."""
         offsets = self.offsets(look.q.device)
         # in the offsets' float64, which autocast does not round to bfloat16 as it would float32

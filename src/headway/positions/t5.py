@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from headway.positions.base import Look, Position
+from headway.positions.base import Position, TermInputs
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistance
 
@@ -88,7 +88,7 @@ class T5(Position):
         far = (exact + log.long()).clamp(max=side - 1)
         return upper + torch.where(n < exact, n, far)
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """The table over distances, saturating at ±max_distance."""
         right = self.max_distance if self.bidirectional else 0
         offset = torch.arange(-self.max_distance, right + 1, device=self.weight.device)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from headway.positions.base import Look, Position, frequencies
+from headway.positions.base import Position, TermInputs, frequencies
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistancePerQuery, PerKey
 
@@ -67,7 +67,7 @@ class TransformerXL(Position):
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.02)
 
-    def terms(self, look: Look) -> tuple[AnyTerm, ...]:
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """u·k for every key; (q + v)·W r for every query and distance."""
         q, dtype = look.q, look.q.dtype
         u, v, weight = (look.of_heads(parameter).to(dtype) for parameter in (self.u, self.v, self.weight))

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.masks import FAR
-from headway.positions.base import Look, angle_dtype
+from headway.positions.base import TermInputs, angle_dtype
 from headway.positions.rotary import Rotary
 from headway.shapes import HeadwayError
 
@@ -37,8 +37,8 @@ class XPos(Rotary):
     Shapes as :class:`Rotary`. Nothing learned.
 
     The centre c cancels, so any will do that q and k share; but far from it the factors overflow. Here it is the middle
-    of the queries at hand, at every call anew, and the cache holds keys that are only rotated (``recast``): positions
-    of 10⁶ are as good as those near 0, and a single query has factors of at most 1 at any length.
+    of the queries at hand, at every call anew, and the cache holds keys that are only rotated (``transform_qk``):
+    positions of 10⁶ are as good as those near 0, and a single query has factors of at most 1 at any length.
 
     Queries that lie more than about 28,000 tokens apart (at S = 512; 5,700 in float16) are handled in blocks, each with
     a centre of its own: q and k become as many times as wide, q zero in all blocks but its own. That is exact. What is
@@ -53,7 +53,7 @@ class XPos(Rotary):
         scale_base: S, how slowly it decays, in tokens.
 
     >>> position, pos = XPos(), torch.tensor([[0, 512]])
-    >>> q, k, _ = position.act(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4), pos, pos, 1.0)
+    >>> q, k, _ = position.prepare(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4), pos, pos, 1.0)
     >>> [round(float(x), 4) for x in (q[0, 0, 1] * k[0, 0, 0])[:2]]  # ζ_0 and ζ_1
     [0.2857, 0.6429]
     """
@@ -71,8 +71,8 @@ class XPos(Rotary):
         if not 0 < self.scale_base < math.inf:
             raise HeadwayError(f"expected a finite xpos scale_base above 0, got {self.scale_base}")
 
-    def recast(
-        self, look: Look
+    def transform_qk(
+        self, look: TermInputs
     ) -> tuple[Float[Tensor, "batch heads queries wide"], Float[Tensor, "batch kv_heads keys wide"]]:
         """Multiply q and all keys, rotated already, with their powers of ζ, block by block of queries."""
         width, device = self.width(look.q.shape[-1]), look.q.device
@@ -92,7 +92,7 @@ class XPos(Rotary):
         q = self._sized(look.q, look.q_pos, centres, decay, most, own)
         return q, self._sized(look.k, look.k_pos, centres, -decay, most, None)
 
-    def _check_future(self, look: Look, span: int) -> None:
+    def _check_future(self, look: TermInputs, span: int) -> None:
         """Refuse keys that a query may see so far in its future that scores overflow."""
         first = look.q_pos.masked_fill(look.q_pos < 0, FAR).amin(1)
         ahead = int((look.k_pos.amax(1) - first).amax())

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from headway.experiments.cells import CELL, RESULTS
+from headway.compare.cells import CELL, RESULTS
+from headway.compare.page import page
 from headway.init import seeded
 from headway.inspect.explain import words
 from headway.inspect.watch import Watch
-from headway.report.page import page
 from headway.shapes import HeadwayError
 from headway.sizes import Size, check_size
 from headway.studio.fields import LIMITS, Asked, Fresh, Model, OfLive, OfRun
@@ -152,10 +152,10 @@ class Library:
             return like if like is not None and model == told else self._about(model, asked.text, longest, live)
 
         base = about(asked.model)
-        attention, tokens = base.model.stack.attentions()[0], len(base.labels)
-        found = replace(
+        attention, tokens = base.attentions[0], len(base.labels)
+        return replace(
             base,
-            layer=min(asked.layer, len(base.model.stack.blocks) - 1),
+            layer=min(asked.layer, len(base.attentions) - 1),
             head=min(asked.head, attention.shape.heads - 1),
             query=max(-tokens, min(asked.query, tokens - 1)),
             column=min(asked.column, attention.shape.head_dim - 1),
@@ -164,15 +164,11 @@ class Library:
             watched=base.watched or self._watched(asked),
             options=self._options(asked, base),
         )
-        if "trace" in base.__dict__:  # the same model read the same text already
-            found.__dict__["trace"] = base.__dict__["trace"]
-        return found
 
-    def keep(self, asked: Asked, question: Question) -> None:
-        """Keep what the model was seen to do with this text, for the next view of it."""
-        base = self._questions.get(self._key(asked.model, asked.text))
-        if base is not None and "trace" in question.__dict__ and len(question.labels) <= LIMITS["tokens"]:
-            base.__dict__["trace"] = question.__dict__["trace"]
+    def keep(self, question: Question) -> None:
+        """Keep what was recorded of a text for the next view of it, unless the text is long."""
+        if len(question.labels) > LIMITS["tokens"]:
+            question.recording.forget()
 
     def version(self, model: Model) -> Hashable:
         """Changes when a run that is still training has saved a newer model."""
@@ -229,7 +225,7 @@ class Library:
         """The view's own options; "sample" stands for windows of the built-in text, which a page cannot send."""
         options = dict(asked.options)
         if isinstance(swapped := options.get("position"), str):
-            config = {**base.model.config, "position": swapped, "share_position": None}
+            config = {**base.model.config.plain(), "position": swapped, "share_position": None}
             numbers = LIMITS["parameters"] + sum(p.numel() for p in base.model.parameters())
             check_size(config, tokens=len(base.labels), parameters=numbers, most=MEMORY + 4 * numbers)
         if options.pop("sample", None) != "windows":
@@ -254,13 +250,13 @@ class Library:
         known = {label: number for number, label in enumerate(dict.fromkeys(labels))}
         self._weighed(checked_size(model, len(known), len(labels)))
         ids = torch.tensor([[known[label] for label in labels]])
-        return Question(_made(model, len(known), len(labels)), ids, labels, name=model.position)
+        return Question.of(_made(model, len(known), len(labels)), ids, labels, name=model.position)
 
     def _beside(self, model: Fresh, like: Question) -> Question:
         """About a fresh model that reads the tokens of another question."""
         vocabulary, count = like.model.stack.embedding.num_embeddings, len(like.labels)
         self._weighed(checked_size(model, vocabulary, count))
-        return Question(_made(model, vocabulary, count), like.ids, like.labels, name=model.position)
+        return Question.of(_made(model, vocabulary, count), like.ids, like.labels, name=model.position)
 
     def _trained(self, model: OfRun, text: str, longest: int) -> Question:
         path = self._entry(model.id, MODELS).path
@@ -270,9 +266,9 @@ class Library:
         ids, labels = tokens(vocabulary, text)
         _within(longest, len(labels))
         weights = sum(p.numel() * p.element_size() for p in made.parameters())
-        self._weighed(check_size(made.config, tokens=len(labels), most=MEMORY + weights))
+        self._weighed(check_size(made.config.plain(), tokens=len(labels), most=MEMORY + weights))
         told = tuple(map(self.said, notes))
-        return Question(made, ids, labels, name=self._entry(model.id, MODELS).title, history=history, notes=told)
+        return Question.of(made, ids, labels, name=self._entry(model.id, MODELS).title, history=history, notes=told)
 
     def _loaded(self, model: OfRun) -> tuple[Transformer, Vocabulary, History | None, tuple[str, ...]]:
         entry = self._entry(model.id, MODELS)

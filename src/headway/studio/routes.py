@@ -25,6 +25,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -33,14 +34,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from headway import __version__
+from headway._version import __version__
+from headway.figures.words import LANGUAGES, strings
 from headway.inspect.tiles import REACH, TileSource
 from headway.positions import methods
-from headway.report.words import LANGUAGES, strings
 from headway.shapes import HeadwayError
 from headway.studio import fields
 from headway.studio.library import Heavy, Library, Recent
-from headway.studio.stage import Stage
+from headway.studio.live_session import Stage
 from headway.studio.worker import Busy, Superseded, Worker
 from headway.views import NAMES, Question, view
 
@@ -109,7 +110,7 @@ class Routes:
         if name not in self._assets:
             raise Refused(404, "There is no such asset.")
         kind = _KINDS[name[name.rindex(".") :]]
-        return Response(files("headway.report").joinpath("assets", name).read_bytes(), media_type=kind)
+        return Response(self._assets[name].read_bytes(), media_type=kind)
 
     async def state(self, _: Request) -> Response:
         """Everything the page offers a choice of."""
@@ -157,11 +158,11 @@ class Routes:
         if asked.view == "long":
             question = self._with_tiles(question, key)
         shown = view(asked.view, question).plain()
-        library.keep(asked, question)
+        library.keep(question)
         meta = {
-            "layers": len(question.model.stack.blocks),
-            "heads": question.model.stack.attentions()[0].shape.heads,
-            "head_dim": question.model.stack.attentions()[0].shape.head_dim,
+            "layers": len(question.attentions),
+            "heads": question.attentions[0].shape.heads,
+            "head_dim": question.attentions[0].shape.head_dim,
             "position": question.position.spec(),
             "name": question.name,
             "tokens": list(question.labels[: fields.LIMITS["tokens"]]),
@@ -310,9 +311,10 @@ def _offers() -> dict[str, Any]:
     }
 
 
-def _assets() -> frozenset[str]:
-    inside = files("headway.report").joinpath("assets").iterdir()
-    return frozenset(one.name for one in inside if one.name.endswith(tuple(_KINDS)))
+def _assets() -> dict[str, Traversable]:
+    """What the page loads, by name: what every page is drawn with, and the studio's own."""
+    found = [one for room in ("web", "studio") for one in files(f"headway.{room}").joinpath("assets").iterdir()]
+    return {one.name: one for one in found if one.name.endswith(tuple(_KINDS))}
 
 
 async def _body(request: Request) -> Any:

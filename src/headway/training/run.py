@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import headway
+from headway._version import __version__
 from headway.init import seeded
 from headway.positions import parse
 from headway.shapes import HeadwayError
@@ -185,13 +185,13 @@ def train(
         model = new_model(model_config, words, settings.seed).to(device)
         record = {
             "format": _FORMAT,
-            "model": dict(getattr(model, "config", model_config)),
+            "model": _plain(getattr(model, "config", model_config)),
             "train": settings.to_json(),
             "vocabulary": words.to_json(),
             "vocabulary_request": request,
             "text": _describe(source),
             "versions": {
-                "headway": headway.__version__,
+                "headway": __version__,
                 "torch": torch.__version__,
                 "python": platform.python_version(),
             },
@@ -249,6 +249,11 @@ def new_model(model_config: Mapping[str, Any], words: Vocabulary, seed: int) -> 
         )
     with seeded(seed):
         return _build_model({**model_config, "vocab": words.size})
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A model's configuration as JSON takes it; of a model that is no Transformer, the values it has."""
+    return config.plain() if hasattr(config, "plain") else dict(config)
 
 
 def _describe(source: Text) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from headway.inspect.record import recorded
 from headway.inspect.watch import Taken, looking, update_ratios
-from headway.report.colours import colour_table
 from headway.shapes import HeadwayError
 from headway.training.loop import Observer, Trainer
+from headway.web.colours import colour_table
 
 SCALE = 4
 """Pixels of a pair of tokens, in each direction."""

@@ -1,36 +1,24 @@
 """The views: what people see of attention, composed from a model, a text, a training or a comparison.
 
-Each view is a function of a :class:`Question` and answers with a :class:`headway.report.figures.View`, plain values
+Each view is a function of a :class:`Question` and answers with a :class:`headway.figures.values.View`, plain values
 that the page, the studio, the notebook and ``headway draw`` show alike. Nothing here knows of pixels.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from headway.report.figures import View, same
+from headway.figures.values import View, same
+from headway.figures.words import add_words
 from headway.views.question import Question
 
-_HOMES = {
-    "stepping": ("stepper", "projection"),
-    "attending": ("softmax", "wall", "head"),
-    "splitting": ("split",),
-    "changing": ("whatif",),
-    "scaling": ("scaling",),
-    "placing": ("vectors", "similarity"),
-    "biasing": ("bias",),
-    "turning": ("rotation",),
-    "reaching": ("distance",),
-    "methods": ("sidebyside",),
-    "longer": ("longer",),
-    "learning": ("film", "step", "board"),
-    "long": ("long",),
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
-
-NAMES = (
+ORDER = (
     "stepper",
     "projection",
     "scaling",
@@ -51,7 +39,31 @@ NAMES = (
     "long",
     "whatif",
 )
-"""All views by name, in the order people meet them."""
+"""Views in the order people meet them; others follow."""
+_VIEWS = re.compile(r"^VIEWS = (\(.*?\)|\{.*?^\})$", re.MULTILINE | re.DOTALL)
+
+
+def _found() -> dict[str, str]:
+    """The file of each view: those that files of this folder name in ``VIEWS``, read without importing them.
+
+    ``VIEWS`` is a tuple of names, whose words stand in ``figures/strings``, or for each name its title and question by
+    language: ``{"mine": {"en": ("Mine", "What is mine?"), "zh": ("我的", "什么是我的？")}}``.
+    """
+    files = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if named := _VIEWS.search(path.read_text(encoding="utf-8")):
+            views: Any = ast.literal_eval(named[1])
+            files.update(dict.fromkeys(views, path.stem))
+            if isinstance(views, Mapping):
+                for name, words in views.items():
+                    for language, (title, question) in words.items():
+                        add_words(language, {f"view.{name}.title": title, f"view.{name}.question": question})
+    return files
+
+
+_FILES = _found()
+NAMES = (*[name for name in ORDER if name in _FILES], *sorted(_FILES.keys() - set(ORDER)))
+"""All views by name."""
 
 __all__ = ["NAMES", "Question", "View", "view"]
 
@@ -66,6 +78,6 @@ def view(name: str, question: Question) -> View:
     Raises:
         HeadwayError: when the question lacks what the view shows, with what to give.
     """
-    composed: Callable[[Question], View] = getattr(importlib.import_module(f"headway.views.{_HOME[name]}"), name)
+    composed: Callable[[Question], View] = getattr(importlib.import_module(f"headway.views.{_FILES[name]}"), name)
     shown = composed(question)
     return replace(shown, notes=(*shown.notes, *map(same, question.notes))) if question.notes else shown

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from headway.figures.values import Bars, Grid, Heatmap, Said, View, Wall, both, same
 from headway.inspect.head import Head
 from headway.inspect.record import ROWS, Layer, looks
-from headway.report.figures import Bars, Grid, Heatmap, Said, View, Wall, both, same
 from headway.shapes import HeadwayError
 from headway.views.question import Question
-from headway.views.shown import Window, number, pairs, percent, refuse_beyond, spans, stepped, told
+from headway.views.to_figures import Window, number, pairs, percent, refuse_beyond, spans, stepped, told
+
+VIEWS = ("softmax", "wall", "head")
 
 LONGEST = 1024
 """Tokens of a text of which a head is shown cell by cell."""

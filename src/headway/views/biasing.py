@@ -8,16 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headway.figures.values import Block, Figure, Grid, Heatmap, Line, Lines, View, Wall, both, same
 from headway.init import seeded
 from headway.inspect.probe import alike, in_float64
 from headway.inspect.record import Layer
 from headway.inspect.split import CONTENT, split
-from headway.report.figures import Block, Figure, Grid, Heatmap, Line, Lines, View, Wall, both, same
 from headway.shapes import HeadwayError
 from headway.terms import ByDistance, Pairwise, PerKey, Term
-from headway.views.asked import CURVES, ROUNDING, instead
 from headway.views.distances import Spread, by_distance, numbers, short, some, spaced
 from headway.views.question import Question
+from headway.views.view_helpers import CURVES, ROUNDING, instead
+
+VIEWS = ("bias",)
 
 REACH = 512
 """Distances over which bias is drawn."""

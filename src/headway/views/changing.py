@@ -7,16 +7,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from headway.figures.values import Columns, Said, View, both
 from headway.init import seeded
 from headway.inspect.head import Head
 from headway.inspect.record import recorded
 from headway.positions import parse
-from headway.report.figures import Columns, Said, View, both
 from headway.shapes import HeadwayError
 from headway.transformer import Transformer
 from headway.views.attending import WHAT, asked, link
-from headway.views.question import Question
-from headway.views.shown import Window, number, pairs, refuse_beyond, spans, stepped, told
+from headway.views.question import Question, Recording
+from headway.views.to_figures import Window, number, pairs, refuse_beyond, spans, stepped, told
+
+VIEWS = ("whatif",)
 
 LONGEST = 512
 """Tokens of a text of which three maps are shown."""
@@ -116,7 +118,7 @@ def _swap(question: Question, what: str) -> Changed:
             f"got {spec!r}"
         )
     model, made = swapped(question.model, spec)
-    other = replace(question, model=model)
+    other = replace(question, recording=Recording(model, question.ids))
     head = Head(other.seen, question.head)
     notes: list[Said] = [both("whatif.swap.fresh", spec=spec)] if made else []
     change = both("whatif.swap", old=question.position.spec(), new=parse(spec).spec())
@@ -135,9 +137,8 @@ def swapped(model: Transformer, spec: str, seed: int = 0) -> tuple[Transformer, 
     >>> model.position.method_name(), made
     ('learned', True)
     """
-    config = {**model.config, "position": spec, "share_position": None}
     with seeded(seed):
-        other = Transformer.from_config(config)
+        other = Transformer(replace(model.config, position=spec, share_position=None))
     weights = {name: x for name, x in model.state_dict().items() if ".position." not in name}
     missing = other.load_state_dict(weights, strict=False).missing_keys
     weight = model.embedding.weight

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headway.figures.values import Line, Said, evenly
 from headway.inspect.record import ROWS, Layer
-from headway.report.figures import Line, Said, evenly
 
 MOST_ROWS = 128
 """Queries that are looked at; more would not move a mean by what can be seen."""

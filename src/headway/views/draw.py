@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from headway.characters import shortened
+from headway.figures.values import View
 from headway.inspect.record import Layer, Trace
 from headway.output import streamed, write_output
+from headway.plot.picture import svg, to_csv
 from headway.positions import Position, parse
-from headway.report.figures import View
-from headway.report.vector import svg, to_csv
 from headway.shapes import HeadwayError
 from headway.views import NAMES, view
 from headway.views.question import Question
-from headway.views.subject import OF_METHODS, OF_PASSES, about_position, about_trace, composed
+from headway.views.questions import OF_METHODS, OF_PASSES, about_position, about_trace, composed
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,6 @@ def _view(
         layer=question.layer if layer is None else layer,
         head=question.head if head is None else head,
     )
-    if "trace" in question.__dict__:  # which layer and head are looked at changes nothing of what was recorded
-        placed.__dict__["trace"] = question.trace
     if name is not None:
         return view(name, placed)
     for found in composed(placed, choices):

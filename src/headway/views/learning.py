@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from headway.attention import Attention
-from headway.inspect.step import Move, Step, one_step
-from headway.inspect.watch import MATRICES, Snapshot, Watch
-from headway.positions import Position
-from headway.report.figures import (
+from headway.figures.values import (
     Bars,
     Columns,
     Film,
@@ -30,9 +27,14 @@ from headway.report.figures import (
     plain,
     same,
 )
+from headway.inspect.step import Move, Step, one_step
+from headway.inspect.watch import MATRICES, Snapshot, Watch
+from headway.positions import Position
 from headway.shapes import HeadwayError
-from headway.views.question import Question
-from headway.views.shown import SIDE, Window, block, matrix, number, pairs, percent, stepped, vectors
+from headway.views.question import Question, Recording
+from headway.views.to_figures import SIDE, Window, block, matrix, number, pairs, percent, stepped, vectors
+
+VIEWS = ("film", "step", "board")
 
 LONGEST = 128
 """Tokens of a text whose step is shown cell by cell."""
@@ -108,7 +110,7 @@ def step(question: Question) -> View:
         cut = {} if targets is None else {"targets": targets[:, :LONGEST]}
         question = replace(
             question,
-            ids=question.ids[:, :LONGEST],
+            recording=Recording(question.model, question.ids[:, :LONGEST]),
             labels=question.labels[:LONGEST],
             query=-1,
             others=(),
@@ -204,7 +206,7 @@ class _Watched:
     @property
     def name(self) -> str:
         """What the watch calls the attention in question."""
-        attention = self.question.model.stack.attentions()[self.question.layer]
+        attention = self.question.attentions[self.question.layer]
         names: dict[object, str] = {module: name for name, module in self.question.model.named_modules()}
         return names[attention]
 
@@ -213,7 +215,7 @@ class _Watched:
         taken = self.watched[step]
         if (self.name, which) not in taken:
             raise HeadwayError(f"expected a watch of this model, with {self.name!r}, got one of another model")
-        shape = self.question.model.stack.attentions()[self.question.layer].shape
+        shape = self.question.attentions[self.question.layer].shape
         count = shape.heads if which == "q" else shape.kv_heads
         part = taken[self.name, which].head(self.question.head * count // shape.heads, count)
         gradient = None if part.gradient is None else part.gradient.mT

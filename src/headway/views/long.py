@@ -7,11 +7,13 @@ import math
 import torch
 from torch import Tensor
 
+from headway.figures.values import Block, Figure, Heatmap, Line, Lines, Tiles, View, both
 from headway.inspect.tiles import HOW, TILE, TileSource
-from headway.report.figures import Block, Figure, Heatmap, Line, Lines, Tiles, View, both
 from headway.shapes import HeadwayError
 from headway.views.question import Question
-from headway.views.shown import number
+from headway.views.to_figures import number
+
+VIEWS = ("long",)
 
 POINTS = 512
 """Keys, or runs of keys, that the curve of received attention has."""

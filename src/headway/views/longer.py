@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from headway.report.figures import Figure, Grid, Line, Lines, View, both, same
-from headway.report.findings import best, worse
-from headway.report.summary import Spot, Summary
-from headway.report.words import LANGUAGES, Clause, amount, fill
+from headway.figures.values import Figure, Grid, Line, Lines, View, both, same
+from headway.figures.words import LANGUAGES, Clause, fill
+from headway.results.amounts import amount
+from headway.results.findings import best, worse
+from headway.results.summary import Spot, Summary
 from headway.shapes import HeadwayError
 from headway.views.distances import number
 from headway.views.question import Question
+
+VIEWS = ("longer",)
 
 
 def longer(question: Question) -> View:

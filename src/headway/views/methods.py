@@ -13,14 +13,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headway.figures.values import Block, Columns, Figure, Grid, Heatmap, Lines, View, both, same
+from headway.figures.words import LANGUAGES, Clause, Listed, fill
 from headway.inspect.record import Layer
-from headway.report.figures import Block, Columns, Figure, Grid, Heatmap, Lines, View, both, same
-from headway.report.words import LANGUAGES, Clause, Listed, fill
 from headway.shapes import HeadwayError
 from headway.views.biasing import added_by_distance
 from headway.views.distances import by_distance, second_half, short
 from headway.views.question import Question
 from headway.views.reaching import FLOOR
+
+VIEWS = ("sidebyside",)
 
 MEASURES = ("entropy", "self", "previous", "first", "distance")
 TOKENS = 96
@@ -69,7 +71,7 @@ def sidebyside(question: Question) -> View:
     told = {"name": names[0], "head": question.head, "mean": means[0], "others": Listed(others)}
     rule = "sidebyside.rule" if max(map(len, described)) <= EXACT else "sidebyside.rule.greedy"
     notes = [both(rule, name=names[0])]
-    if any(one.model.stack.position.embeds for one in asked) and question.layer > 0:
+    if any(one.position.embeds for one in asked) and question.layer > 0:
         notes.append(both("sidebyside.estimate"))
     return View(
         "sidebyside",

@@ -12,14 +12,14 @@ from html import escape
 from itertools import islice
 from typing import Any
 
+from headway.figures.values import Said, View, both, same
 from headway.inspect.record import Layer, Trace
 from headway.positions import Position
-from headway.report.figures import Said, View, both, same
-from headway.report.page import asset
-from headway.report.views import views_page
 from headway.shapes import HeadwayError
 from headway.views.question import Question
-from headway.views.subject import OF_METHODS, about_position, about_trace, composed
+from headway.views.questions import OF_METHODS, about_position, about_trace, composed
+from headway.web.page import asset
+from headway.web.views_page import views_page
 
 LARGEST = 2_000_000
 """Bytes of a cell; views that would go beyond are left out."""

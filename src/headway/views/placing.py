@@ -8,15 +8,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from headway.figures.values import Block, Figure, Heatmap, Line, Lines, View, both
 from headway.init import seeded
 from headway.inspect.probe import alike, attached, in_float64
 from headway.positions import Position
-from headway.report.figures import Block, Figure, Heatmap, Line, Lines, View, both
 from headway.shapes import HeadwayError
 from headway.terms import PerKey
-from headway.views.asked import MOST, ROUNDING, instead, places, scores
 from headway.views.distances import number, numbers, short, some, spaced
 from headway.views.question import Question
+from headway.views.view_helpers import MOST, ROUNDING, instead, places, scores
+
+VIEWS = ("vectors", "similarity")
 
 WIDEST = 512
 """Numbers of a vector that are shown."""
@@ -114,7 +116,7 @@ def similarity(question: Question) -> View:
     >>> round(view.figures[1].values.rows()[5][5], 6)
     1.0
     """
-    if not question.model.stack.position.embeds:
+    if not question.position.embeds:
         return _alike_scores(question)
     added = _added(question.model.stack.position, question)[:SIDE]
     dot = added @ added.T

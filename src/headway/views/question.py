@@ -1,14 +1,14 @@
-"""What a view is asked about: a model and a text, and where to look."""
+"""What a view is asked about: what attention was given for a text, and where to look."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
+from headway.attention import Attention
 from headway.characters import label
 from headway.inspect.explain import fresh_model, words
 from headway.inspect.record import Layer, Trace, recorded
@@ -18,13 +18,54 @@ from headway.shapes import HeadwayError
 from headway.transformer import Transformer
 
 
-@dataclass(eq=False)
-class Question:
-    """A model, a text, and where to look.
+class Recording:
+    """What attention is given for one text: of a model, recorded when first asked for; or of a recorded pass alone.
 
     Args:
-        model: a decoder or an encoder.
+        model: a decoder or an encoder; None where only a pass is known.
         ids: token ids, (1, N).
+        trace: the pass, if it was recorded already.
+    """
+
+    def __init__(self, model: Transformer | None = None, ids: Tensor | None = None, trace: Trace | None = None) -> None:
+        if model is None and not trace:
+            raise HeadwayError("expected a trace of a pass, got an empty one: call the model while it records")
+        if model is not None and (ids is None or ids.ndim != 2 or len(ids) != 1 or ids.shape[1] < 1):
+            got = None if ids is None else tuple(ids.shape)
+            raise HeadwayError(f"expected token ids of one text, (1, N), got {got}")
+        self.model, self.ids, self._trace = model, ids, trace
+
+    @property
+    def trace(self) -> Trace:
+        """The pass."""
+        if self._trace is None:
+            assert self.model is not None
+            assert self.ids is not None
+            self._trace = recorded(self.model, self.ids)
+        return self._trace
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the text has."""
+        return self.trace[0].keys if self.ids is None else self.ids.shape[1]
+
+    @property
+    def attentions(self) -> list[Attention]:
+        """The attention of each layer."""
+        return [layer.attention for layer in self.trace] if self.model is None else self.model.stack.attentions()
+
+    def forget(self) -> None:
+        """Drop the recorded pass, which a model can run again."""
+        if self.model is not None:
+            self._trace = None
+
+
+@dataclass(eq=False)
+class Question:
+    """A recorded pass over a text, and where to look; a model only where a view changes it or goes beyond the pass.
+
+    Args:
+        recording: of a model or a pass.
         labels: how each token is written; what shows nothing is named, see :func:`headway.characters.label`.
         name: of the model, as its run's folder or its method.
         layer: which layer, from 0.
@@ -37,10 +78,12 @@ class Question:
         results: of ``headway compare``.
         options: what single views ask for besides, by name; each view's docstring tells.
         notes: what to know of the model, as that its newest checkpoint is damaged; every view of it says so.
+
+    Raises:
+        HeadwayError: on a layer, head, query or number of labels that there is not.
     """
 
-    model: Transformer
-    ids: Tensor
+    recording: Recording
     labels: Sequence[str]
     name: str = ""
     layer: int = 0
@@ -55,19 +98,29 @@ class Question:
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if self.ids.ndim != 2 or len(self.ids) != 1 or self.ids.shape[1] < 1:
-            raise HeadwayError(f"expected token ids of one text, (1, N), got {tuple(self.ids.shape)}")
-        if len(self.labels) != self.ids.shape[1]:
-            raise HeadwayError(f"expected a label for each of {self.ids.shape[1]} tokens, got {len(self.labels)}")
+        if len(self.labels) != self.recording.tokens:
+            raise HeadwayError(f"expected a label for each of {self.recording.tokens} tokens, got {len(self.labels)}")
         self.labels = [label(one) for one in self.labels]
         limits = {
-            "layer": (self.layer, len(self.model.stack.blocks)),
-            "head": (self.head, self.model.stack.attentions()[0].shape.heads),
+            "layer": (self.layer, len(self.attentions)),
+            "head": (self.head, self.attentions[0].shape.heads),
             "query": (self.query % len(self.labels), len(self.labels)),
         }
         for what, (index, count) in limits.items():
             if not 0 <= index < count:
                 raise HeadwayError(f"expected {what} from 0 to {count - 1}, got {index}")
+
+    @classmethod
+    def of(cls, model: Transformer, ids: Tensor, labels: Sequence[str], **where: Any) -> Question:
+        """About a model and a text.
+
+        Args:
+            model: a decoder or an encoder.
+            ids: token ids, (1, N).
+            labels: how each token is written.
+            where: the other fields.
+        """
+        return cls(Recording(model, ids), labels, **where)
 
     @classmethod
     def fresh(cls, text: str, *, position: str = "rotary", dim: int = 64, heads: int = 4, seed: int = 0) -> Question:
@@ -78,12 +131,35 @@ class Question:
         """
         labels = words(text)
         model, ids = fresh_model(labels, position=position, dim=dim, heads=heads, seed=seed)
-        return cls(model, ids, labels, name=position)
+        return cls.of(model, ids, labels, name=position)
 
-    @cached_property
+    @property
+    def model(self) -> Transformer:
+        """The model.
+
+        Raises:
+            HeadwayError: when only a pass was recorded.
+        """
+        if self.recording.model is None:
+            raise HeadwayError("expected a model for this view, got a recorded pass only: use Question.of(model, …)")
+        return self.recording.model
+
+    @property
+    def ids(self) -> Tensor:
+        """Token ids of the text, (1, N); errors as of :attr:`model`."""
+        assert self.model is not None
+        assert self.recording.ids is not None
+        return self.recording.ids
+
+    @property
+    def attentions(self) -> list[Attention]:
+        """The attention of each layer."""
+        return self.recording.attentions
+
+    @property
     def trace(self) -> Trace:
         """What every attention was given for this text."""
-        return recorded(self.model, self.ids)
+        return self.recording.trace
 
     @property
     def seen(self) -> Layer:
@@ -93,7 +169,7 @@ class Question:
     @property
     def position(self) -> Position:
         """The method of the layer in question."""
-        return self.model.stack.attentions()[self.layer].position
+        return self.attentions[self.layer].position
 
     @property
     def row(self) -> int:

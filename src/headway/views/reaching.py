@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from headway.figures.values import Grid, Lines, View, both, same
 from headway.inspect.record import Layer, record
-from headway.report.figures import Grid, Lines, View, both, same
 from headway.shapes import HeadwayError
 from headway.training.loop import evaluating
-from headway.views.asked import CURVES
 from headway.views.distances import by_distance, percent, second_half, short, some
 from headway.views.question import Question
+from headway.views.view_helpers import CURVES
+
+VIEWS = ("distance",)
 
 FLOOR = 1e-6
 """Shares of attention below are not drawn."""

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from headway.backends.rows import by_key_head
+from headway.figures.values import Bars, Grid, Line, Lines, View, both, same
 from headway.inspect.record import Layer
-from headway.report.figures import Bars, Grid, Line, Lines, View, both, same
 from headway.shapes import HeadwayError
 from headway.views.distances import number, second_half, short
 from headway.views.question import Question
+
+VIEWS = ("scaling",)
 
 WIDTHS = (8, 16, 32, 64, 128, 256, 512)
 QUERIES, KEYS = 128, 256

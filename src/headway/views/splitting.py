@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from headway.figures.values import Bars, Columns, Grid, Said, View, both
 from headway.inspect.head import Head
 from headway.inspect.probe import planes
 from headway.inspect.split import CONTENT, PRODUCTS, exact
-from headway.report.figures import Bars, Columns, Grid, Said, View, both
 from headway.shapes import HeadwayError
 from headway.views.attending import link
 from headway.views.question import Question
-from headway.views.shown import Window, number, pairs, part_name, refuse_beyond, spans, told
+from headway.views.to_figures import Window, number, pairs, part_name, refuse_beyond, spans, told
+
+VIEWS = ("split",)
 
 LONGEST = 1024
 """Tokens of a text that is looked at."""

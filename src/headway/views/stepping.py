@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from headway.figures.values import Columns, Figure, Heatmap, Product, Said, Stage, Steps, View, both, same
 from headway.inspect.explain import spread
 from headway.inspect.head import Cell, Head
 from headway.inspect.split import PRODUCTS, maps
 from headway.inspect.watch import MATRICES
-from headway.report.figures import Columns, Figure, Heatmap, Product, Said, Stage, Steps, View, both, same
 from headway.views.attending import asked, formula, way
 from headway.views.question import Question
-from headway.views.shown import (
+from headway.views.to_figures import (
     Window,
     block,
     matrix,
@@ -31,6 +31,8 @@ from headway.views.shown import (
     told,
     vectors,
 )
+
+VIEWS = ("stepper", "projection")
 
 LONGEST = 1024
 """Tokens of a text through which one is led."""

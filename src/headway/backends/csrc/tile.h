@@ -7,7 +7,8 @@
 
 namespace headway {
 
-// One call. Mirrored field by field by `_Call` in native.py. Strides count elements; T is float, or double for double.
+// One call; native.py reads these lines to hand over the same fields. Strides count elements; T is float, or double for
+// double.
 struct Call {
   int64_t batch, heads, kv_heads, queries, keys, dim, dim_v;
   const void *q, *k, *v;

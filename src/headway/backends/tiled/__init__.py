@@ -7,8 +7,9 @@
 A block holds all keys it sees, so the softmax is torch's own and nothing but the inputs is kept for the backward pass,
 which computes S and P again: memory is O(queries + keys). Scores are float32, or float64 for float64.
 
-Where positions go up by one, terms by distance are strided views (see :mod:`headway.backends.skew`). Other positions,
-and terms only known as a function, are evaluated tile by tile and differentiated by autograd, one block at a time.
+Where positions go up by one, terms by distance are strided views (see :mod:`headway.backends.diagonal_views`). Other
+positions, and terms only known as a function, are evaluated tile by tile and differentiated by autograd, one block at a
+time.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
 
 def _shift(call: Call) -> int | None:
     """Position of the first key minus that of the first query, where both go up by one; None where that is unknown."""
-    if call.aligned:
+    if call.default_positions:
         return 0
     if call.q.device.type != "cpu":  # elsewhere a look at positions would wait for the device
         return None

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from headway.backends.skew import Band
+from headway.backends.diagonal_views import Band
 from headway.backends.tiled.job import Job, Tables
 from headway.masks import And, Dense, Documents, Mask, Or, Prefix
 
@@ -52,8 +52,8 @@ class Block(NamedTuple):
 class Chunk:
     """Some sequences and key heads of a call, few enough for a tile of them to stay in the cache.
 
-    Queries are numbered from the last to the first, see :mod:`headway.backends.skew`. Tiles are (b, h, G, q, k), for
-    b sequences and h key heads with G query heads each; products take them as (b · h, G · q, k).
+    Queries are numbered from the last to the first, see :mod:`headway.backends.diagonal_views`. Tiles are
+    (b, h, G, q, k), for b sequences and h key heads with G query heads each; products take them as (b · h, G · q, k).
     """
 
     def __init__(

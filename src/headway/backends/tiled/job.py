@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from headway.backends.base import Call
-from headway.backends.skew import strip
-from headway.masks import reach, straight
+from headway.backends.diagonal_views import strip
+from headway.masks import is_distance_only, reach
 from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, PerKey
 
 
@@ -95,7 +95,7 @@ def job_of(call: Call, shift: int) -> tuple[Job, Tables]:
         shift=shift,
         past=past,
         future=future,
-        spotted=not straight(call.mask),
+        spotted=not is_distance_only(call.mask),
         varies=_varies(by_distance, -past, future),
         rows=tuple(term.left for term in rows),
         columns=tuple(term.left for term in columns),

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from headway.backends.base import Call
-from headway.backends.skew import diagonal_sums
+from headway.backends.diagonal_views import diagonal_sums
 from headway.backends.tiled.blocks import Block, Chunk, Work, full_precision
 from headway.backends.tiled.job import Job, Tables, job_of
 

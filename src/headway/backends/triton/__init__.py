@@ -14,19 +14,14 @@ After FlashAttention-2 (Dao 2023, arXiv:2307.08691). What is new is how terms an
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from headway.backends.base import Call
 from headway.backends.canonical import canonical, unfit
+from headway.backends.triton.environment import INSTALLED, INTERPRETED
 
-# looked up once: torch.compile traces `refuses`, and cannot follow importlib
-INSTALLED = importlib.util.find_spec("triton") is not None
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 WIDEST = 256
 """The widest head: beyond it two tiles of keys and values do not fit a multiprocessor's shared memory."""
 
@@ -53,4 +48,4 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     """See :class:`headway.backends.base.Backend`."""
     from headway.backends.triton.attention import attention
 
-    return attention(canonical(call), call.aligned and call.row is None)
+    return attention(canonical(call), call.default_positions and call.row is None)

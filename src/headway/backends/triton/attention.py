@@ -81,15 +81,15 @@ MANY = 32
 """Entries of a table that one program of ``entries`` or ``unskew`` serves."""
 
 
-def attention(c: Canonical, aligned: bool) -> Float[Tensor, "batch heads queries dim_v"]:
+def attention(c: Canonical, default_positions: bool) -> Float[Tensor, "batch heads queries dim_v"]:
     """Attention, differentiable in q, k, v, keys, table, tails and rows.
 
     Args:
         c: the call.
-        aligned: whether positions are 0, 1, 2 … without padding.
+        default_positions: whether positions are 0, 1, 2 … without padding.
     """
     given = (c.left, c.rows_left, min(c.past, FAR), min(c.future, FAR), c.scale)
-    places = (None if aligned else c.q_pos, None if aligned else c.k_pos, c.q_docs, c.k_docs)
+    places = (None if default_positions else c.q_pos, None if default_positions else c.k_pos, c.q_docs, c.k_docs)
     terms = (c.keys, c.table, c.tails, c.rows)
     out: Tensor = attend_forward(c.q, c.k, c.v, *terms, *places, *given)[0]
     return out

@@ -17,7 +17,7 @@ from typing import no_type_check  # Triton reads a kernel's source: it must not 
 import triton
 import triton.language as tl
 
-from headway.backends.triton import INTERPRETED
+from headway.backends.triton.environment import INTERPRETED
 
 EMULATED = tl.constexpr(INTERPRETED)
 GENERAL = tl.constexpr(0)

@@ -31,7 +31,7 @@ def to_hf(position: Position) -> dict[str, Any]:
     Raises:
         HeadwayError: when they do not know it.
 
-    >>> from headway.positions import parse
+    >>> from headway.positions.registry import parse
     >>> to_hf(parse("interpolated(factor=2.0)"))["rope_parameters"]
     {'rope_type': 'linear', 'rope_theta': 10000.0, 'partial_rotary_factor': 1.0, 'factor': 2.0}
     """

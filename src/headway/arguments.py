@@ -1,0 +1,102 @@
+"""What the commands share: the limits of their options, options that several have, lists, and checks before a start."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headway.characters import shortened
+from headway.console import console
+from headway.shapes import HeadwayError
+
+WIDEST, DEEPEST, MOST, LONGEST = 1 << 16, 1024, 1 << 24, 10**9
+"""The greatest width or number of heads, of layers, of things counted (tokens, windows), and of steps."""
+LOOKED_AT = 10**8
+"""The most parameters of a model that is made to be looked at."""
+SEED = 2**63 - 1
+"""The greatest seed that torch takes."""
+
+Out = Annotated[Path, typer.Option(help="Folder for the results; rerun the same command to resume.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=256, help="CPU threads; default: torch's own choice.")]
+Dim = Annotated[int, typer.Option(max=WIDEST, help="Width of the model.")]
+Layers = Annotated[int, typer.Option(max=DEEPEST, help="Layers.")]
+Heads = Annotated[int, typer.Option(max=WIDEST, help="Attention heads.")]
+Batch = Annotated[int, typer.Option(max=MOST, help="Windows per step.")]
+Optimizer = Annotated[str, typer.Option(help="adamw, adam or sgd (with momentum).")]
+Rate = Annotated[float | None, typer.Option(help="Peak learning rate; default: the optimizer's own.")]
+Vocabulary = Annotated[str, typer.Option(help="bytes, or bpe (trained on the text; needs the extra headway[bpe]).")]
+MaxText = Annotated[int | None, typer.Option(min=1, max=1 << 40, help="Bytes the text may have; default: 128 MiB.")]
+VocabularySize = Annotated[int, typer.Option(max=MOST, help="Tokens of a bpe vocabulary.")]
+
+
+def split(text: str) -> list[str]:
+    """Split at commas outside parentheses and quotes.
+
+    >>> split("rotary(base=1, pairing='half'), t5,")
+    ["rotary(base=1, pairing='half')", 't5']
+    """
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([") - (character in ")]")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Whole numbers between commas.
+
+    Raises:
+        HeadwayError: on anything else, naming the option.
+    """
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise HeadwayError(f"expected {option} as whole numbers like 64,128,256, got {text!r}") from None
+
+
+def say(notes: Iterable[str]) -> None:
+    """Tell on stderr what is worth knowing of what was read; the output itself may be meant for another program."""
+    for note in notes:
+        console(error=True).print(note, soft_wrap=True)
+
+
+def check_device(name: str, *, here: bool) -> None:
+    """Refuse what is no device, or with ``here`` one that this machine lacks."""
+    import torch
+
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (":" in name and not re.fullmatch(r"\d{1,3}", number, re.ASCII)):
+        raise HeadwayError(f"expected --device as cpu, cuda or cuda:0, got {shortened(name)!r}")
+    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(kind, 1)
+    if here and int(number or 0) >= count:
+        raise HeadwayError(f"expected a device that is here, got {name!r}, and there are {count} of its kind: use cpu")
+
+
+def check_sizes(
+    config: dict[str, Any], vocabulary: str = "bytes", vocabulary_size: int = 256, tokens: int = 64, batch: int = 0
+) -> None:
+    """Refuse a model that would not fit into memory, before any of it is made; with ``batch`` its training."""
+    from headway.positions import parse
+    from headway.sizes import check_size
+
+    parse(config["position"])  # what is wrong with a method's text is said first
+    vocab = 256 if vocabulary == "bytes" else max(vocabulary_size, 1)
+    most = None if batch else LOOKED_AT
+    check_size(
+        {"vocab": vocab, **config}, tokens=max(tokens, 1), batch=max(batch, 1), training=batch > 0, parameters=most
+    )
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch compute with so many threads, or as many as it chooses."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)

@@ -1,0 +1,143 @@
+"""The speed this project promises, as cases with a bar each; one command tells whether it holds.
+
+On a CPU everything is one sequence of 8 heads of width 64 in float32, forward and backward. On a GPU it is bfloat16,
+16k tokens in all, heads that make 2048 together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from headway.bench.cases import Case
+from headway.bench.contenders import Contender, ours
+from headway.bench.others import flex
+from headway.bench.page import PLAIN
+from headway.bench.settings import Bench, rounds_for
+from headway.bench.tax import EXACT_UP_TO, Entry, Group, Row, measured, without_base
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One promise: time or memory of a method ÷ that of something else stays under, or above, a limit.
+
+    Args:
+        case: the shape.
+        method: the method.
+        limit: the bar.
+        what: "time" or "memory".
+        by: who computes it: a backend, or "FlexAttention".
+        against: method and contender of the denominator; None is plain attention.
+        least: whether the limit is from below.
+    """
+
+    case: Case
+    method: str
+    limit: float
+    what: str = "time"
+    by: str = "auto"
+    against: tuple[str, str] | None = None
+    least: bool = False
+
+    @property
+    def needs(self) -> list[tuple[str, str]]:
+        """Method and contender of every row it is judged by."""
+        return [(self.method, self.by), *([] if self.against is None else [self.against])]
+
+    def __str__(self) -> str:
+        of = f"{self.case.length:,} tokens, {self.case.mask}, width {self.case.head_dim}"
+        base = PLAIN if self.against is None else f"{_who(self.against[1])} of {self.against[0]}"
+        return f"{self.what} of {self.method} by {_who(self.by)} ÷ {base}, {of}"
+
+    def judge(self, rows: dict[tuple[str, str], Row]) -> dict[str, Any]:
+        """Whether it holds, given what was measured."""
+        sign = "≥" if self.least else "≤"
+        found: dict[str, Any] = {"name": str(self), "bar": f"{sign} {self.limit:g}", "measured": None, "reason": None}
+        values = []
+        for need in self.needs:
+            row = rows[need]
+            value = row.ratio if self.what == "time" else row.memory_ratio
+            if row.status != "ok" or value is None:
+                return {**found, "passed": False, "reason": f"{row.contender}: {row.status}: {row.reason}"}
+            values.append(value)
+        ratio = values[0] / (values[1] if len(values) > 1 else 1.0)
+        return {**found, "measured": ratio, "passed": ratio >= self.limit if self.least else ratio <= self.limit}
+
+
+def _who(by: str) -> str:
+    return by if by == "FlexAttention" else f"headway ({by})"
+
+
+def bars(device: str) -> list[Bar]:
+    """All bars of a kind of device; those of one case stand together."""
+    if device == "cuda":
+        found = []
+        for head_dim in (64, 128):
+            heads = 2048 // head_dim
+            case = Case(8192, batch=2, heads=heads, kv_heads=heads, head_dim=head_dim, dtype="bfloat16", device="cuda")
+            found += [
+                Bar(case, "t5", 1.25, against=("none", "FlexAttention")),
+                Bar(case, "t5", 3.0, by="FlexAttention", against=("t5", "auto"), least=True),
+            ]
+        return found
+
+    def at(length: int, mask: str) -> Case:
+        return Case(length, mask=mask)
+
+    two_sided = "t5(bidirectional=True)"
+    return [
+        Bar(at(1024, "full"), two_sided, 1.05),
+        Bar(at(1024, "causal"), "t5", 0.95),
+        Bar(at(4096, "full"), two_sided, 1.05),
+        Bar(at(4096, "full"), "rotary", 1.05),
+        Bar(at(4096, "full"), "rows", 1.6),
+        Bar(at(4096, "full"), two_sided, 1.6, by="tiled"),
+        Bar(at(4096, "causal"), "t5", 0.95),
+        Bar(at(4096, "causal"), "rotary", 1.05),
+        Bar(at(4096, "causal"), "rows", 1.6),
+        Bar(at(4096, "causal"), "t5", 1.6, by="tiled"),
+        Bar(at(8192, "causal"), "fox", 0.6),
+        Bar(at(16384, "causal"), "alibi", 0.45),
+        Bar(at(16384, "causal"), "t5", 1.1, what="memory"),
+    ]
+
+
+def measure_bars(
+    settings: Bench,
+    keep: Callable[[Row, str, int, float], None],
+    on_row: Callable[[Row, int, int], None] | None = None,
+    listed: list[Bar] | None = None,
+) -> Iterator[tuple[list[dict[str, Any]], list[Row]]]:
+    """Measure what the bars need, case by case: the bars of a case, judged, and its rows."""
+    listed = bars(settings.device) if listed is None else listed
+    by_case: dict[Case, list[Bar]] = {}
+    for bar in listed:
+        by_case.setdefault(bar.case, []).append(bar)
+    count = sum(len({need for bar in together for need in bar.needs}) for together in by_case.values())
+    done = 0
+    for case, together in by_case.items():
+        # at great length a run takes seconds: what no bar asks for is left out
+        rows: dict[tuple[str, str], Row] = {}
+        try:
+            group = Group(case, settings.rounds or rounds_for(case.length), thorough=case.length <= EXACT_UP_TO)
+        except Exception as problem:
+            base = without_base(case, problem)
+            yield [bar.judge(dict.fromkeys(bar.needs, base)) for bar in together], [base]
+            continue
+        for bar in together:
+            for method, by in bar.needs:
+                if (method, by) in rows:
+                    continue
+                timed = any(other.what == "time" and (method, by) in other.needs for other in together)
+                row = measured(Entry(method, _who(by), contender(by), timed), group, keep)
+                rows[method, by] = row
+                done += 1
+                if on_row is not None:
+                    on_row(row, done, count)
+        yield [bar.judge(rows) for bar in together], [group.base_row(), *rows.values()]
+
+
+def contender(by: str) -> Contender:
+    """Who computes it, by the name a bar gives."""
+    return flex if by == "FlexAttention" else ours(by)

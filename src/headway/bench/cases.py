@@ -1,0 +1,342 @@
+"""One shape of attention with its inputs, and position methods to run on it inside :class:`headway.Attention`.
+
+Besides every method of :mod:`headway.positions` two terms are known by themselves:
+
+- ``rows``: a table for each query, q·Eᵀ·scale with 128 vectors E for the distances 0 … 127, the last for all beyond
+  (Shaw's and Inkling's query-dependent biases); gradients to q and E.
+- ``table``: one learned number per head and distance, for all 2n−1 distances.
+
+Learned parameters are N(0, 0.3²): away from their initialisation, where a bias of zero might be cheap by chance. Those
+of ``fox`` are drawn so that its gates, σ(N(4.35, 1)), have a mean of 0.98, as trained ones do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from headway.attention import Attention, Core
+from headway.cache import KVCache
+from headway.masks import Causal, Mask
+from headway.positions import Fox, Position, parse
+from headway.positions.base import TermInputs
+from headway.shapes import HeadShape, HeadwayError
+from headway.terms import AnyTerm, ByDistance, ByDistancePerQuery
+
+WIDTH = 128
+"""Distances that ``rows`` tells apart."""
+_GATE = 4.35  # mean of x, where the mean of sigmoid(N(x, 1)) is 0.98
+_SEED = 0
+
+
+class Unsupported(Exception):
+    """What a contender cannot do; the message is the reason in the table."""
+
+
+class TooLarge(Exception):
+    """What would need more memory than there is; the message is the reason in the table."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape of attention.
+
+    Args:
+        length: keys, and queries unless one decodes.
+        mode: "forward+backward", "forward" or "decode": the last of ``length`` tokens, those before it cached.
+        mask: "causal" or "full".
+        batch: sequences.
+        heads: query heads.
+        kv_heads: key heads.
+        head_dim: width of a head.
+        dtype: of q, k, v and learned parameters.
+        device: "cpu" or "cuda".
+    """
+
+    length: int
+    mode: str = "forward+backward"
+    mask: str = "causal"
+    batch: int = 1
+    heads: int = 8
+    kv_heads: int = 8
+    head_dim: int = 64
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    @property
+    def decodes(self) -> bool:
+        """Whether one query meets a cache."""
+        return self.mode == "decode"
+
+    @property
+    def backward(self) -> bool:
+        """Whether gradients are part of the work."""
+        return self.mode == "forward+backward"
+
+    @property
+    def queries(self) -> int:
+        """How many queries there are."""
+        return 1 if self.decodes else self.length
+
+    @property
+    def causal(self) -> bool:
+        """Whether a mask hides anything: a decoded token sees all of its cache."""
+        return self.mask == "causal" and not self.decodes
+
+    @property
+    def scale(self) -> float:
+        """What q·k is multiplied with."""
+        return float(self.head_dim**-0.5)
+
+    @property
+    def pairs(self) -> int:
+        """Scores of all heads: what is held where somebody materialises them."""
+        return self.batch * self.heads * self.queries * self.length
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of plain attention: 4·B·H·n²·D, half if causal, 3.5 times that with backward."""
+        return 4 * self.pairs * self.head_dim * (0.5 if self.causal else 1) * (3.5 if self.backward else 1)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch's."""
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
+
+    def visible(self) -> Mask | None:
+        """The mask as ours."""
+        return Causal() if self.mask == "causal" else None
+
+    def positions(self) -> tuple[Tensor, Tensor]:
+        """Positions of queries and keys, (1, Q) and (1, K)."""
+        k_pos = torch.arange(self.length, device=self.device)[None]
+        return k_pos[:, -self.queries :], k_pos
+
+
+class Draw:
+    """Random tensors of one case: the same for every contender, and for the float64 truth rounded the same way."""
+
+    def __init__(self, case: Case, wide: bool = False) -> None:
+        self.case, self.dtype = case, torch.float64 if wide else case.torch_dtype
+        self.generator = torch.Generator().manual_seed(_SEED)
+
+    def normal(self, *shape: int, mean: float = 0.0, std: float = 1.0) -> Tensor:
+        """N(mean, std²), first rounded to the case's dtype; it gets a gradient if the case has a backward pass."""
+        x = (torch.randn(shape, generator=self.generator) * std + mean).to(self.case.torch_dtype)
+        return x.to(self.case.device, self.dtype).requires_grad_(self.case.backward)
+
+
+class Asked(NamedTuple):
+    """What :class:`headway.Attention` asks of its core, see :func:`headway.functional.attend`."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Mask | None
+    terms: tuple[AnyTerm, ...]
+    q_pos: Tensor | None
+    k_pos: Tensor | None
+    scale: float
+    normalise: str
+    softcap: float | None
+    sinks: Tensor | None
+
+
+class _Given(nn.Linear):
+    """A projection that was computed already; it has the widths of one."""
+
+    given: Tensor
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.given
+
+
+class Heads(Attention):
+    """Attention without its four projections: q, k and v are given, and the heads are what is taken.
+
+    All between is inherited, so that what is timed is what Attention runs: rotations, marks, terms, masks, caches.
+    """
+
+    def __init__(self, shape: HeadShape, position: Position, mask: Mask | None) -> None:
+        super().__init__(
+            shape.dim, shape.heads, kv_heads=shape.kv_heads, head_dim=shape.head_dim, position=position, mask=mask
+        )
+        self.q, self.k, self.v = (
+            _Given(one.in_features, one.out_features, bias=False) for one in (self.q, self.k, self.v)
+        )
+        self._found: list[Tensor] = []
+
+    def compute(self, core: Core, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The heads, (B, H, Q, D), of given queries, keys and values of the tokens x, by this core."""
+        self.core = core
+        for projection, given in ((self.q, q), (self.k, k), (self.v, v)):
+            assert isinstance(projection, _Given)
+            projection.given = given
+        self(x, cache=cache)
+        return self._found.pop()
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        return x
+
+    def _join(self, heads: Tensor) -> Tensor:
+        self._found.append(heads)
+        return heads.new_empty(1).expand(heads.shape[0], heads.shape[2], self.shape.dim)
+
+
+class _Core(Core):
+    """A function in the place of attention's core."""
+
+    def __init__(self, how: Callable[[Asked], Tensor]) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, *asked: Any) -> Tensor:
+        return self.how(Asked(*asked))
+
+
+class _Standing(KVCache):
+    """A cache that can go back to where it stood, so that one step can be run again and again."""
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first tokens, at no cost."""
+        self._length = length
+
+
+@dataclass
+class Built:
+    """A method inside attention, and what it is given.
+
+    Args:
+        case: the shape.
+        q: queries, (B, H, Q, D).
+        k: keys, (B, H_kv, K, D).
+        v: values, (B, H_kv, K, D).
+        weight: the gradient of the output, (B, H, Q, D).
+        heads: attention without projections.
+        x: the tokens, (B, K, dim).
+        learned: what gets a gradient besides q, k and v.
+    """
+
+    case: Case
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    weight: Tensor
+    heads: Heads
+    x: Tensor
+    learned: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def position(self) -> Position:
+        """The method."""
+        return self.heads.position
+
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        """All that gets a gradient."""
+        return {"q": self.q, "k": self.k, "v": self.v, **self.learned}
+
+    def runs(self, how: Core | Callable[[Asked], Tensor]) -> Callable[[], Tensor]:
+        """Attention with this core: all of a call's work, to be run again and again; it returns the heads."""
+        core = how if isinstance(how, Core) else _Core(how)
+        if not self.case.decodes:
+            return lambda: self.heads.compute(core, self.x, self.q, self.k, self.v)
+        before, cache = self.case.length - 1, _Standing()
+        if before:  # what the cached tokens look at is no part of the work
+            q, k, v = self.q.expand(-1, -1, before, -1), self.k[:, :, :before], self.v[:, :, :before]
+            with torch.no_grad():
+                self.heads.compute(_Core(lambda asked: asked.q), self.x[:, :before], q, k, v, cache)
+        new = self.x[:, before:], self.q, self.k[:, :, before:], self.v[:, :, before:]
+
+        def step() -> Tensor:
+            cache.rewind(before)
+            return self.heads.compute(core, *new, cache)
+
+        return step
+
+    def asks(self) -> Asked:
+        """What attention asks of its core, without gradients."""
+        seen: list[Asked] = []
+
+        def look(asked: Asked) -> Tensor:
+            seen.append(asked)
+            return asked.q
+
+        with torch.no_grad():
+            self.runs(look)()
+        return seen[0]
+
+
+def check_method(method: str) -> None:
+    """Raise HeadwayError unless ``method`` can be built."""
+    if method not in _TERMS:
+        try:
+            parse(method)
+        except HeadwayError as error:
+            raise HeadwayError(f"{error}; and the terms {', '.join(_TERMS)}") from None
+
+
+def build(method: str, case: Case, *, wide: bool = False) -> Built:
+    """Make a method's inputs and parameters for a case.
+
+    Args:
+        method: see the module.
+        case: the shape.
+        wide: the same values in float64, for the truth.
+
+    Raises:
+        Unsupported: for a method that does not act inside attention, or not under this mask.
+    """
+    shape = HeadShape.of(case.heads * case.head_dim, case.heads, case.kv_heads, case.head_dim)
+    position = _TERMS[method](case.length) if method in _TERMS else parse(method)
+    if position.embeds:
+        raise Unsupported("it acts on the embedding, before attention, and costs nothing here")
+    draw = Draw(case, wide)
+    q = draw.normal(case.batch, case.heads, case.queries, case.head_dim)
+    k = draw.normal(case.batch, case.kv_heads, case.length, case.head_dim)
+    v = draw.normal(case.batch, case.kv_heads, case.length, case.head_dim)
+    weight = draw.normal(case.batch, case.heads, case.queries, case.head_dim).detach()
+    heads = Heads(shape, position, case.visible()).to(case.device, draw.dtype).eval()
+    for parameter in position.parameters():
+        parameter.data.copy_(draw.normal(*parameter.shape, std=0.3).detach())
+        parameter.requires_grad_(case.backward)
+    if isinstance(position, Fox):
+        gates, bias = (position.get_parameter(f"gate.{name}") for name in ("weight", "bias"))
+        gates.data.copy_(draw.normal(*gates.shape, std=shape.dim**-0.5).detach())
+        bias.data.fill_(_GATE)
+    learned: dict[str, Tensor] = {f"position.{name}": one for name, one in position.named_parameters()}
+    x = q.new_empty(1).detach().expand(case.batch, case.length, shape.dim)
+    if type(position).mark is not Position.mark:
+        learned["x"] = x = draw.normal(case.batch, case.length, shape.dim)
+    return Built(case, q, k, v, weight, heads, x, learned)
+
+
+class _Rows(Position):
+    """A table for each query, with 128 vectors."""
+
+    def build(self, shape: HeadShape) -> None:
+        self.vectors = nn.Parameter(torch.empty(WIDTH, shape.head_dim))
+
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
+        return (ByDistancePerQuery((look.q * look.scale) @ self.vectors.T, WIDTH - 1),)
+
+
+@dataclass(eq=False)
+class _Table(Position):
+    """A number per head and distance."""
+
+    length: int = 1
+
+    def build(self, shape: HeadShape) -> None:
+        self.table = nn.Parameter(torch.empty(shape.heads, 2 * self.length - 1))
+
+    def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
+        return (ByDistance(self.table, self.length - 1),)
+
+
+_TERMS: dict[str, Callable[[int], Position]] = {"rows": lambda _: _Rows(), "table": _Table}

@@ -1,0 +1,240 @@
+"""Other libraries on the same cases, each in its best form for this work; all their imports wait until then.
+
+- FlexAttention, compiled once per case. A table is captured as the same tensor that our kernels get; a constant bias is
+  computed, not looked up.
+- x-transformers: its ``Attend`` on the flash path, with its own T5 bias, ALiBi bias or rotary embedding.
+- transformers: ``T5Attention`` with its projections taken out, so that it computes the bias and the core alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headway.bench.cases import Asked, Built, Case, Unsupported, build
+from headway.bench.contenders import Contender, Work, biases, fits
+from headway.positions import T5, Alibi, Rotary
+from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, PerKey, Term
+
+
+@dataclass(frozen=True)
+class Other:
+    """A library's way.
+
+    Args:
+        name: for the table.
+        methods: those it has.
+        prepare: makes its work.
+    """
+
+    name: str
+    methods: tuple[str, ...]
+    prepare: Contender
+
+
+def _score_mod(terms: tuple[Any, ...]) -> Callable[..., Tensor] | None:
+    """The terms as FlexAttention wants them: a function of one score and its place."""
+    if not terms:
+        return None
+
+    def place(left: int, width: int, q: Tensor, k: Tensor) -> Tensor:
+        return (k - q + left).clamp(0, width - 1)
+
+    def one(term: Term) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        match term:
+            case PerKey(bias):
+                return lambda b, h, q, k: bias[b if bias.shape[0] > 1 else 0, h, k]
+            case ByDistance(row=int()):
+                raise Unsupported("distances in an image are not written as a score_mod here")
+            case ByDistance(table) if table.shape[1] == 1 and term.tails is not None:
+                tails, left = term.tails, term.left
+                # ALiBi and its kind: grows from one point on
+                return lambda b, h, q, k: torch.where(
+                    k - q + left < 0, tails[h, 0] * -(k - q + left), tails[h, 1] * (k - q + left)
+                )
+            case ByDistance(table) if term.tails is None:
+                return lambda b, h, q, k: table[h, place(term.left, table.shape[1], q, k)]
+            case ByDistancePerQuery(table):
+                return lambda b, h, q, k: table[b, h, q, place(term.left, table.shape[-1], q, k)]
+            case ByDistancePerKey(table):
+                return lambda b, h, q, k: table[b, h, k, place(term.left, table.shape[-1], q, k)]
+        raise Unsupported(f"{type(term).__name__} is not written as a score_mod here")
+
+    added = [one(term) for term in terms]
+
+    def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        for term in added:
+            score = score + term(b, h, q, k)
+        return score
+
+    return score_mod
+
+
+def flex(method: str, case: Case) -> Work:
+    """FlexAttention with the same terms, compiled for this case alone, its block mask made before the clock."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    if case.device == "cpu" and case.backward:
+        raise Unsupported("FlexAttention has no backward on a CPU")
+    built = build(method, case)
+    asked = built.asks()
+    biases(asked, "a score_mod")
+    _score_mod(asked.terms)
+    block_mask = None
+    if case.causal:
+        block_mask = create_block_mask(
+            lambda b, h, q, k: q >= k, None, None, case.queries, case.length, device=case.device
+        )
+    torch._dynamo.reset()  # every case is a shape of its own; after eight of them dynamo would give up compiling
+    compiled = torch.compile(flex_attention, dynamic=False)
+    gqa = case.kv_heads != case.heads
+
+    def core(asked: Asked) -> Tensor:
+        out: Tensor = compiled(
+            asked.q,
+            asked.k,
+            asked.v,
+            score_mod=_score_mod(asked.terms),
+            block_mask=block_mask,
+            scale=asked.scale,
+            enable_gqa=gqa,
+        )
+        return out
+
+    return Work(case, built, built.runs(core), "FlexAttention")
+
+
+def _imported(name: str, extra: str) -> Any:
+    import importlib
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # its own use of torch
+            return importlib.import_module(name)
+    except ImportError:
+        raise Unsupported(f"{extra} is not installed") from None
+
+
+def x_transformers(method: str, case: Case) -> Work:
+    """x-transformers' ``Attend`` on its flash path, with its own position modules."""
+    attend_module = _imported("x_transformers.attend", "x-transformers")
+    library = _imported("x_transformers.x_transformers", "x-transformers")
+    if case.kv_heads != case.heads:
+        raise Unsupported("not written for grouped keys here")
+    built = build(method, case)
+    attend = attend_module.Attend(heads=case.heads, causal=case.causal, flash=True)
+    position = built.position
+    turned: Any = None
+    bias: Any = None
+    q, k = built.q, built.k
+    leaves = {"q": q, "k": k, "v": built.v}
+    if isinstance(position, T5):
+        if position.bidirectional == case.causal:
+            raise Unsupported("its T5 bias looks both ways exactly where attention does")
+        fits(case)
+        bias = library.RelativePositionBias(1.0, case.causal, position.buckets, position.max_distance, case.heads)
+        leaves["weight_by_bucket"] = _embedding(bias.relative_attention_bias, built, case)
+    elif isinstance(position, Alibi):
+        fits(case)
+        bias = library.AlibiPositionalBias(case.heads).to(case.device)
+    elif isinstance(position, Rotary):
+        if position.fraction != 1.0:
+            raise Unsupported("rotary in a part of the head is not compared")
+        turned = library.RotaryEmbedding(case.head_dim, base=position.base).to(case.device)
+        if (
+            position.pairing == "half"
+        ):  # it turns neighbours: the same after this order of channels, which costs nothing
+            order = torch.arange(case.head_dim, device=case.device).view(2, -1).T.flatten()
+            q, k = (x.detach()[..., order].requires_grad_(case.backward) for x in (q, k))
+            leaves = {"q_reordered": q, "k_reordered": k, "v": built.v}
+
+    def forward() -> Tensor:
+        added = None if bias is None else bias(case.length, case.length).to(q.dtype)
+        if turned is None:
+            out: Tensor = attend(q, k, built.v, attn_bias=added)[0]
+        else:
+            angles, _ = turned.forward_from_seq_len(case.length)
+            both = (library.apply_rotary_pos_emb(x, angles) for x in (q, k))
+            out = attend(*both, built.v)[0]
+        return out
+
+    return Work(case, built, forward, "x-transformers", leaves=leaves)
+
+
+class _Given(nn.Module):
+    """A projection that was computed already."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.x = x
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.x.transpose(1, 2).flatten(2)
+
+
+def huggingface(method: str, case: Case) -> Work:
+    """transformers' ``T5Attention`` without its projections: its bias, and the core as it is set up by default."""
+    module = _imported("transformers.models.t5.modeling_t5", "transformers")
+    config_module = _imported("transformers.models.t5.configuration_t5", "transformers")
+    if case.kv_heads != case.heads:
+        raise Unsupported("it has as many key heads as query heads")
+    built = build(method, case)
+    position = built.position
+    assert isinstance(position, T5)
+    if position.bidirectional == case.causal:
+        raise Unsupported("its bias looks both ways exactly where attention does")
+    fits(case)
+    config = config_module.T5Config(
+        d_model=case.heads * case.head_dim,
+        d_kv=case.head_dim,
+        num_heads=case.heads,
+        relative_attention_num_buckets=position.buckets,
+        relative_attention_max_distance=position.max_distance,
+        dropout_rate=0.0,
+        is_decoder=case.causal,
+    )
+    config._attn_implementation = "sdpa"
+    layer = module.T5Attention(config, has_relative_attention_bias=True, layer_idx=0)
+    weight = _embedding(layer.relative_attention_bias, built, case)
+    # it does not scale scores: q is scaled where its projection would have learned to
+    layer.k, layer.v, layer.o = _Given(built.k), _Given(built.v), nn.Identity()
+    hidden = None
+    if case.causal:
+        q_pos, k_pos = case.positions()
+        hidden = torch.where(k_pos[:, None] <= q_pos[..., None], 0.0, -torch.inf)[None].to(built.q.dtype)
+    x = built.q.new_empty(case.batch, case.length, 1).detach()
+
+    def forward() -> Tensor:
+        layer.q = _Given(built.q * case.scale)
+        out = layer(x, mask=hidden)[0]
+        layer.q = nn.Identity()  # or it would hold the queries until the next call
+        return out.unflatten(-1, (case.heads, case.head_dim)).transpose(1, 2)  # type: ignore[no-any-return]
+
+    leaves = {"q": built.q, "k": built.k, "v": built.v, "weight_by_bucket": weight}
+    return Work(case, built, forward, "transformers T5Attention", leaves=leaves)
+
+
+def _embedding(embedding: nn.Embedding, built: Built, case: Case) -> Tensor:
+    """Give a library's table of buckets (buckets, H) the values of ours (H, buckets)."""
+    embedding.to(case.device, built.q.dtype).requires_grad_(case.backward)
+    assert isinstance(built.position, T5)
+    embedding.weight.data.copy_(built.position.weight.data.T)
+    return embedding.weight
+
+
+def others_for(method: str, case: Case) -> list[Other]:
+    """The libraries that have this method; none where one decodes, which is written here for none of them."""
+    return [] if case.decodes else [other for other in OTHERS if method.partition("(")[0] in other.methods]
+
+
+OTHERS = (
+    Other("FlexAttention", ("none", "t5", "alibi", "fox", "rows", "table"), flex),
+    Other("x-transformers", ("none", "t5", "alibi", "rotary"), x_transformers),
+    Other("transformers T5Attention", ("t5",), huggingface),
+)
+"""Which library has what: a row for everything else would say nothing."""

@@ -1,0 +1,173 @@
+"""A whole benchmark: every row of the position tax, or the bars, saved as they come."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from headway.backends import BACKENDS
+from headway.bench.bars import measure_bars
+from headway.bench.cases import Case
+from headway.bench.contenders import materialised, ours
+from headway.bench.measure import environment
+from headway.bench.others import others_for
+from headway.bench.settings import Bench, rounds_for
+from headway.bench.tax import Entry, Group, Row, measured, without_base
+from headway.output import write_output
+from headway.shapes import HeadwayError
+from headway.training.ours import mark
+
+FORMAT = 1
+REFERENCE_UP_TO = 2048
+"""Tokens up to which ``--backends all`` includes the reference."""
+SAMPLES = ("method", "contender", "length", "mode", "mask", "round", "who", "seconds")
+"""Columns of samples.csv."""
+
+
+def bench(
+    settings: Bench,
+    out: str | Path | None = None,
+    *,
+    command: str | None = None,
+    on_row: Callable[[Row, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Measure every row and return the results; they are in ``out/results.json``, all samples in ``out/samples.csv``.
+
+    A ctrl-C keeps what is done: the results so far are returned with ``complete`` False.
+
+    Args:
+        settings: what to measure.
+        out: the folder, made if needed; None writes nothing.
+        command: the command line that repeats this, for the report.
+        on_row: called after every row, with how many there are so far and will be.
+
+    >>> tiny = Bench(methods=("t5",), lengths=(16,), modes=("forward",), baselines=False, heads=2, head_dim=8, rounds=1)
+    >>> [(row["method"], row["status"]) for row in bench(tiny)["rows"]]
+    [('none', 'ok'), ('t5', 'ok')]
+    """
+    rows: list[Row] = []
+    given = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
+    results: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": "bench",
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": command,
+        # the bars have their own methods, lengths and shapes
+        "settings": {name: given[name] for name in ("bars", "device", "rounds")} if settings.bars else given,
+        "environment": environment(getattr(torch, settings.dtype), settings.device),
+        "complete": True,
+        "rows": [],
+        "bars": [],
+    }
+    with _Folder(out) as folder:
+        try:
+            if settings.bars:
+                for judged, found in measure_bars(settings, folder.keep, on_row):
+                    results["bars"] += judged
+                    results["rows"] += [asdict(row) for row in found]
+                    folder.save(results)
+            else:
+                planned = [(case, entries_for(settings, case)) for case in cases(settings)]
+                count = sum(len(entries) for _, entries in planned)
+                for case, entries in planned:
+                    try:
+                        group = Group(case, settings.rounds or rounds_for(case.length))
+                    except Exception as problem:
+                        results["rows"].append(asdict(without_base(case, problem)))
+                        continue
+                    rows = []
+                    try:
+                        for entry in entries:
+                            rows.append(measured(entry, group, folder.keep))
+                            if on_row is not None:
+                                on_row(rows[-1], len(results["rows"]) + len(rows), count)
+                    finally:
+                        results["rows"] += [asdict(row) for row in (group.base_row(), *rows)]
+                        folder.save(results)
+        except KeyboardInterrupt:
+            results["complete"] = False
+        folder.save(results)
+    return results
+
+
+def outcome(results: Mapping[str, Any]) -> int:
+    """The exit status of a command: 130 when it was interrupted, 1 when a bar does not hold."""
+    if not results["complete"]:
+        return 130
+    return int(any(not bar["passed"] for bar in results["bars"]))
+
+
+def cases(settings: Bench) -> Iterator[Case]:
+    """The cases of a benchmark, those with a backward pass first, short before long."""
+    for mode in settings.modes:
+        for mask in settings.masks[:1] if mode == "decode" else settings.masks:
+            for length in sorted(settings.lengths):
+                yield Case(
+                    length,
+                    mode,
+                    mask,
+                    settings.batch,
+                    settings.heads,
+                    settings.kv_heads or settings.heads,
+                    settings.head_dim,
+                    settings.dtype,
+                    settings.device,
+                )
+
+
+def entries_for(settings: Bench, case: Case) -> list[Entry]:
+    """Who is to compute what on a case: our backends first, then torch's own ways and other libraries."""
+    entries = []
+    names = BACKENDS if settings.backends == ("all",) else settings.backends
+    if settings.backends == ("all",) and case.queries > REFERENCE_UP_TO:
+        names = tuple(name for name in names if name != "reference")
+    for method in settings.methods:
+        entries += [Entry(method, f"headway: {name}", ours(name)) for name in names]
+        if settings.baselines:
+            if method not in ("none", "rotary", "shaw"):  # those have no bias to hold
+                entries.append(Entry(method, "SDPA + bias tensor", materialised))
+            entries += [Entry(method, other.name, other.prepare) for other in others_for(method, case)]
+    return entries
+
+
+class _Folder:
+    """Where results and samples go, if anywhere."""
+
+    def __init__(self, path: str | Path | None) -> None:
+        self.path = None if path is None else Path(path)
+        self.file: TextIO | None = None
+        self.writer: Any = None
+
+    def __enter__(self) -> _Folder:
+        if self.path is not None:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self.file = (self.path / "samples.csv").open("w", encoding="utf-8", newline="")
+            except OSError as problem:
+                raise HeadwayError(f"expected a folder to write to, got {self.path}: {problem.strerror}") from None
+            mark(self.path, "bench")
+            self.writer = csv.writer(self.file)
+            self.writer.writerow(SAMPLES)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def keep(self, row: Row, who: str, number: int, seconds: float) -> None:
+        """Write one sample."""
+        if self.writer is not None and self.file is not None:
+            self.writer.writerow((row.method, row.contender, row.length, row.mode, row.mask, number, who, seconds))
+            self.file.flush()
+
+    def save(self, results: dict[str, Any]) -> None:
+        """Write all results so far."""
+        if self.path is not None:
+            write_output(self.path / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")

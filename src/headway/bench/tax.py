@@ -1,0 +1,203 @@
+"""The position tax: time, memory and error of every method by every contender, beside plain attention in the same run.
+
+A row is one method by one contender on one case. It is measured in rounds that alternate with plain attention, and its
+tax is the median over the rounds of its time ÷ that of plain attention. What cannot be done is a row too, with the
+reason; one row's failure never stops the others.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from headway.bench.cases import Case, TooLarge, Unsupported
+from headway.bench.contenders import Contender, Work, eager, plain
+from headway.bench.measure import error, interleaved, median_ratio, repeats_for, same
+from headway.bench.page import PLAIN
+from headway.memory import peak_memory
+
+EXACT_UP_TO = 1024
+"""Tokens up to which errors are measured: the float64 truth holds all scores."""
+
+
+@dataclass
+class Row:
+    """What was measured of one method by one contender on one case.
+
+    Args:
+        method: the method.
+        contender: who computed it.
+        length: tokens.
+        mode: what was done.
+        mask: under which mask.
+        status: "ok", "unsupported", "out of memory" or "failed".
+        reason: why there are no numbers.
+        seconds: median of its samples.
+        ratio: the tax, median over rounds of its time ÷ plain attention's.
+        low: the smallest of those.
+        high: the largest of those.
+        rounds: how many.
+        gflops: achieved, by the operations of plain attention: what a bias costs is never counted as work done.
+        peak_bytes: peak memory, inputs, outputs and gradients included.
+        memory_ratio: that ÷ plain attention's.
+        error: largest error against float64, see :func:`headway.bench.measure.error`.
+        error_ratio: that ÷ the error of plain PyTorch at the same dtype.
+        repeats: whether two runs gave the same bits.
+    """
+
+    method: str
+    contender: str
+    length: int
+    mode: str
+    mask: str
+    status: str = "ok"
+    reason: str | None = None
+    seconds: float | None = None
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    rounds: int = 0
+    gflops: float | None = None
+    peak_bytes: int | None = None
+    memory_ratio: float | None = None
+    error: float | None = None
+    error_ratio: float | None = None
+    repeats: bool | None = None
+
+
+@dataclass
+class Entry:
+    """A row to be: who is to compute what."""
+
+    method: str
+    name: str
+    prepare: Contender
+    timed: bool = True
+
+
+@dataclass
+class Group:
+    """All that is compared with plain attention on one case; holds what the rows share."""
+
+    case: Case
+    rounds: int
+    thorough: bool = True
+    base: Work = field(init=False)
+    base_peak: int = field(init=False)
+    base_count: int = field(init=False)
+    base_samples: list[float] = field(init=False, default_factory=list)
+    truths: dict[str, tuple[dict[str, torch.Tensor], float] | None] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.base = plain("none", self.case)
+        self.base.step()
+        self.base_peak, self.base_count = peak_and_repeats(self.base)
+
+    def truth(self, method: str) -> tuple[dict[str, torch.Tensor], float] | None:
+        """The float64 values of a method, and the error of plain PyTorch against them; None where they do not fit."""
+        if method not in self.truths:
+            try:
+                exact = eager(method, self.case, wide=True).step()
+                self.truths[method] = exact, error(eager(method, self.case).step(), exact)
+            except (TooLarge, torch.cuda.OutOfMemoryError):
+                self.truths[method] = None
+        return self.truths[method]
+
+    def row(self, method: str, name: str) -> Row:
+        """An empty row of this case."""
+        return Row(method, name, self.case.length, self.case.mode, self.case.mask)
+
+    def base_row(self) -> Row:
+        """Plain attention itself, over all its samples."""
+        row = self.row("none", PLAIN)
+        if self.base_samples:
+            row.seconds, row.ratio, row.low, row.high = statistics.median(self.base_samples), 1.0, 1.0, 1.0
+            row.rounds, row.gflops = len(self.base_samples), self.case.flops / row.seconds / 1e9
+        row.peak_bytes, row.memory_ratio = self.base_peak, 1.0
+        if self.thorough:
+            self.check(row, self.base, self.base.step())
+        return row
+
+    def check(self, row: Row, work: Work, got: dict[str, torch.Tensor]) -> None:
+        """Compare what a contender computed with a second run, and with float64 where that is affordable."""
+        row.repeats = same(got, work.step())
+        if self.case.length <= EXACT_UP_TO and (truth := self.truth(row.method)) is not None:
+            exact, fair = truth
+            row.error = error(got, exact)
+            row.error_ratio = row.error / fair if fair else None
+
+
+def without_base(case: Case, problem: Exception) -> Row:
+    """The only row of a case whose denominator cannot be measured."""
+    status, reason = trouble(problem)
+    return Row("none", PLAIN, case.length, case.mode, case.mask, status, reason)
+
+
+def measured(entry: Entry, group: Group, keep: Callable[[Row, str, int, float], None] | None = None) -> Row:
+    """Measure one row; whatever goes wrong is in it.
+
+    Args:
+        entry: who is to compute what.
+        group: the case, and plain attention on it.
+        keep: told every sample: the row, who ("it" or "plain"), the round and the seconds.
+    """
+    row, case = group.row(entry.method, entry.name), group.case
+    try:
+        work = entry.prepare(entry.method, case)
+        row.contender = work.name
+        first = work.step()
+        if group.thorough:
+            group.check(row, work, first)
+        del first
+        row.peak_bytes, count = peak_and_repeats(work)
+        row.memory_ratio = row.peak_bytes / group.base_peak
+        if entry.timed:
+            steps = {"plain": group.base.step, "it": work.step}
+            repeats = {"plain": group.base_count, "it": count}
+            samples = interleaved(steps, group.rounds, repeats, case.device)
+            _times(row, samples, case)
+            group.base_samples += samples["plain"]
+            for who, seconds in samples.items():
+                for number, one in enumerate(seconds):
+                    if keep is not None:
+                        keep(row, who, number, one)
+    except Exception as problem:
+        row.status, row.reason = trouble(problem)
+    return row
+
+
+def peak_and_repeats(work: Work) -> tuple[int, int]:
+    """Peak bytes of a piece of work that ran before, its inputs included, and how many calls make a sample."""
+    begin = time.perf_counter()
+    peak = work.held + peak_memory(work.step, work.case.device)
+    # the profiler slows short work down, never so much that this would be wrong
+    slow = time.perf_counter() - begin > 1
+    return peak, 1 if slow else repeats_for(work.step, work.case.device)
+
+
+def _times(row: Row, samples: dict[str, list[float]], case: Case) -> None:
+    row.seconds = statistics.median(samples["it"])
+    row.ratio = median_ratio(samples["it"], samples["plain"])
+    each = [it / base for it, base in zip(samples["it"], samples["plain"], strict=True)]
+    row.low, row.high, row.rounds = min(each), max(each), len(each)
+    row.gflops = case.flops / row.seconds / 1e9
+
+
+def trouble(problem: Exception) -> tuple[str, str]:
+    """What an exception means for a row: its status, and the reason in one line."""
+    lines = str(problem).strip().splitlines()
+    said = lines[0] if lines else ""
+    if isinstance(problem, Unsupported):
+        return "unsupported", said
+    if isinstance(problem, TooLarge):
+        return "out of memory", said
+    if isinstance(problem, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(problem):
+        torch.cuda.empty_cache()
+        return "out of memory", said
+    if isinstance(problem, NotImplementedError):
+        return "unsupported", said
+    return "failed", f"{type(problem).__name__}: {said}" if said else type(problem).__name__

@@ -1,0 +1,191 @@
+"""What there is to know of a position method, as plain values, gathered from the method itself and never written twice.
+
+The places it acts at are the hooks that change something and the terms it returns; formula, hyperparameters and their
+meanings come from its docstrings; parameters from attaching it; what runs it from :func:`headway.functional.plan`; the
+picture from calling it, see :mod:`headway.catalogue.curves`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from headway._version import __version__
+from headway.catalogue.curves import portrait
+from headway.functional import plan
+from headway.positions import Position, methods
+from headway.shapes import HeadShape, HeadwayError
+from headway.terms import RowTerm, ValuesByDistance
+
+SHAPE = HeadShape.of(512, heads=8)
+"""The widths that parameters are counted for and plans are made for."""
+TOKENS = 4096
+"""The length that plans are made for."""
+
+
+def catalogue(device: str = "cpu", *, pictures: bool = False) -> list[dict[str, Any]]:
+    """An entry for every method with its defaults, in the order of :func:`headway.positions.methods`.
+
+    Args:
+        device: where they would run.
+        pictures: draw them too.
+    """
+    return [entry(method(), device, picture=pictures) for method in methods().values()]
+
+
+def entry(position: Position, device: str = "cpu", *, picture: bool = True) -> dict[str, Any]:
+    """Describe one method.
+
+    ``acts`` says where it acts: "embedding"; "rotation" (of queries and keys); "keys" (all of them, at every call);
+    "scores"; "rows" (scores, by a whole row or all heads at once); "values"; "marks" (cached beside keys); "numbers"
+    (other positions while training); "weights" (another way than softmax); "axes" (several coordinates a token).
+
+    Args:
+        position: the method, attached or not; it is not changed.
+        device: where it would run.
+        picture: draw it too, which means calling it.
+
+    >>> found = entry(methods()["shaw"]())
+    >>> found["acts"], found["parameters"][0]
+    (['scores', 'values'], {'name': 'key_table', 'shape': [33, 64]})
+    """
+    method = type(position)
+    text, file = Docstring.of(method), inspect.getdoc(inspect.getmodule(method)) or ""
+    with torch.device("meta"):
+        attached = position.fresh().attach(SHAPE)
+    found: dict[str, Any] = {
+        "name": method.method_name(),
+        "spec": position.spec(),
+        "title": method.title or method.__name__,
+        "paper": method.paper,
+        "summary": method.summary,
+        "summary_zh": method.summary_zh,
+        "acts": _acts(attached),
+        "formula": _clause(text.formula) or _first(file),
+        "derivation": file.partition("\n\n")[2],
+        "notes": list(text.notes),
+        "hyperparameters": [
+            {"name": f.name, "value": getattr(position, f.name), "default": f.default, "meaning": text.args.get(f.name)}
+            for f in fields(position)
+            if f.init
+        ],
+        "example": text.example,
+        "parameters": [{"name": name, "shape": list(p.shape)} for name, p in attached.named_parameters()],
+        "per_layer": method.per_layer,
+        "relative": method.relative,
+        "variants": list(method.variants),
+        "exempt": dict(method.exempt),
+        "widths": {"dim": SHAPE.dim, "heads": SHAPE.heads, "tokens": TOKENS},
+        "device": device,
+        "version": __version__,
+        "plan": _plan(position, device),
+    }
+    return found | ({"picture": portrait(position)} if picture else {})
+
+
+def _acts(position: Position) -> list[str]:
+    """Where an attached method acts, in the order of attention: which hooks change or return something."""
+    with torch.device("meta"):
+        pos, x = torch.arange(4)[None], torch.empty(1, 4, SHAPE.dim)
+        marks, embedded = position.marked(x, pos), position.embed(x, pos)
+        content = torch.empty(1, SHAPE.heads, 4, SHAPE.head_dim)
+        q, k = position.rotate(content, content, pos, pos)
+        last_q, last_k, terms = position.prepare(q, k, pos, pos, SHAPE.head_dim**-0.5, marks)
+    told = {
+        "axes": position.axes > 1,
+        "numbers": type(position).renumber is not Position.renumber,
+        "embedding": embedded is not x,
+        "rotation": q is not content or k is not content,
+        "marks": marks is not None,
+        "keys": last_q is not q or last_k is not k,
+        "scores": any(not isinstance(term, RowTerm | ValuesByDistance) for term in terms),
+        "rows": any(isinstance(term, RowTerm) for term in terms),
+        "weights": position.normalise != "softmax",
+        "values": any(isinstance(term, ValuesByDistance) for term in terms),
+    }
+    return [word for word, true in told.items() if true]
+
+
+def _plan(position: Position, device: str) -> dict[str, Any]:
+    try:
+        found = plan(position, tokens=TOKENS, heads=SHAPE.heads, head_dim=SHAPE.head_dim, device=device)
+    except HeadwayError as error:
+        return {"route": None, "exactness": None, "memory": str(error), "refused": []}
+    refused = [{"backend": backend, "reason": reason} for backend, reason in found.refused]
+    return {"route": found.route, "exactness": found.exactness, "memory": found.memory, "refused": refused}
+
+
+@dataclass(frozen=True)
+class Docstring:
+    """A method's docstring, in its parts.
+
+    Args:
+        formula: what follows "Formula:", in one line; "" when there is none.
+        notes: the other paragraphs, each in one line, the lead first.
+        args: the meaning of each hyperparameter.
+        example: the doctest, without its prompts' results changed.
+    """
+
+    formula: str
+    notes: tuple[str, ...]
+    args: dict[str, str]
+    example: str
+
+    @classmethod
+    def of(cls, method: type[Position]) -> Docstring:
+        """Read it; what an inherited hyperparameter means, the docstring it is inherited from may say."""
+        own = cls.parse(inspect.cleandoc(method.__doc__ or ""))
+        args: dict[str, str] = {}
+        for base in reversed(method.__mro__):
+            if issubclass(base, Position) and base is not Position:
+                args |= cls.parse(inspect.cleandoc(base.__doc__ or "")).args
+        return cls(own.formula, own.notes, args, own.example)
+
+    @classmethod
+    def parse(cls, text: str) -> Docstring:
+        """Read a docstring without indentation.
+
+        >>> text = "It turns.\\n\\nFormula: a = b; b learned.\\n\\nArgs:\\n    base: ten,\\n        so."
+        >>> found = Docstring.parse(text)
+        >>> found.formula, found.notes, found.args
+        ('a = b; b learned.', ('It turns.',), {'base': 'ten, so.'})
+        """
+        body, _, example = text.partition(">>>")
+        body, *sections = re.split(r"^(?=(?:Args|Raises|Returns):$)", body, flags=re.MULTILINE)
+        args: dict[str, str] = {}
+        for section in sections:
+            if section.startswith("Args:"):
+                items = re.split(r"^    (?=\w+:)", section, flags=re.MULTILINE)[1:]
+                args = {name: _line(meaning) for name, _, meaning in (item.partition(":") for item in items)}
+        paragraphs = [_line(paragraph) for paragraph in re.split(r"\n\s*\n", body.strip()) if paragraph.strip()]
+        formula = next((p.removeprefix("Formula:").strip() for p in paragraphs if p.startswith("Formula:")), "")
+        notes = tuple(p for p in paragraphs if not p.startswith("Formula:"))
+        return cls(formula, notes, args, f">>>{example}".rstrip() if example else "")
+
+
+def _first(text: str) -> str:
+    """The first indented line of a module's docstring, where its formulas stand."""
+    return next((_line(line) for line in text.splitlines() if line.startswith("    ")), "")
+
+
+def _clause(text: str) -> str:
+    """A formula up to where its explanation begins: a semicolon or full stop outside brackets.
+
+    >>> _clause("B = [c, s; s, c]; learned: c. And so on")
+    'B = [c, s; s, c]'
+    """
+    depth = 0
+    for i, character in enumerate(text):
+        depth += (character in "([") - (character in ")]")
+        if depth <= 0 and character in ";." and text[i + 1 : i + 2] in ("", " "):
+            return text[:i].replace("`", "")
+    return text.replace("`", "")
+
+
+def _line(text: str) -> str:
+    """One line, names in single backticks."""
+    return re.sub(r":\w+:`~?(?:\w+\.)*([^`]+)`", r"`\1`", " ".join(text.split())).replace("``", "`")

@@ -1,0 +1,174 @@
+"""What is compared, and how: plain values, checked before anything is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from headway.compare.extending import WAYS, extends
+from headway.compare.tasks import TASKS
+from headway.positions import Position, methods, parse
+from headway.shapes import HeadwayError
+from headway.sizes import check_size
+from headway.training.lengths import trained_at
+from headway.training.schema import LARGEST, shown
+from headway.training.settings import TrainSettings
+
+DEFAULTS: dict[str, dict[str, int]] = {
+    "text": {"steps": 400, "batch": 16, "dim": 96, "layers": 3},
+    "recall": {"steps": 800, "batch": 32, "dim": 64, "layers": 2},
+    "copy": {"steps": 2000, "batch": 32, "dim": 64, "layers": 2},
+}
+"""What suits each task: four minutes for :data:`CORE` on two cores, ten for copy. The class has the values of text."""
+CORE = ("none", "sinusoidal", "learned", "rotary", "alibi", "t5", "shaw")
+"""What is compared unless told otherwise: a baseline, and the best known method of each kind."""
+LONGEST = 2**20
+"""The longest test length, and how many lengths and seeds there may be."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare, and how; plain values.
+
+    Args:
+        text: a file or folder; None is the Python documentation that every Python carries.
+        positions: methods, as ``rotary`` or ``rotary(base=500000)``; ``all`` is every method with its defaults.
+        task: "text", "recall" or "copy", see :mod:`headway.compare.tasks`.
+        train_length: tokens of a training window.
+        test_lengths: lengths to test at; empty is 1, 2, 4, 8 and 16 times the training length.
+        seeds: one model per method and seed.
+        steps: training steps.
+        batch: windows per step.
+        dim: width of the models.
+        layers: layers of the models.
+        heads: heads of the models.
+        optimizer: "adamw", "adam" or "sgd".
+        lr: peak learning rate; None is the optimizer's default.
+        vocabulary: "bytes" or "bpe".
+        vocabulary_size: tokens of a BPE vocabulary.
+        extend: ways to make trained models read longer texts, of :data:`headway.compare.extending.WAYS`; each model
+            that can be extended so is tested before and after.
+        recalibrate: training steps without position for "drope"; None is a fiftieth of ``steps``.
+        max_text: bytes the text may have; None is :data:`headway.training.text.MAX_TEXT`.
+
+    Raises:
+        HeadwayError: on values that do not fit, before anything is trained.
+    """
+
+    text: str | None = None
+    positions: tuple[str, ...] = CORE
+    task: str = "text"
+    train_length: int = 64
+    test_lengths: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = (0, 1)
+    steps: int = 400
+    batch: int = 16
+    dim: int = 96
+    layers: int = 3
+    heads: int = 4
+    optimizer: str = "adamw"
+    lr: float | None = None
+    vocabulary: str = "bytes"
+    vocabulary_size: int = 1024
+    extend: tuple[str, ...] = ()
+    recalibrate: int | None = None
+    max_text: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise HeadwayError(f"expected task one of {', '.join(TASKS)}, got {self.task!r}")
+        if not self.test_lengths:
+            object.__setattr__(self, "test_lengths", tuple(self.train_length * 2**i for i in range(5)))
+        object.__setattr__(self, "test_lengths", tuple(sorted(self.test_lengths)))
+        for name, values, least, most in (
+            ("test_lengths", self.test_lengths, 1, LONGEST),
+            ("seeds", self.seeds, 0, LARGEST),
+        ):
+            if not values or min(values) < least:
+                raise HeadwayError(f"expected {name} of at least {least} each, got {list(values)}")
+            if max(values) > most:
+                raise HeadwayError(f"expected {name} of at most {most} each, got {shown(max(values))}")
+            if len(set(values)) < len(values):
+                raise HeadwayError(f"expected {name} that differ, got {list(values)}")
+        if self.train_length < 2:
+            raise HeadwayError(f"expected train_length of at least 2, got {self.train_length}")
+        for name in ("dim", "layers", "heads", "vocabulary_size"):
+            if getattr(self, name) < 1:
+                raise HeadwayError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if not self.positions:
+            raise HeadwayError("expected at least one position method, got none: 'all' is every method")
+        if len(set(self.specs())) < len(self.specs()):
+            raise HeadwayError(f"expected positions that differ, got {', '.join(self.positions)}")
+        if min(self.test_lengths) < self.train_length:
+            raise HeadwayError(
+                f"expected test lengths of at least the training length {self.train_length}, got "
+                f"{min(self.test_lengths)}: at every length the last {self.train_length} tokens are predicted"
+            )
+        for seed in self.seeds:
+            self.train_settings(seed)
+        replace(self.train_settings(self.seeds[0]), steps=self.recalibration, warmup=None)
+        for how in self.extend:
+            if how not in WAYS:
+                raise HeadwayError(f"expected extend among {', '.join(WAYS)}, got {how!r}")
+        if self.extend and not any(self.ways(spec) for spec in self.specs()):
+            raise HeadwayError(
+                f"expected a method that {', '.join(self.extend)} can extend, as rotary, got {', '.join(self.specs())}"
+            )
+
+    def check_sizes(self, vocab: int) -> None:
+        """Refuse what no method can be trained with, before anything is read or trained.
+
+        Raises:
+            HeadwayError: when no model of these sizes can be made, or its steps do not fit into memory.
+        """
+        problems = []
+        for spec in self.specs():
+            try:
+                self.check_size(spec, vocab)
+            except HeadwayError as error:
+                problems.append(f"{spec}: {error}")
+            else:
+                return
+        raise HeadwayError(none_left(problems))
+
+    def check_size(self, spec: str, vocab: int) -> None:
+        """Refuse the model of one method if it cannot be made."""
+        config = {"vocab": vocab, "dim": self.dim, "layers": self.layers, "heads": self.heads, "position": spec}
+        check_size(config, tokens=self.train_length, batch=self.batch, training=True)
+
+    def ways(self, spec: str) -> list[str]:
+        """Which of the ways in ``extend`` a method can go."""
+        position, longest = parse(spec), max(self.test_lengths)
+        return [how for how in self.extend if extends(position, how, to=longest, trained=self.train_length)]
+
+    @property
+    def recalibration(self) -> int:
+        """Training steps without position for "drope"."""
+        return max(1, self.steps // 50) if self.recalibrate is None else self.recalibrate
+
+    def specs(self) -> list[str]:
+        """The methods in full, in order."""
+        asked = [name for spec in self.positions for name in (methods() if spec == "all" else [spec])]
+        return [self.method(spec).spec() for spec in asked]
+
+    def method(self, spec: str) -> Position:
+        """The method a text names, for the training length, see :func:`headway.training.lengths.trained_at`."""
+        return trained_at(spec, self.train_length)[0]
+
+    def train_settings(self, seed: int) -> TrainSettings:
+        """How each cell of this seed is trained."""
+        return TrainSettings(
+            steps=self.steps,
+            batch=self.batch,
+            length=self.train_length,
+            optimizer=self.optimizer,
+            lr=self.lr,
+            seed=seed,
+            validate_every=None,
+            checkpoint_every=100,
+        )
+
+
+def none_left(problems: list[str]) -> str:
+    """Say that no method is left that can be trained, and why."""
+    more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return f"expected a method that can be trained so, got none: {problems[0]}{more}"

@@ -1,0 +1,1 @@
+"""Figures as plain values, and the words they are said in."""

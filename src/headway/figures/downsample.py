@@ -1,0 +1,141 @@
+"""Views small enough for a report of many methods: maps in 255 steps, and where that is not enough with fewer cells,
+films with fewer frames or none. Every view that lost something says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from headway.figures.values import Block, both, evenly
+
+Plain = dict[str, Any]
+ROOM = 3_400_000
+"""Bytes for the views of all methods, so that the report stays below 5 MB."""
+FEW = 1024
+"""Numbers of a map that keep all their digits."""
+
+
+@dataclass(frozen=True)
+class Thinness:
+    """How much is left out.
+
+    Args:
+        frames: of a film at most; 0 leaves films out.
+        every: row and column of a map.
+    """
+
+    frames: int
+    every: int
+
+
+LEVELS = (Thinness(5, 1), Thinness(3, 2), Thinness(2, 4), Thinness(0, 4))
+"""What is tried, until all views fit."""
+
+
+def rounded(view: Plain) -> Plain:
+    """A view's plain values with large maps in 255 steps between their limits.
+
+    Args:
+        view: of :meth:`headway.figures.values.View.plain`.
+    """
+    done = _changed(view, {"heatmap": _in_steps})
+    return done if done == view else _noted(done, "kept.rounded")
+
+
+def fitted(views: Mapping[str, Sequence[Plain]], room: int = ROOM) -> dict[str, list[Plain]]:
+    """The views of each method, thinned alike until all of them fit.
+
+    Args:
+        views: plain values of each method's views.
+        room: bytes as JSON.
+    """
+    kept = {method: list(each) for method, each in views.items()}
+    for level in LEVELS:
+        if len(json.dumps(kept, ensure_ascii=False)) <= room:
+            break
+        kept = {method: [thin for view in each for thin in _thinned(view, level)] for method, each in views.items()}
+    return kept
+
+
+def _thinned(view: Plain, level: Thinness) -> list[Plain]:
+    if level.frames == 0 and any(figure["kind"] == "film" for figure in view["figures"]):
+        return []
+
+    def fewer_frames(film: Plain) -> Plain:
+        frames = film["frames"]
+        return {**film, "frames": [frames[i] for i in evenly(len(frames), level.frames)]}
+
+    done = _changed(view, {"film": fewer_frames, "heatmap": lambda one: _every(one, level.every)})
+    return [view if done == view else _noted(done, "kept.thinned")]
+
+
+def _noted(view: Plain, key: str) -> Plain:
+    return {**view, "notes": [*view["notes"], both(key)]}
+
+
+def _changed(value: Any, change: Mapping[str, Callable[[Plain], Plain]]) -> Any:
+    """Plain values with the figures of some kinds changed, the outer before the inner."""
+    if isinstance(value, Mapping):
+        kind = str(value.get("kind"))
+        value = change[kind](dict(value)) if kind in change else value
+        return {key: _changed(one, change) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_changed(one, change) for one in value]
+    return value
+
+
+def _in_steps(heatmap: Plain) -> Plain:
+    block = heatmap["values"]
+    if block["kind"] != "float32" or math.prod(block["shape"]) <= FEW:
+        return heatmap
+    values = array("f", base64.b64decode(block["data"]))
+    finite = [value for value in values if math.isfinite(value)]
+    # the limits of the colours: the same in all frames of a film, and 0 in the middle of signed numbers
+    if heatmap["limits"] is not None:
+        low, high = heatmap["limits"]
+        low, high = min(low, *finite), max(high, *finite)
+    elif heatmap["scale"] == "diverging":
+        high = max((abs(value) for value in finite), default=1.0)
+        low = -high
+    else:
+        low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
+    return {**heatmap, "values": Block(tuple(block["shape"]), values, "uint8", (low, high)).plain()}
+
+
+def _every(heatmap: Plain, step: int) -> Plain:
+    """Every so many rows and columns of a map, where it has many."""
+    rows, columns = heatmap["values"]["shape"]
+    down, across = (step if count > 16 else 1 for count in (rows, columns))
+    if down == across == 1:
+        return heatmap
+    hidden = heatmap["hidden"]
+    return {
+        **heatmap,
+        "values": _cells(heatmap["values"], down, across),
+        "hidden": None if hidden is None else _cells(hidden, down, across),
+        "rows": heatmap["rows"][::down],
+        "columns": heatmap["columns"][::across],
+    }
+
+
+def _cells(block: Plain, down: int, across: int) -> Plain:
+    """Every so many cells of a block, whose numbers stay as they travel."""
+    rows, columns = block["shape"]
+    data = base64.b64decode(block["data"])
+    if block["kind"] == "bits":
+        bits = f"{int.from_bytes(data):0{8 * len(data)}b}"
+        kept: list[Any] = [int(bit) for row in range(0, rows, down) for bit in bits[row * columns :][:columns:across]]
+        return Block((-(-rows // down), -(-columns // across)), kept, "bits").plain()
+    size = 4 if block["kind"] == "float32" else 1
+    cells = b"".join(
+        data[size * (row * columns + column) :][:size]
+        for row in range(0, rows, down)
+        for column in range(0, columns, across)
+    )
+    return {**block, "shape": [-(-rows // down), -(-columns // across)], "data": base64.b64encode(cells).decode()}

@@ -1,0 +1,347 @@
+"""Any figure, or a whole view, as SVG for print: text as text, curves as vectors, each map as one small PNG.
+
+Sizes are in points: a single column is 3.4 inches wide, two columns 7. White ground, the page's colours and dashes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from html import escape
+from typing import Any
+
+from headway.figures.values import (
+    Bars,
+    Block,
+    Columns,
+    Dials,
+    Figure,
+    Film,
+    Grid,
+    Heatmap,
+    Lines,
+    Product,
+    Said,
+    Steps,
+    Tiles,
+    View,
+    Wall,
+    evenly,
+    same,
+)
+from headway.figures.words import LANGUAGES
+from headway.plot.charts import bars, dials, lines
+from headway.plot.maps import Scale, colour_bar, heatmap
+from headway.plot.sheet import Sheet
+from headway.plot.svg import FONTS, INK, QUIET, RULE, SMALL, TEXT, TITLE, clean, number, text_width, wrapped
+from headway.results.tables import sheet as table
+from headway.shapes import HeadwayError
+
+WIDTHS = {"single": 3.4, "double": 7.0}
+"""Widths of a column in inches."""
+_GAP = 10.0
+_TWO = 400.0
+"""Points of width from which simple figures stand two in a row."""
+_SIMPLE = (Heatmap, Tiles, Lines, Bars, Dials)
+_SMALLEST = 5.5
+"""Letters of a table that would be too wide otherwise."""
+_FRAMES = 4
+"""Times of a film that are shown beside each other."""
+_INNER = 3
+"""Products that are written out of a sum, and rows of a table that fit beside others."""
+
+
+def svg(figure: View | Figure, *, language: str = "en", width: str = "single", caption: bool = True) -> str:
+    """Draw a figure or a view for print.
+
+    Args:
+        figure: what.
+        language: of the words, "en" or "zh".
+        width: "single" or "double" column.
+        caption: write a view's title above it, and its finding, formula and notes below; a paper has its own caption.
+
+    Returns:
+        An SVG file's text.
+
+    Raises:
+        HeadwayError: on a width or language that is not there.
+
+    >>> from headway.figures.values import Bars, same
+    >>> text = svg(Bars(same("Weights"), ["a", "b"], [(same("head 0"), [0.25, 0.75])], same("α")))
+    >>> text[:4], 'width="3.4in"' in text
+    ('<svg', True)
+    """
+    for what, given, known in (("language", language, LANGUAGES), ("width", width, tuple(WIDTHS))):
+        if given not in known:
+            raise HeadwayError(f"expected {what} one of {', '.join(known)}, got {given!r}")
+    sheet, wide = Sheet(language), 72 * WIDTHS[width]
+    if isinstance(figure, View):
+        bottom = _view(sheet, figure, 2.0, 0.0, wide - 4, caption)
+        title, about = sheet.said(figure.title), sheet.said(figure.finding)
+    else:
+        bottom = draw(sheet, figure, 2.0, 0.0, wide - 4)
+        title, about = sheet.said(figure.title), ""
+    high = math.ceil(bottom + 4)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" data-generator="headway" '
+        f'width="{WIDTHS[width]}in" height="{high / 72:.3f}in" viewBox="0 0 {wide:g} {high}" '
+        f'font-family="{escape(FONTS)}" role="img" lang="{language}">',
+        *([f"<title>{clean(title)}</title>"] if title else []),
+        *([f"<desc>{clean(about)}</desc>"] if about else []),
+        '<defs><pattern id="hatch" width="4" height="4" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+        f'<rect width="4" height="4" fill="#fff"/><line y2="4" stroke="{RULE}" stroke-width="1.6"/></pattern></defs>',
+        f'<rect width="{wide:g}" height="{high}" fill="#fff"/>',
+        *sheet.pen.parts,
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def draw(sheet: Sheet, figure: Figure, x: float, y: float, width: float) -> float:
+    """Draw any figure with its left upper corner at (x, y); returns where it ends below."""
+    match figure:
+        case Heatmap():
+            return heatmap(sheet, figure, x, y, width)
+        case Lines():
+            return lines(sheet, figure, x, y, width)
+        case Bars():
+            return bars(sheet, figure, x, y, width)
+        case Dials():
+            return dials(sheet, figure, x, y, width)
+        case Grid():
+            return _grid(sheet, figure, x, y, width)
+        case Wall():
+            return _wall(sheet, figure, x, y, width)
+        case Product():
+            return _product(sheet, figure, x, y, width)
+        case Steps():
+            return _steps(sheet, figure, x, y, width)
+        case Film():
+            frames = [figure.frames[n] for n in evenly(len(figure.frames), _FRAMES if width > 300 else 2)]
+            return _beside(sheet, figure.title, frames, x, y, width)
+        case Columns():
+            return _beside(sheet, figure.title, figure.columns, x, y, width)
+        case Tiles():
+            return heatmap(sheet, replace(figure.overview, title=figure.title), x, y, width)
+
+
+def _view(sheet: Sheet, view: View, x: float, y: float, width: float, caption: bool) -> float:
+    if caption:
+        y = sheet.title(view.title, x, y, width, TITLE + 1.5) + 2
+    y = _arranged(sheet, view.figures, x, y, width)
+    if caption:
+        y = sheet.pen.lines(x, y, sheet.said(view.finding), width, TEXT + 0.5) + 2
+        if view.formula:
+            for line in view.formula.splitlines():
+                y = sheet.pen.lines(x, y, line, width, TEXT)
+            y += 2
+        for note in view.notes:
+            y = sheet.pen.lines(x, y, sheet.said(note), width, SMALL, QUIET)
+    return y
+
+
+def _stacked(sheet: Sheet, figures: Sequence[Figure], x: float, y: float, width: float) -> float:
+    for figure in figures:
+        y = draw(sheet, figure, x, y, width) + _GAP
+    return y
+
+
+def _arranged(sheet: Sheet, figures: Sequence[Figure], x: float, y: float, width: float) -> float:
+    """One below the other; where there is room simple figures two in a row, others over the whole width."""
+    if width < _TWO:
+        return _stacked(sheet, figures, x, y, width)
+    half, waiting = (width - 2 * _GAP) / 2, list(figures)
+    while waiting:
+        count = 2 if len(waiting) > 1 and all(isinstance(one, _SIMPLE) for one in waiting[:2]) else 1
+        row, waiting = waiting[:count], waiting[count:]
+        places = [(x, width)] if count == 1 else [(x, half), (x + half + 2 * _GAP, half)]
+        y = _GAP + max(draw(sheet, one, left, y, wide) for one, (left, wide) in zip(row, places, strict=True))
+    return y
+
+
+def _beside(
+    sheet: Sheet, title: Said, columns: Sequence[tuple[Said, Sequence[Any]]], x: float, y: float, width: float
+) -> float:
+    """Columns of figures, as many beside each other as stay readable, the others below."""
+    y = sheet.title(title, x, y, width)
+    across = max(1, min(len(columns), int(width / 115)))
+    each = (width - _GAP * (across - 1)) / across
+    for start in range(0, len(columns), across):
+        ends = []
+        for n, (label, figures) in enumerate(columns[start : start + across]):
+            left = x + n * (each + _GAP)
+            known = any(dict(one.title) == dict(label) for one in figures[:1])
+            top = y if known else sheet.title(label, left, y, each, TEXT)
+            ends.append(_stacked(sheet, figures, left, top, each))
+        y = max(ends)
+    return y
+
+
+def _grid(sheet: Sheet, figure: Grid, x: float, y: float, width: float) -> float:
+    """A table whose columns share the width as they need it; smaller letters before broken words."""
+    y = sheet.title(figure.title, x, y, width)
+    head = [sheet.said(column) for column in figure.columns]
+    rows = [[sheet.said(name), *cells] for name, cells in figure.rows]
+    words = [[max(name.split(), key=len, default="") for name in head], *rows]  # heads are broken at spaces
+    need = [max(text_width(row[n], TEXT) for row in words if n < len(row)) + 8 for n in range(len(head))]
+    size = TEXT
+    if sum(need) > width:
+        size = max(_SMALLEST, TEXT * width / sum(need))
+        need = [one * size / TEXT for one in need]
+    if sum(need) > width:  # a wide column gives way before a narrow one does
+        fair = width / len(need)
+        spare, wide = width - sum(one for one in need if one <= fair), sum(one for one in need if one > fair)
+        need = [one if one <= fair else spare * one / wide for one in need]
+    for n, row in enumerate([head, *rows]):
+        broken = [wrapped(cell, room - 5, size) for cell, room in zip(row, need, strict=False)]
+        left = x
+        for column, (text, room) in enumerate(zip(broken, need, strict=False)):
+            for depth, line in enumerate(text):
+                at, anchor = (left, "start") if column == 0 else (left + room - 2, "end")
+                sheet.pen.text(at, y + size + depth * size * 1.25, line, size, anchor=anchor, fill=INK if n else QUIET)
+            left += room
+        y += max(map(len, broken)) * size * 1.25 + 3
+        sheet.pen.line(x, y - 0.5, left, y - 0.5, RULE if n else QUIET)
+    return y + 2
+
+
+def _wall(sheet: Sheet, figure: Wall, x: float, y: float, width: float) -> float:
+    """Small maps on one scale, with one colour bar."""
+    y = sheet.title(figure.title, x, y, width)
+    if not figure.tiles:
+        return y
+    maps = [one for _, one, _ in figure.tiles]
+    scale, across, room = Scale.of(*maps), max(1, figure.columns), 44.0
+    each = (width - room - 4 * (across - 1)) / across
+    top = y
+    for start in range(0, len(figure.tiles), across):
+        ends = []
+        for n, (label, one, _) in enumerate(figure.tiles[start : start + across]):
+            bare = Heatmap(label, one.values, (), (), one.axes, one.scale, one.limits, one.hidden, one.unit)
+            ends.append(heatmap(sheet, bare, x + n * (each + 4), y, each, scale, bare=True))
+        y = max(ends)
+    colour_bar(sheet, maps[0], scale, x + width - room + 8, top + 12, min(80.0, y - top - 16))
+    return y
+
+
+def _product(sheet: Sheet, figure: Product, x: float, y: float, width: float) -> float:
+    """The three matrices beside each other, and one number worked out."""
+    y = sheet.title(figure.title, x, y, width)
+    blocks = (figure.left, figure.right, figure.out)
+    sides = [max(block.shape[1], 2) for block in blocks]
+    each = [(width - 2 * _GAP) * side / sum(sides) for side in sides]
+    each = [max(one, 0.2 * width) for one in each]
+    each = [one * (width - 2 * _GAP) / sum(each) for one in each]
+    axes = (same(""), same(""))
+    left, ends = x, []
+    for name, block, wide in zip(figure.names, blocks, each, strict=True):
+        one = Heatmap(same(f"{name}  {block.shape[0]} × {block.shape[1]}"), block, (), (), axes, "diverging")
+        ends.append(heatmap(sheet, one, left, y, wide, bare=True))
+        left += wide + _GAP
+    return sheet.pen.lines(x, max(ends) + 2, worked_out(figure), width) + 2
+
+
+def worked_out(figure: Product) -> str:
+    """One number of a product as a sum: its largest parts, and what the others come to."""
+    row, column = figure.cell
+    inner = figure.left.shape[1]
+    values = [
+        (figure.left.values[row * inner + k] or 0.0) * (figure.right.values[k * figure.right.shape[1] + column] or 0.0)
+        for k in range(inner)
+    ]
+    bias = 0.0 if figure.bias is None else figure.bias.values[column] or 0.0
+    largest = sorted(range(inner), key=lambda k: -abs(values[k]))[:_INNER]
+    parts = [f"{number(values[k])} (k={k})" for k in sorted(largest)]
+    if inner > len(largest):
+        parts.append(f"{number(sum(values) - sum(values[k] for k in largest))} (…)")
+    if figure.bias is not None:
+        parts.append(f"{number(bias)} (b)")
+    made = figure.out.values[row * figure.out.shape[1] + column]
+    label = figure.rows[row] if row < len(figure.rows) else row
+    return f"{figure.names[2]}[{label}, {column}] = {' + '.join(parts)} = {number(made or 0.0)}"
+
+
+def _steps(sheet: Sheet, figure: Steps, x: float, y: float, width: float) -> float:
+    """A strip of the stages, then each with its formula, its shape and what it makes."""
+    y = sheet.title(figure.title, x, y, width)
+    strip = " → ".join(sheet.said(stage.label) for stage in figure.stages)
+    y = sheet.pen.lines(x, y, strip, width, TEXT, QUIET) + 4
+    for stage in figure.stages:
+        told = f"{stage.formula}   {stage.shape}".strip()
+        y = sheet.title(stage.label, x, y, width)
+        if told:
+            y = sheet.pen.lines(x, y - 2, told, width, TEXT, QUIET)
+        y = sheet.pen.lines(x, y, sheet.said(stage.said), width) + 4
+        y = _arranged(sheet, stage.figures, x, y, width)
+    return y
+
+
+# --- the numbers ----------------------------------------------------------------------------------------------------
+
+
+def to_csv(figure: View | Figure, language: str = "en") -> str:
+    """The numbers that a figure or a view shows, as CSV: one row each, with the figure it belongs to first.
+
+    Args:
+        figure: what.
+        language: of the names.
+
+    >>> from headway.figures.values import Bars, same
+    >>> print(to_csv(Bars(same("Weights"), ["a"], [(same("head 0"), [0.25])], same("α"))).replace("\\r", ""))
+    figure,row,column,value
+    Weights,head 0,a,0.25
+    <BLANKLINE>
+    """
+    return table(("figure", "row", "column", "value"), _cells(figure, language))
+
+
+def _cells(figure: Any, language: str, path: str = "") -> Iterator[tuple[Any, ...]]:
+    if isinstance(figure, View):
+        for one in figure.figures:
+            yield from _cells(one, language)
+        return
+    name = " / ".join(part for part in (path, figure.title[language]) if part)
+    match figure:
+        case Heatmap():
+            yield from _matrix(name, figure.values, figure.rows, figure.columns, figure.hidden)
+        case Tiles():
+            one = figure.overview
+            yield from _matrix(name, one.values, one.rows, one.columns, one.hidden)
+        case Lines():
+            for line in figure.lines:
+                label = line.label[language]
+                for what, held in ((label, line.values), (f"{label} low", line.low), (f"{label} high", line.high)):
+                    yield from ((name, what, *pair) for pair in zip(figure.x, held or (), strict=False))
+        case Bars() | Dials():
+            for said, held in figure.series if isinstance(figure, Bars) else figure.hands:
+                yield from ((name, said[language], *pair) for pair in zip(figure.labels, held, strict=True))
+        case Grid():
+            heads = [column[language] for column in figure.columns[1:]]
+            for said, cells in figure.rows:
+                yield from ((name, said[language], *pair) for pair in zip(heads, cells, strict=False))
+        case Wall():
+            for said, one, _ in figure.tiles:
+                yield from _matrix(f"{name} / {said[language]}", one.values, one.rows, one.columns, one.hidden)
+        case Product():
+            for what, block in zip(figure.names, (figure.left, figure.right, figure.out), strict=True):
+                yield from _matrix(f"{name} / {what}", block, (), (), None)
+        case Steps():
+            for stage in figure.stages:
+                for one in stage.figures:
+                    yield from _cells(one, language, f"{name} / {stage.label[language]}")
+        case Film() | Columns():
+            for said, figures in figure.frames if isinstance(figure, Film) else figure.columns:
+                for one in figures:
+                    yield from _cells(one, language, f"{name} / {said[language]}")
+
+
+def _matrix(
+    name: str, block: Block, rows: Sequence[str], columns: Sequence[str], hidden: Block | None
+) -> Iterator[tuple[Any, ...]]:
+    height, width = block.shape
+    for i in range(height):
+        for j in range(width):
+            at = i * width + j
+            value = None if hidden is not None and hidden.values[at] else block.values[at]
+            yield name, rows[i] if i < len(rows) else i, columns[j] if j < len(columns) else j, value

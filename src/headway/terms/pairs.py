@@ -1,0 +1,312 @@
+"""What may be added to attention scores, as data a kernel can look into, a planner choose by and a plot draw.
+
+    score(i, j) = scale · q_i·k_j + Σ terms(i, j)
+
+Each term is defined by its ``tile``: plain torch, for any rectangle of queries and keys, from explicit positions.
+A term holds one value per distance (``ByDistance``), per key (``PerKey``) and so on, not one per pair: what is O(n)
+stays O(n) until a backend decides otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headway.masks import ALL, FAR, Positions, distance
+from headway.shapes import HeadwayError, brief
+
+Tile = Float[Tensor, "#batch #heads queries keys"]
+
+
+def expect(term: Any, name: str, axes: int, optional: bool = False) -> None:
+    """Refuse what a term was given under this name unless it is a tensor of floats with so many axes."""
+    given = getattr(term, name)
+    if isinstance(given, Tensor) and given.ndim == axes and given.is_floating_point() and 0 not in given.shape[-1:]:
+        return
+    if given is not None or not optional:
+        got = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, Tensor) else brief(given)
+        raise HeadwayError(
+            f"expected the {name} of {type(term).__name__} as a tensor of floats with {axes} axes, the last not empty, "
+            f"got {got}"
+        )
+
+
+def expect_number(term: Any, name: str, least: int) -> None:
+    """Refuse what a term was given under this name unless it is a whole number that distances can be."""
+    given = getattr(term, name)
+    if not isinstance(given, int) or isinstance(given, bool) or not least <= given < FAR:
+        raise HeadwayError(f"expected the {name} of {type(term).__name__} as a whole number, got {brief(given)}")
+
+
+def expect_size(term: Any, name: str, axis: int, of: str, *sizes: int) -> None:
+    """Refuse a term that holds entries for another number of queries, keys or heads than there are."""
+    shape = tuple(getattr(term, name).shape)
+    if shape[axis] not in sizes:
+        raise HeadwayError(
+            f"expected the {name} of {type(term).__name__} for {' or '.join(map(str, sizes))} {of}, got shape {shape}"
+        )
+
+
+class Term:
+    """Something added to the scores."""
+
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """Refuse another number of tokens than the term was made for; of sequences and heads backends do themselves.
+
+        Raises:
+            HeadwayError: when it holds entries for another number.
+        """
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
+        """What the term adds for queries ``rows`` and keys ``cols``, (B or 1, H or 1, q, k).
+
+        Args:
+            q_pos: positions of all queries, (B or 1, Q).
+            k_pos: positions of all keys, (B or 1, K).
+            rows: the queries of the tile; default all.
+            cols: the keys of the tile; default all.
+        """
+        raise NotImplementedError
+
+
+def _entry(
+    width: int, left: int, q_pos: Positions, k_pos: Positions, rows: slice, cols: slice
+) -> Int[Tensor, "#batch q k"]:
+    """Which of ``width`` entries belongs to each pair; entry ``left`` is distance 0, the ends serve all beyond."""
+    return (distance(q_pos, k_pos, rows, cols) + left).clamp(0, width - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class PerKey(Term):
+    """Adds c[b, h, j]: one number per key, the same for every query.
+
+    Args:
+        bias: c, (B or 1, H or 1, K).
+    """
+
+    bias: Float[Tensor, "#batch #heads keys"]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bias, Tensor) or self.bias.ndim != 3 or self.bias.shape[-1]:  # there may be no keys
+            expect(self, "bias", 3)
+
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """See :meth:`Term.fits`."""
+        expect_size(self, "bias", 2, "keys", keys)
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
+        """See :meth:`Term.tile`."""
+        return self.bias[:, :, None, cols].expand(-1, -1, q_pos[:, rows].shape[1], -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Difference(Term):
+    """Adds own[b, h, i] − c[b, h, j], each difference taken in the dtype of both and then rounded.
+
+    Softmax ignores ``own``, and :class:`PerKey` has a smaller form; a sink, or other weights than softmax, do not.
+
+    Args:
+        own: one number per query, (B or 1, H or 1, Q).
+        c: one number per key, (B or 1, H or 1, K).
+        dtype: of what is added.
+    """
+
+    own: Float[Tensor, "#batch #heads queries"]
+    c: Float[Tensor, "#batch #heads keys"]
+    dtype: torch.dtype
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
+        """See :meth:`Term.tile`."""
+        return (self.own[:, :, rows, None] - self.c[:, :, None, cols]).to(self.dtype)
+
+
+def raster(pos: Positions, row: int) -> Positions:
+    """Where a token of a raster with rows this wide comes to lie when a gap of row − 1 follows each: -1 stays.
+
+    There, any two tokens that lie (Δy, Δx) apart are Δy·(2·row − 1) + Δx apart, and no others are. Order is kept.
+
+    >>> raster(torch.tensor([[-1, 0, 1, 2, 3, 6]]), 3).tolist()
+    [[-1, 0, 1, 2, 5, 10]]
+    """
+    return pos + (pos // row).clamp(min=0) * (row - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class ByDistance(Term):
+    """Adds table[h, clamp(k_pos - q_pos + left)], and beyond the table's ends grows linearly by ``tails`` per step.
+
+    Without tails the bias saturates (T5, Shaw); a table of one entry with tails is ALiBi. See :meth:`linear`.
+
+    Args:
+        table: one value per head and distance, (H or 1, W).
+        left: the entry of distance 0; entries below it are the past.
+        tails: added per step beyond the left and the right end, (H or 1, 2); None is (0, 0).
+        row: positions are y·row + x, tokens of an image, and distances are those of :func:`raster`, where every
+            (Δy, Δx) has its own; None takes positions as they are.
+    """
+
+    table: Float[Tensor, "#heads width"]
+    left: int
+    tails: Float[Tensor, "#heads 2"] | None = None
+    row: int | None = None
+
+    def __post_init__(self) -> None:
+        expect(self, "table", 2)
+        expect(self, "tails", 2, optional=True)
+        expect_number(self, "left", -FAR)
+        if self.tails is not None:
+            expect_size(self, "tails", 1, "ends", 2)
+        if self.row is not None:
+            expect_number(self, "row", 1)
+
+    @classmethod
+    def linear(cls, slope: Float[Tensor, " heads"]) -> ByDistance:
+        """slope[h] · |k_pos - q_pos|, for any distance.
+
+        >>> pos = torch.arange(3)[None]
+        >>> ByDistance.linear(torch.tensor([-0.5])).tile(pos, pos)[0, 0].tolist()
+        [[0.0, -0.5, -1.0], [-0.5, 0.0, -0.5], [-1.0, -0.5, 0.0]]
+        """
+        if not isinstance(slope, Tensor) or slope.ndim != 1 or not slope.is_floating_point():
+            got = f"{slope.dtype} of shape {tuple(slope.shape)}" if isinstance(slope, Tensor) else brief(slope)
+            raise HeadwayError(f"expected slopes as a tensor of floats, one per head or one for all, got {got}")
+        return cls(torch.zeros_like(slope)[:, None], 0, torch.stack((slope, slope), 1))
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
+        """See :meth:`Term.tile`."""
+        if self.row is not None:
+            q_pos, k_pos = raster(q_pos, self.row), raster(k_pos, self.row)
+        width = self.table.shape[1]
+        entry = _entry(width, self.left, q_pos, k_pos, rows, cols)  # (B, Q, K)
+        if width == 1:
+            bias = self.table[None, :, :, None].expand(entry.shape[0], -1, *entry.shape[1:])
+        else:
+            # embedding's backward sums equal entries densely; indexing's would sort them first
+            bias = torch.nn.functional.embedding(entry, self.table.T).permute(0, 3, 1, 2)
+        if self.tails is not None:
+            beyond = (distance(q_pos, k_pos, rows, cols) + self.left - entry)[:, None]  # (B, 1, Q, K)
+            past, future = self.tails[None, :, :, None, None].unbind(2)
+            bias = bias + past * (-beyond).clamp(min=0) + future * beyond.clamp(min=0)
+        return bias
+
+
+@dataclass(frozen=True, eq=False)
+class ByDistancePerQuery(Term):
+    """Adds rows[b, h, i, clamp(k_pos - q_pos + left)]: each query brings its own table (Shaw, Transformer-XL).
+
+    Args:
+        table: one value per query and distance, (B or 1, H or 1, Q, W).
+        left: the entry of distance 0.
+    """
+
+    table: Float[Tensor, "#batch #heads queries width"]
+    left: int
+
+    def __post_init__(self) -> None:
+        expect(self, "table", 4)
+        expect_number(self, "left", -FAR)
+
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """See :meth:`Term.fits`."""
+        expect_size(self, "table", 2, "queries", queries)
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
+        """See :meth:`Term.tile`."""
+        entry = _entry(self.table.shape[-1], self.left, q_pos, k_pos, rows, cols)[:, None]
+        table = self.table[:, :, rows]
+        batch = torch.broadcast_shapes(table.shape[:2], entry.shape[:2])
+        return table.expand(*batch, -1, -1).gather(-1, entry.expand(*batch, -1, -1))
+
+
+@dataclass(frozen=True, eq=False)
+class ByDistancePerKey(Term):
+    """Adds columns[b, h, j, clamp(k_pos - q_pos + left)]: each key brings its own table (DeBERTa's p→c).
+
+    Args:
+        table: one value per key and distance, (B or 1, H or 1, K, W).
+        left: the entry of distance 0.
+    """
+
+    table: Float[Tensor, "#batch #heads keys width"]
+    left: int
+
+    def __post_init__(self) -> None:
+        expect(self, "table", 4)
+        expect_number(self, "left", -FAR)
+
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """See :meth:`Term.fits`."""
+        expect_size(self, "table", 2, "keys", keys)
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
+        """See :meth:`Term.tile`."""
+        entry = _entry(self.table.shape[-1], self.left, q_pos, k_pos, rows, cols)[:, None].transpose(-1, -2)
+        table = self.table[:, :, cols]
+        batch = torch.broadcast_shapes(table.shape[:2], entry.shape[:2])
+        return table.expand(*batch, -1, -1).gather(-1, entry.expand(*batch, -1, -1)).transpose(-1, -2)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairwise(Term):
+    """Adds fn(q_pos, k_pos) of a tile: whatever has no smaller form (a graph's distances, a dense bias).
+
+    Args:
+        fn: maps query positions (B or 1, q) and key positions (B or 1, k) to a bias (B or 1, H or 1, q, k).
+    """
+
+    fn: Callable[[Positions, Positions], Tile]
+
+    def __post_init__(self) -> None:
+        if not callable(self.fn):
+            raise HeadwayError(f"expected fn of Pairwise as a function of positions, got {brief(self.fn)}")
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
+        """See :meth:`Term.tile`."""
+        bias = self.fn(q_pos[:, rows], k_pos[:, cols])
+        expected = (q_pos[:, rows].shape[1], k_pos[:, cols].shape[1])
+        if not isinstance(bias, Tensor) or not bias.is_floating_point() or bias.device != q_pos.device:
+            got = f"{bias.dtype} on {bias.device}" if isinstance(bias, Tensor) else brief(bias)
+            raise HeadwayError(f"expected Pairwise fn to return a tensor of floats on {q_pos.device}, got {got}")
+        if bias.ndim != 4 or tuple(bias.shape[-2:]) != expected:
+            raise HeadwayError(
+                f"expected Pairwise fn to return (batch or 1, heads or 1, {expected[0]}, {expected[1]}), "
+                f"got {tuple(bias.shape)}"
+            )
+        return bias
+
+
+@dataclass(frozen=True, eq=False)
+class ValuesByDistance:
+    """Acts on the values, not the scores: out_i += Σ_j α_ij · table[clamp(k_pos - q_pos + left)] (Shaw's a^V).
+
+    Args:
+        table: one vector per distance, (H or 1, W, D_v).
+        left: the entry of distance 0.
+    """
+
+    table: Float[Tensor, "#heads width dim"]
+    left: int
+
+    def __post_init__(self) -> None:
+        expect(self, "table", 3)
+        expect_number(self, "left", -FAR)
+
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """See :meth:`Term.fits`."""
+        expect_size(self, "table", 0, "heads", heads, 1)
+        expect_size(self, "table", 2, "dimensions of values", dim_v)
+
+    def add(
+        self, weights: Float[Tensor, "batch heads queries keys"], q_pos: Positions, k_pos: Positions
+    ) -> Float[Tensor, "batch heads queries dim"]:
+        """What the term adds to the output, given the attention weights α of all pairs."""
+        entry = _entry(self.table.shape[1], self.left, q_pos, k_pos, ALL, ALL)[:, None]  # (B, 1, Q, K)
+        # weights of equal distance are summed first: O(Q·W·D) instead of a vector for every pair
+        share = weights.new_zeros(*weights.shape[:3], self.table.shape[1])
+        share = share.scatter_add(-1, entry.expand_as(weights), weights)
+        return share @ self.table.to(share.dtype)

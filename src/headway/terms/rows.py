@@ -1,0 +1,310 @@
+"""What is computed by whole rows: sums along the text, products of the tokens between, and mixtures of all heads.
+
+A row algorithm sees all scores of a query before they become weights, and may change them in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from headway.masks import ALL, Positions
+from headway.terms.pairs import Term, Tile
+
+
+class RowTerm:
+    """Something added to the scores that no pair can know by itself: it needs a query's whole row, or all heads.
+
+    Only backends that hold whole rows run it (tiled, reference). NaN and inf in what it holds per query or key count as
+    zero in :meth:`rows`; ``attend`` makes NaN of the rows that see them, and of no others.
+    """
+
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """See :meth:`Term.fits`."""
+
+    @property
+    def per_query(self) -> tuple[Float[Tensor, "#batch #heads queries width"], ...]:
+        """What it holds for each query."""
+        return ()
+
+    @property
+    def per_key(self) -> tuple[Float[Tensor, "#batch kv_heads keys width"], ...]:
+        """What it holds for each key."""
+        return ()
+
+    def rows(
+        self,
+        content: Float[Tensor, "batch heads queries keys"],
+        seen: Bool[Tensor, "#batch #heads queries keys"] | None,
+        q_pos: Positions,
+        k_pos: Positions,
+        rows: slice = ALL,
+        cols: slice = ALL,
+    ) -> Tile:
+        """What the term adds for queries ``rows`` and keys ``cols``, which are all keys that any of them may see.
+
+        Args:
+            content: scale · q·k of the tile, capped if there is a softcap.
+            seen: which keys the queries may see; None is all. What is hidden must reach nothing.
+            q_pos: positions of all queries, (B or 1, Q).
+            k_pos: positions of all keys, (B or 1, K).
+            rows: the queries of the tile; default all.
+            cols: the keys of the tile; default all.
+        """
+        raise NotImplementedError
+
+
+def from_the_end(
+    x: Float[Tensor, "batch heads queries keys"],
+    seen: Bool[Tensor, "#batch #heads queries keys"] | None,
+    inclusive: bool,
+) -> Float[Tensor, "batch heads queries keys"]:
+    """Sums over the seen keys of each row from every key to the last, in the order they lie in memory.
+
+    Args:
+        x: what is summed, already finite where it is hidden.
+        seen: which keys count; None is all.
+        inclusive: whether a key counts for its own sum.
+    """
+    x = _shown(x, seen)
+    if not inclusive:
+        x = torch.nn.functional.pad(x, (0, 1))[..., 1:]
+    return x.flip(-1).cumsum(-1).flip(-1)
+
+
+def _in_groups(x: Shaped[Tensor, "batch heads queries dim"], heads: int) -> Shaped[Tensor, "batch kv_heads rows dim"]:
+    """Queries of all heads that share one of ``heads``, one after the other."""
+    return x.reshape(x.shape[0], heads, x.shape[1] // heads * x.shape[2], x.shape[3])
+
+
+def _finite(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """With zeros for NaN and inf, before a product of them with a hidden pair's zero makes NaN of a sum."""
+    return x.to(dtype).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Scan(RowTerm):
+    """Adds c_ij, the sum of a gate over the keys a query sees from key j to its last, in the order they lie in memory;
+    or looks c_ij up in a table that each query brings.
+
+        z_it = content_it, or left_i · right_t                  g_it = σ(z_it), or slope_h · log σ(z_it)
+        c_ij = Σ_{t ≥ j} g_it inclusive, Σ_{t > j} g_it else    over the t that query i sees
+
+    A table is read between its entries ⌊c⌋ and ⌈c⌉ linearly, and its last entry serves all beyond (CoPE); without one
+    c itself is added (GRAPE-AP). Sums are taken in float32 or better.
+
+    Args:
+        inclusive: whether the gate of key j itself counts.
+        table: one value per query and count, (B or 1, H or 1, Q, W); None adds c.
+        left: for each query, (B or 1, H, Q, D); None gates by the content, with σ.
+        right: for each key, (B or 1, H_kv, K, D); with ``left``, whose heads H_kv divides.
+        slope: multiplies log σ, (H or 1,).
+    """
+
+    inclusive: bool
+    table: Float[Tensor, "#batch #heads queries width"] | None = None
+    left: Float[Tensor, "#batch heads queries dim"] | None = None
+    right: Float[Tensor, "#batch kv_heads keys dim"] | None = None
+    slope: Float[Tensor, " #heads"] | None = None
+
+    @property
+    def per_query(self) -> tuple[Float[Tensor, "#batch #heads queries width"], ...]:
+        """See :attr:`RowTerm.per_query`."""
+        return tuple(x for x in (self.table, self.left) if x is not None)
+
+    @property
+    def per_key(self) -> tuple[Float[Tensor, "#batch kv_heads keys width"], ...]:
+        """See :attr:`RowTerm.per_key`."""
+        return () if self.right is None else (self.right,)
+
+    def rows(
+        self,
+        content: Float[Tensor, "batch heads queries keys"],
+        seen: Bool[Tensor, "#batch #heads queries keys"] | None,
+        q_pos: Positions,
+        k_pos: Positions,
+        rows: slice = ALL,
+        cols: slice = ALL,
+    ) -> Tile:
+        """See :meth:`RowTerm.rows`."""
+        wide = torch.promote_types(content.dtype, torch.float32)
+        count = from_the_end(self._gates(content.to(wide), seen, rows, cols), seen, self.inclusive)
+        if self.table is None:
+            return count
+        table = _finite(self.table[:, :, rows], wide).expand(*count.shape[:3], -1)
+        count = count.clamp(max=table.shape[-1] - 1)
+        entry = count.detach().nan_to_num(nan=0.0)  # NaN is no index; it stays in the result
+        below, above = (table.gather(-1, which.long()) for which in (entry.floor(), entry.ceil()))
+        return torch.lerp(below, above, count - count.detach().floor())
+
+    def _gates(self, content: Tensor, seen: Tensor | None, rows: slice, cols: slice) -> Tensor:
+        if self.left is None or self.right is None:
+            return _shown(content, seen).sigmoid()
+        left, right = (_finite(x, content.dtype) for x in (self.left[:, :, rows], self.right[:, :, cols]))
+        product = (_in_groups(left, right.shape[1]) @ right.mT).reshape(*left.shape[:3], right.shape[2])
+        # before log σ, whose gradient would make NaN of what is hidden
+        gates = torch.nn.functional.logsigmoid(_shown(product, seen))
+        return gates if self.slope is None else gates * self.slope.to(gates.dtype)[:, None, None]
+
+
+PATH_BLOCK = 64
+"""Keys whose reflections are applied together: the triangular system of a block is as large."""
+
+
+@dataclass(frozen=True, eq=False)
+class PathProduct(RowTerm):
+    """Turns scale · q_i·k_j into scale · q_i·H_r ⋯ H_{j+1} k_j, H_t = I − β_t w_t w_tᵀ, by adding the difference.
+
+    r is the last key that query i may see: its own under a causal mask. Tokens lie in the order of memory; those at
+    position -1 are passed over (β = 0).
+
+    From r to the left, u ← H_t u. With γ_t what token t takes of it, u before j is q − Σ_{t>j} γ_t w_t, and for a block
+    of tokens γ solves a triangular system (the UT transform), so that rows · keys · D multiplications suffice:
+
+        γ_t + β_t Σ_{s>t} (w_t·w_s) γ_s = β_t w_t·u
+
+    Args:
+        q: queries, (B, H, Q, D).
+        k: keys, (B, H_kv, K, D).
+        w: directions of unit length, (B, H_w, K, D), where H_kv divides H_w and H_w divides H.
+        beta: how much of the direction is taken, (B, H_w, K); 2 reflects.
+        scale: multiplies q·k.
+    """
+
+    q: Float[Tensor, "batch heads queries dim"]
+    k: Float[Tensor, "batch kv_heads keys dim"]
+    w: Float[Tensor, "batch w_heads keys dim"]
+    beta: Float[Tensor, "batch w_heads keys"]
+    scale: float
+
+    @property
+    def per_query(self) -> tuple[Float[Tensor, "#batch #heads queries width"], ...]:
+        """See :attr:`RowTerm.per_query`."""
+        return (self.q,)
+
+    @property
+    def per_key(self) -> tuple[Float[Tensor, "#batch kv_heads keys width"], ...]:
+        """See :attr:`RowTerm.per_key`."""
+        return self.k, self.w, self.beta[..., None]
+
+    def rows(
+        self,
+        content: Float[Tensor, "batch heads queries keys"],
+        seen: Bool[Tensor, "#batch #heads queries keys"] | None,
+        q_pos: Positions,
+        k_pos: Positions,
+        rows: slice = ALL,
+        cols: slice = ALL,
+    ) -> Tile:
+        """See :meth:`RowTerm.rows`."""
+        wide = torch.promote_types(content.dtype, torch.float32)
+        held = (self.q[:, :, rows], self.k[:, :, cols], self.w[:, :, cols], self.beta[:, :, cols])
+        q, k, w, beta = (_finite(x, wide) for x in held)
+        beta = beta * (k_pos[:, None, cols] >= 0)
+        groups = w.shape[1]
+        q, k = _in_groups(q, groups), k.repeat_interleave(groups // k.shape[1], 1)
+        before = None  # whether a token comes before the last key that a query may see, or is it
+        if seen is not None:
+            before = _in_groups((seen.flip(-1).cumsum(-1) > 0).flip(-1).expand(content.shape), groups)
+        taken, tiles = torch.zeros_like(q), [q.new_zeros(*q.shape[:3], 0)]
+        for stop in range(k.shape[2], 0, -PATH_BLOCK):
+            part = slice(max(0, stop - PATH_BLOCK), stop)
+            k_part, w_part, b_part = k[:, :, part], w[:, :, part], beta[:, :, None, part]
+            share = (q - taken) @ w_part.mT * b_part
+            if before is not None:
+                share = share.masked_fill(~before[..., part], 0.0)
+            system = (w_part @ w_part.mT * b_part).tril(-1)  # its diagonal is taken for 1
+            share = torch.linalg.solve_triangular(system, share, upper=False, left=False, unitriangular=True)
+            tiles.append(taken @ k_part.mT + share @ (w_part @ k_part.mT).tril(-1))
+            taken = taken + share @ w_part
+        return torch.cat(tiles[::-1], -1).reshape(content.shape) * -self.scale
+
+
+@dataclass(frozen=True, eq=False)
+class MixHeads(RowTerm):
+    """Adds B + f(A, B): a bias B, and what a small network over all heads makes of the content A and of B at a pair.
+
+        f = second ∗ LeakyReLU(first ∗ (A, B) + first_bias)
+
+    ∗ is a product over the heads, and a convolution over ``kernel`` neighbouring keys if that is above 1. Hidden pairs
+    are zero at either layer, so that a row is the same whatever comes after it; so are keys that are not there.
+
+    Args:
+        bias: terms that make up B.
+        first: (F, 2H, kernel), kernel odd.
+        first_bias: (F,).
+        second: (H, F, kernel).
+        order: which token of the text each key is, (B or 1, K): neighbours are those with neighbouring numbers, padding
+            aside; None takes those in memory.
+    """
+
+    bias: tuple[Term, ...]
+    first: Float[Tensor, "hidden both_heads kernel"]
+    first_bias: Float[Tensor, " hidden"]
+    second: Float[Tensor, "heads hidden kernel"]
+    order: Int[Tensor, "#batch keys"] | None = None
+
+    def rows(
+        self,
+        content: Float[Tensor, "batch heads queries keys"],
+        seen: Bool[Tensor, "#batch #heads queries keys"] | None,
+        q_pos: Positions,
+        k_pos: Positions,
+        rows: slice = ALL,
+        cols: slice = ALL,
+    ) -> Tile:
+        """See :meth:`RowTerm.rows`."""
+        wide = torch.promote_types(content.dtype, torch.float32)
+        content, bias = content.to(wide), content.new_zeros((), dtype=wide)
+        for term in self.bias:
+            bias = bias + term.tile(q_pos, k_pos, rows, cols).to(wide)
+        both = torch.cat((_shown(content, seen), _shown(bias.expand_as(content), seen)), 1)
+        near = None
+        if self.order is not None and self.first.shape[-1] > 1:
+            near = _neighbours(self.order[:, cols], k_pos[:, cols] >= 0, self.first.shape[-1] // 2)
+        hidden = _over_heads(self.first, both, near) + self.first_bias.to(wide)[:, None, None]
+        hidden = torch.nn.functional.leaky_relu(hidden)
+        if self.first.shape[-1] > 1:
+            hidden = _shown(hidden, None if seen is None else seen.any(1, keepdim=True))
+        return bias + _over_heads(self.second, hidden, near)
+
+
+def _shown(x: Tensor, seen: Tensor | None) -> Tensor:
+    """With zeros for hidden pairs."""
+    return x if seen is None else x.masked_fill(~seen, 0.0)
+
+
+def _neighbours(
+    order: Int[Tensor, "#batch keys"], real: Bool[Tensor, "#batch keys"], reach: int
+) -> list[tuple[Int[Tensor, "batch keys"], Bool[Tensor, "batch keys"]]]:
+    """Where in memory the neighbours of each key lie, from the one ``reach`` before to the one after, and whether they
+    are there.
+    """
+    order, real = torch.broadcast_tensors(order, real)
+    sorted_order, place = order.masked_fill(~real, torch.iinfo(order.dtype).max).sort(1)
+    sorted_order, found = sorted_order.contiguous(), []
+    for step in range(-reach, reach + 1):
+        rank = torch.searchsorted(sorted_order, order + step).clamp(max=order.shape[1] - 1)
+        found.append((place.gather(1, rank), (sorted_order.gather(1, rank) == order + step) & real))
+    return found
+
+
+def _over_heads(
+    weight: Float[Tensor, "out heads kernel"],
+    x: Float[Tensor, "batch heads queries keys"],
+    near: list[tuple[Int[Tensor, "#batch keys"], Bool[Tensor, "#batch keys"]]] | None,
+) -> Float[Tensor, "batch out queries keys"]:
+    """A convolution over neighbouring keys, zeros beyond the ends, with the heads as its channels."""
+    if x.numel() == 0:
+        return x.new_zeros(x.shape[0], weight.shape[0], *x.shape[2:])
+    weight = weight.to(x.dtype)
+    if near is None:
+        return torch.nn.functional.conv2d(x, weight[:, :, None], padding=(0, weight.shape[2] // 2))
+    total = x.new_zeros(())
+    for tap, (place, there) in zip(weight.unbind(2), near, strict=True):
+        neighbour = x.gather(-1, place[:, None, None].expand(*x.shape[:3], -1))
+        total = total + torch.einsum("oh,bhqk->boqk", tap, neighbour.masked_fill(~there[:, None, None], 0.0))
+    return total

@@ -1,0 +1,49 @@
+"""``headway generate``: the command's arguments and what it displays."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headway.arguments import LONGEST, MOST, SEED, Threads, say, use_threads
+from headway.characters import harmless
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="A run of `headway train`.")],
+    prompt: Annotated[str, typer.Argument(help="How the text begins; - reads it from standard input.")] = "",
+    tokens: Annotated[int, typer.Option(min=0, max=LONGEST, help="How many tokens to write.")] = 200,
+    temperature: Annotated[float, typer.Option(help="Higher is bolder; 0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(max=MOST, help="Choose among this many likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest of this total probability.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=SEED, help="The same seed writes the same text.")] = 0,
+    threads: Threads = None,
+) -> None:
+    """Continue a text with a trained model, as it is written."""
+    use_threads(threads)
+    from headway.training import load_model
+    from headway.training.generation import generate as run_model
+    from headway.training.generation import prompt_ids, stream_text
+
+    model, vocabulary, opened = load_model(run)
+    say(opened.notes)
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    ids = run_model(
+        model,
+        prompt_ids(vocabulary, prompt),
+        tokens=tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    try:
+        print(harmless(prompt), end="", flush=True)
+        for piece in stream_text(vocabulary, ids):
+            print(harmless(piece), end="", flush=True)
+    finally:
+        print(flush=True)

@@ -1,0 +1,81 @@
+"""``headway draw``: the command's arguments and what it displays."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headway.arguments import SEED, WIDEST, check_sizes
+from headway.console import wrote
+from headway.shapes import HeadwayError
+
+
+def command(
+    what: Annotated[str, typer.Argument(help="position METHOD, run FOLDER, or a view, as split.")],
+    which: Annotated[
+        str | None, typer.Argument(help="The method, as t5 or rotary(base=500000), or the run's folder.")
+    ] = None,
+    view: Annotated[str | None, typer.Option(help="Of a position or run: which view; default: its first.")] = None,
+    text: Annotated[str, typer.Option(help="What the model reads.")] = "The cat sat on the mat because it was tired",
+    model: Annotated[
+        Path | None, typer.Option(help="A run of `headway train`; default: a small model that has learned nothing yet.")
+    ] = None,
+    position: Annotated[str, typer.Option(help="Position method of the new model.")] = "rotary",
+    layer: Annotated[int, typer.Option(help="Which layer, from 0.")] = 0,
+    head: Annotated[int, typer.Option(help="Which head, from 0.")] = 0,
+    heads: Annotated[
+        int | None, typer.Option(min=1, max=WIDEST, help="Heads of a new model or method; default: 4.")
+    ] = None,
+    dim: Annotated[int | None, typer.Option(min=1, max=WIDEST, help="Its width; default: 64.")] = None,
+    length: Annotated[int | None, typer.Option(help="Positions that a method is shown at; default: 128.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=SEED, help="Of a new model's weights.")] = 0,
+    language: Annotated[str, typer.Option(help="en or zh.")] = "en",
+    width: Annotated[str, typer.Option(help="single or double column: 3.4 or 7 inches.")] = "single",
+    caption: Annotated[bool, typer.Option(help="With the view's title, finding and notes.")] = True,
+    csv: Annotated[Path | None, typer.Option(help="Write the numbers to this file too, as CSV.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file, ending in .svg; default: named after what it shows.")
+    ] = None,
+) -> None:
+    """Draw a position method, a run, or any view as SVG, for a paper or a talk, e.g. headway draw position t5."""
+    if (which is None) is (what in ("position", "run")):
+        given = " ".join(filter(None, (what, which)))
+        raise HeadwayError(
+            f"expected position METHOD, run FOLDER or the name of a view, got {given!r}: "
+            f"e.g. headway draw position t5, or headway draw split --position alibi"
+        )
+    from headway.views import Question
+    from headway.views.draw import draw
+    from headway.views.questions import about_run
+
+    shown: Question | str
+    if model is None and what != "run":
+        sizes = {"dim": dim or 16 * (heads or 4), "layers": 1 if which else 2, "heads": heads or 4}
+        check_sizes(sizes | {"position": which or position}, tokens=min(max(length or 128, 1), 4096))
+    if what == "position":
+        assert which is not None
+        shown = which
+    elif what == "run" or model is not None:
+        shown = about_run(which or str(model), text)
+    else:
+        shown = Question.fresh(text, position=position, dim=dim or 64, heads=heads or 4, seed=seed)
+    name = view if which else what
+    picture = draw(
+        shown,
+        view=name,
+        layer=layer,
+        head=head,
+        heads=heads,
+        dim=dim,
+        length=length,
+        language=language,
+        width=width,
+        caption=caption,
+    )
+    if out is None:
+        plain = re.sub(r"[^\w.=]+", "-", "-".join(filter(None, (Path(which).name if which else "", name)))).strip("-")
+        out = Path(f"{plain[:100]}.svg")
+    wrote("Picture", picture.save(out, csv), csv)

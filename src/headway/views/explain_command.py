@@ -1,0 +1,60 @@
+"""``headway explain``: the command's arguments and what it displays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headway.arguments import SEED, WIDEST, check_sizes, say
+from headway.console import console, wrote
+from headway.shapes import HeadwayError
+
+
+def command(
+    text: Annotated[str, typer.Argument(help="A sentence; at most 64 tokens, with --html 1,024.")],
+    model: Annotated[
+        Path | None, typer.Option(help="A run of `headway train`; default: a small model that has learned nothing yet.")
+    ] = None,
+    position: Annotated[str, typer.Option(help="Position method of the new model.")] = "rotary",
+    dim: Annotated[int, typer.Option(min=1, max=WIDEST, help="Width of the new model.")] = 16,
+    heads: Annotated[int, typer.Option(min=1, max=WIDEST, help="Heads of the new model.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, max=SEED, help="Of the new model's weights.")] = 0,
+    layer: Annotated[int, typer.Option(help="Which layer, from 0.")] = 0,
+    head: Annotated[int, typer.Option(help="Which head, from 0.")] = 0,
+    language: Annotated[str, typer.Option(help="en or zh.")] = "en",
+    html: Annotated[Path | None, typer.Option(help="Write it as a page to this file instead, for a browser.")] = None,
+) -> None:
+    """Walk through attention for one sentence: Q, K and V with one number worked out, scaling, position, weights."""
+    from headway.figures.words import LANGUAGES
+    from headway.inspect.explain import explain as walk
+    from headway.inspect.explain import fresh_model, words
+    from headway.views.explain_text import walk_text
+
+    if language not in LANGUAGES:
+        raise HeadwayError(f"expected language one of {', '.join(LANGUAGES)}, got {language!r}")
+    if model is None:
+        tokens = words(text)
+        check_sizes({"dim": dim, "layers": 2, "heads": heads, "position": position}, tokens=max(len(tokens), 1))
+        network, ids = fresh_model(tokens, position=position, dim=dim, heads=heads, seed=seed)
+    else:
+        from headway.training import load_model, token_texts
+        from headway.transformer import Transformer
+
+        loaded, vocabulary, opened = load_model(model)
+        say(opened.notes)
+        assert isinstance(loaded, Transformer)  # as every run of ours
+        network, row = loaded, vocabulary.encode(text.encode("utf-8", "surrogateescape"))
+        tokens, ids = token_texts(vocabulary, row), row[None]
+    screen = console()
+    if html is None:
+        screen.print(walk_text(walk(network, ids, tokens, layer=layer, head=head), screen.width, language))
+    else:
+        from headway.output import write_output
+        from headway.views import Question
+        from headway.views.explain_page import walk_page
+
+        name = "" if model is None else str(model)
+        question = Question.of(network, ids, tokens, name=name, layer=layer, head=head)
+        wrote("Page", write_output(html, walk_page(question)))

@@ -1,0 +1,133 @@
+"""What can be shown by itself: a position method, a recorded pass, one layer of it. Each becomes a question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from headway.figures.values import View
+from headway.init import seeded
+from headway.inspect.record import Layer, Trace
+from headway.positions import Position
+from headway.shapes import HeadShape, HeadwayError
+from headway.training import load_model, load_watch, token_texts
+from headway.transformer import Transformer
+from headway.views import view
+from headway.views.question import Question, Recording
+
+OF_METHODS = ("vectors", "bias", "rotation", "similarity", "distance")
+"""The views of a method alone, the most telling first; which of them it has depends on where it acts."""
+OF_PASSES = ("wall", "head", "long", "softmax", "split", "distance")
+"""The views of a recorded pass, which need no model."""
+TOKENS = 128
+"""Tokens of the text that a method is shown with, unless told otherwise."""
+LONGEST = 4096
+VOCABULARY = 64
+SHAPE = HeadShape.of(64, heads=4)
+"""The widths of a method that is not attached."""
+
+
+def about_position(
+    position: Position, *, heads: int | None = None, dim: int | None = None, length: int | None = None, seed: int = 0
+) -> Question:
+    """A question about a method alone: one layer of random tokens around it, with its own parameters if it has some.
+
+    Args:
+        position: attached or not; it is not changed.
+        heads: of a method that is not attached, default 4.
+        dim: its width, default 64.
+        length: tokens of the text, positions of a map and reach of a curve; default 128, and what the views choose.
+        seed: of the tokens and whatever is not the method's.
+
+    Raises:
+        HeadwayError: on widths that do not fit, or other ones than an attached method has.
+
+    >>> from headway.positions import Alibi
+    >>> about_position(Alibi(), heads=2, dim=32, length=5).labels
+    ['0', '1', '2', '3', '4']
+    """
+    tokens = TOKENS if length is None else length
+    if not 2 <= tokens <= LONGEST:
+        raise HeadwayError(f"expected a length from 2 to {LONGEST} tokens, got {tokens}")
+    own = position.shape
+    if own is not None and (heads not in (None, own.heads) or dim not in (None, own.dim)):
+        raise HeadwayError(
+            f"expected the widths that {position.spec()} is attached to, {own.heads} heads and dim {own.dim}: "
+            f"leave heads and dim out, or draw .fresh()"
+        )
+    count = heads or SHAPE.heads
+    shape = own or HeadShape.of(dim or (SHAPE.dim if SHAPE.dim % count == 0 else 16 * count), count)
+    with seeded(seed), torch.no_grad():
+        model = Transformer(
+            VOCABULARY,
+            shape.dim,
+            layers=1,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            hidden=1,  # what follows attention is not looked at
+            position=position.fresh(),
+        ).eval()
+        ids = torch.randint(VOCABULARY, (1, tokens))
+        if own is not None:
+            model.position.load_state_dict(position.state_dict())
+    labels = [str(token) for token in range(tokens)]
+    options = {} if length is None else {"positions": length, "reach": length}
+    return Question.of(model, ids, labels, name=position.spec(), options=options)
+
+
+def about_run(run: Path | str, text: str) -> Question:
+    """A question about a model of ``headway train``, what it wrote down, and what it recorded if it was watched.
+
+    Args:
+        run: its folder.
+        text: what the model reads.
+
+    Raises:
+        HeadwayError: when there is no run or no whole checkpoint, or the text is empty.
+    """
+    model, vocabulary, made = load_model(run)
+    assert isinstance(model, Transformer)  # as every run of ours
+    ids = vocabulary.encode(text.encode("utf-8", "surrogateescape"))
+    if not len(ids):
+        raise HeadwayError("expected a text, got an empty one: give a sentence")
+    watched = load_watch(run) if (Path(run) / "watch").is_dir() else None
+    labels = token_texts(vocabulary, ids)
+    return Question.of(model, ids[None], labels, name=str(run), watched=watched, history=made.history, notes=made.notes)
+
+
+def about_trace(
+    recorded: Trace | Layer, labels: Sequence[str] | None = None, *, layer: int = 0, head: int = 0
+) -> Question:
+    """A question about a recorded pass over one text, for the views of attention.
+
+    Args:
+        recorded: a trace, or one layer.
+        labels: how each token is written; default its number.
+        layer: which layer of a trace.
+        head: which head.
+
+    Raises:
+        HeadwayError: when nothing was recorded, or layer, head or labels do not fit.
+    """
+    trace = Trace([recorded]) if isinstance(recorded, Layer) else recorded
+    recording = Recording(trace=trace)
+    named = [str(token) for token in range(recording.tokens)] if labels is None else list(labels)
+    return Question(recording, named, layer=layer, head=head)
+
+
+def composed(question: Question, names: Sequence[str]) -> Iterator[View]:
+    """Those of these views that apply: a method that turns nothing has no angles to show.
+
+    >>> from headway.positions import Alibi
+    >>> [shown.key for shown in composed(about_position(Alibi(), length=8), OF_METHODS)]
+    ['bias', 'similarity', 'distance']
+    """
+    for name in names:
+        try:
+            shown = view(name, question)
+        except HeadwayError:
+            continue
+        yield shown

@@ -1,0 +1,235 @@
+"""How a method turns queries and keys."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headway.backends.base import Call
+from headway.figures.values import Block, Dials, Figure, Grid, Heatmap, Line, Lines, View, both, same
+from headway.init import seeded
+from headway.inspect.probe import Planes, alike, in_float64, planes
+from headway.inspect.record import Layer
+from headway.masks import Causal
+from headway.positions import Position
+from headway.shapes import HeadwayError
+from headway.views.distances import number, numbers, short, some, spaced
+from headway.views.question import Question
+from headway.views.view_helpers import CURVES, LEAST, MOST, ROUNDING, by_tokens, instead, places, scores
+
+VIEWS = ("rotation",)
+
+ALONG = 32
+"""Places along each axis, where there are several."""
+SHIFT = 1000
+"""Tokens by which a text is moved."""
+
+
+def rotation(question: Question) -> View:
+    """View 11: how a method turns queries and keys: the angle of each plane at each position, how long a full turn
+    takes, how much of each head's queries and keys lies in each plane, and the score of equal content over distance.
+
+    The planes are found by asking the method, see :mod:`headway.inspect.probe`. The text is also moved by 1,000 tokens,
+    to see by how much its scores change.
+
+    Args:
+        question: ``options["positions"]`` is how many positions are shown, default those of the text, at least 64.
+
+    Raises:
+        HeadwayError: when the method turns nothing.
+
+    >>> view = rotation(Question.fresh("the cat sat"))
+    >>> [type(figure).__name__ for figure in view.figures]
+    ['Dials', 'Heatmap', 'Lines', 'Heatmap', 'Lines', 'Grid']
+    """
+    layer, position = question.seen, question.position
+    turning = _turned(question, question.head)
+    if turning is None:
+        raise HeadwayError(
+            f"expected a method that turns queries and keys (rotary and its kin), got {position.spec()}: "
+            f"look at {instead(question, 'rotation')}"
+        )
+    found, width, count = turning.planes, layer.attention.shape.head_dim, len(turning.planes.rates)
+    turns = [2 * math.pi / abs(rate) for axis in turning.rates for rate in axis.tolist() if abs(rate) > ROUNDING]
+    change = _moved(layer, position)
+    fast, slow, shift = short(min(turns)), short(max(turns)), f"{SHIFT:,}"
+    finding = both(
+        "rotation.finding" if change < 1e-4 else "rotation.finding.absolute",
+        head=question.head,
+        planes=count,
+        fast=fast,
+        slow=slow,
+        shift=shift,
+        change=short(change),
+    )
+    axis = [
+        both("place.position") if len(turning.rates) == 1 else both("place.coordinate", n=n)
+        for n in range(position.axes)
+    ]
+    names, own = [str(f) for f in range(count)], both("head", n=question.head)
+    figures: list[Figure] = [_dials(turning)]
+    figures += [
+        Heatmap(
+            both("rotation.map"),
+            Block.of(torch.remainder(angles, 2 * math.pi).tolist()),
+            [str(p) for p in range(len(angles))],
+            names,
+            (label, both("place.plane")),
+            "cyclic",
+            (0.0, 2 * math.pi),
+            unit="rad",
+        )
+        for label, angles in zip(axis, turning.angles, strict=False)
+    ]
+    curve = _equal(position, question)[question.head]
+    reach = spaced(range(len(curve)))[1:]
+    lines = [
+        Line(
+            both("rotation.turn") if len(turning.rates) == 1 else label,
+            [number(2 * math.pi / abs(rate)) if abs(rate) > ROUNDING else None for rate in rates.tolist()],
+        )
+        for label, rates in zip(axis, turning.rates, strict=False)
+    ]
+    by_plane = (both("place.plane"), both("place.tokens_a_turn"))
+    heads, columns = [str(head) for head in range(layer.heads)], [*names, *(["–"] if found.still else [])]
+    figures += [
+        Lines(both("rotation.wavelengths"), list(map(float, range(count))), lines, by_plane, log_y=True),
+        Heatmap(
+            both("rotation.use"), Block.of(_usage(question, turning)), heads, columns, (both("place.head"), by_plane[0])
+        ),
+        Lines(
+            both("rotation.equal"),
+            [float(n) for n in reach],
+            [Line(own, numbers(curve[reach]))],
+            (both("place.distance"), both("place.score")),
+            log_x=True,
+        ),
+        Grid(
+            both("rotation.numbers"),
+            [same(""), own],
+            [
+                (both("rotation.planes"), [str(count)]),
+                (both("rotation.still"), [f"{found.still} / {width}"]),
+                (both("rotation.fast"), [fast]),
+                (both("rotation.slow"), [slow]),
+                (both("rotation.shift", shift=shift), [short(change)]),
+            ],
+        ),
+    ]
+    notes = [
+        both("rotation.note"),
+        both("rotation.note.use"),
+        *([both("rotation.note.marks")] if by_tokens(layer) else []),
+        *([both("rotation.note.axes", n=position.axes)] if position.axes > 1 else []),
+    ]
+    return View("rotation", finding, figures, "q_i·k_j = Σ_f |q_f| |k_f| cos(φ_f + (pos_i − pos_j) ω_f)", notes)
+
+
+@dataclass(frozen=True, eq=False)
+class Turning:
+    """How one head is turned.
+
+    Args:
+        planes: over all places that were asked for.
+        angles: for each axis, by what each plane has turned at each place along it, (places, planes).
+        rates: for each axis, by what it turns at a step along it, (planes,).
+    """
+
+    planes: Planes
+    angles: list[Tensor]
+    rates: list[Tensor]
+
+
+def _dials(turning: Turning) -> Dials:
+    """Some of the planes that the first axis turns, at some places along it."""
+    angles, rates = turning.angles[0], turning.rates[0].tolist()
+    moving = [f for f, rate in enumerate(rates) if abs(rate) > ROUNDING] or [0]
+    shown = [moving[i] for i in some(len(moving), CURVES)]
+    at = [p for p in (1, 4, 16, 64) if p < len(angles)] or [0]
+    labels = [f"{f}: {short(2 * math.pi / abs(rates[f]))}" if rates[f] else f"{f}" for f in shown]
+    title = both("rotation.dials") if len(turning.rates) == 1 else both("rotation.dials.along", n=0)
+    return Dials(title, labels, [(both("rotation.at", n=p), angles[p, shown].tolist()) for p in at])
+
+
+def _turned(question: Question, head: int) -> Turning | None:
+    """How one head is turned, or None."""
+    layer, position = question.seen, question.position
+    chosen = by_tokens(layer)
+    if position.axes == 1:
+        where = layer.call.q_pos[:1] if chosen else torch.arange(places(question))[None]
+        found = planes(position, where, head=head, x=layer.x[:1] if chosen else None)
+        return None if found is None else Turning(found, [found.angles], [found.rates])
+    # a line of tokens along each axis, one after the other
+    count = min(places(question), ALONG)
+    lines = torch.arange(count)[:, None] * torch.eye(position.axes, dtype=torch.long)[:, None]
+    found = planes(position, lines.flatten(0, 1)[None], head=head)
+    if found is None:
+        return None
+    rates = torch.stack([angles[1] for angles in found.angles.split(count)])
+    # by the axis that turns them most, then the fastest first
+    most = rates.abs().max(0)
+    order = torch.tensor(sorted(range(rates.shape[1]), key=lambda f: (int(most.indices[f]), -float(most.values[f]))))
+    basis = None if found.basis is None else found.basis[order]
+    ordered = Planes(found.angles[:, order], found.rates[order], basis, found.still)
+    return Turning(ordered, list(ordered.angles.split(count)), list(rates[:, order]))
+
+
+def _usage(question: Question, own: Turning) -> list[list[float]]:
+    """The mean of scale · |q_f| |k_f| of each head in each plane, and what does not turn last, (H, planes)."""
+    layer = question.seen
+    # without parameters all heads turn alike
+    alike = not any(True for _ in question.position.parameters())
+    rows = []
+    for head in range(layer.heads):
+        turning = own if alike or head == question.head else _turned(question, head)
+        found = own.planes if turning is None else turning.planes
+        if found.basis is None:
+            q, k = layer.call.q[0, head], layer.call.k[0, head // layer.call.groups]
+        else:
+            keys = layer.call.k if layer.k is None else layer.k
+            q, k = layer.q[0, head], keys[0, head // layer.call.groups]
+        sizes = [found.sizes(x) for x in (q, k)]
+        used = sizes[0].mean(0) * sizes[1].mean(0)
+        if found.still and found.basis is not None:
+            rest = [
+                (x.double().square().sum(-1) - size.square().sum(-1)).clamp(min=0).sqrt().mean()
+                for x, size in zip((q, k), sizes, strict=True)
+            ]
+            used = torch.cat((used, (rest[0] * rest[1])[None]))
+        rows.append((used * layer.call.scale).tolist())
+    width = len(own.planes.rates) + bool(own.planes.still)
+    return [(row + [math.nan] * width)[:width] for row in rows]
+
+
+def _equal(position: Position, question: Question) -> Tensor:
+    """What a key like the query scores at each distance, for each head, (H, distances)."""
+    with seeded(0), torch.no_grad():
+        call = alike(in_float64(position), torch.arange(max(MOST, places(question)))[None])
+        return scores(call)[0, :, -1].flip(-1)
+
+
+def _moved(layer: Layer, position: Position) -> float:
+    """By how much scores change at most when all tokens stand :data:`SHIFT` places further on.
+
+    Tokens of several coordinates stand at places drawn at random, and all their coordinates move.
+    """
+    call, tokens = layer.call, min(layer.queries, LEAST)
+    q, k = layer.q[:1, :, :tokens], (call.k if layer.k is None else layer.k)[:1, :, :tokens]
+    pos = call.q_pos[:1, :tokens]
+    where = pos
+    if position.axes > 1:
+        where = torch.randint(LEAST, (1, tokens, position.axes), generator=torch.Generator().manual_seed(0))
+    marks = position.marked(layer.x[:1, :tokens], pos)
+    found = []
+    with torch.no_grad():
+        for shift in (0, SHIFT):
+            turned = position.rotate(q, k, where + shift, where + shift)
+            q_there, k_there, terms = position.prepare(*turned, pos + shift, pos + shift, call.scale, marks)
+            there = Call(
+                q_there, k_there, k, pos + shift, pos + shift, Causal(), terms, call.scale, "softmax", True, "cpu"
+            )
+            found.append(scores(there).tril())
+    return float((found[1] - found[0]).abs().max())

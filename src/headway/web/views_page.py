@@ -1,0 +1,39 @@
+"""A page of views: one HTML file that shows what was composed, and fetches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from headway._version import __version__
+from headway.figures.values import Said, View
+from headway.web.page import document, strings_of
+
+
+def views_page(title: Said, views: Sequence[View], facts: Sequence[Said] = ()) -> str:
+    """Views as one HTML file that opens without a network.
+
+    Args:
+        title: of the page, in every language.
+        views: from top to bottom.
+        facts: what was looked at, beside each other under the title: a model, a text, a head.
+
+    Returns:
+        The page's text, ready for :func:`headway.output.write_output`.
+
+    >>> from headway.figures.values import same
+    >>> len(views_page(same("An empty page"), [])) > 10_000
+    True
+    """
+    return document(title["en"], views_payload(title, views, facts), "views")
+
+
+def views_payload(title: Said, views: Sequence[View], facts: Sequence[Said] = ()) -> dict[str, Any]:
+    """What ``render(element, payload)`` of ``views.js`` needs, ready for JSON; arguments as of :func:`views_page`."""
+    return {
+        "title": dict(title),
+        "facts": [dict(fact) for fact in facts],
+        "views": [view.plain() for view in views],
+        "version": __version__,
+        "strings": strings_of("views"),
+    }
