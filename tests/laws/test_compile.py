@@ -13,7 +13,7 @@ import pytest
 from common import specs
 
 HERE = Path(__file__).parent
-SOME = 3
+SOME = 2
 
 SHORT = [
     "test_lengths_that_change[eager]",
