@@ -20,8 +20,12 @@ def heatmap(rows: int, columns: int, *, scale: str = "diverging", limits: Any = 
     return Heatmap(same("map"), values, *names, (same("y"), same("x")), scale, limits, hidden)
 
 
+def composed(*figures: Any, key: str = "bias") -> View:
+    return View(key, same("found"), figures, notes=[same("first")])
+
+
 def view(*figures: Any, key: str = "bias") -> dict[str, Any]:
-    return View(key, same("found"), figures, notes=[same("first")]).plain()
+    return composed(*figures, key=key).plain()
 
 
 def decoded(block: dict[str, Any]) -> list[float]:
@@ -35,8 +39,8 @@ def decoded(block: dict[str, Any]) -> list[float]:
 @pytest.mark.parametrize("limits", [None, (-2.0, 2.0)])
 @pytest.mark.parametrize("scale", ["diverging", "sequential"])
 def test_large_maps_are_rounded_to_a_255th_of_their_limits(scale: str, limits: Any) -> None:
-    plain = view(heatmap(33, 40, scale=scale, limits=limits), heatmap(5, 6))
-    done = rounded(plain)
+    made = composed(heatmap(33, 40, scale=scale, limits=limits), heatmap(5, 6))
+    plain, done = made.plain(), rounded(made).plain()
     large, small = done["figures"]
     assert small == plain["figures"][1]
     assert large["values"]["kind"] == "uint8"
@@ -46,7 +50,7 @@ def test_large_maps_are_rounded_to_a_255th_of_their_limits(scale: str, limits: A
     for got, was in zip(decoded(large["values"]), decoded(plain["figures"][0]["values"]), strict=True):
         assert got == pytest.approx(was, abs=(high - low) / 508 + 1e-6)
     assert "255" in done["notes"][-1]["en"]
-    assert rounded(view(heatmap(5, 6))) == view(heatmap(5, 6))
+    assert rounded(composed(heatmap(5, 6))).plain() == view(heatmap(5, 6))
 
 
 def film(frames: int) -> Film:
@@ -77,7 +81,7 @@ def test_every_second_cell_keeps_its_number_label_and_mask(kind: str) -> None:
     plain = view(figure)
     if kind == "uint8":
         figure = heatmap(60, 60)
-        plain = rounded(view(figure))
+        plain = rounded(composed(figure)).plain()
     every = LEVELS[-1].every
     (small,) = fitted({"x": [plain]}, 1)["x"]
     got, was = small["figures"][0], plain["figures"][0]
@@ -92,6 +96,7 @@ def test_every_second_cell_keeps_its_number_label_and_mask(kind: str) -> None:
 
 
 def test_curves_are_left_alone() -> None:
-    plain = view(Lines(same("curve"), [1.0, 2.0], [], (same("x"), same("y"))))
-    assert rounded(plain) == plain
+    curve = composed(Lines(same("curve"), [1.0, 2.0], [], (same("x"), same("y"))))
+    plain = curve.plain()
+    assert rounded(curve) is curve
     assert fitted({"x": [plain]}, 1) == {"x": [plain]}

@@ -44,7 +44,7 @@ def kept_views(model: Transformer, task: Task, length: int, watched: Watch | Non
     with evaluating(model), torch.no_grad():
         for name in (*names, "bias", "rotation", "distance", "film"):
             try:
-                found.append(rounded(view(name, question).plain()))
+                found.append(rounded(view(name, question)).plain())
             except HeadwayError:
                 continue  # it does not apply to the method, which the views say in words
     return found

@@ -7,12 +7,11 @@ from __future__ import annotations
 import base64
 import json
 import math
-from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
-from headway.figures.values import Block, both, evenly
+from headway.figures.values import Block, Heatmap, View, both, evenly
 
 Plain = dict[str, Any]
 ROOM = 3_400_000
@@ -38,14 +37,22 @@ LEVELS = (Thinness(5, 1), Thinness(3, 2), Thinness(2, 4), Thinness(0, 4))
 """What is tried, until all views fit."""
 
 
-def rounded(view: Plain) -> Plain:
-    """A view's plain values with large maps in 255 steps between their limits.
+def rounded(view: View) -> View:
+    """A view with large maps in 255 steps between their limits, which is a quarter of the bytes."""
+    changed = False
 
-    Args:
-        view: of :meth:`headway.figures.values.View.plain`.
-    """
-    done = _changed(view, {"heatmap": _in_steps})
-    return done if done == view else _noted(done, "kept.rounded")
+    def in_steps(value: Any) -> Any:
+        nonlocal changed
+        if isinstance(value, Heatmap):
+            done = _in_steps(value)
+            changed |= done is not value
+            return done
+        if is_dataclass(value) and not isinstance(value, type | Block):
+            return replace(value, **{one.name: in_steps(getattr(value, one.name)) for one in fields(value)})
+        return type(value)(in_steps(one) for one in value) if isinstance(value, list | tuple) else value
+
+    figures = [in_steps(figure) for figure in view.figures]
+    return replace(view, figures=figures, notes=[*view.notes, both("kept.rounded")]) if changed else view
 
 
 def fitted(views: Mapping[str, Sequence[Plain]], room: int = ROOM) -> dict[str, list[Plain]]:
@@ -90,22 +97,21 @@ def _changed(value: Any, change: Mapping[str, Callable[[Plain], Plain]]) -> Any:
     return value
 
 
-def _in_steps(heatmap: Plain) -> Plain:
-    block = heatmap["values"]
-    if block["kind"] != "float32" or math.prod(block["shape"]) <= FEW:
+def _in_steps(heatmap: Heatmap) -> Heatmap:
+    block = heatmap.values
+    if block.kind != "float32" or math.prod(block.shape) <= FEW:
         return heatmap
-    values = array("f", base64.b64decode(block["data"]))
-    finite = [value for value in values if math.isfinite(value)]
+    finite = [value for value in block.values if value is not None and math.isfinite(value)]
     # the limits of the colours: the same in all frames of a film, and 0 in the middle of signed numbers
-    if heatmap["limits"] is not None:
-        low, high = heatmap["limits"]
+    if heatmap.limits is not None:
+        low, high = heatmap.limits
         low, high = min(low, *finite), max(high, *finite)
-    elif heatmap["scale"] == "diverging":
+    elif heatmap.scale == "diverging":
         high = max((abs(value) for value in finite), default=1.0)
         low = -high
     else:
         low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
-    return {**heatmap, "values": Block(tuple(block["shape"]), values, "uint8", (low, high)).plain()}
+    return replace(heatmap, values=replace(block, kind="uint8", span=(low, high)))
 
 
 def _every(heatmap: Plain, step: int) -> Plain:
