@@ -190,4 +190,5 @@ def progress_bars(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,  # else a file or a pipe gets an empty line
     )
