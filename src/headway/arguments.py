@@ -30,6 +30,16 @@ Optimizer = Annotated[str, typer.Option(help="adamw, adam or sgd (with momentum)
 Rate = Annotated[float | None, typer.Option(help="Peak learning rate; default: the optimizer's own.")]
 Vocabulary = Annotated[str, typer.Option(help="bytes, or bpe (trained on the text; needs the extra headway[bpe]).")]
 MaxText = Annotated[int | None, typer.Option(min=1, max=1 << 40, help="Bytes the text may have; default: 128 MiB.")]
+Source = Annotated[
+    str | None, typer.Argument(help="A text file or folder; default: the documentation every Python carries.")
+]
+ModelRun = Annotated[
+    Path | None, typer.Option(help="A run of `headway train`; default: a small model that has learned nothing yet.")
+]
+NewPosition = Annotated[str, typer.Option(help="Position method of the new model.")]
+Layer = Annotated[int, typer.Option(help="Which layer, from 0.")]
+Head = Annotated[int, typer.Option(help="Which head, from 0.")]
+Language = Annotated[str, typer.Option(help="en or zh.")]
 VocabularySize = Annotated[int, typer.Option(max=MOST, help="Tokens of a bpe vocabulary.")]
 
 

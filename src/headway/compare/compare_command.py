@@ -19,6 +19,7 @@ from headway.arguments import (
     Optimizer,
     Out,
     Rate,
+    Source,
     Threads,
     Vocabulary,
     VocabularySize,
@@ -31,9 +32,7 @@ from headway.console import console, progress_bars
 
 
 def command(
-    text: Annotated[
-        str | None, typer.Argument(help="A text file or folder; default: the documentation every Python carries.")
-    ] = None,
+    text: Source = None,
     positions: Annotated[
         str | None,
         typer.Option(

@@ -21,6 +21,7 @@ from headway.arguments import (
     Optimizer,
     Out,
     Rate,
+    Source,
     Threads,
     Vocabulary,
     VocabularySize,
@@ -33,9 +34,7 @@ from headway.shapes import HeadwayError
 
 
 def command(
-    text: Annotated[
-        str | None, typer.Argument(help="A text file or folder; default: the documentation every Python carries.")
-    ] = None,
+    text: Source = None,
     position: Annotated[str, typer.Option(help="The position method, as rotary or rotary(base=500000).")] = "rotary",
     steps: Annotated[int, typer.Option(max=LONGEST, help="Training steps.")] = 1000,
     length: Annotated[int, typer.Option(max=MOST, help="Tokens of a training window.")] = 256,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from headway.arguments import SEED, WIDEST, check_sizes
+from headway.arguments import SEED, WIDEST, Head, Language, Layer, ModelRun, NewPosition, check_sizes
 from headway.console import wrote
 from headway.shapes import HeadwayError
 
@@ -20,19 +20,17 @@ def command(
     ] = None,
     view: Annotated[str | None, typer.Option(help="Of a position or run: which view; default: its first.")] = None,
     text: Annotated[str, typer.Option(help="What the model reads.")] = "The cat sat on the mat because it was tired",
-    model: Annotated[
-        Path | None, typer.Option(help="A run of `headway train`; default: a small model that has learned nothing yet.")
-    ] = None,
-    position: Annotated[str, typer.Option(help="Position method of the new model.")] = "rotary",
-    layer: Annotated[int, typer.Option(help="Which layer, from 0.")] = 0,
-    head: Annotated[int, typer.Option(help="Which head, from 0.")] = 0,
+    model: ModelRun = None,
+    position: NewPosition = "rotary",
+    layer: Layer = 0,
+    head: Head = 0,
     heads: Annotated[
         int | None, typer.Option(min=1, max=WIDEST, help="Heads of a new model or method; default: 4.")
     ] = None,
     dim: Annotated[int | None, typer.Option(min=1, max=WIDEST, help="Its width; default: 64.")] = None,
     length: Annotated[int | None, typer.Option(help="Positions that a method is shown at; default: 128.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=SEED, help="Of a new model's weights.")] = 0,
-    language: Annotated[str, typer.Option(help="en or zh.")] = "en",
+    language: Language = "en",
     width: Annotated[str, typer.Option(help="single or double column: 3.4 or 7 inches.")] = "single",
     caption: Annotated[bool, typer.Option(help="With the view's title, finding and notes.")] = True,
     csv: Annotated[Path | None, typer.Option(help="Write the numbers to this file too, as CSV.")] = None,

@@ -7,23 +7,21 @@ from typing import Annotated
 
 import typer
 
-from headway.arguments import SEED, WIDEST, check_sizes, say
+from headway.arguments import SEED, WIDEST, Head, Language, Layer, ModelRun, NewPosition, check_sizes, say
 from headway.console import console, wrote
 from headway.shapes import HeadwayError
 
 
 def command(
     text: Annotated[str, typer.Argument(help="A sentence; at most 64 tokens, with --html 1,024.")],
-    model: Annotated[
-        Path | None, typer.Option(help="A run of `headway train`; default: a small model that has learned nothing yet.")
-    ] = None,
-    position: Annotated[str, typer.Option(help="Position method of the new model.")] = "rotary",
+    model: ModelRun = None,
+    position: NewPosition = "rotary",
     dim: Annotated[int, typer.Option(min=1, max=WIDEST, help="Width of the new model.")] = 16,
     heads: Annotated[int, typer.Option(min=1, max=WIDEST, help="Heads of the new model.")] = 2,
     seed: Annotated[int, typer.Option(min=0, max=SEED, help="Of the new model's weights.")] = 0,
-    layer: Annotated[int, typer.Option(help="Which layer, from 0.")] = 0,
-    head: Annotated[int, typer.Option(help="Which head, from 0.")] = 0,
-    language: Annotated[str, typer.Option(help="en or zh.")] = "en",
+    layer: Layer = 0,
+    head: Head = 0,
+    language: Language = "en",
     html: Annotated[Path | None, typer.Option(help="Write it as a page to this file instead, for a browser.")] = None,
 ) -> None:
     """Walk through attention for one sentence: Q, K and V with one number worked out, scaling, position, weights."""
