@@ -20,7 +20,7 @@ from headway.backends import BACKENDS, SHIPPED
 from headway.backends.base import Backend, Call
 from headway.masks import Array, Before, Causal, Dense, Integers, Mask, as_mask, as_positions, fitted
 from headway.positions.base import Position
-from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief
+from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief, contents
 from headway.terms import AnyTerm
 
 _ADDED: dict[str, Any] = {
@@ -179,12 +179,12 @@ def check(
     for term in terms:
         if not isinstance(term, AnyTerm):
             raise HeadwayError(f"expected terms of headway.terms, got {type(term).__name__}")
-        for name, held in vars(term).items():
+        for name, held in contents(term).items():
             if isinstance(held, Tensor) and held.device != q.device:
                 raise HeadwayError(f"expected the {name} of {type(term).__name__} on {q.device}, got {held.device}")
         term.fits(q.shape[1], q.shape[2], k.shape[2], v.shape[3])
     queries, keys = q.shape[2], k.shape[2]
-    compared = bool(terms) or not (mask is None or isinstance(mask, Dense))
+    compared = len(terms) > 0 or not (mask is None or isinstance(mask, Dense))
     if queries != keys and compared and (q_pos is None or k_pos is None):
         raise HeadwayError(
             f"expected q_pos and k_pos, because a mask or term compares {queries} queries with {keys} keys by "

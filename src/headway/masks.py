@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from headway.shapes import HeadwayError, as_count, brief
+from headway.shapes import HeadwayError, as_count, brief, contents
 
 Positions = Int[Tensor, "#batch _"]
 Visible = Bool[Tensor, "#batch #heads queries keys"]
@@ -463,7 +463,7 @@ def fitted(mask: Mask | None, batch: int, queries: int, keys: int, device: torch
             mask = Dense(visible[None, None])
         case Dense(visible) if visible.shape[-2:] != (queries, keys):
             mask.tile(visible.new_empty(1, queries), visible.new_empty(1, keys))  # which refuses it
-    for name, held in vars(mask).items():
+    for name, held in contents(mask).items():
         if isinstance(held, Tensor) and held.device != device:
             raise HeadwayError(f"expected the {name} of {type(mask).__name__} on {device}, got {held.device}")
     return mask

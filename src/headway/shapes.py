@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from numbers import Real
 from typing import Any
 
@@ -14,6 +14,11 @@ from headway.characters import shortened
 
 class HeadwayError(ValueError):
     """A mistake the caller can mend: the message says what was expected, what came, and what to do."""
+
+
+def contents(of: object) -> dict[str, Any]:
+    """What an object holds, by name: as ``vars``, which torch 2.11 cannot compile where it is a frozen dataclass."""
+    return {field.name: getattr(of, field.name) for field in fields(of)} if is_dataclass(of) else vars(of)
 
 
 def brief(given: Any) -> str:

@@ -1,5 +1,5 @@
 """The triton backend's kernels against float64, in Triton's interpreter on a CPU. Run by test_triton.py, in a process
-of its own: the interpreter is chosen when triton is first imported.
+of its own: the interpreter is chosen when triton is first imported. test_gpu.py runs the same cases on a GPU.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from headway.backends import reference
 from headway.backends import triton as backend
 from headway.backends.base import Call
 from headway.backends.triton import attention, backward, forward
-from headway.masks import as_positions
+from headway.backends.triton.environment import INTERPRETED
+from headway.masks import And, as_positions
 from headway.terms import AnyTerm, ByDistance, ByDistancePerQuery, PerKey
 
 Terms = Callable[[list[Tensor]], tuple[AnyTerm, ...]]
+DEVICE = "cpu" if INTERPRETED else "cuda"
 FULL, FAR = None, Window(10**6, 10**6)
 
 
@@ -74,28 +76,41 @@ def made(name: str, case: Case) -> tuple[list[Tensor], Terms]:
     return [torch.randn(2, heads, keys)], lambda p: (PerKey(p[0]),)
 
 
+def there(mask: Any) -> Any:
+    """A mask with what it holds on the device."""
+    match mask:
+        case And(first, second):
+            return And(there(first), there(second))
+        case Documents(ids):
+            return Documents(ids.to(DEVICE))
+        case _:
+            return mask
+
+
 def values_and_gradients(run: Any, case: Case, inputs: list[Tensor], parameters: list[list[Tensor]], wide: Any) -> dict:
     def leaf(x: Tensor, dtype: torch.dtype) -> Tensor:
-        return x.detach().to(dtype).requires_grad_()
+        return x.detach().to(DEVICE, dtype).requires_grad_()
 
     qkv = [leaf(x, wide or case.dtype) for x in inputs[:3]]
     params = [[leaf(x, wide or torch.float32) for x in group] for group in parameters]
     terms = [made(name, case)[1](group) for name, group in zip(case.terms, params, strict=True)]
     call = Call(
         *qkv,
-        as_positions(case.q_pos, qkv[0][:, 0]),
-        as_positions(case.k_pos, qkv[1][:, 0]),
-        case.mask,
+        *(
+            as_positions(None if pos is None else pos.to(DEVICE), x[:, 0])
+            for pos, x in ((case.q_pos, qkv[0]), (case.k_pos, qkv[1]))
+        ),
+        there(case.mask),
         tuple(term for group in terms for term in group),
         case.head_dim**-0.5,
         "softmax",
         case.q_pos is None and case.k_pos is None,
-        "cpu",
+        DEVICE,
     )
     assert wide or backend.refuses(call) is None
     out = run(call)
     leaves = dict(zip("qkv", qkv, strict=True)) | {f"t{i}": x for i, x in enumerate(x for g in params for x in g)}
-    gradients = torch.autograd.grad((out.double() * inputs[3]).sum(), list(leaves.values()))
+    gradients = torch.autograd.grad((out.double() * inputs[3].to(DEVICE)).sum(), list(leaves.values()))
     return {"out": out.detach()} | dict(zip(leaves, gradients, strict=True))
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headway.masks import ALL, Mask
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, contents
 from headway.terms import AnyTerm, ByDistance, RowTerm, Term, ValuesByDistance
 
 
@@ -51,7 +51,7 @@ class Call:
     @property
     def training(self) -> bool:
         """Whether gradients will be asked for."""
-        held = (x for term in self.terms for x in vars(term).values())
+        held = (x for term in self.terms for x in contents(term).values())
         tensors = (x for x in (self.q, self.k, self.v, self.sinks, *held) if isinstance(x, Tensor))
         return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 

@@ -19,6 +19,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from headway.backends.base import Call
 from headway.masks import And, Causal, Dense, Documents, Mask, Or, Prefix, Window
+from headway.shapes import contents
 from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, PerKey, Term
 
 Index = Tensor
@@ -59,7 +60,7 @@ def refuses(call: Call) -> str | None:
 
 def describe(call: Call) -> tuple[str, str]:
     """See :class:`headway.backends.base.Backend`."""
-    tensors = [x for term in call.score_terms for x in vars(term).values() if isinstance(x, Tensor)]
+    tensors = [x for term in call.score_terms for x in contents(term).values() if isinstance(x, Tensor)]
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return "exact, not deterministic: gradients of terms by atomic addition", "O(queries + keys): FlexAttention"
     return "exact", "O(queries + keys): FlexAttention"

@@ -16,7 +16,6 @@ from headway.backends.triton import backward as backward_kernels
 from headway.backends.triton import forward as forward_kernels
 from headway.backends.triton import table as table_kernels
 
-LOG2E = math.log2(math.e)
 FAR = 2**30
 """A reach without limit: twice it still fits 32 bits, as distances in the kernels do."""
 ENOUGH = 264
@@ -187,11 +186,9 @@ class Launch:
         self.q, self.k, self.v = (_rows_contiguous(x) for x in (q, k, v))
         self.batch, self.heads, self.queries, self.dim = q.shape
         self.kv_heads, self.keys_len, self.dim_v = k.shape[1], k.shape[2], v.shape[3]
-        # scores are in units of log 2, so what is O(queries + keys) is brought there once; rows are not that small
-        self.keys, self.table, self.tails = (
-            None if x is None else (x * LOG2E).contiguous() for x in (keys, table, tails)
+        self.keys, self.table, self.tails, self.rows = (
+            None if x is None else x.contiguous() for x in (keys, table, tails, rows)
         )
-        self.rows = None if rows is None else rows.contiguous()
         self.q_pos, self.k_pos, self.q_docs, self.k_docs = (
             None if x is None else x.long().contiguous() for x in (q_pos, k_pos, q_docs, k_docs)
         )
@@ -228,7 +225,7 @@ class Launch:
             "heads": self.heads, "groups": self.heads // self.kv_heads,
             "queries": self.queries, "n_keys": self.keys_len,
             "past": self.past, "future": self.future, "width": self.width, "left": self.left,
-            "rows_width": self.rows_width, "rows_left": self.rows_left, "scale": self.scale * LOG2E,
+            "rows_width": self.rows_width, "rows_left": self.rows_left, "scale": self.scale,
             **self.widths(),
         }  # fmt: skip
         return given, sizes
@@ -315,7 +312,8 @@ class Launch:
         if splits > 1:
             given["STATIC"] = False
         norms = self.key_norms(sizes.keys) if splits == 1 else None
-        given |= {"limits": self.limits("keys", sizes.keys), "norms": norms, "SPLITS": splits}
+        given |= {"limits": self.limits("keys", sizes.keys), "norms": norms}
+        given |= {"SPLITS": splits, "POSITIVE": self.scale > 0}
         given |= {"key_max": self.key_maxima(sizes.keys), **self.tile_maxima(sizes), **sizes.launch}
         if splits == 1:
             forward_kernels.forward[programs, 1](out=out, lse=lse, **given)
@@ -389,7 +387,7 @@ class Launch:
             )
         given |= {"limits": self.limits("queries", sizes.queries), "norms": self.key_norms(sizes.keys)}
         given |= {"q_norms": q_norms, "lse_floor": lse_floor, "norm_blocks": given["k_blocks"], "shares": shares}
-        given |= {"dkeys": dkeys, "unscale": self.scale, **self.tile_maxima(sizes), **sizes.launch}
+        given |= {"dkeys": dkeys, **self.tile_maxima(sizes), **sizes.launch}
         backward_kernels.backward_keys[(programs * shares,)](
             dk=part_k if shares > 1 else dk, dv=part_v if shares > 1 else dv, **given, **shared
         )
@@ -403,7 +401,7 @@ class Launch:
         """Fill dq, the sums over rows, and of drows what needs no table's walk."""
         given, sizes = self.tiled("queries")
         given |= {"limits": self.limits("keys", sizes.keys), "norms": self.key_norms(sizes.keys)}
-        given |= {"key_max": self.key_maxima(sizes.keys), "norm_blocks": given["k_blocks"], "unscale": self.scale}
+        given |= {"key_max": self.key_maxima(sizes.keys), "norm_blocks": given["k_blocks"]}
         given |= {"dq": dq, "sides": sides, "beyond": beyond, "drows": drows, **self.tile_maxima(sizes), **sizes.launch}
         programs = given["q_blocks"] * self.batch * self.heads
         backward_kernels.backward_queries[(programs,)](**given, **shared)

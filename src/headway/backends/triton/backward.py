@@ -16,6 +16,7 @@ import triton.language as tl
 from headway.backends.triton.tiles import (
     BAND,
     GENERAL,
+    LOG2E,
     SATURATED,
     bias,
     count_tiles,
@@ -23,10 +24,12 @@ from headway.backends.triton.tiles import (
     dot,
     headroom,
     load_rows,
+    row_ends,
     saturated_bias,
     segments,
     steps_beyond,
     store_rows,
+    table_ends,
     tile_number,
     trim_by_position,
     trim_by_weight,
@@ -34,7 +37,7 @@ from headway.backends.triton.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["q_blocks"])
 @no_type_check
 def deltas(
     q, out, dout, lse, delta, q_norms, lse_floor, sq_b, sq_h, sq_n, so_b, so_h, so_n, heads, queries, q_blocks,
@@ -54,14 +57,29 @@ def deltas(
         tl.store(lse_floor + bh * q_blocks + x, -floor)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "q_blocks",
+        "k_blocks",
+        "norm_blocks",
+        "past",
+        "future",
+        "low",
+        "high",
+        "width",
+        "left",
+        "rows_left",
+        "tile_base",
+        "tiles",
+    ]
+)
 @no_type_check
 def backward_keys(
     q, k, v, dout, sq_b, sq_h, sq_n, sk_b, sk_h, sk_n, sv_b, sv_h, sv_n, so_b, so_h, so_n,
     q_pos, k_pos, q_docs, k_docs, limits, keys, table, tails, rows, norms, tile_max, q_norms, lse_floor,
     lse, delta, dk, dv, dkeys,
     heads, groups, shares, queries, n_keys, q_blocks, k_blocks, norm_blocks,
-    past, future, low, high, width, left, rows_width, rows_left, scale, unscale, tiny, tile_base, tiles,
+    past, future, low, high, width, left, rows_width, rows_left, scale, tiny, tile_base, tiles,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
     STATIC: tl.constexpr, HAS_BAND: tl.constexpr, ONE: tl.constexpr,
@@ -73,7 +91,6 @@ def backward_keys(
 
     Args:
         limits: least and largest position and document of each block of queries, (B, 4, blocks), or None.
-        unscale: of dsᵀ · q; ``scale`` without log2 e.
     """
     j = tl.program_id(0) % k_blocks
     kv_heads = heads // groups
@@ -122,14 +139,15 @@ def backward_keys(
             c = tl.load(keys + bh * n_keys + n, mask=n < n_keys, other=0.0)
             grown_c = tl.zeros((BN,), tl.float32)
         first, last = a, e
+        ends = table_ends(table_h, tails_h, width)
         if STATIC and norms is not None:
             f = y.to(tl.float32)
-            own = tl.sqrt(tl.max(tl.sum(f * f, 1))) * tl.abs(scale)
+            own = tl.sqrt(tl.max(tl.sum(f * f, 1))) * tl.abs(scale) * LOG2E
             kv = (b * kv_heads + hk) * norm_blocks
             stride = (tl.num_programs(0) // k_blocks // shares).to(tl.int64) * norm_blocks
             least = tiny - headroom(norms + kv, norm_blocks, stride)
             if keys is not None:
-                least -= tl.max(tl.where(n < n_keys, c, float("-inf")))
+                least -= LOG2E * tl.max(tl.where(n < n_keys, c, float("-inf")))
             unit = BM if BM < BN else BN
             maxima = tile_max
             if tile_max is not None:
@@ -145,26 +163,39 @@ def backward_keys(
                     m0 = i * BM
                     m = m0 + tl.arange(0, BM)
                     x = load_rows(q_h, m, sq_n, queries, D, BD, KIND == GENERAL)
-                    s = dot(y, tl.trans(x)) * scale  # (BN, BM)
-                    if keys is not None:
-                        s += c[:, None]
+                    s = dot(y, tl.trans(x))  # (BN, BM)
+                    # the score is s · factor + offset, in units of log 2
+                    offset = 0.0
                     if KIND == GENERAL:
                         d = distances(m[None, :], n[:, None], queries, n_keys, q_pos, k_pos)
-                        s += bias(
-                            d, m[None, :], queries, table_h, tails_h, width, left, rows_h, rows_width, rows_left, ONE
-                        )
-                    elif KIND == BAND:
-                        d = n[:, None] - m[None, :]
-                        s += bias(
-                            d, m[None, :], queries, table_h, tails_h, width, left, rows_h, rows_width, rows_left, ONE
-                        )
                     else:
-                        s += saturated_bias(
-                            i >= s2, m[None, :], n[:, None], n0, queries, table_h, tails_h, width, left,
-                            rows_h, rows_width,
-                        )  # fmt: skip
+                        d = n[:, None] - m[None, :]
+                    if KIND == SATURATED:
+                        own_end = 0.0
+                        if rows is not None:
+                            at = rows_h + m.to(tl.int64) * rows_width + tl.where(i >= s2, 0, rows_width - 1)
+                            own_end = tl.load(at, mask=m < queries, other=0.0)
+                        by_query, added = saturated_bias(
+                            i >= s2, m, n[:, None], n0, ends, (own_end, own_end), table_h, tails_h, width, left, rows_h
+                        )
+                        offset = by_query * LOG2E
+                    else:
+                        added = bias(
+                            d, m[None, :], queries, table_h, tails_h, width, left, rows_h, rows_width, rows_left, ONE
+                        )
+                    if keys is not None:
+                        added += c[:, None]
+                    factor = LOG2E
+                    if (
+                        keys is not None
+                        or tails is not None
+                        or (KIND != SATURATED and (table is not None or rows is not None))
+                    ):
+                        s = s * scale + added
+                    else:
+                        factor = scale * LOG2E
                     log_sum = tl.load(lse_h + m, mask=m < queries, other=float("inf"))
-                    p = tl.exp2(s - log_sum[None, :])
+                    p = tl.exp2(tl.fma(s, factor, (offset - log_sum)[None, :]))
                     if KIND == GENERAL:
                         seen = visible(
                             d, m[None, :], n[:, None], queries, n_keys, q_pos, k_pos, q_docs, k_docs, past, future
@@ -180,18 +211,33 @@ def backward_keys(
         if dkeys is not None:
             tl.store(dkeys + bh * n_keys + n, grown_c, mask=n < n_keys)
     base = owner.to(tl.int64) * n_keys
-    store_rows(dk + base * D, n, n_keys, grown_k * unscale, D, BD)
+    store_rows(dk + base * D, n, n_keys, grown_k * scale, D, BD)
     store_rows(dv + base * DV, n, n_keys, grown_v, DV, BDV)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "q_blocks",
+        "k_blocks",
+        "norm_blocks",
+        "past",
+        "future",
+        "low",
+        "high",
+        "width",
+        "left",
+        "rows_left",
+        "tile_base",
+        "tiles",
+    ]
+)
 @no_type_check
 def backward_queries(
     q, k, v, dout, sq_b, sq_h, sq_n, sk_b, sk_h, sk_n, sv_b, sv_h, sv_n, so_b, so_h, so_n,
     q_pos, k_pos, q_docs, k_docs, limits, keys, table, tails, rows, norms, tile_max, key_max,
     lse, delta, dq, sides, beyond, drows,
     heads, groups, queries, n_keys, q_blocks, k_blocks, norm_blocks,
-    past, future, low, high, width, left, rows_width, rows_left, scale, unscale, tiny, tile_base, tiles,
+    past, future, low, high, width, left, rows_width, rows_left, scale, tiny, tile_base, tiles,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
     STATIC: tl.constexpr, HAS_BAND: tl.constexpr, ONE: tl.constexpr,
@@ -240,9 +286,10 @@ def backward_queries(
         )
         a, h0, h1, e, s1, s2 = begin, begin, begin, begin, begin, begin
     first, last = a, e
+    ends, own_ends = table_ends(table, tails, width), row_ends(rows, m, queries, rows_width)
     if STATIC and norms is not None:
         f = x.to(tl.float32)
-        own = tl.sqrt(tl.max(tl.sum(f * f, 1))) * tl.abs(scale)
+        own = tl.sqrt(tl.max(tl.sum(f * f, 1))) * tl.abs(scale) * LOG2E
         kv = (b * (heads // groups) + hk) * norm_blocks
         stride = (tl.num_programs(0) // q_blocks // groups).to(tl.int64) * norm_blocks
         least = tl.min(log_sum) + tiny - headroom(norms + kv, norm_blocks, stride)
@@ -272,20 +319,31 @@ def backward_queries(
                 n0 = j * BN
                 n = n0 + tl.arange(0, BN)
                 y = load_rows(k, n, sk_n, n_keys, D, BD, KIND == GENERAL)
-                s = dot(x, tl.trans(y)) * scale
-                if keys is not None:
-                    s += tl.load(keys + n, mask=n < n_keys, other=0.0)[None, :]
+                s = dot(x, tl.trans(y))
+                offset = 0.0
                 if KIND == GENERAL:
                     d = distances(m[:, None], n[None, :], queries, n_keys, q_pos, k_pos)
-                    s += bias(d, m[:, None], queries, table, tails, width, left, rows, rows_width, rows_left, ONE)
-                elif KIND == BAND:
-                    d = n[None, :] - m[:, None]
-                    s += bias(d, m[:, None], queries, table, tails, width, left, rows, rows_width, rows_left, ONE)
                 else:
-                    s += saturated_bias(
-                        j < s1, m[:, None], n[None, :], n0, queries, table, tails, width, left, rows, rows_width
+                    d = n[None, :] - m[:, None]
+                if KIND == SATURATED:
+                    by_query, added = saturated_bias(
+                        j < s1, m, n[None, :], n0, ends, own_ends, table, tails, width, left, rows
                     )
-                p = tl.exp2(s - log_sum[:, None])
+                    offset = by_query * LOG2E
+                else:
+                    added = bias(d, m[:, None], queries, table, tails, width, left, rows, rows_width, rows_left, ONE)
+                if keys is not None:
+                    added += tl.load(keys + n, mask=n < n_keys, other=0.0)[None, :]
+                factor = LOG2E
+                if (
+                    keys is not None
+                    or tails is not None
+                    or (KIND != SATURATED and (table is not None or rows is not None))
+                ):
+                    s = s * scale + added
+                else:
+                    factor = scale * LOG2E
+                p = tl.exp2(tl.fma(s, factor, (offset - log_sum)[:, None]))
                 if KIND == GENERAL:
                     seen = visible(
                         d, m[:, None], n[None, :], queries, n_keys, q_pos, k_pos, q_docs, k_docs, past, future
@@ -327,7 +385,7 @@ def backward_queries(
                             inner = ~in_past & ~in_future & (m < queries)[:, None] & (n < n_keys)[None, :]
                             tl.store(drows[:, None] + entry, ds, mask=inner)
 
-    store_rows(dq + bh * queries * D, m, queries, grown * unscale, D, BD)
+    store_rows(dq + bh * queries * D, m, queries, grown * scale, D, BD)
     there = m < queries
     side = (tl.num_programs(0) // q_blocks).to(tl.int64) * queries
     if sides is not None:

@@ -17,15 +17,19 @@ import triton.language as tl
 from headway.backends.triton.tiles import (
     BAND,
     GENERAL,
+    LOG2E,
+    SATURATED,
     bias,
     count_tiles,
     distances,
     dot,
     headroom,
     load_rows,
+    row_ends,
     saturated_bias,
     segments,
     store_rows,
+    table_ends,
     tile_number,
     trim_by_position,
     trim_by_weight,
@@ -33,7 +37,21 @@ from headway.backends.triton.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "q_blocks",
+        "k_blocks",
+        "past",
+        "future",
+        "low",
+        "high",
+        "width",
+        "left",
+        "rows_left",
+        "tile_base",
+        "tiles",
+    ]
+)
 @no_type_check
 def forward(
     q, k, v, sq_b, sq_h, sq_n, sk_b, sk_h, sk_n, sv_b, sv_h, sv_n,
@@ -43,14 +61,14 @@ def forward(
     past, future, low, high, width, left, rows_width, rows_left, scale, tiny, tile_base, tiles,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
-    STATIC: tl.constexpr, HAS_BAND: tl.constexpr, ONE: tl.constexpr, SPLITS: tl.constexpr,
+    STATIC: tl.constexpr, HAS_BAND: tl.constexpr, ONE: tl.constexpr, POSITIVE: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Grid: (query blocks · batch · heads, SPLITS). With SPLITS > 1 it stores each share's output, float32, and lse.
 
     Args:
         limits: least and largest position and document of each block of keys, (B, 4, blocks), or None.
         low, high: the distances at which table and rows have saturated.
-        scale: of q·k, in units of log 2.
+        scale: of q·k; POSITIVE says whether it is above 0.
         norms, tile_max, key_max: what bounds a tile's scores, or None to visit all; see ``trim_by_weight``.
         tiny: log2 of the weight below which a tile is not visited, 2^-32 / keys.
         tile_base, tiles: the entry of ``tile_max`` for the first query and key, and how many there are per head.
@@ -99,6 +117,7 @@ def forward(
             end = tl.minimum(begin + share, end)
         a, h0, h1, e, s1, s2 = begin, begin, begin, begin, begin, begin
     first, last = a, e
+    ends, own_ends = table_ends(table, tails, width), row_ends(rows, m, queries, rows_width)
 
     top = tl.full((BM,), float("-inf"), tl.float32)
     total = tl.zeros((BM,), tl.float32)
@@ -110,27 +129,43 @@ def forward(
                 n0 = j * BN
                 n = n0 + tl.arange(0, BN)
                 y = load_rows(k, n, sk_n, n_keys, D, BD, KIND == GENERAL)
-                s = dot(x, tl.trans(y)) * scale
-                if keys is not None:
-                    s += tl.load(keys + n, mask=n < n_keys, other=0.0)[None, :]
+                s = dot(x, tl.trans(y))
+                # the score is s · factor + offset, in units of log 2
+                offset = 0.0
                 if KIND == GENERAL:
                     d = distances(m[:, None], n[None, :], queries, n_keys, q_pos, k_pos)
-                    s += bias(d, m[:, None], queries, table, tails, width, left, rows, rows_width, rows_left, ONE)
+                else:
+                    d = n[None, :] - m[:, None]
+                if KIND == SATURATED:
+                    by_query, added = saturated_bias(
+                        j < s1, m, n[None, :], n0, ends, own_ends, table, tails, width, left, rows
+                    )
+                    offset = by_query * LOG2E
+                else:
+                    added = bias(d, m[:, None], queries, table, tails, width, left, rows, rows_width, rows_left, ONE)
+                if keys is not None:
+                    added += tl.load(keys + n, mask=n < n_keys, other=0.0)[None, :]
+                if (
+                    keys is not None
+                    or tails is not None
+                    or (KIND != SATURATED and (table is not None or rows is not None))
+                ):
+                    s = s * scale + added
+                    factor = LOG2E
+                elif POSITIVE:
+                    factor = scale * LOG2E
+                else:
+                    s *= scale
+                    factor = LOG2E
+                if KIND == GENERAL:
                     seen = visible(
                         d, m[:, None], n[None, :], queries, n_keys, q_pos, k_pos, q_docs, k_docs, past, future
                     )
                     s = tl.where(seen, s, float("-inf"))
-                elif KIND == BAND:
-                    d = n[None, :] - m[:, None]
-                    s += bias(d, m[:, None], queries, table, tails, width, left, rows, rows_width, rows_left, ONE)
-                else:
-                    s += saturated_bias(
-                        j < s1, m[:, None], n[None, :], n0, queries, table, tails, width, left, rows, rows_width
-                    )
-                grown = tl.maximum(top, tl.max(s, 1))
+                grown = tl.maximum(top, tl.max(s, 1) * factor + offset)
                 # a row that has seen nothing yet: −inf − −inf is NaN
                 zero = tl.where(grown == float("-inf"), 0.0, grown)
-                p = tl.exp2(s - zero[:, None])
+                p = tl.exp2(tl.fma(s, factor, (offset - zero)[:, None]))
                 shrink = tl.exp2(top - zero)
                 total = total * shrink + tl.sum(p, 1)
                 acc *= shrink[:, None]
@@ -140,7 +175,7 @@ def forward(
         if KIND == GENERAL and STATIC and norms is not None:
             # the tiles at the diagonal are done: what cannot come within reach of their maxima is not visited
             f = x.to(tl.float32)
-            own = tl.sqrt(tl.max(tl.sum(f * f, 1))) * tl.abs(scale)
+            own = tl.sqrt(tl.max(tl.sum(f * f, 1))) * tl.abs(scale) * LOG2E
             kv = (b * (heads // groups) + hk) * k_blocks
             stride = (tl.num_programs(0) // q_blocks // groups).to(tl.int64) * k_blocks
             least = tl.min(tl.where(m < queries, top, float("inf"))) + tiny - headroom(norms + kv, k_blocks, stride)
@@ -194,7 +229,7 @@ def merge(
     tl.store(lse + r, tl.where(alive, zero + tl.log2(total), float("inf")), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 @no_type_check
 def position_limits(pos, docs, limits, tokens, blocks, BLOCK: tl.constexpr):
     """Least and largest position and document of each block of tokens, (B, 4, blocks) int64. Grid: (B, blocks)."""
@@ -212,7 +247,7 @@ def position_limits(pos, docs, limits, tokens, blocks, BLOCK: tl.constexpr):
         tl.store(limits + 3 * blocks, tl.max(tl.where(p >= 0, d, -big)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 @no_type_check
 def key_norms(
     k, v, sk_b, sk_h, sk_n, sv_b, sv_h, sv_n, norms, kv_heads, n_keys, blocks,
@@ -234,7 +269,7 @@ def key_norms(
     tl.store(norms + 3 * stride, tl.min(tl.where(there, z, float("inf"))))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 @no_type_check
 def key_maxima(keys, key_max, n_keys, blocks, BN: tl.constexpr):
     """Largest term of each block of keys, (B, H, blocks). Grid: (B·H, blocks)."""
@@ -244,7 +279,7 @@ def key_maxima(keys, key_max, n_keys, blocks, BN: tl.constexpr):
     tl.store(key_max + bh * blocks + x, tl.max(found))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "left", "base", "tiles"])
 @no_type_check
 def tile_maxima(
     table, tails, tile_max, width, left, base, tiles,

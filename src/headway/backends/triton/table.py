@@ -16,10 +16,10 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from headway.backends.triton.tiles import bias, distances, dot, load_rows, trim_by_position, visible
+from headway.backends.triton.tiles import LOG2E, bias, distances, dot, load_rows, trim_by_position, visible
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["diagonals", "nearest", "past", "future", "width", "left", "rows_left"])
 @no_type_check
 def walk(
     q, k, v, dout, sq_b, sq_h, sq_n, sk_b, sk_h, sk_n, sv_b, sv_h, sv_n, so_b, so_h, so_n,
@@ -55,14 +55,15 @@ def walk(
         m, n = i * BLOCK + local, (i + step) * BLOCK + local
         x = load_rows(q + b * sq_b + h * sq_h, m, sq_n, queries, D, BD, True)
         y = load_rows(k + b * sk_b + hk * sk_h, n, sk_n, n_keys, D, BD, True)
-        s = dot(x, tl.trans(y)) * scale + constant
+        added = constant
         if keys is not None:
-            s += tl.load(keys + bh * n_keys + n, mask=n < n_keys, other=0.0)[None, :]
+            added += tl.load(keys + bh * n_keys + n, mask=n < n_keys, other=0.0)[None, :]
         if rows is not None:
-            s += bias(
+            added += bias(
                 d, m[:, None], queries, None, None, 0, 0, rows + bh * queries * rows_width, rows_width, rows_left, False
             )
-        p = tl.exp2(s - tl.load(lse + bh * queries + m, mask=m < queries, other=float("inf"))[:, None])
+        log_sum = tl.load(lse + bh * queries + m, mask=m < queries, other=float("inf"))
+        p = tl.exp2(tl.fma(dot(x, tl.trans(y)) * scale + added, LOG2E, -log_sum[:, None]))
         seen = allowed & (n < n_keys)[None, :]
         if q_docs is not None:
             doc = tl.load(q_docs + b * queries + m, mask=m < queries, other=0)
@@ -76,7 +77,7 @@ def walk(
     tl.store(found + local[:, None] * BLOCK + local[None, :], acc)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["diagonals", "nearest", "least", "count", "width", "left"])
 @no_type_check
 def unskew(
     found, dtable, diagonals, nearest, least, count, width, left,
@@ -104,7 +105,9 @@ def unskew(
     tl.store(dtable + h * width + left + least + x, total, mask=x < count)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["q_blocks", "k_blocks", "past", "future", "width", "left", "rows_left", "out_width", "out_left"]
+)
 @no_type_check
 def entries(
     q, k, v, dout, sq_b, sq_h, sq_n, sk_b, sk_h, sk_n, sv_b, sv_h, sv_n, so_b, so_h, so_n,
@@ -152,13 +155,13 @@ def entries(
         n = j * BN + tl.arange(0, BN)
         y = load_rows(k + b * sk_b + hk * sk_h, n, sk_n, n_keys, D, BD, True)
         z = load_rows(v + b * sv_b + hk * sv_h, n, sv_n, n_keys, DV, BDV, True)
-        s = dot(x, tl.trans(y)) * scale
-        if keys is not None:
-            s += tl.load(keys + bh * n_keys + n, mask=n < n_keys, other=0.0)[None, :]
         d = distances(m[:, None], n[None, :], queries, n_keys, q_pos, k_pos)
-        s += bias(d, m[:, None], queries, table, tails, width, left, rows, rows_width, rows_left, ONE)
+        added = bias(d, m[:, None], queries, table, tails, width, left, rows, rows_width, rows_left, ONE)
+        if keys is not None:
+            added += tl.load(keys + bh * n_keys + n, mask=n < n_keys, other=0.0)[None, :]
         seen = visible(d, m[:, None], n[None, :], queries, n_keys, q_pos, k_pos, q_docs, k_docs, past, future)
-        p = tl.where(seen, tl.exp2(s - log_sum[:, None]), 0.0)
+        s = dot(x, tl.trans(y)) * scale + added
+        p = tl.where(seen, tl.exp2(tl.fma(s, LOG2E, -log_sum[:, None])), 0.0)
         ds = p * (dot(w, tl.trans(z)) - mean[:, None])
         same = (d + out_left)[:, :, None] == entry[None, None, :]
         acc += tl.sum(tl.where(same, ds[:, :, None], 0.0), 1)

@@ -7,7 +7,9 @@ for dk and dv they are keys. With d = column − row, a tile is one of three kin
     BAND        wholly visible, and the bias varies inside it
     SATURATED   wholly visible, and all its distances lie beyond one end of the table: one number, and a slope
 
-Scores are kept in units of log 2, because the hardware has 2^x and not e^x.
+The hardware has 2^x and not e^x: a weight is 2^(score · log2 e − top), where the product and the difference are one
+instruction, rounded once, and ``top`` and the log-sum-exp are in units of log 2. Scores themselves are not: rounded
+once more in larger units, terms of several thousand would cost accuracy.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ BAND = tl.constexpr(1)
 SATURATED = tl.constexpr(2)
 LOG2E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(2**30)  # a distance beyond all others; twice it still fits 32 bits
+PRECISION = tl.constexpr("ieee")  # of products of float32: never rounded to TF32
 CHUNK = tl.constexpr(64)  # blocks looked at together when tiles are left out
 
 
@@ -34,7 +37,20 @@ def dot(x, y):
     """x · y on tensor cores, summed in float32; float32 factors are not rounded to TF32."""
     if EMULATED:  # the interpreter would multiply bf16 as the integers it keeps them in
         x, y = x.to(tl.float32), y.to(tl.float32)
-    return tl.dot(x, y, input_precision="ieee")
+    return tl.dot(x, y, input_precision=PRECISION)
+
+
+@triton.jit
+@no_type_check
+def gather(ptr):
+    """Numbers from any places. Plain loads of so many would be staged in shared memory, ahead of use, and fill it."""
+    if EMULATED:
+        x = tl.load(ptr)
+    else:
+        x = tl.inline_asm_elementwise(
+            "ld.global.nc.f32 $0, [$1];", "=f,l", [ptr], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return x
 
 
 @triton.jit
@@ -202,6 +218,9 @@ def trim_by_weight(a, b, own, norms, tile_max, base, step, extra, least):
 
     A score is at most own · norms[x] + tile_max[base + x · step] + extra[x], by Cauchy and Schwarz. One range, found
     before the loop, instead of a test per tile: the loop stays free of branches, and its loads run ahead.
+
+    Args:
+        own: in units of log 2, as ``least``; ``tile_max`` and ``extra`` are scores.
     """
     first, last = b, a
     for x0 in range(a, b, CHUNK):
@@ -209,9 +228,9 @@ def trim_by_weight(a, b, own, norms, tile_max, base, step, extra, least):
         there = x < b
         most = own * tl.load(norms + x, mask=there, other=0.0)
         if tile_max is not None:
-            most += tl.load(tile_max + base + x * step, mask=there, other=0.0)
+            most += LOG2E * tl.load(tile_max + base + x * step, mask=there, other=0.0)
         if extra is not None:
-            most += tl.load(extra + x, mask=there, other=0.0)
+            most += LOG2E * tl.load(extra + x, mask=there, other=0.0)
         # written so that NaN is visited, and seen in the result
         need = there & ~(most < least)
         first = tl.minimum(first, tl.min(tl.where(need, x, b)))
@@ -252,38 +271,71 @@ def bias(d, m, queries, table, tails, width, left, rows, rows_width, rows_left, 
     """table(d) + rows[m](d) for any tile; a scalar 0 when there is neither.
 
     Args:
-        table, tails, rows: pointers of this head, or None; table and tails in units of log 2, rows not.
+        table, tails, rows: pointers of this head, or None.
         ONE: whether the table has one entry, which then needs no gather.
     """
     total = 0.0
     if table is not None:
         e = d + left
-        total = tl.load(table + (0 if ONE else tl.minimum(tl.maximum(e, 0), width - 1)))
+        total = tl.load(table) if ONE else gather(table + tl.minimum(tl.maximum(e, 0), width - 1))
         if tails is not None:
             total += tl.load(tails) * tl.maximum(-e, 0).to(tl.float32)
             total += tl.load(tails + 1) * tl.maximum(e - (width - 1), 0).to(tl.float32)
     if rows is not None:
         e = tl.minimum(tl.maximum(d + rows_left, 0), rows_width - 1)
-        total += LOG2E * tl.load(rows + m.to(tl.int64) * rows_width + e, mask=m < queries, other=0.0)
+        # a query past the last, in a block that is not full, reads the last one's
+        total += gather(rows + tl.minimum(m, queries - 1).to(tl.int64) * rows_width + e)
     return total
 
 
 @triton.jit
 @no_type_check
-def saturated_bias(is_past, m, n, n0, queries, table, tails, width, left, rows, rows_width):
-    """The same for a saturated tile, all of it before the table's first entry (``is_past``) or all after its last."""
-    total = 0.0
+def table_ends(table, tails, width):
+    """The table's first and last entry and the two slopes beyond them; zeros for what there is not."""
+    past, future, past_slope, future_slope = 0.0, 0.0, 0.0, 0.0
     if table is not None:
-        total = tl.load(table + tl.where(is_past, 0, width - 1))
+        past, future = tl.load(table), tl.load(table + width - 1)
         if tails is not None:
-            slope = tl.load(tails + tl.where(is_past, 0, 1))
-            # exact below 2^24, and one subtraction: converting a tile of integers would cost as much as its exp2
-            beyond = steps_beyond(is_past, m, n, n0, width, left)
-            total += slope * beyond
+            past_slope, future_slope = tl.load(tails), tl.load(tails + 1)
+    return past, future, past_slope, future_slope
+
+
+@triton.jit
+@no_type_check
+def row_ends(rows, m, queries, rows_width):
+    """The first and last entry of each query's own table; zeros when there are none."""
+    past, future = 0.0, 0.0
     if rows is not None:
-        end = tl.where(is_past, 0, rows_width - 1)
-        total += LOG2E * tl.load(rows + m.to(tl.int64) * rows_width + end, mask=m < queries, other=0.0)
-    return total
+        at = rows + m.to(tl.int64) * rows_width
+        past = tl.load(at, mask=m < queries, other=0.0)
+        future = tl.load(at + rows_width - 1, mask=m < queries, other=0.0)
+    return past, future
+
+
+@triton.jit
+@no_type_check
+def saturated_bias(is_past, m, n, n0, ends, own_ends, table, tails, width, left, rows):
+    """The bias of a saturated tile, all of it before the table's first entry (``is_past``) or all after its last.
+
+    It is a constant and a slope, so it is the sum of a number per query and a number per key: either is a scalar where
+    it is the same for all.
+
+    Args:
+        ends: see ``table_ends``.
+        own_ends: see ``row_ends``.
+        n0: the first key of the tile; what is per key counts from it, so that it stays small and exact.
+    """
+    by_query, by_key = 0.0, 0.0
+    if table is not None:
+        by_query = tl.where(is_past, ends[0], ends[1])
+        if tails is not None:
+            slope = tl.where(is_past, -ends[2], ends[3])
+            edge = tl.where(is_past, -left, width - 1 - left)
+            by_key = slope * (n - n0).to(tl.float32)
+            by_query -= slope * (m + edge - n0).to(tl.float32)
+    if rows is not None:
+        by_query += tl.where(is_past, own_ends[0], own_ends[1])
+    return by_query, by_key
 
 
 @triton.jit
