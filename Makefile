@@ -37,12 +37,12 @@ help:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) pip
 	$(PIP) torch
-	$(PIP) --editable '.[bpe,studio]'
+	$(PIP) --editable '.[bpe,plot,studio]'
 	$(BIN)/python -m headway.backends.native
 	touch $@
 
 .venv/ready-dev: .venv/ready
-	$(PIP) --editable '.[bpe,studio,tensorboard,dev]'
+	$(PIP) --editable '.[bpe,plot,studio,tensorboard,dev]'
 	touch $@
 
 compare: .venv/ready

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from headway import Attention
-from headway.compare.extending import WAYS
+from headway.compare.settings import WAYS
 from headway.positions import methods
 
 TEXT = (Path(__file__).parents[1] / "docs" / "census.md").read_text(encoding="utf-8")

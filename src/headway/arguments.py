@@ -1,20 +1,23 @@
-"""What the commands share: the limits of their options, options that several have, lists, and checks before a start."""
+"""What the commands share: options that come from settings, options that several have, lists, checks before a start."""
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo
 
 from headway.characters import shortened
+from headway.config import MOST as MOST
+from headway.config import WIDEST as WIDEST
 from headway.console import console
+from headway.settings import Field, Settings, described
 from headway.shapes import HeadwayError
 
-WIDEST, DEEPEST, MOST, LONGEST = 1 << 16, 1024, 1 << 24, 10**9
-"""The greatest width or number of heads, of layers, of things counted (tokens, windows), and of steps."""
 LOOKED_AT = 10**8
 """The most parameters of a model that is made to be looked at."""
 SEED = 2**63 - 1
@@ -22,12 +25,6 @@ SEED = 2**63 - 1
 
 Out = Annotated[Path, typer.Option(help="Folder for the results; rerun the same command to resume.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=256, help="CPU threads; default: torch's own choice.")]
-Dim = Annotated[int, typer.Option(max=WIDEST, help="Width of the model.")]
-Layers = Annotated[int, typer.Option(max=DEEPEST, help="Layers.")]
-Heads = Annotated[int, typer.Option(max=WIDEST, help="Attention heads.")]
-Batch = Annotated[int, typer.Option(max=MOST, help="Windows per step.")]
-Optimizer = Annotated[str, typer.Option(help="adamw, adam or sgd (with momentum).")]
-Rate = Annotated[float | None, typer.Option(help="Peak learning rate; default: the optimizer's own.")]
 Vocabulary = Annotated[str, typer.Option(help="bytes, or bpe (trained on the text; needs the extra headway[bpe]).")]
 MaxText = Annotated[int | None, typer.Option(min=1, max=1 << 40, help="Bytes the text may have; default: 128 MiB.")]
 Source = Annotated[
@@ -41,6 +38,57 @@ Layer = Annotated[int, typer.Option(help="Which layer, from 0.")]
 Head = Annotated[int, typer.Option(help="Which head, from 0.")]
 Language = Annotated[str, typer.Option(help="en or zh.")]
 VocabularySize = Annotated[int, typer.Option(max=MOST, help="Tokens of a bpe vocabulary.")]
+
+
+def offers(*kinds: type[Settings], but: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command, which takes ``**given``, an option for each field of settings; those in ``but`` are left out.
+
+    An option is named after its field, and its help is what the settings' docstring says. What was not given is None.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        own = [
+            one.replace(annotation=hints[one.name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for one in inspect.signature(command).parameters.values()
+            if one.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        fields = [field for kind in kinds for field in described(kind) if field.name not in (*but, *hints)]
+        made = [
+            inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(one))
+            for one in fields
+        ]
+        first = [one for one in own if isinstance(get_args(one.annotation)[1], ArgumentInfo)]
+        listed = [*first, *made, *(one for one in own if one not in first)]
+        command.__signature__ = inspect.Signature(listed)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in listed}
+        return command
+
+    return decorate
+
+
+def _option(field: Field) -> Any:
+    """A field as an option of the command line; a list is written with commas."""
+    listed = get_origin(field.kind) is tuple
+    shown = ",".join(map(str, field.default)) if listed else field.default
+    text = "" if shown in (None, "") or isinstance(shown, bool) else f"  [default: {shown}]"
+    flags = (f"--{field.name.replace('_', '-')}",) if field.kind is bool and field.default is False else ()
+    about = field.about[:1].upper() + field.about[1:]
+    kind = field.kind if field.kind in (bool, int, float) else str
+    return Annotated[kind | None, typer.Option(*flags, help=about + text, show_default=False)]
+
+
+def chosen(kind: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a command line gave of some settings, by name."""
+    found = {field.name: field for field in described(kind) if given.get(field.name) is not None}
+    return {name: _parsed(field, given[name]) for name, field in found.items()}
+
+
+def _parsed(field: Field, value: Any) -> Any:
+    if get_origin(field.kind) is not tuple:
+        return value
+    whole = get_args(field.kind)[0] is int
+    return tuple(numbers(f"--{field.name.replace('_', '-')}", value) if whole else split(value))
 
 
 def split(text: str) -> list[str]:
@@ -96,7 +144,7 @@ def check_sizes(
     from headway.positions import parse
     from headway.sizes import check_size
 
-    parse(config["position"])  # what is wrong with a method's text is said first
+    parse(config.get("position", "rotary"))  # what is wrong with a method's text is said first
     vocab = 256 if vocabulary == "bytes" else max(vocabulary_size, 1)
     most = None if batch else LOOKED_AT
     check_size(

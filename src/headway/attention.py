@@ -443,7 +443,7 @@ def renumbers(position: Position, cache: object) -> bool:
     return position.training and cache is None and type(position).renumber is not Position.renumber
 
 
-def as_method(position: Position | str | None) -> Position:
+def as_method(position: object) -> Position:
     """A position method from its text, or from nothing: none.
 
     Raises:

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from headway.config import INITS
 from headway.shapes import as_choice
-
-INITS = ("xavier", "normal", "gpt2", "t5", "orthogonal")
 
 _DRAWING = threading.RLock()
 

@@ -44,7 +44,7 @@ def explained(doing: str, advice: str = "") -> Iterator[None]:
         raise HeadwayError(f"could not finish {doing}: {reason}{'; ' + advice if advice else ''}") from error
 
 
-def write_output(path: str | os.PathLike[str], text: str) -> Path:
+def write_output(path: str | os.PathLike[str], content: str | bytes) -> Path:
     """Write what an output option names: a page, a picture, a table.
 
     - A plain file, or a new one in a folder that is made if need be, appears whole or not at all and keeps its mode;
@@ -54,7 +54,7 @@ def write_output(path: str | os.PathLike[str], text: str) -> Path:
 
     Args:
         path: where to.
-        text: all of it; written as UTF-8.
+        content: all of it; text is written as UTF-8.
 
     Returns:
         The path.
@@ -67,7 +67,8 @@ def write_output(path: str | os.PathLike[str], text: str) -> Path:
     ...     write_output(f"{folder}/new/page.html", "<p>").read_text()
     '<p>'
     """
-    data = text.encode("utf-8", "replace")  # a lone surrogate, as of a file name that is not UTF-8, has no encoding
+    # a lone surrogate, as of a file name that is not UTF-8, has no encoding
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
     target = Path(path)
     with explained(f"writing {target}"):
         handle = _descriptor(target)

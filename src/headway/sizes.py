@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from headway.positions.base import REACH
+from headway.schema import Whole
 from headway.shapes import HeadwayError, brief
-from headway.transformer import Transformer
+from headway.transformer import Transformer, TransformerConfig
 
-LAYERS = 1024
-"""Layers of a model at most; each is built of a hundred objects, whatever its width."""
 _CALLS = 5_000
 """Operations that two layers may take, and eight per token besides: hundreds are usual, and more of them are slow."""
 _SMALL = (2, 128, 2)
@@ -81,10 +80,10 @@ def check_size(
     headway.shapes.HeadwayError: expected a model of at most 10,000,000 parameters, got more: take smaller sizes
     """
     limit = memory() if most is None else most
-    layers = config.get("layers", 3)
-    for name, value, highest in (("layers", layers, LAYERS), ("tokens", tokens, 2**40), ("batch", batch, 2**40)):
-        if isinstance(value, int) and not 1 <= value <= highest:  # what is no number is from_config's to refuse
-            raise HeadwayError(f"expected {name} from 1 to {highest:,}, got {brief(value)}")
+    layers = TransformerConfig.of(config, "a model configuration").layers
+    for name, value in (("tokens", tokens), ("batch", batch)):
+        if (problem := Whole(1, 2**40).problem(value, name)) is not None:
+            raise HeadwayError(f"expected {problem}")
     numbers = limit // 4 if parameters is None else min(parameters, limit // 4)
     if _at_least(config) > numbers:
         raise _too_large(parameters, limit)
@@ -93,7 +92,7 @@ def check_size(
         return _measured({**config, "layers": layers}, tokens, batch, training, limit)
 
     try:
-        at = (layers if isinstance(layers, int) else 1, tokens, batch)
+        at = (layers, tokens, batch)
         # the reference holds a number per pair of tokens, which grows faster; it takes few operations for any length
         small = (_SMALL[0], 2**40, _SMALL[2]) if config.get("backend") == "reference" else _SMALL
         found = Size(*_continued(measure, at, small))

@@ -9,126 +9,18 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, get_type_hints
+from dataclasses import replace
+from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from headway.attention import Attention, as_method
-from headway.init import check_init
+from headway.config import TransformerConfig as TransformerConfig
 from headway.masks import Array, Integers, Mask, as_mask, as_positions
 from headway.positions import NoPosition, Position, extend
-from headway.shapes import HeadShape, HeadwayError, as_choice, as_count, as_number, brief
-from headway.stack import MLP, NORMS, Cache, Stack
-
-KINDS = ("decoder", "encoder", "encoder-decoder")
-ACTIVATIONS = ("gelu", "swiglu")
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """The options of a :class:`Transformer`; the one list of them.
-
-    Args:
-        vocab: number of different tokens.
-        dim: width of the model.
-        layers: number of layers, of each stack.
-        heads: query heads.
-        kv_heads: key and value heads; default ``heads``.
-        head_dim: width of a head; default dim / heads.
-        hidden: width of the MLP; default 4·dim (gelu) or 8/3·dim (swiglu).
-        position: a method or its text; default rotary. All layers share the object, unless the method is one whose
-            layers have their own parameters (``per_layer``), or ``share_position`` says so.
-        share_position: one object for all layers, or one per layer; default as the method's paper does.
-        kind: "decoder" (causal), "encoder" (sees all) or "encoder-decoder"; in the last, the decoder's cross attention
-            has no position, and the encoder's method is the same with ``bidirectional`` on where it has that switch.
-        norm: "rms" (arXiv:1910.07467) or "layer" (arXiv:1607.06450).
-        post_norm: norm after adding to the residual stream, as in Vaswani et al., instead of before.
-        activation: "gelu" or "swiglu".
-        bias: biases on all matrices.
-        init: see :func:`headway.init.initialise`; the embedding is N(0, 1/dim), multiplied by √dim when read.
-        scale: multiplies q·k; default 1/√d_k.
-        qk_norm: normalise queries and keys; this and the next three as in :class:`headway.Attention`, for the self
-            attention of both sides.
-        softcap: keep scores within ±softcap before position is added.
-        sinks: a learned score per head for attending to nothing.
-        log_scale: the training length, to keep attention as sharp beyond it.
-        tie: use the embedding as the output matrix too.
-        dropout: share of each layer's output set to zero in training.
-        backend: see :func:`headway.functional.attend`.
-
-    Raises:
-        HeadwayError: on values that do not fit, with what would.
-
-    >>> TransformerConfig(vocab=256, position="alibi").heads
-    4
-    """
-
-    vocab: int
-    dim: int = 128
-    layers: int = 3
-    heads: int = 4
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    hidden: int | None = None
-    position: Position | str = "rotary"
-    share_position: bool | None = None
-    kind: str = "decoder"
-    norm: str = "rms"
-    post_norm: bool = False
-    activation: str = "gelu"
-    bias: bool = False
-    init: str = "xavier"
-    scale: float | None = None
-    qk_norm: bool = False
-    softcap: float | None = None
-    sinks: bool = False
-    log_scale: int | None = None
-    tie: bool = True
-    dropout: float = 0.0
-    backend: str = "auto"
-
-    def __post_init__(self) -> None:
-        HeadShape.of(self.dim, self.heads, self.kv_heads, self.head_dim)
-        hidden = 1 if self.hidden is None else self.hidden
-        for name, value in (("vocab", self.vocab), ("layers", self.layers), ("hidden", hidden)):
-            as_count(value, f"{name} of at least 1", 1)
-        for name, choices in (("kind", KINDS), ("norm", tuple(NORMS)), ("activation", ACTIVATIONS)):
-            as_choice(getattr(self, name), name, choices)
-        if not 0 <= as_number(self.dropout, "dropout from 0 to below 1") < 1:
-            raise HeadwayError(f"expected dropout from 0 to below 1, got {self.dropout}")
-        check_init(self.init)
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> TransformerConfig:
-        """From plain values, as they come from JSON.
-
-        Raises:
-            HeadwayError: on a missing vocab, an unknown key or a value of the wrong kind; nothing is looked up by name
-                but the position methods.
-        """
-        if not isinstance(values, Mapping) or "vocab" not in values:
-            raise HeadwayError(f"expected a model configuration with vocab, got {brief(values)}")
-        kinds = {name: _plain_kind(kind) for name, kind in get_type_hints(cls).items()}
-        for key, value in values.items():
-            if key not in kinds:
-                raise HeadwayError(f"expected model configuration keys among {', '.join(kinds)}, got {brief(key)}")
-            kind = kinds[key]
-            if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, bool | None)):
-                expected = getattr(kind, "__name__", kind)
-                raise HeadwayError(f"expected model configuration {key} of type {expected}, got {brief(value)}")
-        return cls(**values)
-
-    def plain(self) -> dict[str, Any]:
-        """The options as JSON takes them, the position method as its text."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {**values, "position": as_method(self.position).spec()}
-
-
-def _plain_kind(kind: Any) -> Any:
-    """What a file may hold for an option of this kind: a method is text there, and a whole number can be a float."""
-    return {Position | str: str, float: float | int, float | None: float | int | None}.get(kind, kind)
+from headway.shapes import HeadShape, HeadwayError
+from headway.stack import MLP, Cache, Stack
 
 
 class Transformer(nn.Module):
@@ -191,7 +83,9 @@ class Transformer(nn.Module):
     @classmethod
     def from_config(cls, config: TransformerConfig | Mapping[str, Any]) -> Transformer:
         """A new model from :attr:`config`, or from plain values as they come from JSON; errors as of both."""
-        return cls(config if isinstance(config, TransformerConfig) else TransformerConfig.of(config))
+        return cls(
+            config if isinstance(config, TransformerConfig) else TransformerConfig.of(config, "a model configuration")
+        )
 
     @property
     def position(self) -> Position:

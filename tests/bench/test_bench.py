@@ -16,6 +16,7 @@ from common import close, every_method, refusal
 from torch import Tensor
 
 from headway import Attention, HeadwayError
+from headway.arguments import chosen
 from headway.backends import BACKENDS
 from headway.bench import bars as bars_module
 from headway.bench import contenders, others, tax
@@ -326,13 +327,13 @@ BAD: dict[str, tuple[dict[str, str], str]] = {
     "no methods": ({"methods": ","}, "expected at least one of methods, got none"),
     "twice": ({"methods": "t5,t5"}, "expected methods that differ, got t5, t5"),
     "lengths": ({"lengths": "512,many"}, "expected --lengths as whole numbers"),
-    "length 0": ({"lengths": "0"}, "expected lengths of at least 1, got 0"),
+    "length 0": ({"lengths": "0"}, "expected lengths to be a whole number from 1 to 16,777,216, got 0"),
     "mode": ({"modes": "sideways"}, "expected mode one of forward+backward, forward, decode, got 'sideways'"),
     "mask": ({"masks": "half"}, "expected mask one of causal, full, got 'half'"),
     "backend": ({"backends": "magic"}, "expected backend one of auto, all, "),
     "backends": ({"backends": "auto,sdpa"}, "expected backends auto, all or names, got auto, sdpa"),
-    "dtype": ({"dtype": "int8"}, "expected dtype one of float32, bfloat16, float16, got 'int8'"),
-    "device": ({"device": "abacus"}, "expected device one of cpu, cuda, got 'abacus'"),
+    "dtype": ({"dtype": "int8"}, "expected dtype to be one of float32, bfloat16, float16, got 'int8'"),
+    "device": ({"device": "abacus"}, "expected device to be one of cpu, cuda, got 'abacus'"),
 }
 
 
@@ -340,7 +341,7 @@ BAD: dict[str, tuple[dict[str, str], str]] = {
 def test_bad_settings_get_one_sentence(name: str) -> None:
     options, message = BAD[name]
     with pytest.raises(HeadwayError) as caught:
-        Bench.of(options)
+        Bench(**chosen(Bench, options))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -355,8 +356,9 @@ def test_numbers_that_do_not_fit() -> None:
 
 
 def test_options_left_out_are_the_defaults() -> None:
-    assert Bench.of({"methods": None, "rounds": None, "baselines": True}) == Bench()
-    given = Bench.of({"methods": "rotary(base=5, fraction=0.5), t5", "lengths": "8,4", "kv_heads": 2})
+    assert Bench(**chosen(Bench, {"methods": None, "rounds": None, "baselines": True})) == Bench()
+    options = {"methods": "rotary(base=5, fraction=0.5), t5", "lengths": "8,4", "kv_heads": 2}
+    given = Bench(**chosen(Bench, options))
     assert given.methods == ("rotary(base=5, fraction=0.5)", "t5")
     assert given.lengths == (8, 4)
     assert [rounds_for(length) for length in (1, 1024, 4096, 8192)] == [9, 9, 5, 3]
@@ -506,7 +508,7 @@ def test_operations_and_bytes_are_counted_by_hand() -> None:
 
 
 def test_training_steps_are_measured_beside_others() -> None:
-    steps = Steps.of({"heads": 2, "head_dim": 8, "lengths": "8", "batch": 2, "rounds": 1})
+    steps = Steps.like({"heads": 2, "head_dim": 8, "lengths": (8,), "batch": 2, "rounds": 1})
     assert steps == Steps(dim=16, heads=2, length=8, batch=2, rounds=1)
     found = time_steps(steps)
     assert [one.name for one in found][:2] == ["headway", "nn.TransformerEncoder"]
@@ -516,7 +518,7 @@ def test_training_steps_are_measured_beside_others() -> None:
 
 
 def test_training_steps_that_do_not_fit() -> None:
-    with refusal("expected one of --lengths with --training, got '8,16'"):
-        Steps.of({"lengths": "8,16"})
-    with refusal("expected batch of at least 1, got 0"):
+    with refusal("expected one of --lengths with --training, got [8, 16]"):
+        Steps.like({"lengths": (8, 16)})
+    with refusal("expected batch to be a whole number from 1 to 16,777,216, got 0"):
         Steps(batch=0)

@@ -229,9 +229,9 @@ def test_the_page_is_offline_and_holds_the_curves(tmp_path: Path) -> None:
 
 def test_no_word_is_given_twice() -> None:
     for language in LANGUAGES:
-        text = files("headway.figures").joinpath("strings", f"{language}.json").read_text(encoding="utf-8")
-        pairs = json.loads(text, object_pairs_hook=list)
-        assert len(pairs) == len(dict(pairs))
+        parts = [one for one in files("headway.figures").joinpath("strings").iterdir() if f".{language}." in one.name]
+        pairs = [pair for one in parts for pair in json.loads(one.read_text("utf-8"), object_pairs_hook=list)]
+        assert len(pairs) == len(dict(pairs)) > 500
 
 
 def test_words_of_methods_have_the_same_blanks_in_both_languages() -> None:

@@ -34,10 +34,11 @@ def test_its_own_results_are_never_its_text(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers": 0}, "expected layers of at least 1, got 0"),
+        ({"layers": 0}, "expected layers to be a whole number from 1 to 1,024, got 0"),
         ({"dim": 15}, "expected a method that can be trained so, got none: rotary: expected heads to divide dim"),
-        ({"dim": 10**9}, "expected a method that can be trained so, got none: rotary: expected"),
-        ({"batch": 10**12}, "expected a method that can be trained so, got none: rotary: expected"),
+        ({"dim": 10**9}, "expected dim to be a whole number from 1 to 65,536, got 1000000000"),
+        ({"dim": 2**16}, "expected a method that can be trained so, got none: rotary: expected"),
+        ({"batch": 10**12}, "expected batch to be a whole number from 1 to 16,777,216, got 1000000000000"),
         ({"steps": 10**7}, "expected steps to be a whole number from 1 to 1,000,000"),
         ({"seeds": (10**22,)}, "expected seeds of at most 9223372036854775807 each"),
         ({"test_lengths": (10**9,)}, "expected test_lengths of at most 1048576 each"),

@@ -10,8 +10,9 @@ from common import refusal
 
 from headway import Transformer
 from headway.compare import run as module
-from headway.compare.extending import WAYS, extends
+from headway.compare.extending import extends
 from headway.compare.run import Comparison, compare
+from headway.compare.settings import WAYS
 from headway.positions import parse
 
 SMALL = {"train_length": 8, "test_lengths": (8, 16, 32), "seeds": (0,), "steps": 3, "batch": 2, "dim": 16, "layers": 1}

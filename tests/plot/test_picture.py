@@ -1,20 +1,24 @@
-"""Figures for print: well-formed SVG that holds its numbers, the colours of the page, words that stay apart."""
+"""Figures for print: numbers in editable axes, the colours of the page, words that stay on the paper and apart."""
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
-import itertools
 import math
-import struct
-import zlib
-from collections.abc import Iterator
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import matplotlib
+import numpy as np
 import pytest
 from browser import Open
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from headway.figures.values import (
     Bars,
@@ -35,14 +39,14 @@ from headway.figures.values import (
     Wall,
     same,
 )
-from headway.plot.maps import Scale
-from headway.plot.picture import svg, to_csv, worked_out
-from headway.plot.svg import png, spread, text_width, wrapped
+from headway.plot import picture, to_csv
+from headway.plot.layout import worked_out
+from headway.plot.panels import palette, scale_of
+from headway.plot.sheet import Drawing, text_width, wrapped
 from headway.shapes import HeadwayError
-from headway.web.colours import STEPS, colour_table, dashes, hues, looks, palette
+from headway.web.colours import colour_table, dashes, hues, looks
 from headway.web.page import asset
 
-SVG = "{http://www.w3.org/2000/svg}"
 TOKENS = ["the", "cat", "<b>&", "注意力", "a\nb\x00"]
 SIDES = ({"en": "query", "zh": "查询"}, {"en": "key", "zh": "键"})
 
@@ -90,163 +94,204 @@ def every_kind() -> dict[str, Figure]:
     }
 
 
+def texts(drawn: Drawing) -> list[Text]:
+    """All that is written on a drawing."""
+    renderer = FigureCanvasAgg(drawn).get_renderer()  # type: ignore[no-untyped-call]
+    found: list[Text] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Text, "draw", lambda text, renderer: found.append(text))
+        drawn.draw(renderer)
+    return [one for one in found if one.get_visible() and one.get_text().strip()]
+
+
+def words_of(drawn: Drawing) -> list[str]:
+    return [one.get_text() for one in texts(drawn)]
+
+
 @pytest.mark.parametrize("width", ["single", "double"])
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("kind", every_kind())
 def test_every_kind_of_figure_is_drawn(kind: str, language: str, width: str) -> None:
-    root = ElementTree.fromstring(svg(every_kind()[kind], language=language, width=width))
-    inches = {"single": 3.4, "double": 7.0}[width]
-    assert root.get("width") == f"{inches}in"
-    wide, high = map(float, str(root.get("viewBox")).split()[2:])
-    assert wide == pytest.approx(72 * inches)
-    assert float(str(root.get("height")).removesuffix("in")) == pytest.approx(high / 72, abs=1e-3)
-    sizes = {float(text.get("font-size", "0")) for text in root.iter(f"{SVG}text")}
-    assert sizes
-    assert min(sizes) >= 5.5
-    assert len(list(root.iter())) < 2000
-    assert "nan" not in svg(every_kind()[kind]).replace("nance", "")
+    drawn = picture(every_kind()[kind], language=language, width=width)
+    wide, high = drawn.get_size_inches()
+    assert wide == {"single": 3.4, "double": 7.0}[width]
+    assert 0.5 < high < 11
+    assert min(float(one.get_fontsize()) for one in texts(drawn)) >= 5.5
+    assert crowded(drawn) == []
 
 
-def words_of(root: ElementTree.Element) -> list[str]:
-    return [text.text or "" for text in root.iter(f"{SVG}text")]
+def crowded(drawn: Drawing) -> list[str]:
+    """Words that leave their drawing or cover each other."""
+    found = []
+    paper, shown = drawn.bbox, texts(drawn)
+    boxes = [one.get_window_extent() for one in shown]
+    for n, a in enumerate(boxes):
+        if a.x0 < paper.x0 - 1 or a.x1 > paper.x1 + 1 or a.y0 < paper.y0 - 1 or a.y1 > paper.y1 + 1:
+            found.append(f"outside: {shown[n].get_text()}")
+        for m, b in enumerate(boxes[n + 1 :], n + 1):
+            if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 3:
+                found.append(f"{shown[n].get_text()} / {shown[m].get_text()}")
+    return found
 
 
-def test_words_are_text_in_the_readers_language() -> None:
-    root = ElementTree.fromstring(svg(heatmap(), language="zh"))
-    found = words_of(root)
-    assert {"权重", "查询", "键", "the", "<b>&", "注意力", "a␊b␀"} <= set(found)
-    assert "sans-serif" in str(root.get("font-family"))
-    assert "Noto Sans CJK SC" in str(root.get("font-family"))
+@pytest.mark.parametrize("width", ["single", "double"])
+def test_words_stay_on_the_paper_and_apart(width: str) -> None:
+    marks = [(float(n), same(f"a mark at {n}")) for n in (2, 3, 4, 600)]
+    names = [f"rotary(base={n}, scaling='dynamic')" for n in range(12)]
+    many = [Line(same(name), [1.0, 1.0, 1.0, 1.0, 1.0 + n / 1000]) for n, name in enumerate(names)]
+    for one in (
+        lines(30, marks=marks),
+        lines(lines=many),
+        lines(log_x=True, log_y=True),
+        lines(8, title=same("T " * 90)),
+    ):
+        assert crowded(picture(one, width=width)) == []
+    assert crowded(picture(heatmap(axes=(same("a" * 90), same("b" * 90))), width=width)) == []
+    crowd = picture(heatmap(), width=width)
+    crowd.text(0.1, 0.99, "the the the")
+    crowd.text(0.1, 0.99, "over it")
+    assert len(crowded(crowd)) > 1  # the check sees what it should
 
 
-def read_png(data: bytes) -> tuple[list[tuple[int, int, int]], list[list[int]], bytes]:
-    """Palette, indices and alphas of a picture with a palette."""
-    assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    chunks, at = {}, 8
-    while at < len(data):
-        (size,) = struct.unpack(">I", data[at : at + 4])
-        name, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + size]
-        assert struct.unpack(">I", data[at + 8 + size : at + 12 + size])[0] == zlib.crc32(name + body)
-        chunks[name] = body
-        at += size + 12
-    width, height, depth, kind = struct.unpack(">IIBB", chunks[b"IHDR"][:10])
-    assert (depth, kind) == (8, 3)
-    colours = [tuple(chunks[b"PLTE"][i : i + 3]) for i in range(0, 768, 3)]
-    raw = zlib.decompress(chunks[b"IDAT"])
-    rows = [list(raw[i * (width + 1) + 1 : (i + 1) * (width + 1)]) for i in range(height)]
-    return colours, rows, chunks[b"tRNS"]
+def test_words_are_text_in_the_readers_language(tmp_path: Path) -> None:
+    drawn = picture(heatmap(), language="zh")
+    assert {"权重", "查询", "键", "the", "<b>&", "注意力", "a\\nb\\x00"} <= set(words_of(drawn))
+    drawn.savefig(tmp_path / "a.svg")
+    root = ElementTree.parse(tmp_path / "a.svg").getroot()
+    assert {"权重", "查询", "<b>&"} <= {one.text for one in root.iter("{http://www.w3.org/2000/svg}text")}
 
 
-def pictures(text: str) -> Iterator[bytes]:
-    for image in ElementTree.fromstring(text).iter(f"{SVG}image"):
-        assert image.get("style") == "image-rendering:pixelated"
-        yield base64.b64decode(str(image.get("href")).removeprefix("data:image/png;base64,"))
+def test_dollars_are_dollars() -> None:
+    assert "a $x_1$ b" in words_of(picture(heatmap(rows=["a $x_1$ b", *TOKENS[1:]])))
+
+
+@pytest.mark.parametrize("kind", ["svg", "pdf", "png"])
+def test_the_same_figure_is_the_same_file(kind: str, tmp_path: Path) -> None:
+    first, second = (picture(every_kind()["columns"]).data(kind) for _ in range(2))
+    assert first == second
+    if kind == "pdf":
+        assert b"/FontFile" in first  # fonts are embedded
+        assert b"/Type3" not in picture(lines(), caption=False).data("pdf")
+    if kind == "png":
+        assert first[:4] == b"\x89PNG"
+
+
+def test_settings_of_the_session_do_not_reach_in() -> None:
+    before = picture(lines()).data("png")
+    with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30, "axes.facecolor": "red", "text.usetex": True}):
+        assert picture(lines()).data("png") == before
+
+
+def test_axes_can_be_changed_afterwards() -> None:
+    drawn = picture(lines())
+    drawn.axes[0].set_title("mine")
+    assert "mine" in words_of(drawn)
+    assert drawn._repr_svg_().lstrip().startswith("<?xml")
+
+
+def pixels(drawn: Drawing) -> np.ndarray[Any, Any]:
+    (shown,) = drawn.axes[0].images
+    return np.asarray(shown.get_array())
 
 
 def test_a_map_is_one_picture_of_a_pixel_a_cell() -> None:
-    figure = heatmap(limits=(0.0, 0.5))
-    colours, rows, alpha = read_png(next(pictures(svg(figure))))
-    table = palette("sequential")
-    assert (len(rows), len(rows[0])) == (5, 5)
+    drawn = picture(heatmap(limits=(0.0, 0.5)))
+    cells, table = pixels(drawn), colour_table("sequential")
+    assert cells.shape == (5, 5, 4)
     for i in range(5):
         for j in range(5):
             if j > i:
-                assert alpha[rows[i][j]] == 0  # hidden, and the hatching shows
+                assert cells[i, j, 3] == 0  # hidden, and the hatching shows
             else:
-                step = min(STEPS - 1, math.floor((i * 5 + j) / 25 / 0.5 * STEPS))
-                assert colours[rows[i][j]] == table[step]
-    text = svg(figure)
-    assert 'fill="url(#hatch)"' in text
-    assert "≥ 0.5" in words_of(ElementTree.fromstring(text))
-    assert "url(#hatch)" not in svg(heatmap(hidden=None)).replace('id="hatch"', "")
+                expected = table[min(255, math.floor((i * 5 + j) / 25 / 0.5 * 256))]
+                assert np.allclose(cells[i, j, :3] * 255, expected, atol=0.5)
+    assert [patch.get_hatch() for patch in drawn.axes[0].patches] == ["//////"]
+    assert "≥ 0.5" in words_of(drawn)
+    assert not picture(heatmap(hidden=None)).axes[0].patches
 
 
 def test_scales_are_symmetric_cyclic_or_of_what_is_seen() -> None:
     signed = Block.of([[-1.0, 3.0], [math.nan, 9.0]])
     hidden = Block.of([[0, 0], [0, 1]])
-    assert Scale.of(heatmap(values=signed, hidden=hidden, scale="diverging")) == Scale(-3.0, 3.0)
-    assert Scale.of(heatmap(values=signed, hidden=hidden)) == Scale(-1.0, 3.0)
-    assert Scale.of(heatmap(values=signed, hidden=hidden, scale="cyclic")) == Scale(-math.pi, math.pi)
-    assert Scale.of(heatmap(values=signed, hidden=None, limits=(0.0, 1.0))) == Scale(0.0, 1.0, True, True)
-    _, rows, alpha = read_png(next(pictures(svg(heatmap(values=signed, hidden=hidden, rows="ab", columns="ab")))))
-    assert [alpha[one] for one in rows[1]] == [255, 0]  # no number is white, hidden is open
+
+    def found(**changes: Any) -> tuple[float | None, float | None, bool, bool]:
+        norm, below, above = scale_of(heatmap(values=signed, hidden=hidden, **changes))
+        return norm.vmin, norm.vmax, below, above
+
+    assert found(scale="diverging") == (-3.0, 3.0, False, False)
+    assert found() == (-1.0, 3.0, False, False)
+    assert found(scale="cyclic") == (-math.pi, math.pi, False, False)
+    assert found(limits=(0.0, 1.0)) == (0.0, 1.0, True, True)
+    cells = pixels(picture(heatmap(values=signed, hidden=hidden, rows="ab", columns="ab")))
+    assert cells[1, 0].tolist() == [1, 1, 1, 1]  # no number is white
+    assert cells[1, 1, 3] == 0  # hidden is open
+
+
+@pytest.mark.parametrize("scale", ["sequential", "diverging", "cyclic"])
+def test_maps_have_the_pages_colours(scale: str) -> None:
+    assert np.allclose(palette(scale)(np.arange(256))[:, :3] * 255, colour_table(scale))
 
 
 def test_a_large_map_stays_small() -> None:
     side = 512
     values = Block((side, side), [((i * 7919) % 1000) / 1000 for i in range(side * side)])
     labels = [str(n) for n in range(side)]
-    assert len(svg(heatmap(values=values, hidden=None, rows=labels, columns=labels))) < 600_000
+    drawn = picture(heatmap(values=values, hidden=None, rows=labels, columns=labels))
+    assert len(drawn.data("svg")) < 1_000_000
+    assert pixels(drawn).shape[:2] == (side, side)
 
 
 def test_lines_have_bands_gaps_and_a_look_each() -> None:
     low, high = [0.0, None, 0.5, 0.5, 0.5], [0.2, None, 2.0, 2.0, 2.0]
     figure = lines(3, lines=[Line(same(name), [0.1, None, 1.0, 1.0, 1.0], low, high) for name in ("t5", "alibi", "x")])
-    root = ElementTree.fromstring(svg(figure, width="double"))
-    paths = list(root.iter(f"{SVG}path"))
-    bands = [path for path in paths if path.get("fill-opacity")]
-    assert len(bands) == 3  # of what is not one place only
-    curves = [path for path in paths if path.get("stroke-linejoin")]
-    assert [str(path.get("d")).count("M") for path in curves] == [2, 2, 2]
+    axes = picture(figure, width="double").axes[0]
+    assert len(axes.collections) == 3  # the bands
     expected = looks([("t5", None), ("alibi", None), ("x", None)])
-    assert [path.get("stroke") for path in curves] == [hues()[hue] for hue, _ in expected]
-    assert [path.get("stroke-dasharray") or "" for path in curves] == [dashes()[dash] for _, dash in expected]
+    assert [line.get_color() for line in axes.lines] == [hues()[hue] for hue, _ in expected]
+    for line, (_, dash) in zip(axes.lines, expected, strict=True):
+        assert np.isnan(np.asarray(line.get_ydata(), float)).tolist() == [False, True, False, False, False]
+        assert line.is_dashed() == bool(dashes()[dash])
+    markers = [line.get_marker() for line in axes.lines]
+    assert len(set(markers)) == len({dash for _, dash in expected})
+    legend = axes.get_legend()
+    assert legend is not None
+    assert {text.get_text() for text in legend.get_texts()} == {"t5", "alibi", "x"}
+
+
+def test_names_stand_as_the_curves_end() -> None:
+    legend = picture(lines(3, lines=[Line(same(f"{v}"), [v] * 5) for v in (1.0, 3.0, 2.0)])).axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["3.0", "2.0", "1.0"]
 
 
 def test_steps_hold_their_value_until_the_next() -> None:
     figure = Lines(same(""), [0.0, 1.0, 2.0], [Line(same(""), [0.0, 1.0, 0.5], steps=True)], (same("x"), same("y")))
-    (curve,) = [
-        path for path in ElementTree.fromstring(svg(figure)).iter(f"{SVG}path") if path.get("stroke-width") == "1.2"
-    ]
-    places = [tuple(map(float, one.split())) for one in str(curve.get("d"))[1:].split("L")]
-    assert len(places) == 5
-    assert [a[1] == b[1] for a, b in itertools.pairwise(places)] == [True, False, True, False]
+    (curve,) = picture(figure).axes[0].lines
+    assert curve.get_drawstyle() == "steps-post"
 
 
-def test_words_stay_on_the_paper_and_apart(open_page: Open) -> None:
-    marks = [(float(n), same(f"a mark at {n}")) for n in (2, 3, 4, 600)]
-    names = [f"rotary(base={n}, scaling='dynamic')" for n in range(12)]
-    many = [Line(same(name), [1.0, 1.0, 1.0, 1.0, 1.0 + n / 1000]) for n, name in enumerate(names)]
-    shown = [*every_kind().values(), lines(30, marks=marks), lines(lines=many), lines(log_x=True, log_y=True)]
-    drawings = [
-        svg(one, language=language, width=width)
-        for one in shown
-        for language in ("en", "zh")
-        for width in ("single", "double")
-    ]
-    page = open_page("<!doctype html><meta charset=utf-8><title>all</title>" + "\n".join(drawings), width=1200)
-    assert page.evaluate(CROWDED) == []
+def test_logarithms_keep_zero() -> None:
+    x = [0.0, 1.0, 2.0, 64.0]
+    figure = Lines(same(""), x, [Line(same(""), [1.0, 2.0, 3.0, 4.0])], (same("x"), same("y")), log_x=True)
+    axes = picture(figure).axes[0]
+    places = [float(axes.transData.transform((value, 1.0))[0]) for value in x]
+    assert places == sorted(places)
+    assert all(math.isfinite(place) for place in places)
 
 
-CROWDED = """() => {
-  const found = [];
-  for (const svg of document.querySelectorAll('svg')) {
-    const paper = svg.getBoundingClientRect();
-    const texts = [...svg.querySelectorAll('text')].filter((text) => text.textContent.trim());
-    const boxes = texts.map((text) => text.getBoundingClientRect());
-    boxes.forEach((a, i) => {
-      if (a.left < paper.left - 1 || a.right > paper.right + 1 || a.bottom > paper.bottom + 1 || a.top < paper.top - 1)
-        found.push(`outside: ${texts[i].textContent}`);
-      boxes.slice(i + 1).forEach((b, k) => {
-        const x = Math.min(a.right, b.right) - Math.max(a.left, b.left);
-        const y = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-        if (x > 1 && y > 3) found.push(`${texts[i].textContent} / ${texts[i + 1 + k].textContent}`);
-      });
-    });
-  }
-  return found;
-}"""
-"""Words that leave their drawing or cover each other."""
+def script(*names: str) -> str:
+    """Modules as one script."""
+    return "\n".join(re.sub(r"^import .*$|^export ", "", asset(name), flags=re.MULTILINE) for name in names)
 
 
 def test_colours_are_the_pages(open_page: Open) -> None:
     page = open_page("<!doctype html><title>colours</title>")
-    program = asset("colours.js").replace("export function", "function")
+    program = script("theme.js", "colours.js")
     for scale in ("sequential", "diverging", "cyclic"):
         found = page.evaluate(f"() => {{ {program}; return [...colourTable('{scale}', false)]; }}")
         ours = [part for colour in colour_table(scale) for part in colour]
         assert max(abs(a - b) for a, b in zip(found, ours, strict=True)) <= 1
-    program = asset("styles.js").replace("export function", "function").replace("export const", "const")
+    program = script("theme.js", "styles.js")
     known = ["rotary", "alibi", "t5", "sinusoidal", "fox", "mrope"]
     found = page.evaluate(
         f"(known) => {{ {program}; return known.map((name) => methodStyles([{{ spec: name, name }}]).get(name)); }}",
@@ -260,11 +305,8 @@ def test_colours_are_the_pages(open_page: Open) -> None:
 
 def test_a_view_has_its_caption_unless_it_is_left_out() -> None:
     view = View("softmax", {"en": "It sums to 1.", "zh": "和为 1。"}, [heatmap()], "α = exp(s)", [same("A note.")])
-    whole = words_of(ElementTree.fromstring(svg(view, language="zh", width="double")))
-    assert {"和为 1。", "α = exp(s)", "A note."} <= set(whole)
-    bare = svg(view, caption=False)
-    assert "It sums to 1." not in words_of(ElementTree.fromstring(bare))
-    assert "<desc>It sums to 1.</desc>" in bare
+    assert {"和为 1。", "α = exp(s)", "A note."} <= set(words_of(picture(view, language="zh", width="double")))
+    assert "It sums to 1." not in words_of(picture(view, caption=False))
 
 
 def test_the_numbers_as_csv_are_the_figures() -> None:
@@ -288,21 +330,32 @@ def test_a_product_is_worked_out() -> None:
 
 def test_nothing_to_draw_is_said() -> None:
     empty = lines(1, lines=[Line(same("a"), [None, math.nan, None, None, None])])
-    assert "No finished measurement to draw." in words_of(ElementTree.fromstring(svg(empty)))
+    assert "No finished measurement to draw." in words_of(picture(empty))
 
 
 @pytest.mark.parametrize(("name", "value"), [("width", "triple"), ("language", "de")])
 def test_what_is_not_there_is_refused(name: str, value: str) -> None:
     with pytest.raises(HeadwayError, match=rf"^expected {name} one of .*, got '{value}'$"):
-        svg(heatmap(), **{name: value})
+        picture(heatmap(), **{name: value})
 
 
-def test_labels_are_moved_as_little_as_possible() -> None:
-    assert spread([1.0, 2.0, 30.0], 5.0, 0.0, 40.0) == [0.0, 5.0, 30.0]
-    assert spread([39.0, 39.0], 5.0, 0.0, 40.0) == [35.0, 40.0]
-    places = spread([20.0] * 7, 4.0, 0.0, 100.0)
-    assert [b - a for a, b in itertools.pairwise(places)] == [4.0] * 6
-    assert sum(places) / 7 == pytest.approx(20.0)
+def test_without_matplotlib_it_says_what_to_install() -> None:
+    program = "import sys; sys.modules['matplotlib'] = None; import headway; headway.draw('alibi')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.search(
+        r"HeadwayError: expected matplotlib for pictures, got no .*: pip install 'headway\[plot\]'", done.stderr
+    )
+
+
+def test_letters_that_no_font_has_are_said_once() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        picture(heatmap(rows=["\U0001f9a3", "\U00012000", "c", "d", "e"])).data("png")
+    (one,) = caught
+    assert str(one.message).startswith(
+        "expected fonts with the letters '\\U00012000' and '\\U0001f9a3', found none here"
+    )
 
 
 def test_text_is_broken_so_that_it_fits() -> None:
@@ -311,10 +364,3 @@ def test_text_is_broken_so_that_it_fits() -> None:
             found = wrapped(text, width, 8.0)
             assert all(text_width(line, 8.0) <= width + 1e-6 or len(line) == 1 for line in found)
             assert "".join("".join(found).split()) == "".join(text.split())
-
-
-def test_a_png_is_read_as_it_was_written() -> None:
-    colours, rows, alpha = read_png(png([bytes([0, 1, 255]), bytes([254, 2, 3])], [(1, 2, 3), (4, 5, 6)]))
-    assert colours[:2] == [(1, 2, 3), (4, 5, 6)]
-    assert rows == [[0, 1, 255], [254, 2, 3]]
-    assert alpha == b"\xff" * 255 + b"\0"

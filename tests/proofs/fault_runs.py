@@ -64,7 +64,7 @@ def run_read(root: Path, out: Path) -> Any:
     model, words, run = load_model(out)
     ids = list(generate(model, prompt_ids(words, "to be"), tokens=5, temperature=0.0))
     weights = [round(float(p.detach().double().sum()), 9) for p in model.parameters()]
-    known = [run.history.loss, run.config, run.settings.to_json()]
+    known = [run.history.loss, run.config, run.settings.plain()]
     return [ids, words.decode(ids).hex(), weights, *known], list(run.notes)
 
 

@@ -13,6 +13,8 @@ import pytest
 from browser import OUTSIDE, OVERLAPS, assert_accessible, browser, wait_for  # noqa: F401
 from served import Client, studio
 
+from headway.studio.fields import FORM
+
 VIEWS: dict[str, dict[str, Any]] = {
     "stepper": {},
     "projection": {},
@@ -243,6 +245,24 @@ def test_it_works_by_keyboard_alone(shown: Page) -> None:
     press("Tab")
     press("Enter")
     shown.settle("projection")
+
+
+def test_every_option_of_a_model_can_be_chosen(client: Client, browser: Any) -> None:  # noqa: F811
+    shown = opened(client, browser)
+    page = shown.page
+    finding = page.locator(".finding").first.inner_text()
+    assert page.locator("[data-more]").count() == len(FORM) - 4  # those with a field of their own
+    page.locator(".more-options summary").click()
+    page.select_option('[data-more="norm"]', "layer")
+    shown.becomes(lambda: page.locator(".finding").first.inner_text() != finding)
+    page.fill('[data-more="softcap"]', "-1")
+    shown.becomes(lambda: "expected softcap to be a number above 0, got -1" in page.locator("body").inner_text())
+    page.fill('[data-more="softcap"]', "")
+    shown.becomes(lambda: "m.norm=layer" in page.url and "softcap" not in page.url)
+    page.reload()
+    shown.becomes(lambda: page.locator('[data-more="norm"]').input_value() == "layer")
+    assert page.locator(".more-options").get_attribute("open") is not None
+    page.context.close()
 
 
 def test_addresses_are_shared_and_the_way_back_works(shown: Page, client: Client, browser: Any) -> None:  # noqa: F811

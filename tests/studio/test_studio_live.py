@@ -113,12 +113,13 @@ def test_views_look_at_the_model_that_trains(alone: Client, optimizer: str) -> N
 def test_a_short_text_is_learned_to_its_end() -> None:
     from torch.nn.functional import cross_entropy
 
+    from headway.config import TransformerConfig
     from headway.studio.fields import Fresh, Training
     from headway.studio.live_session import Stage
 
     stage = Stage()
     sentence = "to be or not to be, that is it"
-    stage.start(Training(sentence, Fresh(dim=24, heads=3, layers=1), steps=80, lr=0.01))
+    stage.start(Training(sentence, Fresh(TransformerConfig(1, dim=24, heads=3, layers=1)), steps=80, lr=0.01))
     stage.live.play()
     while stage.live.state == "playing":
         stage.live.wait(since=len(stage.live.events(0)), timeout=30)
@@ -126,7 +127,7 @@ def test_a_short_text_is_learned_to_its_end() -> None:
     logits = asked.model(asked.ids)[0, :-1]
     # the half that would be held out of a single sentence too
     assert cross_entropy(logits[15:], asked.ids[0, 16:]).item() < 1
-    stage.start(Training("a", Fresh(dim=8, heads=1, layers=1)))  # however short
+    stage.start(Training("a", Fresh(TransformerConfig(1, dim=8, heads=1, layers=1))))  # however short
     stage.stop()
 
 

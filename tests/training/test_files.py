@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from headway.schema import Anything, Many, Named, Number, Record, Whole, Words, check
 from headway.shapes import HeadwayError
 from headway.training import TrainSettings, load_model, load_watch, open_run, train
 from headway.training.files import MOST, make_folder, parse_json, read_json, write_json_atomic
 from headway.training.lengths import trained_at
 from headway.training.ours import mark
 from headway.training.run import train as train_run
-from headway.training.schema import Anything, Many, Named, Number, Record, Whole, Words, check
 from headway.training.text import read_text
 
 SETTINGS = TrainSettings(steps=4, batch=2, length=8, checkpoint_every=2, validate_every=2)

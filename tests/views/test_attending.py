@@ -21,6 +21,7 @@ from headway.views import Question, view
 from headway.views.attending import KEYS
 from headway.views.changing import swapped
 
+LOWERED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 LABELS = ["the", "猫", "␣", "sat", "‥", "the", "cat", "ß", "\\xff"]
 OURS = ("stepper", "projection", "softmax", "wall", "head", "split", "whatif")
 LARGEST = 2_000_000
@@ -176,11 +177,10 @@ def test_one_pair_is_looked_at_closely(query: int) -> None:
     bias = -(2.0**-2) * (query - key)
     assert float(table["bias by distance"][1].replace("−", "-")) == pytest.approx(bias, abs=1e-3)
     content = float(question.seen.scores()[0, 2, query, key]) - bias  # with its softcap
-    said = re.search(r"([−\d.e]+) is content and ([−\d.e]+) position", made.finding["en"])
+    said = re.search(r"([−\d.·⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+) is content and ([−\d.·⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+) position", made.finding["en"])
     assert said is not None
-    assert [float(text.replace("−", "-")) for text in said.groups()] == pytest.approx(
-        [content, bias], rel=1e-2, abs=1e-3
-    )
+    found = [text.replace("−", "-").replace("·10", "e").translate(LOWERED) for text in said.groups()]
+    assert [float(text) for text in found] == pytest.approx([content, bias], rel=1e-2, abs=1e-3)
 
 
 def test_position_in_the_embedding_is_shown_and_split() -> None:

@@ -16,7 +16,8 @@ from headway import HeadwayError, Transformer
 from headway.figures.values import Heatmap, Lines, Tiles, plain
 from headway.inspect.record import Trace
 from headway.inspect.tiles import TileSource
-from headway.plot.maps import Scale, pixels
+from headway.plot import picture
+from headway.plot.panels import scale_of
 from headway.terms import Pairwise
 from headway.views import Question, view
 from headway.views.question import Recording
@@ -57,15 +58,15 @@ def test_a_planted_link_is_seen_zoomed_out() -> None:
     assert around is not None
     assert value > 0.99
     assert around < 0.001
-    scale = Scale.of(most.overview)
-    assert scale.step(value) == 253  # the last colour
-    assert scale.step(around) < 40
+    norm, _, _ = scale_of(most.overview)
+    assert float(norm(value)) > 0.99  # the last colour
+    assert float(norm(around)) < 0.16
     assert f"from query {QUERY:,} “t{QUERY}” to key {KEY:,} “t{KEY}”, with 100 %" in shown.finding["en"]
     assert f"查询 {QUERY:,}“t{QUERY}”到键 {KEY:,}“t{KEY}”" in shown.finding["zh"]
     assert isinstance(band, Heatmap)
     assert isinstance(received, Lines)
     assert len(json.dumps(shown.plain())) < 2_000_000
-    assert len(pixels(most.overview, scale)) < 20_000
+    assert len(picture(most.overview).data("png")) < 200_000
 
 
 def test_uniform_attention_is_said_to_be_so() -> None:

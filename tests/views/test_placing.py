@@ -20,12 +20,13 @@ from torch import Tensor
 
 from headway import Transformer
 from headway.figures.values import Block, Grid, Heatmap, Lines, View
+from headway.figures.words import number, percent
 from headway.inspect.probe import planes
 from headway.positions import methods, parse
 from headway.results.findings import findings
 from headway.shapes import HeadShape, HeadwayError
 from headway.views import Question, view
-from headway.views.distances import by_distance, percent, second_half, short
+from headway.views.distances import by_distance, second_half
 from headway.views.methods import EXACT, match
 from headway.views.question import Recording
 from headway.views.reaching import _uniform, _windows
@@ -484,13 +485,13 @@ def test_curve_table_and_sentence_are_of_the_same_queries(position: str, tokens:
     table, lines = figures(shown, Grid)[0], figures(shown, Lines)
     for head, (_, cells) in enumerate(table.rows):
         assert cells[1] == percent(float(previous[head]))
-        assert cells[3] == short(float(apart[head]))
+        assert cells[3] == number(float(apart[head]))
         assert lines[1].lines[head].values[0] == pytest.approx(float(previous[head]), rel=1e-5)
         assert cells[4] == percent(float(by_distance(question.seen, question.seen.weights).middle[head, -1]))
     assert lines[0].lines[0].values == lines[1].lines[1].values
     said = shown.finding if isinstance(shown.finding, dict) else {}
     assert percent(float(previous[1])) in said["en"]
-    assert f"{short(float(apart[1]))} tokens away" in said["en"]
+    assert f"{number(float(apart[1]))} tokens away" in said["en"]
 
 
 def test_all_that_queries_give_is_in_the_means_by_distance(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,11 +20,10 @@ from sample import NASTY, all_failed, bench, crowded, diverged, interrupted, nas
 from headway.bench.page import bench_page, bench_text, row_text, write_bench
 from headway.compare.page import page, payload, write_report
 from headway.compare.terminal import table
-from headway.figures.words import strings
+from headway.figures.words import LANGUAGES, strings
 from headway.results import to_csv
-from headway.web.page import MODULES, PAGES, bundle
+from headway.web.page import MODULES, PAGES, asset, bundle, sources_of, strings_of
 
-ASSETS = Path(sys.modules["headway.web.page"].__file__ or "").parent / "assets"
 EVERY = [results, recall, diverged, interrupted, all_failed, wild, crowded, nasty]
 
 
@@ -83,7 +82,7 @@ def test_numbers_that_json_cannot_hold_become_null() -> None:
 
 def test_modules_follow_the_rules_of_the_bundle() -> None:
     for place, name in [*enumerate(MODULES), *((len(MODULES), one) for one in PAGES)]:
-        source = (ASSETS / f"{name}.js").read_text(encoding="utf-8")
+        source = asset(f"{name}.js")
         for imported in re.findall(r'^import .*?from "\./(\w+)\.js";$', source, re.MULTILINE | re.DOTALL):
             assert imported in MODULES[:place]
         assert "innerHTML" not in source
@@ -92,13 +91,15 @@ def test_modules_follow_the_rules_of_the_bundle() -> None:
         assert not re.search(r"^\s*(import|export)\b", bundle(name), re.MULTILINE)
 
 
-def test_every_word_the_program_says_exists() -> None:
-    source = "".join((ASSETS / f"{name}.js").read_text(encoding="utf-8") for name in (*MODULES, *PAGES))
-    keys = strings("en").keys()
-    for key in re.findall(r'words\.say\("([^"]+)"', source):
-        assert key in keys
-    for start in re.findall(r"words\.say\(`([^`$]+)\$\{", source):
-        assert any(key.startswith(start) for key in keys), start
+@pytest.mark.parametrize("name", PAGES)
+def test_every_word_the_program_says_is_sent_with_it(name: str) -> None:
+    source = "\n".join(sources_of(name).values())
+    sent = {language: strings_of(name)[language].keys() for language in LANGUAGES}
+    assert sent["en"] == sent["zh"]
+    for key in re.findall(r'"([\w.]+)"', source):
+        assert key in sent["en"] or key not in strings("en"), key
+    for start in re.findall(r"`(\w+\.[\w.]*)\$\{", source):
+        assert {key for key in strings("en") if key.startswith(start)} <= sent["en"], start
 
 
 def luminance(colour: str) -> float:
@@ -115,7 +116,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_colours_have_contrast_in_every_theme() -> None:
-    style = (ASSETS / "style.css").read_text(encoding="utf-8")
+    style = asset("style.css")
     blocks = [block for block in re.findall(r"\{([^{}]*)\}", style) if "--paper:" in block]
     assert len(blocks) == 4  # light, dark by the system, dark by choice, print
     for block in blocks:
@@ -127,8 +128,8 @@ def test_colours_have_contrast_in_every_theme() -> None:
         for hue in range(8):
             assert contrast(colours[f"hue-{hue}"], colours["paper"]) >= 3
         assert contrast(colours["strong-rule"], colours["paper"]) >= 3
-    assert re.findall(r"--hue-\d: #\w+", blocks[1]) == re.findall(r"--hue-\d: #\w+", blocks[2])
-    assert re.findall(r"--hue-\d: #\w+", blocks[0]) == re.findall(r"--hue-\d: #\w+", blocks[3])
+    assert re.findall(r"--hue-\d:#\w+", blocks[1]) == re.findall(r"--hue-\d:#\w+", blocks[2])
+    assert re.findall(r"--hue-\d:#\w+", blocks[0]) == re.findall(r"--hue-\d:#\w+", blocks[3])
 
 
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
@@ -153,9 +154,9 @@ def lab(colour: str, sight: str) -> tuple[float, float, float]:
 
 @pytest.mark.parametrize("sight", SIGHT)
 def test_hues_differ_for_every_kind_of_sight(sight: str) -> None:
-    style = (ASSETS / "style.css").read_text(encoding="utf-8")
+    style = asset("style.css")
     for block in [block for block in re.findall(r"\{([^{}]*)\}", style) if "--paper:" in block]:
-        seen = [lab(colour, sight) for colour in re.findall(r"--hue-\d: (#\w{6})", block)]
+        seen = [lab(colour, sight) for colour in re.findall(r"--hue-\d:(#\w{6})", block)]
         assert min(math.dist(one, other) for one, other in itertools.combinations(seen, 2)) > 17
 
 

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from headway.figures.words import plain, strings
+from headway.figures.words import measured, strings
 from headway.output import write_output
 from headway.results.summary import Results, finite
 from headway.web.page import document, strings_of
@@ -89,10 +89,10 @@ def _block(rows: list[Row]) -> str:
     base = next((row for row in rows if row["contender"] == PLAIN), None)
     title = f"{first['length']:,} tokens · {first['mode']} · {first['mask']}"
     if base is not None and finite(base["seconds"]):
-        title += f" · plain attention {plain(1e3 * base['seconds'])} ms, {plain(base['gflops'])} GFLOP/s"
+        title += f" · plain attention {measured(1e3 * base['seconds'])} ms, {measured(base['gflops'])} GFLOP/s"
     lines = [_HEAD] + [_cells(row) for row in rows]
-    measured = [line for line in lines if len(line) == len(_HEAD)]
-    widths = [max(len(line[i]) for line in (lines if i < 2 else measured)) for i in range(len(_HEAD))]
+    whole = [line for line in lines if len(line) == len(_HEAD)]
+    widths = [max(len(line[i]) for line in (lines if i < 2 else whole)) for i in range(len(_HEAD))]
     return "\n".join([title, *(_line(line, widths) for line in lines)])
 
 
@@ -120,7 +120,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _number(value: Any, scale: float = 1.0) -> str:
     found = finite(value)
-    return "–" if found is None else plain(scale * found) if scale != 1 else f"{found:.2f}"
+    return "–" if found is None else measured(scale * found) if scale != 1 else f"{found:.2f}"
 
 
 def _bars(bars: Iterable[Row]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
-from headway.arguments import numbers, split
+from headway.config import MOST, MaybeWidth, Width
+from headway.schema import Whole, Words
+from headway.settings import Settings
 from headway.shapes import HeadShape, HeadwayError
 
 MODES = ("forward+backward", "forward", "decode")
@@ -15,24 +16,24 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(Settings):
     """What to measure.
 
     Args:
-        methods: position methods, and ``rows``, ``table``; see :mod:`headway.bench.cases`.
+        methods: position methods, as none,t5,rotary(base=500000), and terms by themselves: rows, table.
         lengths: tokens.
-        modes: of :data:`MODES`.
-        masks: of :data:`MASKS`; decode knows no difference and is measured once.
-        backends: ("auto",), ("all",) or names of :data:`headway.backends.BACKENDS`.
+        modes: what is timed: forward+backward, forward, and decode (the last of that many tokens, the others cached).
+        masks: what tokens see: causal, full; decode knows no difference and is measured once.
+        backends: who computes it: auto: the one attention would choose; all: each that accepts; or names.
         baselines: whether torch's own ways and other libraries are measured too.
         batch: sequences.
         heads: query heads.
-        kv_heads: key heads; None is as many.
+        kv_heads: key heads; default as many as query heads.
         head_dim: width of a head.
-        dtype: of :data:`DTYPES`.
-        device: "cpu" or "cuda".
-        rounds: of each measurement; None is :func:`rounds_for`.
-        bars: measure the project's own bars instead; methods, lengths and the like are then fixed.
+        dtype: of the numbers: float32, bfloat16 or float16.
+        device: where: cpu or cuda.
+        rounds: of each measurement; default 9 up to 1024 tokens, 5 up to 4096, else 3.
+        bars: measure this project's own speed bars instead; exit status 1 if one fails.
 
     Raises:
         HeadwayError: on values that do not fit.
@@ -44,30 +45,20 @@ class Bench:
     masks: tuple[str, ...] = ("causal",)
     backends: tuple[str, ...] = ("auto",)
     baselines: bool = True
-    batch: int = 1
-    heads: int = 8
-    kv_heads: int | None = None
-    head_dim: int = 64
-    dtype: str = "float32"
-    device: str = "cpu"
-    rounds: int | None = None
+    batch: Annotated[int, Whole(1, MOST)] = 1
+    heads: Width = 8
+    kv_heads: MaybeWidth = None
+    head_dim: Width = 64
+    dtype: Annotated[str, Words(DTYPES)] = "float32"
+    device: Annotated[str, Words(("cpu", "cuda"))] = "cpu"
+    rounds: Annotated[int | None, Whole(1, MOST)] = None
     bars: bool = False
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Bench:
-        """From a command line's options: lists are text with commas, None is the default."""
-        values: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        for name in ("methods", "modes", "masks", "backends"):
-            if name in values:
-                values[name] = tuple(split(values[name]))
-        if "lengths" in values:
-            values["lengths"] = tuple(numbers("--lengths", values["lengths"]))
-        return cls(**values)
 
     def __post_init__(self) -> None:
         from headway.backends import BACKENDS
         from headway.bench.cases import check_method
 
+        super().__post_init__()
         for name in ("methods", "lengths", "modes", "masks", "backends"):
             values = getattr(self, name)
             if not values:
@@ -77,8 +68,6 @@ class Bench:
         for what, values, known in (
             ("mode", self.modes, MODES),
             ("mask", self.masks, MASKS),
-            ("dtype", (self.dtype,), DTYPES),
-            ("device", (self.device,), ("cpu", "cuda")),
             ("backend", self.backends, ("auto", "all", *BACKENDS)),
         ):
             for value in values:
@@ -86,9 +75,9 @@ class Bench:
                     raise HeadwayError(f"expected {what} one of {', '.join(known)}, got {value!r}")
         if len(self.backends) > 1 and {"auto", "all"} & set(self.backends):
             raise HeadwayError(f"expected backends auto, all or names, got {', '.join(self.backends)}")
-        for what, number in (("lengths", min(self.lengths)), ("batch", self.batch), ("rounds", self.rounds)):
-            if number is not None and number < 1:
-                raise HeadwayError(f"expected {what} of at least 1, got {number}")
+        for length in self.lengths:
+            if (problem := Whole(1, MOST).problem(length, "lengths")) is not None:
+                raise HeadwayError(f"expected {problem}")
         for method in self.methods:
             check_method(method)
         HeadShape.of(self.heads * self.head_dim, self.heads, self.kv_heads, self.head_dim)

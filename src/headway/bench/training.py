@@ -10,15 +10,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from headway.arguments import numbers
 from headway.bench.measure import interleaved, median_ratio
+from headway.config import DEEPEST, MOST, Width
+from headway.schema import Whole
+from headway.settings import Settings
 from headway.shapes import HeadwayError
 from headway.transformer import Transformer
 
@@ -80,7 +82,7 @@ def train_step(model: nn.Module, batch: Int64[Tensor, "batch length_1"]) -> Call
 
 
 @dataclass(frozen=True)
-class Steps:
+class Steps(Settings):
     """Which training steps are measured.
 
     Args:
@@ -95,30 +97,23 @@ class Steps:
         HeadwayError: on numbers below 1.
     """
 
-    dim: int = 128
-    layers: int = 3
-    heads: int = 4
-    length: int = 64
-    batch: int = 32
-    rounds: int = 15
+    dim: Width = 128
+    layers: Annotated[int, Whole(1, DEEPEST)] = 3
+    heads: Width = 4
+    length: Annotated[int, Whole(1, MOST)] = 64
+    batch: Annotated[int, Whole(1, MOST)] = 32
+    rounds: Annotated[int, Whole(1, MOST)] = 15
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Steps:
-        """From the options of ``headway bench``; None is the default."""
-        given = {name: options.get(name) for name in ("heads", "batch", "rounds")}
-        if options.get("lengths") is not None:
-            lengths = numbers("--lengths", options["lengths"])
-            if len(lengths) != 1:
-                raise HeadwayError(f"expected one of --lengths with --training, got {options['lengths']!r}")
-            given["length"] = lengths[0]
-        head_dim = options.get("head_dim") or cls.dim // cls.heads
-        given["dim"] = head_dim * (options.get("heads") or cls.heads)
-        return cls(**{name: value for name, value in given.items() if value is not None})
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise HeadwayError(f"expected {name} of at least 1, got {value}")
+    def like(cls, options: Mapping[str, Any]) -> Steps:
+        """From what was given of :class:`headway.bench.settings.Bench`."""
+        given = {name: options[name] for name in ("heads", "batch", "rounds") if name in options}
+        if "lengths" in options:
+            if len(options["lengths"]) != 1:
+                raise HeadwayError(f"expected one of --lengths with --training, got {list(options['lengths'])}")
+            given["length"] = options["lengths"][0]
+        head_dim = options.get("head_dim", cls.dim // cls.heads)
+        return cls(dim=head_dim * options.get("heads", cls.heads), **given)
 
 
 @dataclass(frozen=True)

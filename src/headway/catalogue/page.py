@@ -16,7 +16,7 @@ from headway.catalogue.braille import HUES, braille
 from headway.figures.values import Line, Lines, both, same
 from headway.figures.words import LANGUAGES, join, strings
 from headway.output import write_output
-from headway.plot.picture import svg
+from headway.plot import picture
 from headway.web.page import document, strings_of
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def markdown(entries: Sequence[Entry]) -> dict[str, str]:
         lines.append("| " + " | ".join(cells) + " |")
         files[f"{name}.md"] = _markdown_page(entry)
         if entry["picture"]["curves"]:
-            files[f"{name}.svg"] = svg(_curves(entry["picture"]), width="double")
+            files[f"{name}.svg"] = picture(_curves(entry["picture"]), width="double").data("svg").decode()
     lines += ["", methods_note(entries)]
     return {"index.md": "\n".join(lines) + "\n"} | files
 

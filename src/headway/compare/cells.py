@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headway.shapes import HeadwayError
-from headway.training.files import explained, read_json, set_aside, write_json_atomic
-from headway.training.schema import (
+from headway.schema import (
     PLAIN,
     Anything,
     Either,
@@ -27,6 +25,8 @@ from headway.training.schema import (
     Whole,
     Words,
 )
+from headway.shapes import HeadwayError
+from headway.training.files import explained, read_json, set_aside, write_json_atomic
 
 _COUNT, _TIME = Maybe(Whole()), Maybe(Number(0))
 _CURVE = Record({"steps": Many(Whole()), "loss": Many(Number())})

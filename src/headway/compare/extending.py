@@ -19,8 +19,6 @@ from headway.training.loop import Trainer
 from headway.training.settings import TrainSettings
 from headway.transformer import Transformer
 
-WAYS = ("linear", "ntk", "dynamic", "yarn", "drope")
-
 
 def extends(position: Position, how: str, *, to: int, trained: int) -> bool:
     """Whether a method can be extended so.

@@ -139,7 +139,7 @@ def _open(out: Path, comparison: Comparison, data: dict[str, Any], spec: str, se
         "spec": spec,
         "task": comparison.task,
         "data": data,
-        "train": comparison.train_settings(seed).to_json(),
+        "train": comparison.train_settings(seed).plain(),
         "model": [comparison.dim, comparison.layers, comparison.heads],
         "torch": torch.__version__,
         "headway": __version__,
@@ -299,7 +299,7 @@ def _results(
     notes: list[str],
 ) -> dict[str, Any]:
     train = comparison.train_settings(comparison.seeds[0])
-    settings = {**asdict(comparison), **train.to_json(), **data, "lr": peak_rate(train)}
+    settings = {**asdict(comparison), **train.plain(), **data, "lr": peak_rate(train)}
     elsewhere = ("max_text", "positions", "seed", "task", "validate_every", "checkpoint_every", "keep", "length")
     settings = {
         name: list(value) if isinstance(value, tuple) else value

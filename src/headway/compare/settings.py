@@ -3,52 +3,58 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
-from headway.compare.extending import WAYS, extends
-from headway.compare.tasks import TASKS
-from headway.positions import Position, methods, parse
+from headway.config import DEEPEST, MOST, OPTIMIZERS, STEPS, Width
+from headway.schema import LARGEST, Number, Whole, Words, shown
+from headway.settings import Settings
 from headway.shapes import HeadwayError
-from headway.sizes import check_size
-from headway.training.lengths import trained_at
-from headway.training.schema import LARGEST, shown
-from headway.training.settings import TrainSettings
+
+if TYPE_CHECKING:  # what needs torch is imported when it is used, so that the command line lists the options at once
+    from headway.positions import Position
+    from headway.training.settings import TrainSettings
 
 DEFAULTS: dict[str, dict[str, int]] = {
     "text": {"steps": 400, "batch": 16, "dim": 96, "layers": 3},
     "recall": {"steps": 800, "batch": 32, "dim": 64, "layers": 2},
     "copy": {"steps": 2000, "batch": 32, "dim": 64, "layers": 2},
 }
-"""What suits each task: four minutes for :data:`CORE` on two cores, ten for copy. The class has the values of text."""
+"""What suits each task: four minutes for :data:`CORE` on two cores, ten for copy."""
+BY_TASK: Any = None
+"""The default of what :data:`DEFAULTS` says for the task."""
 CORE = ("none", "sinusoidal", "learned", "rotary", "alibi", "t5", "shaw")
 """What is compared unless told otherwise: a baseline, and the best known method of each kind."""
+WAYS = ("linear", "ntk", "dynamic", "yarn", "drope")
+"""Ways to make a trained model read longer texts, see :mod:`headway.compare.extending`."""
 LONGEST = 2**20
 """The longest test length, and how many lengths and seeds there may be."""
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Settings):
     """What to compare, and how; plain values.
 
     Args:
-        text: a file or folder; None is the Python documentation that every Python carries.
-        positions: methods, as ``rotary`` or ``rotary(base=500000)``; ``all`` is every method with its defaults.
-        task: "text", "recall" or "copy", see :mod:`headway.compare.tasks`.
+        text: a file or folder; default the documentation that every Python carries.
+        positions: methods, as ``rotary`` or ``rotary(base=500000)``; ``all`` is every method with its defaults, and
+            takes long.
+        task: the task: text (predict the text), recall or copy (retrieve something at a known distance).
         train_length: tokens of a training window.
-        test_lengths: lengths to test at; empty is 1, 2, 4, 8 and 16 times the training length.
+        test_lengths: lengths to test at; default 1, 2, 4, 8 and 16 times the training length.
         seeds: one model per method and seed.
-        steps: training steps.
-        batch: windows per step.
-        dim: width of the models.
-        layers: layers of the models.
+        steps: training steps of each model; default as the task needs.
+        batch: windows per step; default as the task needs.
+        dim: width of the models; default as the task needs.
+        layers: layers of the models; default as the task needs.
         heads: heads of the models.
-        optimizer: "adamw", "adam" or "sgd".
-        lr: peak learning rate; None is the optimizer's default.
-        vocabulary: "bytes" or "bpe".
+        optimizer: the optimizer: adamw, adam or sgd (with momentum).
+        lr: peak learning rate; default the optimizer's own.
+        vocabulary: the tokens: bytes, or bpe (trained on the text; needs the extra headway[bpe]).
         vocabulary_size: tokens of a BPE vocabulary.
-        extend: ways to make trained models read longer texts, of :data:`headway.compare.extending.WAYS`; each model
+        extend: ways to make trained models read longer texts: linear, ntk, dynamic, yarn, drope, or all; each model
             that can be extended so is tested before and after.
-        recalibrate: training steps without position for "drope"; None is a fiftieth of ``steps``.
-        max_text: bytes the text may have; None is :data:`headway.training.text.MAX_TEXT`.
+        recalibrate: training steps without position for drope; default a fiftieth of ``steps``.
+        max_text: bytes the text may have; default 128 MiB.
 
     Raises:
         HeadwayError: on values that do not fit, before anything is trained.
@@ -56,26 +62,30 @@ class Comparison:
 
     text: str | None = None
     positions: tuple[str, ...] = CORE
-    task: str = "text"
-    train_length: int = 64
+    task: Annotated[str, Words(tuple(DEFAULTS))] = "text"
+    train_length: Annotated[int, Whole(2, LONGEST)] = 64
     test_lengths: tuple[int, ...] = ()
     seeds: tuple[int, ...] = (0, 1)
-    steps: int = 400
-    batch: int = 16
-    dim: int = 96
-    layers: int = 3
-    heads: int = 4
-    optimizer: str = "adamw"
-    lr: float | None = None
-    vocabulary: str = "bytes"
-    vocabulary_size: int = 1024
+    steps: Annotated[int, Whole(1, STEPS)] = BY_TASK
+    batch: Annotated[int, Whole(1, MOST)] = BY_TASK
+    dim: Width = BY_TASK
+    layers: Annotated[int, Whole(1, DEEPEST)] = BY_TASK
+    heads: Width = 4
+    optimizer: Annotated[str, Words(OPTIMIZERS)] = "adamw"
+    lr: Annotated[float | None, Number(above=0)] = None
+    vocabulary: Annotated[str, Words(("bytes", "bpe"))] = "bytes"
+    vocabulary_size: Annotated[int, Whole(1, MOST)] = 1024
     extend: tuple[str, ...] = ()
-    recalibrate: int | None = None
-    max_text: int | None = None
+    recalibrate: Annotated[int | None, Whole(1, STEPS)] = None
+    max_text: Annotated[int | None, Whole(1, 1 << 40)] = None
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise HeadwayError(f"expected task one of {', '.join(TASKS)}, got {self.task!r}")
+        for name, value in DEFAULTS.get(self.task, DEFAULTS["text"]).items():
+            if getattr(self, name) is BY_TASK:
+                object.__setattr__(self, name, value)
+        super().__post_init__()
+        if self.extend == ("all",):
+            object.__setattr__(self, "extend", WAYS)
         if not self.test_lengths:
             object.__setattr__(self, "test_lengths", tuple(self.train_length * 2**i for i in range(5)))
         object.__setattr__(self, "test_lengths", tuple(sorted(self.test_lengths)))
@@ -89,11 +99,6 @@ class Comparison:
                 raise HeadwayError(f"expected {name} of at most {most} each, got {shown(max(values))}")
             if len(set(values)) < len(values):
                 raise HeadwayError(f"expected {name} that differ, got {list(values)}")
-        if self.train_length < 2:
-            raise HeadwayError(f"expected train_length of at least 2, got {self.train_length}")
-        for name in ("dim", "layers", "heads", "vocabulary_size"):
-            if getattr(self, name) < 1:
-                raise HeadwayError(f"expected {name} of at least 1, got {getattr(self, name)}")
         if not self.positions:
             raise HeadwayError("expected at least one position method, got none: 'all' is every method")
         if len(set(self.specs())) < len(self.specs()):
@@ -132,11 +137,16 @@ class Comparison:
 
     def check_size(self, spec: str, vocab: int) -> None:
         """Refuse the model of one method if it cannot be made."""
+        from headway.sizes import check_size
+
         config = {"vocab": vocab, "dim": self.dim, "layers": self.layers, "heads": self.heads, "position": spec}
         check_size(config, tokens=self.train_length, batch=self.batch, training=True)
 
     def ways(self, spec: str) -> list[str]:
         """Which of the ways in ``extend`` a method can go."""
+        from headway.compare.extending import extends
+        from headway.positions import parse
+
         position, longest = parse(spec), max(self.test_lengths)
         return [how for how in self.extend if extends(position, how, to=longest, trained=self.train_length)]
 
@@ -147,15 +157,21 @@ class Comparison:
 
     def specs(self) -> list[str]:
         """The methods in full, in order."""
+        from headway.positions import methods
+
         asked = [name for spec in self.positions for name in (methods() if spec == "all" else [spec])]
         return [self.method(spec).spec() for spec in asked]
 
     def method(self, spec: str) -> Position:
         """The method a text names, for the training length, see :func:`headway.training.lengths.trained_at`."""
+        from headway.training.lengths import trained_at
+
         return trained_at(spec, self.train_length)[0]
 
     def train_settings(self, seed: int) -> TrainSettings:
         """How each cell of this seed is trained."""
+        from headway.training.settings import TrainSettings
+
         return TrainSettings(
             steps=self.steps,
             batch=self.batch,

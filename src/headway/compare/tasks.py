@@ -21,7 +21,6 @@ from headway.training.batches import IGNORED, Batches, TextBatches, TextValidati
 from headway.training.text import Split, read_text
 from headway.training.vocabulary import Bpe, Bytes, Vocabulary
 
-TASKS = ("text", "recall", "copy")
 Example = tuple[Int64[Tensor, "batch length"], Int64[Tensor, "batch length"]]
 
 

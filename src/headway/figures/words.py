@@ -1,6 +1,7 @@
 """Words in both languages, and how values are said in a sentence.
 
-Sentences are templates in ``strings/en.json`` and ``strings/zh.json``, a part's own in ``strings/<part>.en.json``.
+Sentences are templates in ``strings/<part>.en.json`` and ``strings/<part>.zh.json``; ``page`` is what every page's
+program says, ``page.<name>`` what one page's does.
 A value knows how each language writes it: lists join with "and" or "和", a percentage has a space or none, a method's
 spec stands between backticks.
 """
@@ -8,13 +9,16 @@ spec stands between backticks.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import chain
 from typing import Any, Protocol
 
 LANGUAGES = ("en", "zh")
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _ADDED: dict[str, dict[str, str]] = {language: {} for language in LANGUAGES}
 
 
@@ -25,11 +29,18 @@ def strings(language: str) -> Mapping[str, str]:
     >>> strings("zh")["table.method"]
     '方法'
     """
-    words: dict[str, str] = {}
-    for file in sorted(files("headway.figures").joinpath("strings").iterdir(), key=lambda file: file.name):
-        if file.name == f"{language}.json" or file.name.endswith(f".{language}.json"):
-            words |= json.loads(file.read_text(encoding="utf-8"))
-    return words | _ADDED[language]
+    ending = f".{language}.json"
+    names = sorted(file.name for file in files("headway.figures").joinpath("strings").iterdir())
+    parts = [part_of(name.removesuffix(ending), language) for name in names if name.endswith(ending)]
+    return dict(chain.from_iterable(part.items() for part in parts)) | _ADDED[language]
+
+
+@cache
+def part_of(name: str, language: str) -> dict[str, str]:
+    """Read the strings of one part."""
+    file = files("headway.figures").joinpath("strings", f"{name}.{language}.json")
+    words: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
+    return words
 
 
 def add_words(language: str, words: Mapping[str, str]) -> None:
@@ -38,11 +49,27 @@ def add_words(language: str, words: Mapping[str, str]) -> None:
     strings.cache_clear()
 
 
-def plain(value: float) -> str:
-    """Write a number with about three digits.
+def number(value: float) -> str:
+    """Write a number with three digits where it has them, with a minus as long as a digit.
 
-    >>> plain(0.1234), plain(2.314), plain(23.14), plain(1234.5)
-    ('0.123', '2.31', '23.1', '1,234')
+    >>> number(0.0312549), number(-1234.5), number(0.00000421), number(0.50), number(0.0), number(float("nan"))
+    ('0.0313', '−1,234', '4.2·10⁻⁶', '0.5', '0', '–')
+    """
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else "–"
+    size, sign = abs(value), "−" if value < 0 else ""
+    if size < 1e-3 or size >= 1e7:
+        digits, power = f"{size:.1e}".split("e")
+        return f"{sign}{digits.removesuffix('.0')}·10{str(int(power)).translate(_RAISED)}"
+    text = f"{size:,.{max(0, 2 - math.floor(math.log10(size)))}f}"
+    return sign + (text.rstrip("0").rstrip(".") if "." in text else text)
+
+
+def measured(value: float) -> str:
+    """Write a measured number with three digits, the last zeros too.
+
+    >>> measured(0.5), measured(2.314), measured(23.14), measured(1234.5)
+    ('0.500', '2.31', '23.1', '1,234')
     """
     return f"{value:,.{decimals(value)}f}"
 
@@ -51,6 +78,18 @@ def decimals(value: float) -> int:
     """How many decimals make about three digits."""
     size = abs(value)
     return 3 if size < 1 else 2 if size < 10 else 1 if size < 100 else 0
+
+
+def percent(share: float) -> str:
+    """Write a share with a decimal where it would be lost.
+
+    >>> percent(0.314), percent(0.0412), percent(0.00012), percent(0.0000001), percent(1.0)
+    ('31 %', '4.1 %', '0.012 %', '< 0.001 %', '100 %')
+    """
+    size = abs(100 * share)
+    if 0 < size < 0.001:
+        return "< 0.001 %"
+    return f"{100 * share:,.{0 if size >= 9.95 or not size else 1 if size >= 0.095 else 3}f} %"
 
 
 class Said(Protocol):
@@ -79,9 +118,8 @@ class Percent:
     share: float
 
     def say(self, language: str) -> str:
-        """Write it without decimals where it has two digits."""
-        digits = 1 if abs(self.share) < 0.0995 else 0
-        return f"{100 * self.share:,.{digits}f} %"
+        """Write it, see :func:`percent`."""
+        return percent(self.share)
 
 
 @dataclass(frozen=True)

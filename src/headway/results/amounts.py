@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headway.figures.words import decimals, plain, strings
+from headway.figures.words import decimals, measured, strings
 from headway.results.summary import Measure
 
 
@@ -14,7 +14,7 @@ def amount(value: float, measure: Measure) -> str:
     >>> amount(2.3149, Measure("bits_per_byte")), amount(0.5, Measure("loss")), amount(0.973, Measure("accuracy"))
     ('2.31', '0.500', '97.3 %')
     """
-    return f"{100 * value:.1f} %" if measure.key == "accuracy" else plain(value)
+    return f"{100 * value:.1f} %" if measure.key == "accuracy" else measured(value)
 
 
 def half_range(mean: float, low: float, high: float, measure: Measure) -> str:

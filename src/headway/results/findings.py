@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from headway.figures.words import Clause, Listed, Names, Percent, Said, fill, plain
+from headway.figures.words import Clause, Listed, Names, Percent, Said, fill, measured
 from headway.results.amounts import Amount, amount
 from headway.results.summary import Measure, Results, Spot, Summary, finite, lead, mean
 
@@ -165,7 +165,7 @@ def _changes(summary: Summary, base: int, longest: int) -> Iterator[Finding]:
             "name": Names([method]),
             "change": Percent(abs(change))
             if measure.lower_is_better
-            else Clause("word.points", {"n": plain(100 * abs(change))}),
+            else Clause("word.points", {"n": measured(100 * abs(change))}),
             "before": Amount(before, measure, bare=True),
             "after": Amount(after, measure, bare=True),
         }

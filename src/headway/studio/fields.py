@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from headway.config import OPTIMIZERS, TransformerConfig
+from headway.schema import (
+    Anything,
+    Either,
+    Exactly,
+    Identifier,
+    Many,
+    Maybe,
+    Number,
+    Record,
+    Schema,
+    Whole,
+    Words,
+    shown,
+)
+from headway.settings import described
 from headway.shapes import HeadwayError
 from headway.views import NAMES
 
@@ -31,22 +47,22 @@ _SPEC, _ID, _SLOT = 300, 80, 40
 _MOST = 2**31 - 1
 
 
+SIZES: dict[str, Any] = {"dim": 64, "heads": 4, "layers": 2}
+"""Of a fresh model, unless the page asks for others."""
+FORM = tuple(field for field in described(TransformerConfig) if field.name not in ("vocab", "kind", "backend"))
+"""What a page may choose of a fresh model."""
+
+
 @dataclass(frozen=True)
 class Fresh:
     """A model that has learned nothing yet.
 
     Args:
-        position: the method and its hyperparameters.
-        dim: width.
-        heads: in each layer.
-        layers: how many.
+        config: its options; the vocabulary is the text's, whatever stands there.
         seed: of the weights.
     """
 
-    position: str = "rotary"
-    dim: int = 64
-    heads: int = 4
-    layers: int = 2
+    config: TransformerConfig = field(default_factory=lambda: TransformerConfig(1, **SIZES))
     seed: int = 0
 
 
@@ -107,31 +123,47 @@ class Training:
     steps: int = 1000
 
 
+_MODEL = Record({}, {"fresh": Anything(), "run": Identifier(_ID), "live": Exactly(True)})
+_ASKED = Record(
+    {"view": Words(NAMES)},
+    {
+        "model": _MODEL,
+        "text": Words(longest=LIMITS["text"]),
+        "slot": Identifier(_SLOT),
+        "layer": Whole(0, 10_000),
+        "head": Whole(0, 10_000),
+        "query": Whole(-LIMITS["text"], LIMITS["text"]),
+        "column": Whole(0, 100_000),
+        "others": Many(_MODEL, LIMITS["others"]),
+        "results": Words(longest=_ID),
+        "options": Record({}, dict.fromkeys(OPTIONS, Either((Words(longest=_SPEC), Whole(-_MOST, _MOST))))),
+    },
+)
+_TRAINING: dict[str, Schema] = {
+    "text": Words(longest=LIMITS["text"]),
+    "optimizer": Words(OPTIMIZERS),
+    "lr": Maybe(Number(above=0, most=10)),
+    "steps": Whole(1, LIMITS["steps"]),
+}
+
+
 def asked(body: object) -> Asked:
     """Read the request for a view.
 
     Raises:
         HeadwayError: on anything that does not fit, in one sentence.
 
-    >>> asked({"view": "head", "model": {"fresh": {"position": "alibi"}}, "text": "the cat"}).model.position
+    >>> asked({"view": "head", "model": {"fresh": {"position": "alibi"}}, "text": "the cat"}).model.config.position
     'alibi'
     """
-    values = _record("a request", body, Asked)
-    others = values.get("others", [])
-    if not isinstance(others, list) or len(others) > LIMITS["others"]:
-        raise HeadwayError(f"expected others as a list of at most {LIMITS['others']} models, got {_shown(others)}")
+    values = _checked("a request", body, _ASKED)
     return Asked(
-        view=_one_of("view", values.get("view"), NAMES),
-        model=_model(values.get("model", {"fresh": {}})),
-        text=_text("text", values.get("text", ""), LIMITS["text"]),
-        slot=_name("slot", values.get("slot", "view"), _SLOT),
-        layer=_whole("layer", values.get("layer", 0), 0, 10_000),
-        head=_whole("head", values.get("head", 0), 0, 10_000),
-        query=_whole("query", values.get("query", -1), -LIMITS["text"], LIMITS["text"]),
-        column=_whole("column", values.get("column", 0), 0, 100_000),
-        others=tuple(_model(other) for other in others),
-        results=_name("results", values["results"], _ID) if values.get("results") else "",
-        options=_options(values.get("options", {})),
+        **{
+            **values,
+            "text": _text(values.get("text", "")),
+            "model": _model(values.get("model", {"fresh": {}})),
+            "others": tuple(map(_model, values.get("others", ()))),
+        }
     )
 
 
@@ -141,26 +173,20 @@ def training(body: object) -> Training:
     Raises:
         HeadwayError: on anything that does not fit, in one sentence.
 
-    >>> training({"text": "to be or not to be", "dim": 32, "optimizer": "sgd"}).model.dim
+    >>> training({"text": "to be or not to be", "dim": 32, "optimizer": "sgd"}).model.config.dim
     32
     """
-    names = ("text", "position", "dim", "heads", "layers", "seed", "optimizer", "lr", "steps")
-    values = _named("a training", body, names)
-    lr = values.get("lr")
-    if lr is not None and (isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr <= 10):
-        raise HeadwayError(f"expected lr as a number above 0 and at most 10, or null for the usual, got {_shown(lr)}")
-    return Training(
-        text=_text("text", values.get("text", ""), LIMITS["text"]),
-        model=_fresh({name: values[name] for name in Fresh.__dataclass_fields__ if name in values}),
-        optimizer=_one_of("optimizer", values.get("optimizer", "adamw"), ("adamw", "adam", "sgd")),
-        lr=None if lr is None else float(lr),
-        steps=_whole("steps", values.get("steps", 1000), 1, LIMITS["steps"]),
-    )
+    of_model: dict[str, Schema] = {name: Anything() for name in ("seed", *(field.name for field in FORM))}
+    values = _checked("a training", body, Record({}, {**_TRAINING, **of_model}))
+    model = _fresh({name: value for name, value in values.items() if name in of_model})
+    own = {name: value for name, value in values.items() if name in _TRAINING}
+    return Training(model=model, **{**own, "text": _text(own.get("text", ""))})
 
 
 def count(body: object) -> int:
     """Read how many steps to take, from a body that may be empty."""
-    return _whole("steps", _named("a step", body, ("steps",)).get("steps", 1), 1, 1000)
+    steps: int = _checked("a step", body, Record({}, {"steps": Whole(1, 1000)})).get("steps", 1)
+    return steps
 
 
 def number(name: str, given: str | None, low: int, high: int, default: int) -> int:
@@ -172,83 +198,37 @@ def number(name: str, given: str | None, low: int, high: int, default: int) -> i
     if given is None:
         return default
     if not re.fullmatch(r"-?[0-9]{1,12}", given):
-        raise HeadwayError(f"expected {name} as a whole number, got {_shown(given)}")
-    return _whole(name, int(given), low, high)
+        raise HeadwayError(f"expected {name} as a whole number, got {shown(given)}")
+    if (problem := Whole(low, high).problem(int(given), name)) is not None:
+        raise HeadwayError(f"expected {problem}")
+    return int(given)
 
 
-def _model(value: object) -> Model:
-    kinds = _named("a model", value, ("fresh", "run", "live"))
+def _model(kinds: Mapping[str, Any]) -> Model:
     if len(kinds) != 1:
-        raise HeadwayError(f"expected a model as one of fresh, run and live, got {_shown(sorted(kinds))}")
+        raise HeadwayError(f"expected a model as one of fresh, run and live, got {shown(', '.join(sorted(kinds)))}")
     if "fresh" in kinds:
         return _fresh(kinds["fresh"])
-    if "run" in kinds:
-        return OfRun(_name("run", kinds["run"], _ID))
-    if kinds["live"] is not True:
-        raise HeadwayError(f"expected live to be true, got {_shown(kinds['live'])}")
-    return OfLive()
+    return OfRun(kinds["run"]) if "run" in kinds else OfLive()
 
 
 def _fresh(value: object) -> Fresh:
-    given = _record("a fresh model", value, Fresh)
-    sizes = {name: _whole(name, given[name], 1, LIMITS[name]) for name in ("dim", "heads", "layers") if name in given}
-    return Fresh(
-        position=_text("position", given.get("position", "rotary"), _SPEC),
-        seed=_whole("seed", given.get("seed", 0), 0, LIMITS["seed"]),
-        **sizes,
-    )
+    limits = {name: Whole(1, LIMITS[name]) for name in SIZES} | {"seed": Whole(0, LIMITS["seed"])}
+    known: dict[str, Schema] = {field.name: field.schema for field in FORM}
+    known |= {"position": Words(longest=_SPEC), **limits}
+    given = {**_checked("a fresh model", value, Record({}, known))}
+    seed = given.pop("seed", 0)
+    return Fresh(TransformerConfig(1, **{**SIZES, **given}), seed)
 
 
-def _record(what: str, value: object, kind: type) -> dict[str, Any]:
-    return _named(what, value, tuple(kind.__dataclass_fields__))  # type: ignore[attr-defined]
-
-
-def _named(what: str, value: object, names: Sequence[str]) -> dict[str, Any]:
+def _checked(what: str, value: object, schema: Record) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise HeadwayError(f"expected {what} as a JSON object, got {_shown(value)}")
-    if unknown := sorted(set(value) - set(names)):
-        raise HeadwayError(f"expected {what} with {', '.join(names)}, got {_shown(unknown[0])}")
+        raise HeadwayError(f"expected {what} as a JSON object, got {shown(value)}")
+    if (problem := schema.problem(value, "")) is not None:
+        raise HeadwayError(f"expected {problem}")
     return value
 
 
-def _whole(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise HeadwayError(f"expected {name} as a whole number from {low:,} to {high:,}, got {_shown(value)}")
-    return value
-
-
-def _text(name: str, value: object, longest: int) -> str:
-    if not isinstance(value, str):
-        raise HeadwayError(f"expected {name} as text, got {_shown(value)}")
-    if len(value) > longest:
-        raise HeadwayError(f"expected {name} of at most {longest:,} characters, got {len(value):,}: take a part of it")
+def _text(value: str) -> str:
     # a lone half of a surrogate pair is no text: it could not be written as UTF-8
     return value.encode("utf-8", "replace").decode()
-
-
-def _name(name: str, value: object, longest: int) -> str:
-    if not isinstance(value, str) or not re.fullmatch(rf"[\w.-]{{1,{longest}}}", value, re.ASCII):
-        raise HeadwayError(f"expected {name} as letters, digits, dots and dashes, got {_shown(value)}")
-    return value
-
-
-def _one_of(name: str, value: object, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise HeadwayError(f"expected {name} among {', '.join(choices)}, got {_shown(value)}")
-    return str(value)
-
-
-def _options(value: object) -> dict[str, Any]:
-    return {name: _option(name, one) for name, one in _named("options", value, OPTIONS).items()}
-
-
-def _option(name: str, value: object) -> Any:
-    if isinstance(value, str):
-        return _text(name, value, _SPEC)
-    return _whole(f"option {name}", value, -_MOST, _MOST)
-
-
-def _shown(value: object) -> str:
-    """A value as it may stand in an error's sentence."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -250,13 +250,13 @@ class Library:
         known = {label: number for number, label in enumerate(dict.fromkeys(labels))}
         self._weighed(checked_size(model, len(known), len(labels)))
         ids = torch.tensor([[known[label] for label in labels]])
-        return Question.of(_made(model, len(known), len(labels)), ids, labels, name=model.position)
+        return Question.of(_made(model, len(known), len(labels)), ids, labels, name=str(model.config.position))
 
     def _beside(self, model: Fresh, like: Question) -> Question:
         """About a fresh model that reads the tokens of another question."""
         vocabulary, count = like.model.stack.embedding.num_embeddings, len(like.labels)
         self._weighed(checked_size(model, vocabulary, count))
-        return Question.of(_made(model, vocabulary, count), like.ids, like.labels, name=model.position)
+        return Question.of(_made(model, vocabulary, count), like.ids, like.labels, name=str(model.config.position))
 
     def _trained(self, model: OfRun, text: str, longest: int) -> Question:
         path = self._entry(model.id, MODELS).path
@@ -329,15 +329,12 @@ def checked_size(model: Fresh, vocabulary: int, tokens: int = 64, *, batch: int 
     Raises:
         HeadwayError: with what would be allowed.
 
-    >>> checked_size(Fresh(position="learned(max_length=1000000)"), 256)
+    >>> from headway.config import TransformerConfig
+    >>> checked_size(Fresh(TransformerConfig(1, position="learned(max_length=1000000)")), 256)
     Traceback (most recent call last):
     headway.shapes.HeadwayError: expected a model of at most 10,000,000 parameters, got more: take smaller sizes
     """
-    config = {
-        "vocab": vocabulary,
-        **{name: getattr(model, name) for name in ("dim", "layers", "heads", "position")},
-        "backend": "auto" if batch else _backend(tokens),
-    }
+    config = replace(model.config, vocab=vocabulary, backend="auto" if batch else _backend(tokens)).plain()
     more: dict[str, int] = {"parameters": LIMITS["parameters"], "most": MEMORY}
     return check_size(config, tokens=tokens, batch=max(batch, 1), training=batch > 0, **more)
 
@@ -347,14 +344,9 @@ def _backend(tokens: int) -> str:
     return "reference" if tokens <= LIMITS["tokens"] else "auto"
 
 
-def _transformer(model: Fresh, vocabulary: int, backend: str = "auto") -> Transformer:
-    position, layers, heads = model.position, model.layers, model.heads
-    return Transformer(vocabulary, model.dim, layers=layers, heads=heads, position=position, backend=backend)
-
-
 def _made(model: Fresh, vocabulary: int, tokens: int) -> Transformer:
     with seeded(model.seed):
-        return _transformer(model, vocabulary, _backend(tokens)).eval()
+        return Transformer(replace(model.config, vocab=vocabulary, backend=_backend(tokens))).eval()
 
 
 def _found(folder: Path) -> list[Entry]:

@@ -64,7 +64,7 @@ class Stage:
             seed=asked.model.seed,
             validate_every=50,
         )
-        config = {name: getattr(asked.model, name) for name in ("dim", "layers", "heads", "position")}
+        config = {name: value for name, value in asked.model.config.plain().items() if name != "vocab"}
         with self._starting:
             made = Live(repeated(asked.text) or None, config, settings, watch_every=WATCH_EVERY)
             self.stop()
@@ -104,6 +104,6 @@ class Stage:
             "state": self._live.state,
             "finished": self._live.finished,
             "steps": self._asked.steps,
-            "model": {name: getattr(model, name) for name in ("position", "dim", "heads", "layers")},
+            "model": {name: getattr(model.config, name) for name in ("position", "dim", "heads", "layers")},
             "events": events,
         }

@@ -25,7 +25,6 @@ import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -44,6 +43,7 @@ from headway.studio.library import Heavy, Library, Recent
 from headway.studio.live_session import Stage
 from headway.studio.worker import Busy, Superseded, Worker
 from headway.views import NAMES, Question, view
+from headway.web.page import asset
 
 _KINDS = {".js": "text/javascript", ".css": "text/css"}
 _ACTS = ("play", "pause", "step", "stop")
@@ -110,7 +110,7 @@ class Routes:
         if name not in self._assets:
             raise Refused(404, "There is no such asset.")
         kind = _KINDS[name[name.rindex(".") :]]
-        return Response(self._assets[name].read_bytes(), media_type=kind)
+        return Response(self._assets[name], media_type=kind)
 
     async def state(self, _: Request) -> Response:
         """Everything the page offers a choice of."""
@@ -274,7 +274,7 @@ FIRST: dict[str, Any] = {
     "view": "stepper",
     "slot": "first",
     "text": "The cat sat on the mat because it was tired",
-    "model": {"fresh": {"position": "rotary", "dim": 64, "heads": 4, "layers": 2, "seed": 0}},
+    "model": {"fresh": {"position": "rotary", **fields.SIZES, "seed": 0}},
     "layer": 0,
     "head": 0,
     "query": -1,
@@ -308,13 +308,26 @@ def _offers() -> dict[str, Any]:
             }
             for name, method in methods().items()
         ],
+        "options": [
+            {
+                "name": one.name,
+                "kind": one.kind.__name__,
+                "choices": getattr(one.schema, "choices", ()),
+                "default": one.default,
+                "title": said(f"setting.{one.name}"),
+            }
+            for one in fields.FORM
+            if one.name not in FIRST["model"]["fresh"]
+        ],
     }
 
 
-def _assets() -> dict[str, Traversable]:
+def _assets() -> dict[str, str]:
     """What the page loads, by name: what every page is drawn with, and the studio's own."""
-    found = [one for room in ("web", "studio") for one in files(f"headway.{room}").joinpath("assets").iterdir()]
-    return {one.name: one for one in found if one.name.endswith(tuple(_KINDS))}
+    shared = [one.name for one in files("headway.web").joinpath("assets").iterdir()]
+    own = [one for one in files("headway.studio").joinpath("assets").iterdir() if one.name.endswith(tuple(_KINDS))]
+    found = {name: asset(name) for name in ("theme.js", *shared) if name.endswith(tuple(_KINDS))}
+    return found | {one.name: one.read_text(encoding="utf-8") for one in own}
 
 
 async def _body(request: Request) -> Any:

@@ -25,8 +25,8 @@ from headway.output import fsync_folder as fsync_folder
 from headway.output import temporary as temporary
 from headway.output import write_atomic as write_atomic
 from headway.output import write_new as write_new
+from headway.schema import Schema, check
 from headway.shapes import HeadwayError
-from headway.training.schema import Schema, check
 
 MOST = 96 * 2**20
 """Bytes of a JSON file: the history of a million steps fits, and parsing takes less than 2 GB."""

@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from headway.arguments import LONGEST, MOST, SEED, Threads, say, use_threads
+from headway.arguments import MOST, SEED, Threads, say, use_threads
 from headway.characters import harmless
 
 
 def command(
     run: Annotated[Path, typer.Argument(help="A run of `headway train`.")],
     prompt: Annotated[str, typer.Argument(help="How the text begins; - reads it from standard input.")] = "",
-    tokens: Annotated[int, typer.Option(min=0, max=LONGEST, help="How many tokens to write.")] = 200,
+    tokens: Annotated[int, typer.Option(min=0, max=10**9, help="How many tokens to write.")] = 200,
     temperature: Annotated[float, typer.Option(help="Higher is bolder; 0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(max=MOST, help="Choose among this many likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest of this total probability.")] = None,

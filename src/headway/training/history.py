@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from headway.schema import Many, Maybe, Number, Record, Whole, Words, check
 from headway.shapes import HeadwayError
-from headway.training.schema import Many, Maybe, Number, Record, Whole, Words, check
 
 STATUSES = ("running", "done", "interrupted", "diverged")
 

@@ -299,7 +299,7 @@ class Trainer:
             observer.settle(self)
         values = {
             "history": self.history.to_json(),
-            "settings": self.settings.to_json(),
+            "settings": self.settings.plain(),
             "environment": _environment(self.model),
             "extra": self.extra,
         }
@@ -343,11 +343,11 @@ def _checked(checkpoint: Checkpoint, settings: TrainSettings, extra: Mapping[str
     if set(values) != {"history", "settings", "environment", "extra"}:
         raise HeadwayError(f"expected a trainer's values in {checkpoint.path}, got {sorted(values)}: not one of ours")
     history = History.from_json(values["history"])
-    saved = TrainSettings.from_json(values["settings"])
+    saved = TrainSettings.of(values["settings"])
     if saved != settings:
         raise HeadwayError(
             f"expected the settings of the run in {checkpoint.path.parent.parent}, got others "
-            f"({differences(saved.to_json(), settings.to_json())}): use its settings or another folder"
+            f"({differences(saved.plain(), settings.plain())}): use its settings or another folder"
         )
     check_extra(checkpoint, extra)
     if len(history.steps) != checkpoint.step or checkpoint.step > settings.steps:

@@ -12,8 +12,8 @@ from collections.abc import Collection
 from fnmatch import fnmatch
 from pathlib import Path
 
+from headway.schema import Many, Record, Whole, Words
 from headway.training.files import read_json, write_json_atomic
-from headway.training.schema import Many, Record, Whole, Words
 
 MARKER = ".headway"
 OURS = {

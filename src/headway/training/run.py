@@ -23,6 +23,7 @@ from torch import nn
 from headway._version import __version__
 from headway.init import seeded
 from headway.positions import parse
+from headway.schema import PLAIN, Anything, Named, Record, Whole, Words
 from headway.shapes import HeadwayError
 from headway.sizes import check_size
 from headway.training.batches import TextBatches, TextValidation
@@ -41,7 +42,6 @@ from headway.training.history import HISTORY, History
 from headway.training.lengths import trained_at
 from headway.training.loop import Observer, Progress, Trainer, check_extra, differences
 from headway.training.ours import MARKER, mark
-from headway.training.schema import PLAIN, Anything, Named, Record, Whole, Words
 from headway.training.settings import TrainSettings
 from headway.training.tensorboard import TensorBoard
 from headway.training.text import Split, Text, read_text
@@ -186,7 +186,7 @@ def train(
         record = {
             "format": _FORMAT,
             "model": _plain(getattr(model, "config", model_config)),
-            "train": settings.to_json(),
+            "train": settings.plain(),
             "vocabulary": words.to_json(),
             "vocabulary_request": request,
             "text": _describe(source),
@@ -328,7 +328,7 @@ def open_run(path: Path | str) -> Run:
     return Run(
         folder,
         record["model"],
-        TrainSettings.from_json(record["train"]),
+        TrainSettings.of(record["train"]),
         vocabulary_from_json(record["vocabulary"]),
         record["text"],
         record["versions"],

@@ -57,7 +57,7 @@ class TensorBoard(Observer):
             raise HeadwayError(
                 f"could not finish writing event files to {self.folder}: {error.strerror}; choose another --log-dir"
             ) from error
-        for name, values in {**self.described, "train": trainer.settings.to_json()}.items():
+        for name, values in {**self.described, "train": trainer.settings.plain()}.items():
             self._writer.add_text(name, _table(values), finished)
         self._held.enter_context(
             looking(trainer.model, lambda step: self._due(trainer, step), self._keep, first=finished)

@@ -12,8 +12,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from headway.characters import label
+from headway.schema import Many, Number, Record, Whole, Words, check
 from headway.shapes import HeadwayError
-from headway.training.schema import Many, Number, Record, Whole, Words, check
 
 MOST = 2**20
 """Tokens of a vocabulary at most."""

@@ -33,6 +33,7 @@ from headway.inspect.watch import (
     size_beforehand,
     update_ratios,
 )
+from headway.schema import Many, Maybe, Number, Record, Whole
 from headway.shapes import HeadwayError
 from headway.sizes import memory
 from headway.training.files import (
@@ -49,7 +50,6 @@ from headway.training.files import (
     write_json_atomic,
 )
 from headway.training.loop import Observer, Trainer
-from headway.training.schema import Many, Maybe, Number, Record, Whole
 from headway.training.settings import TrainSettings
 
 WINDOW = 64

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from headway.figures.values import Bars, Grid, Heatmap, Said, View, Wall, both, same
+from headway.figures.words import number, percent
 from headway.inspect.head import Head
 from headway.inspect.record import ROWS, Layer, looks
 from headway.shapes import HeadwayError
 from headway.views.question import Question
-from headway.views.to_figures import Window, number, pairs, percent, refuse_beyond, spans, stepped, told
+from headway.views.to_figures import Window, pairs, refuse_beyond, spans, stepped, told
 
 VIEWS = ("softmax", "wall", "head")
 

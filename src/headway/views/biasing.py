@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from headway.figures.values import Block, Figure, Grid, Heatmap, Line, Lines, View, Wall, both, same
+from headway.figures.words import number
 from headway.init import seeded
 from headway.inspect.probe import alike, in_float64
 from headway.inspect.record import Layer
 from headway.inspect.split import CONTENT, split
 from headway.shapes import HeadwayError
 from headway.terms import ByDistance, Pairwise, PerKey, Term
-from headway.views.distances import Spread, by_distance, numbers, short, some, spaced
+from headway.views.distances import Spread, by_distance, points, some, spaced
 from headway.views.question import Question
 from headway.views.view_helpers import CURVES, ROUNDING, instead
 
@@ -81,7 +82,7 @@ def _by_table(question: Question) -> View:
     levels = (past.diff(dim=1).abs() > ROUNDING).sum(1) + 1
     columns = [both("head.word"), *(same(f"{n:,}") for n in at), both("bias.slope"), both("bias.levels")]
     rows = [
-        (same(str(head)), [*map(short, row[at].tolist()), short(float(row[2] - row[1])), str(int(levels[head]))])
+        (same(str(head)), [*map(number, row[at].tolist()), number(float(row[2] - row[1])), str(int(levels[head]))])
         for head, row in enumerate(past)
     ]
     figures.append(Grid(both("bias.numbers"), columns, rows))
@@ -98,8 +99,8 @@ def _finding_of_table(question: Question, past: Tensor) -> dict[str, str]:
     own = past[question.head]
     changes = (own.diff().abs() > ROUNDING).nonzero()[:, 0] + 1
     slopes = own.diff()
-    said: dict[str, Any] = {"head": question.head, "one": short(float(own[1])), "far": short(float(own[-1]))}
-    said |= {"reach": f"{len(own) - 1:,}", "slope": short(float(slopes[0]))}
+    said: dict[str, Any] = {"head": question.head, "one": number(float(own[1])), "far": number(float(own[-1]))}
+    said |= {"reach": f"{len(own) - 1:,}", "slope": number(float(slopes[0]))}
     if len(changes) and float((slopes - slopes[0]).abs().max()) < 1e-6:
         return both("bias.finding.linear", **said)
     if 0 < len(changes) < STEPS:
@@ -113,7 +114,7 @@ def _curves(title: dict[str, str], values: Tensor, heads: Sequence[int]) -> Line
     steps = 0 < len(changes) < STEPS
     last = values.shape[1] - 1
     xs = sorted({1, *changes, last} - {0}) if steps else spaced(range(values.shape[1]))[1:]
-    lines = [Line(both("head", n=head), numbers(values[head, xs]), steps=steps) for head in heads]
+    lines = [Line(both("head", n=head), points(values[head, xs]), steps=steps) for head in heads]
     marks = [(float(changes[-1]), both("bias.last"))] if steps and changes[-1] > 1 else []
     return Lines(
         title, [float(x) for x in xs], lines, (both("place.distance"), both("place.added")), log_x=True, marks=marks
@@ -147,10 +148,10 @@ def _by_offset(question: Question, terms: Sequence[ByDistance]) -> View:
     finding = both(
         "bias.finding.offset",
         head=question.head,
-        highest=short(float(own.max())),
-        row=short(at[0] - tall + 1),
-        column=short(at[1] - wide + 1),
-        lowest=short(float(own.min())),
+        highest=number(float(own.max())),
+        row=number(at[0] - tall + 1),
+        column=number(at[1] - wide + 1),
+        lowest=number(float(own.min())),
     )
     wall = Wall(both("bias.offset"), tiles, min(4, heads), {"spread": both("bias.sort.spread")})
     return View(
@@ -167,10 +168,10 @@ def _by_text(question: Question) -> View:
     finding = both(
         "bias.finding.text",
         head=own,
-        one=short(float(found.middle[own, min(1, len(xs))])),
-        far=short(float(found.middle[own, -1])),
+        one=number(float(found.middle[own, min(1, len(xs))])),
+        far=number(float(found.middle[own, -1])),
         last=found.distances[-1],
-        width=short(float((found.high - found.low)[own].mean())),
+        width=number(float((found.high - found.low)[own].mean())),
     )
     return View(
         "bias",

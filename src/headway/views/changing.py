@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from headway.figures.values import Columns, Said, View, both
+from headway.figures.words import number
 from headway.init import seeded
 from headway.inspect.head import Head
 from headway.inspect.record import recorded
@@ -16,7 +17,7 @@ from headway.shapes import HeadwayError
 from headway.transformer import Transformer
 from headway.views.attending import WHAT, asked, link
 from headway.views.question import Question, Recording
-from headway.views.to_figures import Window, number, pairs, refuse_beyond, spans, stepped, told
+from headway.views.to_figures import Window, pairs, refuse_beyond, spans, stepped, told
 
 VIEWS = ("whatif",)
 

@@ -1,4 +1,4 @@
-"""Numbers by distance: one measure of many query–key pairs, gathered by how far apart they are; and short numbers."""
+"""Numbers by distance: one measure of many query–key pairs, gathered by how far apart they are."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ NEAR = 32
 """Distances up to here have a point each."""
 OCTAVE = 12
 """Points for each doubling beyond."""
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +59,7 @@ class Spread:
 
         def shown(values: Tensor) -> list[float | None]:
             kept = zip(self.middle[head, self.first :].tolist(), values[head, self.first :].tolist(), strict=True)
-            return [None if middle < floor else number(max(value, floor)) for middle, value in kept]
+            return [None if middle < floor else point(max(value, floor)) for middle, value in kept]
 
         low, high = (shown(self.low), shown(self.high)) if band else (None, None)
         return Line(label, shown(self.middle), low, high)
@@ -119,45 +118,18 @@ def spaced(distances: Sequence[int]) -> list[int]:
     return [distance for distance in distances if distance in wanted]
 
 
-def number(value: float) -> float | None:
+def point(value: float) -> float | None:
     """A number of six digits for a curve; None for what is none.
 
-    >>> number(1 / 3), number(float("nan"))
+    >>> point(1 / 3), point(float("nan"))
     (0.333333, None)
     """
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def numbers(values: Tensor) -> list[float | None]:
-    """:func:`number` of each."""
-    return [number(value) for value in values.tolist()]
-
-
-def short(value: float) -> str:
-    """Three digits for a sentence or a table.
-
-    >>> short(0.0312549), short(-1234.5), short(0.00000421), short(0.0)
-    ('0.0313', '−1,234', '4.2·10⁻⁶', '0')
-    """
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else "–"
-    size = abs(value)
-    sign = "−" if value < 0 else ""
-    if size < 1e-3 or size >= 1e7:
-        digits, power = f"{size:.1e}".split("e")
-        return f"{sign}{digits}·10{str(int(power)).translate(_RAISED)}"
-    places = max(0, 2 - math.floor(math.log10(size)))
-    text = f"{size:,.{places}f}"
-    return sign + (text.rstrip("0").rstrip(".") if "." in text else text)
-
-
-def percent(share: float) -> str:
-    """A share for a sentence or a table.
-
-    >>> percent(0.1234), percent(0.0000001)
-    ('12.3 %', '< 0.001 %')
-    """
-    return "< 0.001 %" if 0 < share < 1e-5 else f"{short(100 * share)} %"
+def points(values: Tensor) -> list[float | None]:
+    """A :func:`point` for each."""
+    return [point(value) for value in values.tolist()]
 
 
 def some(count: int, most: int, *, first: int = 0) -> list[int]:

@@ -1,61 +1,29 @@
-"""Pictures as files: a method, a recorded pass, or any view, as SVG for a paper or a talk, and its numbers as CSV."""
+"""Pictures for a paper or a talk: a method, a recorded pass, or any view, and its numbers as CSV."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headway.characters import shortened
 from headway.figures.values import View
 from headway.inspect.record import Layer, Trace
 from headway.output import streamed, write_output
-from headway.plot.picture import svg, to_csv
+from headway.plot import picture, to_csv
 from headway.positions import Position, parse
 from headway.shapes import HeadwayError
 from headway.views import NAMES, view
 from headway.views.question import Question
 from headway.views.questions import OF_METHODS, OF_PASSES, about_position, about_trace, composed
 
+if TYPE_CHECKING:
+    from headway.plot.sheet import Drawing
 
-@dataclass(frozen=True)
-class SVG:
-    """A picture: a notebook shows it, :meth:`save` writes it.
-
-    Args:
-        text: the SVG file's text.
-        csv: the numbers that it shows, as CSV text.
-    """
-
-    text: str
-    csv: str
-
-    def _repr_svg_(self) -> str:
-        return self.text
-
-    def __repr__(self) -> str:
-        return f"SVG({len(self.text):,} characters; .save('picture.svg') writes it)"
-
-    def save(self, path: str | os.PathLike[str], csv: str | os.PathLike[str] | None = None) -> Path:
-        """Write the picture, and its numbers too if ``csv`` says where.
-
-        Args:
-            path: ends in .svg, unless it is no plain file, see :func:`headway.output.write_output`.
-            csv: ends in .csv, likewise.
-
-        Raises:
-            HeadwayError: on another ending.
-        """
-        for given, ending in ((path, ".svg"), (csv, ".csv")):
-            if given is not None and Path(given).suffix.lower() != ending and not streamed(given):
-                raise HeadwayError(
-                    f"expected a file that ends in {ending}, got {shortened(Path(given).name)!r}: headway draws "
-                    f"vectors only, which every browser and drawing program turns into other formats"
-                )
-        if csv is not None:
-            write_output(csv, self.csv)
-        return write_output(path, self.text)
+KINDS = ("svg", "pdf", "png")
+"""What a picture's file may be, by its ending."""
 
 
 def draw(
@@ -72,13 +40,15 @@ def draw(
     language: str = "en",
     width: str = "single",
     caption: bool = True,
-) -> SVG:
-    """Draw a position method, a recorded pass, or a view, as SVG.
+    csv: str | os.PathLike[str] | None = None,
+) -> Drawing:
+    """Draw a position method, a recorded pass, or a view, for a paper or a talk.
 
     Args:
         shown: a method, or how the command line writes it, as "rotary(base=500000)"; a trace of
             :func:`headway.inspect.record` or one of its layers; a question, or a view that was composed already.
-        path: where to save it too, ending in .svg.
+        path: where to save it too, ending in .svg, .pdf or .png (300 dots an inch); what is no plain file gets SVG,
+            see :func:`headway.output.write_output`.
         view: which of the views; default for a method the first that it has of vectors, bias, rotation,
             similarity and distance, for a pass or question "head".
         layer: which layer of a pass or question, from 0.
@@ -90,21 +60,35 @@ def draw(
         language: of the words, "en" or "zh".
         width: "single" (3.4 inches) or "double" (7) column.
         caption: write the view's title, finding, formula and notes around the figures.
+        csv: where to write the numbers that it shows, ending in .csv.
 
     Returns:
-        The picture, with ``save`` and ``csv``.
+        A matplotlib figure, whose axes can be changed before ``savefig`` writes it; a notebook shows it.
 
     Raises:
-        HeadwayError: when the view is unknown or does not apply, with what to do.
+        HeadwayError: when the view is unknown or does not apply, or matplotlib is missing, with what to do.
 
-    >>> draw("alibi", heads=2, caption=False).text[:4]
-    '<svg'
+    >>> len(draw("alibi", heads=2, caption=False).axes)
+    1
     """
+    _check_endings(path, csv)
     chosen = _view(shown, view, layer, head, labels, heads, dim, length)
-    picture = SVG(svg(chosen, language=language, width=width, caption=caption), to_csv(chosen, language))
+    made = picture(chosen, language=language, width=width, caption=caption)
+    if csv is not None:
+        write_output(csv, to_csv(chosen, language))
     if path is not None:
-        picture.save(path)
-    return picture
+        write_output(path, made.data("svg" if streamed(path) else Path(path).suffix[1:].lower()))
+    return made
+
+
+def _check_endings(path: str | os.PathLike[str] | None, csv: str | os.PathLike[str] | None) -> None:
+    """Refuse files of another kind before anything is drawn."""
+    for given, endings in ((path, KINDS), (csv, ("csv",))):
+        if given is not None and Path(given).suffix[1:].lower() not in endings and not streamed(given):
+            raise HeadwayError(
+                f"expected a file that ends in {' or '.join(f'.{one}' for one in endings)}, "
+                f"got {shortened(Path(given).name)!r}"
+            )
 
 
 def _view(

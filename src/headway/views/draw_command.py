@@ -35,10 +35,10 @@ def command(
     caption: Annotated[bool, typer.Option(help="With the view's title, finding and notes.")] = True,
     csv: Annotated[Path | None, typer.Option(help="Write the numbers to this file too, as CSV.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The file, ending in .svg; default: named after what it shows.")
+        Path | None, typer.Option(help="The file: .svg, .pdf or .png; default: an SVG named after what it shows.")
     ] = None,
 ) -> None:
-    """Draw a position method, a run, or any view as SVG, for a paper or a talk, e.g. headway draw position t5."""
+    """Draw a position method, a run, or any view for a paper or a talk, e.g. headway draw position t5 --out t5.pdf."""
     if (which is None) is (what in ("position", "run")):
         given = " ".join(filter(None, (what, which)))
         raise HeadwayError(
@@ -61,8 +61,12 @@ def command(
     else:
         shown = Question.fresh(text, position=position, dim=dim or 64, heads=heads or 4, seed=seed)
     name = view if which else what
-    picture = draw(
+    if out is None:
+        plain = re.sub(r"[^\w.=]+", "-", "-".join(filter(None, (Path(which).name if which else "", name)))).strip("-")
+        out = Path(f"{plain[:100]}.svg")
+    draw(
         shown,
+        out,
         view=name,
         layer=layer,
         head=head,
@@ -72,8 +76,6 @@ def command(
         language=language,
         width=width,
         caption=caption,
+        csv=csv,
     )
-    if out is None:
-        plain = re.sub(r"[^\w.=]+", "-", "-".join(filter(None, (Path(which).name if which else "", name)))).strip("-")
-        out = Path(f"{plain[:100]}.svg")
-    wrote("Picture", picture.save(out, csv), csv)
+    wrote("Picture", out, csv)

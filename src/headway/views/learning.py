@@ -27,12 +27,13 @@ from headway.figures.values import (
     plain,
     same,
 )
+from headway.figures.words import number, percent
 from headway.inspect.step import Move, Step, one_step
 from headway.inspect.watch import MATRICES, Snapshot, Watch
 from headway.positions import Position
 from headway.shapes import HeadwayError
 from headway.views.question import Question, Recording
-from headway.views.to_figures import SIDE, Window, block, matrix, number, pairs, percent, stepped, vectors
+from headway.views.to_figures import SIDE, Window, block, matrix, pairs, stepped, vectors
 
 VIEWS = ("film", "step", "board")
 

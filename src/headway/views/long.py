@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from headway.figures.values import Block, Figure, Heatmap, Line, Lines, Tiles, View, both
+from headway.figures.words import number
 from headway.inspect.tiles import HOW, TILE, TileSource
 from headway.shapes import HeadwayError
 from headway.views.question import Question
-from headway.views.to_figures import number
 
 VIEWS = ("long",)
 

@@ -10,7 +10,7 @@ from headway.results.amounts import amount
 from headway.results.findings import best, worse
 from headway.results.summary import Spot, Summary
 from headway.shapes import HeadwayError
-from headway.views.distances import number
+from headway.views.distances import point
 from headway.views.question import Question
 
 VIEWS = ("longer",)
@@ -72,7 +72,7 @@ def _said(key: str, /, **values: object) -> dict[str, str]:
 
 def _ends(spots: Sequence[Spot], which: str) -> list[float | None]:
     """The mean, lowest or highest over the seeds at each length."""
-    return [number(getattr(spot, which)) if spot.values else None for spot in spots]
+    return [point(getattr(spot, which)) if spot.values else None for spot in spots]
 
 
 def _failures(spots: Sequence[Spot]) -> list[Figure]:

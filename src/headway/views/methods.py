@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.figures.values import Block, Columns, Figure, Grid, Heatmap, Lines, View, both, same
-from headway.figures.words import LANGUAGES, Clause, Listed, fill
+from headway.figures.words import LANGUAGES, Clause, Listed, fill, number
 from headway.inspect.record import Layer
 from headway.shapes import HeadwayError
 from headway.views.biasing import added_by_distance
-from headway.views.distances import by_distance, second_half, short
+from headway.views.distances import by_distance, second_half
 from headway.views.question import Question
 from headway.views.reaching import FLOOR
 
@@ -63,7 +63,7 @@ def sidebyside(question: Question) -> View:
     heads = [question.head, *(pair[question.head] for pair in pairs)]
     names = [_name(one) for one in asked]
     said = [both("sidebyside.column", name=name, head=head) for name, head in zip(names, heads, strict=True)]
-    means = [short(float(each[head, -1])) for each, head in zip(described, heads, strict=True)]
+    means = [number(float(each[head, -1])) for each, head in zip(described, heads, strict=True)]
     others = [
         Clause("sidebyside.other", {"name": name, "head": head, "mean": mean})
         for name, head, mean in zip(names[1:], heads[1:], means[1:], strict=True)
@@ -93,7 +93,7 @@ def sidebyside(question: Question) -> View:
                         [
                             text
                             for cost, pair in zip(costs, pairs, strict=True)
-                            for text in (str(pair[head]), short(float(cost[head, pair[head]])))
+                            for text in (str(pair[head]), number(float(cost[head, pair[head]])))
                         ],
                     )
                     for head in range(len(described[0]))
@@ -107,7 +107,7 @@ def sidebyside(question: Question) -> View:
                     *(both(f"distance.{key}") for key in ("self", "previous", "first", "mean")),
                 ],
                 [
-                    (label, [short(value) for value in each[head].tolist()])
+                    (label, [number(value) for value in each[head].tolist()])
                     for label, each, head in zip(said, described, heads, strict=True)
                 ],
             ),

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from headway.figures.values import Block, Figure, Heatmap, Line, Lines, View, both
+from headway.figures.words import number
 from headway.init import seeded
 from headway.inspect.probe import alike, attached, in_float64
 from headway.positions import Position
 from headway.shapes import HeadwayError
 from headway.terms import PerKey
-from headway.views.distances import number, numbers, short, some, spaced
+from headway.views.distances import point, points, some, spaced
 from headway.views.question import Question
 from headway.views.view_helpers import MOST, ROUNDING, instead, places, scores
 
@@ -50,14 +51,14 @@ def vectors(question: Question) -> View:
     token = question.model.stack.embedding.weight[question.ids[0]].detach().double() * dim**0.5
     lengths, of_tokens = added.norm(dim=1), float(token.norm(dim=1).mean())
     wavelengths = _wavelengths(position, added)
-    low, high = short(float(lengths.min())), short(float(lengths.max()))
+    low, high = number(float(lengths.min())), number(float(lengths.max()))
     finding = both(
         "vectors.finding.same" if low == high else "vectors.finding",
         count=tokens,
         low=low,
         high=high,
-        token=short(of_tokens),
-        share=short(100 * float(lengths.mean()) / of_tokens),
+        token=number(of_tokens),
+        share=number(100 * float(lengths.mean()) / of_tokens),
     )
     at, waves = list(map(float, range(tokens))), sorted({0, dim // 8, dim // 4, dim // 2})
     figures: list[Figure] = [
@@ -72,15 +73,15 @@ def vectors(question: Question) -> View:
         Lines(
             both("vectors.waves"),
             at,
-            [Line(both("vectors.one", n=i), numbers(added[:, i])) for i in waves],
+            [Line(both("vectors.one", n=i), points(added[:, i])) for i in waves],
             (both("place.position"), both("place.value")),
         ),
         Lines(
             both("vectors.length"),
             at,
             [
-                Line(both("vectors.of_position"), numbers(lengths)),
-                Line(both("vectors.of_token"), [number(of_tokens)] * tokens),
+                Line(both("vectors.of_position"), points(lengths)),
+                Line(both("vectors.of_token"), [point(of_tokens)] * tokens),
             ],
             (both("place.position"), both("vectors.axis.length")),
         ),
@@ -127,10 +128,10 @@ def similarity(question: Question) -> View:
     profile, variation = _diagonals(cosine)
     finding = both(
         "similarity.finding.constant" if variation < 1e-6 else "similarity.finding.varies",
-        near=short(profile[0][1]),
-        far=short(profile[0][-1]),
+        near=number(profile[0][1]),
+        far=number(profile[0][-1]),
         offset=len(profile[0]) - 1,
-        varies=short(variation),
+        varies=number(variation),
     )
     offsets = spaced(range(len(added)))
     line = _profile(profile, offsets)
@@ -196,7 +197,7 @@ def _waves(x: Tensor) -> list[float | None]:
     off = (around - 2 * cosine * inside).norm(dim=0) / inside.norm(dim=0).clamp(min=1e-15)
     frequency = cosine.clamp(-1, 1).acos()
     real = (off < 1e-7) & (frequency > 1e-6) & (x.std(0) > 1e-6)
-    return [number(2 * math.pi / float(f)) if yes else None for f, yes in zip(frequency, real, strict=True)]
+    return [point(2 * math.pi / float(f)) if yes else None for f, yes in zip(frequency, real, strict=True)]
 
 
 def _diagonals(x: Tensor) -> tuple[Curves, float]:
@@ -213,7 +214,7 @@ def _diagonals(x: Tensor) -> tuple[Curves, float]:
 
 
 def _profile(curves: Curves, offsets: Sequence[int]) -> Line:
-    mean, low, high = ([number(curve[n]) for n in offsets] for curve in curves)
+    mean, low, high = ([point(curve[n]) for n in offsets] for curve in curves)
     return Line(both("similarity.mean"), mean, low, high)
 
 
@@ -239,10 +240,10 @@ def _alike_scores(question: Question) -> View:
     finding = both(
         "similarity.score.constant" if variation < 1e-6 else "similarity.score.varies",
         head=question.head,
-        near=short(profile[0][1]),
-        far=short(profile[0][-1]),
+        near=number(profile[0][1]),
+        far=number(profile[0][-1]),
         offset=len(names) - 1,
-        varies=short(variation),
+        varies=number(variation),
     )
     line = _profile(profile, offsets)
     return View(

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from headway.figures.values import Grid, Lines, View, both, same
+from headway.figures.words import number, percent
 from headway.inspect.record import Layer, record
 from headway.shapes import HeadwayError
 from headway.training.loop import evaluating
-from headway.views.distances import by_distance, percent, second_half, short, some
+from headway.views.distances import by_distance, second_half, some
 from headway.views.question import Question
 from headway.views.view_helpers import CURVES
 
@@ -48,7 +49,7 @@ def distance(question: Question) -> View:
     finding = both(
         "distance.finding",
         head=question.head,
-        mean=short(float(summary["distance"][question.head])),
+        mean=number(float(summary["distance"][question.head])),
         one=percent(float(found.middle[question.head, found.first])),
         even=percent(float(uniform.middle[0, uniform.first])),
         far=percent(float(found.middle[question.head, -1])),
@@ -85,7 +86,7 @@ def distance(question: Question) -> View:
                         same(str(head)),
                         [
                             *(percent(float(summary[key][head])) for key in ("self", "previous", "first")),
-                            short(float(summary["distance"][head])),
+                            number(float(summary["distance"][head])),
                             percent(float(found.middle[head, -1])),
                         ],
                     )

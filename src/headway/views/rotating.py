@@ -10,13 +10,14 @@ from torch import Tensor
 
 from headway.backends.base import Call
 from headway.figures.values import Block, Dials, Figure, Grid, Heatmap, Line, Lines, View, both, same
+from headway.figures.words import number
 from headway.init import seeded
 from headway.inspect.probe import Planes, alike, in_float64, planes
 from headway.inspect.record import Layer
 from headway.masks import Causal
 from headway.positions import Position
 from headway.shapes import HeadwayError
-from headway.views.distances import number, numbers, short, some, spaced
+from headway.views.distances import point, points, some, spaced
 from headway.views.question import Question
 from headway.views.view_helpers import CURVES, LEAST, MOST, ROUNDING, by_tokens, instead, places, scores
 
@@ -55,7 +56,7 @@ def rotation(question: Question) -> View:
     found, width, count = turning.planes, layer.attention.shape.head_dim, len(turning.planes.rates)
     turns = [2 * math.pi / abs(rate) for axis in turning.rates for rate in axis.tolist() if abs(rate) > ROUNDING]
     change = _moved(layer, position)
-    fast, slow, shift = short(min(turns)), short(max(turns)), f"{SHIFT:,}"
+    fast, slow, shift = number(min(turns)), number(max(turns)), f"{SHIFT:,}"
     finding = both(
         "rotation.finding" if change < 1e-4 else "rotation.finding.absolute",
         head=question.head,
@@ -63,7 +64,7 @@ def rotation(question: Question) -> View:
         fast=fast,
         slow=slow,
         shift=shift,
-        change=short(change),
+        change=number(change),
     )
     axis = [
         both("place.position") if len(turning.rates) == 1 else both("place.coordinate", n=n)
@@ -89,7 +90,7 @@ def rotation(question: Question) -> View:
     lines = [
         Line(
             both("rotation.turn") if len(turning.rates) == 1 else label,
-            [number(2 * math.pi / abs(rate)) if abs(rate) > ROUNDING else None for rate in rates.tolist()],
+            [point(2 * math.pi / abs(rate)) if abs(rate) > ROUNDING else None for rate in rates.tolist()],
         )
         for label, rates in zip(axis, turning.rates, strict=False)
     ]
@@ -103,7 +104,7 @@ def rotation(question: Question) -> View:
         Lines(
             both("rotation.equal"),
             [float(n) for n in reach],
-            [Line(own, numbers(curve[reach]))],
+            [Line(own, points(curve[reach]))],
             (both("place.distance"), both("place.score")),
             log_x=True,
         ),
@@ -115,7 +116,7 @@ def rotation(question: Question) -> View:
                 (both("rotation.still"), [f"{found.still} / {width}"]),
                 (both("rotation.fast"), [fast]),
                 (both("rotation.slow"), [slow]),
-                (both("rotation.shift", shift=shift), [short(change)]),
+                (both("rotation.shift", shift=shift), [number(change)]),
             ],
         ),
     ]
@@ -149,7 +150,7 @@ def _dials(turning: Turning) -> Dials:
     moving = [f for f, rate in enumerate(rates) if abs(rate) > ROUNDING] or [0]
     shown = [moving[i] for i in some(len(moving), CURVES)]
     at = [p for p in (1, 4, 16, 64) if p < len(angles)] or [0]
-    labels = [f"{f}: {short(2 * math.pi / abs(rates[f]))}" if rates[f] else f"{f}" for f in shown]
+    labels = [f"{f}: {number(2 * math.pi / abs(rates[f]))}" if rates[f] else f"{f}" for f in shown]
     title = both("rotation.dials") if len(turning.rates) == 1 else both("rotation.dials.along", n=0)
     return Dials(title, labels, [(both("rotation.at", n=p), angles[p, shown].tolist()) for p in at])
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from headway.backends.rows import by_key_head
 from headway.figures.values import Bars, Grid, Line, Lines, View, both, same
+from headway.figures.words import number
 from headway.inspect.record import Layer
 from headway.shapes import HeadwayError
-from headway.views.distances import number, second_half, short
+from headway.views.distances import point, second_half
 from headway.views.question import Question
 
 VIEWS = ("scaling",)
@@ -48,12 +49,12 @@ def scaling(question: Question) -> View:
     spread = {dim: float(raw.std()) for dim, raw in drawn.items()}
     entropy = {dim: (_entropy(raw), _entropy(raw / math.sqrt(dim))) for dim, raw in drawn.items()}
     raw, scaled, seen = _own(layer, question.head)
-    at = {"dim": width, "raw": short(spread[width]), "root": short(math.sqrt(width))}
-    at |= {"scaled": short(spread[width] / math.sqrt(width)), "most": short(math.log(KEYS)), "keys": KEYS}
+    at = {"dim": width, "raw": number(spread[width]), "root": number(math.sqrt(width))}
+    at |= {"scaled": number(spread[width] / math.sqrt(width)), "most": number(math.log(KEYS)), "keys": KEYS}
     mark = ((float(width), same(f"d_k = {width}")),)
     dims = [float(dim) for dim in widths]
     finding = both(
-        "scaling.finding", **at, sharp=short(entropy[width][0]), soft=short(entropy[width][1]), head=question.head
+        "scaling.finding", **at, sharp=number(entropy[width][0]), soft=number(entropy[width][1]), head=question.head
     )
     raw_line, scaled_line = both("scaling.raw"), both("scaling.scaled")
     return View(
@@ -64,9 +65,9 @@ def scaling(question: Question) -> View:
                 both("scaling.spread"),
                 dims,
                 [
-                    Line(raw_line, [number(spread[dim]) for dim in widths]),
-                    Line(scaled_line, [number(spread[dim] / math.sqrt(dim)) for dim in widths]),
-                    Line(same("√d_k"), [number(math.sqrt(dim)) for dim in widths]),
+                    Line(raw_line, [point(spread[dim]) for dim in widths]),
+                    Line(scaled_line, [point(spread[dim] / math.sqrt(dim)) for dim in widths]),
+                    Line(same("√d_k"), [point(math.sqrt(dim)) for dim in widths]),
                 ],
                 (same("d_k"), both("scaling.axis.spread")),
                 log_x=True,
@@ -77,9 +78,9 @@ def scaling(question: Question) -> View:
                 both("scaling.entropy", keys=KEYS),
                 dims,
                 [
-                    Line(raw_line, [number(entropy[dim][0]) for dim in widths]),
-                    Line(scaled_line, [number(entropy[dim][1]) for dim in widths]),
-                    Line(both("scaling.uniform"), [number(math.log(KEYS))] * len(widths)),
+                    Line(raw_line, [point(entropy[dim][0]) for dim in widths]),
+                    Line(scaled_line, [point(entropy[dim][1]) for dim in widths]),
+                    Line(both("scaling.uniform"), [point(math.log(KEYS))] * len(widths)),
                 ],
                 (same("d_k"), both("scaling.axis.entropy")),
                 log_x=True,
@@ -93,16 +94,16 @@ def scaling(question: Question) -> View:
                 [
                     (
                         both("scaling.drawn", dim=width),
-                        [short(spread[width]), short(spread[width] / math.sqrt(width))],
+                        [number(spread[width]), number(spread[width] / math.sqrt(width))],
                     ),
-                    (both("scaling.drawn.entropy"), [short(value) for value in entropy[width]]),
-                    (both("scaling.text"), [short(float(x.std(correction=0))) for x in (raw, scaled)]),
-                    (both("scaling.text.entropy"), [short(value) for value in seen]),
+                    (both("scaling.drawn.entropy"), [number(value) for value in entropy[width]]),
+                    (both("scaling.text"), [number(float(x.std(correction=0))) for x in (raw, scaled)]),
+                    (both("scaling.text.entropy"), [number(value) for value in seen]),
                 ],
             ),
         ],
         formula="sd(q·k) = √d_k  →  sd(q·k / √d_k) = 1,  q, k ~ N(0, 1)",
-        notes=[both("scaling.note", queries=QUERIES, keys=KEYS, scale=short(layer.call.scale))],
+        notes=[both("scaling.note", queries=QUERIES, keys=KEYS, scale=number(layer.call.scale))],
     )
 
 
@@ -141,8 +142,8 @@ def _histogram(title: dict[str, str], raw: Tensor, scale: float) -> Bars:
 
     def share(values: Tensor) -> list[float | None]:
         counts = torch.bincount((values / step).round().long() + BINS // 2, minlength=BINS)
-        return [number(float(count) / len(values)) for count in counts]
+        return [point(float(count) / len(values)) for count in counts]
 
-    labels = [short(step * (i - BINS // 2)) for i in range(BINS)]
+    labels = [number(step * (i - BINS // 2)) for i in range(BINS)]
     series = [(both("scaling.raw"), share(raw)), (both("scaling.scaled"), share(raw * scale))]
     return Bars(title, labels, series, both("scaling.axis.share"))

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from headway.figures.values import Bars, Columns, Grid, Said, View, both
+from headway.figures.words import number
 from headway.inspect.head import Head
 from headway.inspect.probe import planes
 from headway.inspect.split import CONTENT, PRODUCTS, exact
 from headway.shapes import HeadwayError
 from headway.views.attending import link
 from headway.views.question import Question
-from headway.views.to_figures import Window, number, pairs, part_name, refuse_beyond, spans, told
+from headway.views.to_figures import Window, pairs, part_name, refuse_beyond, spans, told
 
 VIEWS = ("split",)
 

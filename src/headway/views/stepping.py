@@ -12,25 +12,14 @@ import torch
 from torch import Tensor
 
 from headway.figures.values import Columns, Figure, Heatmap, Product, Said, Stage, Steps, View, both, same
+from headway.figures.words import number, percent
 from headway.inspect.explain import spread
 from headway.inspect.head import Cell, Head
 from headway.inspect.split import PRODUCTS, maps
 from headway.inspect.watch import MATRICES
 from headway.views.attending import asked, formula, way
 from headway.views.question import Question
-from headway.views.to_figures import (
-    Window,
-    block,
-    matrix,
-    number,
-    pairs,
-    part_name,
-    percent,
-    refuse_beyond,
-    spans,
-    told,
-    vectors,
-)
+from headway.views.to_figures import Window, block, matrix, pairs, part_name, refuse_beyond, spans, told, vectors
 
 VIEWS = ("stepper", "projection")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from headway.figures.values import Block, Heatmap, Said, both, same
-from headway.figures.words import LANGUAGES, strings
+from headway.figures.words import LANGUAGES, number, strings
 from headway.shapes import HeadwayError
 from headway.views.question import Question
 
@@ -59,15 +59,6 @@ class Window:
         return [both("attending.window", first=self.start, last=last, tokens=self.tokens)]
 
 
-def number(value: float) -> str:
-    """A number of three digits for a sentence, with a real minus.
-
-    >>> number(-0.12345), number(2e-7), number(12.0)
-    ('−0.123', '2e−07', '12')
-    """
-    return f"{value:.3g}".replace("-", "−")
-
-
 def told(key: str, /, **values: object) -> dict[str, str]:
     """As :func:`headway.figures.values.both`, with values that may be told in every language themselves."""
     return {
@@ -76,15 +67,6 @@ def told(key: str, /, **values: object) -> dict[str, str]:
         )
         for language in LANGUAGES
     }
-
-
-def percent(share: float) -> str:
-    """A share for a sentence, with a decimal where it would be lost.
-
-    >>> percent(0.314), percent(0.0012), percent(1.0)
-    ('31 %', '0.1 %', '100 %')
-    """
-    return f"{100 * share:.{1 if 0 < share < 0.0995 else 0}f} %"
 
 
 def part_name(name: str, method: str) -> Said:

@@ -1,4 +1,4 @@
-"""The page's colours for print, read from where the page has them: colours.js, styles.js and style.css of the assets.
+"""The page's colours and dashes for print, from the theme that the page has them from.
 
 Tables of maps are interpolated in OKLab (Ottosson 2020) between a few control points and spaced by distance there, as
 colours.js does; a test holds the two together.
@@ -6,17 +6,14 @@ colours.js does; a test holds the two together.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 
-from headway.web.page import asset
+from headway.web.page import theme
 
-STEPS = 254
-"""Colours of a map in print, of the page's 256: a PNG's other two are for cells without a number, and hidden ones."""
 _COUNT = 256
 _FINE = 128  # points between two control points while measuring distances
 
@@ -25,20 +22,9 @@ Rgb = tuple[int, int, int]
 
 
 @cache
-def palette(scale: str) -> tuple[Rgb, ...]:
-    """The colours of a map in print, from the lowest number to the highest.
-
-    Args:
-        scale: "sequential", "diverging" or "cyclic".
-    """
-    table = colour_table(scale)
-    return tuple(table[math.floor((i + 0.5) / STEPS * _COUNT)] for i in range(STEPS))
-
-
-@cache
 def colour_table(scale: str) -> tuple[Rgb, ...]:
     """The 256 colours that the page has for a map in its light theme."""
-    points = [_from_hex(one) for one in _points()[scale]]
+    points = [_from_hex(one) for one in theme()["maps"]["light"][scale]]
     halves = [points[:4], points[3:]] if scale == "diverging" else [points]
     each = _COUNT // len(halves)
     found: list[Lab] = []
@@ -51,17 +37,14 @@ def colour_table(scale: str) -> tuple[Rgb, ...]:
 
 @cache
 def hues() -> tuple[str, ...]:
-    """The colours of lines, --hue-0 … of the page's light theme."""
-    found = dict(re.findall(r"--hue-(\d): (#[0-9a-f]{6});", asset("style.css").partition("@media")[0]))
-    return tuple(found[str(n)] for n in range(len(found)))
+    """The colours of lines, in the page's light theme."""
+    return tuple(light for light, _ in theme()["hues"])
 
 
 @cache
 def dashes() -> tuple[str, ...]:
     """The dashes of lines, in the page's pixels."""
-    found = re.search(r"DASHES = (\[.*\]);", asset("styles.js"))
-    assert found is not None
-    return tuple(json.loads(found[1]))
+    return tuple(theme()["dashes"])
 
 
 def looks(lines: Sequence[tuple[str, int | None]]) -> list[tuple[int, int]]:
@@ -95,22 +78,9 @@ def _method(label: str) -> str:
 
 @cache
 def _known() -> dict[str, tuple[int, int]]:
-    """The look of each method, as styles.js fixes it."""
-    source = asset("styles.js")
-    names = re.search(r"const \[(BLUE.*?)\] = \[", source)
-    assert names is not None
-    order = names[1].split(", ")
-    return {name: (order.index(hue), int(dash)) for name, hue, dash in re.findall(r"(\w+): \[([A-Z]+), (\d)\]", source)}
-
-
-@cache
-def _points() -> dict[str, list[str]]:
-    found = re.search(r"light: (\{.*?\n  \}),", asset("colours.js"), re.DOTALL)
-    assert found is not None
-    plain = re.sub(r"//.*", "", found[1])
-    plain = re.sub(r"(\w+):", r'"\1":', plain)
-    points: dict[str, list[str]] = json.loads(re.sub(r",(\s*\})", r"\1", plain))
-    return points
+    """The look of each method that has its own."""
+    families = enumerate(theme()["methods"])
+    return {name: (hue, dash) for hue, family in families for dash, name in enumerate(family) if name}
 
 
 def _evenly(points: Sequence[Lab], shares: Sequence[float]) -> list[Lab]:

@@ -8,14 +8,15 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import cache
 from html import escape
 from importlib.resources import files
 from typing import Any
 
-from headway.figures.words import LANGUAGES, strings
+from headway.figures.words import LANGUAGES, part_of, strings
 
 MODULES = (
-    *("dom", "words", "frame", "host", "styles", "labels", "data", "scales", "chart"),
+    *("theme", "dom", "words", "frame", "host", "styles", "labels", "data", "scales", "chart"),
     *("colours", "blocks", "parts", "heatmap", "plots", "product", "many", "tiles", "figures", "around"),
 )  # each imports only those before it
 PAGES = ("render", "bench", "methods", "views")  # each one page, and imports only modules
@@ -87,26 +88,37 @@ def sources_of(page: str) -> dict[str, str]:
 
 
 def strings_of(page: str) -> dict[str, dict[str, str]]:
-    """The words that a page can say, in every language: keys that its program names, whole or by how they begin.
-
-    Each page would weigh as much as all of them together otherwise.
-    """
-    program = "\n".join(sources_of(page).values())
-    named = set(re.findall(r'"([\w.]+)"', program))
-    begun = tuple(re.findall(r"`(\w+\.[\w.]*)\$\{", program))
-    return {
-        language: {
-            key: text
-            for key, text in strings(language).items()
-            if {key, key.rpartition(".")[0]} & named or key.startswith(begun)
-        }
-        for language in LANGUAGES
-    }
+    """The words that a page's program can say, in every language: those of every page, and its own."""
+    return {language: part_of("page", language) | part_of(f"page.{page}", language) for language in LANGUAGES}
 
 
 def asset(name: str) -> str:
-    """A file of the assets as text."""
-    return files("headway.web").joinpath("assets", name).read_text(encoding="utf-8")
+    """A file of the assets as text; what theme.json holds is the module theme.js, and the beginning of style.css."""
+    if name == "theme.js":
+        return f"export const THEME = {json.dumps(theme())};\n"
+    text = files("headway.web").joinpath("assets", name).read_text(encoding="utf-8")
+    return _colours() + text if name == "style.css" else text
+
+
+@cache
+def theme() -> dict[str, Any]:
+    """Colours, dashes and control points of maps, see theme.json: of three colours the last is for paper."""
+    found: dict[str, Any] = json.loads(files("headway.web").joinpath("theme.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _colours() -> str:
+    """The theme as style: light, dark by the system, dark by choice, and print."""
+    named = {**theme()["colours"], **{f"hue-{n}": (*hue, hue[0]) for n, hue in enumerate(theme()["hues"])}}
+    light, dark, paper = (
+        "".join(f"--{name}:{colours[n]};" for name, colours in named.items()) + f"color-scheme:{scheme}"
+        for n, scheme in enumerate(("light", "dark", "light"))
+    )
+    hues = "".join(f".headway .hue-{n}{{--c:var(--hue-{n})}}\n" for n in range(len(theme()["hues"])))
+    by_system = f'@media (prefers-color-scheme:dark){{.headway:not([data-theme="light"]){{{dark}}}}}'
+    by_choice = f'.headway[data-theme="dark"]{{{dark}}}'
+    printed = f'@media print{{.headway,.headway[data-theme],.headway:not([data-theme="light"]){{{paper}}}}}'
+    return f".headway{{{light}}}\n{by_system}\n{by_choice}\n{printed}\n{hues}"
 
 
 def _digest(text: str) -> str:

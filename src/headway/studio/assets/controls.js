@@ -3,6 +3,7 @@
 import { html } from "./dom.js";
 import { pick } from "./picker.js";
 import { told } from "./parts.js";
+import { plain } from "./place.js";
 
 /** @typedef {import("./place.js").Place} Place */
 /** @typedef {{ name: string, kind: "choice" | "slider" | "number" | "method" | "key", values?: (string | number)[], first?: string | number, when?: [string, string], trained?: boolean }} Option */
@@ -98,11 +99,13 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
   const seed = numberField("seed", () => place().seed, offers.limits.seed, (value) => go({ seed: value }, "soon"));
   const runs = chooser("run", () => offers.runs.length ? offers.runs.map((/** @type {any} */ one) => [one.id, one.position ? `${one.title} · ${one.position}` : one.title]) : [["", words.say("studio.run.none")]], () => place().run, (value) => go({ run: String(value) }), true);
   const fresh = html("div", { class: "row" }, html("span", { class: "select" }, html("span", {}, words.say("studio.method")), method), sizes.map((one) => one.element), seed.element);
+  const more = html("details", { class: "more-options" }, html("summary", {}, words.say("studio.more")), html("div", { class: "row" }, offers.options.map(modelOption)));
+  more.open = Object.keys(place().more).length > 0;
   const noRuns = html("p", { class: "quiet" }, words.say("studio.run.how"), " ", html("code", { class: "name" }, "headway train"));
   const trained = html("div", { class: "row" }, runs.element);
   const model = html("div", { class: "model" },
     html("div", { class: "row" }, html("span", { class: "caption", id: "studio-model" }, words.say("studio.model")), html("div", { class: "choice", role: "group", "aria-labelledby": "studio-model" }, kinds)),
-    fresh, trained, noRuns);
+    fresh, more, trained, noRuns);
 
   // Where to look
   const limit = (/** @type {number} */ count, /** @type {(i: number) => string} */ label) => Array.from({ length: count }, (_, i) => /** @type {[number, string]} */ ([i, label(i)]));
@@ -175,6 +178,28 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
         input.value = String(current());
       } }));
     return { input, wrong };
+  }
+
+  /**
+   * A further option of a fresh model, as the server lists it; left empty it is the default.
+   * @param {{ name: string, kind: string, choices: string[], default: unknown, title: Record<string, string> }} option
+   */
+  function modelOption({ name, kind, choices, default: usual, title: said }) {
+    const choose = (/** @type {string} */ text, /** @type {"soon" | "now"} */ when = "now") => {
+      const chosen = { ...place().more };
+      if (text.trim() === "") delete chosen[name];
+      else chosen[name] = plain(text);
+      go({ more: chosen }, when);
+    };
+    const first = usual === null ? words.say("studio.more.default") : typeof usual === "boolean" ? words.say(usual ? "yes" : "no") : String(usual);
+    const values = kind === "bool" ? ["true", "false"].filter((value) => value !== String(usual)) : choices.filter((value) => value !== usual);
+    const label = (/** @type {string} */ value) => (kind === "bool" ? words.say(value === "true" ? "yes" : "no") : value);
+    const now = String(place().more[name] ?? "");
+    const field = values.length
+      ? html("select", { "data-more": name, "data-keep": `more-${name}`, onchange: (/** @type {Event} */ event) => choose(/** @type {HTMLSelectElement} */ (event.target).value) },
+          html("option", { value: "" }, first), values.map((value) => html("option", { value, selected: value === now }, label(value))))
+      : html("input", { class: "field short", inputmode: "decimal", placeholder: first, value: now, "data-more": name, "data-keep": `more-${name}`, oninput: (/** @type {Event} */ event) => choose(/** @type {HTMLInputElement} */ (event.target).value, "soon") });
+    return html("label", { class: "select" }, html("span", {}, said[words.language] ?? name), field);
   }
 
   /** @param {Option} option */
@@ -250,6 +275,8 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
     if (document.activeElement !== area) area.value = now.text;
     for (const button of kinds) button.setAttribute("aria-pressed", String(button.dataset.kindOfModel === now.kind));
     method.textContent = title(now.position) + (now.position.includes("(") ? ` ${now.position.slice(now.position.indexOf("("))}` : "");
+    for (const field of /** @type {NodeListOf<HTMLInputElement>} */ (more.querySelectorAll("[data-more]")))
+      if (document.activeElement !== field) field.value = String(now.more[field.dataset.more ?? ""] ?? "");
     for (const one of [...sizes, seed, runs, compared, ...Object.values(choosers)]) one.update();
     const uses = USES[now.view]?.look ?? [];
     for (const [name, one] of Object.entries(choosers)) one.element.hidden = !uses.includes(name);
@@ -257,7 +284,7 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
     const aside = now.view === "report" || compares;
     textBox.hidden = model.hidden = aside;
     compared.element.hidden = !compares || !offers.comparisons.length;
-    fresh.hidden = now.kind === "run" || (now.kind === "live" && running());
+    fresh.hidden = more.hidden = now.kind === "run" || (now.kind === "live" && running());
     trained.hidden = now.kind !== "run" || !offers.runs.length;
     noRuns.hidden = now.kind !== "run" || offers.runs.length > 0;
     updateOwn();

@@ -10,6 +10,7 @@
  * @property {number} heads
  * @property {number} layers
  * @property {number} seed
+ * @property {Record<string, string | number | boolean>} more of a fresh model, by the name of the option
  * @property {string} run the id of a trained model
  * @property {number} layer
  * @property {number} head
@@ -38,6 +39,7 @@ export function addressOf(place, home) {
   }
   for (const other of place.others) found.append("other", other);
   for (const [name, value] of Object.entries(place.options)) found.set(`o.${name}`, String(value));
+  for (const [name, value] of Object.entries(place.more)) found.set(`m.${name}`, String(value));
   return `#${found}`;
 }
 
@@ -49,7 +51,7 @@ export function addressOf(place, home) {
  */
 export function placeOf(address, home, text) {
   const found = new URLSearchParams(address.replace(/^#/, ""));
-  const place = { ...home, others: found.getAll("other").slice(0, 7), options: /** @type {Record<string, string | number>} */ ({}) };
+  const place = { ...home, others: found.getAll("other").slice(0, 7), options: /** @type {Record<string, string | number>} */ ({}), more: /** @type {Place["more"]} */ ({}) };
   for (const name of WORDS) if (found.has(name)) place[/** @type {"text"} */ (name)] = String(found.get(name));
   for (const name of NUMBERS) {
     const value = Number(found.get(name));
@@ -58,7 +60,18 @@ export function placeOf(address, home, text) {
   if (!["fresh", "run", "live"].includes(place.kind)) place.kind = home.kind;
   if (text !== undefined && !found.has("text")) place.text = text;
   for (const [name, value] of found) if (name.startsWith("o.") && value) place.options[name.slice(2)] = /^-?\d{1,9}$/.test(value) ? Number(value) : value;
+  for (const [name, value] of found) if (name.startsWith("m.") && value) place.more[name.slice(2)] = plain(value);
   return place;
+}
+
+/**
+ * What an option of a model was written as.
+ * @param {string} text
+ * @returns {string | number | boolean}
+ */
+export function plain(text) {
+  if (text === "true" || text === "false") return text === "true";
+  return text.trim() !== "" && Number.isFinite(Number(text)) ? Number(text) : text;
 }
 
 /**
@@ -68,9 +81,9 @@ export function placeOf(address, home, text) {
  * @returns {Record<string, unknown>}
  */
 export function modelOf(place, other) {
-  const { dim, heads, layers, seed } = place;
+  const { dim, heads, layers, seed, more } = place;
   const chosen = other ?? { fresh: `fresh:${place.position}`, run: `run:${place.run}`, live: "live" }[place.kind];
   if (chosen === "live") return { live: true };
   if (chosen.startsWith("run:")) return { run: chosen.slice(4) };
-  return { fresh: { position: chosen.replace(/^fresh:/, ""), dim, heads, layers, seed } };
+  return { fresh: { position: chosen.replace(/^fresh:/, ""), dim, heads, layers, seed, ...more } };
 }

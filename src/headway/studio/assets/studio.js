@@ -38,7 +38,7 @@ const LIVE = 700; // milliseconds between two looks at a model that trains
 function open(element, offers, strings) {
   const first = offers.first;
   /** @type {Place} */
-  const home = { view: first.view, text: first.text, kind: "fresh", ...first.model.fresh, run: offers.runs[0]?.id ?? "", layer: first.layer, head: first.head, query: first.query, column: first.column, others: [], results: "", options: {} };
+  const home = { view: first.view, text: first.text, kind: "fresh", ...first.model.fresh, run: offers.runs[0]?.id ?? "", layer: first.layer, head: first.head, query: first.query, column: first.column, others: [], results: "", options: {}, more: {} };
   /** What the address says, of views that there are. */
   const here = () => {
     const found = placeOf(location.hash, home, history.state?.text);

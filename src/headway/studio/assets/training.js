@@ -124,12 +124,12 @@ export function trainingPanel(words, training, { place, limits, wishes, started,
     field("steps", { type: "number", min: 1, max: limits.steps }));
 
   async function begin() {
-    const { position, dim, heads, layers, seed, text } = place();
+    const { position, dim, heads, layers, seed, more, text } = place();
     const rate = String(wishes.lr).trim();
     if (rate && !(Number(rate) > 0)) throw new Error(words.say("studio.live.lr.wrong", { given: rate }));
     await ask("/api/live", {
       text: wishes.source === "typed" ? text : "",
-      position, dim, heads, layers, seed,
+      position, dim, heads, layers, seed, ...more,
       optimizer: wishes.optimizer,
       lr: rate ? Number(rate) : null,
       steps: Number(wishes.steps),

@@ -3,20 +3,8 @@
  * Interpolated in OKLab (Ottosson 2020) and spaced by distance there, so that equal steps of a number look equal.
  */
 
-/** From lowest to highest; in the middle of "diverging" stands 0, and "cyclic" ends where it begins. */
-const POINTS = {
-  light: {
-    // pale where there is little, so that a map of shares is not a dark slab on a light page; hues as viridis has them
-    sequential: ["f3f1d6", "cfe3a0", "7fc98d", "35a28c", "23768d", "344c86", "3d0f58"],
-    diverging: ["0a3a78", "2f7fc0", "a3cbe5", "f0efea", "f2b59c", "cd5443", "74101f"],
-    cyclic: ["e2d9e2", "9ebbc9", "6785be", "5e43a5", "2f1436", "8e2c50", "b86857", "ccad9d", "e2d9e2"],
-  },
-  dark: {
-    sequential: ["440154", "472c7a", "3b518b", "2c718e", "21908d", "27ad81", "5cc863", "aadc32", "fde725"],
-    diverging: ["8fd0ff", "3f8fdc", "27517e", "2a2c30", "7d3a2c", "d9694a", "ffc09a"],
-    cyclic: ["2f1436", "5e43a5", "6785be", "9ebbc9", "e2d9e2", "ccad9d", "b86857", "8e2c50", "2f1436"],
-  },
-};
+import { THEME } from "./theme.js";
+
 const COUNT = 256;
 const FINE = 128; // points between two control points while measuring distances
 
@@ -34,7 +22,7 @@ export function colourTable(scale, dark) {
   const key = `${scale}/${dark}`;
   const known = made.get(key);
   if (known) return known;
-  const points = POINTS[dark ? "dark" : "light"][scale].map(fromHex);
+  const points = THEME.maps[dark ? "dark" : "light"][scale].map(fromHex);
   const halves = scale === "diverging" ? [points.slice(0, 4), points.slice(3)] : [points];
   const each = COUNT / halves.length;
   // 0 stands between the two middle colours, each half a step away from it

@@ -1,32 +1,20 @@
 /**
  * One fixed colour, dash and marker per method, by its name, in every figure of every report.
  * Hues follow families: rotary and its scalings blue, other rotations pink and ochre, fixed biases orange, learned ones
- * green, vectors for distances violet, what depends on the tokens teal. Colours live in style.css as
- * --hue-0 … --hue-7, one table per theme.
+ * green, vectors for distances violet, what depends on the tokens teal; see theme.json.
  */
+
+import { THEME } from "./theme.js";
 
 /** @typedef {{ hue: number, dash: number }} Style */
 
-/**
- * Solid, dashed, dotted, dash-dot, long dash, long dash-dot-dot, short dash: the index is also the marker's (circle,
- * square, triangle, diamond; from there hollow: ring, square, diamond).
- */
-export const DASHES = ["", "7 4", "2 3.5", "9 3.5 2 3.5", "15 5", "15 3.5 2 3.5 2 3.5", "4 2"];
+/** The index of a dash is also the marker's: circle, square, triangle, diamond; from there hollow: ring, square, diamond. */
+export const DASHES = THEME.dashes;
 const HOLLOW = 4;
-const HUES = 8;
-const [BLUE, ORANGE, GREEN, OCHRE, PINK, VIOLET, GREY, TEAL] = [0, 1, 2, 3, 4, 5, 6, 7];
+const HUES = THEME.hues.length;
 
-/** @type {Record<string, [number, number]>} */
-const KNOWN = {
-  rotary: [BLUE, 0], xpos: [BLUE, 1], interpolated: [BLUE, 2], yarn: [BLUE, 3], ntk: [BLUE, 4], longrope: [BLUE, 5], llama3: [BLUE, 6],
-  randomized: [PINK, 0], pope: [PINK, 1], fope: [PINK, 2], learned: [PINK, 3], hope: [PINK, 4], axial: [PINK, 5], comrope: [PINK, 6],
-  alibi: [ORANGE, 0], kerple: [ORANGE, 1], fire: [ORANGE, 2], sandwich: [ORANGE, 3], hopelorentz: [ORANGE, 4], grapea: [ORANGE, 5],
-  t5: [GREEN, 0], dape: [GREEN, 1], dynamicbias: [GREEN, 2], inkling: [GREEN, 3], dapev2: [GREEN, 4], swin: [GREEN, 5], swinv2: [GREEN, 6],
-  sinusoidal: [OCHRE, 1], sinusoidal2d: [OCHRE, 0], mrope: [OCHRE, 2], proportional: [OCHRE, 3], dynamicntk: [OCHRE, 4],
-  transformerxl: [VIOLET, 0], shaw: [VIOLET, 1], music: [VIOLET, 2], deberta: [VIOLET, 3], grapem: [VIOLET, 4],
-  none: [GREY, 2],
-  fox: [TEAL, 0], path: [TEAL, 1], cope: [TEAL, 2], stickbreaking: [TEAL, 3], selectiverotary: [TEAL, 4], grapeap: [TEAL, 5],
-};
+/** @type {Record<string, [number, number]>} a method's hue and dash: each family has a row of the theme */
+const KNOWN = Object.fromEntries(THEME.methods.flatMap((family, hue) => family.flatMap((name, dash) => (name ? [[name, [hue, dash]]] : []))));
 
 /**
  * @param {{ spec: string, name: string }[]} methods

@@ -1,4 +1,4 @@
-"""What a JSON file may hold, declared as data, and checked value by value before anything is done with it.
+"""What a value may be, declared as data: of settings, of what a JSON file holds, of what a page asks.
 
 A file of ours can be damaged, or written by a stranger. Each kind of file has one schema; what departs from it is
 refused in one sentence that names the file, the field, what was expected and what came.
@@ -7,6 +7,7 @@ refused in one sentence that names the file, the field, what was expected and wh
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -67,20 +68,43 @@ class Whole:
         """See :class:`Schema`."""
         if type(value) is int and self.least <= value <= self.most:
             return None
-        return _wrong(at, f"a whole number from {self.least} to {self.most}", value)
+        open_ = self.most == LARGEST and not (type(value) is int and value > LARGEST)
+        return _wrong(
+            at,
+            f"a whole number {f'of at least {self.least}' if open_ else f'from {self.least} to {self.most:,}'}",
+            value,
+        )
 
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number of at least ``least``."""
+    """A finite number of at least ``least`` and above ``above``, at most ``most`` and below ``below``."""
 
     least: float = -math.inf
+    above: float = -math.inf
+    most: float = math.inf
+    below: float = math.inf
 
     def problem(self, value: Any, at: str) -> str | None:
         """See :class:`Schema`."""
-        if is_number(value) and value >= self.least:
-            return None
-        return _wrong(at, "a finite number" + (f" of at least {self.least:g}" if self.least > -math.inf else ""), value)
+        inside = is_number(value) and self.above < value < self.below and self.least <= value <= self.most
+        return None if inside else _wrong(at, self.expected, value)
+
+    @property
+    def expected(self) -> str:
+        """In words.
+
+        >>> Number().expected, Number(above=0).expected, Number(0).expected, Number(0, below=1).expected
+        ('a finite number', 'a number above 0', 'a number of at least 0', 'a number in [0, 1)')
+        """
+        low, high = max(self.least, self.above), min(self.most, self.below)
+        if math.isfinite(low) and math.isfinite(high):
+            return (
+                f"a number in {'[' if low == self.least else '('}{low:g}, {high:g}{']' if high == self.most else ')'}"
+            )
+        if math.isfinite(low):
+            return f"a number {'of at least' if low == self.least else 'above'} {low:g}"
+        return "a finite number"
 
 
 @dataclass(frozen=True)
@@ -94,7 +118,33 @@ class Words:
         """See :class:`Schema`."""
         if isinstance(value, str) and len(value) <= self.longest and (not self.choices or value in self.choices):
             return None
+        if isinstance(value, str) and not self.choices:
+            return f"{at or 'its content'} of at most {self.longest:,} characters, got {len(value):,}"
         return _wrong(at, f"one of {', '.join(self.choices)}" if self.choices else "a text", value)
+
+
+@dataclass(frozen=True)
+class Identifier:
+    """A name of at most ``longest`` letters, digits, dots, dashes and underscores."""
+
+    longest: int
+
+    def problem(self, value: Any, at: str) -> str | None:
+        """See :class:`Schema`."""
+        fits = isinstance(value, str) and re.fullmatch(rf"[\w.-]{{1,{self.longest}}}", value, re.ASCII)
+        return None if fits else _wrong(at, "letters, digits, dots and dashes", value)
+
+
+@dataclass(frozen=True)
+class Exactly:
+    """This value and no other."""
+
+    of: Any
+
+    def problem(self, value: Any, at: str) -> str | None:
+        """See :class:`Schema`."""
+        fits = type(value) is type(self.of) and value == self.of
+        return None if fits else _wrong(at, "true" if self.of is True else repr(self.of), value)
 
 
 @dataclass(frozen=True)
@@ -140,14 +190,15 @@ class Either:
 
 @dataclass(frozen=True)
 class Many:
-    """A list, each entry of which is what ``of`` says."""
+    """A list of at most ``most``, each entry of which is what ``of`` says."""
 
     of: Schema
+    most: int = LARGEST
 
     def problem(self, value: Any, at: str) -> str | None:
         """See :class:`Schema`."""
-        if not isinstance(value, list):
-            return _wrong(at, "a list", value)
+        if not isinstance(value, list) or len(value) > self.most:
+            return _wrong(at, "a list" if self.most == LARGEST else f"a list of at most {self.most:,}", value)
         for number, one in enumerate(value):
             if (problem := self.of.problem(one, f"{at}[{number}]" if isinstance(one, list | dict) else at)) is not None:
                 return problem
@@ -209,8 +260,8 @@ def check(value: Any, schema: Schema, name: str) -> None:
 
     >>> check({"steps": [1, "2"]}, Record({"steps": Many(Whole(1))}), "history.json")
     Traceback (most recent call last):
-    headway.shapes.HeadwayError: expected steps to be a whole number from 1 to 9223372036854775807, got '2', in \
-history.json: it is damaged, or of another version of headway
+    headway.shapes.HeadwayError: expected steps to be a whole number of at least 1, got '2', in history.json: it is \
+damaged, or of another version of headway
     """
     if (problem := schema.problem(value, "")) is not None:
         raise HeadwayError(f"expected {problem}, in {name}: it is damaged, or of another version of headway")

@@ -1,4 +1,4 @@
-"""Any figure, or a whole view, as SVG for print: text as text, curves as vectors, each map as one small PNG.
+"""Any figure, or a whole view, as a matplotlib figure for print.
 
 Sizes are in points: a single column is 3.4 inches wide, two columns 7. White ground, the page's colours and dashes.
 """
@@ -6,14 +6,12 @@ Sizes are in points: a single column is 3.4 inches wide, two columns 7. White gr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from html import escape
 from typing import Any
 
 from headway.figures.values import (
     Bars,
-    Block,
     Columns,
     Dials,
     Figure,
@@ -30,12 +28,9 @@ from headway.figures.values import (
     evenly,
     same,
 )
-from headway.figures.words import LANGUAGES
-from headway.plot.charts import bars, dials, lines
-from headway.plot.maps import Scale, colour_bar, heatmap
-from headway.plot.sheet import Sheet
-from headway.plot.svg import FONTS, INK, QUIET, RULE, SMALL, TEXT, TITLE, clean, number, text_width, wrapped
-from headway.results.tables import sheet as table
+from headway.figures.words import LANGUAGES, number
+from headway.plot.panels import bars, colour_bar, dials, heatmap, lines, scale_of
+from headway.plot.sheet import INK, QUIET, RULE, SMALL, TEXT, TITLE, Drawing, Sheet, for_print, text_width, wrapped
 from headway.shapes import HeadwayError
 
 WIDTHS = {"single": 3.4, "double": 7.0}
@@ -52,7 +47,7 @@ _INNER = 3
 """Products that are written out of a sum, and rows of a table that fit beside others."""
 
 
-def svg(figure: View | Figure, *, language: str = "en", width: str = "single", caption: bool = True) -> str:
+def picture(figure: View | Figure, *, language: str = "en", width: str = "single", caption: bool = True) -> Drawing:
     """Draw a figure or a view for print.
 
     Args:
@@ -62,40 +57,27 @@ def svg(figure: View | Figure, *, language: str = "en", width: str = "single", c
         caption: write a view's title above it, and its finding, formula and notes below; a paper has its own caption.
 
     Returns:
-        An SVG file's text.
+        A matplotlib figure.
 
     Raises:
         HeadwayError: on a width or language that is not there.
 
     >>> from headway.figures.values import Bars, same
-    >>> text = svg(Bars(same("Weights"), ["a", "b"], [(same("head 0"), [0.25, 0.75])], same("α")))
-    >>> text[:4], 'width="3.4in"' in text
-    ('<svg', True)
+    >>> made = picture(Bars(same("Weights"), ["a", "b"], [(same("head 0"), [0.25, 0.75])], same("α")))
+    >>> len(made.axes), float(made.get_size_inches()[0])
+    (1, 3.4)
     """
     for what, given, known in (("language", language, LANGUAGES), ("width", width, tuple(WIDTHS))):
         if given not in known:
             raise HeadwayError(f"expected {what} one of {', '.join(known)}, got {given!r}")
-    sheet, wide = Sheet(language), 72 * WIDTHS[width]
-    if isinstance(figure, View):
-        bottom = _view(sheet, figure, 2.0, 0.0, wide - 4, caption)
-        title, about = sheet.said(figure.title), sheet.said(figure.finding)
-    else:
-        bottom = draw(sheet, figure, 2.0, 0.0, wide - 4)
-        title, about = sheet.said(figure.title), ""
-    high = math.ceil(bottom + 4)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" data-generator="headway" '
-        f'width="{WIDTHS[width]}in" height="{high / 72:.3f}in" viewBox="0 0 {wide:g} {high}" '
-        f'font-family="{escape(FONTS)}" role="img" lang="{language}">',
-        *([f"<title>{clean(title)}</title>"] if title else []),
-        *([f"<desc>{clean(about)}</desc>"] if about else []),
-        '<defs><pattern id="hatch" width="4" height="4" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-        f'<rect width="4" height="4" fill="#fff"/><line y2="4" stroke="{RULE}" stroke-width="1.6"/></pattern></defs>',
-        f'<rect width="{wide:g}" height="{high}" fill="#fff"/>',
-        *sheet.pen.parts,
-        "</svg>",
-    ]
-    return "\n".join(parts) + "\n"
+    wide = 72 * WIDTHS[width]
+    with for_print():
+        sheet = Sheet(language, wide)
+        if isinstance(figure, View):
+            bottom = _view(sheet, figure, 2.0, 0.0, wide - 4, caption)
+        else:
+            bottom = draw(sheet, figure, 2.0, 0.0, wide - 4)
+        return sheet.finish(math.ceil(bottom + 4))
 
 
 def draw(sheet: Sheet, figure: Figure, x: float, y: float, width: float) -> float:
@@ -131,13 +113,13 @@ def _view(sheet: Sheet, view: View, x: float, y: float, width: float, caption: b
         y = sheet.title(view.title, x, y, width, TITLE + 1.5) + 2
     y = _arranged(sheet, view.figures, x, y, width)
     if caption:
-        y = sheet.pen.lines(x, y, sheet.said(view.finding), width, TEXT + 0.5) + 2
+        y = sheet.lines(x, y, sheet.said(view.finding), width, TEXT + 0.5) + 2
         if view.formula:
             for line in view.formula.splitlines():
-                y = sheet.pen.lines(x, y, line, width, TEXT)
+                y = sheet.lines(x, y, line, width, TEXT)
             y += 2
         for note in view.notes:
-            y = sheet.pen.lines(x, y, sheet.said(note), width, SMALL, QUIET)
+            y = sheet.lines(x, y, sheet.said(note), width, SMALL, color=QUIET)
     return y
 
 
@@ -198,11 +180,11 @@ def _grid(sheet: Sheet, figure: Grid, x: float, y: float, width: float) -> float
         left = x
         for column, (text, room) in enumerate(zip(broken, need, strict=False)):
             for depth, line in enumerate(text):
-                at, anchor = (left, "start") if column == 0 else (left + room - 2, "end")
-                sheet.pen.text(at, y + size + depth * size * 1.25, line, size, anchor=anchor, fill=INK if n else QUIET)
+                at, anchor = (left, "left") if column == 0 else (left + room - 2, "right")
+                sheet.text(at, y + size + depth * size * 1.25, line, size, ha=anchor, color=INK if n else QUIET)
             left += room
         y += max(map(len, broken)) * size * 1.25 + 3
-        sheet.pen.line(x, y - 0.5, left, y - 0.5, RULE if n else QUIET)
+        sheet.rule(x, y - 0.5, left - x, RULE if n else QUIET)
     return y + 2
 
 
@@ -212,7 +194,7 @@ def _wall(sheet: Sheet, figure: Wall, x: float, y: float, width: float) -> float
     if not figure.tiles:
         return y
     maps = [one for _, one, _ in figure.tiles]
-    scale, across, room = Scale.of(*maps), max(1, figure.columns), 44.0
+    scale, across, room = scale_of(*maps), max(1, figure.columns), 44.0
     each = (width - room - 4 * (across - 1)) / across
     top = y
     for start in range(0, len(figure.tiles), across):
@@ -239,7 +221,7 @@ def _product(sheet: Sheet, figure: Product, x: float, y: float, width: float) ->
         one = Heatmap(same(f"{name}  {block.shape[0]} × {block.shape[1]}"), block, (), (), axes, "diverging")
         ends.append(heatmap(sheet, one, left, y, wide, bare=True))
         left += wide + _GAP
-    return sheet.pen.lines(x, max(ends) + 2, worked_out(figure), width) + 2
+    return sheet.lines(x, max(ends) + 2, worked_out(figure), width) + 2
 
 
 def worked_out(figure: Product) -> str:
@@ -266,82 +248,12 @@ def _steps(sheet: Sheet, figure: Steps, x: float, y: float, width: float) -> flo
     """A strip of the stages, then each with its formula, its shape and what it makes."""
     y = sheet.title(figure.title, x, y, width)
     strip = " → ".join(sheet.said(stage.label) for stage in figure.stages)
-    y = sheet.pen.lines(x, y, strip, width, TEXT, QUIET) + 4
+    y = sheet.lines(x, y, strip, width, color=QUIET) + 4
     for stage in figure.stages:
         told = f"{stage.formula}   {stage.shape}".strip()
         y = sheet.title(stage.label, x, y, width)
         if told:
-            y = sheet.pen.lines(x, y - 2, told, width, TEXT, QUIET)
-        y = sheet.pen.lines(x, y, sheet.said(stage.said), width) + 4
+            y = sheet.lines(x, y - 2, told, width, color=QUIET)
+        y = sheet.lines(x, y, sheet.said(stage.said), width) + 4
         y = _arranged(sheet, stage.figures, x, y, width)
     return y
-
-
-# --- the numbers ----------------------------------------------------------------------------------------------------
-
-
-def to_csv(figure: View | Figure, language: str = "en") -> str:
-    """The numbers that a figure or a view shows, as CSV: one row each, with the figure it belongs to first.
-
-    Args:
-        figure: what.
-        language: of the names.
-
-    >>> from headway.figures.values import Bars, same
-    >>> print(to_csv(Bars(same("Weights"), ["a"], [(same("head 0"), [0.25])], same("α"))).replace("\\r", ""))
-    figure,row,column,value
-    Weights,head 0,a,0.25
-    <BLANKLINE>
-    """
-    return table(("figure", "row", "column", "value"), _cells(figure, language))
-
-
-def _cells(figure: Any, language: str, path: str = "") -> Iterator[tuple[Any, ...]]:
-    if isinstance(figure, View):
-        for one in figure.figures:
-            yield from _cells(one, language)
-        return
-    name = " / ".join(part for part in (path, figure.title[language]) if part)
-    match figure:
-        case Heatmap():
-            yield from _matrix(name, figure.values, figure.rows, figure.columns, figure.hidden)
-        case Tiles():
-            one = figure.overview
-            yield from _matrix(name, one.values, one.rows, one.columns, one.hidden)
-        case Lines():
-            for line in figure.lines:
-                label = line.label[language]
-                for what, held in ((label, line.values), (f"{label} low", line.low), (f"{label} high", line.high)):
-                    yield from ((name, what, *pair) for pair in zip(figure.x, held or (), strict=False))
-        case Bars() | Dials():
-            for said, held in figure.series if isinstance(figure, Bars) else figure.hands:
-                yield from ((name, said[language], *pair) for pair in zip(figure.labels, held, strict=True))
-        case Grid():
-            heads = [column[language] for column in figure.columns[1:]]
-            for said, cells in figure.rows:
-                yield from ((name, said[language], *pair) for pair in zip(heads, cells, strict=False))
-        case Wall():
-            for said, one, _ in figure.tiles:
-                yield from _matrix(f"{name} / {said[language]}", one.values, one.rows, one.columns, one.hidden)
-        case Product():
-            for what, block in zip(figure.names, (figure.left, figure.right, figure.out), strict=True):
-                yield from _matrix(f"{name} / {what}", block, (), (), None)
-        case Steps():
-            for stage in figure.stages:
-                for one in stage.figures:
-                    yield from _cells(one, language, f"{name} / {stage.label[language]}")
-        case Film() | Columns():
-            for said, figures in figure.frames if isinstance(figure, Film) else figure.columns:
-                for one in figures:
-                    yield from _cells(one, language, f"{name} / {said[language]}")
-
-
-def _matrix(
-    name: str, block: Block, rows: Sequence[str], columns: Sequence[str], hidden: Block | None
-) -> Iterator[tuple[Any, ...]]:
-    height, width = block.shape
-    for i in range(height):
-        for j in range(width):
-            at = i * width + j
-            value = None if hidden is not None and hidden.values[at] else block.values[at]
-            yield name, rows[i] if i < len(rows) else i, columns[j] if j < len(columns) else j, value

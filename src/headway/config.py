@@ -1,0 +1,114 @@
+"""The options of a Transformer, and what they may be; nothing here needs torch, so the command line can list them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
+
+from headway.schema import Number, Whole, Words, shown
+from headway.settings import Settings
+from headway.shapes import HeadShape
+
+KINDS = ("decoder", "encoder", "encoder-decoder")
+NORMS = ("rms", "layer")
+ACTIVATIONS = ("gelu", "swiglu")
+INITS = ("xavier", "normal", "gpt2", "t5", "orthogonal")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+WIDEST, DEEPEST, MOST, STEPS = 1 << 16, 1024, 1 << 24, 1_000_000
+"""The greatest width or number of heads, of layers, of things counted (tokens, windows), and of steps of a run: every
+checkpoint holds the record of all steps so far."""
+
+Width = Annotated[int, Whole(1, WIDEST)]
+MaybeWidth = Annotated[int | None, Whole(1, WIDEST)]
+
+
+class Method(Protocol):
+    """A position method: :class:`headway.positions.Position`."""
+
+    def spec(self) -> str:
+        """Its text."""
+        ...
+
+
+class OfMethod:
+    """A position method or its text; None is none."""
+
+    def problem(self, value: Any, at: str) -> str | None:
+        """See :class:`headway.schema.Schema`."""
+        fits = value is None or isinstance(value, str) or hasattr(value, "spec")
+        return None if fits else f"{at} to be a position method or its text, as rotary, got {shown(value)}"
+
+
+@dataclass(frozen=True)
+class TransformerConfig(Settings):
+    """The options of a :class:`Transformer`; the one list of them.
+
+    Args:
+        vocab: number of different tokens.
+        dim: width of the model.
+        layers: number of layers, of each stack.
+        heads: query heads.
+        kv_heads: key and value heads; default ``heads``.
+        head_dim: width of a head; default dim / heads.
+        hidden: width of the MLP; default 4·dim (gelu) or 8/3·dim (swiglu).
+        position: the position method, as rotary or rotary(base=500000). All layers share the object, unless the method
+            is one whose layers have their own parameters (``per_layer``), or ``share_position`` says so.
+        share_position: one object for all layers, or one per layer; default as the method's paper does.
+        kind: what it is: decoder (causal), encoder (sees all) or encoder-decoder; in the last, the decoder's cross
+            attention has no position, and the encoder's method is the same with ``bidirectional`` on where it has that
+            switch.
+        norm: the norm, rms (arXiv:1910.07467) or layer (arXiv:1607.06450).
+        post_norm: norm after adding to the residual stream, as in Vaswani et al., instead of before.
+        activation: of the MLP: gelu or swiglu.
+        bias: biases on all matrices.
+        init: how matrices start: xavier, normal, gpt2, t5 or orthogonal, see :func:`headway.init.initialise`; the
+            embedding is N(0, 1/dim), multiplied by √dim when read.
+        scale: multiplies q·k; default 1/√d_k.
+        qk_norm: normalise queries and keys; this and the next three as in :class:`headway.Attention`, for the self
+            attention of both sides.
+        softcap: keep scores within ±softcap before position is added.
+        sinks: a learned score per head for attending to nothing.
+        log_scale: the training length, to keep attention as sharp beyond it.
+        tie: use the embedding as the output matrix too.
+        dropout: share of each layer's output set to zero in training.
+        backend: what computes attention, as auto, sdpa or native, see :func:`headway.functional.attend`.
+
+    Raises:
+        HeadwayError: on values that do not fit, with what would.
+
+    >>> TransformerConfig(vocab=256, position="alibi").heads
+    4
+    """
+
+    vocab: Annotated[int, Whole(1, 2**31)]
+    dim: Width = 128
+    layers: Annotated[int, Whole(1, DEEPEST)] = 3
+    heads: Width = 4
+    kv_heads: MaybeWidth = None
+    head_dim: MaybeWidth = None
+    hidden: Annotated[int | None, Whole(1, 4 * WIDEST)] = None
+    position: Annotated[Method | str | None, OfMethod()] = "rotary"
+    share_position: bool | None = None
+    kind: Annotated[str, Words(KINDS)] = "decoder"
+    norm: Annotated[str, Words(NORMS)] = "rms"
+    post_norm: bool = False
+    activation: Annotated[str, Words(ACTIVATIONS)] = "gelu"
+    bias: bool = False
+    init: Annotated[str, Words(INITS)] = "xavier"
+    scale: Annotated[float | None, Number()] = None
+    qk_norm: bool = False
+    softcap: Annotated[float | None, Number(above=0)] = None
+    sinks: bool = False
+    log_scale: Annotated[int | None, Whole(2)] = None
+    tie: bool = True
+    dropout: Annotated[float, Number(0, below=1)] = 0.0
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        HeadShape.of(self.dim, self.heads, self.kv_heads, self.head_dim)
+
+    def plain(self) -> dict[str, Any]:
+        """The options as JSON takes them, the position method as its text."""
+        position = "none" if self.position is None else self.position
+        return {**super().plain(), "position": position if isinstance(position, str) else position.spec()}
