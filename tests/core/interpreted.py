@@ -119,7 +119,7 @@ def tile(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[tuple[int, int]]
     """Make tiles small, so that few tokens make many of them."""
 
     def small(sizes: tuple[int, int]) -> None:
-        def blocks(kernel: str, *_: Any, **__: Any) -> attention.Blocks:
+        def blocks(kernel: str, *_: Any) -> attention.Blocks:
             queries, keys = sizes
             own = {"walk": (queries, queries), "entries": (16, keys), "keys": (keys, queries)}
             return attention.Blocks(*own.get(kernel, sizes), 4, 1)

@@ -75,6 +75,8 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     blocks = None
     if seen is not None:
         blocks = block_mask(seen, batch, heads, queries, call.k.shape[2], device=str(call.q.device))
+    # what terms look up would be staged in shared memory ahead of use, and there is not enough of it
+    options = {"num_stages": 1} if call.score_terms else None
     out: Tensor = attention(
         call.q,
         call.k,
@@ -83,6 +85,7 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
         block_mask=blocks,
         scale=call.scale,
         enable_gqa=call.groups > 1,
+        kernel_options=options,
     )
     return out
 
@@ -148,13 +151,14 @@ def _by_distance(term: ByDistance, away: PairBias, heads: int, wide: torch.dtype
     table, left, last = term.table.to(wide).expand(heads, -1), term.left, term.table.shape[1] - 1
     if term.tails is None:
         return lambda b, h, i, j: table[h, (away(b, h, i, j) + left).clamp(0, last)]
-    tails = term.tails.to(wide).expand(heads, -1)
+    # one tensor each: FlexAttention gives no gradient to a tensor that is looked up twice
+    past, future = term.tails.to(wide).expand(heads, -1).unbind(1)
 
     def bias(b: Index, h: Index, i: Index, j: Index) -> Tensor:
         entry = away(b, h, i, j) + left
         served = entry.clamp(0, last)
         before, after = (served - entry).clamp(min=0), (entry - served).clamp(min=0)
-        return table[h, served] + tails[h, 0] * before + tails[h, 1] * after
+        return table[h, served] + past[h] * before + future[h] * after
 
     return bias
 

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import torch
 
 from headway.backends import BACKENDS
-from headway.bench.bars import measure_bars
+from headway.bench.bars import bars, measure_bars
 from headway.bench.cases import Case
 from headway.bench.contenders import materialised, ours
 from headway.bench.measure import environment
@@ -53,15 +53,16 @@ def bench(
     [('none', 'ok'), ('t5', 'ok')]
     """
     rows: list[Row] = []
+    # the bars have their own methods, lengths and shapes
+    dtype = bars(settings.device)[0].case.torch_dtype if settings.bars else getattr(torch, settings.dtype)
     given = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
     results: dict[str, Any] = {
         "format": FORMAT,
         "kind": "bench",
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": command,
-        # the bars have their own methods, lengths and shapes
         "settings": {name: given[name] for name in ("bars", "device", "rounds")} if settings.bars else given,
-        "environment": environment(getattr(torch, settings.dtype), settings.device),
+        "environment": environment(dtype, settings.device),
         "complete": True,
         "rows": [],
         "bars": [],

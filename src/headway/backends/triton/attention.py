@@ -47,33 +47,35 @@ class Blocks:
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
-def blocks(kernel: str, dtype: torch.dtype, width: int, *, terms: bool = False) -> Blocks:
-    """Tile sizes of a kernel for a head width: what registers and shared memory of an H100 hold without spilling.
+HALF = {
+    "forward": (Blocks(128, 64, 4, 3), Blocks(64, 64, 4, 3), Blocks(64, 32, 4, 2)),
+    "keys": (Blocks(128, 64, 4, 2), Blocks(64, 64, 4, 2), Blocks(32, 64, 8, 2)),
+    "queries": (Blocks(64, 64, 4, 3), Blocks(64, 32, 4, 3), Blocks(64, 32, 4, 2)),
+    "walk": (Blocks(64, 64, 4, 2), Blocks(64, 64, 8, 3), Blocks(32, 32, 4, 2)),
+    "entries": (Blocks(16, 32, 4, 1),) * 3,
+}
+"""Tiles by kernel, for bfloat16 and float16, and heads up to 64, 128 and 256 wide: of those that fit shared memory and
+registers the fastest on an H100. "keys" finds dk and dv, "queries" dq, "walk" and "entries" the table's gradient."""
+SINGLE = {
+    "forward": (Blocks(64, 32, 4, 2), Blocks(64, 32, 4, 1), Blocks(32, 16, 4, 1)),
+    "keys": (Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 1), Blocks(16, 16, 4, 1)),
+    "queries": (Blocks(64, 32, 4, 1), Blocks(32, 32, 4, 1), Blocks(16, 16, 4, 1)),
+    "walk": (Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 1), Blocks(16, 16, 4, 1)),
+    "entries": (Blocks(16, 32, 4, 1),) * 3,
+}
+"""The same for float32."""
+
+
+def blocks(kernel: str, dtype: torch.dtype, width: int) -> Blocks:
+    """Tile sizes of a kernel.
 
     Args:
-        kernel: "forward", "keys" (dk, dv), "queries" (dq), "walk" or "entries" (the table's gradient).
-        dtype: of q, k and v; float32 has no tensor cores at full precision.
+        kernel: see :data:`HALF`.
+        dtype: of q, k and v.
         width: the wider of D and D_v.
-        terms: whether there is a table or rows: their tiles want registers too, and their loop shared memory.
     """
-    wide = dtype is torch.float32
-    if kernel == "walk":
-        if wide:
-            return Blocks(16, 16, 4, 1)
-        return Blocks(64, 64, 4, 2) if width <= 128 else Blocks(32, 32, 4, 2)
-    if kernel == "entries":
-        return Blocks(16, 32, 4, 1)
-    if wide:  # products on the ordinary units, unrolled: larger tiles fill no tensor core, only registers
-        return Blocks(32 if width <= 64 else 16, 32, 4, 1) if kernel == "forward" else Blocks(16, 16, 4, 1)
-    if kernel == "forward" and width <= 64:
-        return Blocks(128, 64, 8, 2) if terms else Blocks(128, 64, 4, 3)
-    if kernel == "forward":
-        return Blocks(128, 64, 8, 2 if terms else 3) if width <= 128 else Blocks(64, 32, 4, 3)
-    if width > 128:
-        return Blocks(32, 64, 8, 1) if kernel == "keys" else Blocks(64, 32, 4, 2)
-    if width <= 64:
-        return Blocks(64, 64, 4, 2 if terms else 3)
-    return Blocks(64, 128, 8, 2) if kernel == "keys" else Blocks(128, 64, 8, 2)
+    sizes = (SINGLE if dtype is torch.float32 else HALF)[kernel]
+    return sizes[(width > 64) + (width > 128)]
 
 
 MANY = 32
@@ -215,8 +217,7 @@ class Launch:
 
     def common(self, kernel: str) -> tuple[dict[str, Any], Blocks]:
         """What every kernel over tiles is given, and its blocks."""
-        terms = self.table is not None or self.rows is not None
-        sizes = blocks(kernel, self.q.dtype, max(self.dim, self.dim_v), terms=terms)
+        sizes = blocks(kernel, self.q.dtype, max(self.dim, self.dim_v))
         given = {
             "q": self.q, "k": self.k, "v": self.v,
             **_strides(q=self.q, k=self.k, v=self.v),

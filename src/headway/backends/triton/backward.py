@@ -43,7 +43,11 @@ def deltas(
     q, out, dout, lse, delta, q_norms, lse_floor, sq_b, sq_h, sq_n, so_b, so_h, so_n, heads, queries, q_blocks,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """delta of each query; of each block of queries the largest |q| and −least lse, if wanted. Grid: (B·H, blocks)."""
+    """delta of each query; of each block of queries the largest |q| and −least lse, if wanted. Grid: (B·H, blocks).
+
+    Args:
+        lse_floor: in the units of scores, not of log 2.
+    """
     bh, x = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b, h = bh // heads, bh % heads
     m = x * BM + tl.arange(0, BM)
@@ -54,7 +58,7 @@ def deltas(
         w = load_rows(q + b * sq_b + h * sq_h, m, sq_n, queries, D, BD, True).to(tl.float32)
         tl.store(q_norms + bh * q_blocks + x, tl.sqrt(tl.max(tl.sum(w * w, 1))))
         floor = tl.min(tl.load(lse + bh * queries + m, mask=m < queries, other=float("inf")))
-        tl.store(lse_floor + bh * q_blocks + x, -floor)
+        tl.store(lse_floor + bh * q_blocks + x, -floor / LOG2E)
 
 
 @triton.jit(
