@@ -16,7 +16,7 @@ FLOORS = (
     ("_version", "characters"),
     ("shapes", "display"),
     ("output", "schema"),
-    ("memory", "console", "settings"),
+    ("memory", "console", "settings", "integers"),
     ("config",),
     ("masks",),
     ("terms",),
@@ -42,8 +42,8 @@ FLOORS = (
 )
 """From the ground up; a part imports from the floors below its own, and from itself."""
 ALLOWED = {
-    "positions": {"shapes", "display", "characters", "masks", "terms", "positions"},
-    "backends": {"shapes", "masks", "terms", "backends"},
+    "positions": {"shapes", "display", "characters", "integers", "masks", "terms", "positions"},
+    "backends": {"shapes", "integers", "masks", "terms", "backends"},
     "figures": {"figures", "display"},
     "results": {"results", "figures"},
     "web": {"web", "figures", "_version"},
@@ -99,6 +99,19 @@ def test_what_is_drawn_needs_no_torch(path: Path) -> None:
     assert not any(
         module[0] in ("torch", *(("numpy",) if part_of(path) != "plot" else ())) for module in imported(path)
     )
+
+
+LONG = 60
+"""Lines that a function may have, its docstring aside; kernels may have more."""
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if "triton" not in path.parts], ids=lambda path: path.stem)
+def test_functions_have_one_purpose(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+            length = (node.end_lineno or 0) - body[0].lineno + 1
+            assert length <= LONG, f"{node.name} has {length} lines: divide it by what its parts are for"
 
 
 def files_imported() -> dict[str, set[str]]:

@@ -19,19 +19,8 @@ from headway.backends import BACKENDS
 from headway.cache import KVCache, Tokens
 from headway.functional import attend_checked, check
 from headway.init import check_init, initialise
-from headway.masks import (
-    FAR,
-    Array,
-    Documents,
-    Integers,
-    Mask,
-    as_integers,
-    as_mask,
-    as_positions,
-    in_range,
-    parts,
-    reach,
-)
+from headway.integers import FAR, Array, Integers, as_integers, as_positions, in_range, readable
+from headway.masks import Documents, Mask, as_mask, parts, reach
 from headway.positions import NoPosition, Position, parse
 from headway.positions.along import Before, interleaved, out_of_order
 from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief
@@ -366,8 +355,7 @@ class Attention(nn.Module):
 
     def _ordered(self, pos: Int[Tensor, "#batch tokens"], mask: Mask | None) -> None:
         """Refuse shuffled tokens where a method goes by their order, as far as positions and documents show it."""
-        looked_at = pos.device.type == "cpu" and not torch.compiler.is_compiling()
-        if not self.position.sequential or pos.shape[1] < 2 or not looked_at:
+        if not self.position.sequential or pos.shape[1] < 2 or not readable(pos):
             return
         documents = next((part for part in parts(mask) if isinstance(part, Documents)), None)
         ids = None if documents is None else torch.as_tensor(documents.ids, device=pos.device)
@@ -405,7 +393,7 @@ class Attention(nn.Module):
         if not self.position.neighbours:
             return None
         order = (k_pos >= 0).cumsum(1) if cache is None or len(cache) == 0 else cache.order
-        if k_pos.device.type == "cpu" and not torch.compiler.is_compiling():
+        if readable(k_pos):
             steps = (order.diff(dim=1) == 1) | (k_pos[:, :-1] < 0) & (order[:, :-1] == 0)
             return None if bool(steps.all()) else order
         return order

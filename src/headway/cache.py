@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from headway.integers import readable
 from headway.shapes import HeadwayError
 
 
@@ -224,7 +225,7 @@ class KVCache:
         pos = held["pos"]
         if not self._length:
             return {n: t.new_full((t.shape[0], *t.shape[2:]), -1 if n == "pos" else 0) for n, t in held.items()}
-        if pos.device.type == "cpu" and not torch.compiler.is_compiling() and bool((pos[:, -1] >= 0).all()):
+        if readable(pos) and bool((pos[:, -1] >= 0).all()):
             return {name: tensor[:, -1] for name, tensor in held.items()}
         number = torch.arange(self._length, device=pos.device)
         place = torch.where(pos >= 0, number, 0).amax(1)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from headway.backends import BACKENDS, SHIPPED
 from headway.backends.base import Backend, Call
-from headway.masks import Array, Before, Causal, Dense, Integers, Mask, as_mask, as_positions, fitted
+from headway.integers import Array, Integers, as_positions, readable
+from headway.masks import Before, Causal, Dense, Mask, as_mask, fitted
 from headway.positions.base import Position
 from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief, contents
 from headway.terms import AnyTerm
@@ -85,8 +86,7 @@ def attend_checked(call: Call, backend: str) -> Float[Tensor, "batch heads queri
     """What :func:`attend` does after :func:`check`."""
     route = _choose(call, backend)
     run = _load(route).run
-    eager = call.q.device.type == "cpu" and not torch.compiler.is_compiling()
-    if eager and not call.training and getattr(_load(route), "SHOWS_NAN", False):
+    if readable(call.q) and not call.training and getattr(_load(route), "SHOWS_NAN", False):
         # looking at the result instead of at what it was made from reads a long cache once, not twice
         out = run(call)
         if math.isfinite(out.sum()):
@@ -127,62 +127,17 @@ def check(
     Args:
         looked_at: whether the values of positions are known to be in range, as those of a cache are.
     """
-    for name, given in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(given, Tensor):
-            raise HeadwayError(f"expected {name} as a tensor, got {type(given).__name__}")
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-    if not (q.ndim == k.ndim == v.ndim == 4):
-        raise HeadwayError(f"expected q, k and v of shape (batch, heads, tokens, head width), got {shapes}")
-    if not (q.shape[0] == k.shape[0] == v.shape[0]):
-        raise HeadwayError(f"expected q, k and v of one batch size, got {shapes}")
-    if q.shape[3] != k.shape[3]:
-        raise HeadwayError(f"expected queries and keys of one head width, got {shapes}")
-    if k.shape[1:3] != v.shape[1:3]:
-        raise HeadwayError(f"expected as many values as keys, in as many heads, got {shapes}")
-    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        raise HeadwayError(f"expected the key heads to divide the query heads, got {shapes}")
-    if not (q.dtype == k.dtype == v.dtype) or not q.is_floating_point():
-        raise HeadwayError(f"expected q, k and v of one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
-    if not (q.device == k.device == v.device):
-        raise HeadwayError(f"expected q, k and v on one device, got {q.device}, {k.device}, {v.device}")
+    _check_tensors(q, k, v)
     scale = max(q.shape[-1], 1) ** -0.5 if scale is None else as_number(scale, "a finite scale")
     if softcap is not None:
         softcap = as_number(softcap, "a finite softcap above 0, or None", 0)
     if sinks is not None:
-        if not isinstance(sinks, Tensor) or not sinks.is_floating_point():
-            got = sinks.dtype if isinstance(sinks, Tensor) else type(sinks).__name__
-            raise HeadwayError(f"expected sinks as a tensor of floats, one per query head, got {got}")
-        if tuple(sinks.shape) != (q.shape[1],) or sinks.device != q.device:
-            raise HeadwayError(
-                f"expected sinks of shape ({q.shape[1]},), one per query head, on {q.device}, "
-                f"got {tuple(sinks.shape)} on {sinks.device}"
-            )
+        _check_sinks(sinks, q)
     mask = fitted(as_mask(mask), q.shape[0], q.shape[2], k.shape[2], q.device)
-    if not isinstance(normalise, str):
-        raise HeadwayError(f"expected normalise as text, 'softmax' or 'stickbreaking', got {brief(normalise)}")
-    if normalise in ("stickbreaking", "stickbreaking+remainder"):
-        if sinks is not None:
-            raise HeadwayError(
-                "expected no sinks with normalise='stickbreaking', whose weights sum to less than 1 already, got some: "
-                "leave them out"
-            )
-        remainder = normalise != "stickbreaking"
-        if remainder and q.shape[2] > k.shape[2]:
-            raise HeadwayError(
-                f"expected a key of its own for each query, which takes the remainder of the stick, got {q.shape[2]} "
-                f"queries and {k.shape[2]} keys: use normalise='stickbreaking'"
-            )
-        past: Mask = Causal() if remainder else Before()
+    past = _check_normalise(normalise, q, k, sinks)
+    if past is not None:
         mask = past if mask is None else mask & past
-    if not isinstance(terms, Sequence) or isinstance(terms, str | bytes):
-        raise HeadwayError(f"expected a tuple or list of terms of headway.terms, got {type(terms).__name__}")
-    for term in terms:
-        if not isinstance(term, AnyTerm):
-            raise HeadwayError(f"expected terms of headway.terms, got {type(term).__name__}")
-        for name, held in contents(term).items():
-            if isinstance(held, Tensor) and held.device != q.device:
-                raise HeadwayError(f"expected the {name} of {type(term).__name__} on {q.device}, got {held.device}")
-        term.fits(q.shape[1], q.shape[2], k.shape[2], v.shape[3])
+    _check_terms(terms, q, k, v)
     queries, keys = q.shape[2], k.shape[2]
     compared = len(terms) > 0 or not (mask is None or isinstance(mask, Dense))
     if queries != keys and compared and (q_pos is None or k_pos is None):
@@ -207,6 +162,71 @@ def check(
         softcap,
         sinks,
     )
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    for name, given in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(given, Tensor):
+            raise HeadwayError(f"expected {name} as a tensor, got {type(given).__name__}")
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if not (q.ndim == k.ndim == v.ndim == 4):
+        raise HeadwayError(f"expected q, k and v of shape (batch, heads, tokens, head width), got {shapes}")
+    if not (q.shape[0] == k.shape[0] == v.shape[0]):
+        raise HeadwayError(f"expected q, k and v of one batch size, got {shapes}")
+    if q.shape[3] != k.shape[3]:
+        raise HeadwayError(f"expected queries and keys of one head width, got {shapes}")
+    if k.shape[1:3] != v.shape[1:3]:
+        raise HeadwayError(f"expected as many values as keys, in as many heads, got {shapes}")
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise HeadwayError(f"expected the key heads to divide the query heads, got {shapes}")
+    if not (q.dtype == k.dtype == v.dtype) or not q.is_floating_point():
+        raise HeadwayError(f"expected q, k and v of one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if not (q.device == k.device == v.device):
+        raise HeadwayError(f"expected q, k and v on one device, got {q.device}, {k.device}, {v.device}")
+
+
+def _check_sinks(sinks: Tensor, q: Tensor) -> None:
+    if not isinstance(sinks, Tensor) or not sinks.is_floating_point():
+        got = sinks.dtype if isinstance(sinks, Tensor) else type(sinks).__name__
+        raise HeadwayError(f"expected sinks as a tensor of floats, one per query head, got {got}")
+    if tuple(sinks.shape) != (q.shape[1],) or sinks.device != q.device:
+        raise HeadwayError(
+            f"expected sinks of shape ({q.shape[1]},), one per query head, on {q.device}, "
+            f"got {tuple(sinks.shape)} on {sinks.device}"
+        )
+
+
+def _check_normalise(normalise: str, q: Tensor, k: Tensor, sinks: Tensor | None) -> Mask | None:
+    """What stick-breaking hides besides: all but the past."""
+    if not isinstance(normalise, str):
+        raise HeadwayError(f"expected normalise as text, 'softmax' or 'stickbreaking', got {brief(normalise)}")
+    if normalise not in ("stickbreaking", "stickbreaking+remainder"):
+        return None
+    if sinks is not None:
+        raise HeadwayError(
+            "expected no sinks with normalise='stickbreaking', whose weights sum to less than 1 already, got some: "
+            "leave them out"
+        )
+    if normalise == "stickbreaking":
+        return Before()
+    if q.shape[2] > k.shape[2]:
+        raise HeadwayError(
+            f"expected a key of its own for each query, which takes the remainder of the stick, got {q.shape[2]} "
+            f"queries and {k.shape[2]} keys: use normalise='stickbreaking'"
+        )
+    return Causal()
+
+
+def _check_terms(terms: Sequence[AnyTerm], q: Tensor, k: Tensor, v: Tensor) -> None:
+    if not isinstance(terms, Sequence) or isinstance(terms, str | bytes):
+        raise HeadwayError(f"expected a tuple or list of terms of headway.terms, got {type(terms).__name__}")
+    for term in terms:
+        if not isinstance(term, AnyTerm):
+            raise HeadwayError(f"expected terms of headway.terms, got {type(term).__name__}")
+        for name, held in contents(term).items():
+            if isinstance(held, Tensor) and held.device != q.device:
+                raise HeadwayError(f"expected the {name} of {type(term).__name__} on {q.device}, got {held.device}")
+        term.fits(q.shape[1], q.shape[2], k.shape[2], v.shape[3])
 
 
 def _load(name: str) -> Backend:
@@ -269,7 +289,7 @@ def _isolate(call: Call) -> tuple[Call, Bool[Tensor, "batch heads queries"] | No
     # on a CPU one look is nearly free; elsewhere it would wait for the device, so the work is done unasked
     per_query = [x for term in call.row_terms for x in term.per_query]
     per_key = [x for term in call.row_terms for x in term.per_key]
-    if call.q.device.type == "cpu" and not torch.compiler.is_compiling():
+    if readable(call.q):
         with torch.no_grad():
             if math.isfinite(sum(x.sum() for x in (call.q, call.k, call.v, *per_query, *per_key))):
                 return call, None

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 
 LARGEST = 2**63 - 1
 """The largest whole number of a field, unless it says otherwise."""
@@ -43,7 +43,7 @@ def shown(value: Any) -> str:
     if isinstance(value, str):
         return repr(value[:40] + "…" if len(value) > 40 else value)
     # a whole number of thousands of digits has no text
-    return repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a number of more than 40 digits"
+    return brief(value) if not isinstance(value, int) or abs(value) < 10**40 else "a number of more than 40 digits"
 
 
 def is_number(value: Any) -> bool:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from headway.attention import Attention, as_coordinates, renumbers
 from headway.cache import KVCache
 from headway.init import initialise
-from headway.masks import Causal, Integers, Mask, as_positions
+from headway.integers import Integers, as_positions, readable
+from headway.masks import Causal, Mask
 from headway.positions import Position
 from headway.shapes import HeadShape, HeadwayError
 
@@ -237,7 +238,7 @@ class Stack(nn.Module):
                 f"expected tokens on {self.embedding.weight.device}, where the weights are, got {tokens.device}"
             )
         # on a CPU a look at the ids is nearly free; a GPU stops on a bad id by itself
-        if tokens.device.type == "cpu" and not torch.compiler.is_compiling() and tokens.numel():
+        if readable(tokens) and tokens.numel():
             low, high = (int(end) for end in torch.aminmax(tokens))
             if low < 0 or high >= self.embedding.num_embeddings:
                 raise HeadwayError(

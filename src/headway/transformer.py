@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from headway.attention import Attention, as_method
 from headway.config import TransformerConfig as TransformerConfig
-from headway.masks import Array, Integers, Mask, as_mask, as_positions
+from headway.integers import Array, Integers, as_positions
+from headway.masks import Mask, as_mask
 from headway.positions import NoPosition, Position, extend
 from headway.shapes import HeadShape, HeadwayError
 from headway.stack import MLP, Cache, Stack

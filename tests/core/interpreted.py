@@ -19,7 +19,8 @@ from headway.backends import triton as backend
 from headway.backends.base import Call
 from headway.backends.triton import attention, backward, forward
 from headway.backends.triton.environment import INTERPRETED
-from headway.masks import And, as_positions
+from headway.integers import as_positions
+from headway.masks import And
 from headway.terms import AnyTerm, ByDistance, ByDistancePerQuery, PerKey
 
 Terms = Callable[[list[Tensor]], tuple[AnyTerm, ...]]

@@ -12,7 +12,8 @@ from common import refusal, runs
 
 from headway import Attention, Causal, Dense, Documents, KVCache, NoPosition, Prefix, Transformer, Window, attend, plan
 from headway.backends import BACKENDS
-from headway.masks import Mask, as_positions
+from headway.integers import as_positions
+from headway.masks import Mask
 from headway.terms import ByDistance
 
 Q_POS = torch.tensor([[3, 0, 7, 100], [1, 1, 2, 50]])

@@ -18,7 +18,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from headway.backends.base import Call
 from headway.backends.diagonal_views import strip
-from headway.masks import FAR, Causal, Dense, is_distance_only, reach
+from headway.integers import FAR
+from headway.masks import Causal, Dense, is_distance_only, reach
 from headway.terms import ByDistance, PerKey
 
 FEW = 16

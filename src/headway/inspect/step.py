@@ -135,26 +135,7 @@ def one_step(
     attention = _chosen(model, layer, head)
     twin = copy.deepcopy(model).eval()
     inside = twin.stack.attentions()[layer]
-    core, opened = inside.core, _Opened()
-    inside.core = opened  # type: ignore[assignment]
-    kept: dict[str, Tensor] = {}
-
-    def keep(which: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            output.retain_grad()
-            kept[which] = output
-
-        return hook
-
-    twin.zero_grad(set_to_none=True)
-    with torch.enable_grad(), record(twin) as trace, contextlib.ExitStack() as hooks:
-        for which in MATRICES:
-            getattr(inside, which).weight.requires_grad_(True)
-            hooks.callback(getattr(inside, which).register_forward_hook(keep(which)).remove)
-        losses = F.cross_entropy(twin(ids)[0], targets[0], ignore_index=IGNORED, reduction="none")
-        loss = losses.sum() / (targets != IGNORED).sum()
-        loss.backward()
-    inside.core = core
+    losses, loss, seen_layer, opened, kept = _backward(twin, inside, ids, targets)
     shape = attention.shape
     kv_head = head // (shape.heads // shape.kv_heads)
     number = {"q": head, "k": kv_head, "v": kv_head}
@@ -164,7 +145,6 @@ def one_step(
         part: Tensor = x.detach().unflatten(-1, (-1, shape.head_dim))
         return part[..., number[which], :]
 
-    seen_layer = next(one for one in trace if one.attention is inside)
     seen = seen_layer.seen()
     moves, after, rates = {}, {}, {}
     start = {name: parameter.detach().clone() for name, parameter in twin.named_parameters()}
@@ -195,6 +175,33 @@ def one_step(
         losses_after=after,
         rates=rates,
     )
+
+
+def _backward(
+    twin: Transformer, inside: Attention, ids: Int[Tensor, "1 tokens"], targets: Int[Tensor, "1 tokens"]
+) -> tuple[Tensor, Tensor, Layer, _Opened, dict[str, Tensor]]:
+    """The loss and all gradients, those inside one attention kept: of its scores, weights, queries, keys and values."""
+    core, opened = inside.core, _Opened()
+    inside.core = opened  # type: ignore[assignment]
+    kept: dict[str, Tensor] = {}
+
+    def keep(which: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            output.retain_grad()
+            kept[which] = output
+
+        return hook
+
+    twin.zero_grad(set_to_none=True)
+    with torch.enable_grad(), record(twin) as trace, contextlib.ExitStack() as hooks:
+        for which in MATRICES:
+            getattr(inside, which).weight.requires_grad_(True)
+            hooks.callback(getattr(inside, which).register_forward_hook(keep(which)).remove)
+        losses = F.cross_entropy(twin(ids)[0], targets[0], ignore_index=IGNORED, reduction="none")
+        loss = losses.sum() / (targets != IGNORED).sum()
+        loss.backward()
+    inside.core = core
+    return losses, loss, next(one for one in trace if one.attention is inside), opened, kept
 
 
 class _Opened(nn.Module):

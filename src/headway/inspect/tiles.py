@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from headway.inspect.record import Layer
-from headway.masks import ALL, Positions
+from headway.integers import Positions
+from headway.masks import ALL
 from headway.shapes import HeadwayError
 from headway.terms import ByDistance, Term, Tile
 

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.display import Displayed
-from headway.masks import Integers, as_positions
+from headway.integers import Integers, as_positions, readable
 from headway.positions.along import Before
 from headway.positions.along import angle_dtype as angle_dtype
 from headway.shapes import HeadShape, HeadwayError, brief
@@ -100,7 +100,7 @@ class TermInputs:
         q_pos, k_pos = self.q_pos, self.k_pos
         if 0 in (*q_pos.shape, *k_pos.shape):
             past, future = 0, 0
-        elif not q_pos.is_meta and not torch.compiler.is_compiling():
+        elif readable(q_pos, anywhere=True):
             never = torch.iinfo(k_pos.dtype).max // 2  # where padding stands, no token is near
             first_q, first_k = (x.masked_fill(x < 0, never).amin(1) for x in (q_pos, k_pos))
             ends = torch.stack([(q_pos.amax(1) - first_k).amax(), (k_pos.amax(1) - first_q).amax()])

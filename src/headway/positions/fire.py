@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.masks import FAR
+from headway.integers import FAR, readable
 from headway.positions.base import Position, TermInputs, angle_dtype
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistance, Pairwise
@@ -121,6 +121,6 @@ class Fire(Position):
         return (Pairwise(by_pairs),)
 
     def _below(self, pos: Tensor) -> bool:
-        if pos.is_meta or torch.compiler.is_compiling():
+        if not readable(pos, anywhere=True):
             return False
         return pos.numel() == 0 or int(pos.max()) < self.threshold().item()

@@ -25,7 +25,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad, softplus
 
-from headway.masks import ALL, Positions, distance
+from headway.integers import Positions
+from headway.masks import ALL, distance
 from headway.positions.alibi import slopes
 from headway.positions.base import Position, TermInputs, angle_dtype, frequencies
 from headway.positions.rotary import PAIRINGS, rotate_pairs, waves

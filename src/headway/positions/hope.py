@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headway.masks import ALL, Positions, distance
+from headway.integers import Positions
+from headway.masks import ALL, distance
 from headway.positions.base import Position, TermInputs, frequencies
 from headway.positions.rotary import Rotary
 from headway.shapes import HeadShape, HeadwayError

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from headway.integers import readable
 from headway.positions.base import Position
 from headway.shapes import HeadShape, HeadwayError
 
@@ -74,7 +75,7 @@ class Learned(Position):
         if x.shape[-1] != self.weight.shape[1]:
             raise HeadwayError(f"expected embeddings of width {self.weight.shape[1]}, got {x.shape[-1]}")
         # a compiled graph cannot raise by value; there, torch's own index check stops it
-        looked_at = pos.numel() and not pos.is_meta and not torch.compiler.is_compiling()
+        looked_at = pos.numel() and readable(pos, anywhere=True)
         if looked_at and int(last := pos.max()) >= self.max_length:
             raise HeadwayError(
                 f"expected positions below max_length={self.max_length}, got {int(last)}: learned positions cannot go "

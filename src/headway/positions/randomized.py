@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.masks import Integers, as_positions
+from headway.integers import Integers, as_positions, readable
 from headway.positions.along import Before
 from headway.positions.base import Position, TermInputs
 from headway.shapes import HeadShape, HeadwayError
@@ -86,7 +86,7 @@ class Randomized(Position):
 
     def renumber(self, pos: Int[Tensor, "#batch tokens"]) -> Int[Tensor, "batch tokens"]:
         """Drawn positions for given ones, whether training or not."""
-        looked_at = pos.numel() and not pos.is_meta and not torch.compiler.is_compiling()
+        looked_at = pos.numel() and readable(pos, anywhere=True)
         if looked_at and int(last := pos.max()) >= self.longest:
             raise HeadwayError(
                 f"expected positions below longest={self.longest}, from which they are drawn, got {int(last)}: "

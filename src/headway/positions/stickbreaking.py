@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import torch
 
+from headway.integers import readable
 from headway.positions.base import Position, TermInputs
 from headway.shapes import HeadwayError
 from headway.terms import AnyTerm
@@ -65,7 +66,7 @@ class StickBreaking(Position):
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """None; checks that each query has a key of its own, where the remainder is for it."""
-        if self.remainder and not look.q_pos.is_meta and not torch.compiler.is_compiling():
+        if self.remainder and readable(look.q_pos, anywhere=True):
             queries, keys = look.q.shape[2], look.k.shape[2]
             if queries > keys or not torch.equal(*torch.broadcast_tensors(look.q_pos, look.k_pos[:, keys - queries :])):
                 raise HeadwayError(

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.masks import FAR
+from headway.integers import FAR, readable
 from headway.positions.base import TermInputs, angle_dtype
 from headway.positions.rotary import Rotary
 from headway.shapes import HeadwayError
@@ -81,11 +81,7 @@ class XPos(Rotary):
         most = MOST.get(look.q.dtype, MOST[torch.float32])
         span = max(1, int(min(2 * most * self.scale_base / math.log((1 + GAMMA) / GAMMA), FAR)))
         centres, own = _middle(look.q_pos), None
-        if (
-            not look.q_pos.is_meta
-            and not torch.compiler.is_compiling()
-            and 0 not in (*look.q_pos.shape, *look.k_pos.shape)
-        ):
+        if readable(look.q_pos, anywhere=True) and 0 not in (*look.q_pos.shape, *look.k_pos.shape):
             if look.sees_future:
                 self._check_future(look, span)
             centres, own = _blocks(look.q_pos, span)

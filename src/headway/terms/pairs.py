@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.masks import ALL, FAR, Positions, distance
+from headway.integers import FAR, Positions
+from headway.masks import ALL, distance
 from headway.shapes import HeadwayError, brief
 
 Tile = Float[Tensor, "#batch #heads queries keys"]

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from headway.masks import ALL, Positions
+from headway.integers import Positions
+from headway.masks import ALL
 from headway.terms.pairs import Term, Tile
 
 

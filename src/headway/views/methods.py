@@ -46,15 +46,8 @@ def sidebyside(question: Question) -> View:
     >>> [label["en"].partition(",")[0] for label, _ in sidebyside(beside).figures[0].columns]
     ['rotary', 'alibi']
     """
-    if not question.others:
-        raise HeadwayError("expected others, further models to set beside this one, got none: give at least one")
+    _check_others(question)
     asked = [question, *question.others]
-    for other in question.others:
-        if list(other.labels) != list(question.labels):
-            raise HeadwayError(
-                f"expected others to be asked about the same {len(question.labels)} tokens, got another text for "
-                f"{_name(other)}: give all models the same tokens"
-            )
     layers = [one.trace[min(question.layer, len(one.trace) - 1)] for one in asked]
     described = [_described(layer) for layer in layers]
     units = torch.cat(described).std(0, correction=0).clamp(min=1e-9)
@@ -81,24 +74,7 @@ def sidebyside(question: Question) -> View:
                 both("sidebyside.columns", name=names[0], head=question.head, layer=question.layer),
                 list(zip(said, _figures(question, layers, heads, names), strict=True)),
             ),
-            Grid(
-                both("sidebyside.matched"),
-                [
-                    both("sidebyside.pair", name=names[0]),
-                    *(both(f"sidebyside.{what}", name=name) for name in names[1:] for what in ("pair", "apart")),
-                ],
-                [
-                    (
-                        same(str(head)),
-                        [
-                            text
-                            for cost, pair in zip(costs, pairs, strict=True)
-                            for text in (str(pair[head]), number(float(cost[head, pair[head]])))
-                        ],
-                    )
-                    for head in range(len(described[0]))
-                ],
-            ),
+            _matched(names, costs, pairs),
             Grid(
                 both("sidebyside.numbers"),
                 [
@@ -114,6 +90,30 @@ def sidebyside(question: Question) -> View:
         ],
         notes=notes,
     )
+
+
+def _check_others(question: Question) -> None:
+    if not question.others:
+        raise HeadwayError("expected others, further models to set beside this one, got none: give at least one")
+    for other in question.others:
+        if list(other.labels) != list(question.labels):
+            raise HeadwayError(
+                f"expected others to be asked about the same {len(question.labels)} tokens, got another text for "
+                f"{_name(other)}: give all models the same tokens"
+            )
+
+
+def _matched(names: list[str], costs: list[Tensor], pairs: list[list[int]]) -> Grid:
+    """For each head its partner in every other model, and how far apart they are."""
+    columns = [
+        both("sidebyside.pair", name=names[0]),
+        *(both(f"sidebyside.{what}", name=name) for name in names[1:] for what in ("pair", "apart")),
+    ]
+    rows = []
+    for head in range(len(costs[0])):
+        found = [(pair[head], cost[head, pair[head]]) for cost, pair in zip(costs, pairs, strict=True)]
+        rows.append((same(str(head)), [text for one, apart in found for text in (str(one), number(float(apart)))]))
+    return Grid(both("sidebyside.matched"), columns, rows)
 
 
 def match(cost: Float[Tensor, "rows columns"]) -> list[int]:

@@ -78,21 +78,7 @@ def distance(question: Question) -> View:
                 log_x=True,
                 log_y=True,
             ),
-            Grid(
-                both("distance.numbers"),
-                [both("head.word"), *(both(f"distance.{key}") for key in ("self", "previous", "first", "mean", "far"))],
-                [
-                    (
-                        same(str(head)),
-                        [
-                            *(percent(float(summary[key][head])) for key in ("self", "previous", "first")),
-                            number(float(summary["distance"][head])),
-                            percent(float(found.middle[head, -1])),
-                        ],
-                    )
-                    for head in range(layer.heads)
-                ],
-            ),
+            _table(summary, found.middle[:, -1]),
         ],
         notes=[
             both(
@@ -105,6 +91,21 @@ def distance(question: Question) -> View:
             both("distance.note.floor", last=last),
         ],
     )
+
+
+def _table(summary: dict[str, Tensor], far: Tensor) -> Grid:
+    """Where each head looks: at itself, the token before, the first, how far on average, and at the farthest keys."""
+    shares = ("self", "previous", "first")
+    heads = [
+        [
+            *(percent(float(summary[key][head])) for key in shares),
+            number(float(summary["distance"][head])),
+            percent(one),
+        ]
+        for head, one in enumerate(far.tolist())
+    ]
+    columns = [both("head.word"), *(both(f"distance.{key}") for key in (*shares, "mean", "far"))]
+    return Grid(both("distance.numbers"), columns, [(same(str(head)), cells) for head, cells in enumerate(heads)])
 
 
 def _windows(question: Question) -> Layer:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from headway.backends.base import Call
-from headway.figures.values import Block, Dials, Figure, Grid, Heatmap, Line, Lines, View, both, same
+from headway.figures.values import Block, Dials, Figure, Grid, Heatmap, Line, Lines, Said, View, both, same
 from headway.figures.words import number
 from headway.init import seeded
 from headway.inspect.probe import Planes, alike, in_float64, planes
@@ -49,10 +50,8 @@ def rotation(question: Question) -> View:
     layer, position = question.seen, question.position
     turning = _turned(question, question.head)
     if turning is None:
-        raise HeadwayError(
-            f"expected a method that turns queries and keys (rotary and its kin), got {position.spec()}: "
-            f"look at {instead(question, 'rotation')}"
-        )
+        message = f"expected a method that turns queries and keys (rotary and its kin), got {position.spec()}: "
+        raise HeadwayError(message + f"look at {instead(question, 'rotation')}")
     found, width, count = turning.planes, layer.attention.shape.head_dim, len(turning.planes.rates)
     turns = [2 * math.pi / abs(rate) for axis in turning.rates for rate in axis.tolist() if abs(rate) > ROUNDING]
     change = _moved(layer, position)
@@ -70,37 +69,15 @@ def rotation(question: Question) -> View:
         both("place.position") if len(turning.rates) == 1 else both("place.coordinate", n=n)
         for n in range(position.axes)
     ]
-    names, own = [str(f) for f in range(count)], both("head", n=question.head)
-    figures: list[Figure] = [_dials(turning)]
-    figures += [
-        Heatmap(
-            both("rotation.map"),
-            Block.of(torch.remainder(angles, 2 * math.pi).tolist()),
-            [str(p) for p in range(len(angles))],
-            names,
-            (label, both("place.plane")),
-            "cyclic",
-            (0.0, 2 * math.pi),
-            unit="rad",
-        )
-        for label, angles in zip(axis, turning.angles, strict=False)
-    ]
+    own = both("head", n=question.head)
+    figures: list[Figure] = [_dials(turning), *_angles(turning, axis)]
     curve = _equal(position, question)[question.head]
     reach = spaced(range(len(curve)))[1:]
-    lines = [
-        Line(
-            both("rotation.turn") if len(turning.rates) == 1 else label,
-            [point(2 * math.pi / abs(rate)) if abs(rate) > ROUNDING else None for rate in rates.tolist()],
-        )
-        for label, rates in zip(axis, turning.rates, strict=False)
-    ]
-    by_plane = (both("place.plane"), both("place.tokens_a_turn"))
-    heads, columns = [str(head) for head in range(layer.heads)], [*names, *(["–"] if found.still else [])]
+    heads, columns = list(map(str, range(layer.heads))), list(map(str, range(count))) + ["–"] * bool(found.still)
+    sides = both("place.head"), both("place.plane")
     figures += [
-        Lines(both("rotation.wavelengths"), list(map(float, range(count))), lines, by_plane, log_y=True),
-        Heatmap(
-            both("rotation.use"), Block.of(_usage(question, turning)), heads, columns, (both("place.head"), by_plane[0])
-        ),
+        _wavelengths(turning, axis),
+        Heatmap(both("rotation.use"), Block.of(_usage(question, turning)), heads, columns, sides),
         Lines(
             both("rotation.equal"),
             [float(n) for n in reach],
@@ -108,17 +85,7 @@ def rotation(question: Question) -> View:
             (both("place.distance"), both("place.score")),
             log_x=True,
         ),
-        Grid(
-            both("rotation.numbers"),
-            [same(""), own],
-            [
-                (both("rotation.planes"), [str(count)]),
-                (both("rotation.still"), [f"{found.still} / {width}"]),
-                (both("rotation.fast"), [fast]),
-                (both("rotation.slow"), [slow]),
-                (both("rotation.shift", shift=shift), [number(change)]),
-            ],
-        ),
+        _numbers(own, str(count), f"{found.still} / {width}", fast, slow, number(change)),
     ]
     notes = [
         both("rotation.note"),
@@ -127,6 +94,43 @@ def rotation(question: Question) -> View:
         *([both("rotation.note.axes", n=position.axes)] if position.axes > 1 else []),
     ]
     return View("rotation", finding, figures, "q_i·k_j = Σ_f |q_f| |k_f| cos(φ_f + (pos_i − pos_j) ω_f)", notes)
+
+
+def _angles(turning: Turning, axis: Sequence[Said]) -> list[Heatmap]:
+    """By what each plane has turned at each place, for each axis."""
+    return [
+        Heatmap(
+            both("rotation.map"),
+            Block.of(torch.remainder(angles, 2 * math.pi).tolist()),
+            [str(p) for p in range(len(angles))],
+            [str(f) for f in range(angles.shape[1])],
+            (label, both("place.plane")),
+            "cyclic",
+            (0.0, 2 * math.pi),
+            unit="rad",
+        )
+        for label, angles in zip(axis, turning.angles, strict=False)
+    ]
+
+
+def _wavelengths(turning: Turning, axis: Sequence[Said]) -> Lines:
+    """How many tokens a full turn of each plane takes."""
+    lines = [
+        Line(
+            both("rotation.turn") if len(turning.rates) == 1 else label,
+            [point(2 * math.pi / abs(rate)) if abs(rate) > ROUNDING else None for rate in rates.tolist()],
+        )
+        for label, rates in zip(axis, turning.rates, strict=False)
+    ]
+    planes, axes = len(turning.planes.rates), (both("place.plane"), both("place.tokens_a_turn"))
+    return Lines(both("rotation.wavelengths"), list(map(float, range(planes))), lines, axes, log_y=True)
+
+
+def _numbers(own: Said, *cells: str) -> Grid:
+    """Planes, numbers that do not turn, tokens of the fastest and slowest turn, and the change when the text moves."""
+    names = ("planes", "still", "fast", "slow", "shift")
+    rows = [(both(f"rotation.{name}", shift=f"{SHIFT:,}"), [cell]) for name, cell in zip(names, cells, strict=True)]
+    return Grid(both("rotation.numbers"), [same(""), own], rows)
 
 
 @dataclass(frozen=True, eq=False)

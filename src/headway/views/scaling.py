@@ -51,8 +51,6 @@ def scaling(question: Question) -> View:
     raw, scaled, seen = _own(layer, question.head)
     at = {"dim": width, "raw": number(spread[width]), "root": number(math.sqrt(width))}
     at |= {"scaled": number(spread[width] / math.sqrt(width)), "most": number(math.log(KEYS)), "keys": KEYS}
-    mark = ((float(width), same(f"d_k = {width}")),)
-    dims = [float(dim) for dim in widths]
     finding = both(
         "scaling.finding", **at, sharp=number(entropy[width][0]), soft=number(entropy[width][1]), head=question.head
     )
@@ -61,31 +59,7 @@ def scaling(question: Question) -> View:
         "scaling",
         finding,
         [
-            Lines(
-                both("scaling.spread"),
-                dims,
-                [
-                    Line(raw_line, [point(spread[dim]) for dim in widths]),
-                    Line(scaled_line, [point(spread[dim] / math.sqrt(dim)) for dim in widths]),
-                    Line(same("√d_k"), [point(math.sqrt(dim)) for dim in widths]),
-                ],
-                (same("d_k"), both("scaling.axis.spread")),
-                log_x=True,
-                log_y=True,
-                marks=mark,
-            ),
-            Lines(
-                both("scaling.entropy", keys=KEYS),
-                dims,
-                [
-                    Line(raw_line, [point(entropy[dim][0]) for dim in widths]),
-                    Line(scaled_line, [point(entropy[dim][1]) for dim in widths]),
-                    Line(both("scaling.uniform"), [point(math.log(KEYS))] * len(widths)),
-                ],
-                (same("d_k"), both("scaling.axis.entropy")),
-                log_x=True,
-                marks=mark,
-            ),
+            *_curves(spread, entropy, width),
             _histogram(both("scaling.histogram", dim=width), drawn[width].flatten(), 1 / math.sqrt(width)),
             _histogram(both("scaling.own", layer=question.layer, head=question.head), raw, layer.call.scale),
             Grid(
@@ -105,6 +79,31 @@ def scaling(question: Question) -> View:
         formula="sd(q·k) = √d_k  →  sd(q·k / √d_k) = 1,  q, k ~ N(0, 1)",
         notes=[both("scaling.note", queries=QUERIES, keys=KEYS, scale=number(layer.call.scale))],
     )
+
+
+def _curves(spread: dict[int, float], entropy: dict[int, tuple[float, float]], width: int) -> list[Lines]:
+    """The spread of q·k over d_k, and the entropy of its softmax, both with and without the factor 1/√d_k."""
+    names, mark = (both("scaling.raw"), both("scaling.scaled")), ((float(width), same(f"d_k = {width}")),)
+    found = {
+        "spread": [(value, value / math.sqrt(dim), math.sqrt(dim)) for dim, value in spread.items()],
+        "entropy": [(*values, math.log(KEYS)) for values in entropy.values()],
+    }
+    thirds = {"spread": same("√d_k"), "entropy": both("scaling.uniform")}
+    return [
+        Lines(
+            both(f"scaling.{what}", keys=KEYS),
+            [float(dim) for dim in spread],
+            [
+                Line(name, [point(one) for one in values])
+                for name, values in zip((*names, thirds[what]), zip(*rows, strict=True), strict=True)
+            ],
+            (same("d_k"), both(f"scaling.axis.{what}")),
+            log_x=True,
+            log_y=what == "spread",
+            marks=mark,
+        )
+        for what, rows in found.items()
+    ]
 
 
 def _drawn(width: int) -> Tensor:

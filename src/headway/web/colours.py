@@ -1,18 +1,19 @@
-"""The page's colours and dashes for print, from the theme that the page has them from.
+"""Colours and dashes of pages and of print, from theme.json.
 
-Tables of maps are interpolated in OKLab (Ottosson 2020) between a few control points and spaced by distance there, as
-colours.js does; a test holds the two together.
+Tables of maps are interpolated in OKLab (Ottosson 2020) between a few control points and spaced by distance there, so
+that equal steps of a number look equal.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
 from functools import cache
+from importlib.resources import files
 from itertools import pairwise
-
-from headway.web.page import theme
+from typing import Any
 
 _COUNT = 256
 _FINE = 128  # points between two control points while measuring distances
@@ -22,9 +23,25 @@ Rgb = tuple[int, int, int]
 
 
 @cache
-def colour_table(scale: str) -> tuple[Rgb, ...]:
-    """The 256 colours that the page has for a map in its light theme."""
-    points = [_from_hex(one) for one in theme()["maps"]["light"][scale]]
+def theme() -> dict[str, Any]:
+    """Colours, dashes and control points of maps, see theme.json: of three colours the last is for paper."""
+    found: dict[str, Any] = json.loads(files("headway.web").joinpath("theme.json").read_text(encoding="utf-8"))
+    return found
+
+
+@cache
+def tables() -> dict[str, dict[str, str]]:
+    """The colours of all maps in every theme, each table as hexadecimal digits."""
+    return {
+        name: {scale: "".join(bytes(colour).hex() for colour in colour_table(scale, name)) for scale in scales}
+        for name, scales in theme()["maps"].items()
+    }
+
+
+@cache
+def colour_table(scale: str, name: str = "light") -> tuple[Rgb, ...]:
+    """The 256 colours of a map, from its lowest number to its highest; print has those of the light theme."""
+    points = [_from_hex(one) for one in theme()["maps"][name][scale]]
     halves = [points[:4], points[3:]] if scale == "diverging" else [points]
     each = _COUNT // len(halves)
     found: list[Lab] = []

@@ -8,12 +8,12 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from functools import cache
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 from headway.figures.words import LANGUAGES, part_of, strings
+from headway.web.colours import tables, theme
 
 MODULES = (
     *("theme", "dom", "words", "frame", "host", "styles", "labels", "data", "scales", "chart"),
@@ -95,16 +95,9 @@ def strings_of(page: str) -> dict[str, dict[str, str]]:
 def asset(name: str) -> str:
     """A file of the assets as text; what theme.json holds is the module theme.js, and the beginning of style.css."""
     if name == "theme.js":
-        return f"export const THEME = {json.dumps(theme())};\n"
+        return f"export const THEME = {json.dumps({**theme(), 'maps': tables()})};\n"
     text = files("headway.web").joinpath("assets", name).read_text(encoding="utf-8")
     return _colours() + text if name == "style.css" else text
-
-
-@cache
-def theme() -> dict[str, Any]:
-    """Colours, dashes and control points of maps, see theme.json: of three colours the last is for paper."""
-    found: dict[str, Any] = json.loads(files("headway.web").joinpath("theme.json").read_text(encoding="utf-8"))
-    return found
 
 
 def _colours() -> str:

@@ -18,6 +18,7 @@ from headway.backends.base import Call
 from headway.backends.rows import by_key_head
 from headway.backends.tiled import blocks
 from headway.backends.tiled.blocks import hull
+from headway.integers import readable
 
 
 def any_positions(call: Call) -> Tensor:
@@ -66,7 +67,7 @@ def _checkpoint(function: Callable[..., Tensor], *given: object) -> Tensor:
 def _attend(call: Call, rows: slice, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of the queries ``rows``, which are q."""
     seen, cols = call.visible(rows), slice(0, k.shape[2])
-    if seen is not None and q.device.type == "cpu" and not torch.compiler.is_compiling():
+    if seen is not None and readable(q):
         cols = hull(seen)
         seen = seen[..., cols]
     part = replace(call, q=q, k=k[:, :, cols], v=v[:, :, cols], q_pos=call.q_pos[:, rows], k_pos=call.k_pos[:, cols])
