@@ -24,6 +24,8 @@ from signatures import accepts, representatives, signature
 from torch import Tensor
 
 from headway import Attention, Causal, Documents, HeadwayError, KVCache, Prefix, Transformer, Window, attend
+from headway.backends import reference
+from headway.backends import triton as fused
 from headway.backends.triton.environment import INTERPRETED
 from headway.positions import methods
 
@@ -204,6 +206,23 @@ def test_positions_in_tiles_of_the_kernels_own(case: interpreted.Case, dtype: to
     compare(copied, twice=True)
 
 
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_float32_in_three_products(width: int) -> None:
+    """Where torch may use tensor cores for its own products, ours take each factor as two TF32 numbers."""
+    case = interpreted.Case(700, width, 4, 2, terms=ALL, tile=None)
+    parameters = [interpreted.made(name, case)[0] for name in ALL]
+    inputs = [torch.randn(2, heads, 700, width) for heads in (4, 2, 2)] + [torch.randn(2, 4, 700, width).double()]
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        got = interpreted.values_and_gradients(fused.run, case, inputs, parameters, None)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    truth = interpreted.values_and_gradients(reference.run, case, inputs, parameters, torch.float64)
+    for name, exact in truth.items():
+        assert (got[name].double() - exact).norm() <= 1e-5 * exact.norm(), name
+
+
 @pytest.mark.parametrize("spec", specs())
 def test_auto_trains_every_method(spec: str) -> None:
     """In a Transformer, in bfloat16, against the same in float64; and the same bits twice."""
@@ -248,7 +267,6 @@ def test_compiled_is_eager(spec: str) -> None:
     if torch.__version__ < "2.13" and not accepts(spec, "triton", Causal(), 150):
         pytest.skip("torch 2.11 cannot compile the slices that tiled works on")
     torch.compiler.reset()
-    torch.set_float32_matmul_precision("highest")
     module = Attention(128, 4, kv_heads=2, position=spec, mask=Causal()).cuda().eval()
     x = torch.randn(2, 150, 128, device="cuda")
     results = []

@@ -47,35 +47,49 @@ class Blocks:
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
-HALF = {
-    "forward": (Blocks(128, 64, 4, 3), Blocks(64, 64, 4, 3), Blocks(64, 32, 4, 2)),
-    "keys": (Blocks(128, 64, 4, 2), Blocks(64, 64, 4, 2), Blocks(32, 64, 8, 2)),
-    "queries": (Blocks(64, 64, 4, 3), Blocks(64, 32, 4, 3), Blocks(64, 32, 4, 2)),
-    "walk": (Blocks(64, 64, 4, 2), Blocks(64, 64, 8, 3), Blocks(32, 32, 4, 2)),
-    "entries": (Blocks(16, 32, 4, 1),) * 3,
+TILES = {
+    "half": {
+        "forward": (Blocks(128, 64, 4, 3), Blocks(64, 64, 4, 3), Blocks(64, 32, 4, 2)),
+        "keys": (Blocks(128, 64, 4, 2), Blocks(64, 64, 4, 2), Blocks(64, 32, 4, 2)),
+        "queries": (Blocks(64, 64, 4, 3), Blocks(64, 32, 4, 3), Blocks(128, 32, 8, 2)),
+        "walk": (Blocks(64, 64, 4, 2), Blocks(64, 64, 8, 3), Blocks(64, 64, 8, 1)),
+        "entries": (Blocks(16, 32, 4, 1),) * 3,
+    },
+    "tf32x3": {
+        "forward": (Blocks(64, 64, 4, 1), Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 1)),
+        "keys": (Blocks(64, 32, 4, 2), Blocks(32, 32, 4, 1), Blocks(16, 16, 4, 1)),
+        "queries": (Blocks(64, 64, 4, 1), Blocks(32, 32, 4, 1), Blocks(16, 16, 4, 1)),
+        "walk": (Blocks(64, 64, 8, 2), Blocks(32, 32, 4, 1), Blocks(32, 32, 4, 1)),
+        "entries": (Blocks(16, 32, 4, 1),) * 3,
+    },
+    "ieee": {  # products on the ordinary units, unrolled: larger tiles fill no tensor core, only registers
+        "forward": (Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(16, 32, 8, 1)),
+        "keys": (Blocks(32, 32, 8, 1), Blocks(16, 32, 8, 1), Blocks(16, 16, 4, 1)),
+        "queries": (Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(16, 16, 4, 1)),
+        "walk": (Blocks(32, 32, 4, 1), Blocks(32, 32, 4, 1), Blocks(16, 16, 4, 1)),
+        "entries": (Blocks(16, 32, 4, 1),) * 3,
+    },
 }
-"""Tiles by kernel, for bfloat16 and float16, and heads up to 64, 128 and 256 wide: of those that fit shared memory and
-registers the fastest on an H100. "keys" finds dk and dv, "queries" dq, "walk" and "entries" the table's gradient."""
-SINGLE = {
-    "forward": (Blocks(64, 32, 4, 2), Blocks(64, 32, 4, 1), Blocks(32, 16, 4, 1)),
-    "keys": (Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 1), Blocks(16, 16, 4, 1)),
-    "queries": (Blocks(64, 32, 4, 1), Blocks(32, 32, 4, 1), Blocks(16, 16, 4, 1)),
-    "walk": (Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 1), Blocks(16, 16, 4, 1)),
-    "entries": (Blocks(16, 32, 4, 1),) * 3,
-}
-"""The same for float32."""
+"""The fastest tiles on an H100 of those that fit its shared memory and registers, by how products are computed (see
+:func:`precision`), kernel, and heads up to 64, 128 and 256 wide. "keys" finds dk and dv, "queries" dq, "walk" and
+"entries" the table's gradient."""
 
 
-def blocks(kernel: str, dtype: torch.dtype, width: int) -> Blocks:
-    """Tile sizes of a kernel.
+def precision(dtype: torch.dtype) -> str:
+    """How products of this dtype are computed: "half" on tensor cores, as bfloat16 and float16 are everywhere.
 
-    Args:
-        kernel: see :data:`HALF`.
-        dtype: of q, k and v.
-        width: the wider of D and D_v.
+    Factors of float32 are not rounded: "ieee" has them multiplied on the ordinary units. Where torch is told that its
+    own products may use tensor cores, torch.set_float32_matmul_precision("high"), "tf32x3" takes each as the sum of two
+    TF32 numbers, at several times the speed: some 21 of float32's 24 bits.
     """
-    sizes = (SINGLE if dtype is torch.float32 else HALF)[kernel]
-    return sizes[(width > 64) + (width > 128)]
+    if dtype is not torch.float32:
+        return "half"
+    return "tf32x3" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def blocks(kernel: str, how: str, width: int) -> Blocks:
+    """Tile sizes of a kernel for products of this :func:`precision` and the wider of D and D_v."""
+    return TILES[how][kernel][(width > 64) + (width > 128)]
 
 
 MANY = 32
@@ -107,14 +121,19 @@ NUMBERS = "int left, int rows_left, int past, int future, float scale"
     "headway::triton_forward", mutates_args=(), schema=f"({TENSORS}, {NUMBERS}) -> (Tensor, Tensor)"
 )
 def attend_forward(*given: Any) -> tuple[Tensor, Tensor]:
-    """The output (B, H, Q, D_v) and its log-sum-exp (B, H, Q), float32, in units of log 2."""
+    """The output (B, H, Q, D_v) and its log-sum-exp (B, H, Q), in units of log 2."""
     return Launch(*given).forward()
+
+
+def _of_sums(q: Tensor) -> torch.dtype:
+    """The dtype of a log-sum-exp: of weights in float32 it needs more bits than they have."""
+    return torch.float64 if q.dtype is torch.float32 else torch.float32
 
 
 @attend_forward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     shape = q.shape[:3]
-    return q.new_empty(*shape, v.shape[3]), q.new_empty(shape, dtype=torch.float32)
+    return q.new_empty(*shape, v.shape[3]), q.new_empty(shape, dtype=_of_sums(q))
 
 
 @torch.library.custom_op(
@@ -217,7 +236,8 @@ class Launch:
 
     def common(self, kernel: str) -> tuple[dict[str, Any], Blocks]:
         """What every kernel over tiles is given, and its blocks."""
-        sizes = blocks(kernel, self.q.dtype, max(self.dim, self.dim_v))
+        how = precision(self.q.dtype)
+        sizes = blocks(kernel, how, max(self.dim, self.dim_v))
         given = {
             "q": self.q, "k": self.k, "v": self.v,
             **_strides(q=self.q, k=self.k, v=self.v),
@@ -227,6 +247,7 @@ class Launch:
             "queries": self.queries, "n_keys": self.keys_len,
             "past": self.past, "future": self.future, "width": self.width, "left": self.left,
             "rows_width": self.rows_width, "rows_left": self.rows_left, "scale": self.scale,
+            "PRECISION": "tf32x3" if how == "tf32x3" else "ieee",
             **self.widths(),
         }  # fmt: skip
         return given, sizes
@@ -303,7 +324,7 @@ class Launch:
         """See :func:`attend_forward`."""
         shape = (self.batch, self.heads, self.queries)
         out = self.q.new_empty(*shape, self.dim_v)
-        lse = self.q.new_empty(shape, dtype=torch.float32)
+        lse = self.q.new_empty(shape, dtype=_of_sums(self.q))
         if self.empty:
             return out.zero_(), lse.fill_(torch.inf)
         given, sizes = self.tiled("forward", most=max(16, triton.next_power_of_2(self.queries)))
@@ -349,12 +370,12 @@ class Launch:
         if self.empty:
             return dq.zero_(), dk.zero_(), dv.zero_(), dkeys, dtable, dtails, drows
         dout = _rows_contiguous(dout)
-        delta = torch.empty_like(lse)
+        delta = torch.empty_like(lse, dtype=torch.float32)
         given = {"dout": dout, **_strides(o=dout), "lse": lse, "delta": delta}
 
         self.backward_keys(given, out, dk, dv, dkeys if need_keys else None)
-        sides = lse.new_empty(2, *lse.shape) if need_table else None
-        beyond = lse.new_empty(2, *lse.shape) if need_tails else None
+        sides = delta.new_empty(2, *lse.shape) if need_table else None
+        beyond = delta.new_empty(2, *lse.shape) if need_tails else None
         self.backward_queries(given, dq, sides, beyond, drows if need_rows else None)
         if need_rows and not self.unit_steps and self.rows_width > 2:
             self.entries(given, drows, self.rows_width, self.rows_left, per_row=True)

@@ -34,6 +34,7 @@ from headway.backends.triton.tiles import (
     trim_by_position,
     trim_by_weight,
     visible,
+    weights,
 )
 
 
@@ -58,7 +59,7 @@ def deltas(
         w = load_rows(q + b * sq_b + h * sq_h, m, sq_n, queries, D, BD, True).to(tl.float32)
         tl.store(q_norms + bh * q_blocks + x, tl.sqrt(tl.max(tl.sum(w * w, 1))))
         floor = tl.min(tl.load(lse + bh * queries + m, mask=m < queries, other=float("inf")))
-        tl.store(lse_floor + bh * q_blocks + x, -floor / LOG2E)
+        tl.store(lse_floor + bh * q_blocks + x, (-floor / LOG2E).to(tl.float32))
 
 
 @triton.jit(
@@ -86,7 +87,7 @@ def backward_keys(
     past, future, low, high, width, left, rows_width, rows_left, scale, tiny, tile_base, tiles,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
-    STATIC: tl.constexpr, HAS_BAND: tl.constexpr, ONE: tl.constexpr,
+    STATIC: tl.constexpr, HAS_BAND: tl.constexpr, ONE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk, dv and dkeys of one block of keys. Grid: (key blocks · batch · key heads · shares,).
 
@@ -167,7 +168,7 @@ def backward_keys(
                     m0 = i * BM
                     m = m0 + tl.arange(0, BM)
                     x = load_rows(q_h, m, sq_n, queries, D, BD, KIND == GENERAL)
-                    s = dot(y, tl.trans(x))  # (BN, BM)
+                    s = dot(y, tl.trans(x), PRECISION)  # (BN, BM)
                     # the score is s · factor + offset, in units of log 2
                     offset = 0.0
                     if KIND == GENERAL:
@@ -199,17 +200,17 @@ def backward_keys(
                     else:
                         factor = scale * LOG2E
                     log_sum = tl.load(lse_h + m, mask=m < queries, other=float("inf"))
-                    p = tl.exp2(tl.fma(s, factor, (offset - log_sum)[None, :]))
+                    p = weights(s, factor, offset - log_sum, 0)
                     if KIND == GENERAL:
                         seen = visible(
                             d, m[None, :], n[:, None], queries, n_keys, q_pos, k_pos, q_docs, k_docs, past, future
                         )
                         p = tl.where(seen, p, 0.0)
                     w = load_rows(dout_h, m, so_n, queries, DV, BDV, KIND == GENERAL)
-                    grown_v += dot(p.to(w.dtype), w)
-                    dp = dot(z, tl.trans(w))
+                    grown_v += dot(p.to(w.dtype), w, PRECISION)
+                    dp = dot(z, tl.trans(w), PRECISION)
                     ds = p * (dp - tl.load(delta_h + m, mask=m < queries, other=0.0)[None, :])
-                    grown_k += dot(ds.to(x.dtype), x)
+                    grown_k += dot(ds.to(x.dtype), x, PRECISION)
                     if keys is not None:
                         grown_c += tl.sum(ds, 1)
         if dkeys is not None:
@@ -244,7 +245,7 @@ def backward_queries(
     past, future, low, high, width, left, rows_width, rows_left, scale, tiny, tile_base, tiles,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
-    STATIC: tl.constexpr, HAS_BAND: tl.constexpr, ONE: tl.constexpr,
+    STATIC: tl.constexpr, HAS_BAND: tl.constexpr, ONE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq of one block of queries, and what only its rows know. Grid: (query blocks · batch · heads,).
 
@@ -296,7 +297,7 @@ def backward_queries(
         own = tl.sqrt(tl.max(tl.sum(f * f, 1))) * tl.abs(scale) * LOG2E
         kv = (b * (heads // groups) + hk) * norm_blocks
         stride = (tl.num_programs(0) // q_blocks // groups).to(tl.int64) * norm_blocks
-        least = tl.min(log_sum) + tiny - headroom(norms + kv, norm_blocks, stride)
+        least = tl.min(log_sum).to(tl.float32) + tiny - headroom(norms + kv, norm_blocks, stride)
         unit = BM if BM < BN else BN
         maxima = tile_max
         if tile_max is not None:
@@ -323,7 +324,7 @@ def backward_queries(
                 n0 = j * BN
                 n = n0 + tl.arange(0, BN)
                 y = load_rows(k, n, sk_n, n_keys, D, BD, KIND == GENERAL)
-                s = dot(x, tl.trans(y))
+                s = dot(x, tl.trans(y), PRECISION)
                 offset = 0.0
                 if KIND == GENERAL:
                     d = distances(m[:, None], n[None, :], queries, n_keys, q_pos, k_pos)
@@ -347,15 +348,15 @@ def backward_queries(
                     s = s * scale + added
                 else:
                     factor = scale * LOG2E
-                p = tl.exp2(tl.fma(s, factor, (offset - log_sum)[:, None]))
+                p = weights(s, factor, offset - log_sum, 1)
                 if KIND == GENERAL:
                     seen = visible(
                         d, m[:, None], n[None, :], queries, n_keys, q_pos, k_pos, q_docs, k_docs, past, future
                     )
                     p = tl.where(seen, p, 0.0)
                 z = load_rows(v, n, sv_n, n_keys, DV, BDV, KIND == GENERAL)
-                ds = p * (dot(w, tl.trans(z)) - mean[:, None])
-                grown += dot(ds.to(y.dtype), y)
+                ds = p * (dot(w, tl.trans(z), PRECISION) - mean[:, None])
+                grown += dot(ds.to(y.dtype), y, PRECISION)
                 if KIND == SATURATED:
                     in_past = j < s1
                     if sides is not None or drows is not None:

@@ -62,6 +62,7 @@ def forward(
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
     STATIC: tl.constexpr, HAS_BAND: tl.constexpr, ONE: tl.constexpr, POSITIVE: tl.constexpr, SPLITS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid: (query blocks · batch · heads, SPLITS). With SPLITS > 1 it stores each share's output, float32, and lse.
 
@@ -129,7 +130,7 @@ def forward(
                 n0 = j * BN
                 n = n0 + tl.arange(0, BN)
                 y = load_rows(k, n, sk_n, n_keys, D, BD, KIND == GENERAL)
-                s = dot(x, tl.trans(y))
+                s = dot(x, tl.trans(y), PRECISION)
                 # the score is s · factor + offset, in units of log 2
                 offset = 0.0
                 if KIND == GENERAL:
@@ -170,7 +171,7 @@ def forward(
                 total = total * shrink + tl.sum(p, 1)
                 acc *= shrink[:, None]
                 z = load_rows(v, n, sv_n, n_keys, DV, BDV, KIND == GENERAL)
-                acc += dot(p.to(z.dtype), z)
+                acc += dot(p.to(z.dtype), z, PRECISION)
                 top = grown
         if KIND == GENERAL and STATIC and norms is not None:
             # the tiles at the diagonal are done: what cannot come within reach of their maxima is not visited
@@ -192,7 +193,7 @@ def forward(
 
     alive = total > 0
     acc = acc / tl.where(alive, total, 1.0)[:, None]
-    found = top + tl.log2(tl.where(alive, total, 1.0))
+    found = top.to(lse.dtype.element_ty) + tl.log2(tl.where(alive, total, 1.0)).to(lse.dtype.element_ty)
     base = bh * queries
     if SPLITS > 1:
         base += split * tl.num_programs(0).to(tl.int64) // q_blocks * queries
@@ -212,7 +213,7 @@ def merge(
     """Join the shares of a divided forward pass, (SPLITS, rows, DV), weighted by 2^(lse − largest lse)."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = r < total_rows
-    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    top = tl.full((ROWS,), float("-inf"), lse.dtype.element_ty)
     for s in range(SPLITS):
         found = tl.load(part_lse + s * total_rows + r, mask=there, other=float("-inf"))
         top = tl.maximum(top, found)
@@ -220,13 +221,14 @@ def merge(
     acc = tl.zeros((ROWS, BDV), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     for s in range(SPLITS):
-        share = tl.exp2(tl.load(part_lse + s * total_rows + r, mask=there, other=float("-inf")) - zero)
+        share = tl.load(part_lse + s * total_rows + r, mask=there, other=float("-inf")) - zero
+        share = tl.exp2(share.to(tl.float32))
         acc += share[:, None] * load_rows(part + s * total_rows * DV, r, DV, total_rows, DV, BDV, True)
         total += share
     alive = total > 0
     total = tl.where(alive, total, 1.0)
     store_rows(out, r, total_rows, acc / total[:, None], DV, BDV)
-    tl.store(lse + r, tl.where(alive, zero + tl.log2(total), float("inf")), mask=there)
+    tl.store(lse + r, tl.where(alive, zero + tl.log2(total).to(zero.dtype), float("inf")), mask=there)
 
 
 @triton.jit(do_not_specialize=["blocks"])

@@ -16,7 +16,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from headway.backends.triton.tiles import LOG2E, bias, distances, dot, load_rows, trim_by_position, visible
+from headway.backends.triton.tiles import LOG2E, bias, distances, dot, load_rows, trim_by_position, visible, weights
 
 
 @triton.jit(do_not_specialize=["diagonals", "nearest", "past", "future", "width", "left", "rows_left"])
@@ -27,6 +27,7 @@ def walk(
     batch, heads, groups, queries, n_keys, diagonals, nearest,
     past, future, width, left, rows_width, rows_left, scale,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Σ ds of the tiles (I, I + Δ), as (H, diagonals, SPLITS, BLOCK, BLOCK). Grid: (diagonals · SPLITS, H).
 
@@ -63,7 +64,7 @@ def walk(
                 d, m[:, None], queries, None, None, 0, 0, rows + bh * queries * rows_width, rows_width, rows_left, False
             )
         log_sum = tl.load(lse + bh * queries + m, mask=m < queries, other=float("inf"))
-        p = tl.exp2(tl.fma(dot(x, tl.trans(y)) * scale + added, LOG2E, -log_sum[:, None]))
+        p = weights(dot(x, tl.trans(y), PRECISION) * scale + added, LOG2E, -log_sum, 1)
         seen = allowed & (n < n_keys)[None, :]
         if q_docs is not None:
             doc = tl.load(q_docs + b * queries + m, mask=m < queries, other=0)
@@ -72,7 +73,7 @@ def walk(
         w = load_rows(dout + b * so_b + h * so_h, m, so_n, queries, DV, BDV, True)
         z = load_rows(v + b * sv_b + hk * sv_h, n, sv_n, n_keys, DV, BDV, True)
         mean = tl.load(delta + bh * queries + m, mask=m < queries, other=0.0)
-        acc += p * (dot(w, tl.trans(z)) - mean[:, None])
+        acc += p * (dot(w, tl.trans(z), PRECISION) - mean[:, None])
     found += ((h * diagonals + diagonal) * SPLITS + split) * BLOCK * BLOCK
     tl.store(found + local[:, None] * BLOCK + local[None, :], acc)
 
@@ -116,6 +117,7 @@ def entries(
     past, future, width, left, rows_width, rows_left, scale, out_width, out_left,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, MANY: tl.constexpr, ONE: tl.constexpr, PER_ROW: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Σ_j ds by inner entry, at any positions. Grid: (batch · heads, query blocks, blocks of MANY entries).
 
@@ -160,9 +162,9 @@ def entries(
         if keys is not None:
             added += tl.load(keys + bh * n_keys + n, mask=n < n_keys, other=0.0)[None, :]
         seen = visible(d, m[:, None], n[None, :], queries, n_keys, q_pos, k_pos, q_docs, k_docs, past, future)
-        s = dot(x, tl.trans(y)) * scale + added
-        p = tl.where(seen, tl.exp2(tl.fma(s, LOG2E, -log_sum[:, None])), 0.0)
-        ds = p * (dot(w, tl.trans(z)) - mean[:, None])
+        s = dot(x, tl.trans(y), PRECISION) * scale + added
+        p = tl.where(seen, weights(s, LOG2E, -log_sum, 1), 0.0)
+        ds = p * (dot(w, tl.trans(z), PRECISION) - mean[:, None])
         same = (d + out_left)[:, :, None] == entry[None, None, :]
         acc += tl.sum(tl.where(same, ds[:, :, None], 0.0), 1)
     if PER_ROW:

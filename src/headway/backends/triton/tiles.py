@@ -27,19 +27,37 @@ BAND = tl.constexpr(1)
 SATURATED = tl.constexpr(2)
 LOG2E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(2**30)  # a distance beyond all others; twice it still fits 32 bits
-# products of float32: each factor as two TF32 numbers, three products, on tensor cores; as exact as the ordinary units,
-# and five times as fast
-PRECISION = tl.constexpr("tf32x3")
 CHUNK = tl.constexpr(64)  # blocks looked at together when tiles are left out
 
 
 @triton.jit
 @no_type_check
-def dot(x, y):
-    """x · y on tensor cores, summed in float32."""
+def dot(x, y, PRECISION: tl.constexpr):
+    """x · y, summed in float32.
+
+    Args:
+        PRECISION: of float32 factors: "ieee" on the ordinary units, or "tf32x3" on tensor cores, each factor as two
+            TF32 numbers. Others are on tensor cores as they are.
+    """
     if EMULATED:  # the interpreter would multiply bf16 as the integers it keeps them in
         x, y = x.to(tl.float32), y.to(tl.float32)
     return tl.dot(x, y, input_precision=PRECISION)
+
+
+@triton.jit
+@no_type_check
+def weights(s, factor, shift, AXIS: tl.constexpr):
+    """2^(s · factor + shift): the weights of a tile whose log-sum-exp is known. ``shift`` is per query, along AXIS.
+
+    It is float64 where the weights should have all bits of float32: terms of thousands would leave it too few.
+    """
+    high = shift.to(tl.float32)
+    x = tl.fma(s, factor, tl.expand_dims(high, AXIS))
+    if shift.dtype == tl.float64:
+        nobody = high == float("-inf")  # a query that sees no key: −inf − −inf is NaN
+        low = shift - tl.where(nobody, 0.0, high).to(tl.float64)
+        x += tl.expand_dims(tl.where(nobody, 0.0, low).to(tl.float32), AXIS)
+    return tl.exp2(x)
 
 
 @triton.jit
