@@ -188,7 +188,7 @@ def long_map(found: Page, targets: Targets) -> None:
     for _ in range(11):
         found.page.locator('[data-zoom="closer"]').first.click()
     each = found.page.locator(".zooming .quiet").first
-    while not each.inner_text().startswith("one cell is 1 × 1"):
+    while not each.inner_text().startswith("each cell is 1 × 1"):
         assert time.perf_counter() - begun < 60, "single tokens did not come"
         found.page.wait_for_timeout(20)
     targets.told("and from there to single tokens", time.perf_counter() - begun, 5, "s")

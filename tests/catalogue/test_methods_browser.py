@@ -79,7 +79,7 @@ def test_many_methods_begin_with_the_best_and_can_all_be_seen(open_many: Open, w
     best = drawn(page)
     first = page.locator("#results tbody th").all_inner_texts()[:10]
     assert best == {name.strip() for name in first}
-    assert page.locator("#figure-lengths [data-show]").first.inner_text() == "The 10 best at 1,024 tokens"
+    assert page.locator("#figure-lengths [data-show]").first.inner_text() == "Best 10 at 1,024 tokens"
     for choice, count in (("all", 50), ("none", 0), ("best", 10)):
         page.locator(f'#figure-lengths [data-show="{choice}"]').click()
         assert len(drawn(page)) == count

@@ -136,7 +136,7 @@ def test_a_method_that_starts_at_nothing_is_drawn_with_random_parameters() -> No
     found = portrait(Zero())
     assert found["drawn"]
     assert any(found["curves"][0]["values"])
-    assert caption_of(found, "en").endswith("because they start at values that do nothing.")
+    assert caption_of(found, "en").endswith("because their initial values have no effect.")
 
 
 def test_what_cannot_be_drawn_says_why() -> None:
@@ -162,7 +162,7 @@ def test_the_table_fits_and_has_a_line_for_each_method(entries: list[dict[str, A
 
 def test_the_note_counts_the_backends(entries: list[dict[str, Any]]) -> None:
     note = methods_note(entries)
-    assert note.startswith(f"{len(entries)} methods; learned: numbers at width 512 with 8 heads, ·L in each layer.")
+    assert note.startswith(f"{len(entries)} methods; learned: parameters at width 512 with 8 heads, ·L per layer.")
     counts = [int(count) for count in re.findall(r"(\d+) (?:native|sdpa|tiled|reference)", note)]
     assert sum(counts) == len(entries)
 

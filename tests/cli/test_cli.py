@@ -135,7 +135,7 @@ def test_interrupted_bench_keeps_its_rows(run, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "measured", interrupted)
     status, out, _ = run("bench", *QUICK, "--methods", "none", "--out", tmp_path)
     assert status == 130
-    assert "Interrupted: what was measured until then is kept." in out
+    assert "Interrupted: the results so far are kept." in out
     assert (tmp_path / "report.html").exists()
 
 
@@ -332,11 +332,11 @@ def test_split_respects_parentheses():
 def test_explain_walks_through_a_sentence(run, trained):
     status, out, _ = run("explain", "The cat sat.", "--position", "alibi", "--head", "1")
     assert status == 0
-    assert "3. One number of Q, worked out" in out
+    assert "3. One entry of Q, step by step" in out
     assert "ALiBi (alibi)" in out
     status, out, _ = run("explain", "the 猫", "--model", trained / "run", "--language", "zh")
     assert status == 0
-    assert "7. 这个头输出什么" in out
+    assert "7. 这个头的输出" in out
     assert "␣" in out
     assert run("explain", "a", "--language", "fr") == (2, "", "error: expected language one of en, zh, got 'fr'\n")
     status, _, err = run("explain", "word " * 65)

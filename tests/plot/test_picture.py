@@ -330,7 +330,7 @@ def test_a_product_is_worked_out() -> None:
 
 def test_nothing_to_draw_is_said() -> None:
     empty = lines(1, lines=[Line(same("a"), [None, math.nan, None, None, None])])
-    assert "No finished measurement to draw." in words_of(picture(empty))
+    assert "No completed measurement to plot." in words_of(picture(empty))
 
 
 @pytest.mark.parametrize(("name", "value"), [("width", "triple"), ("language", "de")])

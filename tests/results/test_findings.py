@@ -71,7 +71,7 @@ def test_the_best_is_clear_only_where_seed_ranges_are_apart() -> None:
     near = two_methods({"none": [[2.29], [2.52]], "rotary": [[2.28], [2.30]]}, [64])
     found = by_key(findings(near))
     assert "lengths.best.clear" not in found
-    assert "cannot be told from `none`" in found["lengths.best.tied"].en
+    assert "cannot be distinguished from `none`" in found["lengths.best.tied"].en
 
 
 def test_one_seed_claims_nothing_about_noise() -> None:
@@ -191,7 +191,10 @@ def test_slower_is_told_as_a_factor() -> None:
     for cell in made["cells"]:
         cell["tokens_per_second"] = 40_000 if cell["method"] == "none" else 20_000
     sentence = by_key(findings(made))["cost.clear"].en
-    assert sentence == "`none` trained fastest, 40,000 tokens per second; `shaw` slowest, 20,000: 2.0 times the time."
+    assert (
+        sentence
+        == "`none` trained fastest, 40,000 tokens per second; `shaw` was slowest, 20,000, and took 2.0 times as long."
+    )
 
 
 @pytest.mark.parametrize("make", [results, recall, diverged, interrupted, all_failed, crowded])

@@ -244,11 +244,11 @@ def test_weights_that_do_not_sum_to_one() -> None:
         assert weight == pytest.approx(left * share, abs=1e-5)
         left *= 1 - share
     assert scores[5] is None  # a query does not see its own key
-    said = re.search(r"leaves ([\d.]+) % to nobody", made.finding["en"])
+    said = re.search(r"leaves ([\d.]+) % unassigned", made.finding["en"])
     assert said is not None
     assert float(said[1]) == pytest.approx(100 * left, abs=0.5)
     blind = view("softmax", asked(make("stickbreaking"), query=0))
-    assert blind.finding["en"] == "“the” may see no key, so all its weights are 0."
+    assert blind.finding["en"] == "All keys are masked for “the”, so all its weights are 0."
     sinks = asked(make("alibi", sinks=True, softcap=2.0), query=5)
     scores, weights = (figure.series[0][1] for figure in view("softmax", sinks).figures)
     sink = sinks.model.stack.attentions()[1].sinks[2].item()
@@ -315,7 +315,7 @@ def test_a_head_is_the_models(what: str) -> None:
     query, key = divmod(int(link.argmax()), 9)
     assert f"query {query} “{LABELS[query]}” → key {key} “{LABELS[key]}”" in made.finding["en"]
     if what == "weights":
-        assert f"{float(expected[query, key]):.3g} times an even share" in made.finding["en"]
+        assert f"{float(expected[query, key]):.3g} times a uniform share" in made.finding["en"]
 
 
 def test_a_whole_text_of_1024_tokens_fits() -> None:
@@ -411,7 +411,7 @@ def test_a_single_token(spec: str, kind: str) -> None:
         made = view(name, question)
         assert made.finding["en"] != made.finding["zh"]
         json.dumps(made.plain(), allow_nan=False)
-    assert "No token sees another one" in view("head", question).finding["en"]
+    assert "No token sees any other token" in view("head", question).finding["en"]
 
 
 def test_text_is_filled_in_and_blocks_are_whole() -> None:

@@ -42,7 +42,7 @@ def test_a_picture_shows_the_methods_own_numbers(tmp_path: Path) -> None:
         position.weight.copy_(torch.arange(16 * 24.0).reshape(16, 24))
     before = {name: parameter.clone() for name, parameter in position.named_parameters()}
     rows = numbers(position, tmp_path, view="vectors", length=8)
-    (found,) = [row[3] for row in rows if row[0] == "The vectors: position × number" and row[1:3] == ["3", "5"]]
+    (found,) = [row[3] for row in rows if row[0] == "The vectors: position × dimension" and row[1:3] == ["3", "5"]]
     assert float(found) == pytest.approx(float(position.weight[3, 5].detach()), rel=1e-6)
     assert all(torch.equal(before[name], parameter) for name, parameter in position.named_parameters())
 

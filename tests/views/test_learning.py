@@ -106,7 +106,7 @@ def test_frame_k_is_checkpoint_k(question: Question, run: Path, which: str) -> N
         largest = max(as_tensor(frame[kind].values).abs().max().item() for frame in frames.values())
         assert limits[1] == -limits[0] == pytest.approx(largest)
     share = as_tensor(frames[10][f"Δ{name}"].values).norm() / as_tensor(frames[0][name].values).norm()
-    assert f"moved by {100 * share:.{1 if share < 0.0995 else 0}f} % of its norm" in found.finding["en"]
+    assert f"moved by {100 * share:.{1 if share < 0.0995 else 0}f} % of its initial norm" in found.finding["en"]
     assert size(found) < 2_000_000
 
 
@@ -125,7 +125,7 @@ def test_the_bytes_of_a_film_are_bounded_and_it_says_what_it_left_out() -> None:
     shown = len(film.frames)
     assert 12 <= shown < 40
     assert (film.frames[0][0]["en"], film.frames[-1][0]["en"]) == ("after 0 steps", "after 39 steps")
-    assert any(note["en"].startswith(f"{shown} of 40 recorded moments") for note in found.notes)
+    assert any(note["en"].startswith(f"{shown} of 40 snapshots are shown") for note in found.notes)
     assert PAYLOAD / 2 < size(found) < 2_000_000
     wide = Transformer(vocab=9, dim=512, layers=1, heads=2)
     optimizer = build_optimizer(wide, TrainSettings(optimizer="sgd"))
@@ -205,7 +205,7 @@ def test_the_runs_own_optimiser_stands_beside(question: Question) -> None:
     optimizer = build_optimizer(question.model, TrainSettings(optimizer="sgd", lr=0.5))
     found = view("step", asked(question, optimizer=optimizer))
     labels = [label["en"] for label, _ in found.figures[0].stages[-1].figures[0].columns]
-    assert labels[-1] == "The run's own optimiser, learning rate 0.5"
+    assert labels[-1] == "The run's own optimizer, learning rate 0.5"
     assert any("3 query heads share" in note["en"] for note in found.notes)
 
 
@@ -226,7 +226,7 @@ def test_the_board_is_the_history(question: Question) -> None:
         [readings[step].entropies[LAYER][head] for step in entropies.x] for head in range(6)
     ]
     largest = max(history.grad_norm)
-    assert f"at step {history.steps[history.grad_norm.index(largest)]}, with {largest:.3g}." in found.finding["en"]
+    assert f"at {largest:.3g}, at step {history.steps[history.grad_norm.index(largest)]}." in found.finding["en"]
     question.watched = None
     found = view("board", question)
     assert len(found.figures) == 3
@@ -296,7 +296,8 @@ def test_one_moment_is_no_film_yet() -> None:
         Trainer(model, TextBatches(torch.arange(50) % 9, 4, 1), settings).run()
     found = view("film", Question.of(model, torch.arange(3)[None], list("abc"), watched=watched))
     assert (
-        found.finding["en"] == "Only one moment was recorded so far, after 0 steps: the film begins with the next one."
+        found.finding["en"]
+        == "Only one snapshot was recorded so far, after 0 steps. The film starts with the next one."
     )
     assert not any("turns" in note["en"] for note in found.notes)
 

@@ -104,7 +104,7 @@ def test_a_short_text_is_shown_whole() -> None:
     assert isinstance(most, Tiles)
     assert most.levels == 1
     assert most.overview.values.shape == (40, 40)
-    assert "the text reaches no farther back" in shown.finding["en"]
+    assert "the text is no longer than that" in shown.finding["en"]
     assert shown.figures[2].values.shape == (40, 40)
 
 
@@ -159,7 +159,7 @@ def hosted(open_page: Open, asked: Question, **options: Any) -> Any:
     )
     page.expose_function("tile", lambda *wanted: base64.b64encode(source.body(*wanted)).decode())
     page.evaluate(HOST)
-    page.wait_for_function("document.querySelector('.zooming .quiet').textContent.startsWith('one cell')")
+    page.wait_for_function("document.querySelector('.zooming .quiet').textContent.startsWith('each cell')")
     return page
 
 
@@ -190,7 +190,7 @@ def test_a_map_is_zoomed_to_single_tokens(open_page: Open) -> None:
     plot.focus()
     for _ in range(12):
         page.mouse.wheel(0, -120)
-    page.wait_for_function("document.querySelector('.zooming .quiet').textContent === 'one cell is 1 × 1 pairs'")
+    page.wait_for_function("document.querySelector('.zooming .quiet').textContent === 'each cell is 1 × 1 pairs'")
     page.keyboard.press("Escape")
     page.keyboard.press("ArrowDown")
     seen = set()
@@ -200,7 +200,7 @@ def test_a_map_is_zoomed_to_single_tokens(open_page: Open) -> None:
     assert all(text.startswith("query 1,8") and "key 1" in text for text in seen)
     assert len(seen) == 12
     page.keyboard.press("0")
-    page.wait_for_function("document.querySelector('.zooming .quiet').textContent === 'one cell is 8 × 8 pairs'")
+    page.wait_for_function("document.querySelector('.zooming .quiet').textContent === 'each cell is 8 × 8 pairs'")
 
 
 def test_a_map_follows_the_theme_and_drags(open_page: Open) -> None:
@@ -223,4 +223,4 @@ def test_a_page_without_a_server_shows_the_overview(open_page: Open) -> None:
     shown = view("long", planted(600, 500, 20))
     page = open_page(views_page(shown.title, [shown]))
     assert page.locator(".shown-tiles, .shown-heatmap").count() == 3
-    assert "holds the overview only" in page.locator(".view").text_content()
+    assert "has only the overview" in page.locator(".view").text_content()

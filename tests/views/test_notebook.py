@@ -57,7 +57,7 @@ def test_cells_open_without_a_word_of_complaint(open_page: Open) -> None:
     trace = traced()
     shown = view("softmax", Question.fresh("the cat sat"))
     page = open_page(notebook(Alibi()._repr_html_(), trace._repr_html_(), trace[1]._repr_html_(), shown._repr_html_()))
-    told = ["ALiBi", "A recorded pass", "stack.blocks.1.attention.part", shown.title["en"]]
+    told = ["ALiBi", "A recorded forward pass", "stack.blocks.1.attention.part", shown.title["en"]]
     for which, title in enumerate(told):
         tall(page, which)
         inside = page.frame_locator("iframe").nth(which)
@@ -163,7 +163,7 @@ def test_lines_in_a_terminal_are_short() -> None:
     }
     assert [found for found in expected if found != expected[found]] == []
     assert repr(view("softmax", Question.fresh("the cat sat"))).startswith(
-        "View('softmax': 2 figures; “sat” looks most at"
+        "View('softmax': 2 figures; “sat” attends most to"
     )
     assert "\n" not in repr(view("vectors", Question.fresh("a b", position="sinusoidal")))
 

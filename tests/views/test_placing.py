@@ -208,7 +208,7 @@ def test_learned_shows_its_own_table() -> None:
     stream = question.seen.stream
     assert stream is not None
     close(tensor(table.values)[: len(WORDS)], stream.position[0], atol=1e-4)
-    assert "no number" in view("vectors", question).notes[-1]["en"].lower()
+    assert "no dimension" in view("vectors", question).notes[-1]["en"].lower()
 
 
 def test_a_long_table_is_cut_and_says_so() -> None:
@@ -491,7 +491,7 @@ def test_curve_table_and_sentence_are_of_the_same_queries(position: str, tokens:
     assert lines[0].lines[0].values == lines[1].lines[1].values
     said = shown.finding if isinstance(shown.finding, dict) else {}
     assert percent(float(previous[1])) in said["en"]
-    assert f"{number(float(apart[1]))} tokens away" in said["en"]
+    assert f"{number(float(apart[1]))} tokens." in said["en"]
 
 
 def test_all_that_queries_give_is_in_the_means_by_distance(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -513,7 +513,9 @@ def test_windows_are_pooled() -> None:
     question = asked(tokens=12, options={"windows": windows})
     shown = view("distance", question)
     assert "Texts: 9," in shown.notes[0]["en"]
-    assert "54 of them, 54 or more" in shown.notes[0]["en"]  # six queries each
+    assert (
+        "the same 54 queries, all in the second half; each point averages 54 or more of them" in shown.notes[0]["en"]
+    )  # six queries each
     found = []
     for window in windows:
         alone = replace(question, recording=Recording(question.model, window[None]), options={})
@@ -586,7 +588,7 @@ def test_columns_are_the_same_kinds_of_figures_for_every_method() -> None:
 
 def test_other_texts_are_not_set_beside_each_other() -> None:
     question = asked(tokens=5)
-    with refusal("expected others, further models to set beside this one, got none: give at least one"):
+    with refusal("expected others, further models to compare with this one, got none: give at least one"):
         view("sidebyside", question)
     another = "expected others to be asked about the same 5 tokens, got another text for alibi"
     with refusal(f"{another}: give all models the same tokens"):
@@ -645,9 +647,9 @@ def seeds(means: dict[str, list[float]]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("means", "said", "not_said"),
     [
-        ({"a": [1.0, 1.4, 1.2], "b": [1.3, 1.5, 1.4]}, "cannot be told from `b`", "do not overlap"),
-        ({"a": [1.0, 1.1, 1.2], "b": [1.3, 1.5, 1.4]}, "Their seed ranges do not overlap", "cannot be told"),
-        ({"a": [1.0], "b": [1.3]}, "a lead may be noise", "cannot be told"),
+        ({"a": [1.0, 1.4, 1.2], "b": [1.3, 1.5, 1.4]}, "cannot be distinguished from `b`", "do not overlap"),
+        ({"a": [1.0, 1.1, 1.2], "b": [1.3, 1.5, 1.4]}, "Their seed ranges do not overlap", "cannot be distinguished"),
+        ({"a": [1.0], "b": [1.3]}, "a lead may be noise", "cannot be distinguished"),
         ({"a": [1.0, 2.9, 1.0], "b": [1.3, 1.5, 1.4], "c": [2.0, 2.0, 2.1]}, "`b` has the lowest mean", "do not"),
     ],
 )

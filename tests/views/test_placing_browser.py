@@ -129,7 +129,7 @@ def test_the_rule_of_matching_is_visible(open_page: Open) -> None:
     question = fresh("rotary", others=[fresh("alibi"), fresh("learned")])
     page = open_page(html_of(view("sidebyside", question)))
     assert page.get_by_text("each divided by its standard deviation").is_visible()
-    assert page.get_by_text("the one with the smallest sum of distances is taken").is_visible()
+    assert page.get_by_text("the one with the smallest sum of distances is used").is_visible()
     rows = page.locator("#view-sidebyside .shown-grid").first.locator("tbody tr")
     assert rows.count() == 4
 

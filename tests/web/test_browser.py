@@ -221,7 +221,7 @@ def test_user_text_is_shown_and_never_run(open_report: Open) -> None:
 def test_failures_are_shown_as_failures(open_report: Open) -> None:
     page = open_report(diverged())
     figure = page.locator("#figure-lengths")
-    assert "cannot beyond 64" in figure.locator(".note", has_text="learned").text_content()
+    assert "cannot run beyond 64" in figure.locator(".note", has_text="learned").text_content()
     assert "not finite" in figure.locator(".note", has_text="none").text_content()
     assert "shaw (diverged at step 31)" in figure.locator(".missing").inner_text()
     assert "1 of 2 seeds" in page.locator("#results tr", has_text="t5").inner_text()
@@ -230,7 +230,7 @@ def test_failures_are_shown_as_failures(open_report: Open) -> None:
 def test_cut_off_values_are_told_and_can_be_seen(open_report: Open) -> None:
     page = open_report(wild())
     note = page.locator("#figure-lengths .clip-note")
-    assert "1 of the means" in note.inner_text()
+    assert "Means beyond it (▲): 1;" in note.inner_text()
     assert page.locator("#figure-lengths .beyond").count() == 1
     assert "45.2" in page.locator("#figure-lengths .end-label", has_text="sinusoidal").text_content()
     note.get_by_role("button").click()
@@ -368,7 +368,7 @@ def test_every_row_of_a_benchmark_is_in_its_table_and_csv(open_report: Open) -> 
 def test_the_projects_bars_say_pass_or_fail(open_report: Open) -> None:
     page = open_report(bench(bars=True))
     assert [row.inner_text() for row in page.locator("#bars tbody td:last-child").all()] == ["pass", "fail", "fail"]
-    assert "2 of 3 do not hold" in page.locator(".results").first.inner_text()
+    assert "2 of 3 are not met" in page.locator(".results").first.inner_text()
     assert open_report(bench()).locator("#bars").count() == 0
 
 
@@ -377,7 +377,7 @@ def test_a_benchmark_speaks_both_languages(open_report: Open) -> None:
     assert page.locator("h1").inner_text() == "What position costs"
     assert "interrupted" in page.locator(".warning").inner_text()
     page.click('[data-keep="language-zh"]')
-    assert page.locator("h1").inner_text() == "位置编码要花多少代价"
+    assert page.locator("h1").inner_text() == "位置方法的代价"
     assert page.locator("#report").get_attribute("lang") == "zh-CN"
 
 

@@ -61,7 +61,7 @@ class Sample(View):
 
     @property
     def question(self) -> dict[str, str]:
-        return {"en": "Who looks at whom?", "zh": "谁在看谁？"}
+        return {"en": "Which tokens attend to which?", "zh": "哪些词元关注哪些词元？"}
 
 
 def single(value: float) -> float:
@@ -378,9 +378,9 @@ def test_hidden_cells_are_hatched_and_missing_ones_are_none_of_both(open_page: O
     )
     legend = page.locator(".map-legend").inner_text()
     assert "hidden by the mask" in legend
-    assert "no number" in legend
+    assert "no value" in legend
     page.locator(".map").focus()
-    for said in ("0", "no number", "hidden by the mask"):
+    for said in ("0", "no value", "hidden by the mask"):
         page.keyboard.press("ArrowRight")
         assert page.locator(".readout").inner_text().endswith(f": {said}")
 
@@ -392,7 +392,7 @@ def test_the_bar_tells_limits_and_what_lies_beyond(open_page: Open) -> None:
     page = open_page(shown(figure))
     legend = page.locator(".map-legend").inner_text()
     assert "−2\u00a0rad" in legend
-    assert "2 cells lie beyond, the numbers reach from −7.25\u00a0rad to 3\u00a0rad" in legend
+    assert "2 cells lie beyond it. Values range from −7.25\u00a0rad to 3\u00a0rad" in legend
     assert "beyond" not in open_page(shown(matrix((3, 3)))).locator(".map-legend").inner_text()
 
 
@@ -494,7 +494,7 @@ def test_a_maps_file_holds_every_number(open_page: Open) -> None:
     page.wait_for_selector("details tbody tr")
     cells = page.locator("details tbody tr").nth(1).locator("td").all_inner_texts()
     assert cells[0] == f"{figure.values.rows()[1][0]:.3f}"
-    assert cells[-1] == "hidden"
+    assert cells[-1] == "masked"
 
 
 def test_the_files_of_curves_and_bars_hold_every_number(open_page: Open) -> None:
@@ -579,7 +579,7 @@ def test_bars_are_as_long_as_their_numbers(open_page: Open) -> None:
     plot = page.locator(".plot")
     plot.focus()
     plot.press("End")
-    assert page.locator(".readout").inner_text() == "cross: score hidden; weight hidden"
+    assert page.locator(".readout").inner_text() == "cross: score masked; weight masked"
     plot.press("ArrowLeft")
     assert page.locator(".readout").inner_text() == "didn't: score 2.00; weight 0.750"
 

@@ -31,7 +31,7 @@ def bench_text(results: Results) -> str:
     if results.get("bars"):
         blocks.append(_bars(results["bars"]))
     if not results.get("complete", True):
-        blocks.append("Interrupted: what was measured until then is kept.")
+        blocks.append("Interrupted: the results so far are kept.")
     return "\n\n".join(blocks)
 
 

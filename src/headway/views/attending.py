@@ -40,7 +40,7 @@ def softmax(question: Question) -> View:
     """How the scores of one query become weights: a bar for each key, masked keys without.
 
     >>> softmax(Question.fresh("the cat sat")).finding["en"]
-    '“sat” looks most at “the”, with 66 %; its weights sum to 1.0000.'
+    '“sat” attends most to “the”, with 66 %; its weights sum to 1.0000.'
     """
     row = question.row
     head = Head(question.seen, question.head, slice(row, row + 1))

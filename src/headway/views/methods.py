@@ -94,7 +94,7 @@ def sidebyside(question: Question) -> View:
 
 def _check_others(question: Question) -> None:
     if not question.others:
-        raise HeadwayError("expected others, further models to set beside this one, got none: give at least one")
+        raise HeadwayError("expected others, further models to compare with this one, got none: give at least one")
     for other in question.others:
         if list(other.labels) != list(question.labels):
             raise HeadwayError(

@@ -389,5 +389,5 @@ const main = /** @type {HTMLElement} */ (document.getElementById("studio"));
 main.classList.add("headway", "studio");
 Promise.all([ask("/api/state"), ask("/assets/words.json")]).then(
   ([offers, strings]) => open(main, offers, strings),
-  (error) => main.append(html("p", { class: "warning", role: "alert" }, error.message || "The studio does not answer: is it still running?")),
+  (error) => main.append(html("p", { class: "warning", role: "alert" }, error.message || "The studio does not respond: is it still running?")),
 );
