@@ -6,6 +6,7 @@
 #   make mutants   plant faults in the core, one at a time, and say which test sees it; ARGS="--only masks" for some
 #   make docs      pages on all position methods, generated into docs/methods
 #   make bench     the position tax: what methods cost beside plain attention
+#   make gpu       what needs an NVIDIA GPU: every kernel against float64; ARGS="-n 16" with as many cores
 #   make targets   what is promised of the pages, measured in Chromium; ARGS="--minutes 10" for the whole memory test
 #   make bars      the project's own speed bars; let nothing else run meanwhile
 #   make update    move the pins of constraints.txt to the newest releases, and run the tests
@@ -26,7 +27,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help compare studio test check tests proofs mutants docs bench bars targets update newest ranges picture clean
+.PHONY: help compare studio test check tests proofs mutants docs bench bars gpu targets update newest ranges picture clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -77,6 +78,9 @@ bench: .venv/ready
 
 bars: .venv/ready
 	$(BIN)/headway bench --bars $(ARGS)
+
+gpu: .venv/ready-dev
+	HEADWAY_CHECKED=none $(PYTEST) tests/core/test_gpu.py $(ARGS)
 
 targets: .venv/ready-dev
 	PYTHONPATH=tests/studio $(BIN)/python tests/targets.py $(ARGS)

@@ -295,12 +295,12 @@ def _isolate(call: Call) -> tuple[Call, Bool[Tensor, "batch heads queries"] | No
                 return call, None
     elif call.mask is None and call.default_positions and not call.row_terms:
         return call, None
-    bad_row = ~call.q.isfinite().all(-1)  # (B, H, Q)
-    bad_key = ~(call.k.isfinite().all(-1) & call.v.isfinite().all(-1))  # (B, H_kv, K)
+    bad_row = _bad(call.q)  # (B, H, Q)
+    bad_key = _bad(call.k) | _bad(call.v)  # (B, H_kv, K)
     for x in per_query:
-        bad_row = bad_row | ~x.isfinite().all(-1)
+        bad_row = bad_row | _bad(x)
     for x in per_key:  # of any number of heads
-        bad_key = bad_key | ~x.isfinite().all(-1).all(1, keepdim=True)
+        bad_key = bad_key | _bad(x).any(1, keepdim=True)
     q = call.q.masked_fill(bad_row[..., None], 0.0)
     k, v = call.k.masked_fill(bad_key[..., None], 0.0), call.v.masked_fill(bad_key[..., None], 0.0)
     if call.default_positions and call.mask is None:
@@ -325,6 +325,14 @@ def _isolate(call: Call) -> tuple[Call, Bool[Tensor, "batch heads queries"] | No
             sees_bad, sees = (_load(_choose(probe, "auto")).run(probe) > 0).unbind(-1)
         poisoned = sees_bad | (bad_row & sees)
     return replace(call, q=q, k=k, v=v), poisoned
+
+
+def _bad(x: Tensor) -> Bool[Tensor, "*tokens"]:
+    """Which vectors hold NaN or inf: read once, where isfinite() would make several tensors as large as x."""
+    if x.shape[-1] == 0:
+        return torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
+    largest: Tensor = torch.linalg.vector_norm(x.detach(), torch.inf, -1)
+    return ~largest.isfinite()
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ TILES = {
         "forward": (Blocks(128, 64, 4, 3), Blocks(64, 64, 4, 3), Blocks(64, 32, 4, 2)),
         "keys": (Blocks(128, 64, 4, 2), Blocks(64, 64, 4, 2), Blocks(64, 32, 4, 2)),
         "queries": (Blocks(64, 64, 4, 3), Blocks(64, 32, 4, 3), Blocks(128, 32, 8, 2)),
-        "walk": (Blocks(64, 64, 4, 2), Blocks(64, 64, 8, 3), Blocks(64, 64, 8, 1)),
+        "walk": (Blocks(64, 64, 4, 2), Blocks(64, 64, 8, 3), Blocks(32, 32, 4, 2)),
         "entries": (Blocks(16, 32, 4, 1),) * 3,
     },
     "tf32x3": {

@@ -23,6 +23,7 @@ from headway.backends.triton.tiles import (
     count_tiles,
     distances,
     dot,
+    fma,
     headroom,
     load_rows,
     row_ends,
@@ -166,7 +167,7 @@ def forward(
                 grown = tl.maximum(top, tl.max(s, 1) * factor + offset)
                 # a row that has seen nothing yet: −inf − −inf is NaN
                 zero = tl.where(grown == float("-inf"), 0.0, grown)
-                p = tl.exp2(tl.fma(s, factor, (offset - zero)[:, None]))
+                p = tl.exp2(fma(s, factor, (offset - zero)[:, None]))
                 shrink = tl.exp2(top - zero)
                 total = total * shrink + tl.sum(p, 1)
                 acc *= shrink[:, None]

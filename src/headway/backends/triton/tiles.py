@@ -46,13 +46,21 @@ def dot(x, y, PRECISION: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def fma(x, y, z):
+    """x · y + z, rounded once, float32."""
+    # the interpreter would round the product
+    return (x.to(tl.float64) * y + z.to(tl.float64)).to(tl.float32) if EMULATED else tl.fma(x, y, z)
+
+
+@triton.jit
+@no_type_check
 def weights(s, factor, shift, AXIS: tl.constexpr):
     """2^(s · factor + shift): the weights of a tile whose log-sum-exp is known. ``shift`` is per query, along AXIS.
 
     It is float64 where the weights should have all bits of float32: terms of thousands would leave it too few.
     """
     high = shift.to(tl.float32)
-    x = tl.fma(s, factor, tl.expand_dims(high, AXIS))
+    x = fma(s, factor, tl.expand_dims(high, AXIS))
     if shift.dtype == tl.float64:
         nobody = high == float("-inf")  # a query that sees no key: −inf − −inf is NaN
         low = shift - tl.where(nobody, 0.0, high).to(tl.float64)
