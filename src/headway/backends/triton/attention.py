@@ -70,9 +70,9 @@ TILES = {
         "entries": (Blocks(16, 32, 4, 1),) * 3,
     },
 }
-"""The fastest tiles on an H100 of those that fit its shared memory and registers, by how products are computed (see
-:func:`precision`), kernel, and heads up to 64, 128 and 256 wide. "keys" finds dk and dv, "queries" dq, "walk" and
-"entries" the table's gradient."""
+"""Tiles by how products are computed (see :func:`precision`), kernel, and heads up to 64, 128 and 256 wide: of those that
+fit shared memory and registers the fastest on an H200; of "ieee" the largest that keep to registers. "keys" finds dk and
+dv, "queries" dq, "walk" and "entries" the table's gradient."""
 
 
 def precision(dtype: torch.dtype) -> str:
