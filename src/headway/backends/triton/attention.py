@@ -70,9 +70,11 @@ TILES = {
         "entries": (Blocks(16, 32, 4, 1),) * 3,
     },
 }
-"""Tiles by how products are computed (see :func:`precision`), kernel, and heads up to 64, 128 and 256 wide: of those that
-fit shared memory and registers the fastest on an H200; of "ieee" the largest that keep to registers. "keys" finds dk and
-dv, "queries" dq, "walk" and "entries" the table's gradient."""
+"""Tiles by how products are computed (see :func:`precision`), kernel, and heads up to 64, 128 and 256 wide.
+
+Of those that fit shared memory and registers they were the fastest on an H200; of "ieee" they are the largest that keep
+to registers. "keys" finds dk and dv, "queries" dq, "walk" and "entries" the table's gradient.
+"""
 
 
 def precision(dtype: torch.dtype) -> str:
