@@ -25,7 +25,7 @@ FLOORS = (
     ("functional",),
     ("init",),
     ("attention",),
-    ("stack",),
+    ("stack", "saving"),
     ("transformer",),
     ("sizes",),
     ("arguments",),

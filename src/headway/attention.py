@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from headway.backends import BACKENDS
 from headway.cache import KVCache, Tokens
-from headway.functional import attend_checked, check
+from headway.functional import DROPOUT, as_seed, as_terms, attend_checked, check
 from headway.init import check_init, initialise
 from headway.integers import FAR, Array, Integers, as_integers, as_positions, in_range, readable
-from headway.masks import Documents, Mask, as_mask, parts, reach
-from headway.positions import NoPosition, Position, parse
+from headway.masks import Documents, Mask, as_mask, divided, parts, reach
+from headway.positions import NoPosition, Position, as_method
 from headway.positions.along import Before, interleaved, out_of_order
 from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief
-from headway.terms import AnyTerm
+from headway.terms import AnyTerm, DenseBias
 
 
 class HeadWeights(NamedTuple):
@@ -65,9 +65,12 @@ class Core(nn.Module):
         normalise: str = "softmax",
         softcap: float | None = None,
         sinks: Float[Tensor, " heads"] | None = None,
+        dropout: float = 0.0,
+        seed: Int[Tensor, "1"] | None = None,
     ) -> Float[Tensor, "batch heads queries dim_v"]:
         """Attend; positions are those of tokens that were looked at when they came in."""
-        call = check(q, k, v, mask, terms, q_pos, k_pos, scale, normalise, softcap, sinks, looked_at=True)
+        rest = (scale, normalise, softcap, sinks, dropout, seed)
+        call = check(q, k, v, mask, terms, q_pos, k_pos, *rest, looked_at=True)
         return attend_checked(call, self.backend)
 
 
@@ -93,6 +96,8 @@ class Attention(nn.Module):
             (RMSNorm as in Qwen3; arXiv:2010.04245): scores cannot grow without bound.
         softcap: c in c·tanh(scale·q·k / c), see :func:`headway.functional.attend`.
         sinks: a learned score per head for attending to nothing, see :func:`headway.functional.attend`; starts at 0.
+        dropout: share of the attention weights set to zero in training, from 0 to below 1; which, torch's generator
+            decides, see :func:`headway.functional.attend`.
         log_scale: the training length L; queries at position p ≥ L are multiplied by ln(p+1)/ln L, so that attention
             over more keys stays as sharp (log-n scaling, arXiv:2202.12172).
         init: "xavier", "normal", "gpt2", "t5" or "orthogonal", see :func:`headway.init.initialise`.
@@ -100,6 +105,8 @@ class Attention(nn.Module):
         embed: add position to X here, for methods that act on the embedding (X' = X + P). A Transformer does that once
             for all layers and turns it off.
         backend: see :func:`headway.functional.attend`.
+        device: where the parameters are made; default torch's own.
+        dtype: of the parameters; default torch's own.
 
     >>> from headway import Attention, Causal, Rotary
     >>> attention = Attention(dim=512, heads=8, position=Rotary(), mask=Causal())
@@ -124,12 +131,18 @@ class Attention(nn.Module):
         softcap: float | None = None,
         sinks: bool = False,
         log_scale: int | None = None,
+        dropout: float = 0.0,
         init: str = "xavier",
         depth: int = 1,
         embed: bool = True,
         backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if (problem := DROPOUT.problem(dropout, "dropout")) is not None:
+            raise HeadwayError(f"expected {problem}")
+        self.dropout = float(dropout)
         self.shape = HeadShape.of(dim, heads, kv_heads, head_dim)
         dim, heads = self.shape.dim, self.shape.heads
         self.position = as_method(position).attach(self.shape)
@@ -152,7 +165,20 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(self.shape.head_dim, eps=1e-6) if qk_norm else None
         self.sinks = nn.Parameter(torch.empty(heads)) if sinks else None
         self.core = Core(backend)
+        place_parameters(self, device, dtype)
         self.reset_parameters()
+
+    def extra_repr(self) -> str:
+        """Sizes, and options that are not the defaults."""
+        shape = self.shape
+        told: dict[str, tuple[Any, Any]] = {
+            "kv_heads": (shape.kv_heads, shape.heads),
+            "head_dim": (shape.head_dim, shape.dim // shape.heads),
+        }
+        told |= {"softcap": (self.softcap, None), "log_scale": (self.log_scale, None), "dropout": (self.dropout, 0.0)}
+        told |= {"head_dim": (shape.head_dim, shape.dim // shape.heads), "backend": (self.core.backend, "auto")}
+        rest = (f", {name}={value}" for name, (value, usual) in told.items() if value != usual)
+        return f"dim={shape.dim}, heads={shape.heads}" + "".join(rest)
 
     def reset_parameters(self) -> None:
         """Draw W_Q, W_K, W_V and W_O of each head independently; biases are zero. Position draws its own."""
@@ -211,7 +237,8 @@ class Attention(nn.Module):
         pos: Integers | None = None,
         context_pos: Integers | None = None,
         coordinates: Integers | None = None,
-        mask: Mask | Bool[Tensor, "..."] | Array | None = None,
+        mask: Mask | Tensor | Array | None = None,
+        terms: Sequence[AnyTerm] = (),
         cache: KVCache | None = None,
     ) -> Float[Tensor, "*batch tokens dim"]:
         """Attend from x to itself, or to a context.
@@ -225,8 +252,9 @@ class Attention(nn.Module):
             coordinates: where each token of x lies, (B or 1, N, axes), for methods of several axes (images, videos):
                 they embed and rotate by these, while ``pos`` stays the order that masks, terms and caches go by. Not
                 with a context.
-            mask: restricts who may see whom for this call, for instance to packed documents; a boolean tensor, True =
-                may see, is taken as :class:`headway.Dense`.
+            mask: restricts further, for this call, which keys a query may see, as packed documents do; a boolean
+                tensor, True = may see, is taken as :class:`headway.Dense`, one of floats is added to the scores.
+            terms: added to the scores besides the position method's, as a :class:`headway.terms.DenseBias` of a graph.
             cache: with self attention x continues the tokens in it and is appended; with a context its keys and values
                 are kept at the first call and used from then on. What is cached is detached, the tokens of this call
                 are not.
@@ -234,7 +262,8 @@ class Attention(nn.Module):
         Raises:
             HeadwayError: on widths, positions or a cache that do not fit.
         """
-        mask = as_mask(mask)
+        mask, added = divided(mask)
+        terms = as_terms(terms) if added is None else (*as_terms(terms), DenseBias(added))
         if isinstance(x, Tensor) and x.ndim == 2:
             context = None if context is None else context[None]
             batch: Tensor = self(
@@ -244,6 +273,7 @@ class Attention(nn.Module):
                 context_pos=context_pos,
                 coordinates=coordinates,
                 mask=mask,
+                terms=terms,
                 cache=cache,
             )
             return batch[0]
@@ -263,7 +293,7 @@ class Attention(nn.Module):
             given |= context_pos is not None or (cache is not None and len(cache) > 0)
             source, k_pos = (x, q_pos) if context is None else self._context(context, context_pos)
             q, tokens = self._keys_and_values(q, where, source, k_pos, where if context is None else k_pos, cache)
-        return self._join(self._attend(q, q_pos, tokens, mask, cache, crosses=context is not None, given=given))
+        return self._join(self._attend(q, q_pos, tokens, mask, terms, cache, crosses=context is not None, given=given))
 
     def _queries(
         self,
@@ -315,6 +345,7 @@ class Attention(nn.Module):
         q_pos: Tensor,
         tokens: Tokens,
         mask: Mask | None,
+        terms: Sequence[AnyTerm],
         cache: KVCache | None,
         *,
         crosses: bool,
@@ -323,7 +354,7 @@ class Attention(nn.Module):
         """The output of every head, (B, H, N, D_v)."""
         if self.mask is not None:
             mask = self.mask if mask is None else self.mask & mask
-        q, k, terms = self.position.prepare(
+        q, k, own = self.position.prepare(
             q,
             tokens.k,
             q_pos,
@@ -335,7 +366,9 @@ class Attention(nn.Module):
             absolute=self.sinks is not None or self.position.normalise != "softmax",
             order=self._order(cache, tokens.pos) if given else None,
         )
-        rest = (self.scale, self.position.normalise, self.softcap, self.sinks)
+        terms = (*own, *terms)
+        dropout = (self.dropout, as_seed(None)) if self.dropout and self.training else ()
+        rest = (self.scale, self.position.normalise, self.softcap, self.sinks, *dropout)
         # every way but softmax to weigh scores goes by the keys' order
         compared = mask is not None or bool(terms) or self.position.normalise != "softmax"
         # positions 0, 1, 2 … that nobody gave need not be looked at, and attention may run fused
@@ -426,27 +459,19 @@ class Attention(nn.Module):
                 raise HeadwayError(f"expected {name} of {weight.dtype}, as the weights are, got {given.dtype}")
 
 
+def place_parameters(module: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    """Parameters made anew, empty, on a device and of a dtype; None leaves them as they are."""
+    if device is not None:
+        module.to_empty(device=device)
+    if dtype is not None:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise HeadwayError(f"expected dtype as a floating dtype, as torch.bfloat16, got {brief(dtype)}")
+        module.to(dtype)
+
+
 def renumbers(position: Position, cache: object) -> bool:
     """Whether a method gives tokens other positions now: while training, and not with a cache."""
     return position.training and cache is None and type(position).renumber is not Position.renumber
-
-
-def as_method(position: object) -> Position:
-    """A position method from its text, or from nothing: none.
-
-    Raises:
-        HeadwayError: when it is neither text nor a method.
-    """
-    if isinstance(position, str):
-        return parse(position)
-    if position is None:
-        return NoPosition()
-    if not isinstance(position, Position):
-        raise HeadwayError(
-            f"expected a position method such as Rotary() or 'rotary', got {brief(position)}: `headway methods` lists "
-            f"them"
-        )
-    return position
 
 
 def as_coordinates(

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from headway.integers import readable
-from headway.shapes import HeadwayError
+from headway.integers import as_integers, readable
+from headway.shapes import HeadwayError, as_count
 
 
 class Tokens(NamedTuple):
@@ -190,6 +190,44 @@ class KVCache:
         for name, tensor in self._store.items():
             self._store[name] = tensor[:, : self._length].index_select(1, kept)
         self._length = len(kept)
+
+    def crop(self, tokens: int) -> None:
+        """Keep the oldest ``tokens`` in memory and forget the others, as if they had never come: a text rolled back.
+
+        Raises:
+            HeadwayError: on a number below 0 or above the tokens there are; when some were dropped before.
+        """
+        tokens = as_count(tokens, f"a number of tokens from 0 to {self._length}")
+        if tokens > self._length:
+            raise HeadwayError(f"expected a number of tokens from 0 to {self._length}, got {tokens}")
+        if "order" in self._store:
+            raise HeadwayError("expected a cache that holds all its tokens to be cropped, got one after keep()")
+        self._length = tokens
+        if not tokens:
+            self._store = {}
+
+    def reorder(self, index: Int[Tensor, " batch"] | Sequence[int]) -> None:
+        """Let sequence b go on as sequence ``index[b]`` did so far: beams that were chosen, or sequences that go on.
+
+        Args:
+            index: which sequence each is to be, any number of them, each from 0 to B − 1.
+
+        Raises:
+            HeadwayError: on indices that are no whole numbers, or of no sequence.
+        """
+        chosen = as_integers(index, "the sequences to go on with")
+        if chosen.ndim != 1:
+            raise HeadwayError(f"expected the sequences to go on with in one dimension, got {tuple(chosen.shape)}")
+        if not self._store:
+            return
+        batch = self._store["pos"].shape[0]
+        chosen = chosen.to(self._store["pos"].device)
+        if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= batch):
+            raise HeadwayError(f"expected sequences from 0 to {batch - 1}, got {chosen.tolist()}")
+        held = {name: tensor[:, : self._length] for name, tensor in self._store.items()}
+        self._store = {name: tensor.index_select(0, chosen) for name, tensor in held.items()}
+        if self._newest is not None:
+            self._newest = {name: tensor.index_select(0, chosen) for name, tensor in self._newest.items()}
 
     def _indices(self, index: Tensor | Sequence[int]) -> Int[Tensor, " kept"]:
         """Indices of the tokens to keep, ascending."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
 from headway.schema import Number, Whole, Words, shown
 from headway.settings import Settings
-from headway.shapes import HeadShape
+from headway.shapes import HeadShape, HeadwayError
 
 KINDS = ("decoder", "encoder", "encoder-decoder")
 NORMS = ("rms", "layer")
@@ -37,6 +38,50 @@ class OfMethod:
         """See :class:`headway.schema.Schema`."""
         fits = value is None or isinstance(value, str) or hasattr(value, "spec")
         return None if fits else f"{at} to be a position method or its text, as rotary, got {shown(value)}"
+
+
+@dataclass(frozen=True)
+class LayerConfig(Settings):
+    """What one layer's self attention has of its own; what is None is as the model says.
+
+    Args:
+        position: its position method, which acts inside attention (none for none).
+        window: tokens behind the query that it sees, besides the query itself; in an encoder before it too.
+        chunk: tokens of a chunk, outside of which it sees nothing.
+        scale: multiplies q·k.
+        softcap: keeps scores within ±softcap.
+        log_scale: the training length, to keep attention as sharp beyond it.
+        sinks: a learned score per head for attending to nothing.
+        qk_norm: normalise queries and keys.
+
+    >>> LayerConfig(window=511).position is None
+    True
+    """
+
+    position: Annotated[Method | str | None, OfMethod()] = None
+    window: Annotated[int | None, Whole(0)] = None
+    chunk: Annotated[int | None, Whole(1)] = None
+    scale: Annotated[float | None, Number()] = None
+    softcap: Annotated[float | None, Number(above=0)] = None
+    log_scale: Annotated[int | None, Whole(2)] = None
+    sinks: bool | None = None
+    qk_norm: bool | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """What it has of its own, as JSON takes it."""
+        values = {name: value for name, value in super().plain().items() if value is not None}
+        if not isinstance(position := values.get("position", ""), str):
+            values["position"] = position.spec()
+        return values
+
+
+class OfLayers:
+    """Layers, each a :class:`LayerConfig` or its values."""
+
+    def problem(self, value: Any, at: str) -> str | None:
+        """See :class:`headway.schema.Schema`."""
+        fits = isinstance(value, list | tuple) and all(isinstance(one, LayerConfig | Mapping) for one in value)
+        return None if fits else f"{at} to be a list of layers, each an object of options, got {shown(value)}"
 
 
 @dataclass(frozen=True)
@@ -71,6 +116,12 @@ class TransformerConfig(Settings):
         log_scale: the training length, to keep attention as sharp beyond it.
         tie: use the embedding as the output matrix too.
         dropout: share of each layer's output set to zero in training.
+        attention_dropout: share of the self attention's weights set to zero in training.
+        pattern: layers with options of their own, :class:`LayerConfig` or its values, repeated until there are enough:
+            ``5 * [{"window": 511}] + [{}]`` is five local layers and a global one, as Gemma 3 has them; ``3 * [{}] +
+            [{"position": "none"}]`` leaves every fourth without position, as SmolLM3 does.
+        sandwich_norm: a norm after each part too, before it is added to the residual stream (Gemma 2).
+        parallel: attention and MLP side by side, x + attention(norm x) + MLP(norm x), with one norm (GPT-J, Cohere).
         backend: what computes attention, as auto, sdpa or native, see :func:`headway.functional.attend`.
 
     Raises:
@@ -103,12 +154,29 @@ class TransformerConfig(Settings):
     tie: bool = True
     dropout: Annotated[float, Number(0, below=1)] = 0.0
     backend: str = "auto"
+    attention_dropout: Annotated[float, Number(0, below=1)] = 0.0
+    pattern: Annotated[tuple[LayerConfig, ...], OfLayers()] = ()
+    sandwich_norm: bool = False
+    parallel: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        layers = (one if isinstance(one, LayerConfig) else LayerConfig.of(one, "a layer") for one in self.pattern)
+        object.__setattr__(self, "pattern", tuple(layers))
+        if self.post_norm and (self.sandwich_norm or self.parallel):
+            raise HeadwayError("expected post_norm without sandwich_norm and parallel, got both: leave one out")
         HeadShape.of(self.dim, self.heads, self.kv_heads, self.head_dim)
 
     def plain(self) -> dict[str, Any]:
         """The options as JSON takes them, the position method as its text."""
         position = "none" if self.position is None else self.position
-        return {**super().plain(), "position": position if isinstance(position, str) else position.spec()}
+        pattern = [layer.plain() for layer in self.pattern]
+        return {
+            **super().plain(),
+            "position": position if isinstance(position, str) else position.spec(),
+            "pattern": pattern,
+        }
+
+    def layer(self, number: int) -> LayerConfig:
+        """The options of a layer's own."""
+        return self.pattern[number % len(self.pattern)] if self.pattern else LayerConfig()

@@ -19,11 +19,13 @@ from torch import Tensor
 from headway.backends import BACKENDS, SHIPPED
 from headway.backends.base import Backend, Call
 from headway.integers import Array, Integers, as_positions, readable
-from headway.masks import Before, Causal, Dense, Mask, as_mask, fitted
+from headway.masks import Before, Causal, Dense, Mask, as_mask, divided, fitted, padding
 from headway.positions.base import Position
+from headway.schema import Number
 from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief, contents
-from headway.terms import AnyTerm
+from headway.terms import AnyTerm, DenseBias
 
+DROPOUT = Number(0, below=1)
 _ADDED: dict[str, Any] = {
     name: importlib.import_module(f"headway.backends.{name}") for name in BACKENDS if name not in SHIPPED
 }
@@ -34,7 +36,7 @@ def attend(
     k: Float[Tensor, "batch kv_heads keys dim"],
     v: Float[Tensor, "batch kv_heads keys dim_v"],
     *,
-    mask: Mask | Bool[Tensor, "..."] | Array | None = None,
+    mask: Mask | Tensor | Array | None = None,
     terms: Sequence[AnyTerm] = (),
     q_pos: Integers | None = None,
     k_pos: Integers | None = None,
@@ -42,6 +44,8 @@ def attend(
     normalise: str = "softmax",
     softcap: float | None = None,
     sinks: Float[Tensor, " heads"] | None = None,
+    dropout: float = 0.0,
+    seed: int | Tensor | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "batch heads queries dim_v"]:
     """Scaled dot-product attention with positions.
@@ -53,8 +57,9 @@ def attend(
         q: queries, (B, H, Q, D).
         k: keys, (B, H_kv, K, D), where H_kv divides H.
         v: values, (B, H_kv, K, D_v).
-        mask: who may see whom, see :mod:`headway.masks`; a boolean tensor, (B or 1, H or 1, Q, K) or (Q, K), is taken
-            as :class:`headway.masks.Dense`.
+        mask: which keys each query may see, see :mod:`headway.masks`; a boolean tensor, (B or 1, H or 1, Q, K), (B or
+            1, Q, K) or (Q, K), is taken as :class:`headway.masks.Dense`, one of floats is added to the scores, as
+            :class:`headway.terms.DenseBias`.
         terms: what is added to scores or values, see :mod:`headway.terms`.
         q_pos: integer positions of the queries below 2⁴⁰, (B or 1, Q) or (Q,), as a tensor, array or list; -1 is
             padding. Default 0 … Q−1.
@@ -68,6 +73,9 @@ def attend(
             (Gemma 2, arXiv:2408.00118). Default none.
         sinks: for each head the score of one more key of value zero, (H,): weights then sum to less than 1, and a head
             can attend to nothing (gpt-oss). Default none.
+        dropout: share of the attention weights set to zero, the others divided by 1 − dropout; from 0 to below 1.
+        seed: decides which: the same pairs for the same seed, in every backend and both passes; default one drawn from
+            torch's generator.
         backend: "auto" or a name of :data:`headway.backends.BACKENDS`; a named backend that cannot run the call raises,
             with its reason.
 
@@ -79,7 +87,8 @@ def attend(
     >>> attend(q, k, v, mask=Causal(), scale=0.0)[0, 0, 1].tolist()
     [0.5, 0.5, 0.0]
     """
-    return attend_checked(check(q, k, v, mask, terms, q_pos, k_pos, scale, normalise, softcap, sinks), backend)
+    call = check(q, k, v, mask, terms, q_pos, k_pos, scale, normalise, softcap, sinks, dropout, seed)
+    return attend_checked(call, backend)
 
 
 def attend_checked(call: Call, backend: str) -> Float[Tensor, "batch heads queries dim_v"]:
@@ -119,6 +128,8 @@ def check(
     normalise: str,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    dropout: float = 0.0,
+    seed: int | Tensor | None = None,
     *,
     looked_at: bool = False,
 ) -> Call:
@@ -133,7 +144,23 @@ def check(
         softcap = as_number(softcap, "a finite softcap above 0, or None", 0)
     if sinks is not None:
         _check_sinks(sinks, q)
-    mask = fitted(as_mask(mask), q.shape[0], q.shape[2], k.shape[2], q.device)
+    if not torch.compiler.is_compiling() and (problem := DROPOUT.problem(dropout, "dropout")) is not None:
+        raise HeadwayError(f"expected {problem}")
+    mask, added = divided(mask)
+    terms = as_terms(terms) if added is None else (*as_terms(terms), DenseBias(added))
+    mask, real = padding(fitted(mask, q.shape[0], q.shape[2], k.shape[2], q.device))
+    if real is not None:
+        if real.shape[0] not in (1, k.shape[0]) or real.shape[1] != k.shape[2]:
+            raise HeadwayError(
+                f"expected a (batch or 1, keys) KeyPadding over {k.shape[2]} keys, those of a cache among them, got "
+                f"one of shape {tuple(real.shape)}"
+            )
+        places = (
+            torch.arange(k.shape[2], device=k.device)[None] if k_pos is None else as_positions(k_pos, k[:, 0], "k_pos")
+        )
+        if q_pos is None and q.shape[2] == k.shape[2]:
+            q_pos = torch.arange(q.shape[2], device=q.device)
+        k_pos = places.masked_fill(~real, -1)
     past = _check_normalise(normalise, q, k, sinks)
     if past is not None:
         mask = past if mask is None else mask & past
@@ -154,14 +181,29 @@ def check(
         as_positions(q_pos, q[:, 0], "q_pos", looked_at),
         as_positions(k_pos, k[:, 0], "k_pos", looked_at),
         mask,
-        tuple(terms),
+        terms,
         scale,
         normalise,
         default_positions,
         q.device.type,
         softcap,
         sinks,
+        dropout,
+        as_seed(seed) if dropout else None,
     )
+
+
+def as_seed(seed: int | Tensor | None) -> Tensor:
+    """The seed of a call's dropout as a tensor (1,) on the CPU; None draws one from torch's generator.
+
+    Raises:
+        HeadwayError: when it is no whole number.
+    """
+    if seed is None:
+        return torch.randint(2**62, (1,))
+    if isinstance(seed, Tensor) and seed.dtype is torch.int64 and seed.numel() == 1 and seed.device.type == "cpu":
+        return seed.reshape(1)
+    return torch.tensor([as_count(seed, "a seed of at least 0")])
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -217,9 +259,18 @@ def _check_normalise(normalise: str, q: Tensor, k: Tensor, sinks: Tensor | None)
     return Causal()
 
 
-def _check_terms(terms: Sequence[AnyTerm], q: Tensor, k: Tensor, v: Tensor) -> None:
+def as_terms(terms: Sequence[AnyTerm]) -> tuple[AnyTerm, ...]:
+    """Terms as a tuple.
+
+    Raises:
+        HeadwayError: when they are no tuple or list.
+    """
     if not isinstance(terms, Sequence) or isinstance(terms, str | bytes):
         raise HeadwayError(f"expected a tuple or list of terms of headway.terms, got {type(terms).__name__}")
+    return tuple(terms)
+
+
+def _check_terms(terms: tuple[AnyTerm, ...], q: Tensor, k: Tensor, v: Tensor) -> None:
     for term in terms:
         if not isinstance(term, AnyTerm):
             raise HeadwayError(f"expected terms of headway.terms, got {type(term).__name__}")
@@ -399,7 +450,7 @@ def plan(
         marks = fresh.marked(torch.empty(1, tokens, shape.dim), pos)
         q, k = fresh.rotate(q, k, pos, pos)
         q, k, terms = fresh.prepare(q, k, pos, pos, head_dim**-0.5, marks)
-        mask = Causal() if mask is None else mask
+        mask = Causal() if mask is None else as_mask(mask)
         call = check(q, k, v, mask, terms, None, None, head_dim**-0.5, fresh.normalise)
         call = replace(call, device=torch.device(device).type)
         route = _choose(call, "auto")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from headway.attention import Attention, as_coordinates, renumbers
 from headway.cache import KVCache
+from headway.config import TransformerConfig
 from headway.init import initialise
 from headway.integers import Integers, as_positions, readable
-from headway.masks import Causal, Mask
-from headway.positions import Position
+from headway.masks import Causal, Chunks, Mask, Window
+from headway.positions import Position, as_method
 from headway.shapes import HeadShape, HeadwayError
 
 NORMS = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
@@ -57,12 +61,15 @@ class MLP(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + part(norm x), or norm(x + part(x)) with post-norm (arXiv:2002.04745 compares them)."""
+    """x + part(norm x); x + norm(part(norm x)) as a sandwich; or post-norm, norm(x + part(x)) (arXiv:2002.04745)."""
 
-    def __init__(self, dim: int, norm: str, post: bool, dropout: float, part: nn.Module) -> None:
+    def __init__(self, config: TransformerConfig, part: nn.Module, *, normed: bool = True) -> None:
         super().__init__()
-        self.norm, self.part, self.post = NORMS[norm](dim, eps=1e-6), part, post
-        self.dropout = nn.Dropout(dropout)
+        norm = NORMS[config.norm]
+        self.part, self.post = part, config.post_norm
+        self.norm = norm(config.dim, eps=1e-6) if normed else nn.Identity()
+        self.after = norm(config.dim, eps=1e-6) if config.sandwich_norm else None
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"], **given: Any) -> Float[Tensor, "batch tokens dim"]:
         """Apply the part; ``given`` is passed on to it."""
@@ -70,16 +77,21 @@ class Residual(nn.Module):
         if self.post:
             out = self.norm(x + self.dropout(self.part(x, **given)))
             return out
-        out = x + self.dropout(self.part(self.norm(x), **given))
+        return x + self.added(self.norm(x), **given)
+
+    def added(self, x: Float[Tensor, "batch tokens dim"], **given: Any) -> Float[Tensor, "batch tokens dim"]:
+        """What is added to the residual stream, from a normed x."""
+        made: Tensor = self.part(x, **given)
+        out: Tensor = self.dropout(made if self.after is None else self.after(made))
         return out
 
 
 class Block(nn.Module):
     """One layer: self attention, cross attention in the decoder of an encoder-decoder, MLP."""
 
-    def __init__(self, attention: Residual, cross: Residual | None, mlp: Residual) -> None:
+    def __init__(self, attention: Residual, cross: Residual | None, mlp: Residual, parallel: bool = False) -> None:
         super().__init__()
-        self.attention, self.cross, self.mlp = attention, cross, mlp
+        self.attention, self.cross, self.mlp, self.parallel = attention, cross, mlp, parallel
 
     def forward(
         self,
@@ -87,14 +99,18 @@ class Block(nn.Module):
         *,
         pos: Int[Tensor, "#batch tokens"] | None,
         coordinates: Int[Tensor, "#batch tokens axes"] | None,
-        mask: Mask | None,
+        mask: Mask | Tensor | None,
         cache: KVCache | None,
         context: Float[Tensor, "batch keys dim"] | None,
         context_pos: Int[Tensor, "#batch keys"] | None,
         context_cache: KVCache | None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Apply the layer; arguments as in :meth:`headway.Attention.forward`."""
-        x = self.attention(x, pos=pos, coordinates=coordinates, mask=mask, cache=cache)
+        given = {"pos": pos, "coordinates": coordinates, "mask": mask, "cache": cache}
+        if self.parallel:
+            normed = self.attention.norm(x)
+            return x + self.attention.added(normed, **given) + self.mlp.added(normed)
+        x = self.attention(x, **given)
         if self.cross is not None:
             x = self.cross(x, context=context, pos=pos, context_pos=context_pos, cache=context_cache)
         out: Tensor = self.mlp(x)
@@ -111,77 +127,62 @@ class Cache:
     def __len__(self) -> int:
         return len(self.layers[0])
 
+    def keep(self, index: Int[Tensor, " kept"] | Bool[Tensor, " tokens"] | Sequence[int]) -> None:
+        """Keep only these tokens, in every layer; see :meth:`headway.KVCache.keep`."""
+        for layer in self.layers:
+            layer.keep(index)
+
+    def crop(self, tokens: int) -> None:
+        """Forget all but the oldest tokens, in every layer; see :meth:`headway.KVCache.crop`."""
+        for layer in self.layers:
+            layer.crop(tokens)
+
+    def reorder(self, index: Int[Tensor, " batch"] | Sequence[int]) -> None:
+        """Let each sequence go on as another did, in every layer; see :meth:`headway.KVCache.reorder`."""
+        for layer in (*self.layers, *self.context):
+            layer.reorder(index)
+
 
 class Stack(nn.Module):
-    """Embedding, position, layers and the last norm: one side of a Transformer. Arguments as in :class:`Transformer`.
+    """Embedding, position, layers and the last norm: one side of a Transformer.
 
     Args:
         embedding: shared by the sides and the output.
         position: the method of the self attention.
+        config: of the Transformer.
         causal: see only the past, as a decoder does.
         cross: attend to a context in every layer.
-        options: what else :class:`headway.Attention` takes, for the self attention.
     """
 
     def __init__(
-        self,
-        embedding: nn.Embedding,
-        position: Position,
-        *,
-        causal: bool,
-        cross: bool,
-        layers: int,
-        heads: int,
-        kv_heads: int | None,
-        head_dim: int | None,
-        hidden: int | None,
-        share_position: bool,
-        norm: str,
-        post_norm: bool,
-        activation: str,
-        bias: bool,
-        init: str,
-        scale: float | None,
-        dropout: float,
-        backend: str,
-        options: dict[str, Any],
+        self, embedding: nn.Embedding, position: Position, config: TransformerConfig, *, causal: bool, cross: bool
     ) -> None:
         super().__init__()
         dim = embedding.embedding_dim
-        self.embedding = embedding
-        self.position = position.attach(HeadShape.of(dim, heads, kv_heads, head_dim))
-        self.dropout = nn.Dropout(dropout)
+        self.embedding, self.checkpointed = embedding, False
+        self.position = position.attach(HeadShape.of(dim, config.heads, config.kv_heads, config.head_dim))
+        self.dropout = nn.Dropout(config.dropout)
+        held = {"": position}  # the methods by their text, where layers share them
 
-        def attention(position: Position | None, mask: Mask | None, **given: Any) -> Residual:
-            part = Attention(
-                dim,
-                heads,
-                kv_heads=kv_heads,
-                head_dim=head_dim,
-                position=position,
-                mask=mask,
-                bias=bias,
-                scale=scale,
-                init=init,
-                depth=layers,
-                embed=False,
-                backend=backend,
-                **given,
-            )
-            return Residual(dim, norm, post_norm, dropout, part)
+        def method(number: int) -> Position:
+            own = config.layer(number).position
+            if own is None and (config.share_position or number == 0):
+                return position
+            made = position.fresh() if own is None else as_method(own)
+            if own is None:
+                return made
+            if made.embeds or type(made).renumber is not Position.renumber:
+                raise HeadwayError(
+                    f"expected a layer's own position to act inside attention, as rotary, got {made.spec()}, which "
+                    f"acts on the embedding: make it the model's"
+                )
+            return held.setdefault(made.spec(), made) if config.share_position else made
 
-        def block(number: int) -> Block:
-            own = position if share_position or number == 0 else position.fresh()
-            mlp = MLP(dim, hidden, activation, bias, init, layers)
-            return Block(
-                attention(own, Causal() if causal else None, **options),
-                attention(None, None) if cross else None,
-                Residual(dim, norm, post_norm, dropout, mlp),
-            )
-
-        self.blocks = nn.ModuleList(block(number) for number in range(layers))
+        self.blocks = nn.ModuleList(
+            _block(config, number, method(number), causal, cross) for number in range(config.layers)
+        )
         # post-norm layers end in a norm already
-        self.norm = nn.Identity() if post_norm else NORMS[norm](dim, eps=1e-6)
+        self.norm = nn.Identity() if config.post_norm else NORMS[config.norm](dim, eps=1e-6)
 
     def forward(
         self,
@@ -189,7 +190,7 @@ class Stack(nn.Module):
         *,
         pos: Integers | None = None,
         coordinates: Integers | None = None,
-        mask: Mask | None = None,
+        mask: Mask | Tensor | None = None,
         cache: Cache | None = None,
         context: Float[Tensor, "batch keys dim"] | None = None,
         context_pos: Int[Tensor, "#batch keys"] | None = None,
@@ -205,8 +206,10 @@ class Stack(nn.Module):
         x = self.embedding(tokens) * self.embedding.embedding_dim**0.5
         where = as_positions(pos, tokens) if coordinates is None else as_coordinates(coordinates, x, self.position)
         x = self.dropout(self.position.embed(x, where))
+        again = self.checkpointed and self.training and cache is None and torch.is_grad_enabled()
         for number, block in enumerate(self.blocks):
-            x = block(
+            run = partial(checkpoint, block, use_reentrant=False) if again else block
+            x = run(
                 x,
                 pos=pos,
                 coordinates=coordinates,
@@ -244,6 +247,32 @@ class Stack(nn.Module):
                 raise HeadwayError(
                     f"expected token ids from 0 to {self.embedding.num_embeddings - 1}, got {low if low < 0 else high}"
                 )
+
+
+def _block(config: TransformerConfig, number: int, position: Position, causal: bool, cross: bool) -> Block:
+    """One layer."""
+    own = config.layer(number)
+    shape: dict[str, Any] = {"kv_heads": config.kv_heads, "head_dim": config.head_dim}
+    usual: dict[str, Any] = {"bias": config.bias, "init": config.init, "depth": config.layers, "embed": False}
+    usual |= {"backend": config.backend, "dropout": config.attention_dropout}
+    options = {name: getattr(config, name) for name in ("scale", "qk_norm", "softcap", "sinks", "log_scale")}
+    options |= {name: getattr(own, name) for name in options if getattr(own, name) is not None}
+    mask: Mask | None = Causal() if causal else None
+    if own.window is not None:
+        mask = Window(own.window, 0 if causal else own.window)
+    if own.chunk is not None:
+        mask = Chunks(own.chunk) if mask is None else mask & Chunks(own.chunk)
+    attention = Attention(config.dim, config.heads, position=position, mask=mask, **shape, **usual, **options)
+    across = None
+    if cross:
+        across = Attention(config.dim, config.heads, **shape, **usual, scale=config.scale)
+    mlp = MLP(config.dim, config.hidden, config.activation, config.bias, config.init, config.layers)
+    return Block(
+        Residual(config, attention),
+        None if across is None else Residual(config, across),
+        Residual(config, mlp, normed=not config.parallel),
+        config.parallel,
+    )
 
 
 def hidden_width(dim: int, activation: str) -> int:

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from jaxtyping import Bool, Float, Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.attention import Attention, as_method
+from headway.attention import Attention, place_parameters
 from headway.config import TransformerConfig as TransformerConfig
 from headway.integers import Array, Integers, as_positions
 from headway.masks import Mask, as_mask
-from headway.positions import NoPosition, Position, extend
+from headway.positions import NoPosition, Position, as_method, extend
+from headway.saving import fill, read_config, save
 from headway.shapes import HeadShape, HeadwayError
 from headway.stack import MLP, Cache, Stack
 
@@ -29,6 +33,8 @@ class Transformer(nn.Module):
 
     Args:
         given: a :class:`TransformerConfig`; or its values, the first of them in order and the others by name.
+        device: where the parameters are made; default torch's own.
+        dtype: of the parameters; default torch's own.
 
     Raises:
         HeadwayError: on values that do not fit, with what would.
@@ -41,7 +47,9 @@ class Transformer(nn.Module):
 
     __signature__ = inspect.signature(TransformerConfig)  # what help() and editors show
 
-    def __init__(self, *given: Any, **options: Any) -> None:
+    def __init__(
+        self, *given: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None, **options: Any
+    ) -> None:
         ready = len(given) == 1 and not options and isinstance(given[0], TransformerConfig)
         config: TransformerConfig = given[0] if ready else TransformerConfig(*given, **options)
         super().__init__()
@@ -54,32 +62,20 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(config.vocab, config.dim)
 
         def stack(position: Position, causal: bool, cross: bool) -> Stack:
-            return Stack(
-                self.embedding,
-                position,
-                causal=causal,
-                cross=cross,
-                layers=config.layers,
-                heads=config.heads,
-                kv_heads=config.kv_heads,
-                head_dim=config.head_dim,
-                hidden=config.hidden,
-                share_position=share,
-                norm=config.norm,
-                post_norm=config.post_norm,
-                activation=config.activation,
-                bias=config.bias,
-                init=config.init,
-                scale=config.scale,
-                dropout=config.dropout,
-                backend=config.backend,
-                options={name: getattr(config, name) for name in ("qk_norm", "softcap", "sinks", "log_scale")},
-            )
+            return Stack(self.embedding, position, self.config, causal=causal, cross=cross)
 
         self.encoder = stack(two_sided(position), False, False) if kind == "encoder-decoder" else None
         self.stack = stack(position, kind != "encoder", kind == "encoder-decoder")
         self.head = nn.Linear(config.dim, config.vocab, bias=False)
+        place_parameters(self, device, dtype)
         self.reset_parameters()
+
+    def extra_repr(self) -> str:
+        """Options that are not the defaults."""
+        values, usual = vars(self.config), vars(TransformerConfig(self.config.vocab))
+        return ", ".join(
+            f"{name}={value!r}" for name, value in values.items() if value != usual[name] or name == "vocab"
+        )
 
     @classmethod
     def from_config(cls, config: TransformerConfig | Mapping[str, Any]) -> Transformer:
@@ -137,7 +133,41 @@ class Transformer(nn.Module):
             holders: list[Stack | Attention] = [stack, *stack.attentions()]
             for holder in holders:
                 holder.position = of(holder.position, stack.attentions()[0].shape)
-        self.config = replace(self.config, position=self.position.spec())
+        own = [layer.position.spec() for layer in self.stack.attentions()]
+        pattern = tuple(
+            layer if layer.position is None else replace(layer, position=own[number])
+            for number, layer in enumerate(self.config.pattern[: len(own)])
+        )
+        self.config = replace(self.config, position=self.position.spec(), pattern=pattern)
+
+    def checkpoint_layers(self, on: bool = True) -> None:
+        """Compute each layer again in the backward pass instead of keeping what it computed: less memory, more time."""
+        for stack in (self.encoder, self.stack):
+            if stack is not None:
+                stack.checkpointed = on
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write ``config.json`` and ``model.safetensors`` into a folder, which is made if need be.
+
+        Each file appears whole or not at all. What several places share is written once, under its first name.
+
+        Returns:
+            The folder.
+        """
+        return save(self, path)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Transformer:
+        """The model that :meth:`save` wrote, in evaluation mode.
+
+        Raises:
+            HeadwayError: when a file is missing or damaged, or weights do not fit the configuration.
+        """
+        model = cls.from_config(read_config(path))
+        fill(model, path)
+        return model.to(device=device, dtype=dtype).eval()
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew; those of the position method last.
@@ -168,7 +198,7 @@ class Transformer(nn.Module):
         pos: Integers | None = None,
         source_pos: Integers | None = None,
         coordinates: Integers | None = None,
-        mask: Mask | Bool[Tensor, "..."] | Array | None = None,
+        mask: Mask | Tensor | Array | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "batch tokens vocab"]:
         """Logits of the next token at each place (decoder), or of each token (encoder).
@@ -182,7 +212,8 @@ class Transformer(nn.Module):
             coordinates: where each token lies, (B or 1, N, axes), for methods of several axes; see
                 :meth:`headway.Attention.forward`.
             mask: restricts the self attention of the decoder (or of an encoder alone) further, as packed documents do;
-                a boolean tensor, True = may see, is taken as :class:`headway.Dense`.
+                a boolean tensor, True = may see, is taken as :class:`headway.Dense`, one of floats is added to the
+                scores of every layer.
             cache: of :meth:`new_cache`; the tokens continue those in it.
 
         Raises:
@@ -207,7 +238,7 @@ class Transformer(nn.Module):
             tokens,
             pos=pos,
             coordinates=coordinates,
-            mask=as_mask(mask),
+            mask=mask if isinstance(mask, Tensor) else as_mask(mask),
             cache=cache,
             context=context,
             context_pos=source_pos,

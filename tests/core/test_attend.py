@@ -363,11 +363,9 @@ def test_masks_and_terms_that_are_none() -> None:
     with refusal("expected terms of headway.terms, got function"):
         attend(*qkv(), terms=(lambda q, k: q,))
     with refusal(
-        "expected a boolean mask of shape (batch or 1, heads or 1, queries, keys), or (queries, keys), True = may see, "
-        "got torch.float32 of shape (6, 6): for one of 0 and -inf pass mask == 0; what is added to scores is a term, "
-        "see headway.terms"
+        "expected the bias of DenseBias over 6 queries and 6 keys, those of a cache among them, got shape (1, 1, 6, 5)"
     ):
-        attend(*qkv(), mask=torch.zeros(6, 6))
+        attend(*qkv(), mask=torch.zeros(6, 5))
     with refusal(
         "expected a mask over 6 queries and 6 keys, those of a cache among them, got one of shape (1, 1, 6, 5)"
     ):
@@ -461,7 +459,10 @@ def test_a_plan_tells_what_it_costs() -> None:
     assert str(plan(methods()["none"](), **ask, mask=Window(3))) == f"none: {fused}"
     lines = str(plan(methods()["shaw"](), **ask)).splitlines()
     assert lines[0].startswith("shaw: tiled · exact")
-    assert lines[1] == "  not native: the term ValuesByDistance is none of PerKey, ByDistance, ByDistancePerQuery"
+    assert (
+        lines[1]
+        == "  not native: the term ValuesByDistance is none of PerKey, ByDistance, ByDistancePerQuery, DenseBias"
+    )
     assert [line.split()[1].removesuffix(":") for line in lines[1:]] == ["native", "sdpa", "triton", "flex"]
 
 

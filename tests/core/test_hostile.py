@@ -15,10 +15,18 @@ import torch
 
 from headway import Attention, Causal, Dense, Documents, HeadwayError, Prefix, Transformer, Window, attend, plan
 from headway.inspect.record import recorded
-from headway.masks import Chunks
+from headway.masks import Blocks, Chunks, KeyPadding, Strided, from_hf
 from headway.positions import extend, methods, parse
 from headway.shapes import HeadShape
-from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, Pairwise, PerKey, ValuesByDistance
+from headway.terms import (
+    ByDistance,
+    ByDistancePerKey,
+    ByDistancePerQuery,
+    DenseBias,
+    Pairwise,
+    PerKey,
+    ValuesByDistance,
+)
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -63,6 +71,12 @@ Q = torch.randn(2, 2, 3, 4)
 POS = torch.arange(3)[None]
 
 
+MASKS = (
+    *((Prefix, "length"), (Chunks, "size"), (Documents, "ids"), (Dense, "visible"), (Strided, "stride")),
+    *((KeyPadding, "real"), (lambda value: Blocks(value, 4), "visible"), (from_hf, "attention_mask")),
+)
+
+
 def calls() -> Iterator[tuple[str, str, Callable[[Any], Any]]]:
     """What is called, which argument is hostile, and the call with that one."""
 
@@ -71,13 +85,16 @@ def calls() -> Iterator[tuple[str, str, Callable[[Any], Any]]]:
             yield what, name, lambda value, name=name: function(**{**given, name: value})
 
     qkv = {"q": Q, "k": Q, "v": Q}
-    yield from each("attend", attend, qkv, "q k v mask terms q_pos k_pos scale normalise softcap sinks backend")
+    yield from each(
+        "attend", attend, qkv, "q k v mask terms q_pos k_pos scale normalise softcap sinks dropout seed backend"
+    )
+    yield "attend", "seed with dropout", lambda value: attend(Q, Q, Q, dropout=0.5, seed=value)
     yield "attend", "term", lambda value: attend(Q, Q, Q, terms=(value,))
     shape = {"dim": 8, "heads": 2}
-    names = "dim heads kv_heads head_dim position mask scale context_dim softcap log_scale init depth backend"
-    yield from each("Attention", Attention, shape, names)
+    names = "dim heads kv_heads head_dim position mask scale context_dim softcap log_scale dropout init depth"
+    yield from each("Attention", Attention, shape, names + " backend dtype")
     attention = Attention(8, 2, position="rotary", mask=Causal())
-    for name in ("x", "context", "pos", "context_pos", "mask", "cache"):
+    for name in ("x", "context", "pos", "context_pos", "mask", "terms", "cache"):
         given = {"x": X} if name != "context_pos" else {"x": X, "context": X}
         yield from each("Attention.forward", lambda x, **rest: attention(x, **rest), given, name)
     yield from each(
@@ -86,7 +103,7 @@ def calls() -> Iterator[tuple[str, str, Callable[[Any], Any]]]:
     yield from each("Attention.head", attention.head, {}, "index")
     small = {"vocab": 5, "dim": 8, "layers": 1, "heads": 2}
     names = "vocab dim layers heads kv_heads head_dim hidden position kind norm activation init scale softcap log_scale"
-    yield from each("Transformer", Transformer, small, names + " dropout backend")
+    yield from each("Transformer", Transformer, small, names + " dropout attention_dropout pattern backend dtype")
     yield "Transformer", "config", Transformer.from_config
     for name in Transformer(**small).config.plain():
         yield "Transformer.from_config", name, lambda value, name=name: Transformer.from_config({**small, name: value})
@@ -100,8 +117,8 @@ def calls() -> Iterator[tuple[str, str, Callable[[Any], Any]]]:
     yield from each("plan", plan, planned, "position tokens heads head_dim kv_heads mask")
     yield from each("HeadShape", HeadShape.of, shape, "dim heads kv_heads head_dim")
     yield from each("Window", Window, {"left": 1}, "left right")
-    for mask, name in ((Prefix, "length"), (Chunks, "size"), (Documents, "ids"), (Dense, "visible")):
-        yield mask.__name__, name, lambda value, mask=mask: attend(Q, Q, Q, mask=mask(value))
+    for mask, name in MASKS:
+        yield getattr(mask, "__name__", "Blocks"), name, lambda value, mask=mask: attend(Q, Q, Q, mask=mask(value))
     yield "Documents", "key_ids", lambda value: attend(Q, Q, Q, mask=Documents(POS, value))
     yield "&", "left", lambda value: value & Causal()
     yield "|", "right", lambda value: Causal() | value
@@ -111,6 +128,7 @@ def calls() -> Iterator[tuple[str, str, Callable[[Any], Any]]]:
         (ByDistancePerQuery, {"table": torch.ones(1, 2, 3, 3), "left": 1}, "table left"),
         (ByDistancePerKey, {"table": torch.ones(1, 2, 3, 3), "left": 1}, "table left"),
         (ValuesByDistance, {"table": torch.ones(2, 3, 4), "left": 1}, "table left"),
+        (DenseBias, {"bias": torch.zeros(3, 3)}, "bias"),
         (Pairwise, {"fn": lambda q, k: torch.zeros(1, 1, 3, 3)}, "fn"),
     ):
         yield from each(term.__name__, lambda term=term, **g: attend(Q, Q, Q, terms=(term(**g),)), given, names)
@@ -213,6 +231,8 @@ def test_the_table_is_of_every_argument() -> None:
         "share_position",
         "post_norm",
         "tie",
+        "sandwich_norm",
+        "parallel",
         "coordinates",
         "training",
         "device",

@@ -91,16 +91,11 @@ def test_refusals() -> None:
         Dense(DENSE).tile(Q_POS, Q_POS)
 
 
-FLOATS = "for one of 0 and -inf pass mask == 0; what is added to scores is a term, see headway.terms"
+FLOATS = "what is added to scores is a term: headway.terms.DenseBias, or a mask given to attend() or a module"
 NO_DENSE = (
     (DENSE.float(), "torch.float32 of shape (2, 3, 4, 6)", FLOATS),
     (DENSE[0, 0].double(), "torch.float64 of shape (4, 6)", FLOATS),
     (DENSE.long(), "torch.int64 of shape (2, 3, 4, 6)", "for one of 1 and 0 pass mask.bool()"),
-    (
-        DENSE[0],
-        "torch.bool of shape (3, 4, 6)",
-        "pass mask[:, None] if it is (batch, queries, keys), mask[None] if it is (heads, queries, keys)",
-    ),
     (DENSE[0, 0, 0], "torch.bool of shape (6,)", "a mask of padding is given as positions, -1 at padding"),
 )
 
@@ -108,22 +103,25 @@ NO_DENSE = (
 @pytest.mark.parametrize(("value", "got", "instead"), NO_DENSE, ids=[got for _, got, _ in NO_DENSE])
 def test_tensors_that_are_no_mask_are_refused_wherever_one_is_taken(value: Any, got: str, instead: str) -> None:
     q, x = torch.randn(2, 3, 4, 8), torch.randn(2, 4, 24)
+    calls = (  # which take floats as what is added to the scores
+        lambda mask: attend(q, q, q, mask=mask),
+        lambda mask: Attention(24, 3)(x, mask=mask),
+        lambda mask: Attention(24, 3)(x[0], mask=mask),
+        lambda mask: Transformer(5, 24)(torch.zeros(2, 4, dtype=torch.long), mask=mask),
+    )
     for takes in (
         Dense,
         lambda mask: Causal() & mask,
         lambda mask: mask & Causal(),
         lambda mask: Causal() | mask,
         lambda mask: mask | Causal(),
-        lambda mask: attend(q, q, q, mask=mask),
         lambda mask: Attention(24, 3, mask=mask),
-        lambda mask: Attention(24, 3)(x, mask=mask),
-        lambda mask: Attention(24, 3)(x[0], mask=mask),
-        lambda mask: Transformer(5, 24)(torch.zeros(2, 4, dtype=torch.long), mask=mask),
+        *(() if instead == FLOATS else calls),
         lambda mask: plan(NoPosition(), tokens=4, heads=3, head_dim=8, mask=mask),
     ):
         with refusal(
-            "expected a boolean mask of shape (batch or 1, heads or 1, queries, keys), or (queries, keys), True = may "
-            f"see, got {got}: {instead}"
+            "expected a boolean mask of shape (batch or 1, heads or 1, queries, keys), (batch or 1, queries, keys) or "
+            f"(queries, keys), True = may see, got {got}: {instead}"
         ):
             takes(value)
 

@@ -69,7 +69,10 @@ def test_only_a_decoder_goes_on(kind: str) -> None:
     model = Transformer(32, 16, layers=1, heads=2, position="rotary", kind=kind)
     with pytest.raises(HeadwayError, match=rf"^expected a decoder to continue a prompt, got an {kind}, which "):
         generate(model, PROMPT, tokens=1)
-    with pytest.raises(HeadwayError, match=r"^expected seed below 2⁶³, got 9999999999999999999999$"):
+    with pytest.raises(
+        HeadwayError,
+        match=r"^expected seed to be a whole number from 0 to 9,223,372,036,854,775,807, got 9999999999999999999999$",
+    ):
         generate(Sums(), PROMPT, tokens=1, seed=9999999999999999999999)
 
 
@@ -163,10 +166,10 @@ def test_modes_are_put_back_also_when_closed_early_and_gradients_stay_on() -> No
         ({"tokens": 2.5}, r"tokens to be a whole number of at least 0, got 2.5"),
         ({"top_k": 0}, r"top_k to be a whole number of at least 1, got 0"),
         ({"seed": True}, r"seed to be a whole number of at least 0, got True"),
-        ({"temperature": -0.1}, r"temperature of at least 0 .*, got -0.1"),
-        ({"temperature": math.nan}, r"temperature of at least 0 .*, got nan"),
-        ({"top_p": 0}, r"top_p in \(0, 1\], got 0"),
-        ({"top_p": 1.1}, r"top_p in \(0, 1\], got 1.1"),
+        ({"temperature": -0.1}, r"temperature to be a number of at least 0, got -0.1"),
+        ({"temperature": math.nan}, r"temperature to be a number of at least 0, got nan"),
+        ({"top_p": 0}, r"top_p to be a number in \(0, 1\], got 0"),
+        ({"top_p": 1.1}, r"top_p to be a number in \(0, 1\], got 1.1"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(changes: dict[str, Any], message: str) -> None:

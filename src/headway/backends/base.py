@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headway.masks import ALL, Mask
 from headway.shapes import HeadwayError, contents
-from headway.terms import AnyTerm, ByDistance, RowTerm, Term, ValuesByDistance
+from headway.terms import AnyTerm, ByDistance, DenseBias, RowTerm, Term, ValuesByDistance
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +30,8 @@ class Call:
         normalise: how scores become weights.
         softcap: c in c·tanh(scale·q·k / c), or None.
         sinks: the score of one more key of value zero for each head, (H,), or None.
+        dropout: share of the weights set to zero; the others are divided by 1 − dropout.
+        seed: which, see :mod:`headway.backends.dropout`; (1,), on the CPU.
         default_positions: True when positions are known to be 0, 1, 2 … without padding, so that none is looked at.
         device: kind of device it runs on ("cpu", "cuda"); a planned call has meta tensors and names it here.
     """
@@ -47,6 +49,8 @@ class Call:
     device: str
     softcap: float | None = None
     sinks: Float[Tensor, " heads"] | None = None
+    dropout: float = 0.0
+    seed: Int[Tensor, "1"] | None = None
 
     @property
     def training(self) -> bool:
@@ -98,6 +102,10 @@ class Call:
         seen = None
         if self.mask is not None:
             seen = self._fitting(self.mask.tile(self.q_pos, self.k_pos, rows, cols), "a mask")
+        for term in self.score_terms:
+            if isinstance(term, DenseBias):  # -inf hides a pair, as in torch's attn_mask
+                real = term.tile(self.q_pos, self.k_pos, rows, cols) != -torch.inf
+                seen = real if seen is None else seen & real
         if self.default_positions:
             return seen
         real = (self.q_pos[:, rows, None] >= 0) & (self.k_pos[:, None, cols] >= 0)
@@ -109,8 +117,22 @@ class Call:
         for term in self.score_terms:
             tile = self._fitting(term.tile(self.q_pos, self.k_pos, rows, cols), type(term).__name__)
             tile = tile.to(torch.promote_types(tile.dtype, torch.float32))
+            if isinstance(term, DenseBias):
+                tile = tile.masked_fill(tile == -torch.inf, 0.0)
             total = tile if total is None else total + tile
         return total
+
+    def dropped(self, alpha: Tensor, rows: slice = ALL, cols: slice = ALL) -> Tensor:
+        """Weights of queries ``rows`` and keys ``cols`` after dropout."""
+        if not self.dropout:
+            return alpha
+        from headway.backends.dropout import kept
+
+        assert self.seed is not None
+        (batch, heads, queries, _), keys = self.q.shape, self.k.shape[2]
+        number = {size: torch.arange(size, device=alpha.device) for size in (batch * heads, queries, keys)}
+        places = number[batch * heads].view(batch, heads), number[queries][rows], number[keys][cols]
+        return (alpha / (1 - self.dropout)).masked_fill(~kept(self.seed, self.dropout, *places), 0.0)
 
     def _fitting(self, tile: Tensor, what: str) -> Tensor:
         self.fits(what, *tile.shape)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from headway.backends.base import Call
 from headway.masks import Causal, Documents, Window, parts, reach
-from headway.terms import ByDistance, ByDistancePerQuery, PerKey, raster
+from headway.terms import ByDistance, ByDistancePerQuery, DenseBias, PerKey, raster
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,7 @@ class Canonical:
         tails: added per step beyond the table's left and right end, (H, 2), or None.
         rows: added by distance, each query its own, (B, H, Q, W'), or None.
         rows_left: the entry of distance 0 in rows.
+        pairs: added per pair, (B or 1, H or 1, Q, K), in its own dtype where that is q's or the accumulator's; or None.
         scale: multiplies q·k.
     """
 
@@ -60,15 +61,25 @@ class Canonical:
     rows: Float[Tensor, "batch heads queries width_rows"] | None
     rows_left: int
     scale: float
+    pairs: Float[Tensor, "#batch #heads queries keys"] | None = None
 
 
-def unfit(call: Call) -> str | None:
-    """Why a call has no canonical form, or None when it has one. Looks at kinds, never at values."""
+TERMS: tuple[type, ...] = (PerKey, ByDistance, ByDistancePerQuery)
+
+
+def unfit(call: Call, also: tuple[type, ...] = ()) -> str | None:
+    """Why a call has no canonical form, or None when it has one. Looks at kinds, never at values.
+
+    Args:
+        call: the call.
+        also: terms that the kernel knows besides :data:`TERMS`.
+    """
     if call.whole_rows is not None:
         return f"{call.whole_rows} is not known to fused kernels"
+    known = (*TERMS, *also)
     for term in call.terms:
-        if not isinstance(term, PerKey | ByDistance | ByDistancePerQuery):
-            return f"the term {type(term).__name__} is none of PerKey, ByDistance, ByDistancePerQuery"
+        if not isinstance(term, known):
+            return f"the term {type(term).__name__} is none of {', '.join(one.__name__ for one in known)}"
     masks = parts(call.mask)
     for part in masks:
         if not isinstance(part, Causal | Window | Documents):
@@ -100,6 +111,9 @@ def canonical(call: Call) -> Canonical:
             call.fits("ByDistance", 1, len(term.table), queries, keys)
         elif isinstance(term, ByDistancePerQuery):
             call.fits("ByDistancePerQuery", term.table.shape[0], term.table.shape[1], queries, keys)
+    pairs = [term.bias for term in call.terms if isinstance(term, DenseBias)]
+    for bias in pairs:
+        call.fits("DenseBias", *bias.shape)
     per_key = [term.bias for term in call.terms if isinstance(term, PerKey)]
     table, left, tails = _one_table([term for term in call.terms if isinstance(term, ByDistance)])
     rows, rows_left = _one_bank([term for term in call.terms if isinstance(term, ByDistancePerQuery)])
@@ -123,7 +137,17 @@ def canonical(call: Call) -> Canonical:
         None if rows is None else rows.to(wide).expand(batch, heads, queries, -1),
         rows_left,
         call.scale,
+        _one_dense(pairs, (call.q.dtype, wide)),
     )
+
+
+def _one_dense(biases: Sequence[Tensor], known: tuple[torch.dtype, ...]) -> Tensor | None:
+    """One tensor that adds what all the biases add, in a dtype that the kernel reads."""
+    if not biases:
+        return None
+    total = sum(biases[1:], start=biases[0])
+    total = total if total.dtype in known else total.to(known[-1])
+    return total if total.stride(-1) == 1 else total.contiguous()
 
 
 def _reach(terms: Sequence[ByDistance] | Sequence[ByDistancePerQuery]) -> tuple[int, Int[Tensor, " distances"]]:

@@ -40,6 +40,8 @@ def refuses(call: Call) -> str | None:
         )
     if call.whole_rows is not None:
         return f"{call.whole_rows} is not known to FlexAttention"
+    if call.dropout:
+        return "FlexAttention has no dropout"
     if call.q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"FlexAttention's kernels know float16, bfloat16 and float32, not {call.q.dtype}"
     narrow = min(call.q.shape[3], call.v.shape[3])

@@ -1,6 +1,7 @@
 """A C++ kernel for CPUs: attention with positions at the speed of attention without, forward and backward.
 
-    out_i = Σ_j softmax_j( scale · q_i·k_j + keys[j] + table(k_pos − q_pos) + rows[i](k_pos − q_pos) ) · v_j
+    out_i = Σ_j softmax_j( scale · q_i·k_j + keys[j] + table(k_pos − q_pos) + rows[i](k_pos − q_pos)
+                          + pairs[i, j] ) · v_j
 
 It holds no more than O(queries + keys) numbers, accumulates in float32 (float64 for float64), and gives the same bits
 in every run with the same number of threads. Tiles that no mask hides but whose weights are so small that all of them
@@ -27,14 +28,16 @@ from torch import Tensor
 from headway.backends import canonical, compiler, operators
 from headway.backends.base import Call
 from headway.shapes import HeadwayError
+from headway.terms import DenseBias
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 _GIVEN = (
-    "Tensor q, Tensor k, Tensor v, Tensor? keys, Tensor? table, Tensor? tails, Tensor? rows, "
-    "Tensor q_pos, Tensor k_pos, Tensor? q_docs, Tensor? k_docs, "
-    "int past, int future, int left, int rows_left, float scale"
+    "Tensor q, Tensor k, Tensor v, Tensor? keys, Tensor? table, Tensor? tails, Tensor? rows, Tensor? pairs, "
+    "Tensor q_pos, Tensor k_pos, Tensor? q_docs, Tensor? k_docs, Tensor? seed, "
+    "int past, int future, int left, int rows_left, float scale, float dropout"
 )
 """What forward and backward are given, as :class:`headway.backends.canonical.Canonical` names it."""
+_TENSORS = _GIVEN.count("Tensor")
 
 
 _SOURCE = Path(__file__).parent / "csrc"
@@ -98,7 +101,7 @@ def refuses(call: Call) -> str | None:
         return f"it runs on the CPU, not on {call.device}"
     if call.q.dtype not in _KINDS:
         return f"it knows {', '.join(str(dtype).removeprefix('torch.') for dtype in _KINDS)}, not {call.q.dtype}"
-    reason = canonical.unfit(call)
+    reason = canonical.unfit(call, (DenseBias,))
     if reason is None and (problem := unavailable()) is not None:
         return f"it could not be compiled ({problem})"
     return reason
@@ -113,9 +116,9 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     """See :class:`headway.backends.base.Backend`."""
     c = canonical.canonical(call)
     given = (
-        *(c.q, c.k, c.v, c.keys, c.table, c.tails, c.rows),
-        *(c.q_pos, c.k_pos, c.q_docs, c.k_docs),
-        *(c.past, c.future, c.left, c.rows_left, c.scale),
+        *(c.q, c.k, c.v, c.keys, c.table, c.tails, c.rows, c.pairs),
+        *(c.q_pos, c.k_pos, c.q_docs, c.k_docs, call.seed),
+        *(c.past, c.future, c.left, c.rows_left, c.scale, call.dropout),
     )
     if operators.are_seen(c.q, c.k, c.v):
         operators.count(_forward_op, 0, 2)
@@ -129,18 +132,18 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     """Keep for backward what it needs."""
-    ctx.save_for_backward(*inputs[:11], *output)
-    ctx.numbers = inputs[11:]
+    ctx.save_for_backward(*inputs[:_TENSORS], *output)
+    ctx.numbers = inputs[_TENSORS:]
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     """The gradient of every input."""
-    saved, needed = ctx.saved_tensors, list(ctx.needs_input_grad[:7])
+    saved, needed = ctx.saved_tensors, list(ctx.needs_input_grad[:8])
     seen = operators.are_seen(grad, *saved[:3])
     if seen:
         operators.count(_backward_op, 4, 5)
-    gradients = (_backward_op if seen else backward)(grad, *saved[11:], needed, *saved[:11], *ctx.numbers)
-    return (*(g if need else None for g, need in zip(gradients, needed, strict=True)), *(None,) * 9)
+    gradients = (_backward_op if seen else backward)(grad, *saved[_TENSORS:], needed, *saved[:_TENSORS], *ctx.numbers)
+    return (*(g if need else None for g, need in zip(gradients, needed, strict=True)), *(None,) * 11)
 
 
 def _even(x: Tensor) -> Tensor:
@@ -159,12 +162,14 @@ class _Prepared:
     """What forward and backward hand over alike; keeps the tensors alive that the kernel reads."""
 
     def __init__(self, *given: Any) -> None:
-        q, k, v, keys, table, tails, rows, q_pos, k_pos, q_docs, k_docs, past, future, left, rows_left, scale = given
+        q, k, v, keys, table, tails, rows, pairs, q_pos, k_pos, q_docs, k_docs, seed = given[:_TENSORS]
+        past, future, left, rows_left, scale, dropout = given[_TENSORS:]
         self.call = call = _Call()
         self.kind = _KINDS[q.dtype]
         call.batch, call.heads, call.queries, call.dim = q.shape
         call.kv_heads, call.keys, call.dim_v = k.shape[1], k.shape[2], v.shape[3]
         call.past, call.future, call.scale, call.skip = past, future, scale, 1
+        call.dropout = dropout
         self.kept: list[Tensor] = []
         for name, x in (("q", q), ("k", k), ("v", v)):
             self._keep(name, x, "batch", "head", "row")
@@ -172,8 +177,14 @@ class _Prepared:
             self._keep(name, x, "batch")
         self._keep("per_key", keys, "batch", "head")
         self._keep("rows", rows, "batch", "head", "row")
-        for name, x in (("table", table), ("tails", tails)):
+        for name, x in (("table", table), ("tails", tails), ("seed", seed)):
             self._keep(name, None if x is None else x.contiguous())
+        if pairs is not None:
+            self._keep("pairs", pairs, "batch", "head", "row")
+            call.pairs_kind = _KINDS[pairs.dtype]
+            for axis, name in ((0, "pairs_batch"), (1, "pairs_head")):
+                if pairs.shape[axis] == 1:  # one for all
+                    setattr(call, name, 0)
         if table is not None:
             call.width, call.left = table.shape[-1], left
         if rows is not None:
@@ -222,6 +233,12 @@ def _compute(given: tuple[Any, ...], decoding: bool) -> tuple[Tensor, Tensor]:
     return out, sums
 
 
+def _tasks(q: Tensor, k: Tensor, pairs: Tensor | None) -> int:
+    """How many tasks can run at once: one for each sequence and key head, fewer where they share a gradient."""
+    sequences = q.shape[0] if pairs is None or pairs.shape[0] > 1 else 1
+    return sequences * (k.shape[1] if pairs is None or pairs.shape[1] > 1 else 1)
+
+
 def _splits(tasks: int, keys: int) -> int:
     """Among how many tasks to divide the keys of a head, so that all threads have work to the end.
 
@@ -236,12 +253,12 @@ def _splits(tasks: int, keys: int) -> int:
 
 
 def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor]:
-    """The gradients of q, k, v, keys, table, tails, rows; an empty tensor where none is needed."""
+    """The gradients of q, k, v, keys, table, tails, rows, pairs; an empty tensor where none is needed."""
     prepared = _Prepared(*given)
-    q, k, v, keys, table, tails, rows = given[:7]
+    q, k, v, keys, table, tails, rows, pairs = given[:8]
     call, wide = prepared.call, _wide(q)
     batch, heads, queries, dim = q.shape
-    splits = call.splits = _splits(batch * k.shape[1], k.shape[2])
+    splits = call.splits = _splits(_tasks(q, k, pairs if needed[7] else None), k.shape[2])
     grad = _even(grad)
     for name, x in (("out", out), ("grad", grad)):
         _put(call, name, x, "batch", "head", "row")
@@ -258,6 +275,7 @@ def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given
         ("d_table", table, needed[4], (splits, batch, heads, call.width), torch.float64),
         ("d_tails", tails, needed[5], (splits, batch, heads, 2), torch.float64),
         ("d_rows", rows, needed[6], (splits, batch, heads, queries, call.rows_width), wide),
+        ("d_pairs", pairs, needed[7], () if pairs is None else pairs.shape, wide),
     ):
         if x is not None and need:
             parts[name] = q.new_zeros(shape, dtype=dtype)
@@ -278,6 +296,7 @@ def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given
         summed("d_table", 0, 1),
         summed("d_tails", 0, 1),
         parts["d_rows"][0] if splits == 1 and "d_rows" in parts else summed("d_rows", 0),
+        parts["d_pairs"].to(pairs.dtype) if "d_pairs" in parts else q.new_empty(0),
     ]
 
 
@@ -313,7 +332,7 @@ def _(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) 
     q, k, v = given[:3]
     terms = [
         x.new_empty(x.shape) if need and x is not None else q.new_empty(0)
-        for x, need in zip(given[3:7], needed[3:], strict=True)
+        for x, need in zip(given[3:8], needed[3:], strict=True)
     ]
     return [*(x.new_empty(_by_token(x.shape)).transpose(1, 2) for x in (q, k, v)), *terms]
 

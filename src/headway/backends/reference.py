@@ -42,6 +42,7 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
 def mix(call: Call, alpha: Float[Tensor, "batch heads queries keys"]) -> Float[Tensor, "batch heads queries dim_v"]:
     """What each query gets by these weights: Σ_j α_ij v_j, and what terms add to values."""
     # terms may be wider than bf16 queries: the result keeps the width of the values
+    alpha = call.dropped(alpha)
     v = call.v.repeat_interleave(call.groups, 1).to(alpha.dtype)
     out = alpha @ v
     for term in call.value_terms:

@@ -32,6 +32,8 @@ def refuses(call: Call) -> str | None:
     """See :class:`headway.backends.base.Backend`."""
     if call.whole_rows is not None:
         return f"{call.whole_rows} is not known to torch's fused attention"
+    if call.dropout:
+        return "torch's fused attention drops other pairs, and without a function of a seed"
     if call.value_terms:
         return f"{type(call.value_terms[0]).__name__} needs the attention weights, which fused attention never holds"
     if call.device == "cuda" and call.q.dtype is torch.float64:

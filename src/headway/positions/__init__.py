@@ -31,7 +31,7 @@ from headway.positions.none import NoPosition
 from headway.positions.path import Path
 from headway.positions.pope import Pope
 from headway.positions.randomized import Randomized
-from headway.positions.registry import methods, parse
+from headway.positions.registry import as_method, methods, parse
 from headway.positions.rotary import Rotary
 from headway.positions.sandwich import Sandwich
 from headway.positions.scaled import NTK, DynamicNTK, Interpolated, Llama3, LongRope, Proportional, Yarn
@@ -94,6 +94,7 @@ __all__ = [
     "TransformerXL",
     "XPos",
     "Yarn",
+    "as_method",
     "convert_pairing",
     "extend",
     "from_hf",

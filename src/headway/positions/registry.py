@@ -69,3 +69,21 @@ def parse(spec: str) -> Position:
             raise HeadwayError(f"expected hyperparameters of {name} ({accepted}), got {shortened(key)!r}")
         values[key] = as_kind(name, key, value, defaults[key])
     return method(**values)
+
+
+def as_method(position: object) -> Position:
+    """A position method from its text, or from nothing: none.
+
+    Raises:
+        HeadwayError: when it is neither text nor a method.
+    """
+    if isinstance(position, str):
+        return parse(position)
+    if position is None:
+        return parse("none")
+    if not isinstance(position, Position):
+        raise HeadwayError(
+            f"expected a position method such as Rotary() or 'rotary', got {brief(position)}: `headway methods` lists "
+            f"them"
+        )
+    return position

@@ -253,8 +253,55 @@ class ByDistancePerKey(Term):
 
 
 @dataclass(frozen=True, eq=False)
+class DenseBias(Term):
+    """Adds bias[b, h, i, j]: one number per pair of a query and a key, as graphs and protein pairs bring it.
+
+    It goes by the place of tokens in the call, not by their positions; with a cache its keys are all there are, the
+    cached ones first. −inf hides a pair, as in torch's ``attn_mask``. Kernels read it tile by tile, broadcast over
+    sequences and heads, and sum its gradient in its own shape.
+
+    Args:
+        bias: (B or 1, H or 1, Q, K), or (Q, K) for all sequences and heads.
+
+    >>> pos = torch.arange(2)[None]
+    >>> DenseBias(torch.tensor([[0.0, 1.0], [2.0, 3.0]])).tile(pos, pos)[0, 0].tolist()
+    [[0.0, 1.0], [2.0, 3.0]]
+    """
+
+    bias: Float[Tensor, "#batch #heads queries keys"]
+
+    def __post_init__(self) -> None:
+        given: Any = self.bias
+        if not isinstance(given, Tensor) or not given.is_floating_point() or given.ndim not in (2, 4):
+            got = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, Tensor) else brief(given)
+            hint = ""
+            if isinstance(given, Tensor) and given.ndim == 3:
+                hint = (
+                    ": pass bias[:, None] if it is (batch, queries, keys), bias[None] if it is (heads, queries, keys)"
+                )
+            raise HeadwayError(
+                f"expected the bias of DenseBias as a tensor of floats, (batch or 1, heads or 1, queries, keys) or "
+                f"(queries, keys), got {got}{hint}"
+            )
+        if given.ndim == 2:
+            object.__setattr__(self, "bias", given[None, None])
+
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """See :meth:`Term.fits`."""
+        if tuple(self.bias.shape[2:]) != (queries, keys):
+            raise HeadwayError(
+                f"expected the bias of DenseBias over {queries} queries and {keys} keys, those of a cache among them, "
+                f"got shape {tuple(self.bias.shape)}"
+            )
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
+        """See :meth:`Term.tile`."""
+        return self.bias[:, :, rows, cols]
+
+
+@dataclass(frozen=True, eq=False)
 class Pairwise(Term):
-    """Adds fn(q_pos, k_pos) of a tile: whatever has no smaller form (a graph's distances, a dense bias).
+    """Adds fn(q_pos, k_pos) of a tile: whatever has no smaller form, computed from positions where it is needed.
 
     Args:
         fn: maps query positions (B or 1, q) and key positions (B or 1, k) to a bias (B or 1, H or 1, q, k).

@@ -2,6 +2,7 @@
 
 from headway.training.batches import Batches, TextBatches, TextValidation
 from headway.training.checkpoint import Checkpoint, Checkpoints, read_checkpoint
+from headway.training.decoding import Beam, beam_search, generate_batch, speculate
 from headway.training.files import FolderLock, read_json, write_json_atomic
 from headway.training.history import History
 from headway.training.live import Live
@@ -15,6 +16,7 @@ from headway.training.watching import load_watch
 
 __all__ = [
     "Batches",
+    "Beam",
     "Bpe",
     "Bytes",
     "Checkpoint",
@@ -33,7 +35,9 @@ __all__ = [
     "TrainSettings",
     "Trainer",
     "Vocabulary",
+    "beam_search",
     "build_optimizer",
+    "generate_batch",
     "learning_rate",
     "load_model",
     "load_watch",
@@ -41,6 +45,7 @@ __all__ = [
     "read_checkpoint",
     "read_json",
     "read_text",
+    "speculate",
     "token_texts",
     "train",
     "vocabulary_from_json",

@@ -19,6 +19,9 @@ def command(
     temperature: Annotated[float, typer.Option(help="Higher is bolder; 0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(max=MOST, help="Choose among this many likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest of this total probability.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Stop before this text; may be given several times.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=SEED, help="The same seed writes the same text.")] = 0,
     threads: Threads = None,
 ) -> None:
@@ -43,7 +46,7 @@ def command(
     )
     try:
         print(harmless(prompt), end="", flush=True)
-        for piece in stream_text(vocabulary, ids):
+        for piece in stream_text(vocabulary, ids, stop or ()):
             print(harmless(piece), end="", flush=True)
     finally:
         print(flush=True)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import codecs
-import math
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from itertools import chain
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.characters import shortened
+from headway.schema import LARGEST, Number, Whole
+from headway.settings import Settings
 from headway.shapes import HeadwayError
 from headway.training.loop import evaluating
 from headway.training.vocabulary import Vocabulary
@@ -63,50 +65,109 @@ def generate(
     >>> list(generate(Next(), torch.tensor([3]), tokens=4, temperature=0))
     [4, 5, 6, 7]
     """
+    check_decoder(model)
+    prompt = check_prompt(model, prompt)
+    if (problem := Whole(0).problem(tokens, "tokens")) is not None:
+        raise HeadwayError(f"expected {problem}")
+    return _write(model, prompt, tokens, Sampling(temperature, top_k, top_p, seed), frozenset(stop or ()))
+
+
+def check_decoder(model: Any) -> None:
+    """Refuse what continues no prompt.
+
+    Raises:
+        HeadwayError: on an encoder, or an encoder-decoder.
+    """
     kind = getattr(model, "kind", "decoder")
     if kind in ("encoder", "encoder-decoder"):
         why = "which predicts no next token" if kind == "encoder" else "which continues nothing without a source"
         raise HeadwayError(f"expected a decoder to continue a prompt, got an {kind}, {why}: call the model itself")
+
+
+def check_prompt(model: Any, prompt: Any) -> Int[Tensor, "_"]:
+    """A prompt as ids (N,).
+
+    Raises:
+        HeadwayError: when it is none, or not of the model's vocabulary.
+    """
     if not isinstance(prompt, Tensor) or prompt.is_floating_point() or prompt.dtype == torch.bool:
         raise HeadwayError("expected the prompt as a tensor of integer ids, got something else: encode the text first")
     if prompt.ndim == 2 and prompt.shape[0] == 1:
         prompt = prompt[0]
     if prompt.ndim != 1:
-        raise HeadwayError(f"expected a prompt of shape (N,) or (1, N), got {tuple(prompt.shape)}: one at a time")
+        raise HeadwayError(
+            f"expected a prompt of shape (N,) or (1, N), got {tuple(prompt.shape)}: "
+            f"headway.training.generate_batch continues several"
+        )
     if not len(prompt):
         raise HeadwayError("expected at least one prompt token, got none: begin with a newline, as prompt_ids does")
-    for name, value, least in (("tokens", tokens, 0), ("top_k", top_k, 1), ("seed", seed, 0)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise HeadwayError(f"expected {name} to be a whole number of at least {least}, got {value!r}")
-    if seed >= 2**63:
-        raise HeadwayError(f"expected seed below 2⁶³, got {shortened(repr(seed))}")
-    if not isinstance(temperature, int | float) or not math.isfinite(temperature) or temperature < 0:
-        raise HeadwayError(f"expected a temperature of at least 0 (0 takes the most likely token), got {temperature!r}")
-    if top_p is not None and (not isinstance(top_p, int | float) or not 0 < top_p <= 1):
-        raise HeadwayError(f"expected top_p in (0, 1], got {top_p!r}: 0.9 is usual, None does not limit")
     config = getattr(model, "config", None)
-    size = config.get("vocab") if isinstance(config, dict) else None
+    size = config.get("vocab") if isinstance(config, dict) else getattr(config, "vocab", None)
     if isinstance(size, int) and (int(prompt.min()) < 0 or int(prompt.max()) >= size):
         raise HeadwayError(
             f"expected prompt ids in 0 … {size - 1}, got {int(prompt.min())} … {int(prompt.max())}: "
             f"encode with the model's own vocabulary"
         )
-    generator = torch.Generator().manual_seed(seed)
-    return _write(model, prompt.long(), tokens, temperature, top_k, top_p, generator, frozenset(stop or ()))
+    ids: Tensor = prompt.long()
+    return ids
 
 
-def _write(
-    model: Any,
-    prompt: Tensor,
-    tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    generator: torch.Generator,
-    stop: frozenset[int],
-) -> Iterator[int]:
+@dataclass(frozen=True)
+class Sampling(Settings):
+    """How the next token is drawn; arguments and errors as of :func:`generate`."""
+
+    temperature: Annotated[float, Number(0)] = 1.0
+    top_k: Annotated[int | None, Whole(1)] = None
+    top_p: Annotated[float | None, Number(above=0, most=1)] = None
+    seed: Annotated[int, Whole(0)] = 0
+
+    def __post_init__(self) -> None:
+        if type(self.top_k) is int and self.top_k > LARGEST:  # as good as no limit
+            object.__setattr__(self, "top_k", LARGEST)
+        super().__post_init__()
+
+    def generator(self) -> torch.Generator:
+        """A new generator of this seed."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def choose(self, logits: Float[Tensor, "vocab"], generator: torch.Generator) -> int:
+        """Draw a token."""
+        likely, ids = self._likely(logits)
+        return int(ids[0] if self.temperature == 0 else ids[torch.multinomial(likely, 1, generator=generator)])
+
+    def _likely(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The probabilities of the tokens that may be drawn, greatest first, not yet divided by their sum; and ids."""
+        if not bool(torch.isfinite(logits).all()):
+            raise HeadwayError(
+                "expected finite logits, got NaN or infinity: the model's weights are damaged or diverged"
+            )
+        if self.temperature == 0:
+            best = logits.argmax()[None]
+            return torch.ones(1), best
+        # The greatest becomes 0 first, so that a tiny temperature, which float32 would round to 0, gives −inf, not NaN.
+        scaled = ((logits - logits.max()).double() / self.temperature).float()
+        ordered, ids = scaled.sort(descending=True, stable=True)
+        if self.top_k is not None:
+            ordered, ids = (x[: min(self.top_k, len(x))] for x in (ordered, ids))
+        likely = ordered.softmax(0)
+        if self.top_p is not None:
+            # A token stays while those before it have not yet reached top_p.
+            keep = likely.cumsum(0) - likely < self.top_p
+            keep[0] = True  # also where top_p is 0 in float32
+            likely, ids = likely[keep], ids[keep]
+        return likely, ids
+
+
+def probabilities(logits: Float[Tensor, "vocab"], sampling: Sampling) -> Float[Tensor, "vocab"]:
+    """What each token is drawn with, after temperature, top_k and top_p."""
+    likely, ids = sampling._likely(logits.float().cpu())
+    return torch.zeros(len(logits)).index_put((ids,), likely / likely.sum())
+
+
+def _write(model: Any, prompt: Tensor, tokens: int, sampling: Sampling, stop: frozenset[int]) -> Iterator[int]:
     device = next((p.device for p in model.parameters()), prompt.device)
     rows = prompt[None].to(device)  # (1, N)
+    generator = sampling.generator()
     with evaluating(model):
         cache = model.new_cache()
         for written in range(tokens):
@@ -117,36 +178,11 @@ def _write(
                     logits = model(rows, cache=cache)[0, -1]
                 except HeadwayError as error:
                     raise HeadwayError(f"could not go on after {written} of {tokens} tokens: {error}") from error
-                token = _choose(logits.float().cpu(), temperature, top_k, top_p, generator)
+                token = sampling.choose(logits.float().cpu(), generator)
             yield token
             if token in stop:
                 return
             rows = torch.tensor([[token]], device=device)
-
-
-def _choose(
-    logits: Float[Tensor, "vocab"],
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    generator: torch.Generator,
-) -> int:
-    if not bool(torch.isfinite(logits).all()):
-        raise HeadwayError("expected finite logits, got NaN or infinity: the model's weights are damaged or diverged")
-    if temperature == 0:
-        return int(logits.argmax())
-    # The greatest becomes 0 first, so that a tiny temperature, which float32 would round to 0, gives −inf, not NaN.
-    scaled = ((logits - logits.max()).double() / temperature).float()
-    ordered, ids = scaled.sort(descending=True, stable=True)
-    if top_k is not None:
-        ordered, ids = (x[: min(top_k, len(x))] for x in (ordered, ids))
-    likely = ordered.softmax(0)
-    if top_p is not None:
-        # A token stays while those before it have not yet reached top_p.
-        keep = likely.cumsum(0) - likely < top_p
-        keep[0] = True  # also where top_p is 0 in float32
-        likely, ids = likely[keep], ids[keep]
-    return int(ids[torch.multinomial(likely, 1, generator=generator)])
 
 
 def prompt_ids(vocabulary: Vocabulary, text: str) -> Int[Tensor, "tokens"]:
@@ -159,20 +195,39 @@ def prompt_ids(vocabulary: Vocabulary, text: str) -> Int[Tensor, "tokens"]:
     return vocabulary.encode(text.encode("utf-8", "surrogateescape") or b"\n")
 
 
-def stream_text(vocabulary: Vocabulary, ids: Iterable[int]) -> Iterator[str]:
+def stream_text(vocabulary: Vocabulary, ids: Iterable[int], stop: Collection[str] = ()) -> Iterator[str]:
     """Turn ids into text as they come, never splitting a character; bytes that are not UTF-8 become U+FFFD.
 
     Args:
         vocabulary: the model's own.
         ids: token ids, for example from `generate`.
+        stop: texts that end the stream: it ends before the first of them, and no part of one is given out before it is
+            clear that it is none.
 
     >>> from headway.training.vocabulary import Bytes
     >>> list(stream_text(Bytes(), "añb".encode()))
     ['a', 'ñ', 'b']
+    >>> "".join(stream_text(Bytes(), b"one. two. three", stop=[". t"]))
+    'one'
     """
+    if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
+        raise HeadwayError(f"expected stop as texts of at least one letter, got {stop!r:.60}")
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for i in ids:
-        if text := decoder.decode(vocabulary.decode([i])):
+    held = ""
+    pieces = (decoder.decode(vocabulary.decode([i])) for i in ids)
+    for piece in chain(pieces, (decoder.decode(b"", final=True) for _ in "."), (None,)):
+        held += piece or ""
+        if found := [held.index(text) for text in stop if text in held]:
+            if text := held[: min(found)]:
+                yield text
+            return
+        # what may still become a stop text waits
+        longest = 0 if piece is None else max((_overlap(held, text) for text in stop), default=0)
+        if text := held[: len(held) - longest]:
             yield text
-    if text := decoder.decode(b"", final=True):
-        yield text
+        held = held[len(held) - longest :]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many of the last letters of a text are the first of another."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

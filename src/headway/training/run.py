@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from headway._version import __version__
+from headway.config import TransformerConfig
 from headway.init import seeded
 from headway.positions import parse
 from headway.schema import PLAIN, Anything, Named, Record, Whole, Words
@@ -294,8 +295,12 @@ def _read_settings(folder: Path, notes: list[str] | None = None) -> tuple[dict[s
 
 def _check_same(folder: Path, existing: dict[str, Any], record: dict[str, Any]) -> None:
     # The text may have moved; what counts is that it is the same.
+    # And options that an older headway did not have are as they were without them.
+    usual = {"model": TransformerConfig(1).plain() if "vocab" in record["model"] else {}}
+
     def comparable(values: dict[str, Any], field: str) -> dict[str, Any]:
-        return {name: value for name, value in values[field].items() if (field, name) != ("text", "name")}
+        given = {**usual.get(field, {}), **values[field]}
+        return {name: value for name, value in given.items() if (field, name) != ("text", "name")}
 
     for field in ("model", "train", "vocabulary_request", "text"):
         found = differences(comparable(existing, field), comparable(record, field))

@@ -14,6 +14,7 @@
 
 #include <atomic>
 #include <exception>
+#include <map>
 #include <numeric>
 #include <type_traits>
 
@@ -160,9 +161,11 @@ void forward(const Call& call) {
     T *scores = room.take<T>(tile_rows * columns), *line = room.take<T>(tile_rows + columns + LANES<T>),
       *row_room = room.take<T>(columns);
     std::vector<Terms<T>> terms;
+    std::vector<Dropout> dropout;
     std::vector<Rows<T>> q;
     for (int64_t g = 0; g < together; ++g) {
       terms.emplace_back(call, b, h + g);
+      dropout.emplace_back(call, b, h + g);
       q.push_back(
           rows_of<T>(
               at_row<In>(call.q, b, call.q_batch, h + g, call.q_head, begin, call.q_row), call.q_row, rows, call.dim,
@@ -227,6 +230,7 @@ void forward(const Call& call) {
             soften<T>(
                 row, tile.first, tile.wide, terms[g].of_row(i, row_room), most[first_row + i], total[first_row + i],
                 shrink);
+            if (dropout[g].on) dropout[g].apply(row, tile.q->begin + i, keys.begin, tile.first, tile.wide);
             if (shrink != T(1)) {
               T* sum = sums + (first_row + i) * wide_v;
               for (int64_t d = 0; d < wide_v; ++d) sum[d] *= shrink;
@@ -321,6 +325,11 @@ class Gradients : public Terms<T> {
     if (call.d_tails != nullptr) d_tails_ = call.d_tails + index * 2;
     if (call.d_per_key != nullptr) d_per_key_ = static_cast<T*>(call.d_per_key) + (b * call.heads + h) * call.keys;
     if (call.d_rows != nullptr) d_rows_ = static_cast<T*>(call.d_rows) + index * call.queries * call.rows_width;
+    if (call.d_pairs != nullptr) {  // as broadcast as the pairs themselves
+      const int64_t heads = call.pairs_head == 0 ? 1 : call.heads;
+      const int64_t head = (call.pairs_batch == 0 ? 0 : b) * heads + (call.pairs_head == 0 ? 0 : h);
+      d_pairs_ = static_cast<T*>(call.d_pairs) + head * call.queries * call.keys;
+    }
   }
 
   // As Terms::enter; `sums` is as long as `line`.
@@ -336,6 +345,10 @@ class Gradients : public Terms<T> {
     const Tile& tile = *this->tile_;
     if (d_per_key_ != nullptr)
       add_to(d_per_key_ + tile.k->begin + tile.first, gradient + tile.first, tile.last - tile.first);
+    if (d_pairs_ != nullptr)
+      add_to(
+          d_pairs_ + (tile.q->begin + i) * this->call_.keys + tile.k->begin + tile.first, gradient + tile.first,
+          tile.last - tile.first);
     if (!tile.regular) {
       irregular(i, gradient);
       return;
@@ -391,7 +404,7 @@ class Gradients : public Terms<T> {
   }
 
   double *d_table_ = nullptr, *d_tails_ = nullptr;
-  T *d_per_key_ = nullptr, *d_rows_ = nullptr, *sums_ = nullptr;
+  T *d_per_key_ = nullptr, *d_rows_ = nullptr, *d_pairs_ = nullptr, *sums_ = nullptr;
   double total_ = 0;
 };
 
@@ -483,8 +496,7 @@ void backward(const Call& call) {
         order.begin(), order.end(), [&](int64_t one, int64_t other) { return length[one] > length[other]; });
   }
 
-  run(tasks, bytes, [&](int64_t turn, Scratch& room) {
-    const int64_t task = order[turn];
+  const auto gradients_of = [&](int64_t task, Scratch& room) {
     const int64_t split = task % call.splits, h_kv = task / call.splits % call.kv_heads,
                   b = task / call.splits / call.kv_heads;
     T *k_room = room.take<T>(columns * wide_d), *k_panel = room.take<T>(columns * wide_d),
@@ -554,13 +566,16 @@ void backward(const Call& call) {
           rows, tile.wide - tile.first, call.dim_v, grad.start, grad.stride, 1, v_panel + tile.first * call.dim_v,
           PANEL<T>, call.dim_v * PANEL<T>, gradients + tile.first, columns, false);
       Gradients<T>& head = terms[h - h_kv * group];
+      const Dropout dropout(call, b, h);
       head.enter(tile, line, sums);
       for (int64_t i = 0; i < rows; ++i) {
         T *weight = weights + i * columns, *gradient = gradients + i * columns;
+        if (dropout.on) dropout.apply(gradient, query + i, tile.k->begin, tile.first, tile.wide);
         const T sum = differentiate<T>(
             weight, gradient, tile.first, tile.wide, head.of_row(i, row_room), queries[bh * call.queries + query + i],
             blocks[b][iq] == 1);
         head.add(i, gradient, sum);
+        if (dropout.on) dropout.apply(weight, query + i, tile.k->begin, tile.first, tile.wide);
       }
       head.leave();
       product<T>(
@@ -580,6 +595,24 @@ void backward(const Call& call) {
       for (int64_t iq = 0; iq < some_queries; ++iq)
         for (int64_t i = shared.q[b][iq].begin; !begun[g * some_queries + iq] && i < shared.q[b][iq].end; ++i)
           std::fill_n(d_q_of(h_kv * group + g, i), wide_d, T(0));
+  };
+  // tasks that add to the same gradient of pairs run one after the other, in one order
+  const bool one_batch = call.d_pairs != nullptr && call.pairs_batch == 0,
+             one_head = call.d_pairs != nullptr && call.pairs_head == 0;
+  std::map<int64_t, size_t> found;
+  std::vector<std::vector<int64_t>> together;
+  for (const int64_t task : order) {
+    const int64_t b = one_batch ? 0 : task / call.splits / call.kv_heads,
+                  h = one_head ? 0 : task / call.splits % call.kv_heads;
+    const auto [place, fresh] = found.emplace((b * call.kv_heads + h) * call.splits + task % call.splits, found.size());
+    if (fresh) together.emplace_back();
+    together[place->second].push_back(task);
+  }
+  run(together.size(), bytes, [&](int64_t turn, Scratch& room) {
+    for (const int64_t task : together[turn]) {
+      gradients_of(task, room);
+      room.clear();
+    }
   });
   if (call.tiles != nullptr) {
     call.tiles[0] += computed;

@@ -22,10 +22,14 @@ struct Call {
   int64_t width, left;
   const void* rows;  // (B, H, Q, W') T, or null
   int64_t rows_batch, rows_head, rows_row, rows_width, rows_left;
+  const void* pairs;  // (B, H, Q, K) of one of by_kind's types, keys side by side, or null
+  int64_t pairs_batch, pairs_head, pairs_row, pairs_kind;
   double scale;
-  int64_t skip;      // whether tiles of negligible weight are left out
-  int64_t decoding;  // no backward will follow
-  void* out;         // (B, H, Q, D_v)
+  double dropout;       // share of the weights left out
+  const int64_t* seed;  // which; null without dropout
+  int64_t skip;         // whether tiles of negligible weight are left out
+  int64_t decoding;     // no backward will follow
+  void* out;            // (B, H, Q, D_v)
   int64_t out_batch, out_head, out_row;
   void* sums;  // (B, H, Q, 2) T, contiguous: a row's greatest score, and 1 / its sum of exp(score - greatest), or 0, 0
   // backward
@@ -39,7 +43,54 @@ struct Call {
   void* d_per_key;            // (B, H, K) T, or null
   double *d_table, *d_tails;  // (S, B, H, W) and (S, B, H, 2), or null
   void* d_rows;               // (S, B, H, Q, W') T, or null
+  void* d_pairs;              // T, contiguous, as broadcast as the pairs, or null
   int64_t* tiles;             // {computed, skipped}, added to
+};
+
+// The types of numbers, as native.py counts them.
+template <typename T>
+constexpr int64_t KIND = -1;
+template <>
+inline constexpr int64_t KIND<float> = 0;
+template <>
+inline constexpr int64_t KIND<c10::BFloat16> = 1;
+template <>
+inline constexpr int64_t KIND<c10::Half> = 2;
+template <>
+inline constexpr int64_t KIND<double> = 3;
+
+// Which pairs of one head dropout keeps, as backends/dropout.py says: a hash of the seed and the pair's place.
+class Dropout {
+ public:
+  Dropout(const Call& call, int64_t b, int64_t h)
+      : on(call.dropout > 0), factor_(1 / (1 - call.dropout)), least_(uint32_t(call.dropout * 4294967296.0)) {
+    if (!on) return;
+    head_ = mixed(uint32_t(b * call.heads + h)) ^ uint32_t(*call.seed);
+    head_ = mixed(head_);
+    high_ = uint32_t(uint64_t(*call.seed) >> 32);
+  }
+
+  // Zero what is dropped of columns [first, wide) of a query's row, whose first key is `key`; enlarge the others.
+  template <typename T>
+  void apply(T* row, int64_t query, int64_t key, int64_t first, int64_t wide) const {
+    const uint32_t start = mixed(head_ ^ (uint32_t(query) + high_)) + uint32_t(key) * STEP, least = least_;
+    const T factor = T(factor_);
+    for (int64_t j = first; j < wide; ++j) row[j] = mixed(start + uint32_t(j) * STEP) >= least ? row[j] * factor : T(0);
+  }
+
+  const bool on;
+
+ private:
+  static constexpr uint32_t STEP = 0x9E3779B9u;
+  static uint32_t mixed(uint32_t x) {
+    x ^= x >> 16;
+    x *= 0x7FEB352Du;
+    x ^= x >> 15;
+    x *= 0x846CA68Bu;
+    return x ^ (x >> 16);
+  }
+  double factor_;
+  uint32_t head_ = 0, high_ = 0, least_;
 };
 
 template <typename In>
@@ -137,7 +188,8 @@ class Terms {
             call.per_key == nullptr ? nullptr
                                     : at_row<T>(call.per_key, b, call.per_key_batch, h, call.per_key_head, 0, 0)),
         table_(call.table == nullptr ? nullptr : static_cast<const T*>(call.table) + h * call.width),
-        rows_(call.rows == nullptr ? nullptr : at_row<T>(call.rows, b, call.rows_batch, h, call.rows_head, 0, 0)) {
+        rows_(call.rows == nullptr ? nullptr : at_row<T>(call.rows, b, call.rows_batch, h, call.rows_head, 0, 0)),
+        pairs_(b * call.pairs_batch + h * call.pairs_head) {
     if (call.tails != nullptr) {
       past_tail_ = static_cast<const T*>(call.tails)[2 * h];
       future_tail_ = static_cast<const T*>(call.tails)[2 * h + 1];
@@ -194,7 +246,8 @@ class Terms {
       }
     }
     const bool simple = own == nullptr && (line == nullptr || key == nullptr);
-    if (!tile.edge && simple) return {line == nullptr ? key : line, all};
+    if (!tile.edge && simple && call_.pairs == nullptr) return {line == nullptr ? key : line, all};
+    if (!tile.edge && own == nullptr && line == nullptr && key == nullptr && pairs_are<T>()) return {pair<T>(i), all};
     int64_t first = tile.first, last = tile.last;
     if (tile.edge) {
       first = clamp(-call_.past - tile.distance + i, first, last);
@@ -215,11 +268,13 @@ class Terms {
       for (int64_t j = begin; j < end; ++j) row[j] += own[entry + j];
       for (int64_t j = end; j < last; ++j) row[j] += own[call_.rows_width - 1];
     }
+    add_pairs(i, first, last, row);
     return {row, all};
   }
 
   // No score of the tile gains more than this from the table and the keys.
   T most(const Tile& tile) const {
+    if (call_.pairs != nullptr) return std::numeric_limits<T>::infinity();
     T bound = T(0);
     const int64_t nearest = tile.k->high - tile.q->low, furthest = tile.k->low - tile.q->high;
     if (table_ != nullptr) {
@@ -246,9 +301,30 @@ class Terms {
            (q_docs_ == nullptr || q_docs_[query] == k_docs_[key]);
   }
 
+  template <typename P>
+  bool pairs_are() const {
+    return call_.pairs != nullptr && call_.pairs_kind == KIND<P>;
+  }
+  // What is added per pair, of row i and the tile's first key on.
+  template <typename P>
+  const P* pair(int64_t i) const {
+    return static_cast<const P*>(call_.pairs) + pairs_ + (tile_->q->begin + i) * call_.pairs_row + tile_->k->begin;
+  }
+  void add_pairs(int64_t i, int64_t first, int64_t last, T* row) const {
+    if (call_.pairs == nullptr) return;
+    const auto add = [&](const auto* each) {
+      for (int64_t j = first; j < last; ++j) row[j] += static_cast<T>(each[j]);
+    };
+    if (pairs_are<float>()) add(pair<float>(i));
+    if (pairs_are<double>()) add(pair<double>(i));
+    if (pairs_are<c10::BFloat16>()) add(pair<c10::BFloat16>(i));
+    if (pairs_are<c10::Half>()) add(pair<c10::Half>(i));
+  }
+
   const Call& call_;
   const int64_t *q_pos_, *k_pos_, *q_docs_, *k_docs_;
   const T *per_key_, *table_, *rows_;
+  const int64_t pairs_;
   T past_tail_ = T(0), future_tail_ = T(0);
   const Tile* tile_ = nullptr;
   const T* line_ = nullptr;  // the table over the tile's distances, or null
@@ -280,6 +356,7 @@ class Terms {
         sum += rows_[(tile.q->begin + i) * call_.rows_row + clamp(apart + call_.rows_left, call_.rows_width)];
       row[j] = sum;
     }
+    add_pairs(i, tile.first, tile.last, row);
   }
 };
 
@@ -310,7 +387,7 @@ struct Bounds {
   void measure(
       const Call& call, int64_t b, int64_t h, const std::vector<Span>& q_spans, const std::vector<Span>& k_spans) {
     // while decoding, reading the keys and values for their lengths would cost more than it saves
-    if (!call.skip || (call.decoding && call.queries <= FEW) || !may_decay(call, h)) return;
+    if (!call.skip || (call.decoding && call.queries <= FEW) || call.pairs != nullptr || !may_decay(call, h)) return;
     const int64_t h_kv = h / (call.heads / call.kv_heads);
     const int64_t* k_pos = call.k_pos + b * call.k_pos_batch;
     const T infinite = std::numeric_limits<T>::infinity();

@@ -23,7 +23,7 @@ from headway.backends.base import Call
 from headway.backends.tiled.anywhere import any_positions
 from headway.backends.tiled.blocks import full_precision
 from headway.backends.tiled.steps import unit_steps
-from headway.terms import Difference, Pairwise
+from headway.terms import DenseBias, Difference, Pairwise
 
 
 def refuses(call: Call) -> str | None:
@@ -42,8 +42,8 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
         return reference.run(call)
     with full_precision(call.device):
         shift = None if torch.compiler.is_compiling() else _shift(call)
-        held = call.whole_rows is not None or call.row is not None
-        if shift is None or held or any(isinstance(term, Pairwise | Difference) for term in call.terms):
+        held = call.whole_rows is not None or call.row is not None or call.dropout > 0
+        if shift is None or held or any(isinstance(term, Pairwise | Difference | DenseBias) for term in call.terms):
             return any_positions(call)
         return unit_steps(call, shift)
 

@@ -72,7 +72,7 @@ def _attend(call: Call, rows: slice, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         seen = seen[..., cols]
     part = replace(call, q=q, k=k[:, :, cols], v=v[:, :, cols], q_pos=call.q_pos[:, rows], k_pos=call.k_pos[:, cols])
     weights = whole.weights(call, q, part.k, seen, rows, cols)
-    weights = weights.to(q.dtype)
+    weights = call.dropped(weights.to(q.dtype), rows, cols)
     out = (by_key_head(weights, call) @ part.v).reshape(*q.shape[:3], -1)
     for term in call.value_terms:
         out = out + term.add(weights, part.q_pos, part.k_pos)

@@ -36,7 +36,7 @@ def refuses(call: Call) -> str | None:
         return f"its kernels know float16, bfloat16 and float32, not {call.q.dtype}"
     if max(call.q.shape[3], call.v.shape[3]) > WIDEST:
         return f"heads are {max(call.q.shape[3], call.v.shape[3])} wide, and its tiles hold at most {WIDEST}"
-    return unfit(call)
+    return "it has no dropout yet" if call.dropout else unfit(call)
 
 
 def describe(call: Call) -> tuple[str, str]:

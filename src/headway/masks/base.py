@@ -1,14 +1,8 @@
-"""Who may see whom: masks compare positions, never indices, and combine with ``&`` and ``|``.
-
->>> import torch
->>> pos = torch.arange(4)[None]
->>> (Causal() & Window(1)).tile(pos, pos).int()[0, 0].tolist()
-[[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
-"""
+"""What a mask is, how masks combine, and those by distance alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +10,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from headway.integers import FAR, Array, Integers, Positions, as_integers
-from headway.shapes import HeadwayError, as_count, brief, contents
+from headway.integers import FAR, Array, Positions
+from headway.shapes import HeadwayError, as_count, brief
 
 Visible = Bool[Tensor, "#batch #heads queries keys"]
 ALL = slice(None)
@@ -174,103 +168,6 @@ class Window(Mask):
         return ((offset >= -left) & (offset <= right))[:, None]
 
 
-@dataclass(frozen=True)
-class Chunks(Mask):
-    """A query sees keys of its own chunk of ``size`` tokens, counted from position 0: ``Causal() & Chunks(8192)`` is
-    Llama 4's chunked attention.
-
-    >>> pos = torch.arange(4)[None]
-    >>> (Causal() & Chunks(2)).tile(pos, pos).int()[0, 0].tolist()
-    [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
-    """
-
-    size: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "size", min(as_count(self.size, "chunks of at least 1 token", 1), FAR))
-
-    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Visible:
-        """See :meth:`Mask.tile`."""
-        return (q_pos[:, rows, None] // self.size == k_pos[:, None, cols] // self.size)[:, None]
-
-
-@dataclass(frozen=True, eq=False)
-class Prefix(Mask):
-    """Keys at positions below ``length`` are seen by all: ``Causal() | Prefix(10)`` is a prefix language model.
-
-    Args:
-        length: tokens of the prefix; one number, or one per sequence (B,), as a tensor, array or list.
-
-    Raises:
-        HeadwayError: when it is no integer or below 0.
-    """
-
-    length: int | Integers
-
-    def __post_init__(self) -> None:
-        length: Any = self.length
-        if isinstance(length, Tensor | Array | Sequence) and not isinstance(length, str | bytes):
-            lengths = as_integers(length, "Prefix length")
-            if lengths.ndim > 1:
-                raise HeadwayError(f"expected a Prefix length, or one per sequence, got shape {tuple(lengths.shape)}")
-            made: Any = lengths.reshape(-1)
-        else:
-            made = as_count(length, "a Prefix length of at least 0 tokens")
-        object.__setattr__(self, "length", made)
-
-    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Visible:
-        """See :meth:`Mask.tile`."""
-        given: Any = self.length
-        length = given[:, None, None] if isinstance(given, Tensor) else min(given, FAR)
-        keys = k_pos[:, None, cols] < length
-        return keys.expand(-1, q_pos[:, rows].shape[1], -1)[:, None]
-
-
-@dataclass(frozen=True, eq=False)
-class Documents(Mask):
-    """Packed documents: a query sees only keys of its own document. Combine: ``Causal() & Documents(ids)``.
-
-    Args:
-        ids: the document of each query, (B or 1, Q) or (Q,), as a tensor, array or list.
-        key_ids: the document of each key, (B or 1, K) or (K,); default ``ids``.
-
-    Raises:
-        HeadwayError: when they are not integers.
-    """
-
-    ids: Integers
-    key_ids: Integers | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("ids", "key_ids"):
-            if name == "ids" or self.key_ids is not None:
-                ids = as_integers(getattr(self, name), f"Documents {name}")
-                object.__setattr__(self, name, ids[None] if ids.ndim == 1 else ids)
-
-    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Visible:
-        """See :meth:`Mask.tile`."""
-        ids, keys = self.of(q_pos, k_pos)
-        return (ids[:, rows, None] == keys[:, None, cols])[:, None]
-
-    def of(
-        self, q_pos: Positions, k_pos: Positions
-    ) -> tuple[Int[Tensor, "#batch queries"], Int[Tensor, "#batch keys"]]:
-        """The document of each query and of each key.
-
-        Raises:
-            HeadwayError: when there is not one id per token.
-        """
-        queries: Any = self.ids
-        keys: Any = queries if self.key_ids is None else self.key_ids
-        for name, ids, pos in (("ids", queries, q_pos), ("key_ids", keys, k_pos)):
-            if ids.ndim != 2 or ids.shape[1] != pos.shape[1]:
-                raise HeadwayError(
-                    f"expected Documents {name} of shape (batch, {pos.shape[1]}), got {tuple(ids.shape)}: "
-                    f"give one document id per token"
-                )
-        return queries, keys
-
-
 @dataclass(frozen=True, eq=False)
 class Dense(Mask):
     """Any visibility there is, as a boolean tensor, True where the query may see the key.
@@ -278,25 +175,27 @@ class Dense(Mask):
     With a cache its keys are all there are, the cached ones first.
 
     Args:
-        visible: (B or 1, H or 1, Q, K), or (Q, K) for all sequences and heads.
+        visible: (B or 1, H or 1, Q, K), (B or 1, Q, K) for all heads, or (Q, K) for all sequences and heads.
 
     Raises:
-        HeadwayError: when it is no boolean tensor of 2 or 4 axes.
+        HeadwayError: when it is no boolean tensor of 2 to 4 axes.
     """
 
-    visible: Visible | Bool[Tensor, "queries keys"]
+    visible: Visible | Bool[Tensor, "#batch queries keys"] | Bool[Tensor, "queries keys"]
 
     def __post_init__(self) -> None:
         given: Any = self.visible
         if not isinstance(given, Tensor) and isinstance(given, Array):
             given = _as_tensor(given, "mask")
             object.__setattr__(self, "visible", given)
-        if not isinstance(given, Tensor) or given.dtype is not torch.bool or given.ndim not in (2, 4):
+        if not isinstance(given, Tensor) or given.dtype is not torch.bool or given.ndim not in (2, 3, 4):
             got = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"{brief(given)}"
             raise HeadwayError(
-                f"expected a boolean mask of shape (batch or 1, heads or 1, queries, keys), or (queries, keys), "
-                f"True = may see, got {got}: {_instead(given)}"
+                f"expected a boolean mask of shape (batch or 1, heads or 1, queries, keys), (batch or 1, queries, "
+                f"keys) or (queries, keys), True = may see, got {got}: {_instead(given)}"
             )
+        if given.ndim == 3:
+            object.__setattr__(self, "visible", given[:, None])
 
     def __repr__(self) -> str:
         return f"Dense(visible={tuple(self.visible.shape)})"
@@ -325,11 +224,9 @@ def _instead(given: object) -> str:
     if not isinstance(given, Tensor):
         return "pass a mask of headway.masks or a boolean tensor"
     if given.is_floating_point():
-        return "for one of 0 and -inf pass mask == 0; what is added to scores is a term, see headway.terms"
+        return "what is added to scores is a term: headway.terms.DenseBias, or a mask given to attend() or a module"
     if given.dtype is not torch.bool:
         return "for one of 1 and 0 pass mask.bool()"
-    if given.ndim == 3:
-        return "pass mask[:, None] if it is (batch, queries, keys), mask[None] if it is (heads, queries, keys)"
     return "a mask of padding is given as positions, -1 at padding"
 
 
@@ -355,64 +252,3 @@ class Or(Mask):
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Visible:
         """See :meth:`Mask.tile`."""
         return self.first.tile(q_pos, k_pos, rows, cols) | self.second.tile(q_pos, k_pos, rows, cols)
-
-
-def fitted(mask: Mask | None, batch: int, queries: int, keys: int, device: torch.device) -> Mask | None:
-    """The mask for tokens of these numbers on this device, a Dense one with all four axes.
-
-    Raises:
-        HeadwayError: when a dense mask is of another size, or could be (queries, keys) as well as (batch, keys); when
-            a tensor it holds is elsewhere.
-    """
-    match mask:
-        case None | Causal() | Window():
-            return mask
-        case And(first, second) | Or(first, second):
-            sides = tuple(fitted(side, batch, queries, keys, device) for side in (first, second))
-            same = sides[0] is first and sides[1] is second
-            return mask if same else type(mask)(*sides)  # type: ignore[arg-type]
-        case Dense(Tensor() as visible) if visible.ndim == 2 and visible.shape == (queries, keys):
-            if batch == queries and batch > 1:
-                raise HeadwayError(
-                    f"expected a mask whose axes are plain, got {tuple(visible.shape)}, which is (queries, keys) as "
-                    f"well as (batch, keys): pass mask[None, None] if it is the first; a mask of padding is given as "
-                    f"positions, -1 at padding"
-                )
-            mask = Dense(visible[None, None])
-        case Dense(visible) if visible.shape[-2:] != (queries, keys):
-            mask.tile(visible.new_empty(1, queries), visible.new_empty(1, keys))  # which refuses it
-    for name, held in contents(mask).items():
-        if isinstance(held, Tensor) and held.device != device:
-            raise HeadwayError(f"expected the {name} of {type(mask).__name__} on {device}, got {held.device}")
-    return mask
-
-
-def is_distance_only(mask: Mask | None) -> bool:
-    """Whether a mask hides by distance alone."""
-    if isinstance(mask, And | Or):
-        return is_distance_only(mask.first) and is_distance_only(mask.second)
-    return mask is None or isinstance(mask, Causal | Window)
-
-
-def reach(mask: Mask | None) -> tuple[int, int]:
-    """How far behind and before a query a mask may let it see; all between, if :func:`is_distance_only`.
-
-    Each range holds distance 0, so that ranges that meet or join are ranges again.
-    """
-    match mask:
-        case Causal():
-            return FAR, 0
-        case Window(left, right):
-            return min(left, FAR), min(right, FAR)
-        case And(first, second) | Or(first, second):
-            choose = min if isinstance(mask, And) else max
-            (past, future), (other_past, other_future) = reach(first), reach(second)
-            return choose(past, other_past), choose(future, other_future)
-        case _:
-            return FAR, FAR
-
-
-def parts(mask: Mask | None) -> list[Mask]:
-    """The masks whose conjunction ``mask`` is."""
-    own = [] if mask is None else [mask]
-    return [*parts(mask.first), *parts(mask.second)] if isinstance(mask, And) else own

@@ -1,0 +1,96 @@
+"""A model in a folder: its configuration as JSON, its weights as safetensors, which executes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from headway._version import __version__
+from headway.output import explained, write_output
+from headway.shapes import HeadwayError
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class Configured(Protocol):
+    """A model with a configuration."""
+
+    config: Any
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a model that its state_dict has, each once, under its first name."""
+    kept, found = model.state_dict().keys(), {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in kept:
+            found[name] = tensor.detach().contiguous()
+    return found
+
+
+def save(model: Any, path: str | os.PathLike[str]) -> Path:
+    """Write a model into a folder, see :meth:`headway.Transformer.save`."""
+    from safetensors.torch import save as as_bytes
+
+    folder = Path(path)
+    held = {"headway": __version__, "model": model.config.plain()}
+    weights = {name: tensor.cpu() for name, tensor in weights_of(model).items()}
+    write_output(folder / WEIGHTS, as_bytes(weights, {"format": "pt"}))
+    write_output(folder / CONFIG, json.dumps(held, indent=1, ensure_ascii=False) + "\n")
+    return folder
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The model's configuration in a folder, as plain values.
+
+    Raises:
+        HeadwayError: when there is none, or it is no such file.
+    """
+    file = Path(path) / CONFIG
+    if not file.is_file():
+        raise HeadwayError(f"expected a folder with {CONFIG}, as Transformer.save writes it, got {Path(path)}")
+    with explained(f"reading {file}"):
+        text = file.read_text(encoding="utf-8")
+    try:
+        held = json.loads(text)
+        model = held["model"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise HeadwayError(f"expected {file} as Transformer.save writes it, got another file: {error}") from None
+    if not isinstance(model, dict):
+        raise HeadwayError(f"expected model in {file} to be an object, got {type(model).__name__}")
+    return model
+
+
+def fill(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Put the weights of a folder into a model.
+
+    Raises:
+        HeadwayError: when a weight is missing, unknown, or of another shape.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = Path(path) / WEIGHTS
+    if not file.is_file():
+        raise HeadwayError(f"expected a folder with {WEIGHTS}, as Transformer.save writes it, got {Path(path)}")
+    try:
+        given = load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise HeadwayError(f"expected weights in {file}, got a damaged file: {error}") from None
+    expected = weights_of(model)
+    for what, names in (("without", expected.keys() - given.keys()), ("with unknown", given.keys() - expected.keys())):
+        if names:
+            raise HeadwayError(
+                f"expected the weights of {CONFIG} in {file}, got a file {what} {sorted(names)[0]}: "
+                f"they are of another model"
+            )
+    for name, tensor in expected.items():
+        if given[name].shape != tensor.shape:
+            raise HeadwayError(
+                f"expected {name} in {file} of shape {tuple(tensor.shape)}, as {CONFIG} says, got "
+                f"{tuple(given[name].shape)}"
+            )
+        tensor.copy_(given[name])
