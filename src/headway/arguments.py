@@ -1,4 +1,4 @@
-"""What the commands share: options that come from settings, options that several have, lists, checks before a start."""
+"""What the commands share: options made from settings, common options, parsing of lists, checks before a start."""
 
 from __future__ import annotations
 
@@ -19,20 +19,18 @@ from headway.settings import Field, Settings, described
 from headway.shapes import HeadwayError
 
 LOOKED_AT = 10**8
-"""The most parameters of a model that is made to be looked at."""
+"""The maximum number of parameters of a model that is made only to be looked at."""
 SEED = 2**63 - 1
-"""The greatest seed that torch takes."""
+"""The largest seed that torch accepts."""
 
 Out = Annotated[Path, typer.Option(help="Folder for the results; rerun the same command to resume.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=256, help="CPU threads; default: torch's own choice.")]
 Vocabulary = Annotated[str, typer.Option(help="bytes, or bpe (trained on the text; needs the extra headway[bpe]).")]
-MaxText = Annotated[int | None, typer.Option(min=1, max=1 << 40, help="Bytes the text may have; default: 128 MiB.")]
+MaxText = Annotated[int | None, typer.Option(min=1, max=1 << 40, help="Largest text in bytes; default: 128 MiB.")]
 Source = Annotated[
-    str | None, typer.Argument(help="A text file or folder; default: the documentation every Python carries.")
+    str | None, typer.Argument(help="A text file or folder; default: the documentation that ships with Python.")
 ]
-ModelRun = Annotated[
-    Path | None, typer.Option(help="A run of `headway train`; default: a small model that has learned nothing yet.")
-]
+ModelRun = Annotated[Path | None, typer.Option(help="A run of `headway train`; default: a small untrained model.")]
 NewPosition = Annotated[str, typer.Option(help="Position method of the new model.")]
 Layer = Annotated[int, typer.Option(help="Which layer, from 0.")]
 Head = Annotated[int, typer.Option(help="Which head, from 0.")]
@@ -41,9 +39,10 @@ VocabularySize = Annotated[int, typer.Option(max=MOST, help="Tokens of a bpe voc
 
 
 def offers(*kinds: type[Settings], but: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command, which takes ``**given``, an option for each field of settings; those in ``but`` are left out.
+    """Give a command that takes ``**given`` an option for each field of settings, except those in ``but``.
 
-    An option is named after its field, and its help is what the settings' docstring says. What was not given is None.
+    An option is named after its field; its help is the field's entry in the settings' docstring. Options not given are
+    None.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -68,7 +67,7 @@ def offers(*kinds: type[Settings], but: Sequence[str] = ()) -> Callable[[Callabl
 
 
 def _option(field: Field) -> Any:
-    """A field as an option of the command line; a list is written with commas."""
+    """A field as a command-line option; lists are separated by commas."""
     listed = get_origin(field.kind) is tuple
     shown = ",".join(map(str, field.default)) if listed else field.default
     text = "" if shown in (None, "") or isinstance(shown, bool) else f"  [default: {shown}]"
@@ -79,7 +78,7 @@ def _option(field: Field) -> Any:
 
 
 def chosen(kind: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a command line gave of some settings, by name."""
+    """The settings that were given on the command line, by name."""
     found = {field.name: field for field in described(kind) if given.get(field.name) is not None}
     return {name: _parsed(field, given[name]) for name, field in found.items()}
 
@@ -108,10 +107,10 @@ def split(text: str) -> list[str]:
 
 
 def numbers(option: str, text: str) -> list[int]:
-    """Whole numbers between commas.
+    """Whole numbers separated by commas.
 
     Raises:
-        HeadwayError: on anything else, naming the option.
+        HeadwayError: on anything else; it names the option.
     """
     try:
         return [int(part) for part in text.split(",") if part.strip()]
@@ -120,13 +119,13 @@ def numbers(option: str, text: str) -> list[int]:
 
 
 def say(notes: Iterable[str]) -> None:
-    """Tell on stderr what is worth knowing of what was read; the output itself may be meant for another program."""
+    """Print notes about what was read to stderr, because stdout may be meant for another program."""
     for note in notes:
         console(error=True).print(note, soft_wrap=True)
 
 
 def check_device(name: str, *, here: bool) -> None:
-    """Refuse what is no device, or with ``here`` one that this machine lacks."""
+    """Refuse an unknown device, or with ``here`` a device that this machine lacks."""
     import torch
 
     kind, _, number = name.partition(":")
@@ -134,17 +133,17 @@ def check_device(name: str, *, here: bool) -> None:
         raise HeadwayError(f"expected --device as cpu, cuda or cuda:0, got {shortened(name)!r}")
     count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(kind, 1)
     if here and int(number or 0) >= count:
-        raise HeadwayError(f"expected a device that is here, got {name!r}, and there are {count} of its kind: use cpu")
+        raise HeadwayError(f"expected a device of this machine, got {name!r}, and it has {count} of this kind: use cpu")
 
 
 def check_sizes(
     config: dict[str, Any], vocabulary: str = "bytes", vocabulary_size: int = 256, tokens: int = 64, batch: int = 0
 ) -> None:
-    """Refuse a model that would not fit into memory, before any of it is made; with ``batch`` its training."""
+    """Refuse a model that would not fit into memory, before allocating it; with ``batch``, also its training."""
     from headway.positions import parse
     from headway.sizes import check_size
 
-    parse(config.get("position", "rotary"))  # what is wrong with a method's text is said first
+    parse(config.get("position", "rotary"))  # errors in a method's text come first
     vocab = 256 if vocabulary == "bytes" else max(vocabulary_size, 1)
     most = None if batch else LOOKED_AT
     check_size(
@@ -153,7 +152,7 @@ def check_sizes(
 
 
 def use_threads(threads: int | None) -> None:
-    """Let torch compute with so many threads, or as many as it chooses."""
+    """Set torch's number of threads; None leaves torch's own choice."""
     if threads is not None:
         import torch
 

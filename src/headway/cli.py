@@ -1,7 +1,7 @@
-"""The command line: ``headway compare`` is the file ``compare_command.py`` in one of the rooms, and so is each command.
+"""The command line: each command is a file ``NAME_command.py`` in one of the packages, e.g. ``compare_command.py``.
 
-A room is imported when its command runs, so that ``headway --help`` answers at once. A command's file has a function
-``command``, whose docstring is its help.
+A package is imported only when its command runs, so that ``headway --help`` is fast. A command's file has a function
+``command``, whose docstring is the help text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from headway.console import Checked
 from headway.console import run as run_command
 
 ORDER = ("compare", "studio", "explain", "draw", "train", "generate", "methods", "bench")
-"""How ``--help`` lists them; others follow."""
+"""Order in ``--help``; other commands follow."""
 _PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 
@@ -35,7 +35,7 @@ def commands() -> dict[str, Path]:
 
 @cache
 def load(name: str) -> Any:
-    """Import a command's room and build the command."""
+    """Import a command's package and build the command."""
     module = importlib.import_module(f"headway.{commands()[name].parent.name}.{name}_command")
     alone = typer.Typer(**_PLAIN)
     alone.command(name=name, cls=Checked)(module.command)
@@ -43,7 +43,7 @@ def load(name: str) -> Any:
 
 
 class Commands(TyperGroup):
-    """All commands, each imported when it is asked for."""
+    """All commands, each imported on first use."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Their names."""
@@ -54,7 +54,7 @@ class Commands(TyperGroup):
         return load(cmd_name) if cmd_name in commands() else None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """List them with the first sentences of their docstrings, which are read without importing anything."""
+        """List them with the first sentence of each docstring, read without importing anything."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, _first_sentence(path)) for name, path in commands().items()])
 
@@ -69,12 +69,12 @@ app = typer.Typer(
     **_PLAIN,
     cls=Commands,
     no_args_is_help=True,
-    help="Attention that knows where it is: train, compare and use Transformers with any position method.",
+    help="Position methods in attention: train, compare and use Transformers with any of them.",
 )
 
 
 def main() -> None:
-    """Run the command line; every error is one line on standard error, see :mod:`headway.console`."""
+    """Run the command line; an error prints one line to standard error, see :mod:`headway.console`."""
     # torch's profiler, which counts memory, reads this when torch is loaded; otherwise it writes to the terminal
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     sys.exit(run_command(app, sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""The options of a Transformer, and what they may be; nothing here needs torch, so the command line can list them."""
+"""The options of a Transformer and their valid values; nothing here needs torch, so the command line can list them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ACTIVATIONS = ("gelu", "swiglu")
 INITS = ("xavier", "normal", "gpt2", "t5", "orthogonal")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 WIDEST, DEEPEST, MOST, STEPS = 1 << 16, 1024, 1 << 24, 1_000_000
-"""The greatest width or number of heads, of layers, of things counted (tokens, windows), and of steps of a run: every
-checkpoint holds the record of all steps so far."""
+"""The maximum width or number of heads, of layers, of counts (tokens, windows), and of training steps: every checkpoint
+holds the history of all steps so far."""
 
 Width = Annotated[int, Whole(1, WIDEST)]
 MaybeWidth = Annotated[int | None, Whole(1, WIDEST)]
@@ -27,31 +27,31 @@ class Method(Protocol):
     """A position method: :class:`headway.positions.Position`."""
 
     def spec(self) -> str:
-        """Its text."""
+        """The method as a string, e.g. ``rotary(base=10000.0)``."""
         ...
 
 
 class OfMethod:
-    """A position method or its text; None is none."""
+    """A position method, or a string that names one; None means no position."""
 
     def problem(self, value: Any, at: str) -> str | None:
         """See :class:`headway.schema.Schema`."""
         fits = value is None or isinstance(value, str) or hasattr(value, "spec")
-        return None if fits else f"{at} to be a position method or its text, as rotary, got {shown(value)}"
+        return None if fits else f"{at} to be a position method or a string such as 'rotary', got {shown(value)}"
 
 
 @dataclass(frozen=True)
 class LayerConfig(Settings):
-    """What one layer's self attention has of its own; what is None is as the model says.
+    """Options of one layer's self attention; None uses the option of the model.
 
     Args:
-        position: its position method, which acts inside attention (none for none).
-        window: tokens behind the query that it sees, besides the query itself; in an encoder before it too.
-        chunk: tokens of a chunk, outside of which it sees nothing.
+        position: position method inside attention, or none.
+        window: visible tokens before the query, without the query itself; in an encoder also after it.
+        chunk: tokens per chunk; tokens of other chunks are masked.
         scale: multiplies q·k.
-        softcap: keeps scores within ±softcap.
-        log_scale: the training length, to keep attention as sharp beyond it.
-        sinks: a learned score per head for attending to nothing.
+        softcap: keep scores within ±softcap.
+        log_scale: training length beyond which queries are scaled so that attention stays as sharp.
+        sinks: learn an attention sink per head, a score for attending to nothing.
         qk_norm: normalise queries and keys.
 
     >>> LayerConfig(window=511).position is None
@@ -68,7 +68,7 @@ class LayerConfig(Settings):
     qk_norm: bool | None = None
 
     def plain(self) -> dict[str, Any]:
-        """What it has of its own, as JSON takes it."""
+        """The options that are not None, as JSON values."""
         values = {name: value for name, value in super().plain().items() if value is not None}
         if not isinstance(position := values.get("position", ""), str):
             values["position"] = position.spec()
@@ -76,7 +76,7 @@ class LayerConfig(Settings):
 
 
 class OfLayers:
-    """Layers, each a :class:`LayerConfig` or its values."""
+    """A list of layers, each a :class:`LayerConfig` or its values."""
 
     def problem(self, value: Any, at: str) -> str | None:
         """See :class:`headway.schema.Schema`."""
@@ -86,46 +86,45 @@ class OfLayers:
 
 @dataclass(frozen=True)
 class TransformerConfig(Settings):
-    """The options of a :class:`Transformer`; the one list of them.
+    """All options of a :class:`Transformer`.
 
     Args:
         vocab: number of different tokens.
         dim: width of the model.
-        layers: number of layers, of each stack.
+        layers: number of layers in each stack.
         heads: query heads.
         kv_heads: key and value heads; default ``heads``.
         head_dim: width of a head; default dim / heads.
         hidden: width of the MLP; default 4·dim (gelu) or 8/3·dim (swiglu).
-        position: the position method, as rotary or rotary(base=500000). All layers share the object, unless the method
-            is one whose layers have their own parameters (``per_layer``), or ``share_position`` says so.
-        share_position: one object for all layers, or one per layer; default as the method's paper does.
-        kind: what it is: decoder (causal), encoder (sees all) or encoder-decoder; in the last, the decoder's cross
-            attention has no position, and the encoder's method is the same with ``bidirectional`` on where it has that
-            switch.
-        norm: the norm, rms (arXiv:1910.07467) or layer (arXiv:1607.06450).
-        post_norm: norm after adding to the residual stream, as in Vaswani et al., instead of before.
-        activation: of the MLP: gelu or swiglu.
+        position: the position method, e.g. rotary or rotary(base=500000). All layers share one object, unless the
+            method has parameters per layer (``per_layer``) or ``share_position`` is off.
+        share_position: one object for all layers, or one per layer; default as in the method's paper.
+        kind: decoder (causal), encoder (no mask) or encoder-decoder. In an encoder-decoder, cross attention has no
+            position, and the encoder uses the same method, with ``bidirectional`` on where it has that option.
+        norm: rms (arXiv:1910.07467) or layer (arXiv:1607.06450).
+        post_norm: normalise after adding to the residual stream, as in Vaswani et al., instead of before each sublayer.
+        activation: activation of the MLP, gelu or swiglu.
         bias: biases on all matrices.
-        init: how matrices start: xavier, normal, gpt2, t5 or orthogonal, see :func:`headway.init.initialise`; the
-            embedding is N(0, 1/dim), multiplied by √dim when read.
+        init: initialisation of the matrices: xavier, normal, gpt2, t5 or orthogonal, see
+            :func:`headway.init.initialise`. The embedding is N(0, 1/dim), multiplied by √dim when read.
         scale: multiplies q·k; default 1/√d_k.
-        qk_norm: normalise queries and keys; this and the next three as in :class:`headway.Attention`, for the self
-            attention of both sides.
+        qk_norm: normalise queries and keys. This and the next three options are those of :class:`headway.Attention`,
+            and apply to the self attention of both stacks.
         softcap: keep scores within ±softcap before position is added.
-        sinks: a learned score per head for attending to nothing.
-        log_scale: the training length, to keep attention as sharp beyond it.
-        tie: use the embedding as the output matrix too.
-        dropout: share of each layer's output set to zero in training.
-        attention_dropout: share of the self attention's weights set to zero in training.
-        pattern: layers with options of their own, :class:`LayerConfig` or its values, repeated until there are enough:
-            ``5 * [{"window": 511}] + [{}]`` is five local layers and a global one, as Gemma 3 has them; ``3 * [{}] +
-            [{"position": "none"}]`` leaves every fourth without position, as SmolLM3 does.
-        sandwich_norm: a norm after each part too, before it is added to the residual stream (Gemma 2).
-        parallel: attention and MLP side by side, x + attention(norm x) + MLP(norm x), with one norm (GPT-J, Cohere).
-        backend: what computes attention, as auto, sdpa or native, see :func:`headway.functional.attend`.
+        sinks: learn an attention sink per head, a score for attending to nothing.
+        log_scale: training length beyond which queries are scaled so that attention stays as sharp.
+        tie: share the embedding with the output matrix.
+        dropout: share of each layer's output that is set to zero in training.
+        attention_dropout: share of the self-attention weights that is set to zero in training.
+        pattern: options per layer, each a :class:`LayerConfig` or its values, repeated to the number of layers:
+            ``5 * [{"window": 511}] + [{}]`` is five local layers and one global layer, as in Gemma 3; ``3 * [{}] +
+            [{"position": "none"}]`` leaves every fourth layer without position, as in SmolLM3.
+        sandwich_norm: also normalise the output of each sublayer before it is added to the residual stream (Gemma 2).
+        parallel: attention and MLP in parallel, x + attention(norm x) + MLP(norm x), with one norm (GPT-J, Cohere).
+        backend: the attention backend, e.g. auto, sdpa or native, see :func:`headway.functional.attend`.
 
     Raises:
-        HeadwayError: on values that do not fit, with what would.
+        HeadwayError: on invalid values, naming the valid ones.
 
     >>> TransformerConfig(vocab=256, position="alibi").heads
     4
@@ -168,7 +167,7 @@ class TransformerConfig(Settings):
         HeadShape.of(self.dim, self.heads, self.kv_heads, self.head_dim)
 
     def plain(self) -> dict[str, Any]:
-        """The options as JSON takes them, the position method as its text."""
+        """The options as JSON values, the position method as a string."""
         position = "none" if self.position is None else self.position
         pattern = [layer.plain() for layer in self.pattern]
         return {
@@ -178,5 +177,5 @@ class TransformerConfig(Settings):
         }
 
     def layer(self, number: int) -> LayerConfig:
-        """The options of a layer's own."""
+        """The options of one layer."""
         return self.pattern[number % len(self.pattern)] if self.pattern else LayerConfig()

@@ -1,7 +1,7 @@
-"""Settings: frozen dataclasses whose fields say what they take, so that one check serves all of them.
+"""Settings: frozen dataclasses whose fields declare their valid values, so that one check serves all of them.
 
-A field is ``name: Annotated[type, schema] = default``; where the type says enough, the schema may be left out. What a
-field means stands under ``Args:`` in the docstring, which is also the command line's help.
+A field is ``name: Annotated[type, schema] = default``; where the type suffices, the schema may be omitted. ``Args:`` in
+the docstring documents the fields; it is also the help text of the command line.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Field:
     Args:
         name: its name.
         kind: its type, without None.
-        schema: what it takes.
+        schema: its valid values.
         default: its default; ``dataclasses.MISSING`` where it has none.
-        about: what it means.
+        about: its documentation.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Field:
 
 
 class Settings:
-    """The base of settings: every field is checked when they are made.
+    """Base class of settings; every field is checked on construction.
 
     >>> @dataclass(frozen=True)
     ... class Colours(Settings):
@@ -59,10 +59,10 @@ class Settings:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], what: str = "settings") -> Self:
-        """From plain values, as JSON has them; ``what`` names them in a refusal.
+        """Build from plain JSON values; ``what`` names them in an error.
 
         Raises:
-            HeadwayError: on an unknown or missing name, or a value that does not fit.
+            HeadwayError: on an unknown or missing name, or an invalid value.
         """
         if not isinstance(values, Mapping):
             raise HeadwayError(f"expected {what} as a JSON object, got {shown(values)}")
@@ -78,7 +78,7 @@ class Settings:
         return cls(**values)
 
     def plain(self) -> dict[str, Any]:
-        """The values as JSON takes them."""
+        """The values as JSON values."""
         values = {field.name: getattr(self, field.name) for field in described(type(self))}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -113,7 +113,7 @@ _SCHEMAS: dict[Any, Schema] = {bool: Truth(), int: Whole(), float: Number(), str
 
 
 def _about(settings: type) -> dict[str, str]:
-    """What the docstring says of each field, without its markup."""
+    """The docstring's entry for each field, without markup."""
     text = inspect.cleandoc(settings.__doc__ or "").partition("Args:\n")[2]
     text = re.split(r"\n(?=\S)", text, maxsplit=1)[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)
@@ -123,7 +123,7 @@ def _about(settings: type) -> dict[str, str]:
 
 
 def _plain_number(value: Any) -> Any:
-    """NumPy's numbers as Python's own."""
+    """NumPy scalars as Python numbers."""
     if isinstance(value, bool | int | float | str) or not isinstance(value, numbers.Real):
         return value
     return operator.index(value) if isinstance(value, numbers.Integral) else float(value)

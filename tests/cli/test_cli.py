@@ -378,7 +378,7 @@ def test_a_size_typed_by_mistake_is_refused_before_anything_is_made(run, tmp_pat
     ("line", "message"),
     [
         ("methods none --device x", "error: expected --device as cpu, cuda or cuda:0, got 'x'\n"),
-        ("train --device cuda:99", "error: expected a device that is here, got 'cuda:99', and there are "),
+        ("train --device cuda:99", "error: expected a device of this machine, got 'cuda:99', and it has "),
         ("train --device cpu:x", "error: expected --device as cpu, cuda or cuda:0, got 'cpu:x'\n"),
         (
             "compare --max-text 9223372036854775808",

@@ -80,7 +80,7 @@ def test_a_recalibration_goes_on_in_the_data(tmp_path: Path, monkeypatch: pytest
 def test_which_methods_can_be_extended() -> None:
     can = {spec: [how for how in WAYS if extends(parse(spec), how, to=64, trained=8)] for spec in ("rotary", "t5")}
     assert can == {"rotary": list(WAYS), "t5": []}
-    with refusal("expected a method that yarn can extend, as rotary, got alibi"):
+    with refusal("expected a method that yarn can extend, e.g. rotary, got alibi"):
         Comparison(**{**SMALL, "positions": ("alibi",), "extend": ("yarn",)})
     with refusal("expected extend among linear, ntk, dynamic, yarn, drope, got 'more'"):
         Comparison(**{**SMALL, "extend": ("more",)})

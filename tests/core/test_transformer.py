@@ -180,7 +180,7 @@ HOSTILE: list[tuple[Any, str]] = [
     ({"vocab": 8, "scale": True}, "expected scale to be a finite number, got True"),
     (
         {"vocab": 8, "position": ["rotary"]},
-        "expected position to be a position method or its text, as rotary, got a list of 1",
+        "expected position to be a position method or a string such as 'rotary', got a list of 1",
     ),
     (
         {"vocab": 8, "position": "__import__('os')"},

@@ -227,7 +227,7 @@ def test_the_command_says_how_much_it_will_write(
     assert capsys.readouterr().out.startswith(said + "\n")
     assert load_watch(tmp_path / "run").steps == [0, 2]
     assert watch_note(10**9, 1, Path("run")).endswith(
-        "1,000.0 MB in run/watch would be more than 268 MB, so it will look less often"
+        "1,000.0 MB in run/watch would be more than 268 MB, so it will record less often"
     )
 
 

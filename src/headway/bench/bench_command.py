@@ -18,7 +18,7 @@ from headway.console import console, progress_bars
 def command(
     training: Annotated[
         bool,
-        typer.Option("--training", help="Measure whole training steps of small decoders instead, ours and others."),
+        typer.Option("--training", help="Measure training steps of small decoders instead, ours and other libraries'."),
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder for report.html, results.json and samples.csv.")] = Path(
         "headway-bench"
@@ -26,7 +26,7 @@ def command(
     threads: Threads = None,
     **given: Any,
 ) -> None:
-    """Measure what position costs: time, memory and error beside plain attention, ours and what others offer."""
+    """Measure what position costs in time, memory and error compared with plain attention and other libraries."""
     use_threads(threads)
     options = chosen(Bench, given)
     if training:

@@ -20,23 +20,23 @@ class Bench(Settings):
     """What to measure.
 
     Args:
-        methods: position methods, as none,t5,rotary(base=500000), and terms by themselves: rows, table.
-        lengths: tokens.
-        modes: what is timed: forward+backward, forward, and decode (the last of that many tokens, the others cached).
-        masks: what tokens see: causal, full; decode knows no difference and is measured once.
-        backends: who computes it: auto: the one attention would choose; all: each that accepts; or names.
-        baselines: whether torch's own ways and other libraries are measured too.
-        batch: sequences.
+        methods: position methods, e.g. none,t5,rotary(base=500000), and single terms: rows, table.
+        lengths: sequence lengths in tokens.
+        modes: passes to time: forward+backward, forward, and decode (the last of so many tokens, with the rest cached).
+        masks: causal, full; decode is the same under both and is measured once.
+        backends: auto (the one attention would choose), all (each that accepts the call), or names.
+        baselines: also measure torch's own implementations and other libraries.
+        batch: sequences per batch.
         heads: query heads.
-        kv_heads: key heads; default as many as query heads.
+        kv_heads: key and value heads; default as many as query heads.
         head_dim: width of a head.
-        dtype: of the numbers: float32, bfloat16 or float16.
-        device: where: cpu or cuda.
-        rounds: of each measurement; default 9 up to 1024 tokens, 5 up to 4096, else 3.
-        bars: measure this project's own speed bars instead; exit status 1 if one fails.
+        dtype: float32, bfloat16 or float16.
+        device: cpu or cuda.
+        rounds: rounds per measurement; default 9 up to 1024 tokens, 5 up to 4096, else 3.
+        bars: measure this project's own speed targets instead; exit status 1 if one fails.
 
     Raises:
-        HeadwayError: on values that do not fit.
+        HeadwayError: on invalid values.
     """
 
     methods: tuple[str, ...] = ("none", "t5", "alibi", "rotary", "shaw", "fox", "rows")
@@ -89,5 +89,5 @@ class Bench(Settings):
 
 
 def rounds_for(length: int) -> int:
-    """How many rounds a length gets: few where each takes seconds and noise matters less."""
+    """Rounds per length: few where each takes seconds and noise matters less."""
     return 9 if length <= 1024 else 5 if length <= 4096 else 3

@@ -15,13 +15,13 @@ from headway.shapes import HeadwayError
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(help="One method, as rotary or rotary(base=500000).")] = None,
-    device: Annotated[str, typer.Option(help="Where they would run, as cpu or cuda.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything that is known as JSON instead.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write the method's page to this file, for a browser.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write pages on all methods to this folder, as Markdown.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One method, e.g. rotary or rotary(base=500000).")] = None,
+    device: Annotated[str, typer.Option(help="Device they would run on, e.g. cpu or cuda.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print all details as JSON instead.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the method's page to this HTML file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write Markdown pages on all methods to this folder.")] = None,
 ) -> None:
-    """List all position methods and what runs them here; or show one: formula, hyperparameters, what it does."""
+    """List all position methods and their backends on this machine, or show one: formula, hyperparameters, effect."""
     if name is None and html is not None:
         raise HeadwayError("expected a method with --html, got none: headway methods rotary --html rotary.html")
     if name is not None and out is not None:

@@ -16,7 +16,7 @@ from headway.console import console, progress_bars
 
 @offers(Comparison)
 def command(text: Source = None, out: Out = Path("headway-compare"), threads: Threads = None, **given: Any) -> None:
-    """Train one small model per position method on a text, test it far beyond the training length, write a report."""
+    """Train one small model per position method on a text, test it beyond the training length, and write a report."""
     use_threads(threads)
     from headway.compare.page import write_report
     from headway.compare.run import Event
@@ -56,7 +56,7 @@ def command(text: Source = None, out: Out = Path("headway-compare"), threads: Th
     for finding in findings(results):
         screen.print(f"• {finding.en}")
     if not results["complete"]:
-        screen.print(f"\nInterrupted; what is done is kept. Resume with: {command}", soft_wrap=True)
+        screen.print(f"\nInterrupted; finished work is saved. Resume with: {command}", soft_wrap=True)
     screen.print(f"\nReport: {report}", soft_wrap=True)
     if not results["complete"]:
         raise typer.Exit(130)

@@ -19,45 +19,45 @@ DEFAULTS: dict[str, dict[str, int]] = {
     "recall": {"steps": 800, "batch": 32, "dim": 64, "layers": 2},
     "copy": {"steps": 2000, "batch": 32, "dim": 64, "layers": 2},
 }
-"""What suits each task: four minutes for :data:`CORE` on two cores, ten for copy."""
+"""Defaults per task: :data:`CORE` takes four minutes on two cores, ten for copy."""
 BY_TASK: Any = None
-"""The default of what :data:`DEFAULTS` says for the task."""
+"""Marks a field whose default depends on the task, see :data:`DEFAULTS`."""
 CORE = ("none", "sinusoidal", "learned", "rotary", "alibi", "t5", "shaw")
-"""What is compared unless told otherwise: a baseline, and the best known method of each kind."""
+"""The methods compared by default: a baseline, and the best known method of each kind."""
 WAYS = ("linear", "ntk", "dynamic", "yarn", "drope")
 """Ways to make a trained model read longer texts, see :mod:`headway.compare.extending`."""
 LONGEST = 2**20
-"""The longest test length, and how many lengths and seeds there may be."""
+"""The longest test length, and the maximum number of lengths and of seeds."""
 
 
 @dataclass(frozen=True)
 class Comparison(Settings):
-    """What to compare, and how; plain values.
+    """Settings of a comparison, as plain values.
 
     Args:
-        text: a file or folder; default the documentation that every Python carries.
-        positions: methods, as ``rotary`` or ``rotary(base=500000)``; ``all`` is every method with its defaults, and
-            takes long.
-        task: the task: text (predict the text), recall or copy (retrieve something at a known distance).
-        train_length: tokens of a training window.
+        text: text file or folder; default the documentation that ships with Python.
+        positions: methods to compare, e.g. ``rotary`` or ``rotary(base=500000)``; ``all`` is every method with its
+            defaults, and takes long.
+        task: text (predict the text), or recall or copy (retrieve an item at a known distance).
+        train_length: tokens per training window.
         test_lengths: lengths to test at; default 1, 2, 4, 8 and 16 times the training length.
-        seeds: one model per method and seed.
-        steps: training steps of each model; default as the task needs.
-        batch: windows per step; default as the task needs.
-        dim: width of the models; default as the task needs.
-        layers: layers of the models; default as the task needs.
+        seeds: random seeds; one model is trained per method and seed.
+        steps: training steps of each model; default by task.
+        batch: windows per step; default by task.
+        dim: width of the models; default by task.
+        layers: layers of the models; default by task.
         heads: heads of the models.
         optimizer: the optimizer: adamw, adam or sgd (with momentum).
         lr: peak learning rate; default the optimizer's own.
         vocabulary: the tokens: bytes, or bpe (trained on the text; needs the extra headway[bpe]).
         vocabulary_size: tokens of a BPE vocabulary.
-        extend: ways to make trained models read longer texts: linear, ntk, dynamic, yarn, drope, or all; each model
-            that can be extended so is tested before and after.
+        extend: extensions of trained models to longer texts: linear, ntk, dynamic, yarn, drope, or all. Each model that
+            supports an extension is tested before and after it.
         recalibrate: training steps without position for drope; default a fiftieth of ``steps``.
-        max_text: bytes the text may have; default 128 MiB.
+        max_text: maximum size of the text in bytes; default 128 MiB.
 
     Raises:
-        HeadwayError: on values that do not fit, before anything is trained.
+        HeadwayError: on invalid values, before anything is trained.
     """
 
     text: str | None = None
@@ -116,7 +116,8 @@ class Comparison(Settings):
                 raise HeadwayError(f"expected extend among {', '.join(WAYS)}, got {how!r}")
         if self.extend and not any(self.ways(spec) for spec in self.specs()):
             raise HeadwayError(
-                f"expected a method that {', '.join(self.extend)} can extend, as rotary, got {', '.join(self.specs())}"
+                f"expected a method that {', '.join(self.extend)} can extend, e.g. rotary, "
+                f"got {', '.join(self.specs())}"
             )
 
     def check_sizes(self, vocab: int) -> None:

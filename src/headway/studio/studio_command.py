@@ -15,20 +15,20 @@ def command(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Folders of headway train or headway compare, or one that holds some; default: headway-run and "
-            "headway-compare, if they are here."
+            help="Folders written by headway train or headway compare, or a parent folder; default: headway-run and "
+            "headway-compare, if they exist."
         ),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=1024, max=65535, help="Where to listen on this machine; default: 8765, or any.")
+        int | None, typer.Option(min=1024, max=65535, help="Local port; default: 8765, or a free one.")
     ] = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser.")] = True,
     threads: Threads = None,
 ) -> None:
-    """Open the studio, a local web app: look into models, compare methods, train one and watch it learn."""
+    """Open the studio, a local web app: inspect models, compare methods, train a model and watch it learn."""
     use_threads(threads)
     from headway.studio import DEFAULTS, serve
 
     serve(runs if runs else [folder for folder in DEFAULTS if folder.is_dir()], port, browser)
-    # nothing is left to save; taking torch apart would take a second, or as long as a view that nobody waits for
+    # nothing is left to save; a normal exit would take a second to unload torch, or wait for a view nobody needs
     os._exit(0)

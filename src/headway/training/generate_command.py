@@ -13,19 +13,19 @@ from headway.characters import harmless
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="A run of `headway train`.")],
-    prompt: Annotated[str, typer.Argument(help="How the text begins; - reads it from standard input.")] = "",
-    tokens: Annotated[int, typer.Option(min=0, max=10**9, help="How many tokens to write.")] = 200,
-    temperature: Annotated[float, typer.Option(help="Higher is bolder; 0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(max=MOST, help="Choose among this many likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest of this total probability.")] = None,
+    run: Annotated[Path, typer.Argument(help="A run folder of `headway train`.")],
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")] = "",
+    tokens: Annotated[int, typer.Option(min=0, max=10**9, help="Number of tokens to generate.")] = 200,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 takes the most probable token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(max=MOST, help="Sample from this many most probable tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from the most probable tokens up to this total.")] = None,
     stop: Annotated[
-        list[str] | None, typer.Option(help="Stop before this text; may be given several times.", show_default=False)
+        list[str] | None, typer.Option(help="Stop before this text; can be given several times.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=SEED, help="The same seed writes the same text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEED, help="Random seed; the same seed gives the same text.")] = 0,
     threads: Threads = None,
 ) -> None:
-    """Continue a text with a trained model, as it is written."""
+    """Continue a prompt with a trained model; tokens are printed as they are generated."""
     use_threads(threads)
     from headway.training import load_model
     from headway.training.generation import generate as run_model

@@ -16,31 +16,31 @@ SCHEDULES = ("cosine", "constant")
 
 @dataclass(frozen=True)
 class TrainSettings(Settings):
-    """How to train: every value that decides the result, and how often to look and save.
+    """Settings of a training run: all values that determine the result, and how often to validate and save.
 
     Args:
-        steps: optimizer steps in all, at most a million.
-        batch: windows in a batch.
-        length: tokens in a window.
+        steps: total optimizer steps, at most a million.
+        batch: windows per batch.
+        length: tokens per window.
         optimizer: the optimizer: adamw, adam or sgd (with momentum).
         lr: peak learning rate; default the optimizer's own, see :func:`headway.training.optimizer.peak_rate`.
-        momentum: for sgd, in [0, 1).
-        betas: for adam and adamw, decay of the first and second moment, each in [0, 1).
-        weight_decay: on matrices only; default 0.1 for adamw and 0 for the others.
+        momentum: momentum of sgd, in [0, 1).
+        betas: decay rates of adam's and adamw's first and second moments, each in [0, 1).
+        weight_decay: weight decay, on matrices only; default 0.1 for adamw and 0 for the others.
         warmup: steps of linear warm-up; default a tenth of the steps, at most 100.
-        schedule: of the learning rate: cosine falls to ``floor`` after the warm-up, constant stays.
-        floor: the last learning rate as a share of the peak, in [0, 1].
-        clip: largest gradient norm; 0 does not clip.
-        seed: of the initial weights, the order of the data, and dropout.
-        validate_every: steps between validations; the last step always validates, and with None it alone.
-        checkpoint_every: steps between checkpoints; the last step always saves, and with None it alone.
-        drop_position: how many of the last steps are without position (DroPE, arXiv:2512.12167, which takes 0.5 to 2 %
-            of the training): the model's method is dropped, the learning rate warms up and falls once more, and the
-            model then reads longer texts than it was trained on.
-        keep: how many checkpoints stay, at least 2: the older one is there if the newer one is found damaged.
+        schedule: learning-rate schedule: cosine decays to ``floor`` after the warm-up, constant does not.
+        floor: final learning rate as a share of the peak, in [0, 1].
+        clip: maximum gradient norm; 0 disables clipping.
+        seed: random seed of the initial weights, the data order and dropout.
+        validate_every: steps between validations. The last step always validates; with None, only the last.
+        checkpoint_every: steps between checkpoints. The last step always saves; with None, only the last.
+        drop_position: final steps without position (DroPE, arXiv:2512.12167, which uses 0.5 to 2 % of the training).
+            The position method is dropped, the learning rate warms up and decays once more, and the model can then
+            read texts longer than its training length.
+        keep: checkpoints to keep, at least 2, so that an older one is left if the newest is damaged.
 
     Raises:
-        HeadwayError: when a value is out of its range.
+        HeadwayError: on a value out of range.
 
     >>> TrainSettings(steps=200, optimizer="sgd").momentum
     0.9
@@ -69,7 +69,7 @@ class TrainSettings(Settings):
         if self.clip == 0:
             object.__setattr__(self, "clip", None)
         if not isinstance(self.betas, tuple) or len(self.betas) != 2:
-            raise HeadwayError(f"expected betas to be two numbers, got {self.betas!r}: (0.9, 0.95) is usual")
+            raise HeadwayError(f"expected betas to be two numbers, got {self.betas!r}: the default is (0.9, 0.95)")
         for value in self.betas:
             if (problem := Number(0, below=1).problem(value, "betas")) is not None:
                 raise HeadwayError(f"expected {problem}")
@@ -80,12 +80,12 @@ class TrainSettings(Settings):
         if self.drop_position >= self.steps:
             raise HeadwayError(
                 f"expected drop_position below steps={self.steps}, got {self.drop_position}: "
-                f"position is dropped after most of the training"
+                f"position is dropped at the end of training"
             )
 
     @property
     def positioned(self) -> int:
-        """How many steps have position: all before the last ``drop_position``."""
+        """Number of steps with position: all before the last ``drop_position``."""
         return self.steps - self.drop_position
 
     @classmethod

@@ -222,7 +222,7 @@ class Split:
         (90, 10)
         """
         if not 0 < fraction < 1:
-            raise HeadwayError(f"expected a validation fraction between 0 and 1, got {fraction}: 0.1 is usual")
+            raise HeadwayError(f"expected a validation fraction between 0 and 1, got {fraction}: the default is 0.1")
         data, window = text.data, length + 1
         if len(data) < 2 * window:
             raise HeadwayError(

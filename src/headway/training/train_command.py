@@ -34,13 +34,11 @@ def command(
     vocabulary_size: VocabularySize = 4096,
     max_text: MaxText = None,
     out: Out = Path("headway-run"),
-    watch: Annotated[
-        int | None, typer.Option(min=1, help="Record W_Q, W_K and W_V every so many steps, to see them learn.")
-    ] = None,
+    watch: Annotated[int | None, typer.Option(min=1, help="Record W_Q, W_K and W_V every so many steps.")] = None,
     log_dir: Annotated[
-        Path | None, typer.Option(help="Event files for TensorBoard (needs the extra headway[tensorboard]).")
+        Path | None, typer.Option(help="Folder for TensorBoard event files (needs the extra headway[tensorboard]).")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to train, as cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Device to train on, e.g. cpu or cuda.")] = "cpu",
     threads: Threads = None,
     **given: Any,
 ) -> None:
@@ -99,8 +97,8 @@ def command(
 
 
 def watch_note(size: int, every: int, out: Path) -> str:
-    """How much a watch will write, said before it does."""
+    """A note, printed before training, on how much a watch will write."""
     from headway.inspect.watch import ROOM
 
     said = f"Watching W_Q, W_K and W_V every {every} steps: {size / 1e6:,.1f} MB in {out / 'watch'}"
-    return said if size <= ROOM else f"{said} would be more than {ROOM / 1e6:,.0f} MB, so it will look less often"
+    return said if size <= ROOM else f"{said} would be more than {ROOM / 1e6:,.0f} MB, so it will record less often"

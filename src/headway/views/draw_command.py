@@ -14,12 +14,12 @@ from headway.shapes import HeadwayError
 
 
 def command(
-    what: Annotated[str, typer.Argument(help="position METHOD, run FOLDER, or a view, as split.")],
+    what: Annotated[str, typer.Argument(help="position METHOD, run FOLDER, or the name of a view, e.g. split.")],
     which: Annotated[
-        str | None, typer.Argument(help="The method, as t5 or rotary(base=500000), or the run's folder.")
+        str | None, typer.Argument(help="The method, e.g. t5 or rotary(base=500000), or the run's folder.")
     ] = None,
-    view: Annotated[str | None, typer.Option(help="Of a position or run: which view; default: its first.")] = None,
-    text: Annotated[str, typer.Option(help="What the model reads.")] = "The cat sat on the mat because it was tired",
+    view: Annotated[str | None, typer.Option(help="View of a position or run; default: its first.")] = None,
+    text: Annotated[str, typer.Option(help="Input text of the model.")] = "The cat sat on the mat because it was tired",
     model: ModelRun = None,
     position: NewPosition = "rotary",
     layer: Layer = 0,
@@ -27,18 +27,18 @@ def command(
     heads: Annotated[
         int | None, typer.Option(min=1, max=WIDEST, help="Heads of a new model or method; default: 4.")
     ] = None,
-    dim: Annotated[int | None, typer.Option(min=1, max=WIDEST, help="Its width; default: 64.")] = None,
-    length: Annotated[int | None, typer.Option(help="Positions that a method is shown at; default: 128.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=SEED, help="Of a new model's weights.")] = 0,
+    dim: Annotated[int | None, typer.Option(min=1, max=WIDEST, help="Width of a new model; default: 64.")] = None,
+    length: Annotated[int | None, typer.Option(help="Number of positions to show of a method; default: 128.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=SEED, help="Seed of a new model's weights.")] = 0,
     language: Language = "en",
-    width: Annotated[str, typer.Option(help="single or double column: 3.4 or 7 inches.")] = "single",
-    caption: Annotated[bool, typer.Option(help="With the view's title, finding and notes.")] = True,
-    csv: Annotated[Path | None, typer.Option(help="Write the numbers to this file too, as CSV.")] = None,
+    width: Annotated[str, typer.Option(help="single or double column, 3.4 or 7 inches wide.")] = "single",
+    caption: Annotated[bool, typer.Option(help="Add the view's title, finding and notes.")] = True,
+    csv: Annotated[Path | None, typer.Option(help="Also write the data to this CSV file.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The file: .svg, .pdf or .png; default: an SVG named after what it shows.")
+        Path | None, typer.Option(help="Output file, .svg, .pdf or .png; default: an SVG named after its content.")
     ] = None,
 ) -> None:
-    """Draw a position method, a run, or any view for a paper or a talk, e.g. headway draw position t5 --out t5.pdf."""
+    """Draw a position method, a run or any view for print, e.g. headway draw position t5 --out t5.pdf."""
     if (which is None) is (what in ("position", "run")):
         given = " ".join(filter(None, (what, which)))
         raise HeadwayError(

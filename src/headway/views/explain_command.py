@@ -13,18 +13,18 @@ from headway.shapes import HeadwayError
 
 
 def command(
-    text: Annotated[str, typer.Argument(help="A sentence; at most 64 tokens, with --html 1,024.")],
+    text: Annotated[str, typer.Argument(help="A sentence of at most 64 tokens; with --html, at most 1,024.")],
     model: ModelRun = None,
     position: NewPosition = "rotary",
     dim: Annotated[int, typer.Option(min=1, max=WIDEST, help="Width of the new model.")] = 16,
     heads: Annotated[int, typer.Option(min=1, max=WIDEST, help="Heads of the new model.")] = 2,
-    seed: Annotated[int, typer.Option(min=0, max=SEED, help="Of the new model's weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEED, help="Seed of the new model's weights.")] = 0,
     layer: Layer = 0,
     head: Head = 0,
     language: Language = "en",
-    html: Annotated[Path | None, typer.Option(help="Write it as a page to this file instead, for a browser.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write an HTML page to this file instead.")] = None,
 ) -> None:
-    """Walk through attention for one sentence: Q, K and V with one number worked out, scaling, position, weights."""
+    """Walk through attention for one sentence: Q, K and V, one entry step by step, scaling, position, weights."""
     from headway.figures.words import LANGUAGES
     from headway.inspect.explain import explain as walk
     from headway.inspect.explain import fresh_model, words
