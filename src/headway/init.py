@@ -1,4 +1,4 @@
-"""The initialisations people use, for one weight matrix that maps ``fan_in`` numbers to ``fan_out``."""
+"""Common initialisations of a weight matrix that maps ``fan_in`` inputs to ``fan_out`` outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DRAWING = threading.RLock()
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's one random generator for CPUs, seeded, for one thread at a time; afterwards it is as it was before.
+    """Torch's CPU random generator, seeded, for one thread at a time; its state is restored afterwards.
 
     >>> with seeded(3):
     ...     first = torch.rand(2)
@@ -34,7 +34,7 @@ def seeded(seed: int) -> Iterator[None]:
 def initialise(
     weight: Tensor, how: str, *, parts: int = 1, by_input: bool = False, residual_depth: int = 0, gain: float = 1.0
 ) -> None:
-    """Draw the weight of an ``nn.Linear``, (fan_out, fan_in), in place, part by part: each head's matrix by itself.
+    """Initialise the weight of an ``nn.Linear``, (fan_out, fan_in), in place, separately for each head's part.
 
     - xavier: uniform in ±√(6 / (fan_in + fan_out)) (Glorot & Bengio 2010), fans of one part.
     - normal: N(0, 0.02²).
@@ -45,13 +45,13 @@ def initialise(
     Args:
         weight: changed in place.
         how: one of :data:`INITS`.
-        parts: heads; each part is drawn independently.
-        by_input: the parts lie along the input (W_O) instead of the output (W_Q, W_K, W_V).
+        parts: number of heads; each part is sampled independently.
+        by_input: parts are along the input (W_O) instead of the output (W_Q, W_K, W_V).
         residual_depth: layers of the model if this matrix writes into the residual stream, else 0.
         gain: extra factor of "t5".
     """
     check_init(how)
-    if weight.is_meta:  # nothing to draw, and torch 2.11 fails to draw orthonormal rows of it
+    if weight.is_meta:  # nothing to sample, and torch 2.11 fails to make orthonormal rows of an empty matrix
         return
     with torch.no_grad():
         for part in weight.chunk(parts, 1 if by_input else 0):

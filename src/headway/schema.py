@@ -1,7 +1,7 @@
-"""What a value may be, declared as data: of settings, of what a JSON file holds, of what a page asks.
+"""Schemas of valid values as data: for settings, JSON files and requests of a page.
 
-A file of ours can be damaged, or written by a stranger. Each kind of file has one schema; what departs from it is
-refused in one sentence that names the file, the field, what was expected and what came.
+A file may be damaged, or written by someone else. Each kind of file has one schema; a deviation is refused in one
+sentence that names the file, the field, what was expected and what it got.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, Protocol
 from headway.shapes import HeadwayError, brief
 
 LARGEST = 2**63 - 1
-"""The largest whole number of a field, unless it says otherwise."""
+"""The default maximum of an integer field."""
 
 
 class Schema(Protocol):
-    """What a value may be."""
+    """A schema of valid values."""
 
     def problem(self, value: Any, at: str) -> str | None:
-        """What is wrong with a value, as "<where> to be <what>, got <that>"; None where nothing is."""
+        """The problem with a value, as "<where> to be <what>, got <that>"; None if it is valid."""
         ...
 
 
@@ -31,7 +31,7 @@ def _wrong(at: str, expected: str, value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in a few characters, however large it is.
+    """A value in a few characters, however large.
 
     >>> shown([1, 2]), shown("a" * 99)
     ('a list of 2', "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…'")
@@ -42,12 +42,12 @@ def shown(value: Any) -> str:
         return f"a list of {len(value)}"
     if isinstance(value, str):
         return repr(value[:40] + "…" if len(value) > 40 else value)
-    # a whole number of thousands of digits has no text
+    # Python does not print integers of thousands of digits
     return brief(value) if not isinstance(value, int) or abs(value) < 10**40 else "a number of more than 40 digits"
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number that float64 can hold; truth values are none.
+    """Whether a value is a finite number that float64 can hold; booleans are not.
 
     >>> is_number(1), is_number(True), is_number(10**400), is_number(float("nan"))
     (True, False, False, False)
@@ -92,7 +92,7 @@ class Number:
 
     @property
     def expected(self) -> str:
-        """In words.
+        """The schema in words.
 
         >>> Number().expected, Number(above=0).expected, Number(0).expected, Number(0, below=1).expected
         ('a finite number', 'a number above 0', 'a number of at least 0', 'a number in [0, 1)')
@@ -158,7 +158,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Anything:
-    """Any plain value: for what is only compared, or handed on to who checks it."""
+    """Any plain value: for values that are only compared, or checked elsewhere."""
 
     def problem(self, value: Any, at: str) -> str | None:
         """See :class:`Schema`."""
@@ -167,7 +167,7 @@ class Anything:
 
 @dataclass(frozen=True)
 class Maybe:
-    """Null, or what ``of`` says."""
+    """Null, or a value valid under ``of``."""
 
     of: Schema
 
@@ -178,7 +178,7 @@ class Maybe:
 
 @dataclass(frozen=True)
 class Either:
-    """What one of ``of`` says."""
+    """A value valid under one of ``of``."""
 
     of: tuple[Schema, ...]
 
@@ -190,7 +190,7 @@ class Either:
 
 @dataclass(frozen=True)
 class Many:
-    """A list of at most ``most``, each entry of which is what ``of`` says."""
+    """A list of at most ``most`` entries, each valid under ``of``."""
 
     of: Schema
     most: int = LARGEST
@@ -207,7 +207,7 @@ class Many:
 
 @dataclass(frozen=True)
 class Named:
-    """An object of any names, each value of which is what ``of`` says."""
+    """An object of any names, each value valid under ``of``."""
 
     of: Schema
 

@@ -1,11 +1,11 @@
-"""How large a model would be, found out before any of it is allocated.
+"""The size of a model, computed before any of it is allocated.
 
-A configuration is text that somebody typed, or a file that somebody else wrote: `swin(height=4096, width=4096)` is 30
-characters and 2 billion parameters. So the model is built and run once on torch's meta device, where tensors have a
-shape and no memory, by the very code that would do it in earnest: every parameter, buffer and intermediate result of
-every method is counted, whatever its hyperparameters are called. The count stops as soon as it is above the limit.
+A configuration is user input or a foreign file: `swin(height=4096, width=4096)` is 30 characters and 2 billion
+parameters. So the model is built and run once on torch's meta device, where tensors have a shape but no memory, by the
+same code as a real model: every parameter, buffer and intermediate result of every method is counted, whatever its
+hyperparameters are called. Counting stops as soon as the limit is exceeded.
 
-    held(layers, tokens, batch) is measured at small values and continued linearly: each axis is linear, or less
+    held(layers, tokens, batch) is measured at small values and extrapolated linearly: each axis is at most linear
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from headway.shapes import HeadwayError, brief
 from headway.transformer import Transformer, TransformerConfig
 
 _CALLS = 5_000
-"""Operations that two layers may take, and eight per token besides: hundreds are usual, and more of them are slow."""
+"""Maximum operations of two layers, plus eight per token: hundreds are usual, and more are slow."""
 _SMALL = (2, 128, 2)
-"""Layers, tokens and sequences up to which is measured; beyond, what is held grows in proportion, or slower."""
+"""Layers, tokens and sequences at which memory is measured; beyond, it grows at most in proportion."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a model takes.
+    """The size of a model.
 
     Args:
-        parameters: learned numbers; what layers share counts once.
-        weights: bytes of parameters and buffers; in training, of gradients and two moments each as well.
-        held: bytes at the peak of one pass, weights included.
+        parameters: number of parameters; shared ones count once.
+        weights: bytes of parameters and buffers; in training, also of gradients and two moments each.
+        held: peak bytes of one pass, including weights.
     """
 
     parameters: int
@@ -56,22 +56,21 @@ def check_size(
     parameters: int | None = None,
     most: int | None = None,
 ) -> Size:
-    """The size of ``Transformer.from_config(config)``, refused when it is above a limit; it takes some milliseconds.
+    """The size of ``Transformer.from_config(config)``, refused above a limit; this takes a few milliseconds.
 
-    Scores are counted as the backend ``tiled`` holds them, O(queries + keys), unless the configuration says
-    ``reference``.
+    Scores are counted as in the backend ``tiled``, O(queries + keys), unless the configuration says ``reference``.
 
     Args:
         config: as :meth:`headway.Transformer.from_config` takes it.
-        tokens: length of the sequences it is to read.
-        batch: sequences at once.
-        training: count what the gradient needs, and AdamW's state.
-        parameters: learned numbers at most; None is as many as ``most`` holds. For a model from a file, give as many
-            as its file holds.
-        most: bytes at most; None is :func:`memory`.
+        tokens: length of the input sequences.
+        batch: sequences per batch.
+        training: include gradients and AdamW's state.
+        parameters: maximum number of parameters; None is what fits into ``most``. For a model from a file, pass the
+            number in the file.
+        most: maximum bytes; None is :func:`memory`.
 
     Raises:
-        HeadwayError: when it is larger, or no model can be made of it, with one sentence.
+        HeadwayError: when it is larger, or no model can be built from it.
 
     >>> check_size({"vocab": 256, "dim": 64, "layers": 2}).parameters
     115008
@@ -93,7 +92,7 @@ def check_size(
 
     try:
         at = (layers, tokens, batch)
-        # the reference holds a number per pair of tokens, which grows faster; it takes few operations for any length
+        # the reference holds a value per pair of tokens, which grows faster, but takes few operations at any length
         small = (_SMALL[0], 2**40, _SMALL[2]) if config.get("backend") == "reference" else _SMALL
         found = Size(*_continued(measure, at, small))
     except TooLarge as large:
@@ -101,7 +100,7 @@ def check_size(
     except HeadwayError:
         raise
     except (RuntimeError, OverflowError, TypeError, ValueError, MemoryError, RecursionError) as error:
-        # a size that no tensor can have, as 2⁴⁰ × 2⁴⁰
+        # a size that no tensor can have, e.g. 2⁴⁰ × 2⁴⁰
         raise HeadwayError(
             f"expected sizes that a model can have, got {brief(dict(config))}: {_first(error)}"
         ) from None
@@ -113,7 +112,7 @@ def check_size(
 
 
 def memory(device: torch.device | str = "cpu") -> int:
-    """Bytes of memory of this machine, or of a GPU; 8 GB where the system does not say."""
+    """Bytes of memory of this machine, or of a GPU; 8 GB if unknown."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     with contextlib.suppress(AttributeError, ValueError, OSError):
@@ -122,7 +121,7 @@ def memory(device: torch.device | str = "cpu") -> int:
 
 
 def gigabytes(count: int) -> str:
-    """Bytes as people read them.
+    """Bytes in human-readable form.
 
     >>> gigabytes(5_800_000_000), gigabytes(12_000_000)
     ('5.8 GB', '12 MB')
@@ -131,7 +130,7 @@ def gigabytes(count: int) -> str:
 
 
 class TooLarge(Exception):
-    """Leaves a construction, or a pass, as soon as it holds more than the limit."""
+    """Stops a construction or a pass as soon as it exceeds the limit."""
 
     def __init__(self, building: bool) -> None:
         super().__init__()
@@ -139,11 +138,11 @@ class TooLarge(Exception):
 
 
 class _Meter(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive, and at their peak; nothing is computed.
+    """Counts the bytes of all live tensors and their peak; nothing is computed.
 
     Args:
-        most: bytes at which it raises.
-        calls: operations after which it does.
+        most: bytes above which it raises.
+        calls: operations after which it raises.
     """
 
     def __init__(self, most: int, calls: int) -> None:
@@ -154,7 +153,7 @@ class _Meter(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # torch would import its compiler, which takes a second, to keep it from looking in here
+        return False  # otherwise torch would import its compiler, which takes a second, to exclude this function
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -163,7 +162,7 @@ class _Meter(TorchDispatchMode):
         if self._calls < 0:
             raise TooLarge(self.building)
         if func._schema.name.endswith("_") and args and isinstance(args[0], Tensor):
-            return args[0]  # in place: an initialisation has no size
+            return args[0]  # in place: an initialisation allocates nothing
         out = func(*args, **(kwargs or {}))
         for one in out if isinstance(out, tuple | list) else (out,):
             if isinstance(one, Tensor):
@@ -189,15 +188,15 @@ class _Meter(TorchDispatchMode):
 
 @contextlib.contextmanager
 def metered(most: int = 2**62, tokens: int = 1, gradients: bool = False) -> Iterator[_Meter]:
-    """Within, tensors have no memory and initialisations do nothing; what they would hold is counted.
+    """Within this block tensors have no memory and initialisations do nothing; their bytes are counted.
 
     Args:
-        most: bytes at once.
+        most: maximum bytes at once.
         tokens: length of the sequences.
-        gradients: whether to keep what they need.
+        gradients: whether to keep what gradients need.
 
     Raises:
-        TooLarge: when more is held, or so many operations are done that a loop must go round for ever.
+        TooLarge: when more is held, or when the number of operations suggests an endless loop.
 
     >>> with metered() as meter:
     ...     made = nn.Linear(10**6, 10**5)
@@ -215,7 +214,7 @@ def metered(most: int = 2**62, tokens: int = 1, gradients: bool = False) -> Iter
 
 def _measured(config: dict[str, Any], tokens: int, batch: int, training: bool, most: int) -> tuple[int, int, int]:
     if config.get("backend") != "reference":
-        config = {**config, "backend": "tiled"}  # the others hold no more, and not all of them run without memory
+        config = {**config, "backend": "tiled"}  # the others hold no more, and not all of them run on the meta device
     with metered(most, tokens, training) as meter:
         model = Transformer.from_config(config).train(training)
         learned = list(model.parameters())
@@ -223,7 +222,7 @@ def _measured(config: dict[str, Any], tokens: int, batch: int, training: bool, m
         count, weights = sum(p.numel() for p in learned), meter.held + state
         if (bound := _ordinary(model, tokens, batch, training)) is not None and weights + bound <= most:
             return count, weights, weights + bound
-        meter.building, meter.peak = False, meter.held  # building itself may have held more for a moment
+        meter.building, meter.peak = False, meter.held  # construction itself may have held more temporarily
         ids = torch.empty(batch, tokens, dtype=torch.long)
         out = model(ids, source=ids) if model.kind == "encoder-decoder" else model(ids)
         if training:
@@ -232,9 +231,9 @@ def _measured(config: dict[str, Any], tokens: int, batch: int, training: bool, m
 
 
 def _ordinary(model: Transformer, tokens: int, batch: int, training: bool) -> int | None:
-    """Bytes that a pass holds at most, for a method whose sizes are its defaults; None is to be measured.
+    """Upper bound of the bytes of a pass, for a method with default sizes; None means measure.
 
-    Only to save time: to run without memory, torch imports its compiler, which takes a second.
+    Only to save time: on the meta device torch imports its compiler, which takes a second.
     """
     position = model.position
     defaults = {one.name: one.default for one in fields(position)}
@@ -243,14 +242,14 @@ def _ordinary(model: Transformer, tokens: int, batch: int, training: bool) -> in
         return None
     shape = model.stack.attentions()[0].shape
     inner, hidden = shape.heads * shape.head_dim, model.config.hidden or 4 * shape.dim
-    kept = len(model.stack.blocks) if training else 1  # whose results are held until the gradient is there
+    kept = len(model.stack.blocks) if training else 1  # whose results are held until the gradient is computed
     each = 16 * shape.dim + 8 * hidden + 24 * inner + shape.heads * 4096
     pairs = tokens * (32 * shape.heads + 768) if model.config.backend == "reference" else 0
     return batch * tokens * (kept * (4 * each + pairs) + 16 * model.embedding.num_embeddings) + 2**24
 
 
 def _continued(measure: Callable[..., tuple[int, ...]], at: tuple[int, ...], small: tuple[int, ...]) -> tuple[int, ...]:
-    """What is measured at small values, continued as a straight line along each axis that goes further.
+    """Values measured at small sizes, extrapolated linearly along each larger axis.
 
     >>> _continued(lambda a, b: (a * b,), (10, 3), (2, 4))
     (30,)
@@ -264,7 +263,7 @@ def _continued(measure: Callable[..., tuple[int, ...]], at: tuple[int, ...], sma
 
 
 def _at_least(config: Mapping[str, Any]) -> int:
-    """Learned numbers there are at the very least, before anything is built: loops over a width come after it."""
+    """A lower bound of the number of parameters, before anything is built, because loops over a width come later."""
 
     def of(name: str, default: int) -> int:
         value = config.get(name)

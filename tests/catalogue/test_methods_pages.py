@@ -86,7 +86,7 @@ def test_an_entry_counts_what_is_learned_and_leaves_the_method_alone() -> None:
         "name": "clip",
         "value": 3,
         "default": 16,
-        "meaning": "beyond this distance all keys look equally far; 16 in the paper.",
+        "meaning": "distances beyond this one count as this one; 16 in the paper.",
     }
     assert position.shape is None
 
@@ -172,7 +172,7 @@ def test_a_method_in_the_terminal() -> None:
     assert text.startswith("t5(buckets=8, max_distance=20)  T5 buckets  arXiv:1910.10683\n")
     assert max(map(len, text.splitlines())) <= 80
     for part in (
-        "buckets = 8 (default 32): how many biases per head;",
+        "buckets = 8 (default 32): biases per head;",
         "weight (8, 8)",
         "head 3",
         "distance in tokens",

@@ -284,10 +284,7 @@ def test_methods_outside_attention() -> None:
         Rotary()(x)
     with refusal("expected embeddings of shape (batch, tokens, width), got (5, 16)"):
         Sinusoidal()(x[0])
-    with refusal(
-        "expected Learned with its table, got one without: call .attach(16) once, before an optimizer looks for "
-        "parameters"
-    ):
+    with refusal("expected Learned with its table, got one without: call .attach(16) once, before making an optimizer"):
         Learned()(x)
     with refusal("expected embeddings of width 8, got 16"):
         Learned().attach(8)(x)
@@ -363,9 +360,9 @@ def test_methods_that_do_not_read(spec: str, message: str) -> None:
 
 def test_widths_rotary_cannot_turn() -> None:
     with refusal(
-        "expected an even head width, because rotary turns pairs, got 9: change heads or head_dim, or give fraction "
+        "expected an even head width, because rotary rotates pairs, got 9: change heads or head_dim, or give fraction "
         "below 1"
     ):
         Attention(36, 4, position="rotary")
-    with refusal("expected rotary to turn at least one pair, got fraction=0.1 of 8"):
+    with refusal("expected rotary to rotate at least one pair, got fraction=0.1 of 8"):
         Attention(32, 4, position="rotary(fraction=0.1)")

@@ -62,7 +62,7 @@ def test_extending_to_what_was_trained_changes_nothing() -> None:
 
 
 def test_a_rotation_at_the_new_end_is_one_that_was_trained() -> None:
-    """What extending is for: interpolated pairs turn at the new length as they did at the old."""
+    """What extending is for: interpolated pairs rotate at the new length as they did at the old."""
     q = torch.randn(1, 1, 1, 64).double()
     old, new = torch.tensor([[1000]]), torch.tensor([[4000]])
     trained = Rotary().rotate(q, q, old, old)[0]
@@ -97,7 +97,7 @@ def test_others_have_nothing_to_extend(position: Position) -> None:
     name = type(position).__name__
     with refusal(
         f"expected a method with frequencies or a table of positions to extend (rotary and its scalings, learned), "
-        f"got {name}: it takes a text of any length as it is, or cannot be stretched"
+        f"got {name}: it already accepts texts of any length, or cannot be extended"
     ):
         extend(position, to=100, trained=10)
 
@@ -106,8 +106,8 @@ def test_lengths_and_ways_that_do_not_fit() -> None:
     with refusal("expected how one of linear, ntk, dynamic, yarn, got 'dynamicntk'"):
         extend(Rotary(), to=100, how="dynamicntk", trained=10)
     with refusal(
-        "expected trained, the length the frequencies were trained at, because ntk does not know it, got none: pass "
-        "trained=2048, e.g."
+        "expected trained, the length the frequencies were trained at, because ntk does not know it, got none: e.g. "
+        "pass trained=2048"
     ):
         extend(NTK(), to=100)
     with refusal("expected to at least the trained length and that at least 1, got 100 and 2048"):
@@ -136,7 +136,7 @@ def test_lengths_and_ways_that_do_not_fit() -> None:
         (lambda: LongRope(long=(1.0, 0.0)), "expected longrope long of finite numbers above 0, got (1.0, 0.0)"),
         (
             lambda: Attention(16, 2, position=LongRope(short=(1.0,))),
-            "expected longrope short of 4 numbers, one for each pair that turns, got 1",
+            "expected longrope short of 4 numbers, one for each pair that rotates, got 1",
         ),
         (
             lambda: Attention(14, 2, position=Proportional()),
@@ -144,7 +144,7 @@ def test_lengths_and_ways_that_do_not_fit() -> None:
         ),
         (
             lambda: Attention(12, 2, position=Proportional(fraction=0.3)),
-            "expected proportional to turn at least one pair, got fraction=0.3 of 6",
+            "expected proportional to rotate at least one pair, got fraction=0.3 of 6",
         ),
     ],
 )

@@ -260,7 +260,7 @@ def test_dape_needs_all_heads() -> None:
 
 REFUSED = {
     "cope(positions=1)": "expected cope positions of at least 2, got 1: a count needs two ends",
-    "grapeap(width=3)": "expected an even grapeap width of at least 2, because pairs are turned, got 3",
+    "grapeap(width=3)": "expected an even grapeap width of at least 2, because pairs are rotated, got 3",
     "path(rank=-1)": "expected a path rank of at least 1, or 0 for none, got -1",
     "path(conv=0)": "expected path conv of at least 1 token, got 0",
     "dape(width=0)": "expected a dape width of at least 1, got 0",

@@ -91,10 +91,12 @@ def test_a_model_keeps_its_mode() -> None:
 def test_what_cannot_be_explained() -> None:
     model, ids = fresh_model(["a", "b"])
     with refusal(
-        "expected a text of 1 to 64 tokens, of which every number can be shown, got 65: take a sentence of it"
+        "expected a text of 1 to 64 tokens, of which every value can be shown, got 65: take one sentence of it"
     ):
         explain(model, ids[:, :1].expand(1, 65), ["a"] * 65)
-    with refusal("expected a text of 1 to 64 tokens, of which every number can be shown, got 0: take a sentence of it"):
+    with refusal(
+        "expected a text of 1 to 64 tokens, of which every value can be shown, got 0: take one sentence of it"
+    ):
         explain(model, ids[:, :0], [])
     with refusal("expected a layer from 0 to 1, got 2"):
         explain(model, ids, ["a", "b"], layer=2)

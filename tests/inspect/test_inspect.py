@@ -244,7 +244,7 @@ def test_watching_changes_nothing_and_keeps_to_its_room() -> None:
     assert watched.size <= 200_000
     assert watched.every > 1
     assert all(step % watched.every == 0 for step in watched.steps)
-    with pytest.raises(HeadwayError, match=r"^expected a step that was looked at \(0, "):
+    with pytest.raises(HeadwayError, match=r"^expected a recorded step \(0, "):
         watched[1]
 
 

@@ -163,10 +163,10 @@ def test_what_cannot_be_asked() -> None:
         one_step(model, ids, head=-1)
     with refusal("expected token ids of one text, (1, N), got (2, 4)"):
         one_step(model, ids.expand(2, -1))
-    with refusal("expected targets of shape (1, 4), as ids have, got (1, 3)"):
+    with refusal("expected targets of shape (1, 4), like ids, got (1, 3)"):
         one_step(model, ids, targets=ids[:, :3])
     with refusal("expected targets, because an encoder predicts no next token, got none"):
         one_step(transformer("alibi", kind="encoder", heads=3), ids)
     both = transformer("alibi", kind="encoder-decoder", heads=3)
-    with refusal("expected a decoder or an encoder, got an encoder-decoder, which needs a source besides"):
+    with refusal("expected a decoder or an encoder, got an encoder-decoder, which also needs a source"):
         one_step(both, ids)

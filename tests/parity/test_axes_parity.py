@@ -155,8 +155,8 @@ def test_what_axial_refuses() -> None:
     with refusal("expected 2 axial dims, because mixed was given, got 3"):
         Axial(dims=3, mixed=True)
     with refusal(
-        "expected an even head width of at least 6, because axial turns pairs for each of 3 axes, got 4: change heads "
-        "or head_dim"
+        "expected an even head width of at least 6, because axial rotates pairs for each of 3 axes, got 4: change "
+        "heads or head_dim"
     ):
         Attention(16, 4, position=Axial(dims=3))
 

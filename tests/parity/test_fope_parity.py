@@ -1,7 +1,7 @@
-"""FoPE against its formula written anew in loops, and against the rotaries that it becomes without its coefficients.
+"""FoPE against its formula reimplemented in loops, and against the rotaries that it equals without its coefficients.
 
-No implementation of it is installed. The loops follow the paper; pairs that do not turn stay as they are, as there (the
-authors' first code pads their sines with 1).
+No implementation of it is installed. The loops follow the paper, where unrotated pairs stay unchanged (the authors'
+first code pads their sines with 1).
 
 Held against: the formula written anew; the authors' code gives its coefficients' start and its cap.
 """
@@ -60,7 +60,7 @@ def test_without_coefficients_it_is_rotary_without_the_waves_that_are_too_long(p
     shape = HeadShape.of(48, 3)
     short = FoPE(sigma=0.0, original=512, pairing=pairing).attach(shape)
     whole = FoPE(sigma=0.0, original=10**6, pairing=pairing).attach(shape)
-    kept = Proportional(fraction=0.5, pairing=pairing)  # 4 of 8 pairs turn within 512 tokens
+    kept = Proportional(fraction=0.5, pairing=pairing)  # 4 of 8 pairs rotate within 512 tokens
     for ours, other in ((short, kept), (whole, Rotary(pairing=pairing))):
         for got, expected in zip(ours.rotate(q, q, pos, pos), other.rotate(q, q, pos, pos), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)

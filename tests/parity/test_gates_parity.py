@@ -198,7 +198,7 @@ def test_inkling_2_clips_the_length_of_r() -> None:
 
 
 def generator(ours: GrapeM, head: int) -> Tensor:
-    """L = Σ_p ω_p (b_p a_pᵀ − a_p b_pᵀ): the paper's (2.1) summed over planes, the other sign: a turns to b."""
+    """L = Σ_p ω_p (b_p a_pᵀ − a_p b_pᵀ): the paper's (2.1) summed over planes, the other sign: a rotates to b."""
     width, pairs = ours.shape.head_dim, ours.rate.shape[1]
     frame = torch.eye(width).double()
     if ours.planes:
@@ -245,7 +245,7 @@ def test_grape_m_is_an_exponential(position: GrapeM, heads: int, kv_heads: int) 
 
 
 def test_any_generator_of_rank_2_is_a_plane_and_a_rate() -> None:
-    """exp(n L) for any a and b, by the paper's closed form, turns an orthonormal plane by n·√(αβ − γ²)."""
+    """exp(n L) for any a and b, by the paper's closed form, rotates an orthonormal plane by n·√(αβ − γ²)."""
     ours = GrapeM(planes=1).attach(HeadShape.of(8, 1)).double()
     randomise(ours)
     first, second = ours.frame()[0].detach().T

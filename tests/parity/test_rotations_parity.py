@@ -116,7 +116,7 @@ def test_what_comrope_refuses() -> None:
 @pytest.mark.parametrize("original", [7, 62, 63, 64, 628, 629, 10**6])
 @pytest.mark.parametrize("pairing", ["half", "interleaved"])
 def test_hope_turns_only_what_makes_a_full_turn_in_training(original: int, pairing: str) -> None:
-    """Frequencies 1, 0.1, 0.01, 0.001 make a full turn in 6.3, 62.8, 628.3 and 6283.2 tokens."""
+    """Frequencies 1, 0.1, 0.01, 0.001 make a full rotation in 6.3, 62.8, 628.3 and 6283.2 tokens."""
     q, k = queries_and_keys()
     kept = [2 * math.pi * 10.0**p <= original for p in range(4)]
     rates = torch.tensor([10.0**-p if turns else 0.0 for p, turns in enumerate(kept)], dtype=torch.float64)
@@ -299,7 +299,7 @@ def test_what_selective_rotary_refuses() -> None:
         SelectiveRotary(conv=0)
     with refusal("expected selectiverotary pairing half or interleaved, got 'x'"):
         SelectiveRotary(pairing="x")
-    with refusal("expected an even head width, because selectiverotary turns pairs, got 9: change heads or head_dim"):
+    with refusal("expected an even head width, because selectiverotary rotates pairs, got 9: change heads or head_dim"):
         Attention(36, 4, position=SelectiveRotary())
     with refusal("expected a context as wide as the model, 16, because selectiverotary makes angles from it, got 20"):
         Attention(16, 2, position=SelectiveRotary(), context_dim=20)(

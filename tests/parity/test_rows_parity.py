@@ -110,7 +110,7 @@ def test_stick_breaking_as_its_paper_writes_it(padded: int, remainder: bool) -> 
 
 @pytest.mark.parametrize(("heads", "start"), [(3, 0), (4, 50)])
 def test_grape_ap_as_its_paper_writes_it(heads: int, start: int) -> None:
-    """b(t, j) = Σ_{l=j+1..t} α g(⟨p_t, R_l p_l⟩ / d), g = log σ, R_l = exp(l J), J block-diagonal quarter turns."""
+    """b(t, j) = Σ_{l=j+1..t} α g(⟨p_t, R_l p_l⟩ / d), g = log σ, R_l = exp(l J), J block-diagonal quarter rotations."""
     module = attention("grapeap(width=4)", heads, 1, mask=Causal())
     position: GrapeAP = module.position
     x = torch.randn(1, 13, 8 * heads).double().requires_grad_()

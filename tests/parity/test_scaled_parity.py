@@ -90,7 +90,7 @@ def config(theirs: dict[str, Any], width: int, heads: int = 3, **given: Any) -> 
 
 
 def rates(ours: Rotary, length: int, width: int) -> Tensor:
-    """The frequencies a method uses at a length: how far pair i of a key at position 1 is turned, in the last call."""
+    """The frequencies a method uses at a length: how far pair i of a key at position 1 is rotated, in the last call."""
     if isinstance(ours, LongRope):
         return ours.rates_for(length, ours.width(width), CPU)
     if not isinstance(ours, DynamicNTK):
@@ -198,7 +198,7 @@ def test_static_ntk_and_interpolation_of_rotary_embedding_torch(factor: float, f
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(4))
 def test_queries_and_keys(kind: str, seed: int) -> None:
-    """Half-split as transformers turns them, far out too; interleaved is the same with the numbers reordered."""
+    """Half-split as transformers rotates them, far out too; interleaved is the same with the numbers reordered."""
     width, original = 32, 100
     ours, _ = draw(kind, seed, width, original=original)
     q, k = torch.randn(2, 2, 3, 9, width, dtype=torch.float64)
@@ -241,7 +241,7 @@ def attentions(ours: Rotary, theirs: dict[str, Any], kv_heads: int, width: int) 
 def test_attention_of_llama(kind: str, tokens: int, kv_heads: int) -> None:
     """Values and gradients, within the original length and beyond."""
     width, original = 16, 100
-    for seed in range(40):  # the attention of Llama turns whole heads
+    for seed in range(40):  # the attention of Llama rotates whole heads
         ours, theirs = draw(kind, seed, width, original=original)
         if ours.fraction == 1 and ours.factor > 1:  # type: ignore[attr-defined]
             break

@@ -55,7 +55,7 @@ def test_scores_and_gradients_of_rotary_embedding_torch(scale_base: int, fractio
     theirs = RotaryEmbedding(dim=r, use_xpos=True, xpos_scale_base=scale_base, cache_if_possible=False).double()
     theirs.freqs.data = torch.tensor([10000.0 ** (-2 * i / r) for i in range(r // 2)], dtype=torch.float64)
     theirs.scale = torch.tensor([(2 * i + 0.4 * r) / (1.4 * r) for i in range(r // 2)], dtype=torch.float64)
-    # theirs sizes a vector as a whole, so the rest of a partly turned head is cut off
+    # theirs sizes a vector as a whole, so the rest of a partly rotated head is cut off
     q, k = torch.randn(2, 2, HEADS, TOKENS, r, dtype=torch.float64, requires_grad=True)
     whole = [torch.cat((x, x.new_zeros(2, HEADS, TOKENS, WIDTH - r)), -1) for x in (q, k)]
     ours = XPos(fraction=fraction, pairing="interleaved", scale_base=float(scale_base))
@@ -141,7 +141,7 @@ def test_what_overflows_is_refused_with_the_limit() -> None:
     many = torch.arange(65)[None] * 30_000
     with refusal(
         "expected the queries of one call in at most 64 stretches of 28608 tokens, beyond which xpos overflows, got "
-        "65: hand the text over in pieces, with a cache"
+        "65: process the text in pieces, with a cache"
     ):
         scores(XPos(), q[:, :, :1].expand(-1, -1, 65, -1), q[:, :, :1].expand(-1, -1, 65, -1), many, many)
     module, cache, x = attention("xpos", mask=Causal()), KVCache(), torch.randn(1, 65, 48).double()

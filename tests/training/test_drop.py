@@ -76,7 +76,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, at: int) -> None
 
 def test_what_cannot_be_dropped() -> None:
     with pytest.raises(
-        HeadwayError, match=r"^expected drop_position below steps=10, got 10: position is dropped after"
+        HeadwayError, match=r"^expected drop_position below steps=10, got 10: position is dropped at the end"
     ):
         settings(drop_position=10)
     with pytest.raises(

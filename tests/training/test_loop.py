@@ -284,7 +284,7 @@ def test_other_settings_another_model_and_only_damaged_checkpoints(tmp_path: Pat
         Trainer(tiny(width=4), tiny_batches(settings), settings, folder=tmp_path).run()
     for step in (4, 6):
         (tmp_path / f"checkpoints/step-{step:08d}/state.json").write_bytes(b"{}")
-    with pytest.raises(HeadwayError, match=r"got only damaged ones \(skipped checkpoint step-00000006: .*start anew"):
+    with pytest.raises(HeadwayError, match=r"got only damaged ones \(skipped checkpoint step-00000006: .*start again"):
         Trainer(tiny(), tiny_batches(settings), settings, folder=tmp_path).run()
     assert Checkpoints(tmp_path / "checkpoints").steps() == [4, 6]
 
@@ -320,7 +320,7 @@ def test_threads_that_differ_are_noted(tmp_path: Path) -> None:
         trainer.run()
     finally:
         torch.set_num_threads(threads)
-    assert "the last bits of the numbers may differ" in trainer.notes[0]
+    assert "the last bits of results may differ" in trainer.notes[0]
 
 
 def test_history_roundtrip() -> None:

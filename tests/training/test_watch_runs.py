@@ -84,7 +84,7 @@ def test_step_k_holds_the_weights_of_checkpoint_k(whole: tuple[Path, Any]) -> No
     assert result.history.status == "done"
     assert watched.copied().steps == watched.steps
     assert repr(watched).startswith("FolderWatch(every 2 steps: 0, 2, 4, 6, 8, 10; 0.")
-    with pytest.raises(HeadwayError, match=r"^expected a step that was looked at \(0, 2, 4, 6, 8, 10\), got 3$"):
+    with pytest.raises(HeadwayError, match=r"^expected a recorded step \(0, 2, 4, 6, 8, 10\), got 3$"):
         watched[3]
 
 

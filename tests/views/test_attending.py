@@ -139,7 +139,7 @@ def test_planes_sum_to_the_product(spec: str) -> None:
     question = asked(make(spec), query=7, options={"key": 3})
     figures = view("split", question).figures
     if len(figures) < 3:
-        assert not maps(parse(spec)) or spec.startswith(("deberta", "inkling"))  # which turn nothing, but size q
+        assert not maps(parse(spec)) or spec.startswith(("deberta", "inkling"))  # which rotate nothing, but size q
         return
     steps = stages(question)
     q, k = (tensor(heatmaps(pair)[1].values) for pair in steps["Q′, K′"].figures)
@@ -157,7 +157,7 @@ def test_planes_of_rotary_are_its_pairs() -> None:
     bars = view("split", question).figures[2]
     steps = stages(question)
     q, k = (tensor(steps[name].figures[1].values) for name in "QK")
-    assert bars.labels == ["1", "0.01", "0"]  # radians per token of two pairs, and what does not turn
+    assert bars.labels == ["1", "0.01", "0"]  # radians per token of two pairs, and what is not rotated
     for pair, rate in enumerate((1.0, 0.01)):
         a, b = (torch.complex(x[row, pair], x[row, pair + 2]) for x, row in ((q, 8), (k, 2)))
         turn = torch.polar(torch.ones((), dtype=torch.float64), torch.tensor(6 * rate, dtype=torch.float64))

@@ -115,7 +115,7 @@ def test_what_cannot_be_drawn_is_said() -> None:
         draw(traced(), view="stepper")
     with pytest.raises(HeadwayError, match=r"^expected a trace of a pass, got an empty one"):
         draw(Trace())
-    with pytest.raises(HeadwayError, match=r"^expected a method that turns queries and keys"):
+    with pytest.raises(HeadwayError, match=r"^expected a method that rotates queries and keys"):
         draw("alibi", view="rotation")
     with pytest.raises(HeadwayError, match=r"^expected a length from 2 to 4096 tokens, got 1$"):
         draw("alibi", length=1)

@@ -369,7 +369,7 @@ def test_planes_turn_at_the_rates_of_the_formula(spec: str) -> None:
     map_ = figures(shown, Heatmap)[0]
     angles = tensor(map_.values)
     assert map_.scale == "cyclic"
-    if "mrope" in spec:  # a line of tokens along time turns the first planes only
+    if "mrope" in spec:  # a line of tokens along time rotates the first planes only
         assert angles.shape == (32, 4)
         assert (angles[:, 1:] == 0).all()
         rates = rates[:1]

@@ -89,7 +89,7 @@ class Case:
 
     @property
     def scale(self) -> float:
-        """What q·k is multiplied with."""
+        """What q·k is multiplied by."""
         return float(self.head_dim**-0.5)
 
     @property

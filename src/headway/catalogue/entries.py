@@ -149,10 +149,10 @@ class Docstring:
     def parse(cls, text: str) -> Docstring:
         """Read a docstring without indentation.
 
-        >>> text = "It turns.\\n\\nFormula: a = b; b learned.\\n\\nArgs:\\n    base: ten,\\n        so."
+        >>> text = "It rotates.\\n\\nFormula: a = b; b learned.\\n\\nArgs:\\n    base: ten,\\n        so."
         >>> found = Docstring.parse(text)
         >>> found.formula, found.notes, found.args
-        ('a = b; b learned.', ('It turns.',), {'base': 'ten, so.'})
+        ('a = b; b learned.', ('It rotates.',), {'base': 'ten, so.'})
         """
         body, _, example = text.partition(">>>")
         body, *sections = re.split(r"^(?=(?:Args|Raises|Returns):$)", body, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""TermInputs inside attention: what it was given, how each score came about, how its matrices learn.
+"""Look inside attention: its inputs, how each score is computed, how its matrices learn.
 
 >>> import headway, torch
 >>> model = headway.Transformer(vocab=50, dim=32, layers=2, heads=4)

@@ -22,7 +22,7 @@ from headway.shapes import HeadwayError
 from headway.transformer import Transformer
 
 LONGEST = 64
-"""Tokens of which every number is shown; a longer text is for the studio."""
+"""Maximum tokens, because every value is shown; use the studio for longer texts."""
 _JOINERS = "\u200c\u200d"
 
 
@@ -35,7 +35,7 @@ def words(text: str) -> list[str]:
     ['नमस्ते', 'दुनिया']
     """
     found: list[str] = []
-    end, joined = -1, False  # whether the piece before ended with a mark or joiner, to which letters are added
+    end, joined = -1, False  # whether the previous piece ended with a mark or joiner, to which letters are added
     for piece in re.finditer(r"[぀-ヿ㐀-鿿豈-﫿]|[^\W぀-ヿ㐀-鿿豈-﫿]+|[^\w\s]", text):
         mark = _is_mark(piece[0])
         if found and piece.start() == end and (mark or (joined and _continues(piece[0], found[-1]))):
@@ -52,7 +52,7 @@ def _is_mark(text: str) -> bool:
 
 
 def _continues(text: str, before: str) -> bool:
-    """Whether letters go on a word after a mark; a symbol goes on only after a joiner."""
+    """Whether letters continue a word after a mark; a symbol continues one only after a joiner."""
     return text[0].isalnum() or (before[-1] in _JOINERS and unicodedata.category(text[0])[0] == "S")
 
 
@@ -84,19 +84,19 @@ def explain(
     Args:
         model: the model; run in evaluation mode.
         ids: token ids, (1, N), at most 64.
-        labels: how each token is written; what shows nothing is named, see :func:`headway.characters.label`.
+        labels: display text of each token; invisible characters are named, see :func:`headway.characters.label`.
         layer: which layer.
         head: which head.
-        cell: (token, column) of the q that is worked out product by product; default the last token's first.
+        cell: (token, column) of the entry of q that is shown product by product; default the last token's first.
 
     Returns:
         Plain values. ``shapes``; the matrices ``x``, ``w_q``, ``w_k``, ``w_v``, and of the head ``q``, ``k``, ``v``
-        before position turns them, ``q_turned``, ``k_turned``; ``cell``; ``raw`` = q·k, ``scaled``, ``parts`` (content
-        and what position adds, by name), ``scores``, ``seen``, ``weights``, ``output``; the ``spread`` of raw and
-        scaled scores, the ``entropy`` of their softmax; and the root mean square of each part as its ``share``.
+        before position rotates them, ``q_turned``, ``k_turned``; ``cell``; ``raw`` = q·k, ``scaled``, ``parts``
+        (content and what position adds, by name), ``scores``, ``seen``, ``weights``, ``output``; the ``spread`` of raw
+        and scaled scores, the ``entropy`` of their softmax; and the root mean square of each part as its ``share``.
 
     Raises:
-        HeadwayError: on an empty or too long text, or a layer, head or cell that is not there.
+        HeadwayError: on an empty or too long text, or a layer, head or cell that does not exist.
 
     >>> model, ids = fresh_model("the cat sat".split())
     >>> found = explain(model, ids, "the cat sat".split())
@@ -105,8 +105,8 @@ def explain(
     """
     if ids.ndim != 2 or len(ids) != 1 or not 1 <= ids.shape[1] <= LONGEST:
         raise HeadwayError(
-            f"expected a text of 1 to {LONGEST} tokens, of which every number can be shown, got "
-            f"{ids.shape[-1]}: take a sentence of it"
+            f"expected a text of 1 to {LONGEST} tokens, of which every value can be shown, got "
+            f"{ids.shape[-1]}: take one sentence of it"
         )
     trace = recorded(model, ids)
     if not 0 <= layer < len(trace):
@@ -176,7 +176,7 @@ def _plain(x: Tensor) -> Any:
 
 
 def spread(x: Tensor) -> float:
-    """Standard deviation of all numbers.
+    """Standard deviation of all entries.
 
     >>> spread(torch.tensor([[1.0, 3.0]]))
     1.0

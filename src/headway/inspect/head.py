@@ -1,4 +1,4 @@
-"""One head of one layer, every number of it: what the walk in the terminal and the views of attention are made of.
+"""One head of one layer in every detail, for the walk in the terminal and the views of attention.
 
 Q = X W_Q + b,  K, V likewise → position maps q and k → S = Q Kᵀ → · scale → + terms → mask → weights A → A V
 """
@@ -23,12 +23,12 @@ from headway.shapes import HeadwayError
 
 
 class Cell(NamedTuple):
-    """How one number of Q, K or V comes about: Σ_m x_m W[m, column] + bias.
+    """How one entry of Q, K or V is computed: Σ_m x_m W[m, column] + bias.
 
     Args:
         products: x_m · W[m, column], (d_model,).
-        bias: of the column, 0 where there is none.
-        sum: the number as the model's own layer computes it, before QK-norm.
+        bias: bias of the column, 0 without one.
+        sum: the entry as the model's own layer computes it, before QK-norm.
     """
 
     products: Float[Tensor, " dim"]
@@ -38,12 +38,12 @@ class Cell(NamedTuple):
 
 @dataclass(eq=False)
 class Head:
-    """One query head of a recorded layer, of one sequence; what is large is computed when asked for.
+    """One query head of a recorded layer, for one sequence; large tensors are computed on demand.
 
     Args:
-        layer: of a trace.
+        layer: a layer of a trace.
         index: which query head, from 0.
-        rows: which queries the matrices of queries × keys are of.
+        rows: queries that matrices of queries × keys cover.
         batch: which sequence.
 
     Raises:
@@ -70,12 +70,12 @@ class Head:
 
     @property
     def group(self) -> int:
-        """The key and value head it looks at."""
+        """The key and value head it uses."""
         return self.index // self.layer.call.groups
 
     @property
     def x(self) -> Float[Tensor, "tokens dim"]:
-        """What W_Q, W_K and W_V are multiplied with."""
+        """The input of W_Q, W_K and W_V."""
         return self.layer.x[self.batch]
 
     @cached_property
@@ -85,12 +85,12 @@ class Head:
 
     @property
     def q(self) -> Float[Tensor, "tokens head_dim"]:
-        """Queries before position maps them, after QK-norm if there is one."""
+        """Queries before position transforms them, after QK-norm if there is one."""
         return self.layer.q[self.batch, self.index]
 
     @property
     def k(self) -> Float[Tensor, "keys head_dim"]:
-        """Keys likewise; those of a cache as they are kept there."""
+        """Keys likewise; cached ones as stored in the cache."""
         return (self.layer.call.k if self.layer.k is None else self.layer.k)[self.batch, self.group]
 
     @property
@@ -100,7 +100,7 @@ class Head:
 
     @property
     def mapped_q(self) -> Float[Tensor, "tokens dim_r"]:
-        """Queries as scores see them."""
+        """Queries as they enter the scores."""
         return self.layer.call.q[self.batch, self.index]
 
     @property
@@ -120,17 +120,17 @@ class Head:
 
     @cached_property
     def weights(self) -> Float[Tensor, "rows keys"]:
-        """Attention weights; what is hidden is 0."""
+        """Attention weights; 0 where masked."""
         return self._block(self.layer.weights)
 
     @cached_property
     def output(self) -> Float[Tensor, "rows dim_v"]:
-        """What the head hands on, Σ_j α_ij v_j and what a method adds to values."""
+        """The output of the head: Σ_j α_ij v_j, plus what a method adds to the values."""
         return self._block(self.layer.output)
 
     @cached_property
     def seen(self) -> Bool[Tensor, "rows keys"]:
-        """Which keys the queries may see."""
+        """Which keys the queries see."""
         seen = self.layer.seen(self.rows)
         queries = len(range(self.layer.queries)[self.rows])
         if seen is None:
@@ -139,7 +139,7 @@ class Head:
         return seen.expand(shape)[self.batch, self.index]
 
     def linear(self, which: str) -> tuple[nn.Linear, int]:
-        """The layer that makes Q, K or V of all heads, and this head's first column in what it makes.
+        """The layer that computes Q, K or V of all heads, and this head's first column in its output.
 
         Raises:
             HeadwayError: when ``which`` is not "q", "k" or "v".
@@ -157,17 +157,17 @@ class Head:
         return out[:, first : first + self.layer.attention.shape.head_dim]
 
     def bias(self, which: str) -> Float[Tensor, " head_dim"] | None:
-        """What is added to each column of Q, K or V; None where nothing is."""
+        """The bias of each column of Q, K or V; None without one."""
         linear, first = self.linear(which)
         if linear.bias is None:
             return None
         return linear.bias.detach()[first : first + self.layer.attention.shape.head_dim]
 
     def cell(self, which: str, token: int, column: int) -> Cell:
-        """How one number of Q, K or V comes about.
+        """How one entry of Q, K or V is computed.
 
         Raises:
-            HeadwayError: when it has no such token or column.
+            HeadwayError: when there is no such token or column.
         """
         tokens, width = len(self.x), self.layer.attention.shape.head_dim
         if not (0 <= token < tokens and 0 <= column < width):
@@ -186,7 +186,7 @@ class Head:
         return self._blocks(lambda rows: {"": compute(rows)})[""]
 
     def _blocks(self, compute: Callable[[slice], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """This head's part of what is computed for all heads, some rows at a time: all at once is heads · n²."""
+        """This head's part of a result for all heads, in blocks of rows: all at once would take heads · n²."""
         found: dict[str, list[Tensor]] = {}
         wanted = range(self.layer.queries)[self.rows]
         for start in range(wanted.start, wanted.stop, ROWS):

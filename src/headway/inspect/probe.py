@@ -1,8 +1,9 @@
-"""What a position method does, found by asking it: scores of equal tokens, and the planes in which it turns a head.
+"""The effect of a position method, found by applying it: scores of equal tokens, and the planes in which it rotates a
+head.
 
-Nothing here knows one method from another. A method that turns q and k by position is a linear map R(p) of each head
+Nothing here depends on the method. A method that rotates q and k by position is a linear map R(p) of each head
 at each position p; feeding it the unit vectors gives R(p) itself. The maps M_p = R(p_0)ᵀR(p) of one method commute, so
-they have their planes in common: those of the Hermitian matrix Σ_p c_p (M_p − M_pᵀ)/2i, with any numbers c_p.
+they share their planes: those of the Hermitian matrix Σ_p c_p (M_p − M_pᵀ)/2i, with arbitrary c_p.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from headway.positions import Position, TermInputs
 from headway.shapes import HeadShape, HeadwayError
 
 CHUNK = 2**24
-"""Numbers held at once while unit vectors are turned."""
+"""Values held at once while unit vectors are rotated."""
 STILL = 1e-11
-"""Below this share of the largest, what a plane turns by is a rounding error."""
+"""Rotations below this share of the largest are rounding errors."""
 
 
 @dataclass(frozen=True, eq=False)
 class Planes:
-    """The planes of one head that a method turns, the fastest first.
+    """The planes of one head that a method rotates, the fastest first.
 
     Args:
-        angles: by which each plane has turned since the first token, in radians from −π to π, (tokens, planes).
-        rates: by which it turns from one token to the next: the median, in radians from −π to π, (planes,).
+        angles: rotation of each plane relative to the first token, in radians from −π to π, (tokens, planes).
+        rates: median rotation from one token to the next, in radians from −π to π, (planes,).
         basis: a complex unit vector v for each plane, so that √2·vᴴx is x in this plane as a complex number,
-            (planes, head_dim); None where numbers become planes of their own (polar coordinates).
-        still: how many numbers of the head do not turn.
+            (planes, head_dim); None where single dimensions become planes (polar coordinates).
+        still: number of unrotated dimensions of the head.
     """
 
     angles: Float[Tensor, "tokens planes"]
@@ -44,7 +45,7 @@ class Planes:
     still: int
 
     def sizes(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch planes"]:
-        """How long vectors are in each plane: before they are turned, or after, where numbers become planes."""
+        """Norms of vectors in each plane: before rotation, or after it where dimensions become planes."""
         if self.basis is None:
             real, imaginary = x.double().chunk(2, -1)
             return torch.hypot(real, imaginary)
@@ -52,28 +53,28 @@ class Planes:
 
 
 def in_float64(position: Position) -> Position:
-    """A copy of an attached method in float64 and in evaluation, so that looking at it changes nothing."""
+    """A copy of an attached method in float64 and evaluation mode, so that probing changes nothing."""
     return copy.deepcopy(position).double().eval()
 
 
 def attached(position: Position) -> HeadShape:
-    """The widths of a method.
+    """The shape of a method.
 
     Raises:
-        HeadwayError: when it has none yet.
+        HeadwayError: when it is not attached yet.
     """
     if position.shape is None:
         raise HeadwayError(
-            f"expected a position method with its widths, got {position.spec()} without: hand it to Attention first"
+            f"expected a position method with its widths, got {position.spec()} without: pass it to Attention first"
         )
     return position.shape
 
 
 def alike(position: Position, pos: Int[Tensor, "1 tokens"]) -> Call:
-    """A causal call in which all tokens say the same, so that position alone makes keys differ.
+    """A causal call in which all tokens have the same content, so that keys differ by position alone.
 
-    Queries and keys are one vector whose score with itself is 1; where the method adds position to the embedding they
-    are what it adds, head by head. Draws from torch's generator what attention's input is to be.
+    Queries and keys are one vector whose score with itself is 1; where the method adds position to the embedding, they
+    are the added vectors, head by head. Attention's input is sampled from torch's generator.
 
     Args:
         position: an attached method in float64, see :func:`in_float64`.
@@ -106,13 +107,13 @@ def planes(
     head: int = 0,
     x: Float[Tensor, "1 tokens dim"] | None = None,
 ) -> Planes | None:
-    """The planes in which a method turns the queries of one head, or None where it turns none.
+    """The planes in which a method rotates the queries of one head, or None where it rotates none.
 
     Args:
         position: an attached method.
-        where: the tokens' positions, or coordinates.
+        where: positions or coordinates of the tokens.
         head: which query head.
-        x: attention's input, for methods whose angles the tokens decide; default zeros.
+        x: attention's input, for methods whose angles depend on the tokens; default zeros.
 
     >>> from headway.positions import Rotary
     >>> found = planes(Rotary(pairing="interleaved").attach(HeadShape.of(8, heads=2)), torch.arange(100)[None])
@@ -149,7 +150,7 @@ def _linear(position: Position, maps: Tensor, where: Tensor, head: int, marks: T
     seen = torch.einsum("fd,pdc,gc->pfg", basis.conj(), since.to(basis.dtype), basis)
     own = seen.diagonal(dim1=1, dim2=2)
     if (seen - torch.diag_embed(own)).abs().max() > 1e-6 * own.abs().max():
-        return None  # no planes that stay the same at all positions
+        return None  # planes that are not the same at all positions
     angles = own.angle()
     first = (angles.abs() > 1e-12).long().argmax(0)
     sign = angles[first, torch.arange(len(basis))].sign()
@@ -158,7 +159,7 @@ def _linear(position: Position, maps: Tensor, where: Tensor, head: int, marks: T
 
 
 def _polar(maps: Tensor) -> Planes | None:
-    # number c becomes the complex number (c, c + dim); every one of them is large enough when all are fed one value
+    # dimension c becomes the complex number (c, c + dim); with a constant input all of them are large enough
     real, imaginary = maps[0].chunk(2, -1)  # (tokens, dim)
     angles = torch.atan2(imaginary, real)
     angles = _wrapped(angles - angles[:1])
@@ -177,7 +178,7 @@ def _wrapped(angles: Tensor) -> Tensor:
 
 
 def _mapped(position: Position, vectors: Tensor, where: Tensor, head: int, marks: Tensor | None) -> Tensor:
-    """What the method makes of vectors (V, D) as queries of one head at every place, (V, N, D')."""
+    """Vectors (V, D) transformed by the method as queries of one head at every position, (V, N, D')."""
     shape, tokens = attached(position), where.shape[1]
     pos = where if where.ndim == 2 else torch.arange(tokens)[None]
     size = max(1, CHUNK // (shape.heads * tokens * shape.head_dim))

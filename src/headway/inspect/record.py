@@ -1,8 +1,8 @@
-"""What each attention was given in a forward pass, by hooks that are gone afterwards; scores and weights on demand.
+"""Record the inputs of each attention in a forward pass, by hooks that are removed afterwards; scores on demand.
 
-Nothing of size n² is kept: scores and weights are computed again from q, k and the terms, for the rows asked for, by
-the code that defines them (the reference), whatever backend ran. The q, k and v of a model in half precision are kept
-as float32, without a change of value: attention adds up and normalises in float32, so that is what ran.
+Nothing of size n² is stored: scores and weights are recomputed from q, k and the terms, for the requested rows, by the
+reference, whichever backend ran. The q, k and v of a model in half precision are stored as float32, with the same
+values: attention sums and normalises in float32.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from headway.stack import Block, Stack
 from headway.terms import AnyTerm
 
 ROWS = 64
-"""Queries whose scores are held at once in summaries."""
+"""Queries whose scores summaries materialise at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Where attention's input came from: tokens and what position added to them.
+    """The parts of attention's input: tokens and the position added to them.
 
     Args:
         tokens: the embedding without position, (B, N, dim).
-        position: what position added to it, (B, N, dim).
+        position: the position vectors added to it, (B, N, dim).
         before: the residual stream before ``norm``, (B, N, dim).
-        norm: what made attention's input of it; None is nothing.
-        first: whether no layer came before, so that ``before`` is ``tokens + position``.
+        norm: the norm that computed attention's input from it; None without one.
+        first: whether this is the first layer, so that ``before`` is ``tokens + position``.
     """
 
     tokens: Tensor
@@ -51,16 +51,16 @@ class Stream:
 
 @dataclass(frozen=True, eq=False)
 class Layer(Displayed):
-    """One attention in one forward pass; compute what you want to see from it.
+    """One attention in one forward pass, from which scores and weights are computed.
 
     Args:
-        name: of the module in its model.
-        attention: the module; its matrices are as they are now, not as they were.
-        call: what attention was called with: q and k rotated, v, positions, mask, terms, scale; in float32 or better.
-        x: what W_Q was multiplied with, (B, N, dim).
-        q: Q = X W_Q by head, normalised if there is QK-norm, before position turned it, (B, H, N, d_k).
+        name: name of the module in its model.
+        attention: the module, with its current matrices, not those at recording time.
+        call: arguments of attention: rotated q and k, v, positions, mask, terms, scale; in float32 or better.
+        x: input of W_Q, (B, N, dim).
+        q: Q = X W_Q by head, normalised if there is QK-norm, before position rotates it, (B, H, N, d_k).
         k: K likewise, (B, H_kv, M, d_k); None where keys came from a cache.
-        stream: how x came about, inside a Transformer or where attention itself adds position; else None.
+        stream: the parts of x, inside a Transformer or where attention itself adds position; else None.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Layer(Displayed):
 
     @property
     def heads(self) -> int:
-        """How many query heads."""
+        """Number of query heads."""
         return self.call.q.shape[1]
 
     @property
@@ -91,7 +91,7 @@ class Layer(Displayed):
         return self.call.k.shape[2]
 
     def seen(self, rows: slice = ALL) -> Bool[Tensor, "#batch #heads rows keys"] | None:
-        """Which keys the queries ``rows`` may see; None is all."""
+        """Which keys the queries ``rows`` see; None is all."""
         return self.call.visible(rows)
 
     def scores(self, rows: slice = ALL) -> Float[Tensor, "batch heads rows keys"]:
@@ -100,7 +100,7 @@ class Layer(Displayed):
             return whole.scores(self.call, self.call.q[:, :, rows], self.call.k, self.seen(rows), rows)
 
     def weights(self, rows: slice = ALL) -> Float[Tensor, "batch heads rows keys"]:
-        """Attention weights for the queries ``rows``; what is hidden is 0."""
+        """Attention weights for the queries ``rows``; 0 where masked."""
         with full_precision():
             return whole.weights(self.call, self.call.q[:, :, rows], self.call.k, self.seen(rows), rows)
 
@@ -117,7 +117,7 @@ class Layer(Displayed):
         return self.weights(slice(query, query + 1))[batch, head, 0]
 
     def output(self, rows: slice = ALL) -> Float[Tensor, "batch heads rows dim_v"]:
-        """What each head hands on, Σ_j α_ij v_j, for the queries ``rows``."""
+        """The output of each head, Σ_j α_ij v_j, for the queries ``rows``."""
         weights = self.weights(rows)
         v = self.call.v.repeat_interleave(self.call.groups, 1).to(weights.dtype)
         with full_precision():
@@ -127,11 +127,11 @@ class Layer(Displayed):
         return out
 
     def summary(self, rows: slice = ALL) -> dict[str, Float[Tensor, "batch heads"]]:
-        """What each head looks at, averaged over the queries ``rows``; a block of queries at a time.
+        """What each head attends to, averaged over the queries ``rows``, in blocks of queries.
 
         Returns:
             ``entropy`` in nats; the share of ``self``, of the ``previous`` and of the ``first`` token; the mean
-            ``distance`` in tokens. Queries that see nothing do not count.
+            ``distance`` in tokens. Queries whose keys are all masked do not count.
         """
         total: dict[str, Tensor] = {}
         first, stop, step = rows.indices(self.queries)
@@ -148,10 +148,10 @@ def looks(
     q_pos: Int[Tensor, "#batch rows"],
     k_pos: Int[Tensor, "#batch keys"],
 ) -> dict[str, Float[Tensor, "batch heads"]]:
-    """What queries look at, summed over those that see anything; ``queries`` is how many these are.
+    """What queries attend to, summed over those with an unmasked key; ``queries`` is their number.
 
     Args:
-        weights: of attention, or any others to compare with, as those of uniform attention.
+        weights: attention weights, or others to compare with, e.g. uniform attention.
         q_pos: positions of the queries.
         k_pos: positions of the keys; -1 is padding.
 
@@ -179,11 +179,11 @@ def looks(
 
 @dataclass
 class Trace(Displayed):
-    """The attentions of a recorded forward pass (or several), in the order they ran.
+    """The attentions of one or more recorded forward passes, in the order they ran.
 
     Args:
-        layers: each attention as often as it ran.
-        tokens: token ids a Transformer was given, (B, N), one for each of its stacks that ran.
+        layers: one entry per call of an attention.
+        tokens: token ids of a Transformer, (B, N), one tensor for each of its stacks that ran.
     """
 
     layers: list[Layer] = field(default_factory=list)
@@ -218,9 +218,10 @@ class Trace(Displayed):
 
 @contextlib.contextmanager
 def record(model: nn.Module) -> Iterator[Trace]:
-    """Keep what every attention of a model is given while the block runs. A model that is not recorded pays nothing.
+    """Record the inputs of every attention of a model while the block runs. A model that is not recorded has no
+    overhead.
 
-    What is kept is detached and O(n) per layer: inputs, queries, keys, values and terms.
+    The record is detached and O(n) per layer: inputs, queries, keys, values and terms.
 
     Args:
         model: any module that contains :class:`headway.Attention`.
@@ -246,12 +247,12 @@ def record(model: nn.Module) -> Iterator[Trace]:
 
 
 def recorded(model: nn.Module, *args: Any, **given: Any) -> Trace:
-    """Run a model once in evaluation mode without gradients, and what its attentions were given; its mode stays.
+    """Run a model once in evaluation mode without gradients and record its attentions; its mode is restored.
 
     Args:
         model: any module that contains :class:`headway.Attention`.
-        args: what it is called with.
-        given: likewise.
+        args: positional arguments of the model.
+        given: keyword arguments of the model.
 
     Raises:
         HeadwayError: as :func:`record` does.
@@ -278,13 +279,13 @@ def wide(x: Tensor) -> Tensor:
 
 
 def wide_call(call: Call) -> Call:
-    """A call whose q, k and v have the same values in float32 or better, as backends add them up."""
+    """A call whose q, k and v have the same values in float32 or better, in which backends sum."""
     return replace(call, q=wide(call.q), k=wide(call.k), v=wide(call.v))
 
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Compute as written, also where the caller's autocast would round to half precision."""
+    """Compute without autocast, which would round to half precision."""
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
 
@@ -342,7 +343,7 @@ def _watch_attention(
 
 
 def _watch_streams(model: nn.Module, trace: Trace, handles: contextlib.ExitStack) -> dict[Attention, Stream]:
-    """Follow the residual stream of each stack: what tokens and position put into it, and what each norm is given."""
+    """Follow the residual stream of each stack: the tokens and position it starts with, and the input of each norm."""
     streams: dict[Attention, Stream] = {}
     for stack in model.modules():
         if not isinstance(stack, Stack):

@@ -1,12 +1,12 @@
-"""How much of each score is content and how much is position: parts that add up to the score, exactly.
+"""Split each score exactly into content and position: parts that add up to the score.
 
-    score(i, j) = scale · q_i·k_j  [content]  +  what turning q and k changed  +  each term
+    score(i, j) = scale · q_i·k_j  [content]  +  what rotating q and k changed  +  each term
 
 For methods that add to the embedding X = E + P, content is split four ways, by q and by k:
     q_i·k_j = (E+P)_i W_Q W_Kᵀ (E+P)_jᵀ = content·content + content·position + position·content + position·position
-In the first layer that is exact, the norm before it included: a norm divides by one number per token, which is kept as
-it was. In deeper layers P is still in the residual stream, but other layers have carried position elsewhere too: the
-four parts still add up to the score, but the position parts are an estimate, and :attr:`Split.exact` is False.
+In the first layer this is exact, including the norm before it: a norm divides by one value per token, which is kept. In
+deeper layers P is still in the residual stream, but earlier layers have also mixed position into the content: the four
+parts still add up to the score, but the position parts are an estimate, and :attr:`Split.exact` is False.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from headway.positions import Position
 from headway.shapes import HeadwayError
 
 CONTENT = ("content", "content·content")
-"""The parts that know nothing of position."""
+"""The parts without position."""
 PRODUCTS = (*CONTENT, "rotation", "content·position", "position·content", "position·position")
-"""The parts that make up scale · q·k; the others are added to it."""
+"""The parts of scale · q·k; the others are added to it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Split:
     Args:
         parts: by name, (B, H, q, K) each: ``content``, or ``content·content``, ``content·position``,
             ``position·content`` and ``position·position``; ``rotation``; ``softcap``; and the terms by their kind.
-        seen: which keys the queries may see, None is all.
+        seen: which keys the queries see; None is all.
         exact: whether no part is an estimate.
     """
 
@@ -55,12 +55,12 @@ class Split:
 
     @property
     def content(self) -> Float[Tensor, "batch heads rows keys"]:
-        """The part that knows nothing of position."""
+        """The part without position."""
         return next(self.parts[name] for name in CONTENT if name in self.parts)
 
     @property
     def position(self) -> Float[Tensor, "batch heads rows keys"]:
-        """All that position did to the scores."""
+        """The total effect of position on the scores."""
         return self.total - self.content
 
 
@@ -69,11 +69,11 @@ def split(layer: Layer, rows: slice = ALL) -> Split:
     """Split the scores of a recorded layer into content and position.
 
     Args:
-        layer: of a trace.
-        rows: which queries; a long text is looked at a few rows at a time.
+        layer: a layer of a trace.
+        rows: the queries; for a long text use a few rows at a time.
 
     Raises:
-        HeadwayError: when keys came from a cache, where they are kept rotated.
+        HeadwayError: when keys came from a cache, which holds them rotated.
 
     >>> from headway import Attention
     >>> from headway.inspect import record
@@ -89,7 +89,7 @@ def split(layer: Layer, rows: slice = ALL) -> Split:
     turns = maps(attention.position)
     if layer.k is None and (turns or adds(layer)):
         raise HeadwayError(
-            "expected keys as W_K made them, got keys of a cache, which are kept with their positions: "
+            "expected keys as W_K made them, got keys of a cache, which holds them rotated: "
             "record a pass over the whole text without a cache"
         )
     if adds(layer):
@@ -120,23 +120,23 @@ def split(layer: Layer, rows: slice = ALL) -> Split:
 
 
 def maps(position: Position) -> bool:
-    """Whether a method maps queries and keys.
+    """Whether a method transforms queries and keys.
 
     >>> from headway.positions import parse
     >>> maps(parse("rotary")), maps(parse("alibi"))
     (True, False)
     """
-    method = type(getattr(position, "inside", position))  # randomized has another method inside
+    method = type(getattr(position, "inside", position))  # randomized wraps another method
     return any(getattr(method, name) is not getattr(Position, name) for name in ("rotate", "transform_qk"))
 
 
 def adds(layer: Layer) -> bool:
-    """Whether position was added to the embedding that this layer's input came from."""
+    """Whether position was added to the embedding in this layer's input."""
     return not maps(layer.attention.position) and layer.stream is not None and bool(layer.stream.position.any())
 
 
 def exact(layer: Layer) -> bool:
-    """Whether :func:`split` estimates none of the parts of this layer."""
+    """Whether :func:`split` is exact for all parts of this layer."""
     return layer.stream is None or layer.stream.first or not adds(layer)
 
 
@@ -151,7 +151,7 @@ def _products(layer: Layer, q: Tensor, k: Tensor, rows: slice) -> Float[Tensor, 
 
 
 def _content_and_position(layer: Layer, stream: Stream, linear: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Q or K as the sum of what tokens (and all that is not P) and what position P contributed, by head."""
+    """Q or K as the sum of the contributions of tokens (everything but P) and of position P, by head."""
     attention, query = layer.attention, linear is layer.attention.q
     heads = linear.out_features // attention.shape.head_dim
 
@@ -161,7 +161,7 @@ def _content_and_position(layer: Layer, stream: Stream, linear: nn.Linear) -> tu
 
     position = by_head(_through_norm(stream, stream.position) @ wide(linear.weight.detach()).T)
     norm = attention.q_norm if query else attention.k_norm
-    if norm is not None:  # RMSNorm divides by one number per token and head
+    if norm is not None:  # RMSNorm divides by one value per token and head
         whole = by_head(wide(linear(layer.x).detach()))
         position = (
             position * (whole.square().mean(-1, keepdim=True) + (norm.eps or 0.0)).rsqrt() * wide(norm.weight.detach())
@@ -172,7 +172,7 @@ def _content_and_position(layer: Layer, stream: Stream, linear: nn.Linear) -> tu
 
 
 def _through_norm(stream: Stream, part: Tensor) -> Tensor:
-    """What a norm makes of a part of its input, each token divided by what the whole is divided by."""
+    """The output of a norm for a part of its input, each token divided by the divisor of the whole input."""
     part, before = wide(part), wide(stream.before)
     if stream.norm is None:
         return part

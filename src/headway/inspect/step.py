@@ -1,15 +1,15 @@
-"""One training step under the microscope: what back-propagation does to one head, and what optimisers make of it.
+"""One training step under the microscope: back-propagation through one head, and the updates of the optimizers.
 
     out = A V          dA = d_out Vᵀ                 dV = Aᵀ d_out
     A = softmax(S)     dS = A ∘ (dA − Σ_j A dA)      per query: a score rises where its key is better than the mean
-    S = scale · Q Kᵀ   dQ = scale · dS K             dK = scale · dSᵀ Q       (before position turns q and k)
+    S = scale · Q Kᵀ   dQ = scale · dS K             dK = scale · dSᵀ Q       (before position rotates q and k)
     Q = X W_Q          dW_Q = Xᵀ dQ                  and so for K and V
 
     SGD    W ← W − lr · g
     Adam   W ← W − lr · m̂ / (√v̂ + ε)                 at the first step m̂ = g and v̂ = g²: about lr · sign(g)
 
-Every gradient is autograd's, of this model and this text, through the specification of attention (the reference
-backend); the formula for dS is what the tests compare with it.
+Every gradient is computed by autograd, for this model and this text, through the reference backend; the tests compare
+it with the formula for dS.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from headway.terms import AnyTerm, Pairwise
 from headway.transformer import Transformer
 
 IGNORED = -100
-"""A target with this value has no part in the loss."""
+"""Targets with this value are ignored in the loss."""
 
 
 @dataclass(frozen=True, eq=False)
 class Move:
-    """What one optimiser did to one matrix of the head; all (d_model, d_k), as in Q = X W_Q.
+    """The step of one optimizer on one matrix of the head; all (d_model, d_k), as in Q = X W_Q.
 
     Args:
         before: W before the step.
         gradient: ∂loss/∂W.
-        state: the optimiser's own tensors after the step: ``exp_avg`` is m, ``exp_avg_sq`` is v.
+        state: the optimizer's own tensors after the step: ``exp_avg`` is m, ``exp_avg_sq`` is v.
         update: ``after − before``.
         after: W after the step.
     """
@@ -62,22 +62,22 @@ class Step:
     """One training step, seen from one head.
 
     Args:
-        loss: the mean cross-entropy of the targets that count, in nats.
-        losses: of each token, (N,); NaN where the target does not count.
-        layer: what the attention was given, see :class:`headway.inspect.Layer`.
+        loss: mean cross-entropy of the targets that are not ignored, in nats.
+        losses: loss of each token, (N,); NaN where the target is ignored.
+        layer: the recorded attention, see :class:`headway.inspect.Layer`.
         head: which query head.
-        kv_head: the key head it reads.
+        kv_head: its key and value head.
         weights: A, (N, N).
-        seen: which keys each query may see, (N, N).
+        seen: which keys each query sees, (N, N).
         d_out: ∂loss/∂(A V), (N, d_v).
         d_weights: dA = ∂loss/∂A, (N, N).
         d_scores: dS = ∂loss/∂S, (N, N).
-        d_q: dQ, before position turns it, (N, d_k).
+        d_q: dQ, before position rotates it, (N, d_k).
         d_k: dK, summed over the query heads that share the key head.
         d_v: dV, likewise.
-        moves: what each optimiser did: ``moves["adam"]["q"]``.
-        losses_after: the loss of the same text after each optimiser's step on the whole model.
-        rates: the learning rate of each optimiser.
+        moves: the step of each optimizer: ``moves["adam"]["q"]``.
+        losses_after: the loss of the same text after each optimizer's step on the whole model.
+        rates: the learning rate of each optimizer.
     """
 
     loss: float
@@ -108,19 +108,19 @@ def one_step(
     lr: float = 0.01,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Step:
-    """Take one training step on one text with SGD and with Adam, on copies: the model stays as it is.
+    """Take one training step on one text with SGD and with Adam, on copies; the model is unchanged.
 
     The model runs in evaluation mode, so without dropout; gradients are not clipped.
 
     Args:
         model: a decoder or an encoder.
         ids: token ids of one text, (1, N).
-        targets: what each token should predict, (1, N); -100 does not count. Default for a decoder: the next token.
+        targets: target of each token, (1, N); -100 is ignored. Default for a decoder: the next token.
         layer: which layer's attention, from 0.
         head: which query head, from 0.
-        lr: the learning rate of both.
-        optimizer: of the model's own training, over its parameters: a third step, named "own", is taken from a copy of
-            it with its state, its learning rate and its weight decay.
+        lr: learning rate of both.
+        optimizer: the optimizer of the model's own training: a third step, named "own", uses a copy of it with its
+            state, learning rate and weight decay.
 
     Raises:
         HeadwayError: when there is no such layer or head, or nothing to predict.
@@ -180,7 +180,7 @@ def one_step(
 def _backward(
     twin: Transformer, inside: Attention, ids: Int[Tensor, "1 tokens"], targets: Int[Tensor, "1 tokens"]
 ) -> tuple[Tensor, Tensor, Layer, _Opened, dict[str, Tensor]]:
-    """The loss and all gradients, those inside one attention kept: of its scores, weights, queries, keys and values."""
+    """The loss and all gradients, including those inside one attention: scores, weights, queries, keys and values."""
     core, opened = inside.core, _Opened()
     inside.core = opened  # type: ignore[assignment]
     kept: dict[str, Tensor] = {}
@@ -205,9 +205,9 @@ def _backward(
 
 
 class _Opened(nn.Module):
-    """Attention by its specification, keeping scores, weights and output for their gradients.
+    """Reference attention that keeps scores, weights and output for their gradients.
 
-    dS is the gradient by a bias of zeros, which is added to the scores like any term.
+    dS is the gradient w.r.t. a bias of zeros, which is added to the scores like any term.
     """
 
     def forward(
@@ -241,13 +241,13 @@ def _targets(model: Transformer, ids: Tensor, targets: Tensor | None) -> Tensor:
     if ids.ndim != 2 or len(ids) != 1:
         raise HeadwayError(f"expected token ids of one text, (1, N), got {tuple(ids.shape)}")
     if model.kind == "encoder-decoder":
-        raise HeadwayError("expected a decoder or an encoder, got an encoder-decoder, which needs a source besides")
+        raise HeadwayError("expected a decoder or an encoder, got an encoder-decoder, which also needs a source")
     if targets is None:
         if model.kind == "encoder":
             raise HeadwayError("expected targets, because an encoder predicts no next token, got none")
         targets = F.pad(ids[:, 1:], (0, 1), value=IGNORED)
     if targets.shape != ids.shape:
-        raise HeadwayError(f"expected targets of shape {tuple(ids.shape)}, as ids have, got {tuple(targets.shape)}")
+        raise HeadwayError(f"expected targets of shape {tuple(ids.shape)}, like ids, got {tuple(targets.shape)}")
     if not bool((targets != IGNORED).any()):
         raise HeadwayError("expected something to predict, got a text without a target: give at least two tokens")
     return targets

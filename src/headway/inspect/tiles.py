@@ -1,12 +1,12 @@
-"""Attention maps of long texts as a pyramid of tiles: of 32,768 tokens no more is held than O(n · tile).
+"""Attention maps of long texts, up to 32,768 tokens, as a pyramid of tiles in O(n · tile) memory.
 
     level 0    one cell for each query and key, n × n
     level l    one cell for 2^l × 2^l of them: their mean, or their largest
     tile       256 × 256 cells of a level
 
-Weights are computed again from the recorded q, k and terms, a block of queries at a time. One pass over all queries
-makes every level that is small enough to keep, down to an overview of at most 256 × 256; finer tiles are made for the
-queries they show when they are asked for. What a mask hides is no number, neither in a mean nor in a largest: NaN.
+Weights are recomputed from the recorded q, k and terms, in blocks of queries. One pass over all queries computes every
+level that is small enough to keep, down to an overview of at most 256 × 256; finer tiles are computed on demand, for
+their queries only. Masked pairs are excluded from means and maxima; fully masked cells are NaN.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from headway.terms import ByDistance, Term, Tile
 TILE = 256
 """Cells along each side of a tile."""
 HOW = ("max", "mean")
-"""How many cells become one."""
+"""Cells per side that are pooled into one."""
 REACH = 256
-"""How far back the diagonal band looks, in tokens."""
+"""Width of the diagonal band, in tokens."""
 STRIPS = 2
-"""Strips of fine tiles, all keys wide, that are kept when they were made."""
+"""Number of cached strips of fine tiles, each as wide as all keys."""
 _BLOCK = 2**22
-"""About how many numbers a block of rows has."""
+"""Approximate number of values in a block of rows."""
 
 
 @dataclass(frozen=True, eq=False)
 class _OneHead(Term):
-    """The part of a term that one head gets."""
+    """The part of a term for one head."""
 
     term: Term
     head: int
@@ -55,7 +55,7 @@ class _OneHead(Term):
 
 
 def one_head(layer: Layer, head: int) -> Layer:
-    """The same recorded attention with one of its heads only, where heads do not look at each other; else as it is."""
+    """The same recorded attention with one head only, where heads are independent; otherwise unchanged."""
     call, seen = layer.call, layer.seen(slice(0, 1))
     if call.row_terms or (seen is not None and seen.shape[1] > 1):  # terms may mix heads, masks differ between them
         return layer
@@ -72,7 +72,7 @@ def one_head(layer: Layer, head: int) -> Layer:
 
 
 def _of_head(term: Term, head: int) -> Term:
-    if isinstance(term, ByDistance) and term.table.shape[0] > 1:  # looks up only what one head needs
+    if isinstance(term, ByDistance) and term.table.shape[0] > 1:  # reads only what one head needs
         tails = None if term.tails is None else term.tails[head : head + 1]
         return replace(term, table=term.table[head : head + 1], tails=tails)
     return _OneHead(term, head)
@@ -84,8 +84,8 @@ class _Cells:
 
     Args:
         total: the sum of their weights.
-        count: how many of them no mask hides.
-        most: the largest of those, −∞ where there is none.
+        count: number of unmasked pairs.
+        most: the largest weight among those, −∞ without any.
     """
 
     total: Tensor
@@ -100,7 +100,7 @@ class _Cells:
         return cls(weights * seen, seen.to(weights.dtype), weights.masked_fill(~seen, -math.inf))
 
     def coarser(self, rows: int, columns: int) -> _Cells:
-        """Cells of ``rows`` × ``columns`` of these; the last ones may be of fewer."""
+        """Pool ``rows`` × ``columns`` cells into one; the last ones may pool fewer."""
         parts = []
         for cells, outside in ((self.total, 0.0), (self.count, 0.0), (self.most, -math.inf)):
             down, across = -cells.shape[0] % rows, -cells.shape[1] % columns
@@ -111,21 +111,21 @@ class _Cells:
 
     @classmethod
     def room(cls, rows: int, columns: int) -> _Cells:
-        """Room for so many cells, to be filled by :meth:`put`."""
+        """Allocate this many cells, to be filled by :meth:`put`."""
         return cls(*(torch.empty(rows, columns) for _ in range(3)))
 
     def put(self, row: int, cells: _Cells) -> None:
-        """Write cells from a row on.
+        """Write cells, starting at a row.
 
-        What stays is written into room made beforehand: kept in small pieces between the blocks that come and go, it
-        would hold their memory back from the system, gigabytes of it for a long text.
+        Results are written into preallocated memory: small pieces between temporary blocks would fragment the heap and
+        keep gigabytes from the system for a long text.
         """
         for name in ("total", "count", "most"):
             part: Tensor = getattr(cells, name)
             getattr(self, name)[row : row + len(part)] = part
 
     def numbers(self) -> dict[str, Tensor]:
-        """By how they are pooled; NaN where a mask hides all of a cell."""
+        """The cells by kind of pooling; NaN where fully masked."""
         away = self.count == 0
         return {
             "max": self.most.masked_fill(away, math.nan),
@@ -135,8 +135,8 @@ class _Cells:
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """What one pass over all queries leaves: levels that are kept, the diagonal band, and what keys receive and how
-    much of it comes from near.
+    """Results of one pass over all queries: the kept levels, the diagonal band, and the attention that keys receive, in
+    total and from near queries.
     """
 
     levels: dict[int, dict[str, Tensor]]
@@ -149,15 +149,15 @@ class TileSource:
     """The tiles of one head's attention map.
 
     A server sends :meth:`body`, little-endian: rows and columns of the tile as two unsigned 32-bit numbers, then rows ·
-    columns float32 in the order of reading, NaN where a mask hides all of a cell. Tiles at the lower and right edges
-    have fewer than 256 rows or columns. The whole map's ``size(0)``, ``levels`` and :data:`TILE` are what a page needs
-    to know beforehand (:class:`headway.figures.values.Tiles`).
+    columns float32 in row-major order, NaN where fully masked. Tiles at the lower and right edges have fewer than 256
+    rows or columns. The whole map's ``size(0)``, ``levels`` and :data:`TILE` are what a page needs in advance
+    (:class:`headway.figures.values.Tiles`).
 
     Args:
-        layer: of a trace.
+        layer: a layer of a trace.
         head: which head.
         batch: which sequence.
-        reach: how far back :attr:`band` looks.
+        reach: width of :attr:`band`, in tokens.
 
     Raises:
         HeadwayError: when there is no such head or sequence.
@@ -183,7 +183,7 @@ class TileSource:
 
     @property
     def levels(self) -> int:
-        """How many levels there are; the last is the overview, which is one tile."""
+        """Number of levels; the last is the overview, a single tile."""
         return max(0, math.ceil(math.log2(max(self.queries, self.keys, 1) / TILE))) + 1
 
     @property
@@ -203,15 +203,15 @@ class TileSource:
         return -(-self.queries // 2**level), -(-self.keys // 2**level)
 
     def grid(self, level: int) -> tuple[int, int]:
-        """Rows and columns of tiles of a level."""
+        """Rows and columns of tiles in a level."""
         rows, columns = self.size(level)
         return -(-rows // TILE), -(-columns // TILE)
 
     def tile(self, level: int, row: int, column: int, how: str = "max") -> tuple[int, int, bytes]:
-        """One tile: how many rows and columns, and its float32 numbers as bytes, row by row; NaN is hidden.
+        """One tile: its number of rows and columns, and its float32 values as bytes, row by row; NaN is masked.
 
         Args:
-            level: 0 is one cell for a pair of tokens, each further one half as fine.
+            level: at level 0 a cell is a pair of tokens; each further level is half as fine.
             row: of tiles, from 0.
             column: of tiles, from 0.
             how: "max" or "mean" of the pairs in a cell.
@@ -223,12 +223,12 @@ class TileSource:
         return cells.shape[0], cells.shape[1], cells.float().contiguous().numpy().tobytes()
 
     def body(self, level: int, row: int, column: int, how: str = "max") -> bytes:
-        """The same as one answer of a server: rows and columns as unsigned 32-bit numbers, then the float32 numbers."""
+        """The same as one response: rows and columns as unsigned 32-bit integers, then the float32 values."""
         rows, columns, data = self.tile(level, row, column, how)
         return struct.pack("<II", rows, columns) + data
 
     def cells(self, level: int, row: int, column: int, how: str = "max") -> Float[Tensor, "rows columns"]:
-        """One tile as numbers; arguments as of :meth:`tile`."""
+        """One tile as a tensor; arguments as in :meth:`tile`."""
         if how not in HOW:
             raise HeadwayError(f"expected tiles pooled by {' or '.join(HOW)}, got {how!r}")
         down, across = self.grid(level)
@@ -241,17 +241,18 @@ class TileSource:
 
     @property
     def overview(self) -> dict[str, Float[Tensor, "rows columns"]]:
-        """The coarsest level, by how it is pooled, at most 256 × 256 each."""
+        """The coarsest level, by kind of pooling, at most 256 × 256 each."""
         return self._pass.levels[self.levels - 1]
 
     @property
     def received(self) -> Float[Tensor, " keys"]:
-        """What each key got from all queries together, Σ_i α_ij, in float64."""
+        """The attention that each key receives from all queries, Σ_i α_ij, in float64."""
         return self._pass.received
 
     @property
     def band(self) -> dict[str, Float[Tensor, "rows reach"]]:
-        """What queries give to the last ``reach`` tokens: column d is the token d before the query, 0 the query itself.
+        """Attention from queries to the last ``reach`` tokens: column d is d tokens before the query, 0 the query
+        itself.
 
         Rows are those of the overview. NaN where no query of a row has a token that far back. Queries are the last of
         the keys.
@@ -288,7 +289,7 @@ class TileSource:
         return _Pass(levels, band.numbers(), received, near)
 
     def _strip(self, level: int, row: int) -> dict[str, Tensor]:
-        """All tiles beside each other in a row of tiles; the last few strips are kept."""
+        """All tiles of one row of tiles; the last few such strips are cached."""
         if (level, row) not in self._strips:
             side = 2**level
             first, last = row * TILE * side, min((row + 1) * TILE * side, self.queries)
@@ -302,7 +303,7 @@ class TileSource:
         return self._strips[level, row]
 
     def _blocks(self, first: int, last: int, multiple: int) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """Weights (q, K) of the queries from ``first`` to ``last`` and which keys they see, a few of them at a time."""
+        """Weights (q, K) of the queries from ``first`` to ``last`` and which keys they see, a few queries at a time."""
         height = max(1, _BLOCK // (self.keys * self._layer.heads * multiple)) * multiple
         with torch.no_grad():
             for start in range(first, last, height):

@@ -1,12 +1,12 @@
-"""How the matrices of each head learn: weights, gradients, optimiser state and updates, while training.
+"""How the matrices of each head learn: weights, gradients, optimizer state and updates during training.
 
     W ← W + ΔW        ΔW = −lr·∂L/∂W with SGD; −lr·m̂/(√v̂ + ε) with Adam, m and v running means of g and g²
 
-Every few steps W_Q, W_K, W_V of each attention are copied before the optimiser steps, with the gradient it is about to
-use, and after it, with the state it has then. The update is their difference, not a formula.
+Every few steps W_Q, W_K, W_V of each attention are copied before the optimizer's step, with the gradient it will use,
+and after it, with its new state. The update is their difference, not a formula.
 
-At the same steps small numbers can be read, which stay when matrices are given up for room: how far each matrix moved,
-‖ΔW‖ / ‖W‖, and the entropy of each head's weights on a text that stays the same.
+At the same steps scalar readings can be taken, which are kept when matrices are dropped for space: the update ratio of
+each matrix, ‖ΔW‖ / ‖W‖, and the entropy of each head's weights on a fixed text.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from headway.shapes import HeadwayError
 
 MATRICES = ("q", "k", "v")
 ROOM = 2**28
-"""Bytes a watch may take before it looks half as often."""
+"""Maximum bytes of a watch; beyond, it records half as often."""
 READINGS = 4096
-"""Readings a watch keeps before it gives up every second of the older half."""
+"""Maximum readings of a watch; beyond, every second one of the older half is dropped."""
 Taken = dict[tuple[str, str], "Snapshot"]
 """All matrices at one step: ``taken[name of the attention, "q"]``."""
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """One matrix at one step; rows as ``nn.Linear`` keeps them, (heads · d_k, d_model).
+    """One matrix at one step, in the layout of ``nn.Linear``, (heads · d_k, d_model).
 
     Args:
         weight: W before the step.
-        gradient: ∂L/∂W as the optimiser was given it, clipped if clipping is on; None where it had none.
-        update: ΔW, what the step added.
-        state: the optimiser's own tensors after the step: ``momentum_buffer``, or ``exp_avg`` and ``exp_avg_sq``.
+        gradient: ∂L/∂W as passed to the optimizer, after any clipping; None without a gradient.
+        update: ΔW of the step.
+        state: the optimizer's own tensors after the step: ``momentum_buffer``, or ``exp_avg`` and ``exp_avg_sq``.
     """
 
     weight: Tensor
@@ -73,11 +73,11 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Reading:
-    """Small numbers of one moment, by layer in the order of the model's attentions.
+    """Scalar readings at one step, by layer in the order of the model's attentions.
 
     Args:
         ratios: ‖ΔW‖ / ‖W‖ of the last step for "q", "k" and "v" of each layer; None before the first step.
-        entropies: the mean entropy of each head's weights, in nats, (layers, heads); None where none was taken.
+        entropies: the mean entropy of each head's weights, in nats, (layers, heads); None if not taken.
     """
 
     ratios: list[dict[str, float]] | None = None
@@ -86,14 +86,14 @@ class Reading:
 
 @dataclass(eq=False)
 class Watch:
-    """What was recorded: ``watch[step][name, "q"]`` is a :class:`Snapshot`.
+    """The recorded snapshots: ``watch[step][name, "q"]`` is a :class:`Snapshot`.
 
     Args:
-        every: optimiser steps between two looks; doubles when the room is full.
-        room: bytes it may take.
-        steps: which optimiser steps were looked at, counted from 0 when watching began. ``watch[k]`` holds the weights
-            after k finished steps and what step k + 1 did to them.
-        readings: small numbers by finished steps; they outlive the matrices.
+        every: optimizer steps between snapshots; doubles when ``room`` is used up.
+        room: maximum bytes.
+        steps: recorded optimizer steps, counted from 0 when watching started. ``watch[k]`` holds the weights after k
+            completed steps and the effect of step k + 1.
+        readings: scalar readings by completed steps; they are kept longer than the matrices.
     """
 
     every: int
@@ -107,7 +107,7 @@ class Watch:
 
     def __getitem__(self, step: int) -> Taken:
         if step not in self._taken:
-            raise HeadwayError(f"expected a step that was looked at ({_some(self.steps)}), got {step}")
+            raise HeadwayError(f"expected a recorded step ({_some(self.steps)}), got {step}")
         return self._taken[step]
 
     @property
@@ -116,11 +116,11 @@ class Watch:
         return sum(_bytes(taken) for taken in self._taken.values())
 
     def copied(self) -> Watch:
-        """What is there now, which later looks do not change; the matrices themselves are shared."""
+        """A copy that later snapshots do not change; the matrices themselves are shared."""
         return replace(self, steps=list(self.steps), readings=dict(self.readings), _taken=dict(self._taken))
 
     def read(self, finished: int, reading: Reading) -> None:
-        """Keep a reading; of too many the older half is thinned."""
+        """Store a reading; beyond the maximum, the older half is downsampled."""
         self.readings[finished] = reading
         if len(self.readings) > READINGS:
             steps = sorted(self.readings)
@@ -128,7 +128,7 @@ class Watch:
             self.readings = {step: self.readings[step] for step in (*steps[:half:2], *steps[half:])}
 
     def add(self, step: int, taken: Taken) -> None:
-        """Keep a look; when the room is full, every second one is given up."""
+        """Store a snapshot; when ``room`` is used up, every second one is dropped."""
         self._taken[step] = taken
         if len(self._taken) > 2 and self.size > self.room:
             self.every *= 2
@@ -137,13 +137,13 @@ class Watch:
 
 
 def size_beforehand(model: nn.Module, steps: int, every: int = 10, tensors: int = 5) -> int:
-    """Bytes that watching a training of so many steps would take without a limit, for a message beforehand.
+    """Bytes that watching a training would take without a limit, for a message beforehand.
 
     Args:
-        model: what would be watched.
-        steps: of the training.
-        every: steps between two looks.
-        tensors: per matrix and look: weight, gradient, update and the optimiser's, 5 with Adam, 4 with SGD.
+        model: the model to watch.
+        steps: steps of the training.
+        every: steps between snapshots.
+        tensors: tensors per matrix and snapshot: weight, gradient, update and optimizer state; 5 with Adam, 4 with SGD.
 
     >>> size_beforehand(Attention(dim=64, heads=4), steps=100, every=10)
     2457600
@@ -154,12 +154,12 @@ def size_beforehand(model: nn.Module, steps: int, every: int = 10, tensors: int 
 
 @contextlib.contextmanager
 def watch(model: nn.Module, *, every: int = 10, room: int = ROOM) -> Iterator[Watch]:
-    """Record W_Q, W_K and W_V of every attention while a model trains in this block, with any torch optimiser.
+    """Record W_Q, W_K and W_V of every attention while a model trains in this block, with any torch optimizer.
 
     Args:
         model: any module that contains :class:`headway.Attention`.
-        every: optimiser steps between two looks.
-        room: bytes it may take; when they are full, every second look is given up, and it looks half as often.
+        every: optimizer steps between snapshots.
+        room: maximum bytes; when they are used up, every second snapshot is dropped, and it records half as often.
 
     Raises:
         HeadwayError: when the model contains no attention, or ``every`` is below 1.
@@ -184,13 +184,13 @@ def watch(model: nn.Module, *, every: int = 10, room: int = ROOM) -> Iterator[Wa
 def looking(
     model: nn.Module, due: Callable[[int], bool], keep: Callable[[int, Taken], None], *, first: int = 0
 ) -> Iterator[None]:
-    """Hand over W_Q, W_K and W_V of every attention around the optimiser steps of this block that are due.
+    """Pass on W_Q, W_K and W_V of every attention before and after the due optimizer steps of this block.
 
     Args:
         model: any module that contains :class:`headway.Attention`.
-        due: whether to look at a step.
-        keep: given the step and what was taken, right after the optimiser's step.
-        first: the number of the first step.
+        due: whether to record a step.
+        keep: called with the step and its snapshots, right after the optimizer's step.
+        first: index of the first step.
 
     Raises:
         HeadwayError: when the model contains no attention.
@@ -230,7 +230,7 @@ def looking(
 
 
 def update_ratios(taken: Mapping[tuple[str, str], Snapshot]) -> list[dict[str, float]]:
-    """How far each matrix moved, ‖ΔW‖ / ‖W‖, by layer; about 0.001 is usual for Adam.
+    """Update ratio of each matrix, ‖ΔW‖ / ‖W‖, by layer; about 0.001 is usual for Adam.
 
     Source: the rule of thumb is Karpathy's, cs231n notes on "ratio of weights:updates".
 
@@ -249,7 +249,7 @@ def entropies(model: nn.Module, ids: Tensor) -> list[list[float]]:
     """The mean entropy of each head's weights over a text, in nats, (layers, heads), in evaluation mode.
 
     Args:
-        model: anything with attentions that is called with token ids; its mode stays.
+        model: any model with attentions that takes token ids; its mode is restored.
         ids: token ids, (B, N).
 
     >>> import headway

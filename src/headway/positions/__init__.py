@@ -1,4 +1,4 @@
-"""Every way to tell attention where a token is: one method per file.
+"""Position methods, one per file.
 
 >>> Yarn(factor=8.0).spec()
 'yarn(factor=8.0)'
@@ -106,7 +106,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> type[Position]:
-    """A method whose file was added without a line above can be imported all the same."""
+    """Import a method whose file was added without an import above."""
     for method in methods().values():
         if method.__name__ == name:
             return method

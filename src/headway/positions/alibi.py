@@ -38,26 +38,26 @@ def slopes(heads: int, device: torch.device | None = None) -> Float[Tensor, " he
 
 SIDES = ("alike", "own", "half")
 HIDDEN = -1e30
-"""What a head that looks to one side adds on the other: no weight is left, and a row of nothing else is not NaN."""
+"""Added on the side that a one-sided head does not see: its weight is 0, and a row of nothing else is not NaN."""
 
 
 @dataclass(eq=False)
 class Alibi(Position):
     """A penalty linear in the distance, with a slope per head (ALiBi, arXiv:2108.12409).
 
-    Formula: −m_h·|pos_i − pos_j| is added to the scores, m_h = 2^(−8h/H). The one formula serves causal attention and,
-    without a causal mask, its symmetric two-sided form. Any number of heads; any length. Nothing is learned, unless
-    asked for: then ln m (H, 1 or 2), from the values above.
+    Formula: −m_h·|pos_i − pos_j| is added to the scores, m_h = 2^(−8h/H). The same formula serves causal attention and,
+    without a causal mask, symmetric two-sided attention. Any number of heads; any length. Nothing is learned by
+    default; with ``learned``, ln m (H, 1 or 2), initialised to the values above.
 
-    Pitfalls: the plain formula is wrong for H = 12 and all H that are not powers of two (see the module); far tokens
-    are out of reach for steep heads, so low perplexity at great length can be mere recency.
+    Pitfalls: the plain formula is wrong for H = 12 and every other H that is not a power of two (see the module). Steep
+    heads do not reach far tokens, so low perplexity on long texts may come from recent tokens alone.
 
     Args:
-        learned: learn the slopes, as exponentials, so that they stay positive (as in x-transformers).
-        sides: how the future differs, in attention without a causal mask, the ways the authors name for encoders:
-            "alike" is symmetric; "own" learns other slopes for the future; in "half" the first half of the heads, with
-            the slopes of H/2, sees the past only, the second half, with the same slopes, the future only.
-        scaled: multiply the penalty by attention's scale too, 1/√d_k unless told otherwise, as Falcon does.
+        learned: learn the logarithms of the slopes, so that slopes stay positive (as in x-transformers).
+        sides: treatment of the future without a causal mask, as the authors propose for encoders: "alike" is symmetric;
+            "own" learns separate slopes for the future; with "half" the first half of the heads, with the slopes of
+            H/2, sees only the past, and the second half, with the same slopes, only the future.
+        scaled: also multiply the penalty by attention's scale (default 1/√d_k), as Falcon does.
 
     >>> from headway import HeadShape
     >>> Alibi().attach(HeadShape.of(64, heads=8)).slope[:2].tolist()
@@ -66,8 +66,8 @@ class Alibi(Position):
 
     title: ClassVar[str] = "ALiBi"
     paper: ClassVar[str] = "arXiv:2108.12409"
-    summary: ClassVar[str] = "Scores lose a fixed amount per token of distance, at a different rate in each head."
-    summary_zh: ClassVar[str] = "分数按距离逐词元扣减，每个头的速率不同。"
+    summary: ClassVar[str] = "Scores fall linearly with distance, with a fixed slope per head."
+    summary_zh: ClassVar[str] = "分数随距离线性下降，每个头的斜率固定。"
 
     variants: ClassVar[tuple[str, ...]] = ("alibi(learned=True, sides='own')", "alibi(scaled=True)")
 
@@ -79,10 +79,12 @@ class Alibi(Position):
         if self.sides not in SIDES:
             raise HeadwayError(f"expected alibi sides {', '.join(SIDES)}, got {self.sides!r}")
         if self.sides == "own" and not self.learned:
-            raise HeadwayError("expected learned=True with alibi sides='own', because both sides begin alike")
+            raise HeadwayError(
+                "expected learned=True with alibi sides='own', because both sides start from the same values"
+            )
 
     def build(self, shape: HeadShape) -> None:
-        """Make ln m, if it is learned: for the past, and for the future if that has its own."""
+        """Create ln m if it is learned: for the past, and for the future if it has separate slopes."""
         if self.learned:
             self.log_slope = nn.Parameter(torch.empty(shape.heads, 2 if self.sides == "own" else 1))
 
@@ -94,12 +96,12 @@ class Alibi(Position):
 
     @property
     def slope(self) -> Float[Tensor, " heads"]:
-        """The slope of each head, that of the past if the future has its own."""
+        """The slope of each head; that of the past if the future has separate slopes."""
         return self.log_slope.double().exp()[:, 0] if self.learned else self._published()
 
     @property
     def heads(self) -> int:
-        """How many heads it was attached to."""
+        """Number of heads it is attached to."""
         return 1 if self.shape is None else self.shape.heads
 
     def _published(self, device: torch.device | None = None) -> Float[Tensor, " heads"]:
@@ -110,7 +112,7 @@ class Alibi(Position):
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """−m_h · distance."""
-        # computed here and not kept as a buffer: a model made on the meta device would lose it
+        # computed here instead of stored as a buffer, which a model made on the meta device would lose
         slope = self.log_slope.double().exp() if self.learned else self._published(look.q.device)[:, None]
         slope = slope * look.scale if self.scaled else slope
         tails = -slope.expand(-1, 2).to(torch.promote_types(look.q.dtype, torch.float32))

@@ -1,7 +1,7 @@
-"""Along the text: sums and windows over the tokens before, which go on from a cache.
+"""Sums and windows along the text, over earlier tokens, which continue from a cache.
 
-Neighbours are neighbours in the text, not in memory: padding is passed over, wherever it lies, and what a token needs
-of those before it is in the mark of the last of them, so that a cache may lose the others.
+Neighbours are neighbours in the text, not in memory: padding is skipped anywhere. All that a token needs of earlier
+tokens is in the mark of the last of them, so that a cache may drop the others.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch.nn.functional import pad
 
 @dataclass(frozen=True, eq=False)
 class Before:
-    """The token of each sequence that new ones follow.
+    """The last token of each sequence before the new ones.
 
     Args:
-        marks: what was cached of it, (B, ...).
+        marks: its cached data, (B, ...).
         pos: its position, (B,); -1 where a sequence has none yet.
     """
 
@@ -57,9 +57,9 @@ def windows(
     before: Float[Tensor, "batch last width"] | None = None,
     before_pos: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch tokens size width"]:
-    """x of each token and of the ``size`` − 1 before it in its text, newest first; zeros before the text begins.
+    """x of each token and of the ``size`` − 1 before it in its text, newest first; zeros before the text starts.
 
-    A text begins where positions do not go up: let each packed document start its positions anew.
+    A text starts where positions do not increase, so restart positions in each packed document.
 
     Args:
         x: (B, N, W).
@@ -78,7 +78,7 @@ def windows(
     if before is None or before_pos is None:
         held, x = pos.new_full((len(pos), first), -1), pad(x, (0, 0, first, 0))
     else:
-        # its window ends where its text began, and holds zeros there
+        # its window ends where its text starts, with zeros beyond
         gone = (before_pos < 0)[:, None, None]
         x = torch.cat((before.flip(1).masked_fill(gone, 0.0).to(x.dtype), x), 1)
         held, pos = before_pos[:, None].expand(-1, first), pos.expand(len(before_pos), -1)
@@ -92,7 +92,7 @@ def windows(
     for _ in range(first):
         goes_on = goes_on & ~begins.gather(1, place)
         place = previous.gather(1, place)
-        # one token at most takes each as its neighbour, so that the gradient is a sum of one number, and zeros
+        # each is the neighbour of at most one token, so that its gradient is a sum of one value and zeros
         taken = x[:, place[0]] if len(place) == 1 else x.gather(1, place[..., None].expand(-1, -1, x.shape[2]))
         found.append(taken.masked_fill(~goes_on[..., None], 0.0))
     return torch.stack(found, 2)[:, first:].masked_fill(~text[:, first:, None, None], 0.0)
@@ -101,17 +101,17 @@ def windows(
 def out_of_order(
     pos: Int[Tensor, "#batch tokens"], documents: Int[Tensor, "#batch tokens"] | None = None
 ) -> tuple[int, int] | None:
-    """Two positions that follow each other in memory, padding aside, and go down within a document, or None. Looks at
+    """Two positions adjacent in memory (skipping padding) that decrease within a document, or None. Reads the
     values.
 
     Args:
         pos: positions, (B or 1, N); -1 is padding.
-        documents: the document of each token; without it one begins at every position 0, if the first one did.
+        documents: the document of each token; without it, one starts at every position 0 if the first starts at 0.
 
     >>> out_of_order(torch.tensor([[0, 1, -1, 2, 0, 1]])), out_of_order(torch.tensor([[0, 2, 1]]))
     (None, (2, 1))
     """
-    if bool((pos.diff(dim=1) >= 0).all()):  # padding before a text and all: nearly every call ends here
+    if bool((pos.diff(dim=1) >= 0).all()):  # including padding before a text; nearly every call ends here
         return None
     for real in _without_padding(pos, pos if documents is None else documents):
         anew = bool(real) and real[0][0] == 0
@@ -123,7 +123,7 @@ def out_of_order(
 
 
 def interleaved(pos: Int[Tensor, "#batch tokens"], documents: Int[Tensor, "#batch tokens"]) -> int | None:
-    """A document that begins again in memory after another, padding aside, or None. Looks at values.
+    """A document that continues in memory after another one (skipping padding), or None. Reads the values.
 
     Args:
         pos: positions, (B or 1, N); -1 is padding.
@@ -133,7 +133,7 @@ def interleaved(pos: Int[Tensor, "#batch tokens"], documents: Int[Tensor, "#batc
     0
     >>> interleaved(torch.arange(4)[None], torch.tensor([[1, 1, 0, 0]]))
     """
-    if bool((documents.diff(dim=1) >= 0).all()):  # numbered as they come: nearly every call ends here
+    if bool((documents.diff(dim=1) >= 0).all()):  # numbered in order; nearly every call ends here
         return None
     for real in _without_padding(pos, documents):
         runs = [document for document, _ in itertools.groupby(document for _, document in real)]
@@ -144,11 +144,11 @@ def interleaved(pos: Int[Tensor, "#batch tokens"], documents: Int[Tensor, "#batc
 
 
 def _without_padding(pos: Tensor, documents: Tensor) -> Iterator[list[tuple[int, int]]]:
-    """Position and document of each token that is no padding, row by row."""
+    """Position and document of each token that is not padding, row by row."""
     for places, ids in zip(*(row.tolist() for row in torch.broadcast_tensors(pos, documents)), strict=True):
         yield [(place, document) for place, document in zip(places, ids, strict=True) if place >= 0]
 
 
 def angle_dtype(device: torch.device) -> torch.dtype:
-    """float64 where the device has it: at position 10⁶ an angle in float32 errs by 0.016 in its cosine."""
+    """float64 where the device supports it: at position 10⁶ a float32 angle has an error of 0.016 in its cosine."""
     return torch.float32 if device.type == "mps" else torch.float64

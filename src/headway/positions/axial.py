@@ -1,8 +1,8 @@
 """Rotary position embedding with several axes, for images and videos. Heo et al. 2024, "Rotary Position Embedding for
 Vision Transformer", arXiv:2403.13298.
 
-    axial:  pair i of the part of a head that belongs to axis a turns by  x_a · base^(−2i/r)      r  width of the part
-    mixed:  pair i of head h turns by  Σ_a x_a · ω_h,a,i                                           ω  learned
+    axial:  pair i of the part of a head that belongs to axis a rotates by  x_a · base^(−2i/r)      r  width of the part
+    mixed:  pair i of head h rotates by  Σ_a x_a · ω_h,a,i                                           ω  learned
 
 x_a is the token's coordinate on axis a. q·k depends on differences of coordinates only.
 """
@@ -24,11 +24,11 @@ from headway.shapes import HeadShape, HeadwayError
 
 
 def raster(pos: Int[Tensor, "batch tokens"], sizes: Sequence[int]) -> Int[Tensor, "batch tokens axes"]:
-    """Coordinates of tokens that are counted line by line, the last axis fastest.
+    """Coordinates of tokens counted row by row, the last axis fastest.
 
     Args:
-        pos: the count of each token.
-        sizes: extents of all axes but the first, which may be of any length: (width,), or (height, width).
+        pos: the index of each token.
+        sizes: extents of all axes except the first, whose extent is arbitrary: (width,), or (height, width).
 
     >>> raster(torch.tensor([[0, 7, 8, 17]]), (8,)).tolist()
     [[[0, 0], [0, 7], [1, 0], [2, 1]]]
@@ -44,24 +44,24 @@ def raster(pos: Int[Tensor, "batch tokens"], sizes: Sequence[int]) -> Int[Tensor
 class Axial(Position):
     """Rotary with one axis per part of the head, or with learned mixtures of axes (RoPE for ViT, arXiv:2403.13298).
 
-    Formula: the d_k/2 pairs of a head are divided evenly among the axes, the first axes taking what is left over; pair
-    i of an axis with m pairs turns by x·base^(−i/m), x being the token's coordinate on that axis. With ``mixed`` every
-    pair turns by Σ_a x_a·ω_a. Shapes: q (B, H, Q, d_k), k (B, H_kv, K, d_k) unchanged. Learned, only with ``mixed``: ω
-    (H_kv, 2, d_k/2), each layer its own, initialised to the axial frequencies in randomly turned directions, one per
-    head, shared by the query heads of a group.
+    Formula: the d_k/2 pairs of a head are divided evenly among the axes, the first axes taking the remainder; pair i of
+    an axis with m pairs rotates by x·base^(−i/m), x being the token's coordinate on that axis. With ``mixed`` every
+    pair rotates by Σ_a x_a·ω_a. Shapes: q (B, H, Q, d_k), k (B, H_kv, K, d_k) unchanged. Learned, only with ``mixed``:
+    ω (H_kv, 2, d_k/2), separate for each layer, initialised to the axial frequencies in randomly rotated directions,
+    one per head, shared by the query heads of a group.
 
     Coordinates come from ``coordinates=`` of Attention and Transformer, slowest axis first: (y, x), or (t, y, x).
-    Without them positions count tokens line by line: y = p // width and x = p % width; with three axes
+    Without them positions count tokens row by row: y = p // width and x = p % width; with three axes
     t = p // (width·height).
 
-    Pitfalls: only coordinates are relative; shifting counted positions moves tokens to other lines. Libraries differ in
-    the order of the axes and in the frequencies (Pixtral deals those of one head-wide rotary out to its two axes in
-    turn); weights trained with one pairing are wrong with the other.
+    Pitfalls: only coordinates are relative; shifting positions moves tokens to other rows. Libraries differ in the
+    order of the axes and in the frequencies (Pixtral alternates those of one head-wide rotary between its two axes);
+    weights trained with one pairing are wrong with the other.
 
     Args:
-        dims: how many axes, 2 or 3.
-        width: tokens in a line, where no coordinates are given.
-        height: lines in a frame, likewise; for three axes.
+        dims: number of axes, 2 or 3.
+        width: tokens per row, where no coordinates are given.
+        height: rows per frame, likewise; for three axes.
         base: 100 in the paper (10 with ``mixed``); Qwen2-VL's vision tower has 10000.
         pairing: "half" as in Qwen2-VL and Pixtral, or "interleaved" as in the paper, see :class:`Rotary`.
         mixed: learn the frequencies of both axes for every pair (RoPE-Mixed); for two axes.
@@ -75,7 +75,7 @@ class Axial(Position):
 
     title: ClassVar[str] = "Axial rotary"
     paper: ClassVar[str] = "arXiv:2403.13298"
-    summary: ClassVar[str] = "Each part of a head is turned by another coordinate: row and column of an image."
+    summary: ClassVar[str] = "Each part of a head is rotated by one coordinate, such as the row or column of an image."
     summary_zh: ClassVar[str] = "每个头的各部分按不同坐标旋转，例如图像的行与列。"
     relative: ClassVar[bool] = False
     per_layer: ClassVar[bool] = True
@@ -102,21 +102,21 @@ class Axial(Position):
 
     @property
     def axes(self) -> int:
-        """How many coordinates a token has."""
+        """Number of coordinates per token."""
         return self.dims
 
     def build(self, shape: HeadShape) -> None:
-        """Check that the head divides into pairs for every axis, and make ω."""
+        """Check that the head divides into pairs for every axis, and create ω."""
         if shape.head_dim % 2 or shape.head_dim < 2 * self.dims:
             raise HeadwayError(
-                f"expected an even head width of at least {2 * self.dims}, because axial turns pairs for each of "
+                f"expected an even head width of at least {2 * self.dims}, because axial rotates pairs for each of "
                 f"{self.dims} axes, got {shape.head_dim}: change heads or head_dim"
             )
         if self.mixed:
             self.frequency = nn.Parameter(torch.empty(shape.kv_heads, 2, shape.head_dim // 2))
 
     def reset_parameters(self) -> None:
-        """Of each head one random direction for half of the pairs, and the direction across it for the others."""
+        """For each head, one random direction for half of the pairs, and the perpendicular one for the rest."""
         if not self.mixed:
             return
         heads, _, pairs = self.frequency.shape
@@ -133,7 +133,7 @@ class Axial(Position):
         q_pos: Int[Tensor, "#batch queries *axes"],
         k_pos: Int[Tensor, "#batch keys *axes"],
     ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
-        """Turn q and k by their coordinates."""
+        """Rotate q and k by their coordinates."""
         q_waves = waves(self.angles(q_pos, q.shape[-1] // 2), q)
         k_waves = q_waves if k_pos is q_pos else waves(self.angles(k_pos, k.shape[-1] // 2), k)
         if self.mixed:
@@ -145,7 +145,7 @@ class Axial(Position):
     def angles(
         self, pos: Int[Tensor, "batch tokens *axes"], pairs: int
     ) -> Float[Tensor, "batch kv_heads tokens {pairs}"]:
-        """By how much each pair turns, (B, 1, N, pairs), or with ``mixed`` (B, H_kv, N, pairs)."""
+        """Rotation angle of each pair, (B, 1, N, pairs), or with ``mixed`` (B, H_kv, N, pairs)."""
         where = pos if pos.ndim == 3 else raster(pos, (self.height, self.width)[3 - self.dims :])
         if self.mixed:
             parts = where.to(angle_dtype(pos.device))[:, None, :, :, None] * self.frequency[None, :, None]

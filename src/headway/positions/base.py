@@ -1,14 +1,14 @@
-"""What a position method is: an object that acts at one or more of the few places where position can enter attention.
+"""The interface of position methods: a method acts at one or more of the places where position can enter attention.
 
     out_i = Σ_j softmax_j( scale · q_i·k_j + terms(i, j) under mask(i, j) ) · v_j
 
 1. ``embed``   adds a vector to the token embedding
-2. ``rotate``  maps q and k given their positions; what it makes of k is cached
+2. ``rotate``  transforms q and k by their positions; the result for k is cached
 3. ``terms``   adds something to the scores or values
-4. ``mark``    computes something per token that is cached beside k and v; ``carry`` sums or convolves it along the text
+4. ``mark``    computes data per token, cached with k and v; ``carry`` sums or convolves it along the text
 
-And where these do not reach: ``renumber`` changes positions themselves while training, ``transform_qk`` maps all keys,
-cached ones too, anew at every call, and ``normalise`` names another way from scores to weights than softmax.
+For what these cannot express: ``renumber`` changes the positions during training, ``transform_qk`` transforms all keys,
+including cached ones, at every call, and ``normalise`` names an alternative to softmax.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from headway.shapes import HeadShape, HeadwayError, brief
 from headway.terms import AnyTerm
 
 REACH: ContextVar[int | None] = ContextVar("REACH", default=None)
-"""How far apart tokens are at most where positions cannot be looked at, on the meta device; None is not known."""
+"""Largest distance between tokens where positions cannot be read, on the meta device; None if unknown."""
 
 
 @dataclass(frozen=True, eq=False)
 class TermInputs:
-    """What a method may look at when it makes its terms.
+    """The inputs from which a method computes its terms.
 
     Args:
         q: queries, rotated, (B, H, Q, D).
         k: keys, rotated, (B, H_kv, K, D).
         q_pos: positions of the queries, (B or 1, Q); -1 is padding.
         k_pos: positions of the keys, (B or 1, K); -1 is padding.
-        scale: what q·k is multiplied with.
+        scale: what q·k is multiplied by.
         marks: what :meth:`Position.marked` computed for the keys, (B, K, ...).
-        heads: which of the method's heads q holds; None is all of them in order.
-        sees_future: whether a query may see keys at positions after its own; False where that is not known.
-        crosses: whether the keys are those of another sequence than the queries.
-        absolute: whether what all scores of a row have in common counts: softmax ignores it, but not beside a sink, nor
-            does another way to make weights.
-        order: which token of the text each key is, (B or 1, K), see :attr:`headway.cache.KVCache.order`; None where
+        heads: indices of the method's heads that q holds; None is all heads in order.
+        sees_future: whether queries may see keys at later positions; False if unknown.
+        crosses: whether the keys belong to another sequence than the queries (cross attention).
+        absolute: whether a constant added to a whole row of scores matters: softmax ignores it, but not with an
+            attention sink, and neither do other normalisations.
+        order: index in the text of each key, (B or 1, K), see :attr:`headway.cache.KVCache.order`; None where
             neighbours in memory are neighbours in the text.
     """
 
@@ -65,14 +65,14 @@ class TermInputs:
     order: Int[Tensor, "#batch keys"] | None = None
 
     def of_heads(self, parameter: Float[Tensor, "all_heads ..."]) -> Float[Tensor, "heads ..."]:
-        """The rows of a per-head parameter for the heads at hand."""
+        """The rows of a per-head parameter for the current heads."""
         return parameter if self.heads is None else parameter[self.heads]
 
     def own_marks(self) -> Float[Tensor, "batch queries *rest"]:
-        """What ``mark`` computed for the queries: in self attention they are the newest of the keys.
+        """The marks of the queries, which in self attention are the newest keys.
 
         Raises:
-            HeadwayError: when the keys are of another sequence.
+            HeadwayError: when the keys belong to another sequence.
         """
         queries, keys = self.q.shape[2], self.k.shape[2]
         if self.marks is None or self.crosses or queries > keys:
@@ -83,14 +83,14 @@ class TermInputs:
         return self.marks[:, keys - queries :]
 
     def offsets(self, past: int, future: int) -> tuple[Int[Tensor, " width"], int]:
-        """The distances, key minus query, that a table must hold for the tokens at hand, and the entry of distance 0.
+        """The distances, key minus query, that a table must hold for the current tokens, and the index of distance 0.
 
-        For bias that is constant beyond ``past`` and ``future``: then the table's width changes no result, only its
-        cost. Where positions cannot be looked at (under torch.compile, on the meta device) it is as wide as it may be.
+        For a bias that is constant beyond ``past`` and ``future``, so that the width of the table affects the cost, not
+        the result. Where positions cannot be read (under torch.compile, on the meta device) it has full width.
 
         Args:
-            past: how far behind a query distances are told apart; keys farther away count as that far.
-            future: how far before it.
+            past: largest distinguished distance behind a query; keys farther away count as that far.
+            future: likewise for keys after the query.
 
         >>> pos = torch.tensor([[-1, -1, 10, 11]])
         >>> x = torch.zeros(1, 1, 4, 8)
@@ -101,7 +101,7 @@ class TermInputs:
         if 0 in (*q_pos.shape, *k_pos.shape):
             past, future = 0, 0
         elif readable(q_pos, anywhere=True):
-            never = torch.iinfo(k_pos.dtype).max // 2  # where padding stands, no token is near
+            never = torch.iinfo(k_pos.dtype).max // 2  # far from every token, for padding
             first_q, first_k = (x.masked_fill(x < 0, never).amin(1) for x in (q_pos, k_pos))
             ends = torch.stack([(q_pos.amax(1) - first_k).amax(), (k_pos.amax(1) - first_q).amax()])
             behind, before = ends.clamp(min=0).tolist()
@@ -113,10 +113,10 @@ class TermInputs:
 
 @dataclass(eq=False)
 class Position(Displayed, nn.Module):
-    """A way to tell attention where a token is. Subclass it in one file of ``headway/positions`` to add a method.
+    """A position method. Subclass it in one file of ``headway/positions`` to add a method.
 
-    A method is a dataclass whose fields are its hyperparameters, all plain values. Parameters are made once, by
-    :meth:`attach`, when the method is handed to attention; the same object handed to two layers shares them.
+    A method is a dataclass whose fields are its hyperparameters, all plain values. Parameters are created once, by
+    :meth:`attach`, when the method is passed to attention; two layers that get the same object share them.
 
     Positions are integers, explicit and global; -1 is padding. A method never makes its own ``arange`` over tokens.
     """
@@ -126,36 +126,36 @@ class Position(Displayed, nn.Module):
     paper: ClassVar[str] = ""
     """Where it was published, as arXiv:NNNN.NNNNN."""
     summary: ClassVar[str] = ""
-    """What it does, in one sentence."""
+    """Its effect, in one sentence."""
     summary_zh: ClassVar[str] = ""
-    """The same in Chinese; where there is none, reports show the English."""
+    """The same in Chinese; if empty, reports show the English."""
     relative: ClassVar[bool] = True
-    """Whether attention depends on differences of positions only, so that shifting them all changes nothing."""
+    """Whether attention depends only on differences of positions, so that shifting all positions changes nothing."""
     per_layer: ClassVar[bool] = False
-    """Whether a Transformer gives each layer parameters of its own, as the method's paper does."""
+    """Whether each layer of a Transformer has separate parameters, as in the method's paper."""
     normalise: ClassVar[str] = "softmax"
     """How scores become weights, see :func:`headway.functional.attend`."""
     sequential: ClassVar[bool] = False
-    """Whether the order of the tokens in memory counts, which then must be that of the text."""
+    """Whether the order of tokens in memory matters; it must then be that of the text."""
     contiguous: ClassVar[bool] = False
-    """Whether the tokens of a document must lie side by side in memory, because what lies between them counts."""
+    """Whether the tokens of a document must be contiguous in memory, because tokens in between matter."""
     neighbours: ClassVar[bool] = False
-    """Whether its terms go by :attr:`Look.order`."""
+    """Whether its terms depend on :attr:`TermInputs.order`."""
     unbroken: ClassVar[bool] = False
-    """Whether all tokens between a query and a key are needed, so that a cache must not lose one of them."""
+    """Whether all tokens between a query and a key are needed, so that a cache must not drop any of them."""
     variants: ClassVar[tuple[str, ...]] = ()
-    """Hyperparameters worth a look beside the defaults, as ``rotary(fraction=0.5)``; laws are tested on them too."""
+    """Other hyperparameters to test the laws with, e.g. ``rotary(fraction=0.5)``."""
     exempt: ClassVar[dict[str, str]] = {}
-    """Laws (see tests/laws) that do not bind it, each with the reason; the tests expect them to fail."""
+    """Laws (see tests/laws) that it is exempt from, each with the reason; the tests expect them to fail."""
 
     shape: HeadShape | None = field(default=None, init=False, repr=False)
-    """The widths it was attached to; None before."""
+    """The shape it is attached to; None before."""
 
     def __new__(cls, *values: Any, **named: Any) -> Self:
         """Initialise the module first: dataclasses assign their fields before any ``__init__`` could.
 
         Raises:
-            HeadwayError: on a hyperparameter that is not of its default's kind.
+            HeadwayError: on a hyperparameter whose type is not that of its default.
         """
         defaults = {f.name: f.default for f in fields(cls) if f.init}
         for key, value in (*zip(defaults, values, strict=False), *named.items()):
@@ -168,7 +168,7 @@ class Position(Displayed, nn.Module):
     # --- what a method implements -------------------------------------------------------------------------------
 
     def build(self, shape: HeadShape) -> None:
-        """Make the parameters for these widths; called once. Values come from :meth:`reset_parameters`."""
+        """Create the parameters for this shape; called once. :meth:`reset_parameters` sets their values."""
 
     def reset_parameters(self) -> None:
         """Initialise the parameters."""
@@ -176,7 +176,7 @@ class Position(Displayed, nn.Module):
     def embed(
         self, x: Float[Tensor, "batch tokens dim"], pos: Int[Tensor, "#batch tokens *axes"]
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Token embeddings with position added; by default unchanged. ``pos`` may be coordinates."""
+        """Add position to token embeddings; by default unchanged. ``pos`` may be coordinates."""
         return x
 
     def rotate(
@@ -186,17 +186,17 @@ class Position(Displayed, nn.Module):
         q_pos: Int[Tensor, "#batch queries *axes"],
         k_pos: Int[Tensor, "#batch keys *axes"],
     ) -> tuple[Float[Tensor, "batch heads queries dim_r"], Float[Tensor, "batch kv_heads keys dim_r"]]:
-        """Queries and keys mapped by their positions, or coordinates; by default unchanged."""
+        """Transform queries and keys by their positions or coordinates; by default unchanged."""
         return q, k
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
-        """What is added to scores and values; by default nothing."""
+        """The terms added to scores and values; by default none."""
         return ()
 
     def mark(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens *rest"] | None:
-        """Something per token, computed from attention's input and cached beside k and v; by default nothing.
+        """Data per token, computed from attention's input and cached with k and v; by default none.
 
-        Of each token by itself: see :meth:`carry` for what depends on the tokens before.
+        It depends on each token alone; see :meth:`carry` for what depends on earlier tokens.
         """
         return None
 
@@ -206,30 +206,31 @@ class Position(Displayed, nn.Module):
         pos: Int[Tensor, "#batch tokens"],
         before: Before | None,
     ) -> Float[Tensor, "batch tokens *held"]:
-        """What is cached of the tokens, for methods that sum or convolve along the text; by default what marks them.
+        """The data cached per token, for methods that sum or convolve along the text; by default the marks.
 
-        Whatever a later token needs of those before must be in the mark of the last of them: a cache may drop tokens.
+        All that a later token needs of earlier ones must be in the mark of the last of them: a cache may drop tokens.
         :mod:`headway.positions.along` has sums and windows.
 
         Args:
-            marks: what :meth:`mark` made of the tokens, (B, N, ...).
+            marks: result of :meth:`mark` for the tokens, (B, N, ...).
             pos: their positions, (B or 1, N); -1 is padding.
-            before: the token they follow, where a cache holds it.
+            before: the preceding token, if it is cached.
         """
         return marks
 
     def renumber(self, pos: Int[Tensor, "#batch tokens"]) -> Int[Tensor, "batch tokens"]:
-        """Other positions for the tokens while training, in the same order, -1 kept; by default the same.
+        """New positions for the tokens during training, in the same order, with -1 unchanged; by default the same
+        positions.
 
-        Called once for all layers, and not with a cache.
+        Called once for all layers, and never with a cache.
         """
         return pos
 
     def transform_qk(
         self, look: TermInputs
     ) -> tuple[Float[Tensor, "batch heads queries dim_r"], Float[Tensor, "batch kv_heads keys dim_r"]]:
-        """Queries and all keys, cached ones too, mapped at every call: for maps that change as the sequence grows, or
-        that follow from the marks of all tokens. By default unchanged.
+        """Transform queries and all keys, including cached ones, at every call: for transforms that change as the
+        sequence grows, or that depend on the marks of all tokens. By default unchanged.
 
         The queries are the newest tokens: query i of Q belongs to key K − Q + i, unless attention crosses to a context.
         """
@@ -243,18 +244,18 @@ class Position(Displayed, nn.Module):
         pos: Int[Tensor, "#batch tokens"],
         before: Before | None = None,
     ) -> Tensor | None:
-        """What is cached beside k and v: :meth:`mark`, then :meth:`carry`; (B, N, ...), or None."""
+        """The data cached with k and v: :meth:`mark`, then :meth:`carry`; (B, N, ...), or None."""
         marks = self.mark(x)
         return None if marks is None else self.carry(marks, pos, before)
 
     def attach(self, shape: HeadShape | int) -> Self:
-        """Make the parameters for these widths, once. Attention and Transformer do this themselves.
+        """Create the parameters for this shape, once. Attention and Transformer do this themselves.
 
         Args:
-            shape: the widths; a number is the width of an embedding without heads, as before an RNN.
+            shape: the shape of the heads; an integer is the width of an embedding without heads, e.g. before an RNN.
 
         Raises:
-            HeadwayError: when it is attached to other widths already.
+            HeadwayError: when it is already attached to another shape.
         """
         shape = shape if isinstance(shape, HeadShape) else HeadShape.of(shape)
         if self.shape is None:
@@ -269,7 +270,7 @@ class Position(Displayed, nn.Module):
         return self
 
     def fresh(self) -> Self:
-        """The same method with parameters of its own, not yet made."""
+        """A new object with the same hyperparameters and no parameters yet."""
         return type(self)(**self.hyperparameters())
 
     @classmethod
@@ -279,7 +280,7 @@ class Position(Displayed, nn.Module):
 
     @property
     def axes(self) -> int:
-        """How many coordinates a token may have: 1 in text; 2 in an image, 3 in a video. See ``Attention.forward``."""
+        """Number of coordinates per token: 1 in text, 2 in an image, 3 in a video. See ``Attention.forward``."""
         return 1
 
     def prepare(
@@ -297,20 +298,20 @@ class Position(Displayed, nn.Module):
         absolute: bool = False,
         order: Int[Tensor, "#batch keys"] | None = None,
     ) -> tuple[Tensor, Tensor, tuple[AnyTerm, ...]]:
-        """What attention is to be called with: queries and keys after :meth:`transform_qk`, and the terms.
+        """The inputs of attention: queries and keys after :meth:`transform_qk`, and the terms.
 
         Args:
             q: queries after :meth:`rotate`.
-            k: keys after :meth:`rotate`, cached ones too.
-            q_pos: as in :class:`TermInputs`, like all that follow.
+            k: keys after :meth:`rotate`, including cached ones.
+            q_pos: positions of the queries, see :class:`TermInputs` for this and the rest.
             k_pos: positions of the keys.
-            scale: what q·k is multiplied with.
+            scale: what q·k is multiplied by.
             marks: what :meth:`marked` computed for the keys.
-            heads: which of the method's heads q holds.
+            heads: indices of the method's heads that q holds.
             sees_future: whether a query may see keys after it.
-            crosses: as in :class:`TermInputs`, like the others.
-            absolute: whether what all scores of a row have in common counts.
-            order: which token of the text each key is.
+            crosses: whether the keys belong to another sequence.
+            absolute: whether a constant added to a whole row of scores matters.
+            order: index in the text of each key.
         """
         look = TermInputs(q, k, q_pos, k_pos, scale, marks, heads, sees_future, crosses, absolute, order)
         if type(self).transform_qk is not Position.transform_qk:
@@ -367,14 +368,14 @@ class Position(Displayed, nn.Module):
 
 
 LARGEST = 2**31 - 1
-"""The largest whole number in a method's text: products of two still are sizes that torch can name."""
+"""The largest integer in a method's string, so that the product of two still is a valid size in torch."""
 
 
 def as_kind(method: str, key: str, value: Any, default: Any) -> Any:
-    """A hyperparameter of its default's kind: an integer is taken for a float, nothing else for another.
+    """Convert a hyperparameter to the type of its default; only integers convert, to float.
 
     Raises:
-        HeadwayError: when it is of another kind, or larger than torch can hold.
+        HeadwayError: on another type, or a value larger than torch can hold.
     """
     if isinstance(default, tuple) and isinstance(value, tuple):
         return tuple(as_kind(method, key, each, default[0] if default else 0.0) for each in value)
@@ -392,9 +393,9 @@ def frequencies(dim: int, base: float, device: torch.device, *, endpoint: bool =
     """Angular frequencies base^(−2i/dim) for i = 0 … ⌈dim/2⌉−1, in float64 radians per token.
 
     Args:
-        dim: how many numbers the pairs fill.
-        base: ratio of the slowest to the fastest, nearly.
-        device: where.
+        dim: number of dimensions that the pairs cover.
+        base: nearly the ratio of the fastest to the slowest.
+        device: device of the result.
         endpoint: divide by ⌈dim/2⌉−1 instead of dim/2, so that the slowest is 1/base exactly (tensor2tensor).
     """
     pairs = (dim + 1) // 2

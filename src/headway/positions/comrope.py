@@ -2,11 +2,11 @@
 Embedding Parameterized by Trainable Commuting Angle Matrices", arXiv:2506.03737.
 
     q ← R(x) q,  k ← R(x) k         R(x) = exp(Σ_a x_a A_a)         x_a  the token's coordinate on axis a
-    A_a = diag(B_a1, …, B_am)       blocks of b × b, skew-symmetric; those of one place j commute:
+    A_a = diag(B_a1, …, B_am)       blocks of b × b, skew-symmetric; blocks of the same index j commute:
     linearly dependent (LD):        B_aj = θ_aj (P_j − P_jᵀ)
     axial partition (AP):           B_aj = P_j − P_jᵀ if j ≡ a modulo the number of axes, else 0
 
-P and θ are learned. That they commute is what makes R(x)ᵀR(y) = R(y − x), so that q·k sees differences only.
+P and θ are learned. Because the blocks commute, R(x)ᵀR(y) = R(y − x), so that q·k depends on differences only.
 """
 
 from __future__ import annotations
@@ -28,24 +28,25 @@ KINDS = ("ld", "ap")
 
 @dataclass(eq=False)
 class ComRope(Position):
-    """Learned rotations of whole blocks of a head, that commute (ComRoPE, arXiv:2506.03737).
+    """Learned commuting rotations of blocks of a head (ComRoPE, arXiv:2506.03737).
 
-    Formula: q and k are multiplied with exp(Σ_a x_a A_a), A_a block diagonal and skew-symmetric. Shapes: q (B, H, Q,
+    Formula: q and k are multiplied by exp(Σ_a x_a A_a), A_a block diagonal and skew-symmetric. Shapes: q (B, H, Q,
     d_k), k (B, H_kv, K, d_k) unchanged. Learned, in each layer: P (H_kv, d_k/b, b, b), initialised N(0, std²), shared
     by the query heads of a group, and for "ld" θ (axes, d_k/b), initialised N(0, 1).
 
-    Coordinates come from ``coordinates=`` of Attention and Transformer; without them a token lies at its position on
-    every axis. P − Pᵀ = V diag(iλ) Vᴴ is taken apart once, not per token: exp(s(P − Pᵀ)) x = V (e^{iλs} ∘ Vᴴx), exact
+    Coordinates come from ``coordinates=`` of Attention and Transformer; without them every coordinate of a token is
+    its position. P − Pᵀ = V diag(iλ) Vᴴ is decomposed once, not per token: exp(s(P − Pᵀ)) x = V (e^{iλs} ∘ Vᴴx), exact
     at any position.
 
-    Pitfalls: the paper scales images to [0, 1] and draws P with deviation 1; counted in tokens or patches that is one
-    over the extent. Where two λ of a block are equal, as for P = 0, the gradient of P is not finite.
+    Pitfalls: the paper scales images to [0, 1] and samples P with standard deviation 1; with coordinates in tokens or
+    patches that corresponds to 1/extent. Where two λ of a block are equal, as for P = 0, the gradient of P is not
+    finite.
 
     Args:
-        dims: how many axes, 1 in text.
-        block: b; 2 makes ordinary pairs with learned frequencies.
+        dims: number of axes, 1 in text.
+        block: b; 2 gives ordinary pairs with learned frequencies.
         kind: "ld" or "ap".
-        std: of the initial P.
+        std: standard deviation of the initial P.
 
     >>> position = ComRope(block=4).attach(HeadShape.of(64, heads=4))
     >>> [tuple(p.shape) for p in position.parameters()]
@@ -54,7 +55,7 @@ class ComRope(Position):
 
     title: ClassVar[str] = "ComRoPE"
     paper: ClassVar[str] = "arXiv:2506.03737"
-    summary: ClassVar[str] = "Blocks of queries and keys are turned by learned rotations that commute."
+    summary: ClassVar[str] = "Blocks of queries and keys are rotated by learned commuting rotations."
     summary_zh: ClassVar[str] = "查询和键的各个分块由可学习且两两可交换的旋转矩阵来旋转。"
     per_layer: ClassVar[bool] = True
     variants: ClassVar[tuple[str, ...]] = ("comrope(dims=2, block=2, kind='ap')",)
@@ -76,7 +77,7 @@ class ComRope(Position):
 
     @property
     def axes(self) -> int:
-        """How many coordinates a token has."""
+        """Number of coordinates per token."""
         return self.dims
 
     def build(self, shape: HeadShape) -> None:
@@ -107,11 +108,11 @@ class ComRope(Position):
         q_pos: Int[Tensor, "#batch queries *axes"],
         k_pos: Int[Tensor, "#batch keys *axes"],
     ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
-        """Turn each block of q and k."""
+        """Rotate each block of q and k."""
         matrix = self.matrix.to(angle_dtype(q.device))
         turn = matrix - matrix.mT
         sound = turn.isfinite().all(-1).all(-1)[..., None]
-        # of a diverged matrix there are no eigenvalues, and no error either: what it turns becomes NaN
+        # a diverged matrix has no eigenvalues, and must not raise: its results become NaN
         rates, basis = torch.linalg.eigh(-1j * turn.nan_to_num(0.0, 0.0, 0.0))  # (H_kv, blocks, b), (…, b, b)
         rates = rates.masked_fill(~sound, torch.nan)
         if basis.requires_grad and not torch.compiler.is_compiling():
@@ -121,7 +122,7 @@ class ComRope(Position):
         return self._turned(q, basis, q_waves), self._turned(k, basis, k_waves)
 
     def along(self, pos: Int[Tensor, "batch tokens *axes"]) -> Float[Tensor, "batch tokens blocks"]:
-        """How far each token turns each block, in multiples s of P − Pᵀ, float64."""
+        """Rotation of each block for each token, in multiples s of P − Pᵀ, float64."""
         where = pos if pos.ndim == 3 else pos[..., None].expand(-1, -1, self.dims)
         if self.kind == "ld":
             share = self.angle.to(angle_dtype(pos.device))
@@ -144,10 +145,10 @@ class ComRope(Position):
 
 
 def _without_phases(basis: Tensor, gradient: Tensor | None) -> Tensor | None:
-    """A gradient by eigenvectors without what would only change their phases: none by the rotation, and roundings that
-    torch takes for one where gradients are huge.
+    """The gradient w.r.t. the eigenvectors without the part that would only change their phases: the rotation has none,
+    but torch takes rounding errors for one where gradients are huge.
     """
-    if gradient is None:  # nothing came back, which autograd may say so
+    if gradient is None:  # autograd passes None for no gradient
         return None
-    gradient = gradient.where(gradient.isfinite(), 0.0)  # by the eigenvalues it stays NaN
+    gradient = gradient.where(gradient.isfinite(), 0.0)  # the gradient w.r.t. the eigenvalues stays NaN
     return gradient - (1j * basis * (basis.conj() * gradient).sum(-2, keepdim=True).imag).detach()

@@ -3,9 +3,9 @@ Extrapolation", arXiv:2405.14722, and "DAPE V2: Process Attention Score as Featu
 arXiv:2410.04798.
 
     score(i, j) = A + B + f(A, B)           A = q_i·k_j / √d_k of all heads, B a bias by distance
-    f = W₂ LeakyReLU(W₁ (A, B) + b₁)        over the 2H numbers of a pair; V2: W₁ and W₂ convolve over keys j too
+    f = W₂ LeakyReLU(W₁ (A, B) + b₁)        over the 2H values of a pair; V2: W₁ and W₂ convolve over keys j too
 
-What a distance means is decided by all heads' contents together.
+The contents of all heads together determine the bias of a distance.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from headway.positions.base import Position, TermInputs
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, MixHeads, Term
 
-KINK = "a rounding may put a hidden unit on the other side of LeakyReLU's kink"
+KINK = "rounding may move a hidden unit across the kink of LeakyReLU"
 
 
 @dataclass(eq=False)
 class Dape(Position):
     """A bias by distance, adapted to the contents of all heads by a small network (DAPE, arXiv:2405.14722).
 
-    Formula: B + f(A, B) is added to the scores A: B of another method, f = W₂ LeakyReLU(W₁(A, B) + b₁) for each pair
-    of tokens. Learned, each layer its own: what B learns, W₁ (width, 2H, 1), b₁ and W₂ (H, width, 1), uniform within
-    ±1/√(inputs). The authors add a bias b₂ after W₂ as well, one number per head, which softmax ignores; beside sinks
-    it is part of them: load sink − b₂.
+    Formula: B + f(A, B) is added to the scores A: B of another method, f = W₂ LeakyReLU(W₁(A, B) + b₁) for each pair of
+    tokens. Learned, separate for each layer: the parameters of B, W₁ (width, 2H, 1), b₁ and W₂ (H, width, 1), uniform
+    within ±1/√(inputs). The authors add a bias b₂ after W₂ as well, one value per head, which softmax ignores; with
+    sinks, subtract it from them: load sink − b₂.
 
     Pitfalls: all heads are needed at once, so heads cannot be split over devices; the hidden layer holds ``width``
-    numbers per pair of a block of queries.
+    values per pair of a block of queries.
 
     Args:
-        bias: the method that gives B, as its text: any that only adds a bias by position. The paper does best with
-            KERPLE.
+        bias: the method that computes B, as a string: any that only adds a bias by position. KERPLE works best in the
+            paper.
         width: hidden units; 32 in the paper.
 
     >>> Dape().attach(HeadShape.of(64, heads=4)).first.shape
@@ -46,7 +46,7 @@ class Dape(Position):
 
     title: ClassVar[str] = "DAPE"
     paper: ClassVar[str] = "arXiv:2405.14722"
-    summary: ClassVar[str] = "A small network over all heads adapts a bias by distance to what the tokens say."
+    summary: ClassVar[str] = "A small network over all heads adapts a bias by distance to the content."
     summary_zh: ClassVar[str] = "一个跨所有头的小网络，根据内容调整按距离的偏置。"
     per_layer: ClassVar[bool] = True
 
@@ -74,11 +74,11 @@ class Dape(Position):
 
     @property
     def taps(self) -> int:
-        """How many neighbouring keys the network looks at."""
+        """Number of neighbouring keys that the network sees."""
         return 1
 
     def build(self, shape: HeadShape) -> None:
-        """Make the inner method, W₁, b₁ and W₂."""
+        """Create the inner method, W₁, b₁ and W₂."""
         self.heads = shape.heads
         self.inner = self._parsed().attach(shape)
         self.first = nn.Parameter(torch.empty(self.width, 2 * shape.heads, self.taps))
@@ -93,7 +93,7 @@ class Dape(Position):
             nn.init.uniform_(parameter, -bound, bound)
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
-        """The bias and what the network makes of it."""
+        """The bias and the network's correction."""
         if look.heads is not None:
             raise HeadwayError(f"expected all {self.heads} heads at once, because {self.method_name()} mixes them")
         bias = self.inner.terms(look)
@@ -104,20 +104,20 @@ class Dape(Position):
 
 @dataclass(eq=False)
 class DapeV2(Dape):
-    """DAPE whose network sees the neighbouring keys' scores too (DAPE V2, arXiv:2410.04798).
+    """DAPE whose network also sees the scores of neighbouring keys (DAPE V2, arXiv:2410.04798).
 
     Formula: as :class:`Dape`, with W₁ and W₂ as convolutions over ``kernel`` keys, (width, 2H, kernel) and
-    (H, width, kernel). Hidden pairs are zero in both layers.
+    (H, width, kernel). Masked pairs are zero in both layers.
 
-    Pitfalls: those of :class:`Dape`; neighbours are those in the text, padding aside, which lie in memory in its order,
-    so rows must not be shuffled; what a cache dropped counts as zero, like what is hidden. The authors' code hides
-    future keys from the first layer only, so that what a row gives depends on how many tokens follow it; here it does
-    not, and decoding gives what one pass gives.
+    Pitfalls: those of :class:`Dape`; neighbours are those in the text, without padding. They must be in order in
+    memory, so do not shuffle rows. Keys dropped from a cache count as zero, like masked ones. The authors' code masks
+    future keys in the first layer only, so that a row depends on the number of tokens that follow it; here it does not,
+    and decoding equals one pass.
 
     Args:
         bias: as in :class:`Dape`.
         width: as in :class:`Dape`.
-        kernel: how many neighbouring keys, odd; 3 in the paper.
+        kernel: number of neighbouring keys, odd; 3 in the paper.
 
     >>> DapeV2().attach(HeadShape.of(64, heads=4)).first.shape
     torch.Size([32, 8, 3])
@@ -148,7 +148,7 @@ class DapeV2(Dape):
 
     @property
     def taps(self) -> int:
-        """How many neighbouring keys the network looks at."""
+        """Number of neighbouring keys that the network sees."""
         return self.kernel
 
 

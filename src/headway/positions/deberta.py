@@ -5,7 +5,7 @@ arXiv:2006.03654.
     K^r = P W_K^r,  Q^r = P W_Q^r          P (2c, d) learned vectors of relative positions, c = clip
     δ(i, j) = min(max(n + c, 0), 2c − 1)          n = pos_i − pos_j
 
-content to content, content to position, position to content. From version 2 on, n is first replaced by its bucket:
+The terms are content-to-content, content-to-position and position-to-content. Version 2 first replaces n by its bucket:
 
     bucket(n) = n                                                             |n| ≤ m, m = b/2
               = sign(n) · (m + ⌈ln(|n|/m) / ln((clip−1)/m) · (m−1)⌉)          beyond; P then has 2b rows, b = buckets
@@ -28,21 +28,22 @@ from headway.terms import AnyTerm, ByDistancePerKey, ByDistancePerQuery
 
 @dataclass(eq=False)
 class Deberta(Position):
-    """Queries meet the position of keys, and keys that of queries (DeBERTa's disentangled attention, arXiv:2006.03654).
+    """Disentangled attention: content-to-position and position-to-content scores (DeBERTa, arXiv:2006.03654).
 
     Formula: score = (q_i·k_j + q_i·K^r[δ(i,j)] + k_j·Q^r[δ(j,i)])/√(3 d_k), K^r = P W_K^r, Q^r = P W_Q^r. The 3 is
-    here: :meth:`rotate` and :meth:`terms` divide by √3, Attention by √d_k as ever. Learned, N(0, 0.02²): P (2·clip or
-    2·buckets, d_model) and W_K^r, W_Q^r (H, d_k, d_model), each layer its own; DeBERTa shares P among its layers.
+    applied here: :meth:`rotate` and :meth:`terms` divide by √3, Attention by √d_k as usual. Learned, N(0, 0.02²): P
+    (2·clip or 2·buckets, d_model) and W_K^r, W_Q^r (H, d_k, d_model), separate for each layer; DeBERTa shares P among
+    layers.
 
-    Pitfalls: buckets round up, unlike T5's; the authors' code indexes the third term by δ(i,j), not by δ(j,i) as their
-    paper writes, so its checkpoints need ``reverse=False``; from version 2 on the code also takes W_K and W_Q for W_K^r
-    and W_Q^r, and its biases on them are left out here. Keys ``clip`` or more before a query share row 2·clip − 1 and
-    those as far after it row 0, as in transformers; Microsoft's current code clamps the latter to row 1. It tells both
-    sides apart and was made for encoders.
+    Pitfalls: buckets round up, unlike T5's; the authors' code indexes the third term by δ(i,j), not by δ(j,i) as in the
+    paper, so its checkpoints need ``reverse=False``; from version 2 on the code also takes W_K and W_Q for W_K^r and
+    W_Q^r, and its biases on them are left out here. Keys ``clip`` or more before a query share row 2·clip − 1 and those
+    as far after it row 0, as in transformers; Microsoft's current code clamps the latter to row 1. It distinguishes
+    both sides and was designed for encoders.
 
     Args:
-        clip: distances from here on are alike; 512 in the paper.
-        buckets: 0 for a row of P per distance; above, so many buckets for each side, 256 in version 2.
+        clip: distances from here on share one vector; 512 in the paper.
+        buckets: 0 for a row of P per distance; otherwise the number of buckets per side, 256 in version 2.
         reverse: index position to content by δ(j,i).
 
     >>> Deberta(buckets=8, clip=100).row(torch.tensor([-4, -1, 0, 4, 5, 30, 99, 5000])).tolist()
@@ -51,8 +52,8 @@ class Deberta(Position):
 
     title: ClassVar[str] = "DeBERTa"
     paper: ClassVar[str] = "arXiv:2006.03654"
-    summary: ClassVar[str] = "Queries meet vectors of the keys' relative positions, and keys those of the queries'."
-    summary_zh: ClassVar[str] = "查询与键的相对位置向量相乘，键也与查询的相对位置向量相乘。"
+    summary: ClassVar[str] = "Scores add products of queries with relative position vectors, and of keys likewise."
+    summary_zh: ClassVar[str] = "分数加上查询与相对位置向量的乘积，以及键与相对位置向量的乘积。"
     per_layer: ClassVar[bool] = True
 
     variants: ClassVar[tuple[str, ...]] = ("deberta(clip=3, reverse=False)", "deberta(clip=20, buckets=6)")
@@ -71,7 +72,7 @@ class Deberta(Position):
             )
 
     def build(self, shape: HeadShape) -> None:
-        """Make P, W_K^r and W_Q^r."""
+        """Create P, W_K^r and W_Q^r."""
         self.vectors = nn.Parameter(torch.empty(2 * (self.buckets or self.clip), shape.dim))
         self.key_weight = nn.Parameter(torch.empty(shape.heads, shape.head_dim, shape.dim))
         self.query_weight = nn.Parameter(torch.empty(shape.heads, shape.head_dim, shape.dim))

@@ -4,7 +4,7 @@ Attention", arXiv:2108.00154; for text as in x-transformers.
     score(i, j) = q_i·k_j / √d_k + MLP(f(n))_h          n = pos_i − pos_j
     f(n) = n, or sign(n) · ln(1 + |n|)
 
-A small network maps a distance to a bias for each head, so distances that were never trained have one too.
+A small network maps a distance to a bias for each head, so untrained distances have one too.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class DynamicBias(Position):
 
     Formula: MLP(f(n))_h is added to the scores, n = pos_i − pos_j; f(n) = sign(n)·ln(1 + |n|), or n. The MLP has
     ``depth`` hidden layers, each Linear, LayerNorm if ``norm``, SiLU, and a last Linear to the H heads. Learned: the
-    MLP, initialised as torch does, each layer its own.
+    MLP, with torch's initialisation, separate for each layer.
 
-    Pitfalls: of bare distances (``log=False``, as published) the bias grows without bound, and far beyond the trained
-    ones it swamps the content. CrossFormer, for images, has LayerNorm and ReLU; this is the form for text.
+    Pitfalls: with raw distances (``log=False``, as published) the bias grows without bound, and far beyond the trained
+    distances it dominates the content. CrossFormer, for images, has LayerNorm and ReLU; this is the form for text.
 
     Args:
-        width: of the hidden layers; a quarter of the model's in x-transformers.
-        depth: how many hidden layers.
+        width: width of the hidden layers; a quarter of the model's in x-transformers.
+        depth: number of hidden layers.
         log: feed the logarithm of the distance.
         norm: LayerNorm in the hidden layers.
-        clip: longer distances count as this one; memory and time grow with the distances at hand only.
+        clip: longer distances count as this one; memory and time depend on the actual distances only.
 
     >>> sum(p.numel() for p in DynamicBias(width=8, depth=1).attach(HeadShape.of(64, heads=4)).parameters())
     52
@@ -72,13 +72,13 @@ class DynamicBias(Position):
         self.mlp = nn.Sequential(*layers, nn.Linear(self.width, shape.heads))
 
     def reset_parameters(self) -> None:
-        """As torch initialises its layers."""
+        """Torch's initialisation."""
         for layer in self.mlp:
             if isinstance(layer, nn.Linear | nn.LayerNorm):
                 layer.reset_parameters()
 
     def bias(self, n: Int[Tensor, " distances"]) -> Float[Tensor, "heads distances"]:
-        """What is added at each distance, float64."""
+        """The bias at each distance, float64."""
         # in float64 autocast leaves it alone: rounded to bfloat16, distances beyond 256 would collide
         x = n[:, None].to(angle_dtype(n.device))
         if self.log:
@@ -88,7 +88,7 @@ class DynamicBias(Position):
         return bias.T
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
-        """The table over the distances at hand."""
+        """The table over the current distances."""
         offset, left = look.offsets(self.clip, self.clip)
         table = look.of_heads(self.bias(-offset)).to(torch.promote_types(look.q.dtype, torch.float32))
         return (ByDistance(table, left),)

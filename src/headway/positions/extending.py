@@ -3,7 +3,7 @@
     extend(Rotary(), to=32768, how="yarn", trained=4096)   # yarn(factor=8.0, original=4096)
     extend(Learned(max_length=512), to=2048)               # a table of 2,048 rows
 
-What can be extended stands here and nowhere else; another method joins with ``@_extend.register``.
+All extensions are in this file; register another method with ``@_extend.register``.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from headway.positions.scaled import NTK, DynamicNTK, Interpolated, Llama3, Long
 from headway.shapes import HeadwayError, as_choice, as_count
 
 WAYS: dict[str, type[Rotary]] = {"linear": Interpolated, "ntk": NTK, "dynamic": DynamicNTK, "yarn": Yarn}
-"""The scalings of :mod:`headway.positions.scaled`, by the name that ``how`` has for them."""
+"""The scalings of :mod:`headway.positions.scaled`, by their name in ``how``."""
 
 
 def extend(position: Position, to: int, how: str | None = None, trained: int | None = None) -> Position:
-    """A new method for longer texts than a method was trained on; the given one stays as it is.
+    """A new method for texts longer than the training length; the given method is unchanged.
 
-    Frequencies, of rotary and its scalings, are scaled by the factor to/trained. A learned table becomes one of ``to``
-    rows, interpolated linearly between the trained ones; its first and last row stay.
+    The frequencies of rotary and its scalings are scaled by the factor to/trained. A learned table is linearly
+    interpolated to ``to`` rows; its first and last row stay the same.
 
     Args:
-        position: the method, with its parameters or without.
-        to: the length to serve, in tokens.
+        position: the method, with or without parameters.
+        to: the new length, in tokens.
         how: for frequencies "linear", "ntk", "dynamic" or "yarn" (default); for a table and for p-RoPE "linear".
-        trained: the length it was trained at; may be left out where the method knows it: ``original`` of a scaling,
-            ``max_length`` of a table.
+        trained: the training length; optional where the method knows it: ``original`` of a scaling, ``max_length`` of a
+            table.
 
     Raises:
-        HeadwayError: when the method has nothing to extend, or on lengths and ways that do not fit.
+        HeadwayError: when the method cannot be extended, or on invalid lengths or ways.
 
     >>> extend(Rotary(base=500000.0), to=32768, trained=8192).spec()
     'yarn(base=500000.0, original=8192)'
@@ -51,7 +51,7 @@ def extend(position: Position, to: int, how: str | None = None, trained: int | N
 def _extend(position: Position, to: int, how: str | None, trained: int | None) -> Position:
     raise HeadwayError(
         f"expected a method with frequencies or a table of positions to extend (rotary and its scalings, learned), "
-        f"got {type(position).__name__}: it takes a text of any length as it is, or cannot be stretched"
+        f"got {type(position).__name__}: it already accepts texts of any length, or cannot be extended"
     )
 
 
@@ -93,18 +93,18 @@ def _frequencies(position: Rotary, to: int, how: str | None, trained: int | None
         Llama3,
         LongRope,
         *WAYS.values(),
-    ):  # other subclasses rotate by rates of their own
+    ):  # other subclasses have their own rates
         return _extend.dispatch(Position)(position, to, how, trained)
     trained = getattr(position, "original", None) if trained is None else trained
     how = as_choice("yarn" if how is None else how, "how", WAYS)
     if trained is None:
         raise HeadwayError(
             f"expected trained, the length the frequencies were trained at, because {position.method_name()} does not "
-            f"know it, got none: pass trained=2048, e.g."
+            f"know it, got none: e.g. pass trained=2048"
         )
     if not 1 <= as_count(trained, "trained, a length,") <= as_count(to, "to, a length,"):
         raise HeadwayError(f"expected to at least the trained length and that at least 1, got {to} and {trained}")
-    # an amplitude that was given belongs to the factor it was given with
+    # a given amplitude belongs to the factor it was given with
     scaling = {"factor": to / trained, "original": trained, "attention_factor": 0.0}
     names = WAYS[how]().hyperparameters()
     values = {name: value for name, value in (position.hyperparameters() | scaling).items() if name in names}

@@ -4,8 +4,8 @@ Relative Positions Improves Long Context Transformers", arXiv:2310.04418.
     score(i, j) = q_i·k_j / √d_k + MLP( ψ(n) / ψ(max(pos_i, L)) )_h          n = |pos_i − pos_j|
     ψ(x) = ln(|c x| + 1),  L = |m · original|,  MLP(x) = W_2 relu(w_1 x + b_1) + b_2
 
-c and m are learned numbers. A distance is seen as a share of the way back to the first token, so the network's input
-stays between 0 and 1 however long the text; near the start, where pos_i < L, all rows have the same divisor.
+c and m are learned scalars. A distance is taken as a share of the distance to the first token, so the network's input
+stays between 0 and 1 at any length; near the start, where pos_i < L, all rows have the same divisor.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ EPSILON = 1e-6
 class Fire(Position):
     """A bias per head that a network computes from the distance as a share of the query's position (arXiv:2310.04418).
 
-    Formula: MLP(ψ(n)/ψ(max(pos_i, L)))_h is added to the scores, ψ(x) = ln(|c·x| + 1), n = |pos_i − pos_j|,
-    L = |m·original|. Learned, each layer its own: c from 0.1, m from 1, and the MLP with one hidden layer (w_1 and b_1
+    Formula: MLP(ψ(n)/ψ(max(pos_i, L)))_h is added to the scores, ψ(x) = ln(|c·x| + 1), n = |pos_i − pos_j|, L =
+    |m·original|. Learned, separate for each layer: c from 0.1, m from 1, and the MLP with one hidden layer (w_1 and b_1
     uniform in ±1, W_2 (H, width) and b_2 uniform in ±1/√width).
 
     Relative only while all queries lie below L: beyond, the divisor is the query's own position. Below L the bias is a
@@ -39,11 +39,11 @@ class Fire(Position):
     computed for each pair, by blocks of queries.
 
     Pitfalls: positions must count from the start of each document; the paper is causal, and its listing takes |n|, so
-    keys of the future are as far as those of the past.
+    future keys are as far as past ones.
 
     Args:
-        original: what L begins at, 512 in the paper: the training length or below.
-        width: of the hidden layer.
+        original: initial value of L, 512 in the paper; at most the training length.
+        width: width of the hidden layer.
 
     >>> position = Fire(original=100).attach(HeadShape.of(64, heads=4))
     >>> position.share(torch.tensor([0, 100, 500]), torch.tensor([1, 100, 500])).round(decimals=4).tolist()
@@ -68,14 +68,14 @@ class Fire(Position):
                 raise HeadwayError(f"expected fire {name} of at least 1, got {getattr(self, name)}")
 
     def build(self, shape: HeadShape) -> None:
-        """Make c, m and the MLP."""
+        """Create c, m and the MLP."""
         self.c = nn.Parameter(torch.empty(()))
         self.m = nn.Parameter(torch.empty(()))
         self.inner = nn.Linear(1, self.width)
         self.outer = nn.Linear(self.width, shape.heads)
 
     def reset_parameters(self) -> None:
-        """c = 0.1, m = 1, layers as torch initialises them."""
+        """c = 0.1, m = 1, layers with torch's initialisation."""
         nn.init.constant_(self.c, 0.1)
         nn.init.ones_(self.m)
         self.inner.reset_parameters()

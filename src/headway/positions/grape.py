@@ -1,16 +1,16 @@
 """Positions as group actions (GRAPE). Zhang et al. 2025, "Group Representational Position Encoding", arXiv:2512.07805.
 
-Multiplicative, GRAPE-M: exp(pos·L) turns queries and keys, L = Σ_p ω_p (b_p a_pᵀ − a_p b_pᵀ) over orthonormal a, b.
-Each plane (a_p, b_p) turns by pos·ω_p and what is orthogonal to all planes stays, so no matrix exponential is needed:
+Multiplicative, GRAPE-M: exp(pos·L) rotates queries and keys, L = Σ_p ω_p (b_p a_pᵀ − a_p b_pᵀ) over orthonormal a, b.
+Each plane (a_p, b_p) rotates by pos·ω_p and what is orthogonal to all planes stays, so no matrix exponential is needed:
 
-    exp(pos·L) x = x + F (R(pos·ω) − 1) Fᵀ x              F = [a b],  R turns each pair of coordinates in its plane
+    exp(pos·L) x = x + F (R(pos·ω) − 1) Fᵀ x              F = [a b],  R rotates each pair of coordinates in its plane
 
 Additive, GRAPE-A: a unipotent action whose rate the content gates adds a penalty linear in the distance:
 
     score(i, j) = q_i·k_j / √d_k − |pos_i − pos_j| · ω_h · ( softplus(v_h·q_i / √d_k) + softplus(u_h·k_j / √d_k) )
     ω_h = softplus(w_h) · m_h            m  the slopes of ALiBi
 
-ALiBi is the additive one with constant gates; FoX (:mod:`headway.positions.fox`) adds gates along the way instead, and
+ALiBi is the additive one with constant gates; FoX (:mod:`headway.positions.fox`) sums gates along the text instead, and
 so does the path-integral GRAPE-AP (:mod:`headway.positions.grapeap`).
 """
 
@@ -36,28 +36,28 @@ from headway.terms import AnyTerm, RowTerm, Tile
 
 @dataclass(eq=False)
 class GrapeM(Position):
-    """Queries and keys are turned in planes, learned or those of rotary, at learned rates (GRAPE-M, arXiv:2512.07805).
+    """Queries and keys are rotated in planes, learned or those of rotary, at learned rates (GRAPE-M, arXiv:2512.07805).
 
-    Formula: q and k become exp(pos·L) q and exp(pos·L) k, L = Σ_p ω_p (b_p a_pᵀ − a_p b_pᵀ), which turns a towards b,
-    as rotary does, so that scores see differences of positions only. Shapes: q (B, H, Q, d_k), k (B, H_kv, K, d_k)
-    unchanged.
+    Formula: q and k become exp(pos·L) q and exp(pos·L) k, L = Σ_p ω_p (b_p a_pᵀ − a_p b_pᵀ), which rotates a towards b,
+    as rotary does, so that scores depend on differences of positions only. Shapes: q (B, H, Q, d_k), k (B, H_kv, K,
+    d_k) unchanged.
 
     Learned, in each layer: the rates ω_p = base^(−2p/r)·exp(δ_p/slowness), one δ for all heads or for each key head,
-    zeros, over r turned numbers; and with ``planes`` the planes of each key head, the first r columns of exp(S − Sᵀ),
-    S (H_kv, d_k, r), zeros. So it starts as rotary, exactly.
+    initialised to zeros, over r rotated dimensions; and with ``planes`` the planes of each key head, the first r
+    columns of exp(S − Sᵀ), S (H_kv, d_k, r), also zeros. So it starts exactly as rotary.
 
     Pitfalls: ``planes=0`` with learned rates is what the authors trained. A full set of learned planes is a change of
-    basis, which W_Q and W_K could learn as well, but for QK-norm or fewer planes than pairs. The authors keep 16·ln ω
-    instead of δ, which weight decay would draw to ω = 1 instead of to rotary, and which bfloat16 rounds by 3 %. Their
-    L has the other sign, so that b turns towards a: to load their weights, negate b, which with pairing "half" is the
-    second half of each head's rows in W_Q and W_K.
+    basis, which W_Q and W_K can learn as well, except with QK-norm or with fewer planes than pairs. The authors store
+    16·ln ω instead of δ; weight decay would pull that to ω = 1 instead of to rotary, and bfloat16 rounds it by 3 %.
+    Their L has the other sign, so that b rotates towards a: to load their weights, negate b, which with pairing "half"
+    is the second half of each head's rows in W_Q and W_K.
 
     Args:
-        base: of the rates at the start.
-        planes: how many planes are learned, at most d_k/2; 0 turns the pairs of rotary.
-        shared: whether all heads turn at the same rates.
-        slowness: divides δ, so that rates change as much slower than other parameters.
-        pairing: which numbers make a pair, for the planes at the start too; see :class:`headway.positions.Rotary`.
+        base: base of the initial rates.
+        planes: number of learned planes, at most d_k/2; 0 rotates the pairs of rotary.
+        shared: whether all heads rotate at the same rates.
+        slowness: divides δ, so that rates change by this factor more slowly than other parameters.
+        pairing: which dimensions form pairs, also for the initial planes; see :class:`headway.positions.Rotary`.
 
     >>> sorted((name, *p.shape) for name, p in GrapeM(planes=1).attach(HeadShape.of(64, heads=4)).named_parameters())
     [('basis', 4, 16, 2), ('rate', 1, 1)]
@@ -65,7 +65,9 @@ class GrapeM(Position):
 
     title: ClassVar[str] = "GRAPE-M"
     paper: ClassVar[str] = "arXiv:2512.07805"
-    summary: ClassVar[str] = "Queries and keys are turned at learned rates, in the planes of rotary or learned ones."
+    summary: ClassVar[str] = (
+        "Queries and keys are rotated at learned rates, in the planes of rotary or in learned planes."
+    )
     summary_zh: ClassVar[str] = "查询和键以可学习的速率旋转，旋转平面取 RoPE 的坐标平面或由学习得到。"
     per_layer: ClassVar[bool] = True
 
@@ -87,7 +89,7 @@ class GrapeM(Position):
             raise HeadwayError(f"expected grapem pairing {' or '.join(PAIRINGS)}, got {self.pairing!r}")
 
     def build(self, shape: HeadShape) -> None:
-        """Make δ and S."""
+        """Create δ and S."""
         width = shape.head_dim
         if self.planes > width // 2 or (not self.planes and width % 2):
             raise HeadwayError(
@@ -113,7 +115,7 @@ class GrapeM(Position):
         start = frequencies(2 * self.rate.shape[1], self.base, self.rate.device)
         return start * (self.rate.to(start) / self.slowness).exp()
 
-    def frame(self) -> Float[Tensor, "kv_heads dim turned"]:
+    def frame(self) -> Float[Tensor, "kv_heads dim rotated"]:
         """F, whose columns a and b are orthonormal."""
         # in float64, which autocast does not round to bfloat16 within the exponential
         basis = self.basis.to(angle_dtype(self.basis.device))
@@ -128,7 +130,7 @@ class GrapeM(Position):
         q_pos: Int[Tensor, "#batch queries"],
         k_pos: Int[Tensor, "#batch keys"],
     ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
-        """Turn q and k by their positions."""
+        """Rotate q and k by their positions."""
         rates, frame, groups = self.rates(), self.frame() if self.planes else None, q.shape[1] // k.shape[1]
         of_keys = self._turned(k, k_pos, rates, frame)
         if groups > 1:
@@ -150,13 +152,13 @@ class GrapeM(Position):
 
 @dataclass(frozen=True, eq=False)
 class Slopes(RowTerm):
-    """Adds −|pos_i − pos_j|·(left_i + right_j): a penalty linear in the distance, at a rate that the pair decides.
+    """Adds −|pos_i − pos_j|·(left_i + right_j): a penalty linear in the distance, at a rate that depends on the pair.
 
-    A row term, because its slope is no table: only backends that hold a block of scores run it.
+    A row term, because its slope is not a table: only backends that materialise a block of scores run it.
 
     Args:
-        left: what each query adds to the rate, (B, H, Q), or None.
-        right: what each key adds, (B, H, K), or None.
+        left: contribution of each query to the rate, (B, H, Q), or None.
+        right: contribution of each key, (B, H, K), or None.
     """
 
     left: Float[Tensor, "batch heads queries"] | None
@@ -183,19 +185,19 @@ GATES = ("both", "query", "key")
 
 @dataclass(eq=False)
 class GrapeA(Position):
-    """A penalty linear in the distance, whose rate query and key decide (GRAPE-A, arXiv:2512.07805).
+    """A penalty linear in the distance, at a rate computed from query and key (GRAPE-A, arXiv:2512.07805).
 
     Formula: −|pos_i − pos_j|·ω_h·(softplus(v_h·q_i/√d_k) + softplus(u_h·k_j/√d_k)) is added to the scores, where v and
-    u are brought to length 1 and ω_h = softplus(w_h)·m_h, m the slopes of ALiBi. Learned, in each layer: v and u
-    (H, d_k) ~ N(0, 1/d_k) and w (H), from which softplus makes 1.
+    u are normalised to length 1 and ω_h = softplus(w_h)·m_h, m the slopes of ALiBi. Learned, in each layer: v and u
+    (H, d_k) ~ N(0, 1/d_k) and w (H), with softplus(w) = 1.
 
     Pitfalls: the paper's formula leaves the lengths of v and u and the sign of ω free; its authors' code is followed,
-    with QK-norm in their models. Both are written for causal attention; keys of the future are penalised alike here, as
-    in the two-sided ALiBi. It may stand beside a rotation, says the paper: its own experiments have none.
+    with QK-norm in their models. Both are written for causal attention; future keys are penalised in the same way here,
+    as in two-sided ALiBi. The paper says it can be combined with a rotation; its experiments do not do so.
 
     Args:
-        gate: whose content decides: "both" (GRAPE-A-QK in the paper), "query" or "key".
-        unit: bring v and u to length 1.
+        gate: whose content determines the rate: "both" (GRAPE-A-QK in the paper), "query" or "key".
+        unit: normalise v and u to length 1.
 
     >>> sorted(name for name, _ in GrapeA(gate="key").attach(HeadShape.of(64, heads=4)).named_parameters())
     ['key_gate', 'slope']
@@ -203,7 +205,7 @@ class GrapeA(Position):
 
     title: ClassVar[str] = "GRAPE-A"
     paper: ClassVar[str] = "arXiv:2512.07805"
-    summary: ClassVar[str] = "Scores lose an amount per token of distance that query and key decide by their content."
+    summary: ClassVar[str] = "Scores fall linearly with distance, at a rate computed from query and key."
     summary_zh: ClassVar[str] = "分数按距离逐词元扣减，扣减速率由查询和键的内容决定。"
     per_layer: ClassVar[bool] = True
 
@@ -217,7 +219,7 @@ class GrapeA(Position):
             raise HeadwayError(f"expected grapea gate {', '.join(GATES)}, got {self.gate!r}")
 
     def build(self, shape: HeadShape) -> None:
-        """Make v, u and w."""
+        """Create v, u and w."""
         self.heads = shape.heads
         self.slope = nn.Parameter(torch.empty(shape.heads))
         if self.gate != "key":

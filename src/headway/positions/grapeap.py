@@ -2,9 +2,10 @@
 arXiv:2512.07805, section 5.
 
     score(i, j) = q_i·k_j / √d_k + Σ_{t=j+1…i} ψ(i, t)
-    ψ(i, t) = α_h · log σ( p_i·R_t p_t / r )       p_t = RMSNorm(W_h x_t) of width r,  R_t turns every pair by t radians
+    ψ(i, t) = α_h · log σ( p_i·R_t p_t / r )       p_t = RMSNorm(W_h x_t) of width r,  R_t rotates pairs by t radians
 
-α_h are the slopes of ALiBi. Each token between a query and a key costs something, how much is for the query to say.
+α_h are the slopes of ALiBi. Each token between a query and a key lowers the score by an amount that depends on the
+query.
 """
 
 from __future__ import annotations
@@ -25,19 +26,18 @@ from headway.terms import AnyTerm, Scan
 
 @dataclass(eq=False)
 class GrapeAP(Position):
-    """A penalty summed over the tokens between, each priced by the query (GRAPE-AP, arXiv:2512.07805).
+    """A penalty summed over the tokens in between, each weighted by the query (GRAPE-AP, arXiv:2512.07805).
 
     Formula: Σ_{t=j+1…i} α_h·log σ(p_i·R_t p_t / r) is added to the scores, over the keys t that query i sees; never
-    above 0. Learned: W (H·width, d_model), each layer its own, N(0, (1/2)²/d_model) as in the authors' code; p is
-    normalised to unit root mean square. The normalised p is cached beside k and v, H·width numbers per token.
+    above 0. Learned: W (H·width, d_model), separate for each layer, N(0, (1/2)²/d_model) as in the authors' code; p
+    is normalised to unit root mean square. The normalised p is cached with k and v, H·width values per token.
 
-    Pitfalls: R_t turns by the key's own position, so the method is not relative, in spite of its name. Tokens are
-    summed in the order they lie in memory, so rows must not be shuffled. Self attention only: a query's p is that of
-    the key it came with. The authors' code leaves the query's p unnormalised; the paper normalises both, as is done
-    here.
+    Pitfalls: R_t rotates by the key's own position, so the method is not relative, despite its name. Tokens are
+    summed in the order they have in memory, so rows must not be shuffled. Self attention only: the p of a query is that
+    of its own token's key. The authors' code leaves the query's p unnormalised; the paper normalises both, as here.
 
     Args:
-        width: how wide p is in each head, r; even. 8 in the paper's experiments.
+        width: width of p in each head, r; even. 8 in the paper's experiments.
 
     >>> GrapeAP().attach(HeadShape.of(64, heads=4)).weight.shape
     torch.Size([32, 64])
@@ -45,16 +45,16 @@ class GrapeAP(Position):
 
     title: ClassVar[str] = "GRAPE-AP"
     paper: ClassVar[str] = "arXiv:2512.07805"
-    summary: ClassVar[str] = "Each token between query and key lowers the score by an amount the query decides."
+    summary: ClassVar[str] = "Each token between query and key lowers the score by an amount that depends on the query."
     summary_zh: ClassVar[str] = "查询与键之间的每个词元都降低分数，降多少由查询决定。"
     relative: ClassVar[bool] = False
     per_layer: ClassVar[bool] = True
     sequential: ClassVar[bool] = True
 
     exempt: ClassVar[dict[str, str]] = {
-        "order": "tokens between are those that lie between in memory",
-        "cross": "a query's p is that of its own token, which no context holds",
-        "narrow context": "p is computed from tokens as wide as the model",
+        "order": "the tokens in between are those in between in memory",
+        "cross": "the p of a query is that of its own token, which a context does not contain",
+        "narrow context": "p is computed from tokens of the model's width",
     }
 
     width: int = 8
@@ -62,7 +62,7 @@ class GrapeAP(Position):
     def __post_init__(self) -> None:
         if self.width < 2 or self.width % 2:
             raise HeadwayError(
-                f"expected an even grapeap width of at least 2, because pairs are turned, got {self.width}"
+                f"expected an even grapeap width of at least 2, because pairs are rotated, got {self.width}"
             )
 
     def build(self, shape: HeadShape) -> None:
@@ -82,7 +82,7 @@ class GrapeAP(Position):
         return normed.to(p.dtype)
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
-        """The sum of the prices of the tokens between."""
+        """The sum of the penalties of the tokens in between."""
         assert look.marks is not None
         own, p = (
             look.of_heads(x.movedim(2, 0)).transpose(0, 1) for x in (look.own_marks(), look.marks)

@@ -1,12 +1,12 @@
 """Two methods named HoPE.
 
 High-frequency rotary position encoding, Chen et al. 2024, "HoPE: A Novel Positional Encoding Without Long-Term Decay
-for Enhanced Context Awareness and Extrapolation", arXiv:2410.21216: rotary whose slow pairs do not turn,
+for Enhanced Context Awareness and Extrapolation", arXiv:2410.21216: rotary whose slow pairs are not rotated,
 
     ω_i = base^(−2i/r)  where that is at least 2π/L, else 0        L  the training length
 
 Hyperbolic rotary positional encoding, Dai et al. 2025, "HoPE: Hyperbolic Rotary Positional Encoding for Stable
-Long-Range Dependency Modeling in Large Language Models", arXiv:2509.05218: pairs are boosted instead of turned,
+Long-Range Dependency Modeling in Large Language Models", arXiv:2509.05218: pairs are boosted instead of rotated,
 
     score(i, j) = Σ_p e^{−nθ'} q_pᵀ [cosh nω_p, sinh nω_p; sinh nω_p, cosh nω_p] k_p        n = pos_i − pos_j, θ' > ω_p
 """
@@ -31,20 +31,20 @@ from headway.terms import AnyTerm, RowTerm, Tile
 
 @dataclass(eq=False)
 class Hope(Rotary):
-    """Rotary whose slow pairs do not turn (high-frequency HoPE, arXiv:2410.21216).
+    """Rotary whose slow pairs are not rotated (high-frequency HoPE, arXiv:2410.21216).
 
-    Formula: pair i turns by pos·base^(−2i/r) if that frequency makes a full turn within the training length,
-    base^(−2i/r) ≥ 2π/original; the others keep what the token says, wherever it is. Nothing learned. Shapes: q
+    Formula: pair i rotates by pos·base^(−2i/r) if that frequency makes a full rotation within the training length,
+    base^(−2i/r) ≥ 2π/original; the others are unrotated and carry content only. Nothing is learned. Shapes: q
     (B, H, Q, d_k), k (B, H_kv, K, d_k) unchanged.
 
-    Pitfalls: what turns depends on ``original``, which is part of the model and must not be changed after training.
-    Not to be confused with :class:`HopeLorentz`.
+    Pitfalls: which pairs are rotated depends on ``original``, which is part of the model and must not be changed after
+    training. Not to be confused with :class:`HopeLorentz`.
 
     Args:
         base: see :class:`Rotary`.
         fraction: see :class:`Rotary`.
         pairing: see :class:`Rotary`.
-        original: the training length, L; at least 7, so that one pair turns.
+        original: the training length, L; at least 7, so that one pair is rotated.
 
     >>> Hope(original=64).rates(8, torch.device("cpu")).tolist()
     [1.0, 0.1, 0.0, 0.0]
@@ -52,8 +52,8 @@ class Hope(Rotary):
 
     title: ClassVar[str] = "HoPE (high-frequency)"
     paper: ClassVar[str] = "arXiv:2410.21216"
-    summary: ClassVar[str] = "Rotary without its slow pairs: what makes no full turn in training does not turn at all."
-    summary_zh: ClassVar[str] = "去掉慢频率的旋转编码：训练长度内转不满一圈的维度不再旋转。"
+    summary: ClassVar[str] = "Rotary without its slow pairs: those without a full rotation in training are not rotated."
+    summary_zh: ClassVar[str] = "去掉慢频率的旋转编码：训练长度内旋转不满一周的维度对不再旋转。"
     variants: ClassVar[tuple[str, ...]] = ("hope(pairing='interleaved', original=20)",)
 
     original: int = 512
@@ -64,7 +64,7 @@ class Hope(Rotary):
             raise HeadwayError(f"expected hope original, the training length, of at least 7, got {self.original}")
 
     def rates(self, width: int, device: torch.device) -> Float[Tensor, " pairs"]:
-        """Radians per token of each pair; 0 where rotary makes no full turn within the training length."""
+        """Radians per token of each pair; 0 where rotary makes no full rotation within the training length."""
         rates = super().rates(width, device)
         return rates * (rates * self.original >= 2 * math.pi)
 
@@ -73,13 +73,13 @@ class Hope(Rotary):
 class Boost(RowTerm):
     """Adds scale · Σ_c q_c k_c (e^{−r_c |pos_i − pos_j|} − 1): product c of q·k decays with distance at its own rate.
 
-    A row term, because it reads queries and keys again, as only backends that hold a block of scores let it.
+    A row term, because it reads queries and keys again, which only backends that materialise a block of scores support.
 
     Args:
         q: queries, (B, H, Q, D).
         k: keys, (B, H, K, D).
         rates: r, (D,).
-        scale: what q·k is multiplied with.
+        scale: what q·k is multiplied by.
     """
 
     q: Float[Tensor, "batch heads queries dim"]
@@ -99,7 +99,7 @@ class Boost(RowTerm):
         """See :meth:`RowTerm.rows`."""
         away = distance(q_pos, k_pos, rows, cols).abs()[:, None].to(self.rates.dtype)
         q, k = self.q[:, :, rows], self.k[:, :, cols]
-        # one number of the head at a time: all at once would hold queries · keys · head width numbers
+        # one dimension at a time: all at once would need queries · keys · head width values
         total = torch.zeros_like(content, dtype=away.dtype)
         for a, b, rate in zip(q.unbind(-1), k.unbind(-1), self.rates, strict=True):
             total = total + a[..., None] * b[..., None, :] * torch.expm1(-rate * away)
@@ -108,25 +108,25 @@ class Boost(RowTerm):
 
 @dataclass(eq=False)
 class HopeLorentz(Position):
-    """Pairs of queries and keys are boosted, not turned: scores decay (hyperbolic HoPE, arXiv:2509.05218).
+    """Pairs of queries and keys are boosted, not rotated: scores decay (hyperbolic HoPE, arXiv:2509.05218).
 
-    Formula: the query at m is multiplied with e^{−mθ'}·B(mω) and the key at n with e^{nθ'}·B(−nω), where
-    B(φ) = [cosh φ, sinh φ; sinh φ, cosh φ]; their product is e^{−(m−n)θ'}·qᵀB((m−n)ω)k. Nothing learned. In the
+    Formula: the query at m is multiplied by e^{−mθ'}·B(mω) and the key at n by e^{nθ'}·B(−nω), where
+    B(φ) = [cosh φ, sinh φ; sinh φ, cosh φ]; their product is e^{−(m−n)θ'}·qᵀB((m−n)ω)k. Nothing is learned. In the
     coordinates u = (a + b)/√2 and w = (a − b)/√2 of a pair a boost is diagonal, so that the score is
 
         Σ_p u_q u_k e^{−(θ' − ω_p)|m−n|} + w_q w_k e^{−(θ' + ω_p)|m−n|}
 
-    which is how it is computed: the factors by themselves leave every float's range within a few hundred tokens. Keys
-    of the future, of which the paper has none, decay like those of the past.
+    which is how it is computed: each factor alone overflows any float within a few hundred tokens. Future keys, which
+    the paper does not have, decay like past ones.
 
-    Pitfalls: the score of far tokens goes to 0, not to −∞: they keep a share of the attention each. Nothing here is a
-    plain product of a query and a key, so that only backends that hold a block of scores run it, at O(queries · keys ·
-    d_k) exponentials.
+    Pitfalls: the score of far tokens goes to 0, not to −∞, so each keeps some attention. The score is not a plain
+    product of a query and a key, so that only backends that materialise a block of scores run it, with O(queries · keys
+    · d_k) exponentials.
 
     Args:
-        base: of ω_p = base^(−2p/d_k).
-        damping: θ', above the largest ω, which is 1; the nearer to it, the farther the first pair looks.
-        pairing: which numbers are pairs, see :class:`Rotary`.
+        base: base of ω_p = base^(−2p/d_k).
+        damping: θ', above the largest ω, which is 1; the closer to it, the more slowly the first pair decays.
+        pairing: which dimensions form pairs, see :class:`Rotary`.
 
     >>> HopeLorentz(base=100.0, damping=1.5).rates(4, torch.device("cpu")).tolist()
     [0.5, 1.4, 2.5, 1.6]
@@ -134,7 +134,9 @@ class HopeLorentz(Position):
 
     title: ClassVar[str] = "HoPE (hyperbolic)"
     paper: ClassVar[str] = "arXiv:2509.05218"
-    summary: ClassVar[str] = "Pairs of queries and keys are boosted as in special relativity: scores decay steadily."
+    summary: ClassVar[str] = (
+        "Pairs of queries and keys undergo Lorentz boosts: scores decay monotonically with distance."
+    )
     summary_zh: ClassVar[str] = "用双曲（洛伦兹）变换代替旋转，分数随距离单调衰减。"
     variants: ClassVar[tuple[str, ...]] = ("hopelorentz(damping=1.5, pairing='interleaved')",)
 
@@ -154,12 +156,12 @@ class HopeLorentz(Position):
         Rotary().width(shape.head_dim)
 
     def rates(self, width: int, device: torch.device) -> Float[Tensor, " {width}"]:
-        """How fast each u, then each w decays, per token, float64."""
+        """Decay rate of each u, then of each w, per token, float64."""
         speed = frequencies(width, self.base, device)
         return torch.cat((self.damping - speed, self.damping + speed))
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
-        """What the boosted product differs by from q·k."""
+        """The difference of the boosted product from q·k."""
         precise = torch.promote_types(look.q.dtype, torch.float32)
         rates = self.rates(look.q.shape[-1], look.q.device).to(precise)
         k = look.k.repeat_interleave(look.q.shape[1] // look.k.shape[1], 1)

@@ -1,5 +1,5 @@
-"""Inkling's bias: profiles over distance, mixed anew for each token. Published in 2026 with the models Inkling and
-Inkling 2 of Thinking Machines, without a paper; as a bias by query and distance it descends from arXiv:1803.02155.
+"""Inkling's bias: learned profiles over distance, mixed by each token. Published in 2026 with the models Inkling and
+Inkling 2 of Thinking Machines, without a paper; as a bias by query and distance it derives from arXiv:1803.02155.
 
     score(i, j) = τ_i · ( q_i·k_j · scale + r_{h,i}·Bank[n] )       n = pos_i − pos_j; no bias unless 0 ≤ n < extent
     r_{h,i} = W_h x_i
@@ -25,21 +25,21 @@ class Inkling(Position):
     """Each token mixes learned profiles over distance into a bias of its own (huggingface.co/thinkingmachines/Inkling).
 
     Formula: r_{h,i}·Bank[n] is added to the scores for 0 ≤ n < extent, r = W x of width ``rank`` in each head. Learned,
-    each layer its own: W (H·rank, d_model) and Bank (extent, rank), N(0, 0.02²). r is cached beside k and v, although
-    only queries need it: H·rank numbers per token.
+    separate for each layer: W (H·rank, d_model) and Bank (extent, rank), N(0, 0.02²). r is cached with k and v,
+    although only queries need it: H·rank values per token.
 
-    Pitfalls: distances from ``extent`` on, and the future, get nothing, not the last profile. Inkling's scores are
-    scaled by 1/d_k, its queries and keys being normalised: ``Attention(scale=1/d_k, qk_norm=True)``. Five of six layers
-    see a window only, with ``extent`` as wide; τ is for the others, and counts from position 0, so that with a floor
-    the method is not relative. Self attention only: a query's r is that of the key it came with.
+    Pitfalls: distances from ``extent`` on, and the future, get no bias, not the last profile. Inkling scales scores by
+    1/d_k, because its queries and keys are normalised: ``Attention(scale=1/d_k, qk_norm=True)``. Five of six layers
+    have a window as wide as ``extent``; τ is for the others. It counts from position 0, so that with a floor the method
+    is not relative. Self attention only: the r of a query is that of its own token's key.
 
     Args:
-        rank: how many profiles are mixed.
-        extent: how many distances have a bias, the token's own included; 1024 in full layers of Inkling, 512 in others.
-        floor: from this length on scores grow by τ; 0 never.
-        alpha: how fast.
-        clip: the greatest length of r, which then is first multiplied with a learned vector per head, ones at first; 8
-            in Inkling 2. 0 does neither.
+        rank: number of mixed profiles.
+        extent: number of distances with a bias, including 0; 1024 in full layers of Inkling, 512 in others.
+        floor: length from which scores are multiplied by τ; 0 is never.
+        alpha: growth rate of τ.
+        clip: maximum norm of r, which is first multiplied by a learned vector per head, initialised to ones; 8 in
+            Inkling 2. 0 does neither.
 
     >>> sorted((name, *p.shape) for name, p in Inkling().attach(HeadShape.of(64, heads=4)).named_parameters())
     [('bank', 1024, 16), ('weight', 64, 64)]
@@ -47,15 +47,15 @@ class Inkling(Position):
 
     title: ClassVar[str] = "Inkling bias"
     paper: ClassVar[str] = "huggingface.co/thinkingmachines/Inkling"
-    summary: ClassVar[str] = "Each token mixes learned profiles over near distances into a bias of its own."
+    summary: ClassVar[str] = "Each token mixes learned profiles over near distances into its own bias."
     summary_zh: ClassVar[str] = "每个词元把若干可学习的距离曲线混合成自己的偏置，只作用于近处。"
     per_layer: ClassVar[bool] = True
 
     variants: ClassVar[tuple[str, ...]] = ("inkling(rank=3, extent=5, clip=0.5)", "inkling(extent=40, floor=4)")
     exempt: ClassVar[dict[str, str]] = {
         "words": "it was published as a model, without a paper",
-        "cross": "a query's r is that of its own token, which no context holds",
-        "narrow context": "r is computed from tokens as wide as the model",
+        "cross": "the r of a query is that of its own token, which a context does not contain",
+        "narrow context": "r is computed from tokens of the model's width",
     }
 
     rank: int = 16
@@ -72,7 +72,7 @@ class Inkling(Position):
             vars(self)["relative"] = False  # of this object: τ counts from position 0
 
     def build(self, shape: HeadShape) -> None:
-        """Make W and Bank."""
+        """Create W and Bank."""
         self.heads = shape.heads
         self.weight = nn.Parameter(torch.empty(shape.heads * self.rank, shape.dim))
         self.bank = nn.Parameter(torch.empty(self.extent, self.rank))
@@ -80,7 +80,7 @@ class Inkling(Position):
             self.gain = nn.Parameter(torch.empty(shape.heads, self.rank))
 
     def reset_parameters(self) -> None:
-        """N(0, 0.02²); the vectors that r is multiplied with are ones."""
+        """N(0, 0.02²); the vectors that multiply r are ones."""
         nn.init.normal_(self.weight, std=0.02)
         nn.init.normal_(self.bank, std=0.02)
         if self.clip:
@@ -109,7 +109,7 @@ class Inkling(Position):
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """r·Bank for every query and distance."""
         offsets, left = look.offsets(self.extent, 1)
-        # before its first entry stands what the future gets, after its last what lies beyond: nothing
+        # a zero before the first entry for the future, and one after the last for distances beyond
         bank = nn.functional.pad(self.bank, (0, 0, 1, 1))[1 - offsets]
         r = look.of_heads(look.own_marks().movedim(2, 0)).transpose(0, 1)  # (B, H, Q, rank)
         return (ByDistancePerQuery(self._scaled(r @ bank.T.to(r.dtype), look.q_pos), left),)

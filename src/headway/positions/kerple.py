@@ -23,23 +23,23 @@ from headway.terms import AnyTerm, ByDistance
 
 KINDS = ("log", "power")
 LEAST = 0.01
-"""The smallest value that r1 and r2 begin with, as in the authors' code; and what an exponent stays below 2 by."""
+"""Smallest initial value of r1 and r2, as in the authors' code, and margin of the exponent below 2."""
 
 
 @dataclass(eq=False)
 class Kerple(Position):
     """A penalty that grows with distance at a learned rate per head (KERPLE, arXiv:2205.09921).
 
-    Formula: −r1·ln(1 + r2·|n|) or −r1·|n|^r2 is added to the scores, n = pos_i − pos_j. Learned, two numbers per head,
+    Formula: −r1·ln(1 + r2·|n|) or −r1·|n|^r2 is added to the scores, n = pos_i − pos_j. Learned, two values per head,
     one set for all layers as in the authors' code: r1 = softplus of a parameter; r2 likewise, or 2·sigmoid for "power".
-    They begin uniform: log r1 in (0, 2), r2 in (0, 1); power r1 in (0, 1), r2 in (0, 2); none below 0.01.
+    They start uniform: log r1 in (0, 2), r2 in (0, 1); power r1 in (0, 1), r2 in (0, 2); none below 0.01.
 
-    Pitfalls: the authors' code keeps r1 and r2 positive by clamping, which cuts their gradients off at 0.01; here the
-    parametrisation does, so rates from its checkpoints go in by :meth:`assign`.
+    Pitfalls: the authors' code keeps r1 and r2 positive by clamping, which cuts off their gradients at 0.01; here the
+    parametrisation does so, and :meth:`assign` loads rates from the authors' checkpoints.
 
     Args:
         kind: "log", which extrapolates best in the paper, or "power".
-        clip: longer distances count as this one; memory and time grow with the distances at hand only.
+        clip: longer distances count as this one; memory and time depend on the actual distances only.
 
     >>> position = Kerple().attach(HeadShape.of(64, heads=4))
     >>> position.assign(0.5 * torch.ones(4), torch.ones(4))
@@ -49,7 +49,7 @@ class Kerple(Position):
 
     title: ClassVar[str] = "KERPLE"
     paper: ClassVar[str] = "arXiv:2205.09921"
-    summary: ClassVar[str] = "Scores lose a logarithm or a power of the distance, at learned rates per head."
+    summary: ClassVar[str] = "Scores fall with the logarithm or a power of the distance, at learned rates per head."
     summary_zh: ClassVar[str] = "分数减去距离的对数或幂，每个头学习各自的速率。"
 
     variants: ClassVar[tuple[str, ...]] = ("kerple(kind='power')", "kerple(clip=3)")
@@ -64,7 +64,7 @@ class Kerple(Position):
             raise HeadwayError(f"expected kerple clip of at least 1, got {self.clip}")
 
     def build(self, shape: HeadShape) -> None:
-        """Make what r1 and r2 are computed from."""
+        """Create the parameters of r1 and r2."""
         self.first = nn.Parameter(torch.empty(shape.heads))
         self.second = nn.Parameter(torch.empty(shape.heads))
 
@@ -87,7 +87,7 @@ class Kerple(Position):
         return softplus(first), softplus(second) if self.kind == "log" else 2 * second.sigmoid()
 
     def bias(self, n: Int[Tensor, " width"]) -> Float[Tensor, "heads width"]:
-        """What is added at each distance."""
+        """The bias at each distance."""
         r1, r2 = (rate[:, None] for rate in self.rates())
         n = n.abs()
         if self.kind == "log":
@@ -98,7 +98,7 @@ class Kerple(Position):
         return bias.to(torch.promote_types(self.first.dtype, torch.float32))
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
-        """The table over the distances at hand."""
+        """The table over the current distances."""
         offset, left = look.offsets(self.clip, self.clip)
         return (ByDistance(look.of_heads(self.bias(offset)), left),)
 

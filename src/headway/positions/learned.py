@@ -24,15 +24,15 @@ class Learned(Position):
 
     Formula: X' = X + E[pos]; learned: E (max_length, d), initialised N(0, 0.02²); shapes: x (B, N, d) → (B, N, d).
 
-    Pitfalls: there is no vector past ``max_length``, so a longer text is an error, never a clamp; rows that training
-    never reached stay at their random start. A longer table comes from
-    :func:`headway.positions.extend`.
+    Pitfalls: positions at or past ``max_length`` have no vector, so a longer text is an error; positions are never
+    clamped. Rows that training never reached keep their random initialisation. :func:`headway.positions.extend` makes a
+    longer table.
 
     Args:
-        max_length: how many positions have a vector.
+        max_length: number of positions, each with one vector.
 
     Raises:
-        HeadwayError: when a position is at or past ``max_length``, or the table was not made yet.
+        HeadwayError: when a position is at or past ``max_length``, or there is no table yet.
 
     >>> position = Learned(max_length=128).attach(16)
     >>> position(torch.zeros(2, 10, 16)).shape
@@ -42,11 +42,12 @@ class Learned(Position):
     title: ClassVar[str] = "Learned absolute"
     paper: ClassVar[str] = "arXiv:1705.03122"
     summary: ClassVar[str] = (
-        "A learned vector for each position is added to the embedding; there is none past its table."
+        "A learned vector for each position is added to the embedding; positions beyond the table are an error."
     )
+    summary_zh: ClassVar[str] = "为每个位置学习一个向量，加到词嵌入上；超出表长的位置会报错。"
     relative: ClassVar[bool] = False
 
-    exempt: ClassVar[dict[str, str]] = {"autocast": "position 16000 lies past its table"}
+    exempt: ClassVar[dict[str, str]] = {"autocast": "position 16000 is past its table"}
     variants: ClassVar[tuple[str, ...]] = ("learned(max_length=40)",)
 
     max_length: int = 512
@@ -56,7 +57,7 @@ class Learned(Position):
             raise HeadwayError(f"expected learned max_length of at least 1, got {self.max_length}")
 
     def build(self, shape: HeadShape) -> None:
-        """Make E."""
+        """Create E."""
         self.weight = nn.Parameter(torch.empty(self.max_length, shape.dim))
 
     def reset_parameters(self) -> None:
@@ -66,11 +67,11 @@ class Learned(Position):
     def embed(
         self, x: Float[Tensor, "batch tokens dim"], pos: Int[Tensor, "#batch tokens"]
     ) -> Float[Tensor, "batch tokens dim"]:
-        """X + E[pos]; padding gets nothing."""
+        """X + E[pos]; padding is unchanged."""
         if self.shape is None:
             raise HeadwayError(
                 f"expected Learned with its table, got one without: call .attach({x.shape[-1]}) once, "
-                f"before an optimizer looks for parameters"
+                f"before making an optimizer"
             )
         if x.shape[-1] != self.weight.shape[1]:
             raise HeadwayError(f"expected embeddings of width {self.weight.shape[1]}, got {x.shape[-1]}")

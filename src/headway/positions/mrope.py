@@ -1,10 +1,10 @@
 """Multimodal rotary position embedding (M-RoPE). Wang et al. 2024, "Qwen2-VL", arXiv:2409.12191.
 
-    pair i turns by  x_a(i) · base^(−2i/r)        x  the token's time, row and column (t, h, w)
+    pair i rotates by  x_a(i) · base^(−2i/r)        x  the token's time, row and column (t, h, w)
     chunked:      a(i) is t for the first pairs, then h, then w (Qwen2-VL)
     interleaved:  a(i) goes t, h, w, t, h, w … from the fastest pairs on, until h and w have their share (Qwen3-VL)
 
-A text token has t = h = w = its position, and turns exactly as in rotary.
+A text token has t = h = w = its position, and rotates exactly as in rotary.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ LAYOUTS = ("chunked", "interleaved")
 
 @dataclass(eq=False)
 class MRope(Rotary):
-    """Rotary whose pairs go by time, row or column of a token (M-RoPE, arXiv:2409.12191).
+    """Rotary whose pairs are rotated by the time, row or column of a token (M-RoPE, arXiv:2409.12191).
 
-    Formula: pair i of q and k turns by x_a(i)·base^(−2i/r); axis a(i) is t, h or w by ``sections`` and ``layout``.
-    Nothing learned. Shapes: q (B, H, Q, d_k), k (B, H_kv, K, d_k) unchanged. Coordinates (t, h, w) come from
-    ``coordinates=`` of Attention and Transformer; without them t = h = w = position, which is rotary itself.
+    Formula: pair i of q and k rotates by x_a(i)·base^(−2i/r); axis a(i) is t, h or w by ``sections`` and ``layout``.
+    Nothing is learned. Shapes: q (B, H, Q, d_k), k (B, H_kv, K, d_k) unchanged. Coordinates (t, h, w) come from
+    ``coordinates=`` of Attention and Transformer; without them t = h = w = position, which is plain rotary.
 
-    Pitfalls: chunked and interleaved are different models; in the chunked one w has none but slow pairs. The vision
-    towers of the same models turn by row and column only, see :class:`Axial`.
+    Pitfalls: chunked and interleaved are different models; in the chunked one w has only slow pairs. The vision
+    towers of the same models rotate by row and column only, see :class:`Axial`.
 
     Args:
         base: see :class:`Rotary`; Qwen2-VL has 1000000, Qwen3-VL 5000000.
         fraction: see :class:`Rotary`.
         pairing: see :class:`Rotary`.
-        sections: the shares of t, h and w in the pairs; whole pairs are given out in proportion, so that
-            (16, 24, 24), Qwen2-VL's pairs at head width 128, serves every width. Qwen3-VL has (24, 20, 20).
-        layout: "chunked" (Qwen2-VL) or "interleaved" (Qwen3-VL), where t has what h and w leave.
+        sections: shares of t, h and w in the pairs; whole pairs are assigned in proportion, so that (16, 24, 24),
+            Qwen2-VL's pairs at head width 128, works at every width. Qwen3-VL has (24, 20, 20).
+        layout: "chunked" (Qwen2-VL) or "interleaved" (Qwen3-VL), where t gets the remainder.
 
     >>> MRope().axis(8, torch.device("cpu")).tolist()
     [0, 0, 1, 1, 1, 2, 2, 2]
@@ -50,7 +50,9 @@ class MRope(Rotary):
 
     title: ClassVar[str] = "M-RoPE"
     paper: ClassVar[str] = "arXiv:2409.12191"
-    summary: ClassVar[str] = "Rotary whose pairs follow a token's time, row or column; text turns as in plain rotary."
+    summary: ClassVar[str] = (
+        "Rotary whose pairs are rotated by a token's time, row or column; text is as in plain rotary."
+    )
     summary_zh: ClassVar[str] = "旋转位置编码的各对维度分别跟随时间、行或列；文本与普通旋转编码相同。"
     variants: ClassVar[tuple[str, ...]] = ("mrope(sections=(24, 20, 20), layout='interleaved')",)
 
@@ -72,7 +74,7 @@ class MRope(Rotary):
         return 3
 
     def axis(self, pairs: int, device: torch.device) -> Int[Tensor, " {pairs}"]:
-        """Which coordinate each pair goes by: 0 time, 1 row, 2 column."""
+        """The coordinate that rotates each pair: 0 time, 1 row, 2 column."""
         ends = itertools.accumulate(self.sections)
         row, column = (round(pairs * end / sum(self.sections)) for end in itertools.islice(ends, 2))
         pair = torch.arange(pairs, device=device)
@@ -88,7 +90,7 @@ class MRope(Rotary):
         q_pos: Int[Tensor, "#batch queries *axes"],
         k_pos: Int[Tensor, "#batch keys *axes"],
     ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
-        """Turn q and k by their coordinates, or by their positions."""
+        """Rotate q and k by their coordinates, or by their positions."""
         if q_pos.ndim == 2:
             return super().rotate(q, k, q_pos, k_pos)
         rates = self.rates(self.width(q.shape[-1]), q.device)

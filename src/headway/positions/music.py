@@ -3,8 +3,8 @@ Structure", arXiv:1809.04281.
 
     score(i, j) = (q_i·k_j + q_i·E_n) / √d_k          n = min(pos_i − pos_j, clip), causal
 
-E holds a learned vector per head and distance. Its paper computes q·E for all distances at once and skews the result
-into place, so that no vector per pair of tokens is held.
+E holds a learned vector per head and distance. The paper computes q·E for all distances at once and skews the result
+into place, without materialising a vector per pair of tokens.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from headway.terms import AnyTerm, ByDistancePerQuery
 
 @dataclass(eq=False)
 class Music(Position):
-    """Learned vectors by distance, met by the queries, each head its own (Music Transformer, arXiv:1809.04281).
+    """Learned vectors per head and distance, multiplied by the queries (Music Transformer, arXiv:1809.04281).
 
-    Formula: score += q_i·E_h[n]/√d_k, n = pos_i − pos_j from 0 to ``clip``. Learned: E (H, clip+1, d_k), each layer its
-    own, N(0, 1/d_k). It is Shaw's key side (see ``Shaw``) for the past only, with vectors per head.
+    Formula: score += q_i·E_h[n]/√d_k, n = pos_i − pos_j from 0 to ``clip``. Learned: E (H, clip+1, d_k), separate for
+    each layer, N(0, 1/d_k). It is Shaw's key side (see ``Shaw``) for the past only, with vectors per head.
 
-    Pitfalls: causal; without a causal mask all of the future looks like distance 0. Distances longer than any in
-    training have untrained vectors, so choose ``clip`` below the training length to go on past it.
+    Pitfalls: causal; without a causal mask all of the future counts as distance 0. Distances longer than any in
+    training have untrained vectors, so choose ``clip`` below the training length to extrapolate.
 
     Args:
-        clip: beyond this distance all keys look equally far.
+        clip: distances beyond this one count as this one.
 
     >>> Music(clip=100).attach(HeadShape.of(64, heads=4)).table.shape
     torch.Size([4, 101, 16])
@@ -39,8 +39,8 @@ class Music(Position):
 
     title: ClassVar[str] = "Music Transformer"
     paper: ClassVar[str] = "arXiv:1809.04281"
-    summary: ClassVar[str] = "Queries meet a learned vector for each head and distance to the past."
-    summary_zh: ClassVar[str] = "查询与按头和过去距离学习的向量相乘，加到分数上。"
+    summary: ClassVar[str] = "Scores add the product of the query with a learned vector per head and past distance."
+    summary_zh: ClassVar[str] = "每个头、每个过去的距离各学习一个向量，查询与它的乘积加到分数上。"
     per_layer: ClassVar[bool] = True
 
     variants: ClassVar[tuple[str, ...]] = ("music(clip=3)",)
@@ -56,11 +56,11 @@ class Music(Position):
         self.table = nn.Parameter(torch.empty(shape.heads, self.clip + 1, shape.head_dim))
 
     def reset_parameters(self) -> None:
-        """E ~ N(0, 1/d_k), so that q·E/√d_k begins smaller than q·k/√d_k."""
+        """E ~ N(0, 1/d_k), so that q·E/√d_k starts smaller than q·k/√d_k."""
         nn.init.normal_(self.table, std=self.table.shape[2] ** -0.5)
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
-        """q·E for every query and distance at hand."""
+        """q·E for every query and current distance."""
         offset, left = look.offsets(self.clip, 0)
         vectors = look.of_heads(self.table)[:, -offset].to(look.q.dtype)  # (H, W, D)
         return (ByDistancePerQuery((look.q * look.scale) @ vectors.transpose(1, 2), left),)

@@ -3,8 +3,8 @@ arXiv:2305.19466.
 
     score(i, j) = q_i·k_j / √d_k
 
-Under a causal mask a decoder can still find out where it is, because query i sees exactly i+1 keys. Without a causal
-mask attention is blind to order: permuting the tokens permutes the output.
+Under a causal mask a decoder can still infer positions, because query i sees exactly i+1 keys. Without a causal mask
+attention is permutation-equivariant: permuting the tokens permutes the output.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from headway.positions.base import Position
 
 @dataclass(eq=False)
 class NoPosition(Position):
-    """No position (NoPE, arXiv:2305.19466): order is known through the causal mask alone.
+    """No position (NoPE, arXiv:2305.19466): order comes from the causal mask alone.
 
-    No parameters, no limit. An encoder without position is order-blind; ``Transformer`` warns about it.
+    No parameters, no limit. An encoder without position ignores order; ``Transformer`` warns about it.
 
     >>> NoPosition().spec()
     'none'
@@ -27,8 +27,8 @@ class NoPosition(Position):
 
     title: ClassVar[str] = "No position (NoPE)"
     paper: ClassVar[str] = "arXiv:2305.19466"
-    summary: ClassVar[str] = "Nothing is added; a decoder infers order from what its causal mask lets it see."
-    summary_zh: ClassVar[str] = "什么也不加；解码器从因果掩码允许看到的内容推断顺序。"
+    summary: ClassVar[str] = "Nothing is added; a decoder infers order from its causal mask."
+    summary_zh: ClassVar[str] = "什么也不加；解码器从因果掩码推断顺序。"
 
     @classmethod
     def method_name(cls) -> str:

@@ -2,11 +2,11 @@
 arXiv:2505.16381.
 
     score(i, j) = q_iᵀ H_i H_{i−1} ⋯ H_{j+1} k_j / √d_k             H_t = I − β_t w_t w_tᵀ
-    β_t = 2 σ(u·x_t + b),   w_t = SiLU(Σ_s c_s ∘ (U A x_{t−s})), brought to length 1
+    β_t = 2 σ(u·x_t + b),   w_t = SiLU(Σ_s c_s ∘ (U A x_{t−s})), normalised to length 1
 
 PaTH-FoX adds the forgetting gates of FoX, Σ_{t=j+1…i} log σ(f·x_t + b_f).
 
-Where rotary turns by the distance, every token between turns, reflects or forgets a direction of its own.
+Rotary rotates by the distance; here every token in between reflects or erases a direction of its own.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from headway.terms import AnyTerm, PathProduct
 
 @dataclass(eq=False)
 class Path(Position):
-    """Each token between query and key transforms what the query looks for (PaTH, arXiv:2505.16381).
+    """Each token between query and key applies a Householder transformation (PaTH, arXiv:2505.16381).
 
     Formula: q·k becomes q_iᵀ H_i ⋯ H_{j+1} k_j, H_t = I − β_t w_t w_tᵀ, over the tokens after the key up to the last
-    that the query may see. w_t is a low-rank map of x_t, a causal convolution over the last tokens, SiLU, and length 1,
-    w/√(|w|² + 10⁻⁶) as in the authors' code; β_t = 2σ(u·x_t + b) for each key head. Learned, each layer its own:
-    A (rank, d_model), U (H_kv·d_k, rank), c (conv, H_kv·d_k), u and b together (H_kv, d_model + 1), uniform within
-    ±1/√(inputs), b zeros. A x of the tokens under the convolution and β_t are cached, conv·rank + H_kv numbers per
-    token; w and the products follow from them at every call, so that decoding is one pass, and keys are cached as they
-    are. With ``forget`` come f and b_f together (H, d_model + 1), drawn likewise, and 2 H cached numbers more: the sum
-    of the log gates as a rounded number and what the rounding left.
+    that the query sees. w_t is a low-rank map of x_t, then a causal convolution over the last tokens, SiLU, and
+    normalisation, w/√(|w|² + 10⁻⁶) as in the authors' code; β_t = 2σ(u·x_t + b) for each key head. Learned, separate
+    for each layer: A (rank, d_model), U (H_kv·d_k, rank), c (conv, H_kv·d_k), u and b together (H_kv, d_model + 1),
+    uniform within ±1/√(inputs), b zeros. A x of the tokens under the convolution and β_t are cached, conv·rank + H_kv
+    values per token; w and the products are recomputed from them at every call, so that decoding equals one pass, and
+    keys are cached unchanged. ``forget`` adds f and b_f together (H, d_model + 1), initialised likewise, and 2 H more
+    cached values: the sum of the log gates, rounded, and its rounding error.
 
-    Pitfalls: tokens are those that lie between in memory, so rows must not be shuffled, and a cache must not drop a
-    token between others; it may drop the oldest, or roll back. The convolution goes back as long as positions go up:
-    let each packed document start its positions anew. Without a causal mask the product runs to the last token for
-    every query. The authors' code multiplies the log gates by the scale of q·k too, the paper does not: their PaTH-FoX
-    checkpoints need ``scaled``.
+    Pitfalls: the tokens in between are those in between in memory, so rows must not be shuffled, and a cache must not
+    drop a token between others; it may drop the oldest, or roll back. The convolution covers tokens as long as
+    positions increase, so restart positions in each packed document. Without a causal mask the product runs to the last
+    token for every query. The authors' code also multiplies the log gates by the scale of q·k, the paper does not:
+    their PaTH-FoX checkpoints need ``scaled``.
 
     Args:
-        rank: inner width of the map to w; 32 in the paper. 0 maps at once, as its authors do for few key heads.
-        conv: how many tokens the convolution covers; 3 in the paper. 1 is none, and no SiLU.
+        rank: inner width of the map to w; 32 in the paper. 0 is a full-rank map, as the authors use for few key heads.
+        conv: number of tokens that the convolution covers; 3 in the paper. 1 is no convolution and no SiLU.
         forget: add the forgetting gates of :class:`headway.positions.Fox` (PaTH-FoX, in the same paper).
         scaled: multiply the log gates by the scale of q·k, 1/√d_k, as the authors' code does.
 
@@ -57,8 +57,10 @@ class Path(Position):
 
     title: ClassVar[str] = "PaTH"
     paper: ClassVar[str] = "arXiv:2505.16381"
-    summary: ClassVar[str] = "Each token between query and key applies a reflection of its own to what is compared."
-    summary_zh: ClassVar[str] = "查询与键之间的每个词元都对被比较的向量施加一个由自身决定的反射。"
+    summary: ClassVar[str] = (
+        "Each token between query and key applies a Householder transformation computed from its content."
+    )
+    summary_zh: ClassVar[str] = "查询与键之间的每个词元都施加一个由其内容决定的 Householder 变换。"
     per_layer: ClassVar[bool] = True
     sequential: ClassVar[bool] = True
     contiguous: ClassVar[bool] = True
@@ -66,9 +68,9 @@ class Path(Position):
 
     variants: ClassVar[tuple[str, ...]] = ("path(rank=0, conv=4, forget=True)", "path(forget=True, scaled=True)")
     exempt: ClassVar[dict[str, str]] = {
-        "order": "tokens between are those that lie between in memory",
-        "no restart": "its convolution sees where documents end only by their positions",
-        "narrow context": "w is computed from tokens as wide as the model",
+        "order": "the tokens in between are those in between in memory",
+        "no restart": "its convolution recognises the ends of documents only by their positions",
+        "narrow context": "w is computed from tokens of the model's width",
     }
 
     rank: int = 32
@@ -83,14 +85,14 @@ class Path(Position):
             raise HeadwayError(f"expected path conv of at least 1 token, got {self.conv}")
 
     def build(self, shape: HeadShape) -> None:
-        """Make A, U, c, u with b, and f with b_f."""
+        """Create A, U, c, u with b, and f with b_f."""
         self.heads, self.kv_heads, width = shape.heads, shape.kv_heads, shape.kv_heads * shape.head_dim
         self.down = nn.Parameter(torch.empty(self.rank or width, shape.dim))
         if self.rank:
             self.up = nn.Parameter(torch.empty(width, self.rank))
         if self.conv > 1:
             self.taps = nn.Parameter(torch.empty(self.conv, width))
-        self.gate = nn.Parameter(torch.empty(shape.kv_heads, shape.dim + 1))  # b stands last
+        self.gate = nn.Parameter(torch.empty(shape.kv_heads, shape.dim + 1))  # b is last
         if self.forget:
             self.forget_gate = nn.Parameter(torch.empty(shape.heads, shape.dim + 1))
 
@@ -116,7 +118,7 @@ class Path(Position):
     ) -> Float[Tensor, "batch tokens held"]:
         """A x of the tokens under the convolution, β, and the sum of the log gates in two parts."""
         width = len(self.down)
-        # a token of NaN would reach its neighbours: it shows in its own β alone, and from there in its own w
+        # a NaN token would reach its neighbours: it is put into its own β only, and from there into its own w
         bad = ~marks.isfinite().all(-1, keepdim=True)
         low, beta, log_gates = marks.masked_fill(bad, 0.0).tensor_split((width, width + self.kv_heads), -1)
         last, summed = None, None
@@ -132,12 +134,12 @@ class Path(Position):
         return torch.cat(held, -1)
 
     def _splits(self) -> tuple[int, ...]:
-        """Where β and the two parts of the sum begin in what is carried."""
+        """Offsets of β and of the two parts of the sum in the cached data."""
         ends = (self.conv * len(self.down), self.kv_heads)
         return (ends[0], sum(ends), sum(ends) + self.heads) if self.forget else (ends[0],)
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
-        """What the tokens between make of q·k."""
+        """The change of q·k by the tokens in between."""
         assert look.marks is not None
         wide = torch.promote_types(look.marks.dtype, torch.float32)
         window, beta, *_ = look.marks.to(wide).tensor_split(self._splits(), -1)
@@ -160,13 +162,13 @@ class Path(Position):
         return rounded.to(angle_dtype(marks.device)) + rest
 
     def _forgotten(self, marks: Tensor, look: TermInputs) -> Float[Tensor, "batch heads tokens"]:
-        """The running sum of the log gates for the heads at hand."""
+        """The running sum of the log gates for the current heads."""
         total = look.of_heads(self._sum(marks).movedim(-1, 0)).transpose(0, 1)
         return total * look.scale if self.scaled else total
 
     def _directions(self, window: Float[Tensor, "batch tokens held"]) -> Float[Tensor, "batch kv_heads tokens dim"]:
         """w of every token, from A x of those under the convolution."""
-        # U and the taps are one map: Σ_s c_s ∘ U A x_{t−s}
+        # U and the convolution are one map: Σ_s c_s ∘ U A x_{t−s}
         if self.conv == 1:
             w = linear(window, self.up.to(window.dtype)) if self.rank else window
         elif self.rank:

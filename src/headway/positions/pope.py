@@ -4,7 +4,7 @@ Coordinate Positional Embeddings", arXiv:2509.10534.
     score(i, j) = Σ_c μ(q_i,c) μ(k_j,c) cos((pos_j − pos_i) ω_c + δ_c)
     μ = softplus,  ω_c = base^(−c/d), c = 0 … d−1,  δ_c ∈ [−2π, 0] learned
 
-Content sets magnitudes only and position sets angles only; in rotary a pair of numbers has an angle of its own.
+Content sets only magnitudes, and position only angles; in rotary the content of a pair also has an angle.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ STARTS = ("zero", "uniform")
 class Pope(Position):
     """Content as magnitudes, position as angles (PoPE, arXiv:2509.10534).
 
-    Formula: number c of a query becomes softplus(q_c)·e^{i·pos·ω_c}, of a key softplus(k_c)·e^{i(pos·ω_c + δ_c)}, and
-    the score is the real part of the product of one's conjugate and the other. Shapes: q (B, H, Q, d_k) → (B, H, Q,
+    Formula: dimension c of a query becomes softplus(q_c)·e^{i·pos·ω_c}, of a key softplus(k_c)·e^{i(pos·ω_c + δ_c)},
+    and the score is the real part of the product of one's conjugate and the other. Shapes: q (B, H, Q, d_k) → (B, H, Q,
     2·d_k), all cosines, then all sines; k likewise; values keep d_k. Learned, in each layer: δ (H_kv, d_k), kept in
     [−2π, 0] by clamping.
 
-    Pitfalls: a cached key takes twice the memory; scores are scaled by 1/√d_k of the width before. There is a frequency
-    per number, twice as many as in rotary, and no pairs, so that any head width will do.
+    Pitfalls: a cached key takes twice the memory; scores are scaled by 1/√d_k of the original width. There is one
+    frequency per dimension, twice as many as in rotary, and no pairs, so that any head width works.
 
     Args:
-        base: ratio of the slowest frequency to the fastest, nearly.
-        start: "zero" or "uniform" in [−2π, 0]: where δ begins.
+        base: nearly the ratio of the fastest frequency to the slowest.
+        start: initial δ, "zero" or "uniform" in [−2π, 0].
 
     >>> q, pos = torch.zeros(1, 1, 1, 3), torch.tensor([[0]])
     >>> q_polar, k_polar = Pope().attach(HeadShape.of(3)).rotate(q, q, pos, pos)
@@ -48,7 +48,7 @@ class Pope(Position):
 
     title: ClassVar[str] = "PoPE"
     paper: ClassVar[str] = "arXiv:2509.10534"
-    summary: ClassVar[str] = "Content gives magnitudes, position gives angles: queries and keys in polar coordinates."
+    summary: ClassVar[str] = "Queries and keys in polar coordinates: content gives magnitudes, position gives angles."
     summary_zh: ClassVar[str] = "查询和键采用极坐标：内容决定模长，位置决定相角。"
     per_layer: ClassVar[bool] = True
     variants: ClassVar[tuple[str, ...]] = ("pope(start='uniform')",)
@@ -78,7 +78,9 @@ class Pope(Position):
         k_pos: Int[Tensor, "#batch keys"],
     ) -> tuple[Float[Tensor, "batch heads queries dim_r"], Float[Tensor, "batch kv_heads keys dim_r"]]:
         """q and k as complex numbers, real parts first."""
-        k = k[..., : q.shape[-1]]  # no keys at all, beside cached ones of a context, come in the width of those
+        k = k[
+            ..., : q.shape[-1]
+        ]  # with a cached context there are no new keys, and the empty tensor has the width of the cached ones
         rates = frequencies(2 * q.shape[-1], self.base, q.device)
         inside = (self.phase >= -2 * math.pi) & (self.phase <= 0)
         # not clamp alone: from torch 2.14 on it has no gradient at its bounds, where a phase of zeros starts

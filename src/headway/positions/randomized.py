@@ -3,8 +3,8 @@ Transformers", arXiv:2305.16843.
 
     position p ← the p-th smallest of n positions drawn from 0 … L−1 without replacement
 
-for a sequence of n tokens, anew at every training step; L is far above every length that will be met. Any method may be
-inside: it learns the positions of long sequences from short ones.
+for a sequence of n tokens, sampled again at every training step; L is far above every test length. It wraps any other
+method, which learns the positions of long sequences from short ones.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ from headway.terms import AnyTerm
 
 @dataclass(eq=False)
 class Randomized(Position):
-    """Another method whose positions are drawn anew at every training step (arXiv:2305.16843).
+    """Another method whose positions are sampled again at every training step (arXiv:2305.16843).
 
-    Formula: while training, position p becomes the p-th smallest of n distinct positions drawn from 0 … longest − 1, n
+    Formula: in training, position p becomes the p-th smallest of n distinct positions drawn from 0 … longest − 1, n
     being the sequence's last position + 1. Equal positions stay equal, as in packed documents; -1 stays padding. Shapes
-    and parameters are those of the method inside. Drawn by torch's global generator: a seed gives the same positions
-    again. Each row of positions has a draw of its own; a batch without positions shares one, as in the authors' code.
+    and parameters are those of the inner method. Positions come from torch's global generator, so that a seed
+    reproduces them. Each row of positions is sampled separately; a batch without positions shares one sample, as in the
+    authors' code.
 
-    In evaluation, and with a cache, positions stay as they are. The paper draws there too, for which positions are
-    handed over: ``model(tokens, pos=position.renumber(pos))``.
+    In evaluation, and with a cache, positions are unchanged. The paper samples them there too; to do so, pass them:
+    ``model(tokens, pos=position.renumber(pos))``.
 
-    Pitfalls: distances are drawn as well: while training a window counts drawn positions. A method with a table needs
-    an entry for each of the ``longest`` positions. Coordinates are not drawn.
+    Pitfalls: distances are random as well: in training a window counts sampled positions. A method with a table needs
+    an entry for each of the ``longest`` positions. Coordinates are not sampled.
 
     Args:
-        method: the method inside, as text: "rotary(base=500000.0)".
-        longest: L, how many positions there are to draw from; 2048 in the paper.
+        method: the inner method, as a string: "rotary(base=500000.0)".
+        longest: L, number of positions to sample from; 2048 in the paper.
 
     Raises:
-        HeadwayError: while training, when a position reaches ``longest``.
+        HeadwayError: in training, when a position reaches ``longest``.
 
     >>> _ = torch.manual_seed(0)
     >>> Randomized(longest=100).renumber(torch.tensor([[-1, 0, 1, 2, 2]])).tolist()
@@ -52,7 +53,7 @@ class Randomized(Position):
 
     title: ClassVar[str] = "Randomized positions"
     paper: ClassVar[str] = "arXiv:2305.16843"
-    summary: ClassVar[str] = "Another method, trained on positions drawn in order from a much longer range."
+    summary: ClassVar[str] = "Wraps another method and trains it on ordered random positions from a much longer range."
     summary_zh: ClassVar[str] = "训练时从更长的范围中按序随机抽取位置，再交给另一种方法。"
     variants: ClassVar[tuple[str, ...]] = ("randomized(method='t5')", "randomized(method='sinusoidal', longest=300)")
 
@@ -73,19 +74,19 @@ class Randomized(Position):
 
     @property
     def embeds(self) -> bool:
-        """Whether the method inside acts on the embedding."""
+        """Whether the inner method acts on the embedding."""
         return self.inside.embeds
 
     def build(self, shape: HeadShape) -> None:
-        """Attach the method inside."""
+        """Attach the inner method."""
         self.inside.attach(shape)
 
     def reset_parameters(self) -> None:
-        """Initialise the parameters of the method inside."""
+        """Initialise the parameters of the inner method."""
         self.inside.reset_parameters()
 
     def renumber(self, pos: Int[Tensor, "#batch tokens"]) -> Int[Tensor, "batch tokens"]:
-        """Drawn positions for given ones, whether training or not."""
+        """Random positions for given ones, in training or not."""
         looked_at = pos.numel() and readable(pos, anywhere=True)
         if looked_at and int(last := pos.max()) >= self.longest:
             raise HeadwayError(
@@ -106,7 +107,7 @@ class Randomized(Position):
         x: Float[Tensor, "batch tokens dim"],
         pos: Integers | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """See :meth:`Position.forward`; while training, at drawn positions."""
+        """See :meth:`Position.forward`; in training, at random positions."""
         if self.training and self.embeds and isinstance(x, Tensor) and x.ndim == 3:
             pos = self.renumber(as_positions(pos, x))
         return super().forward(x, pos)
@@ -114,7 +115,7 @@ class Randomized(Position):
     def embed(
         self, x: Float[Tensor, "batch tokens dim"], pos: Int[Tensor, "#batch tokens"]
     ) -> Float[Tensor, "batch tokens dim"]:
-        """As the method inside."""
+        """As in the inner method."""
         return self.inside.embed(x, pos)
 
     def rotate(
@@ -124,25 +125,25 @@ class Randomized(Position):
         q_pos: Int[Tensor, "#batch queries"],
         k_pos: Int[Tensor, "#batch keys"],
     ) -> tuple[Float[Tensor, "batch heads queries dim_r"], Float[Tensor, "batch kv_heads keys dim_r"]]:
-        """As the method inside."""
+        """As in the inner method."""
         return self.inside.rotate(q, k, q_pos, k_pos)
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
-        """As the method inside."""
+        """As in the inner method."""
         return self.inside.terms(look)
 
     def mark(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens *rest"] | None:
-        """As the method inside."""
+        """As in the inner method."""
         return self.inside.mark(x)
 
     def carry(
         self, marks: Float[Tensor, "batch tokens *rest"], pos: Int[Tensor, "#batch tokens"], before: Before | None
     ) -> Float[Tensor, "batch tokens *held"]:
-        """As the method inside."""
+        """As in the inner method."""
         return self.inside.carry(marks, pos, before)
 
     def transform_qk(
         self, look: TermInputs
     ) -> tuple[Float[Tensor, "batch heads queries dim_r"], Float[Tensor, "batch kv_heads keys dim_r"]]:
-        """As the method inside."""
+        """As in the inner method."""
         return self.inside.transform_qk(look)

@@ -1,4 +1,4 @@
-"""All position methods, found by listing this folder, and methods from text.
+"""All position methods, found by listing this folder, and parsing of methods from strings.
 
 >>> parse("rotary(base=500000)")
 Rotary(base=500000.0, fraction=1.0, pairing='half')
@@ -21,7 +21,7 @@ from headway.shapes import HeadwayError, brief
 
 @cache
 def methods() -> dict[str, type[Position]]:
-    """All methods by name, in alphabetical order with "none" first: every class a file of this folder defines."""
+    """All methods by name, in alphabetical order with "none" first: all classes defined in this folder."""
     found: dict[str, type[Position]] = {}
     for module_name in sorted(info.name for info in pkgutil.iter_modules(sys.modules[__package__].__path__)):
         module = importlib.import_module(f"headway.positions.{module_name}")
@@ -33,13 +33,13 @@ def methods() -> dict[str, type[Position]]:
 
 
 def parse(spec: str) -> Position:
-    """A method from its text: ``rotary`` or ``rotary(base=500000, pairing='interleaved')``.
+    """Parse a method from a string: ``rotary`` or ``rotary(base=500000, pairing='interleaved')``.
 
-    Values are plain numbers, strings, truth values, and tuples of them, as ``longrope(long=(1.0, 2.5))``; nothing is
+    Values are plain numbers, strings, booleans and tuples of them, e.g. ``longrope(long=(1.0, 2.5))``; no code is
     evaluated.
 
     Raises:
-        HeadwayError: on an unknown method, an unknown or ill-typed hyperparameter, or text that does not read so.
+        HeadwayError: on an unknown method, an unknown or ill-typed hyperparameter, or invalid syntax.
     """
     if not isinstance(spec, str):
         raise HeadwayError(f"expected a position method as text, such as rotary, got {brief(spec)}")

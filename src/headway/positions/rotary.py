@@ -1,9 +1,9 @@
 """Rotary position embedding (RoPE). Su et al. 2021, "RoFormer", arXiv:2104.09864.
 
     (q_a, q_b) ← (q_a cos θ − q_b sin θ,  q_b cos θ + q_a sin θ)      θ = pos · base^(−2i/r)
-    and the same for k; pair i = (a, b) of the first r numbers of a head; base = 10000.
+    and the same for k; pair i = (a, b) is taken from the first r dimensions of a head; base = 10000.
 
-q_i·k_j then depends on the positions only through pos_i − pos_j: turning both by the same angle changes nothing.
+q_i·k_j then depends on positions only through pos_i − pos_j: rotating both by the same angle changes nothing.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ PAIRINGS = ("half", "interleaved")
 
 @dataclass(eq=False)
 class Rotary(Position):
-    """Rotary position embedding (RoPE, arXiv:2104.09864): queries and keys are turned by their position.
+    """Rotary position embedding (RoPE, arXiv:2104.09864): queries and keys are rotated by their positions.
 
-    Formula: pair i of q and k turns by pos·base^(−2i/r), r = fraction·d_k; nothing learned, nothing added to scores.
+    Formula: pair i of q and k is rotated by pos·base^(−2i/r), r = fraction·d_k. Nothing is learned or added to scores.
     Shapes: q (B, H, Q, d_k), k (B, H_kv, K, d_k) unchanged. Angles are computed in float64, whatever the model's dtype.
 
     Pitfalls: weights trained with one pairing are wrong with the other; with ``fraction`` below 1 the exponent runs
-    over the rotated width r (GPT-NeoX), not the head width. Extrapolates poorly past the training length,
+    over the rotated width r (GPT-NeoX), not the head width. It extrapolates poorly past the training length,
     see :func:`headway.positions.extend`.
 
     Args:
-        base: 10000 in the paper; larger bases turn more slowly and serve longer contexts.
-        fraction: how much of each head is turned; its first r = fraction·d_k numbers, r even.
-        pairing: "half" pairs number i with i + r/2 (GPT-NeoX, Llama); "interleaved" pairs 2i with 2i+1 (RoFormer,
+        base: 10000 in the paper; larger bases rotate more slowly and suit longer contexts.
+        fraction: share of each head that is rotated: its first r = fraction·d_k dimensions, r even.
+        pairing: "half" pairs dimension i with i + r/2 (GPT-NeoX, Llama); "interleaved" pairs 2i with 2i+1 (RoFormer,
             GPT-J).
 
     >>> q, pos = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[1]])
@@ -46,7 +46,7 @@ class Rotary(Position):
 
     title: ClassVar[str] = "Rotary (RoPE)"
     paper: ClassVar[str] = "arXiv:2104.09864"
-    summary: ClassVar[str] = "Queries and keys are turned by angles that grow with position; scores see the difference."
+    summary: ClassVar[str] = "Queries and keys are rotated by their positions; scores depend on the difference only."
     summary_zh: ClassVar[str] = "按位置旋转查询和键，分数只取决于两者之差。"
 
     variants: ClassVar[tuple[str, ...]] = (
@@ -72,16 +72,18 @@ class Rotary(Position):
         self.width(shape.head_dim)
 
     def width(self, head_dim: int) -> int:
-        """How many numbers of a head are turned, r."""
+        """Number of rotated dimensions of a head, r."""
         if self.fraction == 1 and head_dim % 2:
             raise HeadwayError(
-                f"expected an even head width, because rotary turns pairs, got {head_dim}: "
+                f"expected an even head width, because rotary rotates pairs, got {head_dim}: "
                 f"change heads or head_dim, or give fraction below 1"
             )
         # rounded first: 30 / 44 · 44 is a little below 30
         width = int(round(self.fraction * head_dim, 6)) // 2 * 2
         if width == 0:
-            raise HeadwayError(f"expected rotary to turn at least one pair, got fraction={self.fraction} of {head_dim}")
+            raise HeadwayError(
+                f"expected rotary to rotate at least one pair, got fraction={self.fraction} of {head_dim}"
+            )
         return width
 
     def rotate(
@@ -91,20 +93,20 @@ class Rotary(Position):
         q_pos: Int[Tensor, "#batch queries"],
         k_pos: Int[Tensor, "#batch keys"],
     ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
-        """Turn q and k by their positions."""
+        """Rotate q and k by their positions."""
         return self.rotated(q, k, q_pos, k_pos, self.rates(self.width(q.shape[-1]), q.device))
 
     def rates(self, width: int, device: torch.device) -> Float[Tensor, " pairs"]:
-        """How fast each pair turns, in radians per token, (r/2,), float64: what a scaled rotary changes.
+        """Radians per token of each pair, (r/2,), float64; scaled variants of rotary override this.
 
         Args:
-            width: how many numbers of a head are turned, r.
-            device: where.
+            width: number of rotated dimensions of a head, r.
+            device: device of the result.
         """
         return frequencies(width, self.base, device)
 
     def amplitude(self) -> float:
-        """What cosines and sines are multiplied with, for q and for k: the turned part of q·k grows by its square."""
+        """Factor of the cosines and sines of q and of k; the rotated part of q·k grows by its square."""
         return 1.0
 
     def rotated(
@@ -115,14 +117,14 @@ class Rotary(Position):
         k_pos: Int[Tensor, "#batch keys"],
         rates: Float[Tensor, "*#each pairs"],
     ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
-        """Turn q and k by position · rate, at this method's amplitude.
+        """Rotate q and k by position · rate, with this method's amplitude.
 
         Args:
             q: queries.
             k: keys.
             q_pos: positions of the queries.
             k_pos: positions of the keys.
-            rates: radians per token of each pair, (r/2,), or of each sequence and pair, (B, 1, 1, r/2).
+            rates: radians per token of each pair, (r/2,), or per sequence and pair, (B, 1, 1, r/2).
         """
         q_waves = self._waves(q_pos, rates, q)
         k_waves = q_waves if k_pos is q_pos else self._waves(k_pos, rates, k)
@@ -146,12 +148,12 @@ def rotate_pairs(
     sin: Float[Tensor, "#batch #heads #tokens pairs"],
     pairing: str = "half",
 ) -> Float[Tensor, "batch heads tokens dim"]:
-    """Turn the first pairs of x by the angles that have this cos and sin; the rest of x stays.
+    """Rotate the first pairs of x by the angles with these cosines and sines; the rest of x is unchanged.
 
     Args:
         x: queries or keys; the result has its dtype.
-        cos: of the angle of each pair.
-        sin: likewise.
+        cos: cosine of the angle of each pair.
+        sin: sine of the angle of each pair.
         pairing: as in :class:`Rotary`.
     """
     width = 2 * cos.shape[-1]

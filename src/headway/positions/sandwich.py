@@ -5,7 +5,7 @@ arXiv:2212.10356.
     h = 1 … H
 
 The sum is the product of the sinusoidal vectors of both positions, P[pos_i]·P[pos_j]: what remains of sinusoidal
-embeddings when their products with content are dropped. It falls roughly with the logarithm of the distance.
+embeddings without their products with content. It falls roughly with the logarithm of the distance.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from headway.terms import AnyTerm, ByDistance
 class Sandwich(Position):
     """The product of two sinusoidal vectors, added to the scores at a fixed rate per head (arXiv:2212.10356).
 
-    Formula: (H/8h)·Σ_m cos(n·10000^(−2m/width)), h = 1 … H, n = pos_i − pos_j, is added to the scores. Nothing learned;
-    the same for past and future.
+    Formula: (H/8h)·Σ_m cos(n·10000^(−2m/width)), h = 1 … H, n = pos_i − pos_j, is added to the scores. Nothing is
+    learned; the same for past and future.
 
-    Pitfalls: ``width`` is a hyperparameter of its own, not the model's or a head's width; frequencies begin with m = 0,
-    as in the sinusoids of Vaswani et al.; the bias is up to H·width/16, far more than scores at first.
+    Pitfalls: ``width`` is independent of the width of model and heads; frequencies start at m = 0, as in the sinusoids
+    of Vaswani et al.; the bias is up to H·width/16, far larger than initial scores.
 
     Args:
         width: w, twice the number of cosines; even, 128 in the paper.
-        clip: longer distances count as this one; memory and time grow with the distances at hand only.
+        clip: longer distances count as this one; memory and time depend on the actual distances only.
 
     >>> from headway import HeadShape
     >>> position = Sandwich(width=4).attach(HeadShape.of(64, heads=8))
@@ -44,7 +44,7 @@ class Sandwich(Position):
 
     title: ClassVar[str] = "Sandwich"
     paper: ClassVar[str] = "arXiv:2212.10356"
-    summary: ClassVar[str] = "Scores gain the product of the two positions' sinusoidal vectors, each head at its rate."
+    summary: ClassVar[str] = "Scores add the dot product of the two positions' sinusoidal vectors, scaled per head."
     summary_zh: ClassVar[str] = "分数加上两个位置正弦向量的内积，每个头按固定比例缩放。"
 
     variants: ClassVar[tuple[str, ...]] = ("sandwich(width=8, clip=3)",)
@@ -59,14 +59,14 @@ class Sandwich(Position):
             raise HeadwayError(f"expected sandwich clip of at least 1, got {self.clip}")
 
     def bias(self, n: Int[Tensor, " distances"]) -> Float[Tensor, "heads distances"]:
-        """What is added at each distance, float64."""
+        """The bias at each distance, float64."""
         product = (n[:, None] * frequencies(self.width, 10000.0, n.device)).cos().sum(1)
         heads = 1 if self.shape is None else self.shape.heads
         head = torch.arange(1, heads + 1, device=n.device, dtype=angle_dtype(n.device))
         return product * (heads / (8 * head))[:, None]
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
-        """The table over the distances at hand."""
+        """The table over the current distances."""
         offset, left = look.offsets(self.clip, self.clip)
         table = look.of_heads(self.bias(offset)).to(torch.promote_types(look.q.dtype, torch.float32))
         return (ByDistance(table, left),)

@@ -1,12 +1,12 @@
-"""Rotary position embedding for longer contexts than it was trained on: the frequencies are changed, nothing else.
+"""Rotary position embedding for contexts beyond the training length; only the frequencies change.
 
-ω_i = base^(−2i/r), i = 0 … r/2−1          what Rotary turns pair i by, radians per token; r numbers are turned
-s   = factor, how many times longer        L0 = original, the length ω was trained at
+ω_i = base^(−2i/r), i = 0 … r/2−1          frequency of pair i in Rotary, radians per token; r dimensions are rotated
+s   = factor, the ratio of lengths         L0 = original, the length ω was trained at
 
 Interpolated   ω_i / s                                      Chen et al. 2023, arXiv:2306.15595
 NTK            ω_i · s^(−2i/(r−2)), that is, base·s^(r/(r−2))   Peng et al. 2023, arXiv:2309.00071, section 3.1
 DynamicNTK     NTK with s·L/L0 − (s−1) for s once the length L passes L0         the same, section 3.3
-Yarn           ω_i where a pair turns often within L0, ω_i / s where it does not  the same, section 3.4
+Yarn           ω_i where a pair rotates often within L0, ω_i / s where it does not  the same, section 3.4
 Llama3         the same idea, with a ramp over frequencies   Llama 3 team 2024, arXiv:2407.21783
 LongRope       ω_i / λ_i, two lists of λ found by search     Ding et al. 2024, arXiv:2402.13753
 Proportional   ω_i for the fastest, 0 for the rest           Barbero et al. 2024, arXiv:2410.06205
@@ -29,12 +29,12 @@ from headway.shapes import HeadShape, HeadwayError
 
 @dataclass(eq=False)
 class Interpolated(Rotary):
-    """Position interpolation (arXiv:2306.15595): positions are squeezed into the range that was trained.
+    """Position interpolation (arXiv:2306.15595): positions are compressed into the trained range.
 
-    Formula: pair i turns by pos·ω_i/s, ω_i = base^(−2i/r); shapes and everything else as :class:`Rotary`. Nothing
+    Formula: pair i rotates by pos·ω_i/s, ω_i = base^(−2i/r); shapes and the rest as in :class:`Rotary`. Nothing is
     learned. Hugging Face calls it "linear".
 
-    Pitfalls: near tokens are squeezed together too, so a short fine-tuning at the longer length is needed.
+    Pitfalls: distances between near tokens are compressed too, so a short fine-tuning at the longer length is needed.
 
     Args:
         factor: s, the longer length divided by the trained one.
@@ -45,7 +45,9 @@ class Interpolated(Rotary):
 
     title: ClassVar[str] = "Position interpolation"
     paper: ClassVar[str] = "arXiv:2306.15595"
-    summary: ClassVar[str] = "Rotary with all positions divided by a factor: a longer text fits what was trained."
+    summary: ClassVar[str] = (
+        "Rotary with all positions divided by a factor, so that a longer text fits the trained range."
+    )
     summary_zh: ClassVar[str] = "把位置统一除以一个倍数再旋转，使更长的文本落在训练过的范围内。"
     variants: ClassVar[tuple[str, ...]] = ("interpolated(fraction=0.5, pairing='interleaved', factor=1.5)",)
 
@@ -65,9 +67,9 @@ class NTK(Rotary):
     """NTK-aware scaling (arXiv:2309.00071, section 3.1): a larger base slows slow pairs and keeps fast ones.
 
     Formula: base·s^(r/(r−2)) instead of base, that is ω_i·s^(−2i/(r−2)): the fastest pair is kept, the slowest is
-    divided by s exactly. Shapes and everything else as :class:`Rotary`. Nothing learned.
+    divided by s exactly. Shapes and everything else as :class:`Rotary`. Nothing is learned.
 
-    Pitfalls: pairs in between are divided by less than s and reach angles never trained, so s must be a little larger
+    Pitfalls: pairs in between are divided by less than s and reach untrained angles, so s should be slightly larger
     than the ratio of lengths.
 
     Args:
@@ -79,7 +81,7 @@ class NTK(Rotary):
 
     title: ClassVar[str] = "NTK-aware RoPE"
     paper: ClassVar[str] = "arXiv:2309.00071"
-    summary: ClassVar[str] = "Rotary with a larger base: slow pairs are slowed down by a factor, fast ones hardly."
+    summary: ClassVar[str] = "Rotary with a larger base: slow pairs are slowed by a factor, fast ones hardly change."
     summary_zh: ClassVar[str] = "增大旋转的底数：慢的维度对按倍数放慢，快的几乎不变。"
     variants: ClassVar[tuple[str, ...]] = ("ntk(fraction=0.5, pairing='interleaved', factor=8.0)",)
 
@@ -96,19 +98,19 @@ class NTK(Rotary):
 
 @dataclass(eq=False)
 class DynamicNTK(Rotary):
-    """Dynamic NTK scaling (arXiv:2309.00071, section 3.3): the base grows with the text once that passes L0.
+    """Dynamic NTK scaling (arXiv:2309.00071, section 3.3): the base grows with the length once it exceeds L0.
 
-    Formula: for L ≤ L0 exactly :class:`Rotary`; above, :class:`NTK` with the factor s·L/L0 − (s−1), L the length: the
-    largest key position + 1, of each sequence by itself. Shapes as :class:`Rotary`. Nothing learned.
+    Formula: for L ≤ L0 exactly :class:`Rotary`; above, :class:`NTK` with the factor s·L/L0 − (s−1), where the length
+    L is the largest key position + 1, separately for each sequence. Shapes as :class:`Rotary`. Nothing is learned.
 
-    All keys must be turned by one base, the current one. Elsewhere cached keys keep the base of their day; here the
-    cache holds keys not rotated yet, and every call rotates all of them (``transform_qk``). So each step of decoding
-    sees what one pass over the text so far gives its last token. One pass over a longer text gives its earlier rows
-    another base than they had then: that is the method, and beyond L0 the two differ.
+    All keys must be rotated with the current base. In other implementations cached keys keep an older base; here the
+    cache holds unrotated keys, and every call rotates all of them (``transform_qk``). So each decoding step equals the
+    last row of one pass over the text so far. One pass over a longer text uses another base for the earlier rows: this
+    is inherent to the method, so beyond L0 decoding and one pass differ.
 
-    Pitfalls: the paper's own factor is L/L0, which is s = 1 here; checkpoints on Hugging Face bring an s of their own.
-    L is counted from position 0, so beyond L0 attention is no longer the same when all positions are moved. Turning all
-    keys in every step costs about as much as reading them.
+    Pitfalls: the paper's own factor is L/L0, which is s = 1 here; checkpoints on Hugging Face have other values of s.
+    L is counted from position 0, so beyond L0 shifting all positions changes attention. Rotating all keys in every step
+    costs about as much as reading them.
 
     Args:
         factor: s; at length s·L0 the factor is s² − s + 1.
@@ -122,7 +124,9 @@ class DynamicNTK(Rotary):
 
     title: ClassVar[str] = "Dynamic NTK RoPE"
     paper: ClassVar[str] = "arXiv:2309.00071"
-    summary: ClassVar[str] = "Rotary whose base grows with the text beyond the trained length; cached keys follow it."
+    summary: ClassVar[str] = (
+        "Rotary whose base grows with the text beyond the training length; cached keys are rotated again."
+    )
     summary_zh: ClassVar[str] = "超过训练长度后旋转的底数随文本增长，缓存的键也随之更新。"
     exempt: ClassVar[dict[str, str]] = {"shift": "its base grows with the length, which is counted from position 0"}
     variants: ClassVar[tuple[str, ...]] = ("dynamicntk(fraction=0.5, pairing='interleaved', factor=8.0, original=512)",)
@@ -139,7 +143,7 @@ class DynamicNTK(Rotary):
     def transform_qk(
         self, look: TermInputs
     ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
-        """Turn q and all keys by the base of the length there is now."""
+        """Rotate q and all keys with the base of the current length."""
         width, device = self.width(look.q.shape[-1]), look.q.device
         beyond = _length(look.k_pos) / self.original - 1
         growth = (1 + self.factor * beyond).clamp(min=1)  # (B, 1, 1, 1); a factor of 1 up to L0 changes no bit
@@ -149,25 +153,25 @@ class DynamicNTK(Rotary):
 
 @dataclass(eq=False)
 class Yarn(Rotary):
-    """YaRN (arXiv:2309.00071): slow pairs are interpolated, fast ones kept, and attention is made a little sharper.
+    """YaRN (arXiv:2309.00071): slow pairs are interpolated, fast ones unchanged, and attention is slightly sharpened.
 
-    Formula: ω_i·(1−γ_i) + ω_i/s·γ_i, where γ rises linearly from 0 at the pair that turns ``beta_fast`` times within
-    L0 to 1 at the one that turns ``beta_slow`` times: pair r·ln(L0/(2π·β)) / (2·ln base). Cosines and sines of q and k
-    are multiplied with 0.1·ln s + 1, so the turned part of scores grows by its square. Shapes as :class:`Rotary`.
-    Nothing learned.
+    Formula: ω_i·(1−γ_i) + ω_i/s·γ_i, where γ rises linearly from 0 at the pair that rotates ``beta_fast`` times within
+    L0 to 1 at the one that rotates ``beta_slow`` times: pair r·ln(L0/(2π·β)) / (2·ln base). Cosines and sines of q and
+    k are multiplied by 0.1·ln s + 1, so the rotated part of scores grows by its square. Shapes as :class:`Rotary`.
+    Nothing is learned.
 
-    Pitfalls: the paper writes the ramp over turns within L0; its authors' code, all checkpoints and this class have it
-    over the number of the pair (``Llama3(low=1.0, high=32.0)`` is the other, without the larger scores). With
-    ``fraction`` below 1 only the turned part is sharpened. DeepSeek's models give both ``mscale`` and
-    ``mscale_all_dim``, and besides multiply the softmax scale by (0.1·mscale_all_dim·ln s + 1)²: hand that scale to
+    Pitfalls: the paper writes the ramp over rotations within L0; the authors' code, all checkpoints and this class have
+    it over the index of the pair (``Llama3(low=1.0, high=32.0)`` is the former, without the larger scores). With
+    ``fraction`` below 1 only the rotated part is sharpened. DeepSeek's models give both ``mscale`` and
+    ``mscale_all_dim``, and also multiply the softmax scale by (0.1·mscale_all_dim·ln s + 1)²: pass that scale to
     Attention.
 
     Args:
         factor: s, the longer length divided by the trained one.
         original: L0, the trained length.
-        beta_fast: turns within L0 from which on a pair is kept.
-        beta_slow: turns within L0 up to which a pair is interpolated fully.
-        attention_factor: multiplies cosines and sines; 0 is by the formula.
+        beta_fast: pairs with at least this many rotations within L0 are unchanged.
+        beta_slow: pairs with at most this many rotations within L0 are fully interpolated.
+        attention_factor: factor of cosines and sines; 0 uses the formula.
         mscale: m in 0.1·m·ln s + 1, divided by the same with ``mscale_all_dim`` for m; only if neither is 0.
         mscale_all_dim: see ``mscale``.
         truncate: round the ends of the ramp outwards to whole pairs, as the authors' code does.
@@ -180,7 +184,7 @@ class Yarn(Rotary):
 
     title: ClassVar[str] = "YaRN"
     paper: ClassVar[str] = "arXiv:2309.00071"
-    summary: ClassVar[str] = "Rotary with slow pairs interpolated, fast ones kept, and scores made larger."
+    summary: ClassVar[str] = "Rotary with slow pairs interpolated, fast ones unchanged, and larger scores."
     summary_zh: ClassVar[str] = "旋转中慢的维度对做插值，快的保持不变，并略微放大分数。"
     variants: ClassVar[tuple[str, ...]] = (
         "yarn(fraction=0.5, pairing='interleaved', factor=40.0, mscale=1.0, mscale_all_dim=0.7, truncate=False)",
@@ -216,12 +220,12 @@ class Yarn(Rotary):
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, width - 1)
         pair = torch.arange(len(rates), device=device, dtype=rates.dtype)
-        # a ramp without width is a step: as steep as the authors' code has it
+        # a ramp of zero width is a step, as steep as in the authors' code
         ramp = ((pair - low) / (high - low if high > low else 0.001)).clamp(0, 1)
         return torch.lerp(rates, rates / self.factor, ramp)
 
     def amplitude(self) -> float:
-        """0.1·ln s + 1, or as told."""
+        """0.1·ln s + 1, or the given value."""
         if self.attention_factor:
             return self.attention_factor
         if self.mscale and self.mscale_all_dim:
@@ -236,21 +240,21 @@ class Yarn(Rotary):
 class LongRope(Rotary):
     """LongRoPE (arXiv:2402.13753): each pair has its own divisor, in two lists, one for texts longer than L0.
 
-    Formula: ω_i/λ_i with λ = ``long`` if L > L0, else ``short``; L is the largest key position + 1, of each sequence
-    by itself. Cosines and sines of q and k are multiplied with √(1 + ln s / ln L0) at any length. Shapes as
-    :class:`Rotary`. Nothing learned: the lists come from a search, and from the checkpoint's configuration (Phi-3).
+    Formula: ω_i/λ_i with λ = ``long`` if L > L0, else ``short``; L is the largest key position + 1, separately for
+    each sequence. Cosines and sines of q and k are multiplied by √(1 + ln s / ln L0) at any length. Shapes as
+    :class:`Rotary`. Nothing is learned: the lists come from a search, or from a checkpoint's configuration (Phi-3).
 
-    When a text passes L0 all its keys must change. The cache holds keys not turned yet, and every call turns all of
-    them (``transform_qk``): no key of the short list is left in it. See :class:`DynamicNTK` for what that means.
+    When a text exceeds L0, all its keys must change. The cache holds unrotated keys, and every call rotates all of them
+    (``transform_qk``), so no key rotated by the short list remains. See :class:`DynamicNTK` for the consequences.
 
     Pitfalls: where the lists differ, L is counted from position 0, as for :class:`DynamicNTK`.
 
     Args:
         factor: s, the longest length divided by L0.
         original: L0, the trained length.
-        short: λ up to L0, r/2 numbers, the fastest pair first; empty is all ones.
+        short: λ up to L0, r/2 values, the fastest pair first; empty is all ones.
         long: λ beyond L0, likewise.
-        attention_factor: multiplies cosines and sines; 0 is by the formula.
+        attention_factor: factor of cosines and sines; 0 uses the formula.
 
     >>> LongRope(long=(1.0, 8.0), factor=8.0).rates_for(5000, 4, torch.device("cpu")).tolist()
     [1.0, 0.00125]
@@ -258,7 +262,9 @@ class LongRope(Rotary):
 
     title: ClassVar[str] = "LongRoPE"
     paper: ClassVar[str] = "arXiv:2402.13753"
-    summary: ClassVar[str] = "Rotary with a divisor of its own for each pair; short and long texts have a list each."
+    summary: ClassVar[str] = (
+        "Rotary with a separate divisor for each pair, from one list for short and one for long texts."
+    )
     summary_zh: ClassVar[str] = "每个维度对有自己的缩放因子，短文本和长文本各用一组。"
     variants: ClassVar[tuple[str, ...]] = ("longrope(fraction=0.5, pairing='interleaved', original=512)",)
 
@@ -278,12 +284,12 @@ class LongRope(Rotary):
                 raise HeadwayError(f"expected longrope {name} of finite numbers above 0, got {getattr(self, name)}")
 
     def build(self, shape: HeadShape) -> None:
-        """Check that the lists have a number for each pair."""
+        """Check that the lists have one value per pair."""
         pairs = self.width(shape.head_dim) // 2
         for name in ("short", "long"):
             if len(getattr(self, name)) not in (0, pairs):
                 raise HeadwayError(
-                    f"expected longrope {name} of {pairs} numbers, one for each pair that turns, "
+                    f"expected longrope {name} of {pairs} numbers, one for each pair that rotates, "
                     f"got {len(getattr(self, name))}"
                 )
 
@@ -299,29 +305,29 @@ class LongRope(Rotary):
     def transform_qk(
         self, look: TermInputs
     ) -> tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch kv_heads keys dim"]]:
-        """Turn q and all keys by the list for the length there is now."""
+        """Rotate q and all keys by the list for the current length."""
         rates = self.rates_for(_length(look.k_pos), self.width(look.q.shape[-1]), look.q.device)
         return self.rotated(look.q, look.k, look.q_pos, look.k_pos, rates)
 
     def amplitude(self) -> float:
-        """√(1 + ln s / ln L0), or as told."""
+        """√(1 + ln s / ln L0), or the given value."""
         return self.attention_factor or math.sqrt(1 + math.log(self.factor) / math.log(self.original))
 
 
 @dataclass(eq=False)
 class Llama3(Rotary):
-    """The scaling of Llama 3.1 (arXiv:2407.21783): slow pairs are interpolated, fast ones kept, by their wavelength.
+    """The scaling of Llama 3.1 (arXiv:2407.21783): slow pairs are interpolated and fast ones unchanged, by wavelength.
 
-    Formula: with n_i = L0·ω_i/2π, the turns of pair i within L0, and γ_i = (n_i − low)/(high − low) limited to 0 … 1,
-    pair i turns by γ_i·ω_i + (1 − γ_i)·ω_i/s. Shapes and everything else as :class:`Rotary`. Nothing learned.
+    Formula: with n_i = L0·ω_i/2π, the rotations of pair i within L0, and γ_i = (n_i − low)/(high − low) limited to 0 …
+    1, pair i rotates by γ_i·ω_i + (1 − γ_i)·ω_i/s. Shapes and everything else as :class:`Rotary`. Nothing is learned.
 
-    Pitfalls: unlike :class:`Yarn`, the ramp is linear in the frequency, not in the number of the pair, and scores are
-    not made larger.
+    Pitfalls: unlike :class:`Yarn`, the ramp is linear in the frequency, not in the index of the pair, and scores are
+    not larger.
 
     Args:
         factor: s, the longer length divided by the trained one.
-        low: turns within L0 up to which a pair is interpolated fully.
-        high: turns within L0 from which on a pair is kept.
+        low: pairs with at most this many rotations within L0 are fully interpolated.
+        high: pairs with at least this many rotations within L0 are unchanged.
         original: L0, the trained length.
 
     >>> Llama3().rates(4, torch.device("cpu")).tolist()  # a wavelength of 628 tokens is kept
@@ -330,7 +336,9 @@ class Llama3(Rotary):
 
     title: ClassVar[str] = "Llama 3 RoPE"
     paper: ClassVar[str] = "arXiv:2407.21783"
-    summary: ClassVar[str] = "Rotary with long wavelengths stretched by a factor, short ones kept, and a ramp between."
+    summary: ClassVar[str] = (
+        "Rotary with long wavelengths stretched by a factor, short ones unchanged, and a ramp between."
+    )
     summary_zh: ClassVar[str] = "旋转中长的波长按倍数拉长，短的保持不变，中间平滑过渡。"
     variants: ClassVar[tuple[str, ...]] = ("llama3(base=500000.0, fraction=0.5, pairing='interleaved', original=64)",)
 
@@ -356,18 +364,17 @@ class Llama3(Rotary):
 
 @dataclass(eq=False)
 class Proportional(Rotary):
-    """p-RoPE (arXiv:2410.06205): the fastest pairs of the whole head turn, the slowest do not turn at all.
+    """p-RoPE (arXiv:2410.06205): the fastest pairs of the whole head are rotated, the slowest are not.
 
-    Formula: with d the head width, pair i of d/2 turns by pos·base^(−2i/d)/s if i < ⌊p·d/2⌋, else by nothing. Shapes
-    as :class:`Rotary`. Nothing learned. Hugging Face calls it "proportional" (Gemma 4).
+    Formula: with head width d, pair i of d/2 is rotated by pos·base^(−2i/d)/s if i < ⌊p·d/2⌋, else by 0. Shapes
+    as :class:`Rotary`. Nothing is learned. Hugging Face calls it "proportional" (Gemma 4).
 
-    Contrast it with ``Rotary(fraction=p)``: there the exponent runs over the p·d numbers that turn, so slow pairs turn
-    too, only fewer of each, and pairs lie within these first numbers, (i, i + p·d/2). Here the exponent runs over the
-    whole head, and pairs are those of the whole head, (i, i + d/2): weights of one are wrong with the other. At p = 1
-    the two are the same.
+    Contrast it with ``Rotary(fraction=p)``: there the exponent runs over the p·d rotated dimensions, so slow pairs are
+    rotated too, and pairs lie within these first dimensions, (i, i + p·d/2). Here the exponent runs over the whole
+    head, and so do the pairs, (i, i + d/2): weights of one are wrong with the other. At p = 1 the two are the same.
 
     Args:
-        fraction: p, how much of the pairs turns.
+        fraction: p, the share of pairs that are rotated.
         factor: s divides all frequencies, as in :class:`Interpolated`.
 
     >>> Proportional(fraction=0.5).rates(8, torch.device("cpu"))
@@ -378,7 +385,7 @@ class Proportional(Rotary):
 
     title: ClassVar[str] = "p-RoPE (proportional)"
     paper: ClassVar[str] = "arXiv:2410.06205"
-    summary: ClassVar[str] = "Rotary without its slowest pairs: those do not turn and carry content only."
+    summary: ClassVar[str] = "Rotary without its slowest pairs: those are not rotated and carry content only."
     summary_zh: ClassVar[str] = "只旋转最快的一部分维度对，其余不旋转，只承载内容。"
     variants: ClassVar[tuple[str, ...]] = ("proportional(fraction=0.75, pairing='interleaved', factor=2.0)",)
 
@@ -395,7 +402,7 @@ class Proportional(Rotary):
             raise HeadwayError(f"expected an even head width, because proportional pairs all of it, got {head_dim}")
         if self.fraction * head_dim < 2:
             raise HeadwayError(
-                f"expected proportional to turn at least one pair, got fraction={self.fraction} of {head_dim}"
+                f"expected proportional to rotate at least one pair, got fraction={self.fraction} of {head_dim}"
             )
         return head_dim
 
@@ -420,5 +427,5 @@ def _rise(width: int, device: torch.device) -> Float[Tensor, " pairs"]:
 
 
 def _length(pos: Int[Tensor, "#batch keys"]) -> Float[Tensor, "#batch 1 1 1"]:
-    """How long each sequence is, by its largest position; without keys 0."""
+    """Length of each sequence, from its largest position; 0 without keys."""
     return torch.nn.functional.pad(pos, (1, 0), value=-1).amax(1)[:, None, None, None].to(angle_dtype(pos.device)) + 1

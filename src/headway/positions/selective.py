@@ -1,10 +1,10 @@
 """Selective rotary position embedding. Movahedi et al. 2025, "Selective Rotary Position Embedding", arXiv:2511.17388.
 
     pair p of q_i and k_j rotates by  τ_p Φ_i,p  and  τ_p Φ_j,p       Φ_i = Σ_{t ≤ i} φ_t
-    φ_t = Σ_s c_s ∘ W₂ W₁ x̂_{t−s},   x̂_t = x_t, each head's slice of it at length 1;   τ_p = base^(−2p/d_k)
+    φ_t = Σ_s c_s ∘ W₂ W₁ x̂_{t−s},   x̂_t = x_t with each head's slice at length 1;   τ_p = base^(−2p/d_k)
 
-How far a token turns what follows depends on the token: rotary is φ_t = 1. q·k depends on the φ of the tokens after j,
-up to i.
+The angle φ_t depends on the content of token t; rotary has φ_t = 1. q·k depends on the φ of the tokens after j, up to
+i.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from headway.shapes import HeadShape, HeadwayError
 
 @dataclass(eq=False)
 class SelectiveRotary(Position):
-    """Rotary whose angles the tokens choose, summed up along the sequence (Selective RoPE, arXiv:2511.17388).
+    """Rotary with angles computed from the tokens and summed along the text (Selective RoPE, arXiv:2511.17388).
 
     Formula: pair p of the query and key of token i rotates by τ_p·Σ_{t ≤ i} φ_t,p. φ_t = Σ_s c_s ∘ W₂ W₁ x̂_{t−s} is a
     causal convolution over ``conv`` tokens (Fig. 4 of the paper), from attention's input, and τ_p = base^(−2p/d_k).
     Shapes: x (B, N, dim), φ (B, N, H_kv, d_k/2), q (B, H, Q, d_k) and k (B, H_kv, K, d_k) unchanged. Learned, in each
     layer: W₁ (rank, dim), W₂ (H_kv·d_k/2, rank), c (conv, H_kv·d_k/2), all N(0, 0.02²) as in the authors' code: it
-    starts with hardly a rotation, angles of 4·10⁻⁴ per token at width 1024. Query heads of a group share φ.
+    starts almost without rotation, with angles of 4·10⁻⁴ per token at width 1024. Query heads of a group share φ.
 
-    Tokens are summed up in the order they lie in memory, in float64; padding adds no angle. The cache holds the sum and
+    Tokens are summed in the order they have in memory, in float64; padding adds no angle. The cache holds the sum and
     W₁ x̂ of the last conv − 1 tokens, in float64, and keys are rotated at every call.
 
-    Pitfalls: for self attention; where attention crosses to a context, queries are not rotated. Positions are looked at
-    only by the convolution, which goes back as long as they go up: let each packed document start its positions anew.
+    Pitfalls: for self attention; in cross attention, queries are not rotated. Only the convolution uses positions: it
+    covers tokens as long as positions increase, so restart positions in each packed document.
 
     Args:
         base: 500000 in the authors' code.
-        rank: numbers between W₁ and W₂; 32 in the authors' runs.
+        rank: inner width between W₁ and W₂; 32 in the authors' runs.
         pairing: see :class:`Rotary`.
-        conv: how many tokens the convolution covers, 4 in the authors' code; 1 is none.
+        conv: number of tokens that the convolution covers, 4 in the authors' code; 1 is no convolution.
 
     >>> position = SelectiveRotary(rank=4).attach(HeadShape.of(64, heads=4))
     >>> position.marked(torch.randn(2, 10, 64), torch.arange(10)[None]).shape
@@ -52,16 +52,18 @@ class SelectiveRotary(Position):
 
     title: ClassVar[str] = "Selective RoPE"
     paper: ClassVar[str] = "arXiv:2511.17388"
-    summary: ClassVar[str] = "Each token chooses how far it turns; queries and keys are turned by the sum so far."
+    summary: ClassVar[str] = (
+        "Each token's content gives an angle; queries and keys are rotated by the sum of angles so far."
+    )
     summary_zh: ClassVar[str] = "每个词元自行决定旋转多少；查询和键按累计的角度旋转。"
     per_layer: ClassVar[bool] = True
     sequential: ClassVar[bool] = True
     contiguous: ClassVar[bool] = True
     variants: ClassVar[tuple[str, ...]] = ("selectiverotary(rank=3, pairing='interleaved', conv=3)",)
     exempt: ClassVar[dict[str, str]] = {
-        "order": "angles are summed up in the order tokens lie in memory",
-        "no restart": "its convolution sees where documents end only by their positions",
-        "narrow context": "angles are computed from tokens as wide as the model",
+        "order": "angles are summed in the order of tokens in memory",
+        "no restart": "its convolution recognises the ends of documents only by their positions",
+        "narrow context": "angles are computed from tokens of the model's width",
     }
 
     base: float = 500000.0
@@ -80,17 +82,17 @@ class SelectiveRotary(Position):
             raise HeadwayError(f"expected selectiverotary conv of at least 1 token, got {self.conv}")
 
     def build(self, shape: HeadShape) -> None:
-        """Check that the head divides into pairs, and make W₁, W₂ and c."""
+        """Check that the head divides into pairs, and create W₁, W₂ and c."""
         if shape.head_dim % 2:
             raise HeadwayError(
-                f"expected an even head width, because selectiverotary turns pairs, got {shape.head_dim}: "
+                f"expected an even head width, because selectiverotary rotates pairs, got {shape.head_dim}: "
                 f"change heads or head_dim"
             )
         self.inner = nn.Linear(shape.dim, self.rank, bias=False)
         self.outer = nn.Linear(self.rank, shape.kv_heads * shape.head_dim // 2, bias=False)
         if self.conv > 1:
             self.taps = nn.Parameter(torch.empty(self.conv, shape.kv_heads * shape.head_dim // 2))
-        # the input of a head that has a width of its own is not a slice of x: then x as a whole has length 1
+        # with a head_dim other than dim/heads, a head has no slice of x: then x as a whole is normalised
         self.slices = shape.heads if shape.dim % shape.heads == 0 else 1
 
     def reset_parameters(self) -> None:
@@ -106,7 +108,7 @@ class SelectiveRotary(Position):
                 f"expected a context as wide as the model, {self.shape.dim}, because selectiverotary makes angles from "
                 f"it, got {x.shape[-1]}"
             )
-        # NaN in a token reaches those who see it through its key and value, and must not reach all through the sum
+        # NaN in a token reaches the queries that see its key and value; it must not reach all others through the sum
         slices = x.nan_to_num(0.0, 0.0, 0.0).unflatten(-1, (self.slices, -1))
         low: Tensor = self.inner(nn.functional.normalize(slices, dim=-1).flatten(-2))
         return low
@@ -122,7 +124,7 @@ class SelectiveRotary(Position):
             last = before.marks[:, :earlier].unflatten(-1, (self.conv - 1, self.rank)) if earlier else None
         if self.conv > 1:
             window = windows(marks, pos, self.conv, last, None if before is None else before.pos)
-            # W₂ and the taps are one map
+            # W₂ and the convolution are one map
             weight = (self.taps[..., None] * weight).transpose(0, 1).flatten(1)  # (H_kv·pairs, conv·rank)
         steps = nn.functional.linear(window.flatten(2), weight.to(window.dtype))
         total = running_sum(steps, pos, total)

@@ -23,13 +23,13 @@ class Shaw(Position):
     """Learned vectors by clipped distance, added to keys and to values (arXiv:1803.02155).
 
     Formula: score += q_i·a^K[n]/√d_k and out_i += Σ_j α_ij a^V[n], n = clip(pos_j − pos_i, −clip, clip).
-    Learned: a^K and a^V (2·clip+1, d_k), shared by the heads of a layer, each layer its own; Glorot uniform.
+    Learned: a^K and a^V (2·clip+1, d_k), shared by the heads of a layer, separate for each layer; Glorot uniform.
 
     Pitfalls: the sign is key minus query; many implementations drop the value side.
 
     Args:
-        clip: beyond this distance all keys look equally far; 16 in the paper.
-        values: whether the value side is there too.
+        clip: distances beyond this one count as this one; 16 in the paper.
+        values: whether vectors are also added to the values.
 
     >>> sorted(n for n, _ in Shaw().attach(HeadShape.of(64, heads=4)).named_parameters())
     ['key_table', 'value_table']
@@ -51,7 +51,7 @@ class Shaw(Position):
             raise HeadwayError(f"expected shaw clip of at least 1, got {self.clip}")
 
     def build(self, shape: HeadShape) -> None:
-        """Make a^K and a^V."""
+        """Create a^K and a^V."""
         self.key_table = nn.Parameter(torch.empty(2 * self.clip + 1, shape.head_dim))
         if self.values:
             self.value_table = nn.Parameter(torch.empty(2 * self.clip + 1, shape.head_dim))

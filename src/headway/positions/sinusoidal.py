@@ -4,8 +4,8 @@
     P[pos, 2i+1] = cos(pos / base^(2i/d))          i = 0 … d/2−1, base = 10000
     X' = X + P[pos]
 
-Fixed, periodic (wavelengths 2π … base·2π), nothing learned. P[pos+k] is a rotation of P[pos] by an angle that depends
-on k alone, which lets a layer learn to attend by offset.
+Fixed and periodic (wavelengths 2π … base·2π); nothing is learned. P[pos+k] is a rotation of P[pos] by an angle that
+depends on k alone, which lets a layer learn to attend by offset.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Sinusoidal(Position):
     Formula: P[pos, 2i] = sin(pos·base^(−2i/d)), P[pos, 2i+1] = cos(pos·base^(−2i/d)); shapes: x (B, N, d) → (B, N, d).
 
     Pitfalls: libraries order the columns differently (``layout``) and space the frequencies differently
-    (``endpoint``); its vectors have entries of size 1, so embeddings should be of that size too (Vaswani multiplies
-    them by √d, as ``Transformer`` does).
+    (``endpoint``); its entries are of size 1, so embeddings should be too (Vaswani et al. multiply them by √d, as
+    ``Transformer`` does).
 
     Args:
         base: 10000 in the paper; wavelengths run from 2π to nearly base·2π tokens.
@@ -64,7 +64,7 @@ class Sinusoidal(Position):
             raise HeadwayError(f"expected sinusoidal layout {' or '.join(LAYOUTS)}, got {self.layout!r}")
 
     def vectors(self, pos: Int[Tensor, "*shape"], dim: int) -> Float[Tensor, "*shape dim"]:
-        """The position vectors themselves, float64."""
+        """The position vectors, float64."""
         angles = pos[..., None] * frequencies(dim, self.base, pos.device, endpoint=self.endpoint)
         waves = (angles.sin(), angles.cos())
         both = torch.cat(waves, -1) if self.layout == "split" else torch.stack(waves, -1).flatten(-2)

@@ -25,8 +25,8 @@ class Sinusoidal2D(Sinusoidal):
     """Sinusoidal vectors of row and column, side by side, added to the embedding (MAE, arXiv:2111.06377).
 
     Formula: X' = X + [S(y) ‖ S(x)], S the vectors of :class:`Sinusoidal` at half the width; shapes: x (B, N, d) →
-    (B, N, d). Nothing learned. Coordinates (y, x) come from ``coordinates=`` of Attention and Transformer, or go to
-    :meth:`embed` as (B, N, 2); without them positions count patches line by line, y = p // width, x = p % width.
+    (B, N, d). Nothing is learned. Coordinates (y, x) come from ``coordinates=`` of Attention and Transformer, or go to
+    :meth:`embed` as (B, N, 2); without them positions count patches row by row, y = p // width, x = p % width.
 
     Pitfalls: ``width`` must be that of the image where positions are counted; MAE's first release put x before y.
 
@@ -34,7 +34,7 @@ class Sinusoidal2D(Sinusoidal):
         base: 10000 in the paper.
         layout: "split" as in MAE, or "interleaved", see :class:`Sinusoidal`.
         endpoint: see :class:`Sinusoidal`.
-        width: patches in a line, where no coordinates are given.
+        width: patches per row, where no coordinates are given.
 
     >>> Sinusoidal2D(width=2)(torch.zeros(1, 3, 8))[0, 2].tolist()[4:]  # patch 2 begins the second line: x = 0
     [0.0, 0.0, 1.0, 1.0]
@@ -42,8 +42,8 @@ class Sinusoidal2D(Sinusoidal):
 
     title: ClassVar[str] = "2D sinusoidal"
     paper: ClassVar[str] = "arXiv:2111.06377"
-    summary: ClassVar[str] = "Fixed sines and cosines of row and column are added to the embedding, half of it each."
-    summary_zh: ClassVar[str] = "把行与列的固定正弦和余弦各占一半地加到嵌入上。"
+    summary: ClassVar[str] = "Fixed sines and cosines of row and column are added to half of the embedding each."
+    summary_zh: ClassVar[str] = "把行与列的固定正弦和余弦加到词嵌入上，各占一半维度。"
     variants: ClassVar[tuple[str, ...]] = ("sinusoidal2d(layout='interleaved', width=3)",)
 
     layout: str = "split"

@@ -3,7 +3,7 @@ In-depth Study", arXiv:2410.17980.
 
     z_ij = q_i·k_j / √d_k,      α_ij = σ(z_ij) · Π_{j < t < i} σ(−z_it),      j < i
 
-From the query backwards each key breaks the share σ(z) off what is left of a stick of length 1. With the remainder,
+Going back from the query, each key breaks the share σ(z) off the rest of a stick of length 1. With the remainder,
 what is left after the first token, Π_{t < i} σ(−z_it), is the weight of the query's own value.
 """
 
@@ -22,16 +22,16 @@ from headway.terms import AnyTerm
 
 @dataclass(eq=False)
 class StickBreaking(Position):
-    """Keys take their share of a stick one after the other, nearest first, instead of by softmax (arXiv:2410.17980).
+    """Stick-breaking instead of softmax: each key, nearest first, takes its share of the rest (arXiv:2410.17980).
 
-    Formula: α_ij = σ(z_ij)·Π_{j<t<i} σ(−z_it) over the keys before the query, z = q·k/√d_k. Order is in the weights
-    themselves: of two equal keys the nearer gets more. Nothing learned, nothing added to scores.
+    Formula: α_ij = σ(z_ij)·Π_{j<t<i} σ(−z_it) over the keys before the query, z = q·k/√d_k. The weights themselves
+    encode order: of two equal keys the nearer gets more. Nothing is learned or added to scores.
 
     Pitfalls: a query does not see itself, so the first token's output is zero and weights sum to less than 1, unless
-    ``remainder`` gives the rest of the stick to the query's own value, as the authors' kernel lets its users do
-    (o + rem · v): a checkpoint was trained with one or the other. What is nearer is what lies later in memory, so rows
-    must not be shuffled; without a causal mask the future stays hidden all the same. Attention sinks are refused: the
-    rest of the stick is one already.
+    ``remainder`` gives the rest of the stick to the query's own value, as the authors' kernel allows (o + rem · v); a
+    checkpoint was trained with one or the other. The nearer key is the later one in memory, so rows must not be
+    shuffled; the future is masked even without a causal mask. Attention sinks are refused, because the rest of the
+    stick already is one.
 
     Args:
         remainder: add Π_{t<i} σ(−z_it) · v_i, so that weights sum to 1; self attention only.
@@ -42,7 +42,7 @@ class StickBreaking(Position):
 
     title: ClassVar[str] = "Stick-breaking"
     paper: ClassVar[str] = "arXiv:2410.17980"
-    summary: ClassVar[str] = "Instead of softmax, each key from the nearest on takes its share of what is left."
+    summary: ClassVar[str] = "Instead of softmax, each key, starting with the nearest, takes its share of the rest."
     summary_zh: ClassVar[str] = "不用 softmax：从最近的键开始，每个键依次从剩余的权重中取走自己的一份。"
     normalise: ClassVar[str] = "stickbreaking"
     sequential: ClassVar[bool] = True
@@ -50,8 +50,8 @@ class StickBreaking(Position):
     variants: ClassVar[tuple[str, ...]] = ("stickbreaking(remainder=True)",)
 
     exempt: ClassVar[dict[str, str]] = {
-        "order": "the nearer key is the one that lies later in memory",
-        "encoder": "a query sees only what lies before it",
+        "order": "the nearer key is the later one in memory",
+        "encoder": "a query sees only earlier keys",
     }
 
     remainder: bool = False
@@ -60,12 +60,12 @@ class StickBreaking(Position):
         if self.remainder:
             # of every other method a matter of its class
             vars(self)["normalise"] = "stickbreaking+remainder"
-            alone = "the remainder goes to a query's own value, which a context does not hold"
+            alone = "the remainder goes to a query's own value, which a context does not contain"
             laws = ("cross", "narrow context", "tiles")
             vars(self)["exempt"] = type(self).exempt | dict.fromkeys(laws, alone)
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
-        """None; checks that each query has a key of its own, where the remainder is for it."""
+        """No terms; with ``remainder``, check that each query has its own key."""
         if self.remainder and readable(look.q_pos, anywhere=True):
             queries, keys = look.q.shape[2], look.k.shape[2]
             if queries > keys or not torch.equal(*torch.broadcast_tensors(look.q_pos, look.k_pos[:, keys - queries :])):

@@ -25,7 +25,7 @@ from headway.terms import AnyTerm, ByDistance
 
 
 def by_offset(bias: Float[Tensor, "heads rows columns"]) -> ByDistance:
-    """B[y_i − y_j + height − 1, x_i − x_j + width − 1], as a table by distance; rows further away get nothing.
+    """B[y_i − y_j + height − 1, x_i − x_j + width − 1], as a table by distance; rows farther away get no bias.
 
     >>> bias = torch.arange(15.0).view(1, 3, 5)  # a window of 2 × 3 tokens
     >>> pos = torch.arange(9)[None]
@@ -51,12 +51,12 @@ class Swin(Position):
 
     Formula: B_h[y_i − y_j, x_i − x_j] is added to the scores, where position p is the token in row y = p // width and
     column x = p % width. Learned: B (H, 2·height − 1, 2·width − 1), entry 0 for the offset −(size − 1), initialised
-    N(0, 0.02²) and cut at ±2 standard deviations, each layer its own.
+    N(0, 0.02²) and truncated at ±2 standard deviations, separate for each layer.
 
     Pitfalls: tokens are numbered row by row, so ``width`` must be that of the image or window; shifting all positions
-    by anything but whole rows breaks the rows. Keys in rows further away than the window get no bias. Another window
-    needs another table, see :meth:`resized`. Cutting an image into windows is not this method's concern: hand them over
-    as a batch, or mask by :class:`headway.masks.Documents`.
+    by anything but whole rows breaks the rows. Keys in rows farther away than the window get no bias. Another window
+    needs another table, see :meth:`resized`. This method does not cut an image into windows: pass them as a batch, or
+    mask them with :class:`headway.masks.Documents`.
 
     Args:
         height: rows of the window.
@@ -86,7 +86,7 @@ class Swin(Position):
         self.weight = nn.Parameter(torch.empty(shape.heads, 2 * self.height - 1, 2 * self.width - 1))
 
     def reset_parameters(self) -> None:
-        """B ~ N(0, 0.02²), cut at ±0.04."""
+        """B ~ N(0, 0.02²), truncated at ±0.04."""
         nn.init.trunc_normal_(self.weight, std=0.02, a=-0.04, b=0.04)
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
@@ -94,7 +94,7 @@ class Swin(Position):
         return (by_offset(look.of_heads(self.weight)),)
 
     def resized(self, height: int, width: int) -> Self:
-        """The same bias for another window, its table resampled bicubically, as the paper does to fine-tune.
+        """The same bias for another window, with bicubically resampled table, as in the paper's fine-tuning.
 
         Args:
             height: rows of the new window.
@@ -117,21 +117,21 @@ class Swin(Position):
 
 @dataclass(eq=False)
 class SwinV2(Position):
-    """A bias by a small network of the offset of rows and columns, on a logarithmic scale (arXiv:2111.09883).
+    """A bias computed by a small network from log-scaled offsets of rows and columns (arXiv:2111.09883).
 
     Formula: 16·σ(MLP(s(Δy), s(Δx))_h) is added to the scores, Δ = query minus key, with
     s(Δ) = sign(Δ)·log₂(1 + |8Δ/(m − 1)|) / log₂ 8, m the height or width of the window it was trained on, and
     MLP = W₂ relu(W₁ · + b₁). Learned, in each layer: W₁ (hidden, 2), W₂ (H, hidden) ~ N(0, 0.02²), b₁ (hidden) = 0.
 
-    Pitfalls: those of :class:`Swin`, but for another window the network stays: give ``height`` and ``width`` the new
-    size, ``trained_height`` and ``trained_width`` the old one. V2 also puts the cosine of q and k, divided by a learned
-    temperature per head, in place of their product; that is Attention's concern, whose ``qk_norm`` comes near.
+    Pitfalls: those of :class:`Swin`, but the same network serves another window: give ``height`` and ``width`` the new
+    size, ``trained_height`` and ``trained_width`` the old one. V2 also replaces the product of q and k by their cosine
+    divided by a learned temperature per head; Attention's ``qk_norm`` comes close to that.
 
     Args:
         height: rows of the window.
         width: columns of the window.
         trained_height: rows of the window it was trained on; 0 is ``height``.
-        trained_width: its columns; 0 is ``width``.
+        trained_width: columns of the window it was trained on; 0 is ``width``.
         hidden: width of the network.
 
     >>> sorted(name for name, _ in SwinV2().attach(HeadShape.of(64, heads=4)).named_parameters())
@@ -140,7 +140,7 @@ class SwinV2(Position):
 
     title: ClassVar[str] = "Swin V2 bias"
     paper: ClassVar[str] = "arXiv:2111.09883"
-    summary: ClassVar[str] = "A small network makes a bias of the logarithm of each offset of rows and columns."
+    summary: ClassVar[str] = "A small network computes a bias from the log-scaled offset of rows and columns."
     summary_zh: ClassVar[str] = "由小型网络根据行列偏移的对数生成偏置，加到注意力分数上。"
     relative: ClassVar[bool] = False
     per_layer: ClassVar[bool] = True

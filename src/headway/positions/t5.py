@@ -5,8 +5,8 @@ Text-to-Text Transformer", arXiv:1910.10683.
     bucket(n) = n                                             for 0 ≤ n < E            E = buckets/2
               = E + ⌊ln(n/E) / ln(max_distance/E) · (B−E)⌋    from there, at most B−1   B = buckets
 
-causally, where future keys fall into bucket 0. Bidirectionally B and E are halved, and keys of the future use the upper
-half of the table.
+for causal attention, where future keys fall into bucket 0. If bidirectional, B and E are halved, and future keys use
+the upper half of the table.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from headway.terms import AnyTerm, ByDistance
 class T5(Position):
     """A learned bias per head and bucket of distance (T5, arXiv:1910.10683).
 
-    Formula: w_h[bucket(pos_i − pos_j)] is added to the scores; near distances have a bucket each, far ones share
+    Formula: w_h[bucket(pos_i − pos_j)] is added to the scores; near distances have one bucket each, far ones share
     buckets that widen logarithmically up to ``max_distance``. Learned: w (H, buckets), initialised N(0, 0.02²).
 
     Pitfalls: T5 itself scales scores by 1, not 1/√d_k (pass ``scale=1.0`` to Attention to run its checkpoints), and all
-    layers of a stack share one table, as they do here when given one object.
+    layers of a stack share one table, as layers do here when they share the object.
 
     Args:
-        buckets: how many biases per head; even, at least 4 if bidirectional.
-        max_distance: from here on all distances share the last bucket.
-        bidirectional: tell past from future (encoders); False sees the past only (decoders).
+        buckets: biases per head; even, at least 4 if bidirectional.
+        max_distance: distances from here on share the last bucket.
+        bidirectional: distinguish past from future (encoders); False is for causal attention (decoders).
 
     >>> T5().bucket(torch.tensor([0, -1, -15, -16, -127, -128, -4000, 3])).tolist()
     [0, 1, 15, 16, 31, 31, 31, 0]
@@ -45,8 +45,10 @@ class T5(Position):
 
     title: ClassVar[str] = "T5 buckets"
     paper: ClassVar[str] = "arXiv:1910.10683"
-    summary: ClassVar[str] = "A learned bias per head and distance bucket is added to scores; far distances share one."
-    summary_zh: ClassVar[str] = "按距离分桶，为每个头学习一个加在分数上的偏置；远处的距离共用一个桶。"
+    summary: ClassVar[str] = (
+        "A learned bias per head and distance bucket is added to scores; far distances share buckets."
+    )
+    summary_zh: ClassVar[str] = "按距离分桶，为每个头和每个桶学习一个偏置，加到分数上；远距离共用桶。"
 
     variants: ClassVar[tuple[str, ...]] = ("t5(bidirectional=True)", "t5(buckets=8, max_distance=9)")
 
@@ -68,7 +70,7 @@ class T5(Position):
         return self._side() // 2
 
     def build(self, shape: HeadShape) -> None:
-        """Make w."""
+        """Create w."""
         self.weight = nn.Parameter(torch.empty(shape.heads, self.buckets))
 
     def reset_parameters(self) -> None:
@@ -82,8 +84,8 @@ class T5(Position):
         if self.bidirectional:
             upper, n = (n < 0) * side, n.abs()
         n = n.clamp(min=0)
-        # float32, in this order of operations, as the checkpoints were trained: it decides on which side a distance
-        # falls that lies exactly on a boundary
+        # float32, in this order of operations, as the checkpoints were trained: it decides on which side
+        # of a boundary a distance falls
         log = (n.clamp(min=1).float() / exact).log() / math.log(self.max_distance / exact) * (side - exact)
         far = (exact + log.long()).clamp(max=side - 1)
         return upper + torch.where(n < exact, n, far)

@@ -3,7 +3,7 @@
     q_i ← R(pos_i·ω_i) q_i · ζ_i^(pos_q/S)        ω_i = base^(−2i/r), as in rotary position embedding
     k_i ← R(pos_i·ω_i) k_i · ζ_i^(−pos_k/S)       ζ_i = (2i/r + γ) / (1 + γ), γ = 0.4, i = 0 … r/2−1; S = 512
 
-Pair i of q·k is multiplied with ζ_i^(n/S), n = pos_q − pos_k: it decays with distance, the fast pairs sooner.
+Pair i of q·k is multiplied by ζ_i^(n/S), n = pos_q − pos_k: it decays with distance, fast pairs sooner.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from headway.shapes import HeadwayError
 
 GAMMA = 0.4
 MOST = {torch.float16: 7.0, torch.bfloat16: 35.0, torch.float32: 35.0, torch.float64: 300.0}
-"""The logarithm that factors of queries may reach: those of keys reach as much and the product stays in range."""
+"""Maximum logarithm of the factors of queries; those of keys reach as much, and the product stays in range."""
 BLOCKS = 64
-"""How many times wider q and k may become."""
+"""Maximum factor by which q and k may widen."""
 
 
 @dataclass(eq=False)
 class XPos(Rotary):
     """Rotary position embedding that decays with distance, fast pairs sooner (xPos, arXiv:2212.10554).
 
-    Formula: :class:`Rotary`, and pair i of q is multiplied with ζ_i^((pos − c)/S), of k with ζ_i^(−(pos − c)/S), so
-    that its part of the score is multiplied with ζ_i^(n/S), n = query minus key position, ζ_i = (2i/r + 0.4)/1.4.
-    Shapes as :class:`Rotary`. Nothing learned.
+    Formula: :class:`Rotary`, and pair i of q is multiplied by ζ_i^((pos − c)/S), of k with ζ_i^(−(pos − c)/S), so
+    that its part of the score is multiplied by ζ_i^(n/S), n = query minus key position, ζ_i = (2i/r + 0.4)/1.4.
+    Shapes as :class:`Rotary`. Nothing is learned.
 
-    The centre c cancels, so any will do that q and k share; but far from it the factors overflow. Here it is the middle
-    of the queries at hand, at every call anew, and the cache holds keys that are only rotated (``transform_qk``):
-    positions of 10⁶ are as good as those near 0, and a single query has factors of at most 1 at any length.
+    The centre c cancels, so any common value works, but far from it the factors overflow. Here it is the middle of the
+    current queries, computed at every call, and the cache holds keys that are only rotated (``transform_qk``):
+    positions of 10⁶ are as exact as those near 0, and a single query has factors of at most 1 at any length.
 
-    Queries that lie more than about 28,000 tokens apart (at S = 512; 5,700 in float16) are handled in blocks, each with
-    a centre of its own: q and k become as many times as wide, q zero in all blocks but its own. That is exact. What is
-    left of a weight below the dtype's range is zero.
+    Queries more than about 28,000 tokens apart (at S = 512; 5,700 in float16) are split into blocks with separate
+    centres: q and k widen by the number of blocks, with q zero in all blocks except its own. This is exact. Factors
+    below the dtype's range are zero.
 
-    Pitfalls: it is made for causal attention; towards the future scores grow, and a query that may see keys so far
-    behind it is refused. More than 64 blocks of queries in one call are refused: hand such a text over in pieces, with
-    a cache. Under torch.compile positions cannot be looked at, and there is one block. The paper besides restricts
-    attention to blocks where it extrapolates.
+    Pitfalls: it is designed for causal attention; scores grow towards the future, and keys too far in the future are
+    refused. More than 64 blocks of queries in one call are refused: process such a text in pieces, with a cache. Under
+    torch.compile positions cannot be read, and there is one block. The paper also restricts attention to blocks where
+    it extrapolates.
 
     Args:
-        scale_base: S, how slowly it decays, in tokens.
+        scale_base: S, the length scale of the decay, in tokens.
 
     >>> position, pos = XPos(), torch.tensor([[0, 512]])
     >>> q, k, _ = position.prepare(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4), pos, pos, 1.0)
@@ -60,8 +60,8 @@ class XPos(Rotary):
 
     title: ClassVar[str] = "xPos"
     paper: ClassVar[str] = "arXiv:2212.10554"
-    summary: ClassVar[str] = "Rotary whose pairs decay with distance, those that turn fast sooner."
-    summary_zh: ClassVar[str] = "旋转位置编码加上随距离的衰减，转得快的维度对衰减更快。"
+    summary: ClassVar[str] = "Rotary whose pairs decay with distance, fast pairs sooner."
+    summary_zh: ClassVar[str] = "旋转位置编码加上随距离的衰减，频率高的维度对衰减更快。"
     variants: ClassVar[tuple[str, ...]] = ("xpos(fraction=0.5, pairing='interleaved', scale_base=128.0)",)
 
     scale_base: float = 512.0
@@ -74,7 +74,7 @@ class XPos(Rotary):
     def transform_qk(
         self, look: TermInputs
     ) -> tuple[Float[Tensor, "batch heads queries wide"], Float[Tensor, "batch kv_heads keys wide"]]:
-        """Multiply q and all keys, rotated already, with their powers of ζ, block by block of queries."""
+        """Multiply q and all keys, already rotated, by their powers of ζ, per block of queries."""
         width, device = self.width(look.q.shape[-1]), look.q.device
         pair = torch.arange(width // 2, device=device, dtype=angle_dtype(device))
         decay = ((2 * pair / width + GAMMA) / (1 + GAMMA)).log() / self.scale_base  # (r/2,), per token, below 0
@@ -89,7 +89,7 @@ class XPos(Rotary):
         return q, self._sized(look.k, look.k_pos, centres, -decay, most, None)
 
     def _check_future(self, look: TermInputs, span: int) -> None:
-        """Refuse keys that a query may see so far in its future that scores overflow."""
+        """Refuse visible keys so far in the future that scores overflow."""
         first = look.q_pos.masked_fill(look.q_pos < 0, FAR).amin(1)
         ahead = int((look.k_pos.amax(1) - first).amax())
         if ahead > span:
@@ -99,15 +99,15 @@ class XPos(Rotary):
             )
 
     def _sized(self, x: Tensor, pos: Tensor, centres: Tensor, decay: Tensor, most: float, own: Tensor | None) -> Tensor:
-        """The rotated part of x once for each centre, times e^(decay · (pos − centre)), and the rest of x.
+        """The rotated part of x for each centre, times e^(decay · (pos − centre)), and the rest of x.
 
         Args:
-            own: which centre is that of each token, (B or 1, N), all others of which see zeros; None is every one.
+            own: index of the centre of each token, (B or 1, N), with zeros at the other centres; None is all centres.
         """
         width = 2 * len(decay)
-        # padding, or keys that only padding looks at, may lie any number of steps away: size 1, not infinity
+        # padding, and keys that only padding sees, may be arbitrarily far away: factor 1, not infinity
         steps = torch.where((pos[..., None] < 0) | (centres[:, None] < 0), 0, pos[..., None] - centres[:, None])
-        # beyond, keys lie in the future of all queries of the block: those who see them are refused
+        # keys beyond are in the future of all queries of the block: queries that see them are refused
         power = (steps[:, None, ..., None] * decay).clamp(max=1.2 * most)
         size = power.exp()  # (B, 1, N, blocks, r/2)
         if own is not None:
@@ -119,13 +119,13 @@ class XPos(Rotary):
 
 
 def _middle(pos: Int[Tensor, "#batch tokens"]) -> Int[Tensor, "#batch 1"]:
-    """The middle position of each sequence; of nothing but padding -1."""
+    """The middle position of each sequence; -1 if it is all padding."""
     first, last = _ends(pos)
     return (first + last) // 2
 
 
 def _ends(pos: Int[Tensor, "#batch tokens"]) -> tuple[Int[Tensor, "#batch 1"], Int[Tensor, "#batch 1"]]:
-    """The first and the last position of each sequence; of nothing but padding -1."""
+    """The first and the last position of each sequence; -1 if it is all padding."""
     pos = torch.nn.functional.pad(pos, (1, 0), value=-1)  # there may be no tokens at all
     last = pos.amax(1, keepdim=True)
     return torch.where(pos < 0, last, pos).amin(1, keepdim=True), last
@@ -134,7 +134,7 @@ def _ends(pos: Int[Tensor, "#batch tokens"]) -> tuple[Int[Tensor, "#batch 1"], I
 def _blocks(
     pos: Int[Tensor, "#batch tokens"], span: int
 ) -> tuple[Int[Tensor, "#batch blocks"], Int[Tensor, "#batch tokens"] | None]:
-    """Centres so that every position lies within span/2 of one, and which that is; None where it is the only one.
+    """Centres such that every position is within span/2 of one, and the index of that one; None if there is only one.
 
     Raises:
         HeadwayError: when there are too many.
@@ -143,10 +143,10 @@ def _blocks(
     if int((last - first).amax()) <= span:
         return (first + last) // 2, None
     number = torch.where(pos < 0, 0, (pos - first) // (span + 1))
-    taken, own = number.unique(return_inverse=True)  # blocks that no query lies in are none
+    taken, own = number.unique(return_inverse=True)  # blocks without queries are dropped
     if len(taken) > BLOCKS:
         raise HeadwayError(
             f"expected the queries of one call in at most {BLOCKS} stretches of {span} tokens, beyond which xpos "
-            f"overflows, got {len(taken)}: hand the text over in pieces, with a cache"
+            f"overflows, got {len(taken)}: process the text in pieces, with a cache"
         )
     return torch.where(first < 0, -1, first + taken * (span + 1) + span // 2), own

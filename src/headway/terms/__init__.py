@@ -1,4 +1,4 @@
-"""What may be added to attention scores, as data a kernel can look into, a planner choose by and a plot draw.
+"""Terms that can be added to attention scores, as data that kernels read, planners inspect and plots draw.
 
     score(i, j) = scale · q_i·k_j + Σ terms(i, j)
 

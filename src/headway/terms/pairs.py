@@ -1,10 +1,10 @@
-"""What may be added to attention scores, as data a kernel can look into, a planner choose by and a plot draw.
+"""Terms that can be added to attention scores, as data that kernels read, planners inspect and plots draw.
 
     score(i, j) = scale · q_i·k_j + Σ terms(i, j)
 
 Each term is defined by its ``tile``: plain torch, for any rectangle of queries and keys, from explicit positions.
-A term holds one value per distance (``ByDistance``), per key (``PerKey``) and so on, not one per pair: what is O(n)
-stays O(n) until a backend decides otherwise.
+A term holds one value per distance (``ByDistance``), per key (``PerKey``) and so on, not one per pair, so that O(n)
+data stays O(n) unless a backend expands it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Tile = Float[Tensor, "#batch #heads queries keys"]
 
 
 def expect(term: Any, name: str, axes: int, optional: bool = False) -> None:
-    """Refuse what a term was given under this name unless it is a tensor of floats with so many axes."""
+    """Check that a term's argument is a float tensor with this many axes."""
     given = getattr(term, name)
     if isinstance(given, Tensor) and given.ndim == axes and given.is_floating_point() and 0 not in given.shape[-1:]:
         return
@@ -38,14 +38,14 @@ def expect(term: Any, name: str, axes: int, optional: bool = False) -> None:
 
 
 def expect_number(term: Any, name: str, least: int) -> None:
-    """Refuse what a term was given under this name unless it is a whole number that distances can be."""
+    """Check that a term's argument is an integer in the range of distances."""
     given = getattr(term, name)
     if not isinstance(given, int) or isinstance(given, bool) or not least <= given < FAR:
         raise HeadwayError(f"expected the {name} of {type(term).__name__} as a whole number, got {brief(given)}")
 
 
 def expect_size(term: Any, name: str, axis: int, of: str, *sizes: int) -> None:
-    """Refuse a term that holds entries for another number of queries, keys or heads than there are."""
+    """Check that a term has entries for this number of queries, keys or heads."""
     shape = tuple(getattr(term, name).shape)
     if shape[axis] not in sizes:
         raise HeadwayError(
@@ -54,17 +54,17 @@ def expect_size(term: Any, name: str, axis: int, of: str, *sizes: int) -> None:
 
 
 class Term:
-    """Something added to the scores."""
+    """Interface of what is added to the scores."""
 
     def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
-        """Refuse another number of tokens than the term was made for; of sequences and heads backends do themselves.
+        """Check the number of tokens the term was made for; backends check sequences and heads.
 
         Raises:
-            HeadwayError: when it holds entries for another number.
+            HeadwayError: when it has entries for another number.
         """
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
-        """What the term adds for queries ``rows`` and keys ``cols``, (B or 1, H or 1, q, k).
+        """The values added for queries ``rows`` and keys ``cols``, (B or 1, H or 1, q, k).
 
         Args:
             q_pos: positions of all queries, (B or 1, Q).
@@ -78,13 +78,13 @@ class Term:
 def _entry(
     width: int, left: int, q_pos: Positions, k_pos: Positions, rows: slice, cols: slice
 ) -> Int[Tensor, "#batch q k"]:
-    """Which of ``width`` entries belongs to each pair; entry ``left`` is distance 0, the ends serve all beyond."""
+    """The index, below ``width``, of each pair; entry ``left`` is distance 0, the ends serve all distances beyond."""
     return (distance(q_pos, k_pos, rows, cols) + left).clamp(0, width - 1)
 
 
 @dataclass(frozen=True, eq=False)
 class PerKey(Term):
-    """Adds c[b, h, j]: one number per key, the same for every query.
+    """Adds c[b, h, j]: one value per key, the same for every query.
 
     Args:
         bias: c, (B or 1, H or 1, K).
@@ -107,14 +107,14 @@ class PerKey(Term):
 
 @dataclass(frozen=True, eq=False)
 class Difference(Term):
-    """Adds own[b, h, i] − c[b, h, j], each difference taken in the dtype of both and then rounded.
+    """Adds own[b, h, i] − c[b, h, j], each difference computed in their dtype and then rounded.
 
-    Softmax ignores ``own``, and :class:`PerKey` has a smaller form; a sink, or other weights than softmax, do not.
+    Softmax ignores ``own``, so that the smaller :class:`PerKey` suffices; a sink or another normalisation does not.
 
     Args:
-        own: one number per query, (B or 1, H or 1, Q).
-        c: one number per key, (B or 1, H or 1, K).
-        dtype: of what is added.
+        own: one value per query, (B or 1, H or 1, Q).
+        c: one value per key, (B or 1, H or 1, K).
+        dtype: dtype of the result.
     """
 
     own: Float[Tensor, "#batch #heads queries"]
@@ -127,9 +127,9 @@ class Difference(Term):
 
 
 def raster(pos: Positions, row: int) -> Positions:
-    """Where a token of a raster with rows this wide comes to lie when a gap of row − 1 follows each: -1 stays.
+    """New positions of raster tokens when a gap of row − 1 follows each row of this width; -1 stays.
 
-    There, any two tokens that lie (Δy, Δx) apart are Δy·(2·row − 1) + Δx apart, and no others are. Order is kept.
+    Two tokens with offset (Δy, Δx) then have distance Δy·(2·row − 1) + Δx, and no others do. Order is preserved.
 
     >>> raster(torch.tensor([[-1, 0, 1, 2, 3, 6]]), 3).tolist()
     [[-1, 0, 1, 2, 5, 10]]
@@ -139,16 +139,16 @@ def raster(pos: Positions, row: int) -> Positions:
 
 @dataclass(frozen=True, eq=False)
 class ByDistance(Term):
-    """Adds table[h, clamp(k_pos - q_pos + left)], and beyond the table's ends grows linearly by ``tails`` per step.
+    """Adds table[h, clamp(k_pos - q_pos + left)]; beyond the table's ends it grows linearly by ``tails`` per step.
 
     Without tails the bias saturates (T5, Shaw); a table of one entry with tails is ALiBi. See :meth:`linear`.
 
     Args:
         table: one value per head and distance, (H or 1, W).
         left: the entry of distance 0; entries below it are the past.
-        tails: added per step beyond the left and the right end, (H or 1, 2); None is (0, 0).
+        tails: increment per step beyond the left and the right end, (H or 1, 2); None is (0, 0).
         row: positions are y·row + x, tokens of an image, and distances are those of :func:`raster`, where every
-            (Δy, Δx) has its own; None takes positions as they are.
+            (Δy, Δx) is distinct; None uses positions unchanged.
     """
 
     table: Float[Tensor, "#heads width"]
@@ -198,7 +198,7 @@ class ByDistance(Term):
 
 @dataclass(frozen=True, eq=False)
 class ByDistancePerQuery(Term):
-    """Adds rows[b, h, i, clamp(k_pos - q_pos + left)]: each query brings its own table (Shaw, Transformer-XL).
+    """Adds rows[b, h, i, clamp(k_pos - q_pos + left)]: each query has its own table (Shaw, Transformer-XL).
 
     Args:
         table: one value per query and distance, (B or 1, H or 1, Q, W).
@@ -226,7 +226,7 @@ class ByDistancePerQuery(Term):
 
 @dataclass(frozen=True, eq=False)
 class ByDistancePerKey(Term):
-    """Adds columns[b, h, j, clamp(k_pos - q_pos + left)]: each key brings its own table (DeBERTa's p→c).
+    """Adds columns[b, h, j, clamp(k_pos - q_pos + left)]: each key has its own table (DeBERTa's p→c).
 
     Args:
         table: one value per key and distance, (B or 1, H or 1, K, W).
@@ -254,11 +254,11 @@ class ByDistancePerKey(Term):
 
 @dataclass(frozen=True, eq=False)
 class DenseBias(Term):
-    """Adds bias[b, h, i, j]: one number per pair of a query and a key, as graphs and protein pairs bring it.
+    """Adds bias[b, h, i, j]: one value per pair of query and key, e.g. from a graph or from protein pairs.
 
-    It goes by the place of tokens in the call, not by their positions; with a cache its keys are all there are, the
-    cached ones first. −inf hides a pair, as in torch's ``attn_mask``. Kernels read it tile by tile, broadcast over
-    sequences and heads, and sum its gradient in its own shape.
+    It is indexed by the order of tokens in the call, not by their positions; with a cache, keys include the cached ones,
+    which come first. −inf masks a pair, as in torch's ``attn_mask``. Kernels read it tile by tile, broadcast over
+    sequences and heads, and accumulate its gradient in its own shape.
 
     Args:
         bias: (B or 1, H or 1, Q, K), or (Q, K) for all sequences and heads.
@@ -301,7 +301,7 @@ class DenseBias(Term):
 
 @dataclass(frozen=True, eq=False)
 class Pairwise(Term):
-    """Adds fn(q_pos, k_pos) of a tile: whatever has no smaller form, computed from positions where it is needed.
+    """Adds fn(q_pos, k_pos) of a tile: for what has no smaller form and is computed from positions on demand.
 
     Args:
         fn: maps query positions (B or 1, q) and key positions (B or 1, k) to a bias (B or 1, H or 1, q, k).
@@ -352,7 +352,7 @@ class ValuesByDistance:
     def add(
         self, weights: Float[Tensor, "batch heads queries keys"], q_pos: Positions, k_pos: Positions
     ) -> Float[Tensor, "batch heads queries dim"]:
-        """What the term adds to the output, given the attention weights α of all pairs."""
+        """The addition to the output, given the attention weights α of all pairs."""
         entry = _entry(self.table.shape[1], self.left, q_pos, k_pos, ALL, ALL)[:, None]  # (B, 1, Q, K)
         # weights of equal distance are summed first: O(Q·W·D) instead of a vector for every pair
         share = weights.new_zeros(*weights.shape[:3], self.table.shape[1])

@@ -1,6 +1,6 @@
-"""What is computed by whole rows: sums along the text, products of the tokens between, and mixtures of all heads.
+"""Terms of whole rows: sums along the text, products over the tokens in between, and mixtures of all heads.
 
-A row algorithm sees all scores of a query before they become weights, and may change them in order.
+A row term sees all scores of a query before they become weights, and changes them. Row terms run in order.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from headway.terms.pairs import Term, Tile
 
 
 class RowTerm:
-    """Something added to the scores that no pair can know by itself: it needs a query's whole row, or all heads.
+    """A term that a single pair cannot determine: it needs a query's whole row, or all heads.
 
-    Only backends that hold whole rows run it (tiled, reference). NaN and inf in what it holds per query or key count as
-    zero in :meth:`rows`; ``attend`` makes NaN of the rows that see them, and of no others.
+    Only backends that materialise whole rows run it (tiled, reference). NaN and inf in its data per query or key count
+    as zero in :meth:`rows`; ``attend`` sets the rows that see them, and no others, to NaN.
     """
 
     def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
@@ -28,12 +28,12 @@ class RowTerm:
 
     @property
     def per_query(self) -> tuple[Float[Tensor, "#batch #heads queries width"], ...]:
-        """What it holds for each query."""
+        """Its data per query."""
         return ()
 
     @property
     def per_key(self) -> tuple[Float[Tensor, "#batch kv_heads keys width"], ...]:
-        """What it holds for each key."""
+        """Its data per key."""
         return ()
 
     def rows(
@@ -45,11 +45,11 @@ class RowTerm:
         rows: slice = ALL,
         cols: slice = ALL,
     ) -> Tile:
-        """What the term adds for queries ``rows`` and keys ``cols``, which are all keys that any of them may see.
+        """The values added for queries ``rows`` and keys ``cols``, which are all keys that any of them sees.
 
         Args:
-            content: scale · q·k of the tile, capped if there is a softcap.
-            seen: which keys the queries may see; None is all. What is hidden must reach nothing.
+            content: scale · q·k of the tile, after the softcap if there is one.
+            seen: unmasked pairs; None is all. Masked pairs must affect nothing.
             q_pos: positions of all queries, (B or 1, Q).
             k_pos: positions of all keys, (B or 1, K).
             rows: the queries of the tile; default all.
@@ -63,12 +63,12 @@ def from_the_end(
     seen: Bool[Tensor, "#batch #heads queries keys"] | None,
     inclusive: bool,
 ) -> Float[Tensor, "batch heads queries keys"]:
-    """Sums over the seen keys of each row from every key to the last, in the order they lie in memory.
+    """Sums over the unmasked keys of each row from every key to the last, in memory order.
 
     Args:
-        x: what is summed, already finite where it is hidden.
-        seen: which keys count; None is all.
-        inclusive: whether a key counts for its own sum.
+        x: the summands, already finite where masked.
+        seen: unmasked pairs; None is all.
+        inclusive: whether a key is part of its own sum.
     """
     x = _shown(x, seen)
     if not inclusive:
@@ -77,25 +77,25 @@ def from_the_end(
 
 
 def _in_groups(x: Shaped[Tensor, "batch heads queries dim"], heads: int) -> Shaped[Tensor, "batch kv_heads rows dim"]:
-    """Queries of all heads that share one of ``heads``, one after the other."""
+    """Queries of all heads that share one of ``heads``, concatenated."""
     return x.reshape(x.shape[0], heads, x.shape[1] // heads * x.shape[2], x.shape[3])
 
 
 def _finite(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """With zeros for NaN and inf, before a product of them with a hidden pair's zero makes NaN of a sum."""
+    """Replace NaN and inf by zeros, because their product with a masked pair's zero would turn a sum into NaN."""
     return x.to(dtype).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Scan(RowTerm):
-    """Adds c_ij, the sum of a gate over the keys a query sees from key j to its last, in the order they lie in memory;
-    or looks c_ij up in a table that each query brings.
+    """Adds c_ij, the sum of a gate over the keys a query sees from key j to its last, in memory order; or looks up c_ij
+    in a table per query.
 
         z_it = content_it, or left_i · right_t                  g_it = σ(z_it), or slope_h · log σ(z_it)
         c_ij = Σ_{t ≥ j} g_it inclusive, Σ_{t > j} g_it else    over the t that query i sees
 
-    A table is read between its entries ⌊c⌋ and ⌈c⌉ linearly, and its last entry serves all beyond (CoPE); without one
-    c itself is added (GRAPE-AP). Sums are taken in float32 or better.
+    A table is interpolated linearly between its entries ⌊c⌋ and ⌈c⌉, and its last entry serves all larger counts
+    (CoPE); without a table c itself is added (GRAPE-AP). Sums are computed in float32 or better.
 
     Args:
         inclusive: whether the gate of key j itself counts.
@@ -137,7 +137,7 @@ class Scan(RowTerm):
             return count
         table = _finite(self.table[:, :, rows], wide).expand(*count.shape[:3], -1)
         count = count.clamp(max=table.shape[-1] - 1)
-        entry = count.detach().nan_to_num(nan=0.0)  # NaN is no index; it stays in the result
+        entry = count.detach().nan_to_num(nan=0.0)  # NaN is not a valid index; it stays in the result
         below, above = (table.gather(-1, which.long()) for which in (entry.floor(), entry.ceil()))
         return torch.lerp(below, above, count - count.detach().floor())
 
@@ -146,24 +146,24 @@ class Scan(RowTerm):
             return _shown(content, seen).sigmoid()
         left, right = (_finite(x, content.dtype) for x in (self.left[:, :, rows], self.right[:, :, cols]))
         product = (_in_groups(left, right.shape[1]) @ right.mT).reshape(*left.shape[:3], right.shape[2])
-        # before log σ, whose gradient would make NaN of what is hidden
+        # before log σ, whose gradient would be NaN where masked
         gates = torch.nn.functional.logsigmoid(_shown(product, seen))
         return gates if self.slope is None else gates * self.slope.to(gates.dtype)[:, None, None]
 
 
 PATH_BLOCK = 64
-"""Keys whose reflections are applied together: the triangular system of a block is as large."""
+"""Keys whose reflections are applied together; the size of a block's triangular system."""
 
 
 @dataclass(frozen=True, eq=False)
 class PathProduct(RowTerm):
-    """Turns scale · q_i·k_j into scale · q_i·H_r ⋯ H_{j+1} k_j, H_t = I − β_t w_t w_tᵀ, by adding the difference.
+    """Changes scale · q_i·k_j into scale · q_i·H_r ⋯ H_{j+1} k_j, H_t = I − β_t w_t w_tᵀ, by adding the difference.
 
-    r is the last key that query i may see: its own under a causal mask. Tokens lie in the order of memory; those at
-    position -1 are passed over (β = 0).
+    r is the last key that query i sees: its own under a causal mask. Tokens are in memory order; those at position -1
+    are skipped (β = 0).
 
-    From r to the left, u ← H_t u. With γ_t what token t takes of it, u before j is q − Σ_{t>j} γ_t w_t, and for a block
-    of tokens γ solves a triangular system (the UT transform), so that rows · keys · D multiplications suffice:
+    From r to the left, u ← H_t u. With γ_t the amount that token t removes, u before j is q − Σ_{t>j} γ_t w_t, and for
+    a block of tokens γ solves a triangular system (the UT transform), so that rows · keys · D multiplications suffice:
 
         γ_t + β_t Σ_{s>t} (w_t·w_s) γ_s = β_t w_t·u
 
@@ -171,7 +171,7 @@ class PathProduct(RowTerm):
         q: queries, (B, H, Q, D).
         k: keys, (B, H_kv, K, D).
         w: directions of unit length, (B, H_w, K, D), where H_kv divides H_w and H_w divides H.
-        beta: how much of the direction is taken, (B, H_w, K); 2 reflects.
+        beta: share of the direction that is removed, (B, H_w, K); 2 reflects.
         scale: multiplies q·k.
     """
 
@@ -207,7 +207,7 @@ class PathProduct(RowTerm):
         beta = beta * (k_pos[:, None, cols] >= 0)
         groups = w.shape[1]
         q, k = _in_groups(q, groups), k.repeat_interleave(groups // k.shape[1], 1)
-        before = None  # whether a token comes before the last key that a query may see, or is it
+        before = None  # whether a token is at or before the last key that a query sees
         if seen is not None:
             before = _in_groups((seen.flip(-1).cumsum(-1) > 0).flip(-1).expand(content.shape), groups)
         taken, tiles = torch.zeros_like(q), [q.new_zeros(*q.shape[:3], 0)]
@@ -217,7 +217,7 @@ class PathProduct(RowTerm):
             share = (q - taken) @ w_part.mT * b_part
             if before is not None:
                 share = share.masked_fill(~before[..., part], 0.0)
-            system = (w_part @ w_part.mT * b_part).tril(-1)  # its diagonal is taken for 1
+            system = (w_part @ w_part.mT * b_part).tril(-1)  # its diagonal counts as 1
             share = torch.linalg.solve_triangular(system, share, upper=False, left=False, unitriangular=True)
             tiles.append(taken @ k_part.mT + share @ (w_part @ k_part.mT).tril(-1))
             taken = taken + share @ w_part
@@ -226,20 +226,20 @@ class PathProduct(RowTerm):
 
 @dataclass(frozen=True, eq=False)
 class MixHeads(RowTerm):
-    """Adds B + f(A, B): a bias B, and what a small network over all heads makes of the content A and of B at a pair.
+    """Adds B + f(A, B): a bias B, and the output of a small network over all heads for the content A and B of a pair.
 
         f = second ∗ LeakyReLU(first ∗ (A, B) + first_bias)
 
-    ∗ is a product over the heads, and a convolution over ``kernel`` neighbouring keys if that is above 1. Hidden pairs
-    are zero at either layer, so that a row is the same whatever comes after it; so are keys that are not there.
+    ∗ is a product over the heads, and a convolution over ``kernel`` neighbouring keys if that is above 1. Masked pairs
+    are zero in both layers, so that a row does not depend on what follows; so are missing keys.
 
     Args:
         bias: terms that make up B.
         first: (F, 2H, kernel), kernel odd.
         first_bias: (F,).
         second: (H, F, kernel).
-        order: which token of the text each key is, (B or 1, K): neighbours are those with neighbouring numbers, padding
-            aside; None takes those in memory.
+        order: index in the text of each key, (B or 1, K): neighbours have adjacent indices, without padding; None uses
+            neighbours in memory.
     """
 
     bias: tuple[Term, ...]
@@ -274,15 +274,15 @@ class MixHeads(RowTerm):
 
 
 def _shown(x: Tensor, seen: Tensor | None) -> Tensor:
-    """With zeros for hidden pairs."""
+    """Set masked pairs to zero."""
     return x if seen is None else x.masked_fill(~seen, 0.0)
 
 
 def _neighbours(
     order: Int[Tensor, "#batch keys"], real: Bool[Tensor, "#batch keys"], reach: int
 ) -> list[tuple[Int[Tensor, "batch keys"], Bool[Tensor, "batch keys"]]]:
-    """Where in memory the neighbours of each key lie, from the one ``reach`` before to the one after, and whether they
-    are there.
+    """Indices in memory of the neighbours of each key, from ``reach`` before to ``reach`` after, and whether they
+    exist.
     """
     order, real = torch.broadcast_tensors(order, real)
     sorted_order, place = order.masked_fill(~real, torch.iinfo(order.dtype).max).sort(1)

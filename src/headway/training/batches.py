@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from headway.shapes import HeadwayError
 
 IGNORED = -100
-"""A target with this value has no part in the loss."""
+"""Targets with this value are ignored in the loss."""
 
 
 @runtime_checkable
 class Batches(Protocol):
-    """What the trainer trains on: any object that turns a step number into inputs and targets.
+    """Training data: any object that maps a step number to inputs and targets.
 
-    It must be a pure function of the step, so that a resumed run sees what an uninterrupted one would have seen.
-    Targets of -100 are left out of the loss.
+    It must be a pure function of the step, so that a resumed run sees the same batches as an uninterrupted one.
+    Targets of -100 are ignored in the loss.
     """
 
     def __call__(self, step: int, /) -> tuple[Int64[Tensor, "batch length"], Int64[Tensor, "batch length"]]:
@@ -30,9 +30,9 @@ class Batches(Protocol):
 
 
 def seed_for(seed: int, step: int, purpose: str) -> int:
-    """Return a 63-bit seed that depends on all three, so that neighbours share nothing.
+    """Return a 63-bit seed that depends on all three, so that neighbours are unrelated.
 
-    `seed + step` would not do: step 1 of seed 0 would repeat step 0 of seed 1; and PyTorch's CPU generator looks only
+    `seed + step` is not enough: step 1 of seed 0 would repeat step 0 of seed 1; and PyTorch's CPU generator looks only
     at the low 32 bits.
 
     >>> seed_for(0, 1, "batches") == seed_for(1, 0, "batches")

@@ -1,4 +1,4 @@
-"""What happened in a training run, step by step, as plain values."""
+"""The history of a training run, step by step, as plain values."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ STATUSES = ("running", "done", "interrupted", "diverged")
 
 @dataclass
 class History:
-    """The record of a run. A resumed run carries on the record of the run it resumes.
+    """The history of a run. A resumed run continues the history of the run it resumes.
 
     Args:
-        steps: finished steps, 1 … n.
+        steps: completed steps, 1 … n.
         loss: training loss of each, in nats per token.
         lr: learning rate of each.
         grad_norm: gradient norm of each, before clipping.
-        validation_steps: finished steps when validated.
-        validation_loss: the loss found there.
+        validation_steps: completed steps at each validation.
+        validation_loss: the loss of each validation.
         status: ``"done"``, ``"interrupted"``, ``"diverged"``; ``"running"`` until then.
         reason: why it diverged, in one sentence; else None.
         seconds: training time, without validation and saving.

@@ -1,4 +1,4 @@
-"""Position methods that hold the length they are trained at, set to the length of the training at hand."""
+"""Set the training length of position methods that have such a hyperparameter."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import re
 from headway.positions import Position, parse
 
 TRAINED = ("max_length", "original")
-"""Hyperparameters that mean the length a model is trained at."""
+"""Hyperparameters that hold the training length."""
 
 
 def trained_at(spec: str, length: int) -> tuple[Position, str | None]:
-    """The method a text names; what it has of :data:`TRAINED` is the training length, unless the text sets it.
+    """Parse a method and set its :data:`TRAINED` hyperparameters to the training length, unless the string sets them.
 
     Args:
         spec: as on the command line.
         length: tokens of a training window.
 
     Returns:
-        The method, and one sentence on what was set; None where nothing was.
+        The method, and one sentence on what was set, or None.
 
     Raises:
-        HeadwayError: when the text names no method, or one that cannot have this length.
+        HeadwayError: when the string names no method, or one that cannot have this length.
 
     >>> trained_at("learned", 600)
     (Learned(max_length=600), 'learned: max_length is the training length, 600')
@@ -38,5 +38,5 @@ def trained_at(spec: str, length: int) -> tuple[Position, str | None]:
 
 
 def _given(spec: str, name: str) -> bool:
-    """Whether a method's text sets a hyperparameter, if only to its default."""
+    """Whether a method's string sets a hyperparameter, even to its default."""
     return re.search(rf"\b{name}\s*=", spec) is not None

@@ -29,15 +29,15 @@ from headway.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands, handed to ``on_progress`` at most ten times a second, at every validation, and at the end.
+    """Progress of a run, passed to ``on_progress`` at most ten times a second, at every validation, and at the end.
 
     Args:
-        step: finished steps.
-        steps: steps in all.
+        step: completed steps.
+        steps: total steps.
         loss: training loss of the last step, in nats per token.
-        tokens_per_second: training speed since this process began.
-        seconds_left: training time to go at that speed.
-        validation_loss: the loss just found, when a validation has just run.
+        tokens_per_second: training speed since this process started.
+        seconds_left: remaining training time at that speed.
+        validation_loss: the new loss, when a validation has just run.
     """
 
     step: int
@@ -49,27 +49,27 @@ class Progress:
 
 
 class Observer:
-    """Sees a training happen and changes nothing of it: no weight, no gradient, no mode, no random number that counts.
+    """Observes a training without changing it: no weights, gradients, modes or random numbers.
 
-    A subclass overrides what it needs; what it raises ends the run.
+    A subclass overrides what it needs; an exception it raises ends the run.
     """
 
     def begin(self, trainer: Trainer) -> None:
-        """Before the first step of this process, after resuming; ``len(trainer.history.steps)`` are finished."""
+        """Before the first step of this process, after resuming; ``len(trainer.history.steps)`` are completed."""
 
     def after(self, trainer: Trainer, finished: int) -> None:
-        """After each applied step, and its validation if there was one; ``trainer.history`` has the numbers."""
+        """After each applied step, and its validation if there was one; ``trainer.history`` has the values."""
 
     def settle(self, trainer: Trainer) -> None:
-        """Before a checkpoint is saved: what belongs to the steps so far must be on the disk."""
+        """Before a checkpoint is saved: data of the steps so far must be on disk by then."""
 
     def end(self, trainer: Trainer) -> None:
-        """When the run ends, however it ends."""
+        """When the run ends, for whatever reason."""
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode and give every module its own mode back afterwards.
+    """Put a model into evaluation mode and restore the mode of every module afterwards.
 
     >>> model = nn.Dropout()
     >>> with evaluating(model):
@@ -88,7 +88,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class _Signals:
-    """Remembers a ctrl-C or SIGTERM until the current step is finished; a second one acts at once."""
+    """Defers ctrl-C or SIGTERM until the current step is finished; a second one acts at once."""
 
     def __init__(self) -> None:
         self.received = False
@@ -119,21 +119,21 @@ class _Signals:
 
 
 class Trainer:
-    """Trains a model to predict targets, and saves so that nothing but the current step can be lost.
+    """Trains a model to predict targets, and saves it so that at most the steps since the last checkpoint are lost.
 
     The same build, device kind and thread count give the same bits, also after a resume, with dropout: before each step
-    the global random generator is seeded from (seed, step). So its state needs no saving, one integer says it all on
-    every device, and a validation that draws random numbers changes nothing. The generator is put back afterwards.
+    the global random generator is seeded from (seed, step). So its state need not be saved, one integer suffices on
+    every device, and a validation that uses random numbers changes nothing. The generator is restored afterwards.
 
     Args:
         model: ``model(tokens (B, N)) -> logits (B, N, vocabulary)``; it is trained in place, on the device it is on.
         batches: ``batches(step) -> (inputs (B, N), targets (B, N))``, a pure function; targets of -100 are ignored.
         settings: how to train.
         validation: ``validation(model) -> float``, called in evaluation mode without gradients; None for none.
-        folder: where to save; a run found there is resumed. None saves nothing.
-        on_progress: called with a `Progress`; what it raises ends the run.
-        extra: plain JSON values kept in each checkpoint; a run is resumed with the same ones only.
-        observers: told of every step; the numbers are the same with and without them.
+        folder: where to save; a run in it is resumed. None saves nothing.
+        on_progress: called with a `Progress`; an exception it raises ends the run.
+        extra: plain JSON values stored in each checkpoint; resuming requires the same values.
+        observers: notified of every step; results are the same with and without them.
 
     Raises:
         HeadwayError: when the model has nothing to train, or no position to drop where the settings ask for it.
@@ -161,7 +161,7 @@ class Trainer:
     ) -> None:
         if settings.drop_position and not callable(getattr(model, "drop_position", None)):
             raise HeadwayError(
-                f"expected a model with drop_position(), as headway.Transformer has, because the settings drop it, "
+                f"expected a model with drop_position(), such as headway.Transformer, because the settings drop it, "
                 f"got {type(model).__name__}: set drop_position=0"
             )
         self.model, self.batches, self.settings = model, batches, settings
@@ -179,13 +179,13 @@ class Trainer:
         """Train until done, stopped or diverged; resume first when the folder holds a checkpoint.
 
         Args:
-            stop: asked after every step; True saves and ends the run as ``"interrupted"``. It serves other threads;
+            stop: called after every step; True saves and ends the run as ``"interrupted"``. It is for other threads;
                 ctrl-C and SIGTERM do the same in the main thread (a second ctrl-C acts at once).
             lock: a lock on ``folder`` that the caller already holds; None takes it for the run.
 
         Returns:
-            The record of the whole run, the part before a resume included. ``"diverged"`` means a loss or gradient that
-            is not finite: the step was not applied, the weights are those before it, and ``reason`` names it.
+            The history of the whole run, including the part before a resume. ``"diverged"`` means a loss or gradient
+            that is not finite: the step was not applied, the weights are those before it, and ``reason`` names it.
 
         Raises:
             HeadwayError: when another process trains in the folder, a checkpoint there belongs to other settings or
@@ -323,7 +323,7 @@ class Trainer:
             if skipped:
                 raise HeadwayError(
                     f"expected a whole checkpoint in {self._checkpoints.folder}, got only damaged ones ("
-                    f"{'; '.join(skipped)}): move the folder away to start anew"
+                    f"{'; '.join(skipped)}): move the folder away to start again"
                 )
             return
         history = _checked(checkpoint, self.settings, self.extra)
@@ -334,7 +334,7 @@ class Trainer:
         self.resumed_from = self._saved = checkpoint.step
         here, there = _environment(self.model), checkpoint.values["environment"]
         if here != there:
-            self.notes.append(f"resumed under {here}, saved under {there}: the last bits of the numbers may differ")
+            self.notes.append(f"resumed under {here}, saved under {there}: the last bits of results may differ")
 
 
 def _checked(checkpoint: Checkpoint, settings: TrainSettings, extra: Mapping[str, Any]) -> History:

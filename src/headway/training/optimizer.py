@@ -1,4 +1,4 @@
-"""Optimizers and the learning rate: SGD with momentum, Adam, AdamW, with warm-up and a cosine fall."""
+"""Optimizers and the learning rate: SGD with momentum, Adam, AdamW, with warm-up and cosine decay."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from headway.shapes import HeadwayError
 from headway.training.settings import TrainSettings
 
-# For small models, a width of 128 or so; wide ones want less.
+# For small models, with a width of about 128; wide ones need less.
 _PEAK = {"sgd": 0.1, "adam": 3e-3, "adamw": 3e-3}
 _DECAY = {"sgd": 0.0, "adam": 0.0, "adamw": 0.1}
 # Device kinds for which torch.optim has one fused kernel for the whole update.
@@ -31,10 +31,9 @@ def peak_rate(settings: TrainSettings) -> float:
 def learning_rate(step: int, settings: TrainSettings) -> float:
     """Return the learning rate of one step, a pure function of the step.
 
-    With peak p, warm-up of w steps, floor f and S steps in all:
-    p·(step + 1)/w while step < w, then for cosine p·(f + (1 − f)·(1 + cos πt)/2) with t = (step − w)/(S − 1 − w),
-    which ends at p·f in the last step; for constant p. Where position is dropped a second course of the same kind
-    begins, S and w being those of the steps that are left.
+    With peak p, warm-up of w steps, floor f and S steps in all: p·(step + 1)/w while step < w, then for cosine p·(f +
+    (1 − f)·(1 + cos πt)/2) with t = (step − w)/(S − 1 − w), which ends at p·f in the last step; for constant p. Where
+    position is dropped, the schedule starts again, with S and w of the remaining steps.
 
     Args:
         step: 0 … S − 1.

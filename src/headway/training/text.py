@@ -1,4 +1,4 @@
-"""Text to train on: a file, a folder, or the text that comes with Python; and its division for honest validation."""
+"""Training text: a file, a folder, or the text that ships with Python, and its split for validation."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from headway.training.ours import GENERATORS, own_results
 _TOOL_FOLDERS = frozenset({"CVS", "__pycache__", "node_modules"})
 _SNIFF = 8192
 MAX_TEXT = 2**27
-"""Bytes a text may have unless a larger limit is asked for: training on more takes several GB of memory."""
+"""Default maximum size of a text in bytes: training on more takes several GB of memory."""
 MAX_FILES = 100_000
-"""Files that are looked at in a folder; a person's texts are fewer, a whole disk has more."""
+"""Maximum files in a folder: more than anybody's texts, fewer than a whole disk."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Bytes to train on, and where they come from.
+    """Training text as bytes, with its source.
 
     Args:
-        data: the content; any bytes are welcome.
+        data: the content, arbitrary bytes.
         name: the path it was read from, or ``"built-in"``.
-        files: how many files were used.
-        skipped: how many files of a folder were left out (binary, hidden, or not regular).
-        results: folders and files left out of it because they are results of ours.
-        elsewhere: folders left out because they lie on another file system, as /proc does.
+        files: number of files used.
+        skipped: number of files of a folder that were skipped (binary, hidden, or not regular).
+        results: folders and files skipped because headway wrote them.
+        elsewhere: folders skipped because they are on another file system, e.g. /proc.
     """
 
     data: bytes
@@ -45,7 +45,7 @@ class Text:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """One sentence on each kind of thing that one might miss in it."""
+        """One sentence for each kind of skipped content."""
         told = (
             (self.results, "results of headway"),
             (self.elsewhere, "on another file system; give that folder itself to read it"),
@@ -63,14 +63,14 @@ class Text:
 def read_text(path: Path | str | None = None, *, most: int | None = None) -> Text:
     """Read the text to train on.
 
-    A single file is taken as it is, binary or not: bytes are the default alphabet. A folder is read recursively in
-    sorted order, its files joined by a newline; it leaves out binary files (a NUL in the first 8 KiB), hidden files and
-    folders, links to folders, other file systems, and whatever headway itself wrote (see
+    A single file is read as bytes, binary or not: bytes are the default alphabet. A folder is read recursively in
+    sorted order, its files joined by a newline; skipped are binary files (a NUL in the first 8 KiB), hidden files and
+    folders, links to folders, other file systems, and everything headway itself wrote (see
     :mod:`headway.training.ours`).
 
     Args:
         path: a file, a folder, or None for the text of Python's own language reference (`pydoc_data.topics`).
-        most: bytes it may have; None is :data:`MAX_TEXT`. Sizes are looked at before anything is read.
+        most: maximum bytes; None is :data:`MAX_TEXT`. Sizes are checked before anything is read.
 
     Returns:
         The text, with the number of files used and skipped.
@@ -115,7 +115,7 @@ def _mode(path: Path) -> int | None:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """A file and its size; one that was replaced by a pipe meanwhile does not block."""
+    """A file and its size; a file replaced by a pipe in the meantime does not block."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         yield file, os.fstat(file.fileno()).st_size
 
@@ -145,7 +145,7 @@ def _read_folder(root: Path, most: int) -> Text:
         folder = Path(name)
         if own := own_results(folder, [*folders, *names]):
             results.append(str(folder))
-        # os.walk visits what is left here, in this order.
+        # os.walk visits the remaining entries, in this order.
         inside = sorted(n for n in folders if not n.startswith(".") and n not in _TOOL_FOLDERS and n not in own)
         folders[:] = [n for n in inside if _on(device, folder / n)]
         elsewhere += [str(folder / n) for n in inside if n not in folders and not (folder / n).is_symlink()]
@@ -161,7 +161,7 @@ def _read_folder(root: Path, most: int) -> Text:
                     skipped += 1
                     continue
                 with _opened(file) as (opened, size):
-                    if not size:  # empty, or one of those that the kernel makes up and that may never end
+                    if not size:  # empty, or a virtual file of the kernel, which may never end
                         continue
                     begin = opened.read(min(_SNIFF, room + 1))
                     if b"\0" in begin:
@@ -198,8 +198,8 @@ class Split:
     """Two contiguous parts of a text that never overlap: one to train on, the end of it to validate on.
 
     Args:
-        train: the beginning.
-        validation: the end. Its windows never reach back into ``train``.
+        train: the first part.
+        validation: the last part. Its windows never reach back into ``train``.
     """
 
     train: bytes
@@ -210,7 +210,7 @@ class Split:
         """Divide a text, keeping at least one window of ``length + 1`` bytes in each part.
 
         Args:
-            text: what to divide.
+            text: the text to divide.
             length: tokens in a training window; a window needs one byte more, the last target.
             fraction: share of the text to validate on, in (0, 1). A short text gives more: one whole window.
 

@@ -16,9 +16,9 @@ from headway.schema import Many, Number, Record, Whole, Words, check
 from headway.shapes import HeadwayError
 
 MOST = 2**20
-"""Tokens of a vocabulary at most."""
+"""Maximum tokens of a vocabulary."""
 LONGEST = 256
-"""Characters of a word at most; words of ordinary text are shorter."""
+"""Maximum characters of a word; words of ordinary text are shorter."""
 _BPE = Record(
     {
         "kind": Words(("bpe",)),
@@ -32,7 +32,7 @@ _BPE = Record(
 
 @runtime_checkable
 class Vocabulary(Protocol):
-    """What turns bytes into ids and back, exactly."""
+    """Converts bytes into token ids and back, exactly."""
 
     @property
     def size(self) -> int:
@@ -61,7 +61,7 @@ def _checked(ids: Iterable[int] | Tensor, size: int) -> list[int]:
     plain: list[int] = ids.flatten().tolist() if isinstance(ids, Tensor) else list(ids)
     for i in plain:
         if not 0 <= i < size:
-            raise HeadwayError(f"expected token ids in 0 … {size - 1}, got {i}: use the vocabulary they were made with")
+            raise HeadwayError(f"expected token ids in 0 … {size - 1}, got {i}: use the vocabulary that produced them")
     return plain
 
 
@@ -219,13 +219,13 @@ class Bpe:
 
 
 def token_texts(vocabulary: Vocabulary, ids: Iterable[int] | Tensor) -> list[str]:
-    """How each token reads in its place, for labels: never a broken character.
+    """Display text of each token in context, without broken characters.
 
-    A character whose bytes are several tokens stands at the first of them, the others are "‥"; what shows nothing is
+    A character split into several tokens is shown at the first of them, the others are "‥"; invisible characters are
     named, see :func:`headway.characters.label`.
 
     Args:
-        vocabulary: the model's own.
+        vocabulary: the model's vocabulary.
         ids: token ids of a whole text.
 
     >>> token_texts(Bytes(), "a 猫".encode())
@@ -245,7 +245,7 @@ def token_texts(vocabulary: Vocabulary, ids: Iterable[int] | Tensor) -> list[str
 
 
 def _pieces(text: str, size: int = 1 << 20) -> Iterator[str]:
-    # The library holds some hundred bytes per token of a piece; pieces end at a line's end, where words end.
+    # The library takes about a hundred bytes per token of a piece; pieces end at line ends, where words end.
     begin = 0
     while len(text) - begin > size:
         cut = text.rfind("\n", begin, begin + size) + 1 or begin + size
@@ -256,7 +256,7 @@ def _pieces(text: str, size: int = 1 << 20) -> Iterator[str]:
 
 
 def _words(library: Any, longest: int | None) -> Any:
-    """What divides a text into words, within which pairs are joined: as GPT-2 does, and none is longer than that."""
+    """The splitter of text into words, within which pairs are merged: GPT-2's, with a maximum word length."""
     words = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     if longest is None:
         return words

@@ -104,7 +104,7 @@ def watch_size(model_config: Mapping[str, Any], settings: TrainSettings, every: 
 
 
 class Watcher(Observer):
-    """Looks at the matrices around every so many optimiser steps, and at the heads' entropies after them.
+    """Looks at the matrices around every so many optimizer steps, and at the heads' entropies after them.
 
     Args:
         watched: where to keep what is seen; its ``every`` says how often.

@@ -27,7 +27,7 @@ def walk(question: Question) -> list[View]:
         try:
             views.append(view(name, question))
         except HeadwayError:
-            continue  # a method that turns nothing has no angles to show: that view does not apply
+            continue  # a method that rotates nothing has no angles to show: that view does not apply
     return views
 
 

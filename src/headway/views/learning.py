@@ -99,7 +99,7 @@ def step(question: Question) -> View:
     """What back-propagation does to a head in one step on this text, and what SGD and Adam make of it, side by side.
 
     Args:
-        question: ``options``: "matrix" is "q" (default), "k" or "v"; "lr" of both optimisers, 0.01 by default;
+        question: ``options``: "matrix" is "q" (default), "k" or "v"; "lr" of both optimizers, 0.01 by default;
             "targets", (1, N), for an encoder; "optimizer", the run's own, shown besides.
 
     Raises:

@@ -119,7 +119,7 @@ def about_trace(
 
 
 def composed(question: Question, names: Sequence[str]) -> Iterator[View]:
-    """Those of these views that apply: a method that turns nothing has no angles to show.
+    """Those of these views that apply: a method that rotates nothing has no angles to show.
 
     >>> from headway.positions import Alibi
     >>> [shown.key for shown in composed(about_position(Alibi(), length=8), OF_METHODS)]

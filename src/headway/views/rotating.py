@@ -1,4 +1,4 @@
-"""How a method turns queries and keys."""
+"""How a method rotates queries and keys."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ SHIFT = 1000
 
 
 def rotation(question: Question) -> View:
-    """View 11: how a method turns queries and keys: the angle of each plane at each position, how long a full turn
-    takes, how much of each head's queries and keys lies in each plane, and the score of equal content over distance.
+    """View 11: how a method rotates queries and keys: the angle of each plane at each position, how long a full
+    rotation takes, how much of each head's queries and keys lies in each plane, and the score of equal content over
+    distance.
 
     The planes are found by asking the method, see :mod:`headway.inspect.probe`. The text is also moved by 1,000 tokens,
     to see by how much its scores change.
@@ -41,7 +42,7 @@ def rotation(question: Question) -> View:
         question: ``options["positions"]`` is how many positions are shown, default those of the text, at least 64.
 
     Raises:
-        HeadwayError: when the method turns nothing.
+        HeadwayError: when the method rotates nothing.
 
     >>> view = rotation(Question.fresh("the cat sat"))
     >>> [type(figure).__name__ for figure in view.figures]
@@ -50,7 +51,7 @@ def rotation(question: Question) -> View:
     layer, position = question.seen, question.position
     turning = _turned(question, question.head)
     if turning is None:
-        message = f"expected a method that turns queries and keys (rotary and its kin), got {position.spec()}: "
+        message = f"expected a method that rotates queries and keys (rotary and its kin), got {position.spec()}: "
         raise HeadwayError(message + f"look at {instead(question, 'rotation')}")
     found, width, count = turning.planes, layer.attention.shape.head_dim, len(turning.planes.rates)
     turns = [2 * math.pi / abs(rate) for axis in turning.rates for rate in axis.tolist() if abs(rate) > ROUNDING]
@@ -97,7 +98,7 @@ def rotation(question: Question) -> View:
 
 
 def _angles(turning: Turning, axis: Sequence[Said]) -> list[Heatmap]:
-    """By what each plane has turned at each place, for each axis."""
+    """By what each plane has rotated at each place, for each axis."""
     return [
         Heatmap(
             both("rotation.map"),
@@ -114,7 +115,7 @@ def _angles(turning: Turning, axis: Sequence[Said]) -> list[Heatmap]:
 
 
 def _wavelengths(turning: Turning, axis: Sequence[Said]) -> Lines:
-    """How many tokens a full turn of each plane takes."""
+    """How many tokens a full rotation of each plane takes."""
     lines = [
         Line(
             both("rotation.turn") if len(turning.rates) == 1 else label,
@@ -127,7 +128,8 @@ def _wavelengths(turning: Turning, axis: Sequence[Said]) -> Lines:
 
 
 def _numbers(own: Said, *cells: str) -> Grid:
-    """Planes, numbers that do not turn, tokens of the fastest and slowest turn, and the change when the text moves."""
+    """Planes, numbers that are not rotated, tokens per rotation of the fastest and slowest, and the change when the
+    text moves."""
     names = ("planes", "still", "fast", "slow", "shift")
     rows = [(both(f"rotation.{name}", shift=f"{SHIFT:,}"), [cell]) for name, cell in zip(names, cells, strict=True)]
     return Grid(both("rotation.numbers"), [same(""), own], rows)
@@ -135,12 +137,12 @@ def _numbers(own: Said, *cells: str) -> Grid:
 
 @dataclass(frozen=True, eq=False)
 class Turning:
-    """How one head is turned.
+    """How one head is rotated.
 
     Args:
         planes: over all places that were asked for.
-        angles: for each axis, by what each plane has turned at each place along it, (places, planes).
-        rates: for each axis, by what it turns at a step along it, (planes,).
+        angles: for each axis, by what each plane has rotated at each place along it, (places, planes).
+        rates: for each axis, by what it rotates at a step along it, (planes,).
     """
 
     planes: Planes
@@ -149,7 +151,7 @@ class Turning:
 
 
 def _dials(turning: Turning) -> Dials:
-    """Some of the planes that the first axis turns, at some places along it."""
+    """Some of the planes that the first axis rotates, at some places along it."""
     angles, rates = turning.angles[0], turning.rates[0].tolist()
     moving = [f for f, rate in enumerate(rates) if abs(rate) > ROUNDING] or [0]
     shown = [moving[i] for i in some(len(moving), CURVES)]
@@ -160,7 +162,7 @@ def _dials(turning: Turning) -> Dials:
 
 
 def _turned(question: Question, head: int) -> Turning | None:
-    """How one head is turned, or None."""
+    """How one head is rotated, or None."""
     layer, position = question.seen, question.position
     chosen = by_tokens(layer)
     if position.axes == 1:
@@ -174,7 +176,7 @@ def _turned(question: Question, head: int) -> Turning | None:
     if found is None:
         return None
     rates = torch.stack([angles[1] for angles in found.angles.split(count)])
-    # by the axis that turns them most, then the fastest first
+    # by the axis that rotates them most, then the fastest first
     most = rates.abs().max(0)
     order = torch.tensor(sorted(range(rates.shape[1]), key=lambda f: (int(most.indices[f]), -float(most.values[f]))))
     basis = None if found.basis is None else found.basis[order]
@@ -183,9 +185,9 @@ def _turned(question: Question, head: int) -> Turning | None:
 
 
 def _usage(question: Question, own: Turning) -> list[list[float]]:
-    """The mean of scale · |q_f| |k_f| of each head in each plane, and what does not turn last, (H, planes)."""
+    """The mean of scale · |q_f| |k_f| of each head in each plane, and what is not rotated last, (H, planes)."""
     layer = question.seen
-    # without parameters all heads turn alike
+    # without parameters all heads rotate alike
     alike = not any(True for _ in question.position.parameters())
     rows = []
     for head in range(layer.heads):

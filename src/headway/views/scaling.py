@@ -119,7 +119,7 @@ def _entropy(scores: Tensor) -> float:
 
 
 def _own(layer: Layer, head: int) -> tuple[Tensor, Tensor, tuple[float, float]]:
-    """q·k of a head as position turned them, where the mask lets a key be seen, raw and scaled; and both entropies."""
+    """q·k of a head as position rotated them, where the mask lets a key be seen, raw and scaled; and both entropies."""
     rows = second_half(layer.queries)
     call = layer.call
     q, k = call.q[:, :, rows].double(), call.k.double()

@@ -31,8 +31,8 @@ SYMBOLS = {
 def split(question: Question) -> View:
     """How much of each score is content and how much position: parts on one scale that add up to the score.
 
-    For methods that turn q and k, the plane in which they turn each pair of numbers has its own share of the score of
-    one pair of tokens: that of ``options["key"]`` with the query, by default the query's largest score.
+    For methods that rotate q and k, the plane in which they rotate each pair of numbers has its own share of the score
+    of one pair of tokens: that of ``options["key"]`` with the query, by default the query's largest score.
 
     Raises:
         HeadwayError: on a text of more than 1,024 tokens, or a key that is not there.
@@ -132,7 +132,7 @@ def _weighed(question: Question, head: Head, window: Window, pair: tuple[int, in
 
 
 def _planes(question: Question, head: Head, window: Window, pair: tuple[int, int]) -> Bars | None:
-    """What each plane that position turns has of scale · q·k, before it is turned and after; None where none is."""
+    """What each plane that position rotates has of scale · q·k, before it is rotated and after; None where none is."""
     layer = head.layer
     rows = window.rows
     found = planes(question.position, layer.call.q_pos[:1, rows], head=question.head, x=layer.x[:1, rows].double())
@@ -147,7 +147,7 @@ def _planes(question: Question, head: Head, window: Window, pair: tuple[int, int
         before = _in_planes(q[query], head.k[key], found.basis) * layer.call.scale
         series.insert(0, (both("split.unturned"), before.tolist()))
     if len(after) > len(labels):
-        labels.append("0")  # what does not turn
+        labels.append("0")  # what is not rotated
     return Bars(
         both("split.planes", query=question.labels[query], key=question.labels[key]),
         labels,

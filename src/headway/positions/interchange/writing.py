@@ -81,7 +81,7 @@ def convert_pairing(
         weight: (heads · d_k, d_model), as ``nn.Linear`` keeps it, or a bias (heads · d_k,).
         heads: how many heads its rows hold; for W_K the key heads.
         to: "half" or "interleaved"; the weight has the other.
-        fraction: how much of each head is turned, as in :class:`headway.Rotary`.
+        fraction: how much of each head is rotated, as in :class:`headway.Rotary`.
 
     Raises:
         HeadwayError: when the rows are not so many heads of even width.
