@@ -256,8 +256,8 @@ class ByDistancePerKey(Term):
 class DenseBias(Term):
     """Adds bias[b, h, i, j]: one value per pair of query and key, e.g. from a graph or from protein pairs.
 
-    It is indexed by the order of tokens in the call, not by their positions; with a cache, keys include the cached ones,
-    which come first. −inf masks a pair, as in torch's ``attn_mask``. Kernels read it tile by tile, broadcast over
+    It is indexed by the order of tokens in the call, not by their positions; with a cache, the cached keys come
+    first. −inf masks a pair, as in torch's ``attn_mask``. Kernels read it tile by tile, broadcast over
     sequences and heads, and accumulate its gradient in its own shape.
 
     Args:
