@@ -23,7 +23,7 @@ from headway.masks import Before, Causal, Dense, Mask, as_mask, divided, fitted,
 from headway.positions.base import Position
 from headway.schema import Number
 from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief, contents
-from headway.terms import AnyTerm, DenseBias
+from headway.terms import AnyTerm, DenseBias, LowRankBias
 
 DROPOUT = Number(0, below=1)
 _ADDED: dict[str, Any] = {
@@ -93,6 +93,7 @@ def attend(
 
 def attend_checked(call: Call, backend: str) -> Float[Tensor, "batch heads queries dim_v"]:
     """What :func:`attend` does after :func:`check`."""
+    call = _folded(call)
     route = _choose(call, backend)
     run = _load(route).run
     if readable(call.q) and not call.training and getattr(_load(route), "SHOWS_NAN", False):
@@ -105,6 +106,22 @@ def attend_checked(call: Call, backend: str) -> Float[Tensor, "batch heads queri
     if route != "reference" and out.requires_grad and not torch.compiler.is_compiling():
         out.register_hook(partial(_refuse_second_backward, route))
     return out if poisoned is None else out.masked_fill(poisoned[..., None], torch.nan)
+
+
+def _folded(call: Call) -> Call:
+    """The call with its low-rank biases as further dimensions of queries and keys: q·k + q_b·k_b is one product."""
+    found = [term for term in call.terms if isinstance(term, LowRankBias)]
+    (batch, heads, queries, _), (_, kv_heads, keys, _) = call.q.shape, call.k.shape
+    if not found or call.softcap is not None or call.row_terms or call.scale == 0:
+        return call
+    if any(len(x) not in (1, batch) for term in found for x in (term.q, term.k)):
+        return call
+    if any(term.k.shape[1] not in (1, kv_heads) for term in found):
+        return call
+    q = [(term.q / call.scale).to(call.q.dtype).expand(batch, heads, queries, -1) for term in found]
+    k = [term.k.to(call.k.dtype).expand(batch, kv_heads, keys, -1) for term in found]
+    rest = tuple(term for term in call.terms if not isinstance(term, LowRankBias))
+    return replace(call, q=torch.cat((call.q, *q), -1), k=torch.cat((call.k, *k), -1), terms=rest)
 
 
 def _refuse_second_backward(route: str, gradient: Tensor | None) -> None:

@@ -276,8 +276,8 @@ BAD = {
     ),
     "foreign folder": ("train --out {tmp}/folder", "expected a new, empty or run folder"),
     "not a run": ("generate {tmp}/folder", "expected a run folder with settings.json"),
-    "temperature": ("generate {trained}/run a --temperature -1", "expected a temperature of at least 0"),
-    "top-p": ("generate {trained}/run a --top-p 2", "expected top_p in (0, 1], got 2.0"),
+    "temperature": ("generate {trained}/run a --temperature -1", "expected temperature to be a number of at least 0, got -1.0"),
+    "top-p": ("generate {trained}/run a --top-p 2", "expected top_p to be a number in (0, 1], got 2.0"),
     "past a learned table": (
         "generate {trained}/short abcdefgh --tokens 20",
         "could not go on after 9 of 20 tokens: expected positions below max_length=16, got 16",

@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from headway import Attention, Causal, Documents, Prefix, Window, attend
 from headway.backends.dropout import kept
 from headway.masks import Mask
-from headway.terms import AnyTerm, ByDistance, ByDistancePerQuery, DenseBias, PerKey, ValuesByDistance
+from headway.terms import AnyTerm, ByDistance, ByDistancePerQuery, DenseBias, LowRankBias, PerKey, ValuesByDistance
 
 B, H, KV = 2, 4, 2
 SHAPES = [(1, 1), (7, 7), (70, 70), (5, 300), (300, 5), (300, 300)]
@@ -131,6 +131,43 @@ def test_the_bias_is_not_copied() -> None:
     bias.requires_grad_()
     held = peak_memory(lambda: attend(q, k, v, terms=(DenseBias(bias),), backend="native").sum().backward())
     assert held < 2.5 * 4 * bias.numel()  # its gradient, and one more for autograd's sum
+
+
+# --- of low rank ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["native", "tiled", "sdpa", "auto"])
+@pytest.mark.parametrize("lead", [(1, 1), (B, KV), (1, KV), (B, H)])
+def test_a_bias_of_low_rank_is_the_dense_one(lead: tuple[int, int], backend: str) -> None:
+    q, k, v, _ = inputs(70, 70, torch.float64, (1, 1))
+    generator = torch.Generator().manual_seed(8)
+    left = torch.randn(1, H, 70, 3, generator=generator, dtype=torch.float64)
+    right = torch.randn(*lead, 70, 3, generator=generator, dtype=torch.float64)
+    # keys of every query head cannot be appended to shared ones: tiled computes them
+    options: dict[str, Any] = {"mask": Causal(), "backend": backend if lead[1] != H else "tiled"}
+    found = leaves(q, k, v, left, right)
+    attend(*found[:3], terms=(LowRankBias(*found[3:]),), **options).square().sum().backward()
+    expected = leaves(q, k, v, left, right)
+    wide = expected[4].repeat_interleave(H // lead[1], 1) if lead[1] > 1 else expected[4]
+    dense = DenseBias(expected[3] @ wide.mT)
+    attend(*expected[:3], terms=(dense,), mask=Causal(), backend="reference").square().sum().backward()
+    for got, wanted in zip(found, expected, strict=True):
+        assert got.grad is not None
+        assert wanted.grad is not None
+        assert torch.allclose(got.grad, wanted.grad, atol=1e-10)
+
+
+def leaves(*given: Tensor) -> list[Tensor]:
+    return [x.detach().clone().requires_grad_() for x in given]
+
+
+def test_a_bias_of_low_rank_joins_a_softcap_as_a_term() -> None:
+    q, k, v, _ = inputs(40, 40, torch.float64, (1, 1))
+    term = LowRankBias(torch.randn(1, H, 40, 2, dtype=torch.float64), torch.randn(1, 1, 40, 2, dtype=torch.float64))
+    dense = DenseBias(term.q @ term.k.mT)
+    for options in ({"softcap": 2.0}, {"sinks": torch.zeros(H, dtype=torch.float64)}):
+        expected = attend(q, k, v, terms=(dense,), backend="reference", **options)
+        assert torch.allclose(attend(q, k, v, terms=(term,), **options), expected, atol=1e-10)
 
 
 # --- dropout --------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from headway.terms import (
     ByDistancePerKey,
     ByDistancePerQuery,
     DenseBias,
+    LowRankBias,
     Pairwise,
     PerKey,
     ValuesByDistance,
@@ -129,6 +130,7 @@ def calls() -> Iterator[tuple[str, str, Callable[[Any], Any]]]:
         (ByDistancePerKey, {"table": torch.ones(1, 2, 3, 3), "left": 1}, "table left"),
         (ValuesByDistance, {"table": torch.ones(2, 3, 4), "left": 1}, "table left"),
         (DenseBias, {"bias": torch.zeros(3, 3)}, "bias"),
+        (LowRankBias, {"q": torch.zeros(1, 1, 3, 2), "k": torch.zeros(1, 1, 3, 2)}, "q k"),
         (Pairwise, {"fn": lambda q, k: torch.zeros(1, 1, 3, 3)}, "fn"),
     ):
         yield from each(term.__name__, lambda term=term, **g: attend(Q, Q, Q, terms=(term(**g),)), given, names)

@@ -49,7 +49,9 @@ _MOST = 2**31 - 1
 
 SIZES: dict[str, Any] = {"dim": 64, "heads": 4, "layers": 2}
 """Of a fresh model, unless the page asks for others."""
-FORM = tuple(field for field in described(TransformerConfig) if field.name not in ("vocab", "kind", "backend"))
+FORM = tuple(
+    field for field in described(TransformerConfig) if field.name not in ("vocab", "kind", "backend", "pattern")
+)
 """What a page may choose of a fresh model."""
 
 

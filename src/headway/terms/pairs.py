@@ -300,6 +300,49 @@ class DenseBias(Term):
 
 
 @dataclass(frozen=True, eq=False)
+class LowRankBias(Term):
+    """Adds q[b, h, i] · k[b, h, j]: a bias per pair from a few numbers per token, as pair representations factor into.
+
+    :func:`headway.functional.attend` appends them to queries and keys where it can, so that every kernel takes them,
+    with their gradients, at the cost of somewhat wider heads.
+
+    Args:
+        q: (B or 1, H or 1, Q, r).
+        k: (B or 1, H or H_kv or 1, K, r).
+
+    >>> pos = torch.arange(2)[None]
+    >>> LowRankBias(torch.ones(1, 1, 2, 3), torch.ones(1, 1, 2, 3)).tile(pos, pos)[0, 0].tolist()
+    [[3.0, 3.0], [3.0, 3.0]]
+    """
+
+    q: Float[Tensor, "#batch #heads queries rank"]
+    k: Float[Tensor, "#batch #kv_heads keys rank"]
+
+    def __post_init__(self) -> None:
+        expect(self, "q", 4)
+        expect(self, "k", 4)
+        if self.q.shape[-1] != self.k.shape[-1]:
+            raise HeadwayError(
+                f"expected q and k of LowRankBias of one rank, got {self.q.shape[-1]} and {self.k.shape[-1]}"
+            )
+
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """See :meth:`Term.fits`."""
+        expect_size(self, "q", 2, "queries", queries)
+        expect_size(self, "k", 2, "keys", keys)
+        expect_size(self, "q", 1, "heads", heads, 1)
+        if heads % max(self.k.shape[1], 1):
+            expect_size(self, "k", 1, "heads", heads, 1)
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
+        """See :meth:`Term.tile`."""
+        q, k = self.q[:, :, rows], self.k[:, :, cols]
+        if 1 < k.shape[1] < q.shape[1]:
+            k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+        return q @ k.mT
+
+
+@dataclass(frozen=True, eq=False)
 class Pairwise(Term):
     """Adds fn(q_pos, k_pos) of a tile: for what has no smaller form and is computed from positions on demand.
 

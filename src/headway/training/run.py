@@ -24,7 +24,7 @@ from headway._version import __version__
 from headway.config import TransformerConfig
 from headway.init import seeded
 from headway.positions import parse
-from headway.schema import PLAIN, Anything, Named, Record, Whole, Words
+from headway.schema import PLAIN, Anything, Either, Many, Named, Record, Whole, Words
 from headway.shapes import HeadwayError
 from headway.sizes import check_size
 from headway.training.batches import TextBatches, TextValidation
@@ -55,7 +55,7 @@ SETTINGS_SEAL = "settings.json"
 _SETTINGS = Record(
     {
         "format": Whole(),
-        "model": Named(PLAIN),
+        "model": Named(Either((PLAIN, Many(Named(PLAIN))))),
         "train": Named(Anything()),  # TrainSettings checks it
         "vocabulary": Named(Anything()),  # vocabulary_from_json checks it
         "vocabulary_request": Record({"kind": Words()}, optional={"size": Whole()}),

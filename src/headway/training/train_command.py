@@ -27,7 +27,7 @@ from headway.shapes import HeadwayError
 from headway.training.settings import TrainSettings
 
 
-@offers(TransformerConfig, TrainSettings, but=("vocab", "kind", "betas"))
+@offers(TransformerConfig, TrainSettings, but=("vocab", "kind", "betas", "pattern"))
 def command(
     text: Source = None,
     vocabulary: Vocabulary = "bytes",

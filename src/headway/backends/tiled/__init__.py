@@ -23,7 +23,10 @@ from headway.backends.base import Call
 from headway.backends.tiled.anywhere import any_positions
 from headway.backends.tiled.blocks import full_precision
 from headway.backends.tiled.steps import unit_steps
-from headway.terms import DenseBias, Difference, Pairwise
+from headway.terms import DenseBias, Difference, LowRankBias, Pairwise
+
+_BY_TILES = (Pairwise, Difference, DenseBias, LowRankBias)
+"""Terms that are evaluated tile by tile."""
 
 
 def refuses(call: Call) -> str | None:
@@ -43,7 +46,7 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     with full_precision(call.device):
         shift = None if torch.compiler.is_compiling() else _shift(call)
         held = call.whole_rows is not None or call.row is not None or call.dropout > 0
-        if shift is None or held or any(isinstance(term, Pairwise | Difference | DenseBias) for term in call.terms):
+        if shift is None or held or any(isinstance(term, _BY_TILES) for term in call.terms):
             return any_positions(call)
         return unit_steps(call, shift)
 
