@@ -276,7 +276,10 @@ BAD = {
     ),
     "foreign folder": ("train --out {tmp}/folder", "expected a new, empty or run folder"),
     "not a run": ("generate {tmp}/folder", "expected a run folder with settings.json"),
-    "temperature": ("generate {trained}/run a --temperature -1", "expected temperature to be a number of at least 0, got -1.0"),
+    "temperature": (
+        "generate {trained}/run a --temperature -1",
+        "expected temperature to be a number of at least 0, got -1.0",
+    ),
     "top-p": ("generate {trained}/run a --top-p 2", "expected top_p to be a number in (0, 1], got 2.0"),
     "past a learned table": (
         "generate {trained}/short abcdefgh --tokens 20",
