@@ -332,7 +332,7 @@ def test_a_whole_text_of_1024_tokens_fits() -> None:
     for name in ("head", "stepper", "split"):
         with refusal(
             f"expected a text of at most 1,024 tokens for the view {name!r}, got 1,025: "
-            f"take a part of it, or the view 'long'"
+            f"use a part of it, or the view 'long'"
         ):
             view(name, asked(model, labels, layer=0))
     changed = asked(model, labels[:512], layer=0)
@@ -448,7 +448,7 @@ def test_what_cannot_be_shown() -> None:
         ("projection", {"matrix": "o"}, "expected the option 'matrix' to be one of q, k, v, got 'o'"),
         ("whatif", {"change": "drop"}, "expected the option 'change' to be one of shift, shuffle, swap, got 'drop'"),
         ("whatif", {"by": "far"}, "expected the option 'by' to be a whole number, got 'far'"),
-        ("whatif", {"by": -1}, "expected the option 'by' of at least 0, because positions begin at 0, got -1"),
+        ("whatif", {"by": -1}, "expected the option 'by' of at least 0, because positions start at 0, got -1"),
         ("split", {"key": 9}, "expected the option 'key' from 0 to 8, got 9"),
         (
             "whatif",

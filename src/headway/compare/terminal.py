@@ -1,4 +1,4 @@
-"""The result table in the terminal: methods by test lengths, the same numbers as in the HTML report."""
+"""The result table in the terminal: methods by test lengths, with the values of the HTML report."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def table(results: Results) -> Table:
-    """Lay out the main number of each method at each test length.
+    """Lay out the main measure of each method at each test length.
 
-    A cell is the mean over the seeds ± half of their range, or says why there is no number. In each column the
-    best mean is bold, with all that cannot be told from it.
+    A cell is the mean over the seeds ± half of their range, or says why there is none. In each column the best mean is
+    bold, with all that cannot be distinguished from it.
 
     Args:
         results: the dictionary that ``headway compare`` saves.

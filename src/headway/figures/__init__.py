@@ -1,1 +1,1 @@
-"""Figures as plain values, and the words they are said in."""
+"""Figures as plain values, and their words."""

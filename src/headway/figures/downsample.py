@@ -1,5 +1,5 @@
-"""Views small enough for a report of many methods: maps in 255 steps, and where that is not enough with fewer cells,
-films with fewer frames or none. Every view that lost something says so.
+"""Downsample views for a report of many methods: maps are quantised to 255 steps and, where that is not enough, get
+fewer cells, and films fewer frames or none. Every downsampled view has a note.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from headway.figures.values import Block, Heatmap, View, both, evenly
 
 Plain = dict[str, Any]
 ROOM = 3_400_000
-"""Bytes for the views of all methods, so that the report stays below 5 MB."""
+"""Maximum bytes of the views of all methods, so that the report stays below 5 MB."""
 FEW = 1024
-"""Numbers of a map that keep all their digits."""
+"""Maximum values of a map that is not quantised."""
 
 
 @dataclass(frozen=True)
 class Thinness:
-    """How much is left out.
+    """The amount of downsampling.
 
     Args:
-        frames: of a film at most; 0 leaves films out.
-        every: row and column of a map.
+        frames: maximum frames of a film; 0 omits films.
+        every: keep every so many rows and columns of a map.
     """
 
     frames: int
@@ -34,11 +34,11 @@ class Thinness:
 
 
 LEVELS = (Thinness(5, 1), Thinness(3, 2), Thinness(2, 4), Thinness(0, 4))
-"""What is tried, until all views fit."""
+"""The amounts tried in turn, until all views fit."""
 
 
 def rounded(view: View) -> View:
-    """A view with large maps in 255 steps between their limits, which is a quarter of the bytes."""
+    """A view with large maps quantised to 255 steps between their limits, in a quarter of the bytes."""
     changed = False
 
     def in_steps(value: Any) -> Any:
@@ -56,11 +56,11 @@ def rounded(view: View) -> View:
 
 
 def fitted(views: Mapping[str, Sequence[Plain]], room: int = ROOM) -> dict[str, list[Plain]]:
-    """The views of each method, thinned alike until all of them fit.
+    """The views of each method, downsampled equally until all of them fit.
 
     Args:
         views: plain values of each method's views.
-        room: bytes as JSON.
+        room: maximum bytes as JSON.
     """
     kept = {method: list(each) for method, each in views.items()}
     for level in LEVELS:
@@ -87,7 +87,7 @@ def _noted(view: Plain, key: str) -> Plain:
 
 
 def _changed(value: Any, change: Mapping[str, Callable[[Plain], Plain]]) -> Any:
-    """Plain values with the figures of some kinds changed, the outer before the inner."""
+    """Plain values with figures of some kinds replaced, outer ones before inner ones."""
     if isinstance(value, Mapping):
         kind = str(value.get("kind"))
         value = change[kind](dict(value)) if kind in change else value
@@ -102,7 +102,7 @@ def _in_steps(heatmap: Heatmap) -> Heatmap:
     if block.kind != "float32" or math.prod(block.shape) <= FEW:
         return heatmap
     finite = [value for value in block.values if value is not None and math.isfinite(value)]
-    # the limits of the colours: the same in all frames of a film, and 0 in the middle of signed numbers
+    # the limits of the colour scale: the same in all frames of a film, and centred at 0 for signed values
     if heatmap.limits is not None:
         low, high = heatmap.limits
         low, high = min(low, *finite), max(high, *finite)
@@ -115,7 +115,7 @@ def _in_steps(heatmap: Heatmap) -> Heatmap:
 
 
 def _every(heatmap: Plain, step: int) -> Plain:
-    """Every so many rows and columns of a map, where it has many."""
+    """Keep every so many rows and columns of a large map."""
     rows, columns = heatmap["values"]["shape"]
     down, across = (step if count > 16 else 1 for count in (rows, columns))
     if down == across == 1:
@@ -131,7 +131,7 @@ def _every(heatmap: Plain, step: int) -> Plain:
 
 
 def _cells(block: Plain, down: int, across: int) -> Plain:
-    """Every so many cells of a block, whose numbers stay as they travel."""
+    """Keep every so many cells of a block, in their encoded form."""
     rows, columns = block["shape"]
     data = base64.b64decode(block["data"])
     if block["kind"] == "bits":

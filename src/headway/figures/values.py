@@ -1,8 +1,8 @@
-"""Figures as plain values: what a view shows, ready for the page's program, for SVG and for a table.
+"""Figures as plain values: the content of a view, for the page's script, for print and for tables.
 
-A view holds figures; a figure holds numbers, labels and both languages' words, and says nothing of pixels. Numbers
-travel as base64 of little-endian float32, or of one byte or bit each: a map of 1,024 tokens with its mask is 1.6 MB,
-and not 20.
+A view has figures; a figure has values, labels and words in both languages, independent of pixels. Values are encoded
+as base64 of little-endian float32, or of one byte or bit each: a map of 1,024 tokens with its mask is 1.6 MB instead of
+20.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from headway.figures.words import LANGUAGES, strings
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """At most ``most`` of so many things, spread evenly, the first and the last among them: what figures leave out.
+    """At most ``most`` of ``count`` indices, evenly spaced, including the first and the last.
 
     >>> evenly(10, 4), evenly(2, 4)
     ([0, 3, 6, 9], [0, 1])
@@ -34,7 +34,7 @@ Said = Mapping[str, str]
 
 
 def both(key: str, /, **values: object) -> dict[str, str]:
-    """A sentence of the assets in every language, filled in.
+    """A sentence of the strings in every language, filled in.
 
     >>> both("table.method")["zh"]
     '方法'
@@ -43,21 +43,21 @@ def both(key: str, /, **values: object) -> dict[str, str]:
 
 
 def same(text: str) -> dict[str, str]:
-    """A text that every language writes alike: a formula, a token, a name."""
+    """A text that is the same in every language: a formula, a token, a name."""
     return dict.fromkeys(LANGUAGES, text)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Numbers of any shape, row by row.
+    """Values of any shape, row by row.
 
     Args:
-        shape: how many in each dimension.
-        values: all of them, flat; None is no number.
-        kind: how they travel: "float32"; "uint8", one byte each; or "bits", for 0 and 1, eight in a byte, the first the
+        shape: size of each dimension.
+        values: all of them, flat; None is a missing value.
+        kind: encoding: "float32"; "uint8", one byte each; or "bits", for 0 and 1, eight per byte, the first the
             highest.
-        span: with "uint8", the numbers that bytes 0 and 254 stand for, the others evenly between, so that the middle of
-            the span is 127 exactly; 255 is no number. None sends whole numbers 0 … 255 as they are.
+        span: with "uint8", the values of bytes 0 and 254, the others evenly between, so that the middle of the span is
+            exactly 127; 255 is a missing value. None sends integers 0 … 255 unchanged.
     """
 
     shape: tuple[int, ...]
@@ -67,7 +67,7 @@ class Block:
 
     @classmethod
     def of(cls, rows: Sequence[Any], kind: str = "float32") -> Block:
-        """A block of nested lists of one shape; numbers that are not finite are NaN.
+        """A block from nested lists; values that are not finite become NaN.
 
         >>> Block.of([[1.0, 2.0], [3.0, 4.0]]).shape
         (2, 2)
@@ -90,7 +90,7 @@ class Block:
         return [self.values[start : start + width] for start in range(0, len(self.values), width)]
 
     def plain(self) -> dict[str, Any]:
-        """As JSON takes it: shape, kind, span if there is one, and base64."""
+        """As JSON values: shape, kind, span if there is one, and base64."""
         if self.kind == "bits":
             digits = "".join("1" if value else "0" for value in self.values)
             data = int(digits.ljust(-(-len(digits) // 8) * 8, "0") or "0", 2).to_bytes(-(-len(digits) // 8))
@@ -106,7 +106,7 @@ class Block:
 
 
 def _steps(values: Sequence[float | None], span: tuple[float, float]) -> bytes:
-    """Numbers in 255 steps over a span; 255 is no number."""
+    """Values quantised to 255 steps over a span; 255 is a missing value."""
     low, high = span
     per = 254 / (high - low) if high > low else 0.0
     return bytes(
@@ -125,9 +125,9 @@ class Heatmap:
         columns: a label for each column.
         axes: what rows and columns are.
         scale: "sequential" for shares, "diverging" for signed numbers around 0, "cyclic" for angles.
-        limits: the numbers at the ends of the colours; None is those of the values (symmetric if diverging).
-        hidden: 1 where a mask hides a cell, (rows, columns); None hides nothing.
-        unit: after each number, as "%" or "rad".
+        limits: limits of the colour scale; None is those of the values (symmetric if diverging).
+        hidden: 1 where a cell is masked, (rows, columns); None masks nothing.
+        unit: unit of the values, e.g. "%" or "rad".
     """
 
     title: Said
@@ -147,10 +147,10 @@ class Line:
 
     Args:
         label: its name, shown at its end.
-        values: one number for each x; None is a gap.
+        values: one value for each x; None is a gap.
         low: the lower end of its band, or None.
         high: the upper end of its band, or None.
-        style: n for colour n % 8 and dash n % 7; None is by its place, and each its own where all lines are methods.
+        style: n for colour n % 8 and dash n % 7; None is by index, or by method where all lines are methods.
         steps: draw flat steps from x to x, as buckets are.
     """
 
@@ -192,8 +192,8 @@ class Bars:
     Args:
         title: what it is.
         labels: the groups.
-        series: (name, one number for each label); None is no bar, as for a masked key.
-        axis: what the numbers are.
+        series: (name, one value for each label); None is no bar, e.g. for a masked key.
+        axis: title of the value axis.
     """
 
     title: Said
@@ -219,11 +219,11 @@ class Dials:
 
 @dataclass(frozen=True)
 class Grid:
-    """A small table of numbers or words, read rather than looked at.
+    """A small table of values or words.
 
     Args:
         title: what it is.
-        columns: heads of the columns, the first over the rows' names.
+        columns: column headers, the first for the row names.
         rows: (name, its cells as text).
     """
 
@@ -238,9 +238,9 @@ class Wall:
 
     Args:
         title: what it is.
-        tiles: (label, a figure of one kind, numbers to sort by).
-        columns: tiles in a row.
-        sorts: the numbers to sort by: key to its name.
+        tiles: (label, a figure of one kind, values to sort by).
+        columns: tiles per row.
+        sorts: the values to sort by: key to its name.
     """
 
     title: Said
@@ -251,7 +251,7 @@ class Wall:
 
 @dataclass(frozen=True)
 class Product:
-    """A product of two matrices in which each number can be worked out: out = left @ right + bias.
+    """A product of two matrices whose entries can be inspected: out = left @ right + bias.
 
     Args:
         title: what it is.
@@ -260,8 +260,8 @@ class Product:
         bias: (columns,), or None.
         out: (rows, columns), as the model computed it.
         rows: a label for each row.
-        names: what left, right and out are called, as "X", "W_Q" and "Q".
-        cell: (row, column) that is worked out at first.
+        names: names of left, right and out, e.g. "X", "W_Q" and "Q".
+        cell: (row, column) that is inspected initially.
     """
 
     title: Said
@@ -279,11 +279,11 @@ class Stage:
     """One stage of a computation.
 
     Args:
-        label: its short name, as "Q" or "softmax".
-        shape: of what it makes, as "5 × 16".
-        formula: how, as "Q = X W_Q".
-        said: what happens here, in a sentence or two.
-        figures: what it makes.
+        label: its short name, e.g. "Q" or "softmax".
+        shape: shape of its result, e.g. "5 × 16".
+        formula: its formula, e.g. "Q = X W_Q".
+        said: a description in a sentence or two.
+        figures: its results.
     """
 
     label: Said
@@ -321,7 +321,7 @@ class Film:
 
 @dataclass(frozen=True)
 class Columns:
-    """Several things side by side, row by row the same kind of figure; pointing at one points at all.
+    """Several columns side by side, each row with the same kind of figure; pointing at one points at all.
 
     Args:
         title: what is compared.
@@ -334,16 +334,16 @@ class Columns:
 
 @dataclass(frozen=True)
 class Tiles:
-    """A map too large to send whole: an overview, and where finer tiles come from.
+    """A map too large to send at once: an overview, and the source of finer tiles.
 
     Args:
         title: what it is.
-        overview: the coarsest level, which is all there is where no server stands behind the page.
+        overview: the coarsest level, the only one on a page without a server.
         size: rows and columns of the finest level.
-        levels: how many there are, each half as fine as the one before; the overview is the last.
+        levels: number of levels, each half as fine as the previous one; the overview is the last.
         side: cells along each side of a tile.
-        how: how pairs of tokens become one cell, "max" or "mean".
-        source: what the server calls the map; "" where there is none.
+        how: pooling of pairs into a cell, "max" or "mean".
+        source: name of the map on the server; "" without one.
     """
 
     title: Said
@@ -360,14 +360,14 @@ Figure = Heatmap | Lines | Bars | Dials | Grid | Wall | Product | Steps | Film |
 
 @dataclass(frozen=True)
 class View(Displayed):
-    """What one view shows.
+    """The content of one view.
 
     Args:
-        key: its name, as "split"; its title and question are ``view.<key>.title`` and ``view.<key>.question``.
+        key: its name, e.g. "split"; its title and question are ``view.<key>.title`` and ``view.<key>.question``.
         finding: one sentence computed from the data.
         figures: from top to bottom.
         formula: as text, or "".
-        notes: what to know when reading it.
+        notes: notes for the reader.
     """
 
     key: str
@@ -390,7 +390,7 @@ class View(Displayed):
         return both(f"view.{self.key}.question")
 
     def plain(self) -> dict[str, Any]:
-        """As JSON takes it: what ``render(element, payload)`` draws."""
+        """As JSON values, which ``render(element, payload)`` draws."""
         return {
             "key": self.key,
             "title": self.title,
@@ -403,7 +403,7 @@ class View(Displayed):
 
 
 def plain(figure: Any) -> Any:
-    """A figure as JSON takes it; ``kind`` names its class in lower case."""
+    """A figure as JSON values; ``kind`` is its class name in lower case."""
     if isinstance(figure, Block):
         return figure.plain()
     if isinstance(figure, Figure | Line | Stage):

@@ -1,9 +1,8 @@
-"""Words in both languages, and how values are said in a sentence.
+"""Words in both languages, and the formatting of values in a sentence.
 
-Sentences are templates in ``strings/<part>.en.json`` and ``strings/<part>.zh.json``; ``page`` is what every page's
-program says, ``page.<name>`` what one page's does.
-A value knows how each language writes it: lists join with "and" or "和", a percentage has a space or none, a method's
-spec stands between backticks.
+Sentences are templates in ``strings/<part>.en.json`` and ``strings/<part>.zh.json``; ``page`` has the texts of every
+page's script, ``page.<name>`` those of one page. A value has a format per language: lists join with "and" or "和".
+A method's spec is in backticks.
 """
 
 from __future__ import annotations
@@ -44,13 +43,13 @@ def part_of(name: str, language: str) -> dict[str, str]:
 
 
 def add_words(language: str, words: Mapping[str, str]) -> None:
-    """Add strings that stand elsewhere, as those of a view that brings its own."""
+    """Add strings from elsewhere, e.g. of a view with its own words."""
     _ADDED[language].update(words)
     strings.cache_clear()
 
 
 def number(value: float) -> str:
-    """Write a number with three digits where it has them, with a minus as long as a digit.
+    """Write a number with up to three digits and a true minus sign.
 
     >>> number(0.0312549), number(-1234.5), number(0.00000421), number(0.50), number(0.0), number(float("nan"))
     ('0.0313', '−1,234', '4.2·10⁻⁶', '0.5', '0', '–')
@@ -66,7 +65,7 @@ def number(value: float) -> str:
 
 
 def measured(value: float) -> str:
-    """Write a measured number with three digits, the last zeros too.
+    """Write a measured number with three digits, including trailing zeros.
 
     >>> measured(0.5), measured(2.314), measured(23.14), measured(1234.5)
     ('0.500', '2.31', '23.1', '1,234')
@@ -75,13 +74,13 @@ def measured(value: float) -> str:
 
 
 def decimals(value: float) -> int:
-    """How many decimals make about three digits."""
+    """Decimals for about three digits."""
     size = abs(value)
     return 3 if size < 1 else 2 if size < 10 else 1 if size < 100 else 0
 
 
 def percent(share: float) -> str:
-    """Write a share with a decimal where it would be lost.
+    """Write a share as a percentage, with decimals for small values.
 
     >>> percent(0.314), percent(0.0412), percent(0.00012), percent(0.0000001), percent(1.0)
     ('31 %', '4.1 %', '0.012 %', '< 0.001 %', '100 %')

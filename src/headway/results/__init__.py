@@ -1,6 +1,6 @@
-"""The results of a comparison: what they say, as sentences and as tables.
+"""The results of a comparison, as sentences and as tables.
 
-Everything here works on the plain dictionary that ``headway compare`` saves, and imports neither torch nor numpy.
+Everything here uses the plain dictionary that ``headway compare`` saves, and imports neither torch nor numpy.
 """
 
 from headway.results.findings import Finding, findings

@@ -1,8 +1,8 @@
-"""What the figures say, as sentences computed from the numbers, in English and 中文.
+"""Findings as sentences computed from the results, in English and 中文.
 
-The sentences claim no more than the seeds allow. A method is called best only when its seed range lies apart from
-every other method's; where ranges overlap the methods are said to be indistinguishable; from one seed a lead is
-reported with the warning that it may be noise.
+The sentences claim no more than the seeds allow. A method is called best only if its seed range is separate from every
+other method's. Methods with overlapping ranges are called indistinguishable. With a single seed, a lead is reported
+with the warning that it may be noise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from headway.results.summary import Measure, Results, Spot, Summary, finite, lea
 
 HELD_RATIO = 0.05  # a loss that changes by less than this share counts as flat
 HELD_POINTS = 0.05  # an accuracy that changes by less than this (5 points) counts as kept
-MOST_LISTED = 6  # methods with their numbers in one sentence; the result table has them all
+MOST_LISTED = 6  # maximum methods with values in one sentence; the result table has them all
 RIGHT = 0.5  # "answers right" in the finding on distance: more than half of the answers
 
 
@@ -42,7 +42,7 @@ class Finding:
 
 
 def findings(results: Results) -> list[Finding]:
-    """Compute what can be said, the most important first.
+    """Compute the findings, the most important first.
 
     Args:
         results: the dictionary that ``headway compare`` saves; unfinished and failed runs are fine.
@@ -60,7 +60,7 @@ def _make(figure: str, key: str, **values: Any) -> Finding:
 
 
 def _run(summary: Summary) -> Iterator[Finding]:
-    """Whether the run is whole, and which trainings went wrong."""
+    """Whether the run is complete, and which trainings failed."""
     planned = len(summary.methods) * len(summary.seeds)
     if not summary.results.get("complete", True):
         yield _make("run", "run.interrupted", done=len(summary.cells), planned=planned)
@@ -96,7 +96,7 @@ def _group(summary: Summary, message: str, methods: Mapping[str, list[int]]) -> 
 
 
 def _lengths(summary: Summary) -> Iterator[Finding]:
-    """Who is best at the training length and at the longest, who holds, who rises, who cannot go on."""
+    """The best methods at the training length and at the longest, and which stay flat, rise, or cannot run."""
     base, measure = summary.base_length, summary.measure
     if base is None:
         return
@@ -120,7 +120,7 @@ def _lengths(summary: Summary) -> Iterator[Finding]:
 
 
 def best(summary: Summary, length: int) -> Finding:
-    """The best method at one length, or those that cannot be told from it; some method must have a number there."""
+    """The best method at one length, or those indistinguishable from it; some method must have a value there."""
     measure = summary.measure
     found = lead(summary.spots(length), lambda mean: amount(mean, measure))
     first, rest = found.spots[0], found.spots[1:]
@@ -140,9 +140,9 @@ def best(summary: Summary, length: int) -> Finding:
 
 
 def _changes(summary: Summary, base: int, longest: int) -> Iterator[Finding]:
-    """How each method's number changes from the training length to the longest, in three groups.
+    """The change of each method's value from the training length to the longest, in three groups.
 
-    A method that hardly beats guessing where it was trained keeps or loses nothing: it is said to have learned nothing.
+    A method that hardly beats guessing at its training length is in none of them: it is reported as not having learned.
     """
     measure = summary.measure
     chance = finite(summary.results["settings"].get("chance")) or 0.0
@@ -196,7 +196,7 @@ def _changes(summary: Summary, base: int, longest: int) -> Iterator[Finding]:
 
 
 def worse(summary: Summary, method: str, base: int, longest: int) -> bool:
-    """Whether a method does worse at another length by more than counts as flat, or gives no number there."""
+    """Whether a method is worse at another length by more than the flat limit, or has no value there."""
     start, end = summary.spot(method, base).by_seed, summary.spot(method, longest).by_seed
     shared = start.keys() & end.keys()
     if not shared:
@@ -207,14 +207,14 @@ def worse(summary: Summary, method: str, base: int, longest: int) -> bool:
 
 
 def _change(before: float, after: float, measure: Measure) -> tuple[float | None, float]:
-    """The change and the limit under which it counts as none: a ratio for losses, a difference for accuracies."""
+    """The change and the limit below which it counts as flat: a ratio for losses, a difference for accuracies."""
     if not measure.lower_is_better:
         return after - before, HELD_POINTS
     return (after / before - 1 if before > 0 else None), HELD_RATIO
 
 
 def _stops(summary: Summary) -> Iterator[Finding]:
-    """Methods that cannot be used at some tested length, grouped by how far they go."""
+    """Methods that cannot run at some tested length, grouped by their longest length."""
     stops: dict[tuple[int | None, int], list[str]] = {}
     for method in summary.methods:
         refused = [length for length in summary.lengths if summary.spot(method, length).status == "cannot"]
@@ -334,7 +334,7 @@ def _word(measure: Measure) -> Clause:
 
 
 def _where(summary: Summary, length: int) -> Clause:
-    """How a length relates to the training length."""
+    """The relation of a length to the training length."""
     train = summary.train_length
     if not train or length < train:
         return Clause("word.where.other", {})
@@ -348,7 +348,7 @@ def _lengths_list(lengths: list[int]) -> Listed:
 
 
 def _diverged_test(summary: Summary, method: str, length: int) -> bool:
-    """Whether a finished training of this method gave no finite number at this length."""
+    """Whether a finished training of this method has no finite value at this length."""
     return summary.spot(method, length).status == "diverged" and any(
         cell["status"] == "ok" for cell in summary.cells_of(method)
     )

@@ -1,4 +1,4 @@
-"""What the results say, method by method and length by length: the one place that reads the saved dictionary.
+"""Results by method and length; only this file reads the saved dictionary.
 
 A *spot* is one method at one test length over all seeds. Its mean, lowest and highest value are what the figures
 draw as line and band, what the terminal table prints, and what the findings compare.
@@ -28,7 +28,7 @@ def finite(value: Any) -> float | None:
 
 @dataclass(frozen=True)
 class Measure:
-    """What is compared: the key of a test's number, and which way is better."""
+    """The compared measure: its key, and which direction is better."""
 
     key: str
     lower_is_better: bool = True
@@ -50,9 +50,9 @@ class Spot:
         method: the method's spec.
         length: tokens in the test window.
         by_seed: the measured value for each seed that gave a finite one.
-        planned: how many seeds were asked for.
+        planned: number of planned seeds.
         status: "ok" when any seed gave a value, else what happened: "cannot", "diverged", "failed" or "missing".
-        message: what the program said about it, or None.
+        message: the program's message, or None.
     """
 
     method: str
@@ -89,13 +89,13 @@ class Spot:
 
 @dataclass(frozen=True)
 class Lead:
-    """Who is ahead among some spots, as far as their seeds can tell. Whatever names a winner asks :func:`lead`.
+    """The leading spots, as far as seeds can distinguish them. Everything that names a winner uses :func:`lead`.
 
     Args:
         kind: "alone" of one spot; "same" where means are printed alike and "one_seed" where a seed range is missing;
             "tied" where seed ranges overlap, "tied_all" where all of several do; "clear" otherwise.
         spots: best mean first.
-        near: those that cannot be told from the first, itself among them.
+        near: those indistinguishable from the first, including itself.
     """
 
     kind: str
@@ -104,11 +104,11 @@ class Lead:
 
 
 def lead(spots: Sequence[Spot], shown: Callable[[float], object]) -> Lead:
-    """Tell who is ahead, and whether that can be told.
+    """Find the leading spot, and whether its lead is significant.
 
     Args:
         spots: best mean first, at least one.
-        shown: how a mean is printed; what is printed alike is the same.
+        shown: format of a mean; means that print the same count as equal.
 
     >>> one, other = (Spot("a", 8, {0: 1.0, 1: 1.4}, 2, "ok"), Spot("b", 8, {0: 1.3, 1: 1.5}, 2, "ok"))
     >>> lead([one, other], str).kind
@@ -136,7 +136,7 @@ class Summary:
 
     @cached_property
     def methods(self) -> tuple[str, ...]:
-        """The specs, in the order they were asked for."""
+        """The specs, in the requested order."""
         listed = [str(method["spec"]) for method in self.results.get("methods") or ()]
         return tuple(dict.fromkeys([*listed, *(str(cell["method"]) for cell in self.cells)]))
 
@@ -152,7 +152,7 @@ class Summary:
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
-        """The seeds that were asked for, or else those that were run."""
+        """The requested seeds, or else those that were run."""
         asked = self.settings.get("seeds") or ()
         return tuple(dict.fromkeys([*asked, *(cell["seed"] for cell in self.cells)]))
 

@@ -1,4 +1,4 @@
-"""The numbers behind each figure as CSV: one row per measurement, failures included."""
+"""The data of each figure as CSV: one row per measurement, including failures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = Iterable[Any]
 
 
 def to_csv(results: Results) -> dict[str, str]:
-    """Write the numbers of each figure as CSV text.
+    """Write the data of each figure as CSV text.
 
     Args:
         results: the dictionary that ``headway compare`` saves.

@@ -1,7 +1,7 @@
-"""The views: what people see of attention, composed from a model, a text, a training or a comparison.
+"""The views of attention, composed from a model, a text, a training or a comparison.
 
-Each view is a function of a :class:`Question` and answers with a :class:`headway.figures.values.View`, plain values
-that the page, the studio, the notebook and ``headway draw`` show alike. Nothing here knows of pixels.
+Each view is a function of a :class:`Question` and returns a :class:`headway.figures.values.View`, plain values that the
+page, the studio, the notebook and ``headway draw`` all show. Nothing here depends on pixels.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ ORDER = (
     "long",
     "whatif",
 )
-"""Views in the order people meet them; others follow."""
+"""Views in display order; others follow."""
 _VIEWS = re.compile(r"^VIEWS = (\(.*?\)|\{.*?^\})$", re.MULTILINE | re.DOTALL)
 
 
 def _found() -> dict[str, str]:
-    """The file of each view: those that files of this folder name in ``VIEWS``, read without importing them.
+    """The file of each view, from the ``VIEWS`` of files in this folder, read without importing them.
 
-    ``VIEWS`` is a tuple of names, whose words stand in ``figures/strings``, or for each name its title and question by
-    language: ``{"mine": {"en": ("Mine", "What is mine?"), "zh": ("我的", "什么是我的？")}}``.
+    ``VIEWS`` is a tuple of names, whose words are in ``figures/strings``, or maps each name to its title and question
+    by language: ``{"mine": {"en": ("Mine", "What is mine?"), "zh": ("我的", "什么是我的？")}}``.
     """
     files = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
@@ -73,10 +73,10 @@ def view(name: str, question: Question) -> View:
 
     Args:
         name: one of :data:`NAMES`.
-        question: about what.
+        question: the subject of the view.
 
     Raises:
-        HeadwayError: when the question lacks what the view shows, with what to give.
+        HeadwayError: when the question lacks what the view needs; it says what to pass.
     """
     composed: Callable[[Question], View] = getattr(importlib.import_module(f"headway.views.{_FILES[name]}"), name)
     shown = composed(question)

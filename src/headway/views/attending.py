@@ -19,13 +19,13 @@ from headway.views.to_figures import Window, pairs, refuse_beyond, spans, steppe
 VIEWS = ("softmax", "wall", "head")
 
 LONGEST = 1024
-"""Tokens of a text of which a head is shown cell by cell."""
+"""Maximum tokens of a head's map."""
 KEYS = 64
-"""Keys that have bars of their own; of a longer text those with the largest weights."""
+"""Maximum number of bars; for longer texts, the keys with the largest weights."""
 SIDE = 64
-"""Rows and columns of a tile of the wall; those of a longer text are pooled."""
+"""Rows and columns of a tile of the wall; longer texts are pooled."""
 CELLS = 500_000
-"""Cells of all tiles of the wall together, so that it stays below 2 MB."""
+"""Total cells of all tiles of the wall, so that it stays below 2 MB."""
 LOOKS = ("previous", "first", "self", "entropy", "distance")
 WHAT = ("weights", "scores")
 FORMULAS = {
@@ -63,17 +63,17 @@ def softmax(question: Question) -> View:
 
 
 def way(layer: Layer) -> str:
-    """How a layer makes weights of scores: "softmax", "sinks" or "stickbreaking"."""
+    """The normalisation of a layer: "softmax", "sinks" or "stickbreaking"."""
     return "sinks" if layer.call.sinks is not None else layer.call.normalise.partition("+")[0]
 
 
 def formula(layer: Layer) -> str:
-    """How a layer makes weights of scores, as a formula."""
+    """The normalisation of a layer, as a formula."""
     return FORMULAS["sinks" if layer.call.sinks is not None else layer.call.normalise]
 
 
 def _kept(weights: Tensor, seen: Tensor) -> list[int]:
-    """The keys that have bars, in order: all, or those with the largest weights."""
+    """The keys with bars, in order: all, or those with the largest weights."""
     if len(weights) <= KEYS:
         return list(range(len(weights)))
     kept: list[int] = weights.masked_fill(~seen, -1.0).topk(KEYS).indices.sort().values.tolist()
@@ -85,7 +85,7 @@ def _left(weights: Tensor, kept: list[int]) -> float:
 
 
 def _spent(question: Question, head: Head) -> Said:
-    """Where a query looks most, and what its weights sum to and why."""
+    """The key a query attends to most, and the sum of its weights."""
     weights, query = head.weights[0], question.labels[question.row]
     if not bool(head.seen.any()):
         return both("softmax.blind", query=query)
@@ -97,7 +97,7 @@ def _spent(question: Question, head: Head) -> Said:
 
 
 def head(question: Question) -> View:
-    """Who looks at whom in one head: a map of the whole text, up to 1,024 tokens.
+    """The attention map of one head over the whole text, up to 1,024 tokens.
 
     ``options["what"]`` is "weights" (default) or "scores".
 
@@ -119,10 +119,10 @@ def head(question: Question) -> View:
 
 
 def asked(question: Question, name: str, choices: tuple[str, ...]) -> str:
-    """An option that is one of several, by default the first.
+    """An option with several choices, by default the first.
 
     Raises:
-        HeadwayError: when it is another.
+        HeadwayError: on any other value.
     """
     given = question.options.get(name, choices[0])
     if given not in choices:
@@ -131,7 +131,7 @@ def asked(question: Question, name: str, choices: tuple[str, ...]) -> str:
 
 
 def strongest(values: Tensor, seen: Tensor) -> tuple[int, int] | None:
-    """The pair of two different tokens with the largest number; None where no token sees another.
+    """The pair of different tokens with the largest value; None where no token sees another.
 
     >>> strongest(torch.tensor([[9.0, 0.0], [0.5, 9.0]]), torch.ones(2, 2, dtype=torch.bool))
     (1, 0)
@@ -143,16 +143,16 @@ def strongest(values: Tensor, seen: Tensor) -> tuple[int, int] | None:
 
 
 def link(question: Question, pair: tuple[int, int]) -> Said:
-    """A query and a key for a sentence."""
+    """A query and a key, formatted for a sentence."""
     query, key = pair
     labels = {"query_label": question.labels[query], "key_label": question.labels[key]}
     return both("attending.link", query=query, key=key, **labels)
 
 
 def _linked(question: Question, one: Head, what: str, average: Mapping[str, float]) -> Said:
-    """The link that stands out, and what a query looks at on average."""
+    """The most prominent link, and what a query attends to on average."""
     shares = {name: percent(average[name]) for name in ("self", "previous", "first")}
-    # early queries see few keys, so that their weights are large anyhow: what counts is how often the even share
+    # early queries see few keys, so that their weights are always large: compare with the uniform share
     times = one.weights * one.seen.sum(-1, keepdim=True)
     pair = strongest(times if what == "weights" else one.scores, one.seen)
     if pair is None:
@@ -164,7 +164,7 @@ def _linked(question: Question, one: Head, what: str, average: Mapping[str, floa
 
 
 def _looks(one: Head, average: Mapping[str, float]) -> Grid:
-    """What a head looks at on average, beside what it would if it weighed alike all that it sees."""
+    """What a head attends to on average, compared with uniform attention."""
     call, seen = one.layer.call, one.seen.double()
     uniform = seen / seen.sum(-1, keepdim=True).clamp(min=1)
     alike = looks(uniform[None, None], call.q_pos[:1], call.k_pos[:1])
@@ -178,9 +178,10 @@ def _looks(one: Head, average: Mapping[str, float]) -> Grid:
 
 
 def wall(question: Question) -> View:
-    """Which heads do what: a small map for each layer and head, all on one scale, to be sorted.
+    """A small map for each layer and head, on one shared scale, sortable.
 
-    The numbers of a tile hold its ``layer`` and ``head``. Of a long text each cell is the largest weight of a square.
+    The values of a tile include its ``layer`` and ``head``. For a long text each cell is the largest weight of a
+    square.
 
     >>> [tile[0]["en"] for tile in wall(Question.fresh("the cat sat", heads=2)).figures[0].tiles]
     ['L0 H0', 'L0 H1', 'L1 H0', 'L1 H1']
@@ -228,7 +229,7 @@ def _pooled(layer: Layer, every: int) -> tuple[Tensor, Tensor]:
 
 
 def _roles(tiles: Sequence[tuple[Said, Heatmap, Mapping[str, float]]]) -> Said:
-    """Which heads give most to the previous and to the first token, and which is the sharpest."""
+    """The heads that attend most to the previous and to the first token, and the sharpest head."""
     previous, first = (max(tiles, key=lambda tile: tile[2][name]) for name in ("previous", "first"))
     sharp = min(tiles, key=lambda tile: tile[2]["entropy"])
     return both(

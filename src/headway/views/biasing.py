@@ -1,4 +1,4 @@
-"""What a method adds to scores, by distance."""
+"""The bias that a method adds to scores, by distance."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from headway.views.view_helpers import CURVES, ROUNDING, instead
 VIEWS = ("bias",)
 
 REACH = 512
-"""Distances over which bias is drawn."""
+"""Default maximum distance of the bias curve."""
 STEPS = 96
-"""With fewer changes than that, bias is drawn as the steps that it is."""
+"""With fewer changes than this, bias is drawn as steps."""
 
 
 def bias(question: Question) -> View:
-    """View 10: what distance adds to a score. Where a method's term is a table by distance, the table itself, far
-    beyond the text; steps where it has buckets. Where it depends on the tokens, its mean over this text, with a band.
+    """View 10: the bias by distance. For a method whose term is a table by distance, the table itself, far beyond the
+    text, with steps for buckets. For a bias that depends on the tokens, its mean over this text, with a band.
 
     Args:
-        question: ``options["reach"]`` is how far the table is drawn, default 512 tokens.
+        question: ``options["reach"]`` is the maximum distance of the table, default 512 tokens.
 
     Raises:
         HeadwayError: when the method adds nothing to scores.
@@ -61,7 +61,7 @@ def _sees_future(layer: Layer) -> bool:
 
 
 def _by_table(question: Question) -> View:
-    """Bias that is a function of positions alone."""
+    """A bias that depends on positions alone."""
     reach = question.options.get("reach", max(REACH, len(question.labels)))
     if not isinstance(reach, int) or not 2 <= reach <= 65536:
         raise HeadwayError(f"expected options reach, a distance in tokens, from 2 to 65536, got {reach!r}")
@@ -109,7 +109,7 @@ def _finding_of_table(question: Question, past: Tensor) -> dict[str, str]:
 
 
 def _curves(title: dict[str, str], values: Tensor, heads: Sequence[int]) -> Lines:
-    """Curves by distance from 1 on; with a corner at each change where these are few, and steps between."""
+    """Curves by distance from 1 on; as steps where there are few changes."""
     changes = ((values.diff(dim=1).abs() > ROUNDING).any(0).nonzero()[:, 0] + 1).tolist()
     steps = 0 < len(changes) < STEPS
     last = values.shape[1] - 1
@@ -160,7 +160,7 @@ def _by_offset(question: Question, terms: Sequence[ByDistance]) -> View:
 
 
 def _by_text(question: Question) -> View:
-    """Bias that depends on the tokens: what it is in this text."""
+    """A bias that depends on the tokens: its values in this text."""
     found = added_by_distance(question.seen)
     own, heads = question.head, some(question.seen.heads, CURVES, first=question.head)
     xs = found.axis
@@ -192,11 +192,11 @@ def added_by_distance(layer: Layer, *, every: bool = False) -> Spread:
     """The mean of what terms add to scores by distance, over the text of a layer.
 
     Args:
-        layer: of a trace.
-        every: all that position did, rotation and position vectors too, see :func:`headway.inspect.split`.
+        layer: a layer of a trace.
+        every: include all effects of position, also rotation and position vectors, see :func:`headway.inspect.split`.
     """
 
-    # one number per key leaves a constant of each row open, which softmax does not see: the own token is its zero
+    # a value per key leaves a constant per row undetermined, which softmax ignores: the query's own token is zero
     per_key = _per_key(layer)
 
     def added(rows: slice) -> Tensor:
@@ -215,6 +215,6 @@ def _per_key(layer: Layer) -> bool:
 
 
 def _of_own_key(layer: Layer, rows: slice, values: Tensor) -> Tensor:
-    """What each query has at its own token, (B, H, rows, 1)."""
+    """The value of each query at its own token, (B, H, rows, 1)."""
     own = torch.arange(layer.keys - layer.queries, layer.keys)[rows]
     return values.gather(-1, own[:, None].expand(*values.shape[:3], 1))

@@ -1,4 +1,4 @@
-"""What if positions were shifted, tokens shuffled, or the position method another one: before, after, difference."""
+"""What if positions are shifted, tokens shuffled, or the position method is swapped: before, after, difference."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from headway.views.to_figures import Window, pairs, refuse_beyond, spans, steppe
 VIEWS = ("whatif",)
 
 LONGEST = 512
-"""Tokens of a text of which three maps are shown."""
+"""Maximum tokens of the three maps."""
 CHANGES = ("shift", "shuffle", "swap")
 SHIFT = 5
-"""Positions that all tokens are moved by, unless told."""
+"""Default shift of all positions."""
 SAME = 1e-4
-"""Largest change that is rounding."""
+"""Changes up to this are rounding."""
 
 
 def whatif(question: Question) -> View:
     """What changes when positions are shifted, tokens shuffled, or the position method swapped.
 
     ``options["change"]`` is "shift" (default; all positions + ``options["by"]``, 5), "shuffle" (the same tokens in
-    another order, drawn with ``options["seed"]``, 0) or "swap" (the same weights with the method
-    ``options["position"]``); ``options["what"]`` is "weights" (default) or "scores".
+    another order, by ``options["seed"]``, 0) or "swap" (the same weights with the method ``options["position"]``);
+    ``options["what"]`` is "weights" (default) or "scores".
 
     Raises:
-        HeadwayError: on a text of more than 512 tokens, on other options, and where the method cannot serve the shifted
-            positions or the model's widths.
+        HeadwayError: on a text of more than 512 tokens, on other options, and where the method does not support the
+            shifted positions or the model's shape.
 
     >>> whatif(Question.fresh("the cat sat", position="alibi")).finding["en"].split(" (")[0]
     'All positions + 5: nothing changes'
@@ -55,7 +55,7 @@ def whatif(question: Question) -> View:
     window = Window.of(question, LONGEST)
     scale = "sequential" if what == "weights" else "diverging"
     limits = spans(torch.cat((values[before.seen], after[seen])), scale)
-    # roundings are not coloured as if they were changes
+    # do not colour rounding errors as changes
     top = max(float(difference.abs().max()), SAME)
     maps = (
         (
@@ -86,13 +86,13 @@ def _changed(question: Question, said: Said, before: Tensor, after: Tensor, seen
 
 
 Changed = tuple[Tensor, Tensor, Said, list[Said]]
-"""Numbers after the change, which of them are seen, what was changed in words, and notes."""
+"""Values after the change, which pairs are unmasked, a description of the change, and notes."""
 
 
 def _shift(question: Question, what: str) -> Changed:
     by = _whole(question, "by", SHIFT)
     if by < 0:
-        raise HeadwayError(f"expected the option 'by' of at least 0, because positions begin at 0, got {by}")
+        raise HeadwayError(f"expected the option 'by' of at least 0, because positions start at 0, got {by}")
     pos = torch.arange(len(question.labels), device=question.ids.device) + by
     head = Head(recorded(question.model, question.ids, pos=pos[None])[question.layer], question.head)
     return getattr(head, what), head.seen, both("whatif.shift", by=by), []
@@ -127,12 +127,12 @@ def _swap(question: Question, what: str) -> Changed:
 
 
 def swapped(model: Transformer, spec: str, seed: int = 0) -> tuple[Transformer, bool]:
-    """A copy of a model with another position method, and whether that has parameters, which nobody trained.
+    """A copy of a model with another position method, and whether that has (untrained) parameters.
 
     Args:
-        model: stays as it is.
-        spec: the other method.
-        seed: of the method's parameters.
+        model: the model; it is not changed.
+        spec: the new method.
+        seed: seed of the new method's parameters.
 
     >>> model, made = swapped(Transformer(vocab=9, dim=16, heads=2, position="rotary"), "learned")
     >>> model.position.method_name(), made

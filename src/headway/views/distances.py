@@ -1,4 +1,4 @@
-"""Numbers by distance: one measure of many query–key pairs, gathered by how far apart they are."""
+"""Statistics by distance: a measure of many query–key pairs, grouped by their distance."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from headway.figures.values import Line, Said, evenly
 from headway.inspect.record import ROWS, Layer
 
 MOST_ROWS = 128
-"""Queries that are looked at; more would not move a mean by what can be seen."""
+"""Maximum number of queries; more would not visibly change a mean."""
 ENOUGH = 50
-"""Queries behind each point, where the text is long enough."""
+"""Minimum queries per point, where the text is long enough."""
 NEAR = 32
-"""Distances up to here have a point each."""
+"""Distances up to this one have one point each."""
 OCTAVE = 12
-"""Points for each doubling beyond."""
+"""Points per doubling of the distance beyond."""
 
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """What a measure is at each distance.
+    """A measure at each distance.
 
     Args:
         distances: in tokens, from 0.
         middle: the mean, (heads, distances).
         low: the 10th percentile.
         high: the 90th.
-        counts: how many queries stand behind each point, (distances,).
-        looked: how many queries were looked at.
+        counts: number of queries per point, (distances,).
+        looked: total number of queries.
     """
 
     distances: list[int]
@@ -46,7 +46,7 @@ class Spread:
 
     @property
     def first(self) -> int:
-        """Where the distances of 1 and more begin: not every method lets a query see itself."""
+        """Index of the first distance of at least 1: not every method lets a query see itself."""
         return bisect_left(self.distances, 1)
 
     @property
@@ -66,7 +66,7 @@ class Spread:
 
 
 def second_half(tokens: int) -> slice:
-    """The queries that are looked at: those with at least half of the text behind them, at most :data:`MOST_ROWS`."""
+    """The queries used: those in the second half of the text, at most :data:`MOST_ROWS`."""
     start = tokens // 2
     return slice(start, tokens, math.ceil((tokens - start) / MOST_ROWS))
 
@@ -78,8 +78,8 @@ def by_distance(
     """Gather a measure of all visible pairs of some queries by distance, keys before and after the query alike.
 
     Args:
-        layer: of a trace.
-        measure: of the queries ``rows`` and all keys.
+        layer: a layer of a trace.
+        measure: function of the queries ``rows`` and all keys.
     """
     call, rows = layer.call, second_half(layer.queries)
     samples = []
@@ -91,7 +91,7 @@ def by_distance(
         longest = int(call.q_pos.max() - call.k_pos.clamp(min=0).min())
         for side in (shown & (apart >= 0), shown & (apart < 0)):
             if side.any():
-                # what is not on this side goes to one place more, which is left out
+                # pairs on the other side go to one extra bin, which is dropped
                 at = torch.where(side, apart.abs().clamp(max=longest), longest + 1)
                 empty = values.new_full((*values.shape[:3], longest + 2), torch.nan)
                 found = empty.scatter(-1, at, values)[..., :-1]  # (B, H, rows, distances)
@@ -119,7 +119,7 @@ def spaced(distances: Sequence[int]) -> list[int]:
 
 
 def point(value: float) -> float | None:
-    """A number of six digits for a curve; None for what is none.
+    """A value with six digits for a curve; None if it is not finite.
 
     >>> point(1 / 3), point(float("nan"))
     (0.333333, None)
@@ -133,7 +133,7 @@ def points(values: Tensor) -> list[float | None]:
 
 
 def some(count: int, most: int, *, first: int = 0) -> list[int]:
-    """At most so many of ``count`` things, spread evenly, ``first`` among them.
+    """At most ``most`` of ``count`` things, evenly spaced, including ``first``.
 
     >>> some(3, 8), some(32, 4, first=5)
     ([0, 1, 2], [0, 5, 10, 21])

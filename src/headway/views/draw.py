@@ -1,4 +1,4 @@
-"""Pictures for a paper or a talk: a method, a recorded pass, or any view, and its numbers as CSV."""
+"""Figures for a paper or a talk: a method, a recorded pass, or any view, and its data as CSV."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headway.plot.sheet import Drawing
 
 KINDS = ("svg", "pdf", "png")
-"""What a picture's file may be, by its ending."""
+"""Supported file types of a figure, by extension."""
 
 
 def draw(
@@ -45,22 +45,22 @@ def draw(
     """Draw a position method, a recorded pass, or a view, for a paper or a talk.
 
     Args:
-        shown: a method, or how the command line writes it, as "rotary(base=500000)"; a trace of
-            :func:`headway.inspect.record` or one of its layers; a question, or a view that was composed already.
-        path: where to save it too, ending in .svg, .pdf or .png (300 dots an inch); what is no plain file gets SVG,
-            see :func:`headway.output.write_output`.
+        shown: a method, or its string, e.g. "rotary(base=500000)"; a trace of :func:`headway.inspect.record` or one of
+            its layers; a question; or a composed view.
+        path: file to save, ending in .svg, .pdf or .png (300 dpi); anything other than a regular file gets SVG, see
+            :func:`headway.output.write_output`.
         view: which of the views; default for a method the first that it has of vectors, bias, rotation,
             similarity and distance, for a pass or question "head".
         layer: which layer of a pass or question, from 0.
         head: which head, from 0.
-        labels: how the tokens of a pass are written.
-        heads: of a method that is not attached, default 4.
+        labels: display text of the tokens of a pass.
+        heads: heads of a method that is not attached, default 4.
         dim: its width, default 64.
-        length: how many positions a method is shown at, default 128.
-        language: of the words, "en" or "zh".
+        length: number of positions to show of a method, default 128.
+        language: "en" or "zh".
         width: "single" (3.4 inches) or "double" (7) column.
         caption: write the view's title, finding, formula and notes around the figures.
-        csv: where to write the numbers that it shows, ending in .csv.
+        csv: file for the data, ending in .csv.
 
     Returns:
         A matplotlib figure, whose axes can be changed before ``savefig`` writes it; a notebook shows it.
@@ -82,7 +82,7 @@ def draw(
 
 
 def _check_endings(path: str | os.PathLike[str] | None, csv: str | os.PathLike[str] | None) -> None:
-    """Refuse files of another kind before anything is drawn."""
+    """Refuse other file types before drawing anything."""
     for given, endings in ((path, KINDS), (csv, ("csv",))):
         if given is not None and Path(given).suffix[1:].lower() not in endings and not streamed(given):
             raise HeadwayError(
@@ -114,7 +114,7 @@ def _view(
         question, choices = about_trace(shown, labels), ("head", "long")
         if name is not None and name not in OF_PASSES:
             raise HeadwayError(
-                f"expected a view that needs no model ({', '.join(OF_PASSES)}), got {name!r}: ask it of a Question"
+                f"expected a view that needs no model ({', '.join(OF_PASSES)}), got {name!r}: pass a Question"
             )
     else:
         question, choices = shown, ("head", "long")

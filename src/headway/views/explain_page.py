@@ -1,4 +1,4 @@
-"""A text through one head, as a page: the stages, one number, one row, the whole head, and what position did."""
+"""A text through one head, as a page: the stages, one entry, one row, the whole head, and the effect of position."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from headway.web.views_page import views_page
 
 ALWAYS = ("stepper", "projection", "softmax", "head", "split")
 PLACING = ("vectors", "similarity", "bias", "rotation", "distance")
-"""What is asked of the position method; which of them have an answer depends on the method."""
+"""The views of the position method; which of them apply depends on the method."""
 
 
 def walk(question: Question) -> list[View]:

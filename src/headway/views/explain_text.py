@@ -1,6 +1,6 @@
-"""One sentence through one head, in the terminal: shapes, formulas and real numbers, step by step.
+"""One sentence through one head, in the terminal: shapes, formulas and actual values, step by step.
 
-What is shown comes from ``headway.inspect.explain``; nothing is computed here but what to leave out.
+The values come from ``headway.inspect.explain``; this file only decides what to omit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Walk = Mapping[str, Any]
 Matrix = Sequence[Sequence[float]]
 _ROWS = 10
-"""Tokens of which numbers are shown; the first ones and the last."""
+"""Maximum tokens whose values are shown: the first ones and the last."""
 _LABEL = 10
 """Columns of a token's label."""
 _SHADES = (" ", "░", "▒", "▓", "█")
@@ -28,7 +28,7 @@ def walk_text(walk: Walk, width: int, language: str = "en") -> Group:
     """The whole walk for a terminal.
 
     Args:
-        walk: of ``headway.inspect.explain``.
+        walk: result of ``headway.inspect.explain``.
         width: columns of the terminal.
         language: "en" or "zh".
 
@@ -71,7 +71,7 @@ def walk_text(walk: Walk, width: int, language: str = "en") -> Group:
 
 
 def numbers(labels: Sequence[str], matrix: Matrix, room: int, columns: Sequence[str] | None = None) -> Table:
-    """A matrix as a table with as many columns as there is room for; … stands for what is left out."""
+    """A matrix as a table with as many columns as fit; … marks omitted ones."""
     from rich.table import Table
     from rich.text import Text
 
@@ -92,7 +92,7 @@ def numbers(labels: Sequence[str], matrix: Matrix, room: int, columns: Sequence[
 
 
 def heat(labels: Sequence[str], weights: Matrix, seen: Sequence[Sequence[bool]], width: int) -> Table:
-    """Attention weights as shades with their percentages; · is hidden by the mask."""
+    """Attention weights as shades with percentages; · marks masked keys."""
     from rich.table import Table
     from rich.text import Text
 

@@ -38,19 +38,19 @@ from headway.views.to_figures import SIDE, Window, block, matrix, pairs, stepped
 VIEWS = ("film", "step", "board")
 
 LONGEST = 128
-"""Tokens of a text whose step is shown cell by cell."""
+"""Maximum tokens of a training step's maps."""
 PAYLOAD = 1_850_000
 """Bytes of a film's frames, so that the view with its labels stays below 2 MB."""
 FRAMES = 12
-"""Frames a film has at least before its numbers are sent in 255 steps to make room."""
+"""Minimum frames of a film; for fewer, its values are quantised to 255 steps to save space."""
 FINE = 2**16
-"""Bytes of a matrix under the microscope up to which its numbers are sent as float32."""
+"""Maximum bytes of a step's matrix that is sent as float32."""
 COARSE = 2**14
-"""Bytes of a map of W_Q W_Kᵀ up to which its numbers are sent as float32: it is the largest of a frame."""
+"""Maximum bytes of a map of W_Q W_Kᵀ that is sent as float32; it is the largest map of a frame."""
 VALUES = 8
-"""Singular values that have a line."""
+"""Maximum singular values with a line."""
 POINTS = 500
-"""Points of a line; of a longer training each is the mean of several steps."""
+"""Maximum points of a line; in a longer training each is the mean of several steps."""
 TITLES = {"q": "W_Q", "k": "W_K", "v": "W_V"}
 
 
@@ -58,19 +58,19 @@ def film(question: Question) -> View:
     """How a head's W_Q, W_K or W_V changed through a watched training, frame by frame.
 
     Each frame shows W, ΔW since the first frame, the gradient and the update of the next step, and W_Q W_Kᵀ, whose
-    singular values are drawn over the whole training. Frame k holds the weights after k finished steps.
+    singular values are drawn over the whole training. Frame k holds the weights after k completed steps.
 
     Args:
         question: with ``watched``; ``options["matrix"]`` is "q" (default), "k" or "v".
 
     Raises:
-        HeadwayError: when nothing was watched, or there is no such matrix.
+        HeadwayError: without a watched training, or when there is no such matrix.
     """
     which = _which(question)
     head = _Watched(question, _watched(question))
     steps = head.watched.steps
     first, sample = head.matrix(steps[0], which), head.moment(steps[0], which)
-    # a frame's size does not depend on its numbers: the first tells how many there is room for
+    # the size of a frame does not depend on its values: the first determines how many fit
     for fine in (4 * first.weight.numel(), 0):
         size = len(json.dumps(plain(_frame(which, steps[0], sample, _limits([sample]), fine))))
         most = max(2, PAYLOAD // size)
@@ -96,14 +96,14 @@ _FILM = "ΔW = W − W_start        W ← W + update        q_i·k_j = x_i W_Q W
 
 
 def step(question: Question) -> View:
-    """What back-propagation does to a head in one step on this text, and what SGD and Adam make of it, side by side.
+    """Back-propagation through a head in one step on this text, and the updates of SGD and Adam, side by side.
 
     Args:
         question: ``options``: "matrix" is "q" (default), "k" or "v"; "lr" of both optimizers, 0.01 by default;
-            "targets", (1, N), for an encoder; "optimizer", the run's own, shown besides.
+            "targets", (1, N), for an encoder; "optimizer", the run's own, shown in addition.
 
     Raises:
-        HeadwayError: when the text has nothing to predict. Of a longer one the first 128 tokens are taken, and said so.
+        HeadwayError: when the text has nothing to predict. A longer text is cut to its first 128 tokens, with a note.
     """
     which, given = _which(question), len(question.labels)
     if given > LONGEST:
@@ -148,7 +148,7 @@ _STEP = {
 
 
 def board(question: Question) -> View:
-    """The curves of a training: loss, gradient norm, how far each matrix moves a step, and how spread each head looks.
+    """The curves of a training: loss, gradient norm, update ratio of each matrix, and attention entropy of each head.
 
     Args:
         question: with ``history``; with ``watched``, also update/weight ratios and entropies of the layer in question.
@@ -183,7 +183,7 @@ def board(question: Question) -> View:
 
 
 def singular_values(q: Tensor, k: Tensor) -> Tensor:
-    """Of W_Q W_Kᵀ, (d_k,), largest first; the product has rank d_k at most, and is not formed.
+    """Singular values of W_Q W_Kᵀ, (d_k,), largest first, without forming the product, whose rank is at most d_k.
 
     Args:
         q: W_Q, (d_model, d_k).
@@ -199,20 +199,20 @@ def singular_values(q: Tensor, k: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Watched:
-    """A head's part of what was watched, as (d_model, d_k)."""
+    """A head's part of a watched matrix, as (d_model, d_k)."""
 
     question: Question
     watched: Watch
 
     @property
     def name(self) -> str:
-        """What the watch calls the attention in question."""
+        """Name of the attention in the watch."""
         attention = self.question.attentions[self.question.layer]
         names: dict[object, str] = {module: name for name, module in self.question.model.named_modules()}
         return names[attention]
 
     def matrix(self, step: int, which: str) -> Snapshot:
-        """W_Q, W_K or W_V of the head in question at a step."""
+        """W_Q, W_K or W_V of the head at a step."""
         taken = self.watched[step]
         if (self.name, which) not in taken:
             raise HeadwayError(f"expected a watch of this model, with {self.name!r}, got one of another model")
@@ -223,7 +223,7 @@ class _Watched:
         return Snapshot(part.weight.mT, gradient, part.update.mT, {n: x.mT for n, x in part.state.items()})
 
     def moment(self, step: int, which: str) -> _Moment:
-        """What a frame shows of a step."""
+        """The maps of a frame at a step."""
         taken = self.matrix(step, which)
         product = self.matrix(step, "q").weight @ self.matrix(step, "k").weight.mT
         return {
@@ -240,18 +240,18 @@ class _Watched:
 
 
 _Moment = dict[str, Tensor | None]
-"""What a frame shows, by name; None where there is none."""
+"""The tensors of a frame, by name; None where missing."""
 
 
 def _limits(moments: Sequence[_Moment]) -> dict[str, tuple[float, float]]:
-    """The numbers at the ends of the colours, the same in every frame."""
+    """The limits of the colour scales, the same in every frame."""
     return {name: _span([x for moment in moments if (x := moment[name]) is not None]) for name in moments[0]}
 
 
 def _frame(
     which: str, step: int, moment: _Moment, limits: Mapping[str, tuple[float, float]], fine: int
 ) -> tuple[Said, Sequence[Columns | Heatmap]]:
-    """What the slider shows at a step."""
+    """The label of the slider at a step."""
     name = TITLES[which]
     heads = {
         "weight": same(name),
@@ -281,7 +281,7 @@ def _span(xs: Sequence[Tensor]) -> tuple[float, float]:
 
 
 def _spread(steps: Sequence[int], most: int) -> list[int]:
-    """At most so many of them, evenly, the first and the last among them."""
+    """At most this many of them, evenly spaced, including the first and the last."""
     return [steps[i] for i in evenly(len(steps), most)]
 
 
@@ -448,13 +448,13 @@ def _step_finding(taken: Step, which: str) -> Said:
 
 
 def _means(values: Sequence[float], size: int) -> list[float]:
-    """The mean of each so many neighbours."""
+    """The mean of each group of neighbours."""
     parts = [values[start : start + size] for start in range(0, len(values), size)]
     return [sum(part) / len(part) for part in parts]
 
 
 def _curve(label: Said, values: Sequence[float], size: int) -> Line:
-    """A line of means with the range of what each is the mean of."""
+    """A line of means with the range of each group."""
     if size == 1:
         return Line(label, values)
     parts = [values[start : start + size] for start in range(0, len(values), size)]

@@ -1,4 +1,4 @@
-"""Where attention goes in a text of thousands of tokens, of which no page could show every pair."""
+"""Attention in a text of thousands of tokens, too long to show every pair."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from headway.views.question import Question
 VIEWS = ("long",)
 
 POINTS = 512
-"""Keys, or runs of keys, that the curve of received attention has."""
+"""Maximum points of the curve of received attention."""
 
 
 def long(question: Question) -> View:
-    """View 18: the whole attention map of one head, whatever its length, as an overview by largest and by mean; what
-    queries give to the last tokens; and what each key receives.
+    """View 18: the whole attention map of one head at any length, as overviews of maxima and means; the attention from
+    queries to the last tokens; and the attention that each key receives.
 
     Args:
-        question: ``options["reach"]`` is how many of the last tokens the band shows, default 256;
-            ``options["tiles"]`` the :class:`headway.inspect.tiles.TileSource` of the head, if there is one already, and
-            ``options["source"]`` what a server calls it.
+        question: ``options["reach"]`` is the width of the band in tokens, default 256; ``options["tiles"]`` the
+            :class:`headway.inspect.tiles.TileSource` of the head, if it exists already, and ``options["source"]`` its
+            name on a server.
 
     Raises:
         HeadwayError: when the text has fewer than 2 tokens.
@@ -76,7 +76,7 @@ def _heatmap(
     columns: list[str],
     axes: tuple[dict[str, str], dict[str, str]],
 ) -> Heatmap:
-    """A map whose colours end before its few largest numbers do, where all others would look alike beside them."""
+    """A map whose colour scale is clipped below its few largest values, so that all others remain distinguishable."""
     away = cells.isnan()
     found = cells[~away]
     most = float(found.max()) if len(found) else 0.0
@@ -97,7 +97,7 @@ def _heatmap(
 
 
 def _received(source: TileSource) -> Lines:
-    """What keys receive, run by run of them where there are many."""
+    """The attention that keys receive, in runs where there are many."""
     run = max(1, math.ceil(source.keys / POINTS))
     whole = torch.nn.functional.pad(source.received, (0, -source.keys % run), value=math.nan).unflatten(0, (-1, run))
     most = [float(f"{value:.6g}") for value in whole.nan_to_num(-1.0).amax(1).tolist()]
@@ -111,7 +111,7 @@ def _received(source: TileSource) -> Lines:
 
 
 def _finding(question: Question, source: TileSource) -> dict[str, str]:
-    """How much stays near, the strongest link to farther back, and the key that receives most."""
+    """The share of near attention, the strongest link farther back, and the key that receives most."""
     key = int(source.received.argmax())
     told = {
         "near": f"{100 * source.near:.1f} %",
@@ -139,7 +139,7 @@ def _finding(question: Question, source: TileSource) -> dict[str, str]:
 def _strongest_far(source: TileSource) -> tuple[int, int, float] | None:
     """The query and key at least ``reach`` apart with the largest weight; None where none are.
 
-    Found in the overview, then in the one strip of fine tiles that its cell lies in.
+    Found in the overview, then in the strip of fine tiles that contains its cell.
     """
     side, reach = 2 ** (source.levels - 1), source.reach
     cells = source.overview["max"]

@@ -1,4 +1,4 @@
-"""Train short, test long: what a comparison found at each test length."""
+"""Train short, test long: the results of a comparison at each test length."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ VIEWS = ("longer",)
 
 
 def longer(question: Question) -> View:
-    """View 14: loss against test length for every method of a comparison, mean and range over its seeds; where a method
-    gives no number its line ends, and the table says why.
+    """View 14: loss against test length for every method of a comparison, mean and range over its seeds. Where a method
+    has no result its line ends, and the table says why.
 
     Args:
-        question: ``results`` are those of ``headway compare``; model and text are not looked at.
+        question: ``results`` are those of ``headway compare``; model and text are not used.
 
     Raises:
-        HeadwayError: without results, or when nothing was tested yet.
+        HeadwayError: without results, or when nothing has been tested yet.
     """
     if question.results is None:
         raise HeadwayError("expected results of headway compare, got none: give those of a folder it wrote")
@@ -66,7 +66,7 @@ def longer(question: Question) -> View:
 
 
 def _said(key: str, /, **values: object) -> dict[str, str]:
-    """A sentence with values that each language says in its own way."""
+    """A sentence with values that each language formats in its own way."""
     return {language: fill(key, values, language) for language in LANGUAGES}
 
 
@@ -76,7 +76,7 @@ def _ends(spots: Sequence[Spot], which: str) -> list[float | None]:
 
 
 def _failures(spots: Sequence[Spot]) -> list[Figure]:
-    """What happened to methods that gave no number, and at which lengths."""
+    """Why methods have no result, and at which lengths."""
     lengths: dict[tuple[str, str, str | None], list[int]] = {}
     for spot in spots:
         lengths.setdefault((spot.method, spot.status, spot.message), []).append(spot.length)
@@ -89,7 +89,7 @@ def _failures(spots: Sequence[Spot]) -> list[Figure]:
 
 
 def _cell(spot: Spot, summary: Summary) -> str:
-    """Its mean, and how many seeds that is of if some failed; a dash where there is none."""
+    """The mean, with the number of seeds if some failed; a dash without any."""
     if not spot.values:
         return "–"
     some = f" ({len(spot.values)}/{spot.planned})" if len(spot.values) < spot.planned else ""
@@ -97,7 +97,7 @@ def _cell(spot: Spot, summary: Summary) -> str:
 
 
 def _finding(summary: Summary) -> dict[str, str]:
-    """Who is best at the longest length, in the words of the report, and how many do worse there."""
+    """The best method at the longest length, as in the report, and how many do worse there."""
     base, longest = summary.base_length, summary.lengths[-1]
     if not summary.spots(longest) or base is None:
         return _said("longer.finding.none", longest=longest)

@@ -1,7 +1,7 @@
-"""Methods side by side: models asked about the same text, their heads matched by what they look at.
+"""Methods side by side: models on the same text, with heads matched by what they attend to.
 
-Head 3 of one model has nothing to do with head 3 of another. Heads are described by five numbers, each in units of its
-standard deviation over all heads at hand, and paired so that the sum of their distances is smallest.
+Head 3 of one model is unrelated to head 3 of another. Heads are described by five values, each divided by its standard
+deviation over all these heads, and paired so that the sum of their distances is smallest.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ VIEWS = ("sidebyside",)
 
 MEASURES = ("entropy", "self", "previous", "first", "distance")
 TOKENS = 96
-"""Tokens of a map; of a longer text the first."""
+"""Maximum tokens of a map; a longer text is cut."""
 EXACT = 12
-"""Heads up to which all pairings are compared; it takes 2^heads steps."""
+"""Maximum heads for an exact matching, which takes 2^heads steps."""
 
 
 def sidebyside(question: Question) -> View:
-    """View 13: a head of one model and the most similar head of each other model, in columns: what position does to the
-    scores by distance, attention by distance, and the map of attention; and which heads were matched, and by what.
+    """View 13: a head of one model and the most similar head of each other model, in columns: the effect of position on
+    the scores by distance, attention by distance, and the attention map; and which heads were matched, and why.
 
     Args:
-        question: ``others`` are the models beside it, asked about the same text.
+        question: ``others`` are further models on the same text.
 
     Raises:
-        HeadwayError: without others, or when they are asked about another text.
+        HeadwayError: without others, or when they have another text.
 
     >>> from dataclasses import replace
     >>> beside = replace(Question.fresh("the cat sat"), others=[Question.fresh("the cat sat", position="alibi")])
@@ -104,7 +104,7 @@ def _check_others(question: Question) -> None:
 
 
 def _matched(names: list[str], costs: list[Tensor], pairs: list[list[int]]) -> Grid:
-    """For each head its partner in every other model, and how far apart they are."""
+    """For each head its match in every other model, and their distance."""
     columns = [
         both("sidebyside.pair", name=names[0]),
         *(both(f"sidebyside.{what}", name=name) for name in names[1:] for what in ("pair", "apart")),
@@ -156,7 +156,7 @@ def _greedily(cost: Tensor) -> list[int]:
 
 
 def _described(layer: Layer) -> Float[Tensor, "heads measures"]:
-    """The five numbers of each head, of the queries that its curves are of."""
+    """The five values of each head, over the queries of its curves."""
     summary = layer.summary(second_half(layer.queries))
     return torch.stack([summary[name].mean(0) for name in MEASURES], 1)
 

@@ -1,7 +1,7 @@
-"""Views in a notebook's cell: the same page as everywhere, whole, in a frame of its own that can reach nothing.
+"""Views in a notebook cell: the complete page in a sandboxed iframe without network access.
 
-The frame's page tells how tall it is, and a few lines beside the frame make it so and tell it whether the notebook is
-dark. Where a notebook does not run those (one that is not trusted, or a static copy), the frame scrolls.
+The page in the frame reports its height; a short script next to the frame sets it, and tells the page whether the
+notebook is dark. Where a notebook does not run the script (untrusted, or a static copy), the frame scrolls.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from headway.web.page import asset
 from headway.web.views_page import views_page
 
 LARGEST = 2_000_000
-"""Bytes of a cell; views that would go beyond are left out."""
+"""Maximum bytes of a cell; views beyond are omitted."""
 FIGURES = 2
-"""Figures of a method or a pass that a cell shows."""
+"""Maximum figures of a method or a pass in a cell."""
 HEIGHT = 640
-"""Pixels of a frame that is not told how tall its page is."""
+"""Default height of a frame in pixels."""
 SIZED = 64
-"""Heads of a trace up to which all are shown as a wall."""
+"""Maximum heads of a trace that are shown as a wall."""
 
 
 def cell(shown: Any) -> str | None:
-    """What a notebook shows for a method, a recorded pass, a layer of one, or a view, as HTML; None where nothing can.
+    """The notebook cell of a method, a recorded pass, a layer of one, or a view, as HTML; None where no view applies.
 
     >>> from headway.positions import Alibi
     >>> cell(Alibi())[:7]
@@ -49,13 +49,13 @@ def frame(title: Said, views: Sequence[View], facts: Sequence[Said] = ()) -> str
     """Views as a frame for a notebook's cell, at most 2 MB of them.
 
     Args:
-        title: of the page.
-        views: from top to bottom; the last ones are left out where they would be too large.
-        facts: what was looked at.
+        title: title of the page.
+        views: from top to bottom; the last ones are omitted where they would be too large.
+        facts: facts about what is shown.
     """
     for count in range(len(views), 0, -1):
         page = views_page(title, views[:count], facts)
-        # between single quotes only these two end or change a value
+        # inside single quotes only these two characters need escaping
         source = page.replace("&", "&amp;").replace("'", "&#39;")
         text = (
             f'<iframe data-headway title="{escape(title["en"])}" sandbox="allow-scripts allow-downloads" '
@@ -68,7 +68,7 @@ def frame(title: Said, views: Sequence[View], facts: Sequence[Said] = ()) -> str
 
 
 def _content(shown: Any) -> tuple[Said, list[Said], list[View]]:
-    """The title, what was looked at, and the views."""
+    """The title, the facts, and the views."""
     facts: list[Said]
     if isinstance(shown, View):
         return shown.title, [], [shown]
@@ -97,5 +97,5 @@ def _content(shown: Any) -> tuple[Said, list[Said], list[View]]:
 
 
 def _first(question: Question, names: Sequence[str]) -> list[View]:
-    """The first of these views that applies, and the first figures of it: a cell is looked at between others."""
+    """The first of these views that applies, with its first figures only, to keep the cell short."""
     return [replace(view, figures=view.figures[:FIGURES]) for view in islice(composed(question, names), 1)]

@@ -1,4 +1,4 @@
-"""What a method adds to the embedding, and whether near positions are alike by it."""
+"""The vectors that a method adds to the embedding, and whether nearby positions are similar."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from headway.views.view_helpers import MOST, ROUNDING, instead, places, scores
 VIEWS = ("vectors", "similarity")
 
 WIDEST = 512
-"""Numbers of a vector that are shown."""
+"""Maximum dimensions of a vector that are shown."""
 SIDE = 128
-"""Rows of a map of positions by positions."""
+"""Maximum rows of a map of positions by positions."""
 Curves = tuple[list[float], list[float], list[float]]
 
 
 def vectors(question: Question) -> View:
-    """View 8: what a method adds to the embedding of each position: the vectors, some of their numbers as waves, how
-    long they are, and the wavelength of each number where it is a wave.
+    """View 8: the vector that a method adds to the embedding at each position: the vectors, some of their dimensions
+    over positions, their norms, and the wavelength of each dimension that is a wave.
 
-    A number is a wave of frequency ω if x[p−1] + x[p+1] = 2cos ω · x[p] at all positions p, and that is how ω is found.
+    A dimension is a wave of frequency ω if x[p−1] + x[p+1] = 2cos ω · x[p] at all positions p, which also gives ω.
 
     Args:
-        question: ``options["positions"]`` is how many positions are shown, default those of the text, at least 64.
+        question: ``options["positions"]`` is the number of positions, default those of the text, at least 64.
 
     Raises:
         HeadwayError: when the method adds nothing to the embedding.
@@ -103,11 +103,11 @@ def vectors(question: Question) -> View:
 
 
 def similarity(question: Question) -> View:
-    """View 9: whether near positions are alike: dot products and cosines of the position vectors, and their profile
-    over the offset. For a method that adds no vectors, what two equal tokens score at each pair of positions.
+    """View 9: whether nearby positions are similar: dot products and cosines of the position vectors, and their profile
+    over the offset. For a method that adds no vectors, the score of two equal tokens at each pair of positions.
 
     Args:
-        question: ``options["positions"]`` is how many positions are shown, default those of the text, at least 64, at
+        question: ``options["positions"]`` is the number of positions, default those of the text, at least 64, at
             most 128.
 
     Raises:
@@ -164,13 +164,13 @@ def _embedding(question: Question, view: str) -> Position:
 
 
 def _added(position: Position, question: Question) -> Tensor:
-    """P, (positions, dim): for a method with a table all of it, as far as it is shown."""
+    """P, (positions, dim), up to the number of positions shown."""
     table = position.hyperparameters().get("max_length")
     count = places(question) if table is None else min(table, int(question.options.get("positions", MOST)))
     with torch.no_grad():
         try:
             return _embedded(in_float64(position), torch.arange(count)[None])
-        except HeadwayError:  # a table inside another method
+        except HeadwayError:  # a table inside a wrapping method
             return _embedded(in_float64(position), torch.arange(len(question.labels))[None])
 
 
@@ -179,7 +179,7 @@ def _embedded(position: Position, where: Tensor) -> Tensor:
 
 
 def _wavelengths(position: Position, added: Tensor) -> list[list[float | None]]:
-    """The wavelength of each number along each coordinate, where it is a wave; empty where none is one."""
+    """The wavelength of each dimension along each coordinate, where it is a wave; empty where none is."""
     if position.axes == 1:
         found = [_waves(added)]
     else:
@@ -219,20 +219,20 @@ def _profile(curves: Curves, offsets: Sequence[int]) -> Line:
 
 
 def _alike_scores(question: Question) -> View:
-    """What equal tokens score at each pair of positions."""
+    """The score of equal tokens at each pair of positions."""
     position = question.position
     with seeded(0), torch.no_grad():
         call = alike(in_float64(position), torch.arange(min(places(question), SIDE))[None])
         found = scores(call)[0, question.head]
     notes = [both("similarity.score.note", method=position.spec())]
-    if any(isinstance(term, PerKey) for term in call.terms):  # which leave a constant of each row open
+    if any(isinstance(term, PerKey) for term in call.terms):  # which leave a constant per row undetermined
         found = found - found.diagonal()[:, None]
         notes.append(both("place.own"))
     past = torch.ones_like(found, dtype=torch.bool).tril()
     if float(found[past].max() - found[past].min()) < ROUNDING:
         raise HeadwayError(
             f"expected a method whose position changes the score of equal tokens, got {position.spec()}, where all "
-            f"pairs score alike: look at distance instead"
+            f"pairs have the same score: look at distance instead"
         )
     names = [str(p) for p in range(len(found))]
     profile, variation = _diagonals(found)

@@ -1,4 +1,4 @@
-"""What a view is asked about: what attention was given for a text, and where to look."""
+"""The subject of a view: the inputs of attention for a text, and a layer, head and query."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from headway.transformer import Transformer
 
 
 class Recording:
-    """What attention is given for one text: of a model, recorded when first asked for; or of a recorded pass alone.
+    """The inputs of attention for one text: of a model, recorded on first use, or of a recorded pass alone.
 
     Args:
-        model: a decoder or an encoder; None where only a pass is known.
+        model: a decoder or an encoder; None for a recorded pass alone.
         ids: token ids, (1, N).
-        trace: the pass, if it was recorded already.
+        trace: the pass, if already recorded.
     """
 
     def __init__(self, model: Transformer | None = None, ids: Tensor | None = None, trace: Trace | None = None) -> None:
@@ -46,7 +46,7 @@ class Recording:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the text has."""
+        """Number of tokens of the text."""
         return self.trace[0].keys if self.ids is None else self.ids.shape[1]
 
     @property
@@ -62,25 +62,25 @@ class Recording:
 
 @dataclass(eq=False)
 class Question:
-    """A recorded pass over a text, and where to look; a model only where a view changes it or goes beyond the pass.
+    """A recorded pass over a text, with a layer, head and query; some views also need the model.
 
     Args:
-        recording: of a model or a pass.
-        labels: how each token is written; what shows nothing is named, see :func:`headway.characters.label`.
-        name: of the model, as its run's folder or its method.
+        recording: recording of a model or a pass.
+        labels: display text of each token; invisible characters are named, see :func:`headway.characters.label`.
+        name: name of the model, e.g. its run folder or its method.
         layer: which layer, from 0.
         head: which head, from 0.
         query: which query; negative counts from the end.
         column: which column of q.
-        others: further models to set beside it, asked about the same text.
+        others: further models to compare with, on the same text.
         watched: a recorded training, for the views of learning.
-        history: what a training wrote down, as ``training.History`` has it.
-        results: of ``headway compare``.
-        options: what single views ask for besides, by name; each view's docstring tells.
-        notes: what to know of the model, as that its newest checkpoint is damaged; every view of it says so.
+        history: history of a training, see ``training.History``.
+        results: results of ``headway compare``.
+        options: options of single views, by name; see each view's docstring.
+        notes: notes on the model, e.g. that its newest checkpoint is damaged; every view shows them.
 
     Raises:
-        HeadwayError: on a layer, head, query or number of labels that there is not.
+        HeadwayError: on a layer, head or query that does not exist, or a wrong number of labels.
     """
 
     recording: Recording
@@ -117,14 +117,14 @@ class Question:
         Args:
             model: a decoder or an encoder.
             ids: token ids, (1, N).
-            labels: how each token is written.
+            labels: display text of each token.
             where: the other fields.
         """
         return cls(Recording(model, ids), labels, **where)
 
     @classmethod
     def fresh(cls, text: str, *, position: str = "rotary", dim: int = 64, heads: int = 4, seed: int = 0) -> Question:
-        """About a small model that has learned nothing yet, whose vocabulary is the text's words.
+        """About a small untrained model, whose vocabulary is the words of the text.
 
         >>> Question.fresh("the cat sat").labels
         ['the', 'cat', 'sat']
@@ -158,20 +158,20 @@ class Question:
 
     @property
     def trace(self) -> Trace:
-        """What every attention was given for this text."""
+        """The recorded inputs of every attention for this text."""
         return self.recording.trace
 
     @property
     def seen(self) -> Layer:
-        """The recorded layer in question."""
+        """The recorded layer."""
         return self.trace[self.layer]
 
     @property
     def position(self) -> Position:
-        """The method of the layer in question."""
+        """The position method of the layer."""
         return self.attentions[self.layer].position
 
     @property
     def row(self) -> int:
-        """The query in question, from 0."""
+        """The index of the query, from 0."""
         return self.query % len(self.labels)

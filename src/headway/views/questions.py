@@ -1,4 +1,4 @@
-"""What can be shown by itself: a position method, a recorded pass, one layer of it. Each becomes a question."""
+"""Questions about a position method, a recorded pass, or one layer of a pass."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from headway.views import view
 from headway.views.question import Question, Recording
 
 OF_METHODS = ("vectors", "bias", "rotation", "similarity", "distance")
-"""The views of a method alone, the most telling first; which of them it has depends on where it acts."""
+"""The views of a method alone, the most informative first; which of them apply depends on where it acts."""
 OF_PASSES = ("wall", "head", "long", "softmax", "split", "distance")
 """The views of a recorded pass, which need no model."""
 TOKENS = 128
-"""Tokens of the text that a method is shown with, unless told otherwise."""
+"""Default tokens of the text that a method is shown with."""
 LONGEST = 4096
 VOCABULARY = 64
 SHAPE = HeadShape.of(64, heads=4)
@@ -32,17 +32,17 @@ SHAPE = HeadShape.of(64, heads=4)
 def about_position(
     position: Position, *, heads: int | None = None, dim: int | None = None, length: int | None = None, seed: int = 0
 ) -> Question:
-    """A question about a method alone: one layer of random tokens around it, with its own parameters if it has some.
+    """A question about a method alone: one layer with random tokens around it, with the method's own parameters.
 
     Args:
         position: attached or not; it is not changed.
-        heads: of a method that is not attached, default 4.
+        heads: heads of a method that is not attached, default 4.
         dim: its width, default 64.
         length: tokens of the text, positions of a map and reach of a curve; default 128, and what the views choose.
-        seed: of the tokens and whatever is not the method's.
+        seed: seed of the tokens and of everything outside the method.
 
     Raises:
-        HeadwayError: on widths that do not fit, or other ones than an attached method has.
+        HeadwayError: on invalid widths, or widths that differ from those of an attached method.
 
     >>> from headway.positions import Alibi
     >>> about_position(Alibi(), heads=2, dim=32, length=5).labels
@@ -67,7 +67,7 @@ def about_position(
             heads=shape.heads,
             kv_heads=shape.kv_heads,
             head_dim=shape.head_dim,
-            hidden=1,  # what follows attention is not looked at
+            hidden=1,  # layers after attention are not used
             position=position.fresh(),
         ).eval()
         ids = torch.randint(VOCABULARY, (1, tokens))
@@ -79,11 +79,11 @@ def about_position(
 
 
 def about_run(run: Path | str, text: str) -> Question:
-    """A question about a model of ``headway train``, what it wrote down, and what it recorded if it was watched.
+    """A question about a model of ``headway train``, with its history, and its watch if there is one.
 
     Args:
         run: its folder.
-        text: what the model reads.
+        text: input text of the model.
 
     Raises:
         HeadwayError: when there is no run or no whole checkpoint, or the text is empty.
@@ -105,12 +105,12 @@ def about_trace(
 
     Args:
         recorded: a trace, or one layer.
-        labels: how each token is written; default its number.
+        labels: display text of each token; default its index.
         layer: which layer of a trace.
         head: which head.
 
     Raises:
-        HeadwayError: when nothing was recorded, or layer, head or labels do not fit.
+        HeadwayError: when nothing was recorded, or layer, head or labels are invalid.
     """
     trace = Trace([recorded]) if isinstance(recorded, Layer) else recorded
     recording = Recording(trace=trace)
@@ -119,7 +119,7 @@ def about_trace(
 
 
 def composed(question: Question, names: Sequence[str]) -> Iterator[View]:
-    """Those of these views that apply: a method that rotates nothing has no angles to show.
+    """The views that apply: a method that rotates nothing has no angles to show.
 
     >>> from headway.positions import Alibi
     >>> [shown.key for shown in composed(about_position(Alibi(), length=8), OF_METHODS)]

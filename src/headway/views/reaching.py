@@ -1,4 +1,4 @@
-"""How much attention a key gets by its distance."""
+"""Attention by distance."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from headway.views.view_helpers import CURVES
 VIEWS = ("distance",)
 
 FLOOR = 1e-6
-"""Shares of attention below are not drawn."""
+"""Shares of attention below this are not drawn."""
 
 
 def distance(question: Question) -> View:
-    """View 12: how much attention a key gets by its distance: the mean over many queries with a 10–90 % band, and
-    what uniform attention would give the same queries. The table and the sentence are means over these queries too.
+    """View 12: attention by distance: the mean over many queries with a 10–90 % band, and uniform attention for the
+    same queries. The table and the sentence are means over these queries too.
 
     Args:
-        question: ``options["windows"]`` are ids of more texts, (windows, N), to look at instead of the one.
+        question: ``options["windows"]`` are ids of several texts, (windows, N), to use instead of the single one.
 
     Raises:
         HeadwayError: when the text has a single token, or two of which the second sees no other.
@@ -38,7 +38,7 @@ def distance(question: Question) -> View:
         raise HeadwayError("expected a text of at least 2 tokens, because distance is between two, got 1")
     layer = _windows(question)
     found = by_distance(layer, layer.weights)
-    if found.first == len(found.distances):  # a query that does not see itself has nothing at the beginning
+    if found.first == len(found.distances):  # a query that does not see itself has no keys at the start
         raise HeadwayError(f"expected a text in which queries see some distance, got {len(question.labels)} tokens")
     uniform = by_distance(layer, lambda rows: _uniform(layer, rows))
     heads = some(layer.heads, CURVES, first=question.head)
@@ -94,7 +94,7 @@ def distance(question: Question) -> View:
 
 
 def _table(summary: dict[str, Tensor], far: Tensor) -> Grid:
-    """Where each head looks: at itself, the token before, the first, how far on average, and at the farthest keys."""
+    """Attention of each head to itself, the previous and the first token, its mean distance, and the farthest keys."""
     shares = ("self", "previous", "first")
     heads = [
         [
@@ -109,7 +109,7 @@ def _table(summary: dict[str, Tensor], far: Tensor) -> Grid:
 
 
 def _windows(question: Question) -> Layer:
-    """The layer in question, for one text or for all of ``options["windows"]``."""
+    """The layer, for one text or for all of ``options["windows"]``."""
     windows = question.options.get("windows")
     if windows is None:
         return question.seen
@@ -123,7 +123,7 @@ def _windows(question: Question) -> Layer:
 
 
 def _uniform(layer: Layer, rows: slice) -> Tensor:
-    """What each query would give each key it sees if it gave all the same: 1/(i + 1) for the query i of a text."""
+    """Uniform attention: 1/(i + 1) for query i of a text."""
     seen = layer.seen(rows)
     shape = (1, 1, len(range(*rows.indices(layer.queries))), layer.keys)
     shown = torch.ones(shape, dtype=torch.float64) if seen is None else seen.double()

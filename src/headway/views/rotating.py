@@ -25,21 +25,21 @@ from headway.views.view_helpers import CURVES, LEAST, MOST, ROUNDING, by_tokens,
 VIEWS = ("rotation",)
 
 ALONG = 32
-"""Places along each axis, where there are several."""
+"""Positions along each axis, where there are several axes."""
 SHIFT = 1000
-"""Tokens by which a text is moved."""
+"""Shift of the text, in tokens."""
 
 
 def rotation(question: Question) -> View:
     """View 11: how a method rotates queries and keys: the angle of each plane at each position, how long a full
-    rotation takes, how much of each head's queries and keys lies in each plane, and the score of equal content over
+    rotation takes, the contribution of each plane to each head's queries and keys, and the score of equal content by
     distance.
 
-    The planes are found by asking the method, see :mod:`headway.inspect.probe`. The text is also moved by 1,000 tokens,
-    to see by how much its scores change.
+    The planes are found by applying the method to unit vectors, see :mod:`headway.inspect.probe`. The text is also
+    shifted by 1,000 tokens, to measure the change of its scores.
 
     Args:
-        question: ``options["positions"]`` is how many positions are shown, default those of the text, at least 64.
+        question: ``options["positions"]`` is the number of positions, default those of the text, at least 64.
 
     Raises:
         HeadwayError: when the method rotates nothing.
@@ -98,7 +98,7 @@ def rotation(question: Question) -> View:
 
 
 def _angles(turning: Turning, axis: Sequence[Said]) -> list[Heatmap]:
-    """By what each plane has rotated at each place, for each axis."""
+    """The angle of each plane at each position, for each axis."""
     return [
         Heatmap(
             both("rotation.map"),
@@ -115,7 +115,7 @@ def _angles(turning: Turning, axis: Sequence[Said]) -> list[Heatmap]:
 
 
 def _wavelengths(turning: Turning, axis: Sequence[Said]) -> Lines:
-    """How many tokens a full rotation of each plane takes."""
+    """Tokens per full rotation of each plane."""
     lines = [
         Line(
             both("rotation.turn") if len(turning.rates) == 1 else label,
@@ -128,8 +128,8 @@ def _wavelengths(turning: Turning, axis: Sequence[Said]) -> Lines:
 
 
 def _numbers(own: Said, *cells: str) -> Grid:
-    """Planes, numbers that are not rotated, tokens per rotation of the fastest and slowest, and the change when the
-    text moves."""
+    """The number of planes and of unrotated dimensions, tokens per rotation of the fastest and slowest plane, and the
+    change of scores when the text is shifted."""
     names = ("planes", "still", "fast", "slow", "shift")
     rows = [(both(f"rotation.{name}", shift=f"{SHIFT:,}"), [cell]) for name, cell in zip(names, cells, strict=True)]
     return Grid(both("rotation.numbers"), [same(""), own], rows)
@@ -137,12 +137,12 @@ def _numbers(own: Said, *cells: str) -> Grid:
 
 @dataclass(frozen=True, eq=False)
 class Turning:
-    """How one head is rotated.
+    """The rotation of one head.
 
     Args:
-        planes: over all places that were asked for.
-        angles: for each axis, by what each plane has rotated at each place along it, (places, planes).
-        rates: for each axis, by what it rotates at a step along it, (planes,).
+        planes: the planes over all positions.
+        angles: for each axis, the angle of each plane at each position along it, (positions, planes).
+        rates: for each axis, the rotation per step along it, (planes,).
     """
 
     planes: Planes
@@ -151,7 +151,7 @@ class Turning:
 
 
 def _dials(turning: Turning) -> Dials:
-    """Some of the planes that the first axis rotates, at some places along it."""
+    """Some of the planes that the first axis rotates, at some positions along it."""
     angles, rates = turning.angles[0], turning.rates[0].tolist()
     moving = [f for f, rate in enumerate(rates) if abs(rate) > ROUNDING] or [0]
     shown = [moving[i] for i in some(len(moving), CURVES)]
@@ -162,14 +162,14 @@ def _dials(turning: Turning) -> Dials:
 
 
 def _turned(question: Question, head: int) -> Turning | None:
-    """How one head is rotated, or None."""
+    """The rotation of one head, or None."""
     layer, position = question.seen, question.position
     chosen = by_tokens(layer)
     if position.axes == 1:
         where = layer.call.q_pos[:1] if chosen else torch.arange(places(question))[None]
         found = planes(position, where, head=head, x=layer.x[:1] if chosen else None)
         return None if found is None else Turning(found, [found.angles], [found.rates])
-    # a line of tokens along each axis, one after the other
+    # a line of tokens along each axis in turn
     count = min(places(question), ALONG)
     lines = torch.arange(count)[:, None] * torch.eye(position.axes, dtype=torch.long)[:, None]
     found = planes(position, lines.flatten(0, 1)[None], head=head)
@@ -185,9 +185,9 @@ def _turned(question: Question, head: int) -> Turning | None:
 
 
 def _usage(question: Question, own: Turning) -> list[list[float]]:
-    """The mean of scale · |q_f| |k_f| of each head in each plane, and what is not rotated last, (H, planes)."""
+    """The mean of scale · |q_f| |k_f| of each head in each plane, with the unrotated part last, (H, planes)."""
     layer = question.seen
-    # without parameters all heads rotate alike
+    # without parameters all heads rotate in the same way
     alike = not any(True for _ in question.position.parameters())
     rows = []
     for head in range(layer.heads):
@@ -212,16 +212,16 @@ def _usage(question: Question, own: Turning) -> list[list[float]]:
 
 
 def _equal(position: Position, question: Question) -> Tensor:
-    """What a key like the query scores at each distance, for each head, (H, distances)."""
+    """The score of a key equal to the query at each distance, for each head, (H, distances)."""
     with seeded(0), torch.no_grad():
         call = alike(in_float64(position), torch.arange(max(MOST, places(question)))[None])
         return scores(call)[0, :, -1].flip(-1)
 
 
 def _moved(layer: Layer, position: Position) -> float:
-    """By how much scores change at most when all tokens stand :data:`SHIFT` places further on.
+    """The largest change of scores when all tokens are shifted by :data:`SHIFT` positions.
 
-    Tokens of several coordinates stand at places drawn at random, and all their coordinates move.
+    Tokens with several coordinates get random ones, and all coordinates are shifted.
     """
     call, tokens = layer.call, min(layer.queries, LEAST)
     q, k = layer.q[:1, :, :tokens], (call.k if layer.k is None else layer.k)[:1, :, :tokens]

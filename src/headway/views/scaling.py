@@ -21,20 +21,20 @@ WIDTHS = (8, 16, 32, 64, 128, 256, 512)
 QUERIES, KEYS = 128, 256
 SEED = 0
 BINS = 31
-"""Odd, so that one of them stands around 0."""
+"""Odd, so that one of them is centred at 0."""
 WIDEST = 4096
 
 
 def scaling(question: Question) -> View:
-    """View 3: the spread of q·k and of q·k/√d_k over d_k, what softmax makes of both, and those of the text itself.
+    """View 3: the spread of q·k and of q·k/√d_k over d_k, the softmax of both, and the same for the text itself.
 
-    Queries and keys of the experiment are drawn from N(0, 1) with a fixed seed; the text's are the model's own.
+    Queries and keys of the experiment are sampled from N(0, 1) with a fixed seed; the text's are the model's own.
 
     Args:
         question: ``options["dim"]`` is the d_k of the histogram, default the model's.
 
     Raises:
-        HeadwayError: when ``dim`` is no width from 1 to 4096.
+        HeadwayError: when ``dim`` is not a width from 1 to 4096.
 
     >>> view = scaling(Question.fresh("the cat sat on the mat"))
     >>> [type(figure).__name__ for figure in view.figures]
@@ -107,19 +107,19 @@ def _curves(spread: dict[int, float], entropy: dict[int, tuple[float, float]], w
 
 
 def _drawn(width: int) -> Tensor:
-    """q·k of so wide queries and keys, (queries, keys)."""
+    """q·k of random queries and keys of this width, (queries, keys)."""
     generator = torch.Generator().manual_seed(SEED)
     q, k = (torch.randn(n, width, generator=generator, dtype=torch.float64) for n in (QUERIES, KEYS))
     return q @ k.T
 
 
 def _entropy(scores: Tensor) -> float:
-    """Of the softmax of each row, in nats, on average."""
+    """Mean entropy of the softmax of each row, in nats."""
     return float(-torch.special.xlogy(weights := scores.softmax(-1), weights).sum(-1).mean())
 
 
 def _own(layer: Layer, head: int) -> tuple[Tensor, Tensor, tuple[float, float]]:
-    """q·k of a head as position rotated them, where the mask lets a key be seen, raw and scaled; and both entropies."""
+    """q·k of a head after rotation by position, for unmasked pairs, raw and scaled; and both entropies."""
     rows = second_half(layer.queries)
     call = layer.call
     q, k = call.q[:, :, rows].double(), call.k.double()

@@ -18,9 +18,9 @@ from headway.views.to_figures import Window, pairs, part_name, refuse_beyond, sp
 VIEWS = ("split",)
 
 LONGEST = 1024
-"""Tokens of a text that is looked at."""
+"""Maximum tokens of the text."""
 TOKENS = 128
-"""Tokens that are shown: each part is a map of its own."""
+"""Maximum tokens shown: each part is a separate map."""
 SYMBOLS = {
     "content": "scale · qᵢ·kⱼ",
     "rotation": "scale · (q′ᵢ·k′ⱼ − qᵢ·kⱼ)",
@@ -31,11 +31,11 @@ SYMBOLS = {
 def split(question: Question) -> View:
     """How much of each score is content and how much position: parts on one scale that add up to the score.
 
-    For methods that rotate q and k, the plane in which they rotate each pair of numbers has its own share of the score
-    of one pair of tokens: that of ``options["key"]`` with the query, by default the query's largest score.
+    For methods that rotate q and k, the score of one pair of tokens is also split by rotation plane: the query with
+    ``options["key"]``, by default the key of its largest score.
 
     Raises:
-        HeadwayError: on a text of more than 1,024 tokens, or a key that is not there.
+        HeadwayError: on a text of more than 1,024 tokens, or a key that does not exist.
 
     >>> view = split(Question.fresh("the cat sat", position="alibi"))
     >>> [label["en"] for label, _ in view.figures[0].columns]
@@ -65,13 +65,13 @@ def _names(question: Question, head: Head) -> dict[str, Said]:
 
 
 def _formula(head: Head) -> str:
-    """The score as a sum of symbols: what is not a product of q and k is b(i, j)."""
+    """The score as a symbolic sum; parts that are not a product of q and k are b(i, j)."""
     symbols = [SYMBOLS[name] for name in head.parts if name in SYMBOLS]
     return "score = " + " + ".join([*symbols, *["b(i, j)"] * sum(name not in PRODUCTS for name in head.parts)])
 
 
 def _pair(question: Question, head: Head, window: Window) -> tuple[int, int]:
-    """The query and the key that are looked at closely."""
+    """The query and the key shown in detail."""
     row = question.row
     key = question.options.get("key")
     if key is None:
@@ -97,7 +97,7 @@ def _maps(question: Question, head: Head, window: Window) -> Columns:
 
 
 def _size(part: Tensor, seen: Tensor) -> float:
-    """Root mean square over the pairs that may see each other."""
+    """Root mean square over the unmasked pairs."""
     return float(part[seen].double().square().mean().sqrt()) if bool(seen.any()) else 0.0
 
 
@@ -116,7 +116,7 @@ def _shares(question: Question, head: Head, window: Window, pair: tuple[int, int
 
 def _weighed(question: Question, head: Head, window: Window, pair: tuple[int, int]) -> Said:
     """How large content and position are, on average and at one pair."""
-    # a softcap bounds what content says, and is no matter of position
+    # a softcap bounds the content, and is not part of position
     content = torch.stack([part for name, part in head.parts.items() if name in (*CONTENT, "softcap")]).sum(0)
     position = head.scores - content
     cell = (pair[0] - window.start, pair[1])
@@ -132,7 +132,7 @@ def _weighed(question: Question, head: Head, window: Window, pair: tuple[int, in
 
 
 def _planes(question: Question, head: Head, window: Window, pair: tuple[int, int]) -> Bars | None:
-    """What each plane that position rotates has of scale · q·k, before it is rotated and after; None where none is."""
+    """The share of each rotated plane in scale · q·k, before and after rotation; None without rotation."""
     layer = head.layer
     rows = window.rows
     found = planes(question.position, layer.call.q_pos[:1, rows], head=question.head, x=layer.x[:1, rows].double())
@@ -147,7 +147,7 @@ def _planes(question: Question, head: Head, window: Window, pair: tuple[int, int
         before = _in_planes(q[query], head.k[key], found.basis) * layer.call.scale
         series.insert(0, (both("split.unturned"), before.tolist()))
     if len(after) > len(labels):
-        labels.append("0")  # what is not rotated
+        labels.append("0")  # the unrotated part
     return Bars(
         both("split.planes", query=question.labels[query], key=question.labels[key]),
         labels,
@@ -157,9 +157,9 @@ def _planes(question: Question, head: Head, window: Window, pair: tuple[int, int
 
 
 def _in_planes(q: Tensor, k: Tensor, basis: Tensor | None) -> Tensor:
-    """q·k as a sum over planes, Σ_f Re(z̄_q,f z_k,f) with z = √2·vᴴx, and what lies in none of them last."""
+    """q·k as a sum over planes, Σ_f Re(z̄_q,f z_k,f) with z = √2·vᴴx, with the part outside all planes last."""
     q, k = q.double(), k.double()
-    if basis is None:  # number c of a head became the plane (c, c + d)
+    if basis is None:  # dimension c of a head became the plane (c, c + d)
         cosines, sines = (q * k).chunk(2)
         return cosines + sines
     z_q, z_k = (2**0.5 * (basis.conj() @ x.to(basis.dtype)) for x in (q, k))

@@ -1,6 +1,6 @@
-"""How X becomes the output: the stages of one head, and the product that one number of Q, K or V is.
+"""How X becomes the output: the stages of one head, and the products of one entry of Q, K or V.
 
-X → Q, K, V → Q, K mapped by position → S = Q Kᵀ → · scale → + position, mask → A → A V → [head_1 … head_H] W_O
+X → Q, K, V → Q, K transformed by position → S = Q Kᵀ → · scale → + position, mask → A → A V → [head_1 … head_H] W_O
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from headway.views.to_figures import Window, block, matrix, pairs, part_name, re
 VIEWS = ("stepper", "projection")
 
 LONGEST = 1024
-"""Tokens of a text through which one is led."""
+"""Maximum tokens of the text."""
 TOKENS = 64
-"""Tokens of which every number is shown."""
+"""Maximum tokens whose values are shown."""
 ROOM = 2**19
-"""Bytes of either factor of a product; of larger ones some rows and columns around the chosen number."""
+"""Maximum bytes of each factor of a product; of larger ones, rows and columns around the chosen entry."""
 
 
 def stepper(question: Question) -> View:
-    """How X becomes the output, stage by stage, with the model's numbers.
+    """How X becomes the output, stage by stage, with the model's values.
 
-    All tokens take part; of a long text the numbers of 64 are shown.
+    All tokens take part; for a long text the values of 64 are shown.
 
     Raises:
         HeadwayError: on a text of more than 1,024 tokens.
@@ -73,7 +73,7 @@ def _whole(question: Question, head: Head) -> str:
 
 
 def _by_root(head: Head) -> bool:
-    """Whether scores are divided by √d_k, and not by something else."""
+    """Whether scores are divided by √d_k."""
     return math.isclose(head.layer.call.scale, 1 / math.sqrt(head.layer.attention.shape.head_dim), rel_tol=1e-6)
 
 
@@ -152,7 +152,7 @@ class _Stages:
         figures: list[Figure] = []
         for before, after, name in ((head.q, head.mapped_q, "Q"), (head.k, head.mapped_k, "K")):
             if name == "K" and before.shape == after.shape and torch.equal(before, after):
-                continue  # DeBERTa, Inkling and log-n scaling leave keys as they are
+                continue  # DeBERTa, Inkling and log-n scaling do not change keys
             limits = spans(torch.cat((before.flatten(), after.flatten())), "diverging")
             told_as = (both("stepper.before", name=name), both("stepper.after", name=name))
             two = [self._vectors(said, x, limits) for said, x in zip(told_as, (before, after), strict=True)]
@@ -232,7 +232,7 @@ class _Stages:
 
 
 def projection(question: Question) -> View:
-    """Where one number of Q comes from: a row of X times a column of W_Q, product by product.
+    """How one entry of Q is computed: a row of X times a column of W_Q, product by product.
 
     ``options["matrix"]`` is "q" (default), "k" or "v"; ``question.column`` is the column.
 
@@ -280,7 +280,7 @@ def _formula(name: str, bias: Tensor | None) -> str:
 
 
 def _worked(question: Question, cell: Cell, which: str) -> Said:
-    """What the products sum to, and the largest of them."""
+    """The sum of the products, and the largest of them."""
     most = int(cell.products.abs().argmax())
     said = {
         "name": which,
@@ -297,7 +297,7 @@ def _worked(question: Question, cell: Cell, which: str) -> Said:
 
 
 def _cut(head: Head, window: Window, columns: slice, width: int, which: str) -> list[Said]:
-    """What is not shown, and what comes after."""
+    """Notes on what is not shown, and on later steps."""
     notes = window.notes
     if columns.stop - columns.start < width:
         notes.append(both("projection.columns", first=columns.start, last=columns.stop - 1, width=width))

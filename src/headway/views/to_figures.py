@@ -1,4 +1,4 @@
-"""Tensors as figures small enough to send: maps of tokens by tokens and by numbers, and how much of a text is shown."""
+"""Tensors as figures small enough to send: maps of tokens by tokens and by dimensions, and windows of a text."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from headway.shapes import HeadwayError
 from headway.views.question import Question
 
 FINE = 2**18
-"""Bytes of a map up to which its numbers are sent as float32; a larger one is sent in 255 steps."""
+"""Maximum bytes of a map that is sent as float32; a larger one is quantised to 255 steps."""
 SIDE = 256
-"""Rows and columns of a weight matrix that are shown; of a larger one the largest numbers of each square."""
+"""Maximum rows and columns of a weight matrix; a larger one is pooled to the largest entries of each square."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Some neighbouring tokens of a text.
+    """A window of neighbouring tokens of a text.
 
     Args:
-        labels: how they are written.
+        labels: their display texts.
         start: the first of them.
-        tokens: of the whole text.
+        tokens: number of tokens of the whole text.
     """
 
     labels: Sequence[str]
@@ -36,7 +36,7 @@ class Window:
 
     @classmethod
     def of(cls, question: Question, size: int) -> Window:
-        """At most ``size`` tokens, those before the query in question and itself.
+        """At most ``size`` tokens, ending with the query.
 
         >>> Window.of(Question.fresh("a b c d e"), 2).labels
         ['d', 'e']
@@ -47,12 +47,12 @@ class Window:
 
     @property
     def rows(self) -> slice:
-        """Where they stand in the text."""
+        """Their slice of the text."""
         return slice(self.start, self.start + len(self.labels))
 
     @property
     def notes(self) -> list[Said]:
-        """That not the whole text is shown, if so."""
+        """A note if not the whole text is shown."""
         if len(self.labels) == self.tokens:
             return []
         last = self.start + len(self.labels) - 1
@@ -60,7 +60,7 @@ class Window:
 
 
 def told(key: str, /, **values: object) -> dict[str, str]:
-    """As :func:`headway.figures.values.both`, with values that may be told in every language themselves."""
+    """As :func:`headway.figures.values.both`, with values that may be translated themselves."""
     return {
         language: strings(language)[key].format(
             **{name: value[language] if isinstance(value, Mapping) else value for name, value in values.items()}
@@ -70,7 +70,7 @@ def told(key: str, /, **values: object) -> dict[str, str]:
 
 
 def part_name(name: str, method: str) -> Said:
-    """What a part of the scores is called; a method may have a word of its own for it.
+    """The name of a part of the scores; a method may have its own name for it.
 
     >>> part_name("content", "alibi")["zh"], part_name("Mine", "mine")["en"]
     ('内容', 'Mine')
@@ -83,7 +83,7 @@ def part_name(name: str, method: str) -> Said:
 
 
 def spans(x: Tensor, scale: str) -> tuple[float, float]:
-    """The numbers at the ends of the colours: from 0 to the largest, or symmetric about 0 if ``diverging``."""
+    """The limits of the colour scale: from 0 to the largest value, or symmetric about 0 if ``diverging``."""
     finite = x[x.isfinite()]
     top = float(finite.abs().max()) if len(finite) else 0.0
     top = top or 1.0
@@ -91,7 +91,8 @@ def spans(x: Tensor, scale: str) -> tuple[float, float]:
 
 
 def block(x: Tensor, span: tuple[float, float] | None = None, *, fine: int = FINE) -> Block:
-    """A matrix as numbers to send: float32, or in 255 steps over ``span`` where that takes more than ``fine`` bytes."""
+    """A matrix to send: as float32, or quantised to 255 steps over ``span`` where that takes more than ``fine``
+    bytes."""
     values = x.detach().double().flatten().tolist()
     values = [value if math.isfinite(value) else None for value in values]
     if span is None or 4 * x.numel() <= fine:
@@ -100,7 +101,7 @@ def block(x: Tensor, span: tuple[float, float] | None = None, *, fine: int = FIN
 
 
 def stepped(values: Block) -> list[Said]:
-    """That numbers are sent in steps, and how wide they are, if so."""
+    """A note on the step width, if values are quantised."""
     if values.span is None:
         return []
     low, high = values.span
@@ -120,12 +121,12 @@ def pairs(
     """A map of queries by keys.
 
     Args:
-        title: what it is.
-        x: numbers of these tokens, (rows, keys).
-        window: which tokens.
-        seen: which keys the queries may see; the others are hatched.
-        scale: of the colours.
-        limits: at their ends; default those of the numbers.
+        title: title of the map.
+        x: values of these tokens, (rows, keys).
+        window: the tokens.
+        seen: unmasked pairs; the others are hatched.
+        scale: kind of colour scale.
+        limits: limits of the colour scale; default those of the values.
         fine: see :func:`block`.
     """
     shown = x if seen is None else x.masked_fill(~seen, 0.0)
@@ -138,7 +139,7 @@ def pairs(
 
 
 def vectors(title: Said, x: Tensor, window: Window, limits: tuple[float, float] | None = None) -> Heatmap:
-    """A map of tokens by numbers of their vectors."""
+    """A map of tokens by dimensions of their vectors."""
     span = limits or spans(x, "diverging")
     x, columns = _pooled(x)
     axes = (both("attending.token"), both("attending.column"))
@@ -146,7 +147,7 @@ def vectors(title: Said, x: Tensor, window: Window, limits: tuple[float, float] 
 
 
 def matrix(title: Said, x: Tensor, limits: tuple[float, float] | None = None, *, fine: int = FINE) -> Heatmap:
-    """A map of a weight matrix: rows are what comes in, columns what goes out."""
+    """A map of a weight matrix: rows are input dimensions, columns output dimensions."""
     span = limits or spans(x, "diverging")
     narrow, columns = _pooled(x)
     turned, rows = _pooled(narrow.mT)
@@ -155,7 +156,7 @@ def matrix(title: Said, x: Tensor, limits: tuple[float, float] | None = None, *,
 
 
 def _pooled(x: Tensor) -> tuple[Tensor, list[str]]:
-    """At most :data:`SIDE` columns, each the number of largest size among its neighbours, and their labels."""
+    """At most :data:`SIDE` columns, each the entry of largest magnitude among its neighbours, and their labels."""
     width = x.shape[1]
     if width <= SIDE:
         return x, [str(column) for column in range(width)]
@@ -175,5 +176,5 @@ def refuse_beyond(question: Question, most: int, view: str) -> None:
     if len(question.labels) > most:
         raise HeadwayError(
             f"expected a text of at most {most:,} tokens for the view {view!r}, got {len(question.labels):,}: "
-            f"take a part of it, or the view 'long'"
+            f"use a part of it, or the view 'long'"
         )

@@ -1,4 +1,4 @@
-"""What several views ask of a question: how many positions to show, how tokens score, and where else to look."""
+"""Helpers of several views: the number of positions, scores of a call, and alternative views."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from headway.shapes import HeadwayError
 from headway.views.question import Question
 
 LEAST = 64
-"""Positions that are shown of a short text's method."""
+"""Minimum number of positions shown."""
 MOST = 256
-"""Positions that are shown at most, unless asked for."""
+"""Default maximum number of positions shown."""
 CURVES = 8
-"""Curves in one figure: more could not be told apart."""
+"""Maximum curves in one figure: more could not be distinguished."""
 ROUNDING = 1e-9
-"""Differences below are of float64's making."""
+"""Differences below this are float64 rounding errors."""
 
 
 def places(question: Question) -> int:
     """How many positions a map shows: ``options["positions"]``, or those of the text, at least 64.
 
     Raises:
-        HeadwayError: when that is no number from 2 to 4096.
+        HeadwayError: when that is not an integer from 2 to 4096.
     """
     asked = question.options.get("positions", min(max(len(question.labels), LEAST), MOST))
     if not isinstance(asked, int) or not 2 <= asked <= 4096:
-        raise HeadwayError(f"expected options positions, how many are shown, from 2 to 4096, got {asked!r}")
+        raise HeadwayError(f"expected options positions, the number to show, from 2 to 4096, got {asked!r}")
     return asked
 
 
@@ -39,12 +39,12 @@ def scores(call: Call) -> Tensor:
 
 
 def by_tokens(layer: Layer) -> bool:
-    """Whether what position does is computed from the tokens themselves."""
+    """Whether the effect of position depends on the tokens."""
     return layer.attention.position.mark(layer.x[:, :1]) is not None
 
 
 def instead(question: Question, view: str) -> str:
-    """Which other of these views shows what the method does."""
+    """Another view that shows the effect of the method."""
     layer, position = question.seen, question.position
     fit = {
         "vectors": question.position.embeds,
