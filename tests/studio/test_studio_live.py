@@ -240,7 +240,7 @@ def test_ctrl_c_ends_it_at_once_even_while_it_trains_and_a_browser_is_connected(
             rest, _ = process.communicate(timeout=10)
             assert time.perf_counter() - begun < 3
             assert process.returncode == 0
-            assert "ended" in rest
+            assert "stopped" in rest
             assert idle.recv(1) == b""
 
 

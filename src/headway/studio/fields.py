@@ -1,4 +1,4 @@
-"""What the page may ask, checked field by field; nothing unknown is let through."""
+"""Requests of the page, checked field by field; unknown fields are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from headway.shapes import HeadwayError
 from headway.views import NAMES
 
 BODY = 2**20
-"""Bytes of a request at most."""
+"""Maximum bytes of a request."""
 LIMITS = {
     "text": 100_000,
     "tokens": 1024,
@@ -40,28 +40,28 @@ LIMITS = {
     "parameters": 10_000_000,
     "steps": 100_000,
 }
-"""The largest of each; the page shows them."""
+"""The maximum of each; the page shows them."""
 OPTIONS = ("by", "change", "dim", "key", "matrix", "position", "positions", "reach", "sample", "seed", "what")
-"""What views may be asked for besides, by the page; each view checks its own further."""
+"""Options of views that the page may set; each view checks its own further."""
 _SPEC, _ID, _SLOT = 300, 80, 40
 _MOST = 2**31 - 1
 
 
 SIZES: dict[str, Any] = {"dim": 64, "heads": 4, "layers": 2}
-"""Of a fresh model, unless the page asks for others."""
+"""Defaults of a fresh model."""
 FORM = tuple(
     field for field in described(TransformerConfig) if field.name not in ("vocab", "kind", "backend", "pattern")
 )
-"""What a page may choose of a fresh model."""
+"""Options of a fresh model that a page may choose."""
 
 
 @dataclass(frozen=True)
 class Fresh:
-    """A model that has learned nothing yet.
+    """A new, untrained model.
 
     Args:
-        config: its options; the vocabulary is the text's, whatever stands there.
-        seed: of the weights.
+        config: its options; the vocabulary is always that of the text.
+        seed: seed of the weights.
     """
 
     config: TransformerConfig = field(default_factory=lambda: TransformerConfig(1, **SIZES))
@@ -85,11 +85,11 @@ Model = Fresh | OfRun | OfLive
 
 @dataclass(frozen=True)
 class Asked:
-    """One view, asked for by the page; the fields are those of a :class:`headway.views.Question`.
+    """One view requested by the page; the fields are those of a :class:`headway.views.Question`.
 
     Args:
         view: its name.
-        slot: what on the page it is for; a newer request of the same slot replaces an older one.
+        slot: its place on the page; a newer request for the same slot replaces an older one.
         results: the id of a comparison, or "".
     """
 
@@ -111,11 +111,11 @@ class Training:
     """A training to start in the studio.
 
     Args:
-        text: what to learn; "" is the built-in text.
-        model: its size and method.
+        text: training text; "" is the built-in text.
+        model: size and position method.
         optimizer: adamw, adam or sgd.
         lr: peak learning rate; None is the optimizer's own.
-        steps: at most.
+        steps: maximum steps.
     """
 
     text: str = ""
@@ -153,7 +153,7 @@ def asked(body: object) -> Asked:
     """Read the request for a view.
 
     Raises:
-        HeadwayError: on anything that does not fit, in one sentence.
+        HeadwayError: on anything invalid, in one sentence.
 
     >>> asked({"view": "head", "model": {"fresh": {"position": "alibi"}}, "text": "the cat"}).model.config.position
     'alibi'
@@ -173,7 +173,7 @@ def training(body: object) -> Training:
     """Read the request for a training.
 
     Raises:
-        HeadwayError: on anything that does not fit, in one sentence.
+        HeadwayError: on anything invalid, in one sentence.
 
     >>> training({"text": "to be or not to be", "dim": 32, "optimizer": "sgd"}).model.config.dim
     32
@@ -186,7 +186,7 @@ def training(body: object) -> Training:
 
 
 def count(body: object) -> int:
-    """Read how many steps to take, from a body that may be empty."""
+    """Read the number of steps from a body that may be empty."""
     steps: int = _checked("a step", body, Record({}, {"steps": Whole(1, 1000)})).get("steps", 1)
     return steps
 

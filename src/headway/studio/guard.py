@@ -1,6 +1,6 @@
-"""Who may talk to the studio: this machine, the browser that was given the address, and the studio's own page.
+"""Access to the studio: only this machine, the browser that opened the printed link, and the studio's own page.
 
-A web page elsewhere can make a browser send requests to 127.0.0.1, and can point a name of its own there. So every
+Another web page can make a browser send requests to 127.0.0.1, and can point its own domain there. So every
 request must name the studio's own address as its Host, carry a cookie that only the printed address hands out, and,
 where it changes something, come from the studio's own page.
 """
@@ -33,7 +33,7 @@ HEADERS = {
     b"cross-origin-opener-policy": b"same-origin",
     b"cross-origin-resource-policy": b"same-origin",
 }
-"""On every answer; a policy of its own, as a report has, is kept."""
+"""Sent with every response; a response with its own policy, e.g. a report, keeps it."""
 
 
 ENTRY = """<!doctype html>
@@ -45,14 +45,14 @@ ENTRY = """<!doctype html>
 """Leads to the studio's page. A redirect would not do: to a browser that came by a link from another site, in a
 terminal or a notebook, it counts as a part of that link, with which a strict cookie is not sent."""
 _PENDING = 16
-"""Sessions that may wait for their first request."""
+"""Maximum sessions that wait for their first request."""
 
 
 class Guard:
-    """An ASGI application that lets through only what comes from the studio's own page.
+    """An ASGI application that accepts only requests from the studio's own page.
 
     Args:
-        app: what answers the requests that may come through.
+        app: the application behind it.
         port: where the studio listens.
 
     ``token`` is for the printed address: ``/?token=…`` sets a cookie and leads to ``/``. The token is spent when the
@@ -134,10 +134,10 @@ class Guard:
             return "The studio answers only at the address that it printed."
         if not known:
             return (
-                "This browser does not know the studio. Open the address that headway studio printed; it lets in one "
-                "browser: for another, end the studio and start it again.\n"
-                "此浏览器尚未获准访问。请打开 headway studio 打印的地址；"
-                "该地址只允许一个浏览器进入，换浏览器请重新启动。"
+                "This browser has no access to the studio. Open the link that headway studio printed. It works in one "
+                "browser: for another, stop the studio and start it again.\n"
+                "此浏览器尚未获准访问。请打开 headway studio 打印的链接。"
+                "该链接只对一个浏览器有效，更换浏览器请重新启动工作台。"
             )
         # a navigation to the page itself may start anywhere; it shows nothing to whoever started it
         if scope["path"] != "/" and site not in (None, "same-origin", "none"):
@@ -145,7 +145,7 @@ class Guard:
         if scope["method"] not in ("GET", "HEAD") and (
             headers.one("origin") != f"http://{host}" or site not in (None, "same-origin")
         ):
-            return "The studio takes changes only from its own page."
+            return "The studio accepts changes only from its own page."
         return None
 
 

@@ -1,4 +1,4 @@
-"""What the studio can show: trained runs, comparisons and fresh models, each by an id and never by a path."""
+"""The content of the studio: trained runs, comparisons and fresh models, each by id and never by path."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _NOTHING: Any = object()
 
 
 class Recent(OrderedDict[Hashable, Any]):
-    """The last few things that were made, so that going back to one is instant.
+    """A small cache of recent results, so that returning to one is instant.
 
     >>> recent = Recent(2)
     >>> [recent.make(key, lambda: key * 2) for key in (1, 2, 1, 3)], list(recent)
@@ -57,7 +57,7 @@ class Recent(OrderedDict[Hashable, Any]):
         self._lock = threading.Lock()
 
     def make(self, key: Hashable, maker: Callable[[], T]) -> T:
-        """What is kept under a key, or what ``maker`` makes."""
+        """The cached value of a key, or a new one from ``maker``."""
         with self._lock:
             found: T = self.get(key, _NOTHING)
         if found is _NOTHING:
@@ -119,7 +119,7 @@ class Library:
                 )
 
     def patient(self) -> Library:
-        """Another over the same folders, which takes its time."""
+        """Another library over the same folders, for slow views."""
         return Library(self._folders)
 
     def entries(self) -> dict[str, Entry]:
@@ -128,7 +128,7 @@ class Library:
         return self._known
 
     def plain(self) -> dict[str, Any]:
-        """What the page is told: ids, titles and sizes."""
+        """The listing for the page: ids, titles and sizes."""
         entries = sorted(self.entries().values(), key=lambda entry: entry.kind != "run")  # before cells of comparisons
         runs = [_described(entry) for entry in entries if entry.kind in MODELS]
         compared = [{"id": entry.id, "title": entry.title} for entry in entries if entry.kind == "comparison"]
@@ -178,7 +178,7 @@ class Library:
         return tuple(Checkpoints(entry.path / "checkpoints").steps()[-1:])
 
     def results(self, identity: str) -> dict[str, Any]:
-        """What a comparison found."""
+        """The results of a comparison."""
         entry = self._entry(identity, ("comparison",))
         found: dict[str, Any] = self.without_paths(lambda: read_json(entry.path / "results.json", RESULTS))
         return found
@@ -231,7 +231,9 @@ class Library:
         if options.pop("sample", None) != "windows":
             return options
         if isinstance(asked.model, Fresh):
-            raise HeadwayError("expected a trained model for windows of another text, got one that knows no other")
+            raise HeadwayError(
+                "expected a trained model for windows of another text, got one without a vocabulary for other texts"
+            )
         vocabulary: Vocabulary = Bytes() if isinstance(asked.model, OfLive) else self._loaded(asked.model)[1]
         ids = vocabulary.encode(read_text().data[: 2**18])
         length = min(max(len(base.labels), 64), 256, len(ids) // WINDOWS)
@@ -292,7 +294,7 @@ WINDOWS = 50
 MEMORY = 2 * 10**9
 """Bytes that a model and what it makes of a text may take."""
 LIGHT = 2**28
-"""Bytes up to which a view is quick; what takes more waits its turn elsewhere, and holds up nobody."""
+"""Maximum bytes of a quick view; slower ones are queued elsewhere and block nobody."""
 STORED = 2**25
 """Bytes of a saved model that is read at once."""
 
@@ -302,7 +304,7 @@ class Heavy(Exception):
 
 
 def tokens(vocabulary: Vocabulary, text: str) -> tuple[Tensor, list[str]]:
-    """A text as a model's token ids, (1, N), and how each is written."""
+    """A text as a model's token ids, (1, N), and the display text of each."""
     ids = vocabulary.encode(text.encode())
     if not len(ids):
         raise HeadwayError("expected a text, got an empty one: type a sentence")
@@ -412,7 +414,7 @@ def _load(entry: Entry) -> tuple[Transformer, Vocabulary, History | None, tuple[
     identity = _identity(entry.path)
     checkpoint, skipped = Checkpoints(entry.path / "checkpoints").latest()
     if identity is None or checkpoint is None:
-        raise HeadwayError(f"expected a whole checkpoint in {entry.title}, got none: let the comparison finish")
+        raise HeadwayError(f"expected a whole checkpoint in {entry.title}, got none: finish the comparison")
     dim, layers, heads = identity["model"]
     config = {"vocab": Bytes.size, "dim": dim, "layers": layers, "heads": heads, "position": identity["spec"]}
     # settings may ask for any size, but not for more than was saved

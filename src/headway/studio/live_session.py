@@ -1,4 +1,4 @@
-"""The one training that runs in the studio: started, played, paused, stepped, watched by any number of pages."""
+"""The live training of the studio: started, played, paused and stepped, and watched by any number of pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LENGTH, _BATCH = 64, 8
 
 
 def repeated(text: str) -> str:
-    """A short text over and over, so that the part held out for validation takes nothing of it away.
+    """A short text, repeated so that the validation split removes none of its content.
 
     >>> repeated("to be")[:11], len(repeated("to be")) > 1024, repeated("")
     ('to be\\nto be', True, '')
@@ -28,7 +28,7 @@ def repeated(text: str) -> str:
 
 
 class Stage:
-    """Holds the training; a new one takes the place of the old one.
+    """Holds the training; a new one replaces the old one.
 
     ``number`` counts the trainings, so that a page notices that its events are of an older one.
     """
@@ -72,16 +72,16 @@ class Stage:
             self.number += 1
 
     def stop(self) -> None:
-        """End the training, if there is one; what it found stays to be looked at."""
+        """End the training, if there is one; its results remain available."""
         if self._live is not None:
             self._live.stop()
 
     def still(self) -> contextlib.AbstractContextManager[None]:
-        """No training step runs meanwhile: both would draw from the one random generator that torch has."""
+        """No training step runs meanwhile, because both would use torch's global random generator."""
         return contextlib.nullcontext() if self._live is None else self._live.still()
 
     def question(self, text: str, view: str) -> Question:
-        """About the model as it is now."""
+        """A question about the current model."""
         model, ids, labels = self.live.question(text)
         learning = view in LEARNING
         return Question.of(
@@ -94,7 +94,7 @@ class Stage:
         )
 
     def plain(self, since: int = 0) -> dict[str, Any]:
-        """What a page is told: the state, and the events it does not have yet."""
+        """The update for a page: the state, and its missing events."""
         if self._live is None or self._asked is None:
             return {"session": self.number, "state": "none", "events": []}
         events = self._live.events(since)

@@ -1,11 +1,11 @@
-"""What the studio answers: a page, views as JSON, and what a live training does.
+"""Routes of the studio: the page, views as JSON, and the live training.
 
 GET  /                        the page
 GET  /assets/<name>           its modules, styles and words, by a list of names
 GET  /api/state               runs, comparisons, methods, views, limits
 POST /api/view                a view, with the shapes of its model
 POST /api/live                start a training; /api/live/play, pause, step and stop go on with it
-GET  /api/live/events         what it did since: ?since=…; pages ask again and again, and hold no connection meanwhile
+GET  /api/live/events         new events: ?since=…; pages poll, and hold no connection in between
 GET  /api/tiles               a tile of the map of a long text: ?source=…&level=…&row=…&column=…&how=…
 GET  /report/<id>             the report of a comparison
 """
@@ -52,7 +52,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Refused(Exception):
-    """A request that is not answered: a status and a sentence."""
+    """A refused request: a status and a sentence."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -136,7 +136,7 @@ class Routes:
         self.worker.close(timeout)
 
     def composed(self, asked: fields.Asked, library: Library | None = None) -> bytes:
-        """A view as JSON; in a worker's thread, while no training step runs.
+        """A view as JSON, computed in a worker thread while no training step runs.
 
         Args:
             asked: by the page.
@@ -189,7 +189,7 @@ class Routes:
         source, how = query.get("source", ""), query.get("how", "max")
         tiles = self._maps.get(source)
         if tiles is None:
-            raise Refused(404, "This map is no longer kept: ask for the view again.")
+            raise Refused(404, "This map is no longer cached: request the view again.")
 
         def body() -> bytes:
             with self.stage.still():
@@ -260,12 +260,12 @@ class Routes:
             except HeadwayError as error:
                 return _json({"error": self.library.said(" ".join(str(error).split()))}, 400)
             except Superseded:
-                return _json({"error": "A newer request has taken this one's place."}, 409)
+                return _json({"error": "A newer request has replaced this one."}, 409)
             except Busy:
-                return _json({"error": "The studio has too much to do: try again in a moment."}, 503)
+                return _json({"error": "The studio is busy: try again in a moment."}, 503)
             except Exception:
                 traceback.print_exc(file=sys.stderr)
-                return _json({"error": "Something went wrong in headway itself; the terminal shows what."}, 500)
+                return _json({"error": "An internal error of headway occurred; see the terminal."}, 500)
 
         return said
 

@@ -1,4 +1,4 @@
-"""The studio as a process: a port of this machine, the server on it, and an end at once on ctrl-C."""
+"""The studio as a process: a local port, its server, and a prompt stop on ctrl-C."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from headway.studio.library import Library
 from headway.studio.routes import FIRST, Routes
 
 PORT = 8765
-"""Where the studio listens if that is free and nothing else is asked for."""
+"""Default port of the studio, if it is free."""
 PATIENCE = 2.0
-"""Seconds a computation may take to end when the studio does."""
+"""Seconds that a running computation gets to finish when the studio stops."""
 CONNECTIONS = 128
-"""Connections at once; more are closed as they come."""
+"""Maximum simultaneous connections; more are closed immediately."""
 ARRIVAL = 10.0
 """Seconds in which a request must arrive, once a connection is open or its first byte is there."""
 IDLE = 5
-"""Seconds a connection may rest between two requests."""
+"""Seconds a connection may be idle between two requests."""
 HEAD = 2**14
-"""Bytes of a request's head at most."""
+"""Maximum bytes of a request's header."""
 HANDED = 60.0
 """Seconds that the file with the address is kept for a browser that is slow to start."""
 
@@ -132,15 +132,15 @@ def serve(folders: Sequence[Path | str] = (), port: int | None = None, browser: 
     """
     studio = Studio(folders, port)
     count = len(studio.routes.library.entries())
-    shown = f"{count} {'run' if count == 1 else 'runs'}" if count else "no runs yet, but with models made anew"
+    shown = f"{count} {'run' if count == 1 else 'runs'}" if count else "no runs yet, only new models"
     print(f"headway studio, with {shown}:\n\n    {studio.url}\n", flush=True)
-    print("The address lets in one browser. Ctrl-C ends the studio.", flush=True)
+    print("The link works in one browser. Ctrl-C stops the studio.", flush=True)
     studio.warm()
     if browser and _has_screen():
         # its socket listens already: a browser that is faster than the server waits
         threading.Thread(target=studio.open_browser, daemon=True).start()
     studio.run()
-    print("\nThe studio has ended.", flush=True)
+    print("\nThe studio has stopped.", flush=True)
 
 
 @contextlib.contextmanager

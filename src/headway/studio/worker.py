@@ -1,4 +1,4 @@
-"""One thread in which all models run, so that the server can answer meanwhile; newer wishes replace older ones."""
+"""One thread in which all models run, so that the server stays responsive; newer requests replace older ones."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 ROOM = 32
-"""Jobs that may wait."""
+"""Maximum waiting jobs."""
 
 
 class Superseded(Exception):
-    """A newer request has taken this one's place."""
+    """A newer request has replaced this one."""
 
 
 class Busy(Exception):
-    """Too many jobs wait."""
+    """Too many jobs are waiting."""
 
 
 class Worker:
@@ -62,20 +62,20 @@ class Worker:
                     self._waiting.pop(slot, None)  # where nobody listens any more
 
     def forget(self, slot: str) -> None:
-        """Let nobody wait for the job of a slot any more, because a newer one is asked for elsewhere."""
+        """Drop the waiting job of a slot, because a newer one was requested elsewhere."""
         with self._change:
             self._waiting.pop(slot, None)
             if (older := self._latest.pop(slot, None)) is not None:
                 older.fail(Superseded())
 
     def start(self, slot: str, job: Callable[[], Any]) -> None:
-        """Run a job whose result nobody waits for."""
+        """Run a job without waiting for its result."""
         with self._change:
             self._waiting[slot] = job, None
             self._change.notify()
 
     def close(self, timeout: float) -> None:
-        """Take no more jobs, and wait so many seconds for the one that runs."""
+        """Accept no more jobs, and wait this many seconds for the running one."""
         with self._change:
             self._closed = True
             self._waiting.clear()
