@@ -27,7 +27,9 @@ CHECKED = [
         "backends",
         "functional",
         "init",
+        "attending",
         "attention",
+        "latent",
         "transformer",
     )
 ]

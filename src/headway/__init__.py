@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from headway.attention import Attention
     from headway.cache import KVCache
     from headway.functional import Plan, attend, plan
+    from headway.latent import LatentAttention
     from headway.masks import Causal, Dense, Documents, Prefix, Window
     from headway.positions import T5, Alibi, Learned, NoPosition, Position, Rotary, Shaw, Sinusoidal
     from headway.shapes import HeadShape, HeadwayError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "functional": ("Plan", "attend", "plan"),
     "attention": ("Attention",),
+    "latent": ("LatentAttention",),
     "cache": ("KVCache",),
     "training.generation": ("generate",),
     "masks": ("Causal", "Dense", "Documents", "Prefix", "Window"),
@@ -48,6 +50,7 @@ __all__ = [
     "HeadShape",
     "HeadwayError",
     "KVCache",
+    "LatentAttention",
     "Learned",
     "NoPosition",
     "Plan",

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from headway.attention import Attention, as_coordinates, renumbers
+from headway.attending import as_coordinates, renumbers
+from headway.attention import Attention
 from headway.cache import KVCache
 from headway.config import TransformerConfig
 from headway.init import initialise

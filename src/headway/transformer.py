@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.attention import Attention, place_parameters
+from headway.attending import place_parameters
+from headway.attention import Attention
 from headway.config import TransformerConfig as TransformerConfig
 from headway.integers import Array, Integers, as_positions
 from headway.masks import Mask, as_mask

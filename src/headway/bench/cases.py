@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from headway.attention import Attention, Core
+from headway.attending import Core
+from headway.attention import Attention
 from headway.cache import KVCache
 from headway.masks import Causal, Mask
 from headway.positions import Fox, Position, parse

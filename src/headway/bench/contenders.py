@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from headway.attention import Core
+from headway.attending import Core
 from headway.backends import BACKENDS
 from headway.bench.cases import Asked, Built, Case, TooLarge, Unsupported, build
 from headway.bench.measure import available_memory

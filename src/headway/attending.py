@@ -1,0 +1,239 @@
+"""What every layer of attention does with position, whatever its projections are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headway.backends import BACKENDS
+from headway.cache import KVCache
+from headway.functional import as_seed, attend_checked, check
+from headway.integers import FAR, Integers, as_integers, as_positions, in_range, readable
+from headway.masks import Documents, Mask, parts, reach
+from headway.positions import Position
+from headway.positions.along import Before, interleaved, out_of_order
+from headway.shapes import HeadwayError, brief
+from headway.terms import AnyTerm
+
+
+class Core(nn.Module):
+    """The call of :func:`headway.functional.attend` as a module, so that a hook can see what attention was given."""
+
+    def __init__(self, backend: str = "auto") -> None:
+        super().__init__()
+        if not isinstance(backend, str) or backend not in ("auto", *BACKENDS):
+            raise HeadwayError(f"expected backend 'auto' or one of {', '.join(BACKENDS)}, got {brief(backend)}")
+        self.backend = backend
+
+    def forward(
+        self,
+        q: Float[Tensor, "batch heads queries dim"],
+        k: Float[Tensor, "batch kv_heads keys dim"],
+        v: Float[Tensor, "batch kv_heads keys dim_v"],
+        mask: Mask | None,
+        terms: Sequence[AnyTerm],
+        q_pos: Int[Tensor, "#batch queries"] | None,
+        k_pos: Int[Tensor, "#batch keys"] | None,
+        scale: float,
+        normalise: str = "softmax",
+        softcap: float | None = None,
+        sinks: Float[Tensor, " heads"] | None = None,
+        dropout: float = 0.0,
+        seed: Int[Tensor, "1"] | None = None,
+    ) -> Float[Tensor, "batch heads queries dim_v"]:
+        """Attend; positions are those of tokens that were looked at when they came in."""
+        rest = (scale, normalise, softcap, sinks, dropout, seed)
+        call = check(q, k, v, mask, terms, q_pos, k_pos, *rest, looked_at=True)
+        return attend_checked(call, self.backend)
+
+
+class Attending(nn.Module):
+    """Base class of layers of attention: positions of tokens, and attention once queries, keys and values are there.
+
+    A layer sets ``position``, ``mask``, ``embed``, ``core`` and ``scale``, and the options below where it has them.
+    """
+
+    position: Position
+    mask: Mask | None
+    embed: bool
+    core: Core
+    scale: float
+    dropout: float = 0.0
+    softcap: float | None = None
+    log_scale: int | None = None
+    sinks: nn.Parameter | None
+
+    def placed(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        context: Float[Tensor, "batch keys context_dim"] | None,
+        pos: Integers | None,
+        coordinates: Integers | None,
+        cache: KVCache | None,
+    ) -> tuple[Tensor, Tensor, Tensor, bool]:
+        """x with position, its positions, where its tokens lie, and whether positions were given."""
+        if pos is None and context is None and cache is not None and len(cache) > 0:
+            q_pos = cache.next_pos(x.shape[1])
+        else:
+            q_pos = as_positions(pos, x)
+        given = pos is not None
+        if given:  # what stands where padding is, e.g. NaN, must not reach the gradient of W_Q
+            x = x.masked_fill((q_pos < 0)[..., None], 0.0)
+        if self.embed and renumbers(self.position, cache):
+            q_pos, given = self.position.renumber(q_pos), True
+        where = q_pos if coordinates is None else as_coordinates(coordinates, x, self.position, context)
+        if self.embed:
+            x = self.position.embed(x, where)
+        return x, q_pos, where, given
+
+    def prepared(
+        self,
+        q: Float[Tensor, "batch heads queries dim"],
+        k: Float[Tensor, "batch kv_heads keys dim"],
+        q_pos: Int[Tensor, "#batch queries"],
+        k_pos: Int[Tensor, "#batch keys"],
+        marks: Tensor | None,
+        mask: Mask | None,
+        cache: KVCache | None,
+        *,
+        crosses: bool,
+        given: bool,
+    ) -> tuple[Tensor, Tensor, tuple[AnyTerm, ...]]:
+        """Queries, keys and terms as the position method gives them to attention."""
+        return self.position.prepare(
+            q,
+            k,
+            q_pos,
+            k_pos,
+            self.scale,
+            marks,
+            sees_future=reach(mask)[1] > 0,
+            crosses=crosses,
+            absolute=self.sinks is not None or self.position.normalise != "softmax",
+            order=self._order(cache, k_pos) if given else None,
+        )
+
+    def weighed(
+        self,
+        q: Float[Tensor, "batch heads queries dim"],
+        k: Float[Tensor, "batch kv_heads keys dim"],
+        v: Float[Tensor, "batch kv_heads keys dim_v"],
+        mask: Mask | None,
+        terms: Sequence[AnyTerm],
+        q_pos: Int[Tensor, "#batch queries"],
+        k_pos: Int[Tensor, "#batch keys"],
+        *,
+        given: bool,
+    ) -> Float[Tensor, "batch heads queries dim_v"]:
+        """The output of every head."""
+        dropout = (self.dropout, as_seed(None)) if self.dropout and self.training else ()
+        rest = (self.scale, self.position.normalise, self.softcap, self.sinks, *dropout)
+        # every way but softmax to weigh scores goes by the keys' order
+        compared = mask is not None or bool(terms) or self.position.normalise != "softmax"
+        # positions 0, 1, 2 … that nobody gave need not be looked at, and attention may run fused
+        looked_at = given or (compared and q.shape[2] != k.shape[2])
+        at = (q_pos, k_pos) if looked_at else (None, None)
+        heads: Tensor = self.core(q, k, v, mask, terms, *at, *rest)
+        return heads
+
+    def restricted(self, mask: Mask | None) -> Mask | None:
+        """The mask of a call and the layer's own."""
+        return mask if self.mask is None else self.mask if mask is None else self.mask & mask
+
+    def sharpened(
+        self, q: Float[Tensor, "batch heads queries dim"], q_pos: Int[Tensor, "#batch queries"]
+    ) -> Float[Tensor, "batch heads queries dim"]:
+        """Queries times ln(p+1)/ln L at positions p ≥ L, where ``log_scale`` is a training length L."""
+        if self.log_scale is None:
+            return q
+        length = (q_pos + 1).clamp(min=self.log_scale).to(torch.promote_types(q.dtype, torch.float32))
+        return (q * (length.log() / math.log(self.log_scale))[:, None, :, None]).to(q.dtype)
+
+    def _ordered(self, pos: Int[Tensor, "#batch tokens"], mask: Mask | None) -> None:
+        """Refuse shuffled tokens where a method goes by their order, as far as positions and documents show it."""
+        if not self.position.sequential or pos.shape[1] < 2 or not readable(pos):
+            return
+        documents = next((part for part in parts(mask) if isinstance(part, Documents)), None)
+        ids = None if documents is None else torch.as_tensor(documents.ids, device=pos.device)
+        if ids is not None and ids.shape[1] != pos.shape[1]:
+            return  # the mask itself says what is wrong
+        again = interleaved(pos, ids) if ids is not None and self.position.contiguous else None
+        if again is not None:
+            raise HeadwayError(
+                f"expected each document's tokens side by side in memory, because {self.position.method_name()} goes "
+                f"by what lies between two tokens, got document {again} in several places: sort the tokens by document"
+            )
+        wrong = out_of_order(pos, ids)
+        if wrong is not None:
+            raise HeadwayError(
+                f"expected positions that go up from token to token, because {self.position.method_name()} goes by the "
+                f"order of tokens in memory, got {wrong[1]} after {wrong[0]}: sort the tokens, or say where documents "
+                f"begin (headway.Documents)"
+            )
+
+    def _before(self, cache: KVCache | None, pos: Int[Tensor, "#batch tokens"]) -> Before | None:
+        """What the tokens at these positions follow in a cache."""
+        if cache is None or type(self.position).carry is Position.carry:
+            return None
+        if self.position.unbroken and cache.misses(pos):
+            raise HeadwayError(
+                f"expected a cache that dropped the oldest tokens, or the newest that new ones replace, because "
+                f"{self.position.method_name()} needs every token between a query and a key, got one that dropped "
+                f"others: keep a run of tokens, or use another position method"
+            )
+        found = cache.before(pos)
+        return None if found is None else Before(*found)
+
+    def _order(self, cache: KVCache | None, k_pos: Int[Tensor, "#batch keys"]) -> Int[Tensor, "#batch keys"] | None:
+        """Which token of the text each key is, for methods that ask; None where neighbours in memory are neighbours."""
+        if not self.position.neighbours:
+            return None
+        order = (k_pos >= 0).cumsum(1) if cache is None or len(cache) == 0 else cache.order
+        if readable(k_pos):
+            steps = (order.diff(dim=1) == 1) | (k_pos[:, :-1] < 0) & (order[:, :-1] == 0)
+            return None if bool(steps.all()) else order
+        return order
+
+
+def place_parameters(module: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    """Parameters made anew, empty, on a device and of a dtype; None leaves them as they are."""
+    if device is not None:
+        module.to_empty(device=device)
+    if dtype is not None:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise HeadwayError(f"expected dtype as a floating dtype, as torch.bfloat16, got {brief(dtype)}")
+        module.to(dtype)
+
+
+def renumbers(position: Position, cache: object) -> bool:
+    """Whether a method gives tokens other positions now: while training, and not with a cache."""
+    return position.training and cache is None and type(position).renumber is not Position.renumber
+
+
+def as_coordinates(
+    coordinates: Integers, x: Tensor, position: Position, context: Tensor | None = None
+) -> Int[Tensor, "#batch tokens axes"]:
+    """Coordinates of the tokens x as int64, checked.
+
+    Raises:
+        HeadwayError: when the method has other axes, or they are not integers, not one set per token, or elsewhere.
+    """
+    if context is not None:
+        raise HeadwayError("expected no coordinates in cross attention, got some: only x could have them")
+    if position.axes == 1:
+        raise HeadwayError(
+            f"expected no coordinates, because {type(position).__name__} has one axis, got some: pass pos instead"
+        )
+    coordinates = as_integers(coordinates, "coordinates", x.device)
+    expected, got = (x.shape[0], x.shape[1], position.axes), tuple(coordinates.shape)
+    if len(got) != 3 or got[1:] != expected[1:] or got[0] not in (1, expected[0]):
+        raise HeadwayError(
+            f"expected coordinates of shape ({expected[0]} or 1, {expected[1]}, {expected[2]}), got {got}"
+        )
+    if coordinates.device != x.device:
+        raise HeadwayError(f"expected coordinates on {x.device}, got {coordinates.device}")
+    return in_range(coordinates, "coordinates", 1 - FAR)

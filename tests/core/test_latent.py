@@ -1,0 +1,171 @@
+"""Latent attention: against DeepSeek-V3 of transformers, and the laws, for every position method."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from headway import Causal, Documents, HeadwayError, KVCache, LatentAttention
+from headway.positions import methods
+
+SIZES = {"latent_dim": 20, "head_dim": 12, "position_dim": 8}
+
+
+def layer(position: str | None = "rotary", *, value_dim: int = 8, **options: object) -> LatentAttention:
+    torch.manual_seed(0)
+    made = LatentAttention(48, 4, value_dim=value_dim, position=position, mask=Causal(), **SIZES, **options)
+    with torch.no_grad():  # what starts at zero would be tested at zero
+        for parameter in made.position.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return made.double().eval()
+
+
+def norm(width: int) -> nn.RMSNorm:
+    made = nn.RMSNorm(width, eps=1e-6).double()
+    nn.init.uniform_(made.weight, 0.5, 1.5)
+    return made
+
+
+@pytest.mark.parametrize("query_latent_dim", [None, 24])
+def test_it_is_deepseek_v3(query_latent_dim: int | None) -> None:
+    models = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")
+    from transformers import DeepseekV3Config
+
+    torch.manual_seed(0)
+    config = DeepseekV3Config(
+        hidden_size=48,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        kv_lora_rank=20,
+        q_lora_rank=query_latent_dim,
+        qk_nope_head_dim=12,
+        qk_rope_head_dim=8,
+        v_head_dim=10,
+        attn_implementation="sdpa",  # eager computes softmax in float32
+    )
+    theirs = models.DeepseekV3Attention(config, 0).double()
+    theirs.kv_a_layernorm = norm(20)  # its own computes in float32
+    if query_latent_dim is not None:
+        theirs.q_a_layernorm = norm(query_latent_dim)
+    ours = layer("rotary(pairing='interleaved')", value_dim=10, query_latent_dim=query_latent_dim)
+    up = theirs.kv_b_proj.weight.view(4, 22, 20)
+    weights = {
+        "kv_down.weight": theirs.kv_a_proj_with_mqa.weight,
+        "kv_norm.weight": theirs.kv_a_layernorm.weight,
+        "k.weight": up[:, :12].reshape(48, 20),
+        "v.weight": up[:, 12:].reshape(40, 20),
+        "o.weight": theirs.o_proj.weight,
+    }
+    if query_latent_dim is None:
+        weights["q.weight"] = theirs.q_proj.weight
+    else:
+        weights["q_down.weight"], weights["q_norm.weight"] = theirs.q_a_proj.weight, theirs.q_a_layernorm.weight
+        weights["q.weight"] = theirs.q_b_proj.weight
+    ours.load_state_dict({name: weight.detach() for name, weight in weights.items()})
+    x = torch.randn(2, 9, 48, dtype=torch.float64, requires_grad=True)
+    angles = torch.arange(9.0, dtype=torch.float64)[:, None] * 10000.0 ** (-torch.arange(0, 8, 2).double() / 8)
+    turns = torch.cat((angles, angles), -1)[None]
+    hidden = torch.full((9, 9), -torch.inf, dtype=torch.float64).triu(1)[None, None]
+    expected = theirs(x, position_embeddings=(turns.cos(), turns.sin()), attention_mask=hidden)[0]
+    (slope,) = torch.autograd.grad(expected.square().sum(), x)
+    for absorb in (False, True):
+        got = ours(x, absorb=absorb)
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(torch.autograd.grad(got.square().sum(), x)[0], slope, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", methods())
+def test_absorbed_cached_and_whole_are_one(name: str) -> None:
+    made = layer(name)
+    x = torch.randn(2, 11, 48, dtype=torch.float64)
+    whole = made(x, absorb=False)
+    adds_to_values = name == "shaw"
+    for absorb in (False, True, None):
+        if not adds_to_values:
+            torch.testing.assert_close(made(x, absorb=absorb), whole, rtol=1e-9, atol=1e-10)
+        cache = KVCache()
+        parts = [made(x[:, :5], cache=cache, absorb=absorb)]
+        parts += [made(x[:, at : at + 1], cache=cache, absorb=absorb) for at in range(5, 11)]
+        torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("absorb", [False, True])
+@pytest.mark.parametrize("name", ["rotary", "alibi", "t5", "none", "fire"])
+def test_laws(name: str, absorb: bool) -> None:
+    made = layer(name)
+    x = torch.randn(1, 12, 48, dtype=torch.float64)
+    whole = made(x, absorb=absorb)
+    assert torch.equal(whole, made(x, absorb=absorb))
+    later = x.clone()
+    later[:, 7:] = torch.randn(5, 48, dtype=torch.float64)
+    torch.testing.assert_close(made(later, absorb=absorb)[:, :7], whole[:, :7], rtol=1e-9, atol=1e-10)
+    padded = torch.cat((torch.full((1, 3, 48), torch.nan, dtype=torch.float64), x), 1)
+    pos = torch.cat((torch.full((3,), -1), torch.arange(12)))
+    torch.testing.assert_close(made(padded, pos=pos, absorb=absorb)[:, 3:], whole, rtol=1e-9, atol=1e-10)
+    ids = torch.tensor([[0] * 5 + [1] * 7])
+    pos = torch.cat((torch.arange(5), torch.arange(7)))
+    packed = made(x, pos=pos, mask=Documents(ids), absorb=absorb)
+    apart = torch.cat((made(x[:, :5], absorb=absorb), made(x[:, 5:], absorb=absorb)), 1)
+    torch.testing.assert_close(packed, apart, rtol=1e-9, atol=1e-10)
+
+
+def test_absorbing_leaves_gradients_as_they_are() -> None:
+    def gradients(absorb: bool) -> dict[str, Tensor]:
+        made = layer("alibi", query_latent_dim=16, bias=True)
+        made(
+            torch.linspace(-1, 1, 2 * 9 * 48, dtype=torch.float64).view(2, 9, 48), absorb=absorb
+        ).square().sum().backward()
+        return {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
+
+    one, other = gradients(False), gradients(True)
+    assert one.keys() == other.keys() == dict(layer("alibi", query_latent_dim=16, bias=True).named_parameters()).keys()
+    for name, gradient in one.items():
+        torch.testing.assert_close(other[name], gradient, rtol=1e-8, atol=1e-10)
+
+
+def test_a_cache_holds_latent_vectors_and_one_key_for_all_heads() -> None:
+    cache = KVCache()
+    layer()(torch.randn(2, 5, 48, dtype=torch.float64), cache=cache)
+    assert cache.k.shape == (2, 1, 5, 20 + 8)
+    assert cache.v.shape[-1] == 0
+
+
+def test_it_absorbs_when_few_queries_meet_many_keys() -> None:
+    made = LatentAttention(256, 8, latent_dim=64, head_dim=32, position_dim=16)
+    assert made._absorbs(1, 512)
+    assert not made._absorbs(512, 512)
+
+
+def test_dropout_is_of_training_alone() -> None:
+    made = layer(dropout=0.5)
+    x = torch.randn(1, 9, 48, dtype=torch.float64)
+    assert torch.equal(made(x), made(x))
+    made.train()
+    torch.manual_seed(1)
+    one, other = made(x), made(x)
+    torch.manual_seed(1)
+    assert torch.equal(made(x), one)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "x", "expected"),
+    [
+        ({"latent_dim": 0}, None, "latent_dim of at least 1, got 0"),
+        ({"position_dim": 1.5}, None, "position_dim of at least 1, a whole number, got 1.5"),
+        ({"dropout": 1.0}, None, "dropout to be"),
+        ({"position_dim": 7}, None, "even"),
+        ({}, torch.zeros(1, 3, 47), r"shape \(batch, tokens, 48\), got \(1, 3, 47\)"),
+        ({}, torch.zeros(1, 3, 48, dtype=torch.float64), "float32, as the weights are, got torch.float64"),
+        ({"position": "shaw", "value_dim": 10, "position_dim": 8}, torch.zeros(1, 3, 48), "value_dim=8"),
+    ],
+)
+def test_bad_input_gets_one_sentence(options: dict[str, object], x: Tensor | None, expected: str) -> None:
+    def use() -> None:
+        made = LatentAttention(48, 4, **options)  # type: ignore[arg-type]
+        if x is not None:
+            made(x)
+
+    with pytest.raises(HeadwayError, match=expected):
+        use()
