@@ -199,6 +199,22 @@ class Attending(nn.Module):
         return order
 
 
+def check_fits(projection: nn.Module, **given: Tensor | None) -> None:
+    """Refuse tensors on another device or of another dtype than the weights of a projection.
+
+    A projection may have been replaced since, e.g. by one with an adapter; one without parameters, as after
+    quantization, takes what it takes.
+    """
+    weight = next(projection.parameters(), None)
+    for name, x in given.items():
+        if weight is None or x is None:
+            continue
+        if x.device != weight.device:
+            raise HeadwayError(f"expected {name} on {weight.device}, where the weights are, got {x.device}")
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
+            raise HeadwayError(f"expected {name} of {weight.dtype}, as the weights are, got {x.dtype}")
+
+
 def place_parameters(module: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
     """Parameters made anew, empty, on a device and of a dtype; None leaves them as they are."""
     if device is not None:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from headway.attending import Attending, Core, place_parameters
+from headway.attending import Attending, Core, check_fits, place_parameters
 from headway.cache import KVCache, Tokens
 from headway.functional import DROPOUT, as_terms
 from headway.init import check_init, initialise
@@ -118,10 +118,10 @@ class Attention(Attending):
         check_init(init)
         self.init, self.depth = init, as_count(depth, "a depth of at least 1 layer", 1)
         inner, inner_kv = heads * self.shape.head_dim, self.shape.kv_heads * self.shape.head_dim
-        source = dim if context_dim is None else as_count(context_dim, "context_dim of at least 1", 1)
+        self.context_dim = dim if context_dim is None else as_count(context_dim, "context_dim of at least 1", 1)
         self.q = nn.Linear(dim, inner, bias=bias)
-        self.k = nn.Linear(source, inner_kv, bias=bias)
-        self.v = nn.Linear(source, inner_kv, bias=bias)
+        self.k = nn.Linear(self.context_dim, inner_kv, bias=bias)
+        self.v = nn.Linear(self.context_dim, inner_kv, bias=bias)
         self.o = nn.Linear(inner, dim, bias=bias if out_bias is None else out_bias)
         if softcap is not None:
             softcap = as_number(softcap, "a finite softcap above 0, or None", 0)
@@ -329,14 +329,9 @@ class Attention(Attending):
                 raise HeadwayError(f"expected {name} as a tensor, got {type(given).__name__}")
         if x.ndim != 3 or x.shape[-1] != self.shape.dim:
             raise HeadwayError(f"expected x of shape (batch, tokens, {self.shape.dim}), got {tuple(x.shape)}")
-        width = self.k.in_features
+        width = self.context_dim
         if context is None and width != self.shape.dim:
             raise HeadwayError(f"expected a context of width {width}, because context_dim was given, got none")
         if context is not None and (context.ndim != 3 or context.shape[-1] != width or context.shape[0] != x.shape[0]):
             raise HeadwayError(f"expected context of shape ({x.shape[0]}, tokens, {width}), got {tuple(context.shape)}")
-        weight = self.q.weight
-        for name, given in (("x", x), ("context", context)):
-            if given is not None and given.device != weight.device:
-                raise HeadwayError(f"expected {name} on {weight.device}, where the weights are, got {given.device}")
-            if given is not None and given.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
-                raise HeadwayError(f"expected {name} of {weight.dtype}, as the weights are, got {given.dtype}")
+        check_fits(self.q, x=x, context=context)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from headway.backends import BACKENDS, SHIPPED
 from headway.backends.base import Backend, Call
+from headway.backends.operators import transforms
 from headway.integers import Array, Integers, as_positions, readable
 from headway.masks import Before, Causal, Dense, Mask, as_mask, divided, fitted, padding
 from headway.positions.base import Position
@@ -103,7 +104,7 @@ def attend_checked(call: Call, backend: str) -> Float[Tensor, "batch heads queri
             return out
     call, poisoned = _isolate(call)
     out = run(call)
-    if route != "reference" and out.requires_grad and not torch.compiler.is_compiling():
+    if route != "reference" and out.requires_grad and not torch.compiler.is_compiling() and not transforms():
         out.register_hook(partial(_refuse_second_backward, route))
     return out if poisoned is None else out.masked_fill(poisoned[..., None], torch.nan)
 
@@ -156,6 +157,11 @@ def check(
         looked_at: whether the values of positions are known to be in range, as those of a cache are.
     """
     _check_tensors(q, k, v)
+    if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None:
+        raise HeadwayError(
+            "expected torch.export.export, because torch.jit.trace keeps lengths and positions as constants, got "
+            "torch.jit.trace: export the model, or compile it"
+        )
     scale = max(q.shape[-1], 1) ** -0.5 if scale is None else as_number(scale, "a finite scale")
     if softcap is not None:
         softcap = as_number(softcap, "a finite softcap above 0, or None", 0)
@@ -329,17 +335,24 @@ def _load(name: str) -> Backend:
             return added
 
 
+def _refusal(name: str, call: Call) -> str | None:
+    """Why a backend cannot run the call where it is made, or None when it can."""
+    backend = _load(name)
+    beyond = [active for active in transforms() if active not in getattr(backend, "TRANSFORMS", ())]
+    return f"it does not run under {' and '.join(beyond)}" if beyond else backend.refuses(call)
+
+
 def _choose(call: Call, backend: str) -> str:
     if not isinstance(backend, str) or backend != "auto":
         if not isinstance(backend, str) or backend not in BACKENDS:
             raise HeadwayError(f"expected backend 'auto' or one of {', '.join(BACKENDS)}, got {brief(backend)}")
-        reason = _load(backend).refuses(call)
+        reason = _refusal(backend, call)
         if reason is not None:
             raise HeadwayError(f"backend {backend!r} cannot run this call: {reason}; backend='auto' finds one that can")
         return backend
     refusals = []
     for name in BACKENDS:
-        reason = _load(name).refuses(call)
+        reason = _refusal(name, call)
         if reason is None:
             return name
         refusals.append(f"{name}: {reason}")
@@ -471,5 +484,5 @@ def plan(
         call = check(q, k, v, mask, terms, None, None, head_dim**-0.5, fresh.normalise)
         call = replace(call, device=torch.device(device).type)
         route = _choose(call, "auto")
-    refused = tuple((name, _load(name).refuses(call) or "") for name in BACKENDS[: BACKENDS.index(route)])
+    refused = tuple((name, _refusal(name, call) or "") for name in BACKENDS[: BACKENDS.index(route)])
     return Plan(position.spec(), route, *_load(route).describe(call), refused)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from headway.attending import Attending, Core, place_parameters
+from headway.attending import Attending, Core, check_fits, place_parameters
 from headway.cache import KVCache, Tokens
 from headway.functional import DROPOUT, as_terms
 from headway.init import check_init, initialise
@@ -246,8 +246,4 @@ class LatentAttention(Attending):
             raise HeadwayError(f"expected x as a tensor, got {type(x).__name__}")
         if x.ndim not in (2, 3) or x.shape[-1] != self.dim:
             raise HeadwayError(f"expected x of shape (batch, tokens, {self.dim}), got {tuple(x.shape)}")
-        weight = self.q.weight
-        if x.device != weight.device:
-            raise HeadwayError(f"expected x on {weight.device}, where the weights are, got {x.device}")
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
-            raise HeadwayError(f"expected x of {weight.dtype}, as the weights are, got {x.dtype}")
+        check_fits(self.q, x=x)

@@ -94,6 +94,8 @@ unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 SHOWS_NAN = True
 """NaN or inf in a query, or in a key or value that it reads, hidden ones too, makes its result NaN or inf."""
 
+TRANSFORMS = (operators.GRAD, operators.VMAP)
+
 
 def refuses(call: Call) -> str | None:
     """See :class:`headway.backends.base.Backend`."""
@@ -123,7 +125,7 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     if operators.are_seen(c.q, c.k, c.v):
         operators.count(_forward_op, 0, 2)
         out, _ = _forward_op(*given)
-    elif call.training:
+    elif call.training or operators.transforms():
         out, _ = _Attention.apply(*given)  # type: ignore[no-untyped-call]
     else:
         out, _ = _compute(given, decoding=True)
@@ -138,11 +140,13 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     """The gradient of every input."""
-    saved, needed = ctx.saved_tensors, list(ctx.needs_input_grad[:8])
+    saved: list[Any] = [None if x is None else torch._C._functorch.unwrap_if_dead(x) for x in ctx.saved_tensors]
+    needed = list(ctx.needs_input_grad[:8])
     seen = operators.are_seen(grad, *saved[:3])
     if seen:
         operators.count(_backward_op, 4, 5)
-    gradients = (_backward_op if seen else backward)(grad, *saved[_TENSORS:], needed, *saved[:_TENSORS], *ctx.numbers)
+    compute = _backward_op if seen else _Backward.apply if operators.transforms() else backward
+    gradients = compute(grad, *saved[_TENSORS:], needed, *saved[:_TENSORS], *ctx.numbers)
     return (*(g if need else None for g, need in zip(gradients, needed, strict=True)), *(None,) * 11)
 
 
@@ -300,12 +304,50 @@ def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given
     ]
 
 
+def _one_by_one(apply: Any, info: Any, in_dims: tuple[Any, ...], given: tuple[Any, ...]) -> Any:
+    """The rule of ``vmap``: the kernel once for each entry of the dimension."""
+
+    def entry(at: int) -> Any:
+        return apply(*(x.select(dim, at) if isinstance(dim, int) else x for x, dim in zip(given, in_dims, strict=True)))
+
+    results = zip(*(entry(at) for at in range(info.batch_size)), strict=True)
+    stacked = tuple(torch.stack(tensors) for tensors in results)
+    return stacked, (0,) * len(stacked)
+
+
 class _Attention(torch.autograd.Function):
     """The kernel as one differentiable step."""
 
     forward = staticmethod(forward)
     setup_context = staticmethod(_keep)
     backward = staticmethod(_differentiate)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *given: Any) -> Any:
+        return _one_by_one(_Attention.apply, info, in_dims, given)
+
+
+class _Backward(torch.autograd.Function):
+    """The kernel's backward pass under ``torch.func.grad``, which unwraps the tensors of a function's forward pass."""
+
+    @staticmethod
+    def forward(*given: Any) -> tuple[Tensor, ...]:
+        return tuple(backward(*given))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        raise HeadwayError(
+            "expected one backward pass, because backend 'native' cannot be differentiated twice, got a gradient of a "
+            "gradient: use backend='reference'"
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *given: Any) -> Any:
+        return _one_by_one(_Backward.apply, info, in_dims, given)
 
 
 _forward_op = torch.library.custom_op(

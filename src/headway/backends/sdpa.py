@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from headway.backends import operators
 from headway.backends.base import Call
 from headway.backends.diagonal_views import strip
 from headway.integers import FAR
@@ -27,9 +28,13 @@ FEW = 16
 ROWS = 256
 """Queries in a block where a mask hides distances: enough for the kernel, few enough to skip what they do not see."""
 
+TRANSFORMS = (operators.GRAD, operators.VMAP)
+
 
 def refuses(call: Call) -> str | None:
     """See :class:`headway.backends.base.Backend`."""
+    if call.device == "cpu" and operators.VMAP in operators.transforms():
+        return "torch has no rule for it under torch.func.vmap on a CPU"
     if call.whole_rows is not None:
         return f"{call.whole_rows} is not known to torch's fused attention"
     if call.dropout:
