@@ -17,8 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headway.backends import BACKENDS, SHIPPED
-from headway.backends.base import Backend, Call
-from headway.backends.operators import transforms
+from headway.backends.base import Backend, Call, transforms
 from headway.integers import Array, Integers, as_positions, readable
 from headway.masks import Before, Causal, Dense, Mask, as_mask, divided, fitted, padding
 from headway.positions.base import Position

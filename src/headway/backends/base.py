@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from headway.masks import ALL, Mask
 from headway.shapes import HeadwayError, contents
@@ -149,6 +150,25 @@ class Call:
                 f"expected {what} of shape ({self.q.shape[0]} or 1, {self.q.shape[1]} or 1, queries, keys), "
                 f"got {(batch, heads, queries, keys)}"
             )
+
+
+GRAD, VMAP, JVP, TWICE = "torch.func.grad", "torch.func.vmap", "forward-mode differentiation", "a second derivative"
+_NAMES = {"Grad": GRAD, "Vmap": VMAP, "Jvp": JVP}
+
+
+def transforms() -> tuple[str, ...]:
+    """Which of torch's function transforms are active, in words; a backend's ``TRANSFORMS`` names those it runs under.
+
+    Under ``torch.compile`` there are none: what they make of a call is traced.
+    """
+    if torch.compiler.is_compiling():
+        return ()
+    dual = (JVP,) if forward_ad._current_level >= 0 else ()
+    stack = torch._C._functorch.get_interpreter_stack()
+    if not stack:
+        return dual
+    active = [_NAMES[kind] for one in stack if (kind := one.key().name) in _NAMES]
+    return tuple(dict.fromkeys((*active, *dual, *((TWICE,) if active.count(GRAD) > 1 else ()))))
 
 
 @runtime_checkable

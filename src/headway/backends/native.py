@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.backends import canonical, compiler, operators
-from headway.backends.base import Call
+from headway.backends.base import GRAD, VMAP, Call, transforms
 from headway.shapes import HeadwayError
 from headway.terms import DenseBias
 
@@ -94,7 +94,7 @@ unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 SHOWS_NAN = True
 """NaN or inf in a query, or in a key or value that it reads, hidden ones too, makes its result NaN or inf."""
 
-TRANSFORMS = (operators.GRAD, operators.VMAP)
+TRANSFORMS = (GRAD, VMAP)
 
 
 def refuses(call: Call) -> str | None:
@@ -125,7 +125,7 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     if operators.are_seen(c.q, c.k, c.v):
         operators.count(_forward_op, 0, 2)
         out, _ = _forward_op(*given)
-    elif call.training or operators.transforms():
+    elif call.training or transforms():
         out, _ = _Attention.apply(*given)  # type: ignore[no-untyped-call]
     else:
         out, _ = _compute(given, decoding=True)
@@ -145,7 +145,7 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | N
     seen = operators.are_seen(grad, *saved[:3])
     if seen:
         operators.count(_backward_op, 4, 5)
-    compute = _backward_op if seen else _Backward.apply if operators.transforms() else backward
+    compute = _backward_op if seen else _Backward.apply if transforms() else backward
     gradients = compute(grad, *saved[_TENSORS:], needed, *saved[:_TENSORS], *ctx.numbers)
     return (*(g if need else None for g, need in zip(gradients, needed, strict=True)), *(None,) * 11)
 

@@ -12,27 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 _PLAIN = (Tensor, nn.Parameter)
-GRAD, VMAP, JVP, TWICE = "torch.func.grad", "torch.func.vmap", "forward-mode differentiation", "a second derivative"
-_NAMES = {"Grad": GRAD, "Vmap": VMAP, "Jvp": JVP}
-
-
-def transforms() -> tuple[str, ...]:
-    """Which of torch's function transforms are active, in words; a backend's ``TRANSFORMS`` names those it runs under.
-
-    Under ``torch.compile`` there are none: what they make of a call is traced.
-    """
-    if torch.compiler.is_compiling():
-        return ()
-    dual = (JVP,) if forward_ad._current_level >= 0 else ()
-    stack = torch._C._functorch.get_interpreter_stack()
-    if not stack:
-        return dual
-    active = [_NAMES[kind] for one in stack if (kind := one.key().name) in _NAMES]
-    return tuple(dict.fromkeys((*active, *dual, *((TWICE,) if active.count(GRAD) > 1 else ()))))
 
 
 def are_seen(*tensors: Tensor | None) -> bool:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.backends import operators, rows
-from headway.backends.base import Call
+from headway.backends import rows
+from headway.backends.base import GRAD, JVP, TWICE, VMAP, Call
 
-TRANSFORMS = (operators.GRAD, operators.VMAP, operators.JVP, operators.TWICE)
+TRANSFORMS = (GRAD, VMAP, JVP, TWICE)
 
 
 def refuses(call: Call) -> str | None:

@@ -16,8 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from headway.backends import operators
-from headway.backends.base import Call
+from headway.backends.base import GRAD, VMAP, Call, transforms
 from headway.backends.diagonal_views import strip
 from headway.integers import FAR
 from headway.masks import Causal, Dense, is_distance_only, reach
@@ -28,12 +27,12 @@ FEW = 16
 ROWS = 256
 """Queries in a block where a mask hides distances: enough for the kernel, few enough to skip what they do not see."""
 
-TRANSFORMS = (operators.GRAD, operators.VMAP)
+TRANSFORMS = (GRAD, VMAP)
 
 
 def refuses(call: Call) -> str | None:
     """See :class:`headway.backends.base.Backend`."""
-    if call.device == "cpu" and operators.VMAP in operators.transforms():
+    if call.device == "cpu" and VMAP in transforms():
         return "torch has no rule for it under torch.func.vmap on a CPU"
     if call.whole_rows is not None:
         return f"{call.whole_rows} is not known to torch's fused attention"
