@@ -71,10 +71,14 @@ def _option(field: Field) -> Any:
     listed = get_origin(field.kind) is tuple
     shown = ",".join(map(str, field.default)) if listed else field.default
     text = "" if shown in (None, "") or isinstance(shown, bool) else f"  [default: {shown}]"
-    flags = (f"--{field.name.replace('_', '-')}",) if field.kind is bool and field.default is False else ()
+    flags = (_flag(field),) if field.kind is bool and field.default is False else ()
     about = field.about[:1].upper() + field.about[1:]
     kind = field.kind if field.kind in (bool, int, float) else str
     return Annotated[kind | None, typer.Option(*flags, help=about + text, show_default=False)]
+
+
+def _flag(field: Field) -> str:
+    return f"--{field.name.replace('_', '-')}"
 
 
 def chosen(kind: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +91,7 @@ def _parsed(field: Field, value: Any) -> Any:
     if get_origin(field.kind) is not tuple:
         return value
     whole = get_args(field.kind)[0] is int
-    return tuple(numbers(f"--{field.name.replace('_', '-')}", value) if whole else split(value))
+    return tuple(numbers(_flag(field), value) if whole else split(value))
 
 
 def split(text: str) -> list[str]:

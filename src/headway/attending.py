@@ -6,17 +6,19 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from headway.backends import BACKENDS
 from headway.cache import KVCache
-from headway.functional import as_seed, attend_checked, check
-from headway.integers import FAR, Integers, as_integers, as_positions, in_range, readable
-from headway.masks import Documents, Mask, parts, reach
-from headway.positions import Position
+from headway.functional import DROPOUT, as_seed, attend_checked, check
+from headway.init import check_init
+from headway.integers import FAR, Array, Integers, as_integers, as_positions, in_range, readable
+from headway.masks import Documents, Mask, as_mask, parts, reach
+from headway.positions import Position, as_method
 from headway.positions.along import Before, interleaved, out_of_order
-from headway.shapes import HeadwayError, brief
+from headway.schema import require
+from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief
 from headway.terms import AnyTerm
 
 
@@ -54,18 +56,47 @@ class Core(nn.Module):
 class Attending(nn.Module):
     """Base class of layers of attention: positions of tokens, and attention once queries, keys and values are there.
 
-    A layer sets ``position``, ``mask``, ``embed``, ``core`` and ``scale``, and the options below where it has them.
+    A layer adds its projections and ``core``, and sets ``softcap``, ``log_scale`` and ``sinks`` where it has them.
+
+    Args:
+        shape: of the queries and keys that the position method acts on.
+        position: a method or its text; None is none.
+        mask: who may see whom, always.
+        scale: multiplies q·k.
+        dropout: share of the attention weights set to zero in training, from 0 to below 1.
+        init: see :func:`headway.init.initialise`.
+        depth: layers of the model, for "gpt2".
+        embed: add position to X here.
+
+    Raises:
+        HeadwayError: on values that do not fit.
     """
 
-    position: Position
-    mask: Mask | None
-    embed: bool
     core: Core
-    scale: float
-    dropout: float = 0.0
     softcap: float | None = None
     log_scale: int | None = None
     sinks: nn.Parameter | None
+
+    def __init__(
+        self,
+        shape: HeadShape,
+        position: Position | str | None,
+        mask: Mask | Bool[Tensor, "..."] | Array | None,
+        *,
+        scale: float,
+        dropout: float,
+        init: str,
+        depth: int,
+        embed: bool,
+    ) -> None:
+        super().__init__()
+        require(dropout, DROPOUT, "dropout")
+        self.position = as_method(position).attach(shape)
+        self.mask, self.embed, self.dropout = as_mask(mask), embed, float(dropout)
+        self.scale = as_number(scale, "a finite scale")
+        check_init(init)
+        self.init, self.depth = init, as_count(depth, "a depth of at least 1 layer", 1)
+        self.sinks = None
 
     def placed(
         self,
@@ -197,6 +228,15 @@ class Attending(nn.Module):
             steps = (order.diff(dim=1) == 1) | (k_pos[:, :-1] < 0) & (order[:, :-1] == 0)
             return None if bool(steps.all()) else order
         return order
+
+
+def check_given(cache: KVCache | None, **given: Tensor | None) -> None:
+    """Refuse a cache that is not of one layer, and what is no tensor; only x has to be given."""
+    if cache is not None and not isinstance(cache, KVCache):
+        raise HeadwayError(f"expected a KVCache, which is of one layer, got {type(cache).__name__}")
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor) and (name == "x" or tensor is not None):
+            raise HeadwayError(f"expected {name} as a tensor, got {type(tensor).__name__}")
 
 
 def check_fits(projection: nn.Module, **given: Tensor | None) -> None:

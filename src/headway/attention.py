@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from headway.attending import Attending, Core, check_fits, place_parameters
+from headway.attending import Attending, Core, check_fits, check_given, place_parameters
 from headway.cache import KVCache, Tokens
-from headway.functional import DROPOUT, as_terms
-from headway.init import check_init, initialise
+from headway.functional import with_bias
+from headway.init import initialise
 from headway.integers import Array, Integers, as_positions
-from headway.masks import Mask, as_mask, divided
-from headway.positions import NoPosition, Position, as_method
+from headway.masks import Mask
+from headway.positions import NoPosition, Position
 from headway.shapes import HeadShape, HeadwayError, as_count, as_number
-from headway.terms import AnyTerm, DenseBias
+from headway.terms import AnyTerm
 
 
 class HeadWeights(NamedTuple):
@@ -106,17 +106,11 @@ class Attention(Attending):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        if (problem := DROPOUT.problem(dropout, "dropout")) is not None:
-            raise HeadwayError(f"expected {problem}")
-        self.dropout = float(dropout)
-        self.shape = HeadShape.of(dim, heads, kv_heads, head_dim)
+        shape = HeadShape.of(dim, heads, kv_heads, head_dim)
+        scale = shape.head_dim**-0.5 if scale is None else scale
+        super().__init__(shape, position, mask, scale=scale, dropout=dropout, init=init, depth=depth, embed=embed)
+        self.shape = shape
         dim, heads = self.shape.dim, self.shape.heads
-        self.position = as_method(position).attach(self.shape)
-        self.mask, self.embed = as_mask(mask), embed
-        self.scale = self.shape.head_dim**-0.5 if scale is None else as_number(scale, "a finite scale")
-        check_init(init)
-        self.init, self.depth = init, as_count(depth, "a depth of at least 1 layer", 1)
         inner, inner_kv = heads * self.shape.head_dim, self.shape.kv_heads * self.shape.head_dim
         self.context_dim = dim if context_dim is None else as_count(context_dim, "context_dim of at least 1", 1)
         self.q = nn.Linear(dim, inner, bias=bias)
@@ -141,9 +135,11 @@ class Attention(Attending):
         told: dict[str, tuple[Any, Any]] = {
             "kv_heads": (shape.kv_heads, shape.heads),
             "head_dim": (shape.head_dim, shape.dim // shape.heads),
+            "softcap": (self.softcap, None),
+            "log_scale": (self.log_scale, None),
+            "dropout": (self.dropout, 0.0),
+            "backend": (self.core.backend, "auto"),
         }
-        told |= {"softcap": (self.softcap, None), "log_scale": (self.log_scale, None), "dropout": (self.dropout, 0.0)}
-        told |= {"head_dim": (shape.head_dim, shape.dim // shape.heads), "backend": (self.core.backend, "auto")}
         rest = (f", {name}={value}" for name, (value, usual) in told.items() if value != usual)
         return f"dim={shape.dim}, heads={shape.heads}" + "".join(rest)
 
@@ -229,8 +225,7 @@ class Attention(Attending):
         Raises:
             HeadwayError: on widths, positions or a cache that do not fit.
         """
-        mask, added = divided(mask)
-        terms = as_terms(terms) if added is None else (*as_terms(terms), DenseBias(added))
+        mask, terms = with_bias(mask, terms)
         if isinstance(x, Tensor) and x.ndim == 2:
             context = None if context is None else context[None]
             batch: Tensor = self(
@@ -322,11 +317,7 @@ class Attention(Attending):
         return out
 
     def _check(self, x: Tensor, context: Tensor | None, cache: KVCache | None) -> None:
-        if cache is not None and not isinstance(cache, KVCache):
-            raise HeadwayError(f"expected a KVCache, which is of one layer, got {type(cache).__name__}")
-        for name, given in (("x", x), ("context", context)):
-            if not isinstance(given, Tensor) and (name == "x" or given is not None):
-                raise HeadwayError(f"expected {name} as a tensor, got {type(given).__name__}")
+        check_given(cache, x=x, context=context)
         if x.ndim != 3 or x.shape[-1] != self.shape.dim:
             raise HeadwayError(f"expected x of shape (batch, tokens, {self.shape.dim}), got {tuple(x.shape)}")
         width = self.context_dim

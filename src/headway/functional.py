@@ -21,7 +21,7 @@ from headway.backends.base import Backend, Call, transforms
 from headway.integers import Array, Integers, as_positions, readable
 from headway.masks import Before, Causal, Dense, Mask, as_mask, divided, fitted, padding
 from headway.positions.base import Position
-from headway.schema import Number
+from headway.schema import Number, require
 from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief, contents
 from headway.terms import AnyTerm, DenseBias, LowRankBias
 
@@ -166,10 +166,9 @@ def check(
         softcap = as_number(softcap, "a finite softcap above 0, or None", 0)
     if sinks is not None:
         _check_sinks(sinks, q)
-    if not torch.compiler.is_compiling() and (problem := DROPOUT.problem(dropout, "dropout")) is not None:
-        raise HeadwayError(f"expected {problem}")
-    mask, added = divided(mask)
-    terms = as_terms(terms) if added is None else (*as_terms(terms), DenseBias(added))
+    if not torch.compiler.is_compiling():
+        require(dropout, DROPOUT, "dropout")
+    mask, terms = with_bias(mask, terms)
     mask, real = padding(fitted(mask, q.shape[0], q.shape[2], k.shape[2], q.device))
     if real is not None:
         if real.shape[0] not in (1, k.shape[0]) or real.shape[1] != k.shape[2]:
@@ -279,6 +278,12 @@ def _check_normalise(normalise: str, q: Tensor, k: Tensor, sinks: Tensor | None)
             f"queries and {k.shape[2]} keys: use normalise='stickbreaking'"
         )
     return Causal()
+
+
+def with_bias(mask: Mask | Tensor | Array | None, terms: Sequence[AnyTerm]) -> tuple[Mask | None, tuple[AnyTerm, ...]]:
+    """The mask and the terms of a call; a mask of floats, as torch's ``attn_mask`` may be, is one of its terms."""
+    mask, added = divided(mask)
+    return mask, as_terms(terms) if added is None else (*as_terms(terms), DenseBias(added))
 
 
 def as_terms(terms: Sequence[AnyTerm]) -> tuple[AnyTerm, ...]:

@@ -18,15 +18,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from headway.attending import Attending, Core, check_fits, place_parameters
+from headway.attending import Attending, Core, check_fits, check_given, place_parameters
 from headway.cache import KVCache, Tokens
-from headway.functional import DROPOUT, as_terms
-from headway.init import check_init, initialise
+from headway.functional import with_bias
+from headway.init import initialise
 from headway.integers import Array, Integers
-from headway.masks import Mask, as_mask, divided
-from headway.positions import Position, as_method
-from headway.shapes import HeadShape, HeadwayError, as_count, as_number
-from headway.terms import AnyTerm, DenseBias, ValuesByDistance
+from headway.masks import Mask
+from headway.positions import Position
+from headway.shapes import HeadShape, HeadwayError, as_count
+from headway.terms import AnyTerm, ValuesByDistance
 
 
 class LatentAttention(Attending):
@@ -87,21 +87,23 @@ class LatentAttention(Attending):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.sinks = None
-        if (problem := DROPOUT.problem(dropout, "dropout")) is not None:
-            raise HeadwayError(f"expected {problem}")
         shape = HeadShape.of(dim, heads, None, head_dim)
+        position_dim = as_count(position_dim, "position_dim of at least 1", 1)
+        wide = shape.head_dim + position_dim
+        super().__init__(
+            HeadShape(shape.dim, shape.heads, 1, position_dim),
+            position,
+            mask,
+            scale=wide**-0.5 if scale is None else scale,
+            dropout=dropout,
+            init=init,
+            depth=depth,
+            embed=embed,
+        )
         self.dim, self.heads, self.head_dim = shape.dim, shape.heads, shape.head_dim
         self.latent_dim = as_count(latent_dim, "latent_dim of at least 1", 1)
-        self.position_dim = as_count(position_dim, "position_dim of at least 1", 1)
+        self.position_dim = position_dim
         self.value_dim = self.head_dim if value_dim is None else as_count(value_dim, "value_dim of at least 1", 1)
-        self.position = as_method(position).attach(HeadShape(self.dim, self.heads, 1, self.position_dim))
-        self.mask, self.embed, self.dropout = as_mask(mask), embed, float(dropout)
-        wide = self.head_dim + self.position_dim
-        self.scale = wide**-0.5 if scale is None else as_number(scale, "a finite scale")
-        check_init(init)
-        self.init, self.depth = init, as_count(depth, "a depth of at least 1 layer", 1)
         source = self.dim
         self.q_down: nn.Linear | None = None
         self.q_norm: nn.RMSNorm | None = None
@@ -165,8 +167,7 @@ class LatentAttention(Attending):
             HeadwayError: on widths, positions or a cache that do not fit; with a method that adds to values, as Shaw
                 does, where ``value_dim`` is not ``position_dim``.
         """
-        mask, added = divided(mask)
-        terms = as_terms(terms) if added is None else (*as_terms(terms), DenseBias(added))
+        mask, terms = with_bias(mask, terms)
         self._check(x, cache)
         if x.ndim == 2:
             rest: dict[str, Any] = {"mask": mask, "terms": terms, "cache": cache, "absorb": absorb}
@@ -240,10 +241,7 @@ class LatentAttention(Attending):
         return wider < made
 
     def _check(self, x: Tensor, cache: KVCache | None) -> None:
-        if cache is not None and not isinstance(cache, KVCache):
-            raise HeadwayError(f"expected a KVCache, which is of one layer, got {type(cache).__name__}")
-        if not isinstance(x, Tensor):
-            raise HeadwayError(f"expected x as a tensor, got {type(x).__name__}")
+        check_given(cache, x=x)
         if x.ndim not in (2, 3) or x.shape[-1] != self.dim:
             raise HeadwayError(f"expected x of shape (batch, tokens, {self.dim}), got {tuple(x.shape)}")
         check_fits(self.q, x=x)

@@ -267,5 +267,24 @@ damaged, or of another version of headway
         raise HeadwayError(f"expected {problem}, in {name}: it is damaged, or of another version of headway")
 
 
+def require(value: Any, schema: Schema, name: str) -> None:
+    """Check one value that a caller gave.
+
+    Args:
+        value: the value.
+        schema: its valid values.
+        name: the argument's name.
+
+    Raises:
+        HeadwayError: where it is none of them.
+
+    >>> require(0, Whole(1), "tokens")
+    Traceback (most recent call last):
+    headway.shapes.HeadwayError: expected tokens to be a whole number of at least 1, got 0
+    """
+    if (problem := schema.problem(value, name)) is not None:
+        raise HeadwayError(f"expected {problem}")
+
+
 PLAIN = Maybe(Either((Truth(), Number(), Words())))
 """One plain value that is no list and no object."""

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, Self, Union, get_args, get_origin, get_type_hints
 
-from headway.schema import Anything, Maybe, Number, Schema, Truth, Whole, Words, shown
+from headway.schema import Anything, Maybe, Number, Schema, Truth, Whole, Words, require, shown
 from headway.shapes import HeadwayError
 
 
@@ -52,8 +52,7 @@ class Settings:
     def __post_init__(self) -> None:
         for field in described(type(self)):
             value = _plain_number(given := getattr(self, field.name))
-            if (problem := field.schema.problem(value, field.name)) is not None:
-                raise HeadwayError(f"expected {problem}")
+            require(value, field.schema, field.name)
             if value is not given:
                 object.__setattr__(self, field.name, value)
 

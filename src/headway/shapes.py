@@ -30,6 +30,13 @@ def brief(given: Any) -> str:
     return shortened(text, 60)
 
 
+def kind_of(given: Any) -> str:
+    """What a message says was given: dtype and shape of a tensor, anything else as :func:`brief` shows it."""
+    from torch import Tensor  # only then: importing shapes need not load torch
+
+    return f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, Tensor) else brief(given)
+
+
 def as_choice(given: Any, name: str, choices: Iterable[str]) -> str:
     """One of some words.
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from headway.positions.base import REACH
-from headway.schema import Whole
+from headway.schema import Whole, require
 from headway.shapes import HeadwayError, brief
 from headway.transformer import Transformer, TransformerConfig
 
@@ -81,8 +81,7 @@ def check_size(
     limit = memory() if most is None else most
     layers = TransformerConfig.of(config, "a model configuration").layers
     for name, value in (("tokens", tokens), ("batch", batch)):
-        if (problem := Whole(1, 2**40).problem(value, name)) is not None:
-            raise HeadwayError(f"expected {problem}")
+        require(value, Whole(1, 2**40), name)
     numbers = limit // 4 if parameters is None else min(parameters, limit // 4)
     if _at_least(config) > numbers:
         raise _too_large(parameters, limit)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from headway.config import MOST, MaybeWidth, Width
-from headway.schema import Whole, Words
+from headway.schema import Whole, Words, require
 from headway.settings import Settings
 from headway.shapes import HeadShape, HeadwayError
 
@@ -76,8 +76,7 @@ class Bench(Settings):
         if len(self.backends) > 1 and {"auto", "all"} & set(self.backends):
             raise HeadwayError(f"expected backends auto, all or names, got {', '.join(self.backends)}")
         for length in self.lengths:
-            if (problem := Whole(1, MOST).problem(length, "lengths")) is not None:
-                raise HeadwayError(f"expected {problem}")
+            require(length, Whole(1, MOST), "lengths")
         for method in self.methods:
             check_method(method)
         HeadShape.of(self.heads * self.head_dim, self.heads, self.kv_heads, self.head_dim)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from headway.integers import FAR, Array, Positions
-from headway.shapes import HeadwayError, as_count, brief
+from headway.shapes import HeadwayError, as_count, brief, kind_of
 
 Visible = Bool[Tensor, "#batch #heads queries keys"]
 ALL = slice(None)
@@ -189,7 +189,7 @@ class Dense(Mask):
             given = _as_tensor(given, "mask")
             object.__setattr__(self, "visible", given)
         if not isinstance(given, Tensor) or given.dtype is not torch.bool or given.ndim not in (2, 3, 4):
-            got = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"{brief(given)}"
+            got = kind_of(given)
             raise HeadwayError(
                 f"expected a boolean mask of shape (batch or 1, heads or 1, queries, keys), (batch or 1, queries, "
                 f"keys) or (queries, keys), True = may see, got {got}: {_instead(given)}"

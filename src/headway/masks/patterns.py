@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headway.integers import FAR, Array, Integers, Positions, as_integers, readable
 from headway.masks.base import ALL, Mask, Visible, distance
-from headway.shapes import HeadwayError, as_count, brief
+from headway.shapes import HeadwayError, as_count, kind_of
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Blocks(Mask):
     def __post_init__(self) -> None:
         given: Any = self.visible
         if not isinstance(given, Tensor) or given.dtype is not torch.bool or given.ndim not in (2, 3):
-            got = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, Tensor) else brief(given)
+            got = kind_of(given)
             raise HeadwayError(
                 f"expected a boolean tensor of shape (query blocks, key blocks), or one per head, got {got}"
             )
@@ -192,7 +192,7 @@ class KeyPadding(Mask):
     def __post_init__(self) -> None:
         given: Any = self.real
         if not isinstance(given, Tensor) or given.dtype is not torch.bool or given.ndim != 2:
-            got = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, Tensor) else brief(given)
+            got = kind_of(given)
             raise HeadwayError(f"expected a boolean tensor of shape (batch, keys), True = a token, got {got}")
 
     def __repr__(self) -> str:

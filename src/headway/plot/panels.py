@@ -39,9 +39,14 @@ Look = tuple[int, int]
 # --- maps -----------------------------------------------------------------------------------------------------------
 
 
+def _floats(values: Sequence[float | None]) -> np.ndarray[Any, Any]:
+    """Numbers as an array, NaN where there are none."""
+    return np.array([math.nan if value is None else value for value in values], float)
+
+
 def numbers_of(figure: Heatmap) -> np.ma.MaskedArray[Any, Any]:
     """The numbers of a map, masked where they are hidden, NaN where there are none."""
-    values = np.array([math.nan if v is None else v for v in figure.values.values], float).reshape(figure.values.shape)
+    values = _floats(figure.values.values).reshape(figure.values.shape)
     values[~np.isfinite(values)] = math.nan
     hidden = False if figure.hidden is None else np.array(figure.hidden.values, bool).reshape(figure.values.shape)
     return np.ma.masked_array(values, hidden)
@@ -195,7 +200,7 @@ def colour_bar(
 def lines(sheet: Sheet, figure: Lines, x: float, y: float, width: float) -> float:
     """Curves over one axis: bands, dashes and markers of their own, each one's name beside its end or below."""
     y = sheet.title(figure.title, x, y, width)
-    curves = [np.array([math.nan if v is None else v for v in line.values], float) for line in figure.lines]
+    curves = [_floats(line.values) for line in figure.lines]
     shown = [n for n, values in enumerate(curves) if np.isfinite(values).any()]
     if not shown:
         sheet.text(x + width / 2, y + 20, sheet.word("empty"), ha="center", color=QUIET)
@@ -238,10 +243,7 @@ def _style(look: Look) -> dict[str, Any]:
 def _curve(axes: Axes, figure: Lines, n: int, look: Look, marked: bool) -> None:
     """One curve with its band and a few markers."""
     line, x = figure.lines[n], np.array(figure.x, float)
-    values, low, high = (
-        None if held is None else np.array([math.nan if v is None else v for v in held], float)
-        for held in (line.values, line.low, line.high)
-    )
+    values, low, high = (None if held is None else _floats(held) for held in (line.values, line.low, line.high))
     assert values is not None
     if low is not None and high is not None:
         axes.fill_between(x, low, high, color=hues()[look[0]], alpha=0.16, linewidth=0)
@@ -334,7 +336,7 @@ def bars(sheet: Sheet, figure: Bars, x: float, y: float, width: float) -> float:
     handles = []
     for n, (_, held) in enumerate(figure.series):
         at = np.arange(len(held)) + (n - (len(figure.series) - 1) / 2) * each
-        values = np.array([math.nan if v is None else v for v in held], float)
+        values = _floats(held)
         handles.append(axes.bar(at, values, 0.92 * each, color=hues()[by_place(n)[0]]))
         if (none := at[~np.isfinite(values)]).size:
             axes.plot(none, 0 * none, linestyle="", marker="_", markersize=4, color=QUIET, clip_on=False)

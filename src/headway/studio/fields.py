@@ -20,6 +20,7 @@ from headway.schema import (
     Schema,
     Whole,
     Words,
+    require,
     shown,
 )
 from headway.settings import described
@@ -201,8 +202,7 @@ def number(name: str, given: str | None, low: int, high: int, default: int) -> i
         return default
     if not re.fullmatch(r"-?[0-9]{1,12}", given):
         raise HeadwayError(f"expected {name} as a whole number, got {shown(given)}")
-    if (problem := Whole(low, high).problem(int(given), name)) is not None:
-        raise HeadwayError(f"expected {problem}")
+    require(int(given), Whole(low, high), name)
     return int(given)
 
 
@@ -226,8 +226,7 @@ def _fresh(value: object) -> Fresh:
 def _checked(what: str, value: object, schema: Record) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise HeadwayError(f"expected {what} as a JSON object, got {shown(value)}")
-    if (problem := schema.problem(value, "")) is not None:
-        raise HeadwayError(f"expected {problem}")
+    require(value, schema, "")
     return value
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from headway.integers import FAR, Positions
 from headway.masks import ALL, distance
-from headway.shapes import HeadwayError, brief
+from headway.shapes import HeadwayError, brief, kind_of
 
 Tile = Float[Tensor, "#batch #heads queries keys"]
 
@@ -30,7 +30,7 @@ def expect(term: Any, name: str, axes: int, optional: bool = False) -> None:
     if isinstance(given, Tensor) and given.ndim == axes and given.is_floating_point() and 0 not in given.shape[-1:]:
         return
     if given is not None or not optional:
-        got = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, Tensor) else brief(given)
+        got = kind_of(given)
         raise HeadwayError(
             f"expected the {name} of {type(term).__name__} as a tensor of floats with {axes} axes, the last not empty, "
             f"got {got}"
@@ -273,7 +273,7 @@ class DenseBias(Term):
     def __post_init__(self) -> None:
         given: Any = self.bias
         if not isinstance(given, Tensor) or not given.is_floating_point() or given.ndim not in (2, 4):
-            got = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, Tensor) else brief(given)
+            got = kind_of(given)
             hint = ""
             if isinstance(given, Tensor) and given.ndim == 3:
                 hint = (

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.schema import Number, Whole
+from headway.schema import Number, Whole, require
 from headway.shapes import HeadwayError, as_count
 from headway.training.generation import Sampling, check_decoder, check_prompt, probabilities
 from headway.training.loop import evaluating
@@ -133,8 +133,7 @@ def beam_search(
     check_decoder(model)
     prompt = check_prompt(model, prompt)
     tokens, beams = as_count(tokens, "tokens of at least 1", 1), as_count(beams, "beams of at least 1", 1)
-    if (problem := Number().problem(length_penalty, "length_penalty")) is not None:
-        raise HeadwayError(f"expected {problem}")
+    require(length_penalty, Number(), "length_penalty")
     device, done = model.embedding.weight.device, list[Beam]()
     written: list[tuple[int, ...]] = [()]
     scores = torch.zeros(1)
@@ -208,9 +207,8 @@ def speculate(
         raise HeadwayError(
             f"expected a draft of the model's vocabulary of {model.config.vocab}, got one of {draft.config.vocab}"
         )
-    for name, value, schema in (("tokens", tokens, Whole(0)), ("ahead", ahead, Whole(1))):
-        if (problem := schema.problem(value, name)) is not None:
-            raise HeadwayError(f"expected {problem}")
+    require(tokens, Whole(0), "tokens")
+    require(ahead, Whole(1), "ahead")
     sampling = Sampling(temperature, top_k, top_p, seed)
     return _speculate(model, draft, check_prompt(model, prompt), tokens, ahead, sampling, frozenset(stop or ()))
 

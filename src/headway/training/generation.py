@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.schema import LARGEST, Number, Whole
+from headway.schema import LARGEST, Number, Whole, require
 from headway.settings import Settings
 from headway.shapes import HeadwayError
 from headway.training.loop import evaluating
@@ -67,8 +67,7 @@ def generate(
     """
     check_decoder(model)
     prompt = check_prompt(model, prompt)
-    if (problem := Whole(0).problem(tokens, "tokens")) is not None:
-        raise HeadwayError(f"expected {problem}")
+    require(tokens, Whole(0), "tokens")
     return _write(model, prompt, tokens, Sampling(temperature, top_k, top_p, seed), frozenset(stop or ()))
 
 
@@ -212,10 +211,8 @@ def stream_text(vocabulary: Vocabulary, ids: Iterable[int], stop: Collection[str
     """
     if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
         raise HeadwayError(f"expected stop as texts of at least one letter, got {stop!r:.60}")
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     held = ""
-    pieces = (decoder.decode(vocabulary.decode([i])) for i in ids)
-    for piece in chain(pieces, (decoder.decode(b"", final=True) for _ in "."), (None,)):
+    for piece in chain(_pieces(vocabulary, ids), (None,)):
         held += piece or ""
         if found := [held.index(text) for text in stop if text in held]:
             if text := held[: min(found)]:
@@ -226,6 +223,14 @@ def stream_text(vocabulary: Vocabulary, ids: Iterable[int], stop: Collection[str
         if text := held[: len(held) - longest]:
             yield text
         held = held[len(held) - longest :]
+
+
+def _pieces(vocabulary: Vocabulary, ids: Iterable[int]) -> Iterator[str]:
+    """The text that each id completes, and what is left at the end."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for i in ids:
+        yield decoder.decode(vocabulary.decode([i]))
+    yield decoder.decode(b"", final=True)
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 from headway.config import MOST, OPTIMIZERS, STEPS
-from headway.schema import Number, Whole, Words
+from headway.schema import Number, Whole, Words, require
 from headway.settings import Settings
 from headway.shapes import HeadwayError
 
@@ -71,8 +71,7 @@ class TrainSettings(Settings):
         if not isinstance(self.betas, tuple) or len(self.betas) != 2:
             raise HeadwayError(f"expected betas to be two numbers, got {self.betas!r}: the default is (0.9, 0.95)")
         for value in self.betas:
-            if (problem := Number(0, below=1).problem(value, "betas")) is not None:
-                raise HeadwayError(f"expected {problem}")
+            require(value, Number(0, below=1), "betas")
         if self.warmup is not None and self.warmup > self.steps:
             raise HeadwayError(
                 f"expected warmup of at most steps={self.steps}, got {self.warmup}: train longer or warm up less"
