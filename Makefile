@@ -2,27 +2,27 @@
 #   make compare   compare position methods on the built-in text (or TEXT=path) and write a report
 #   make studio    look inside attention: a local web page (RUNS=folders of trained runs)
 #   make test      lint, format, types and tests
-#   make proofs    the long proofs: repeated kills, every method times every backend, and whatever else takes long
-#   make mutants   plant faults in the core, one at a time, and say which test sees it; ARGS="--only masks" for some
+#   make proofs    the long tests: repeated kills, every method on every backend, and more
+#   make mutants   plant faults in the core, one at a time, and report which test detects each; ARGS="--only masks" for some
 #   make docs      pages on all position methods, generated into docs/methods
-#   make bench     the position tax: what methods cost beside plain attention
-#   make gpu       what needs an NVIDIA GPU: every kernel against float64; ARGS="-n 16" with as many cores
-#   make targets   what is promised of the pages, measured in Chromium; ARGS="--minutes 10" for the whole memory test
-#   make bars      the project's own speed bars; let nothing else run meanwhile
+#   make bench     the position tax: the cost of methods relative to plain attention
+#   make gpu       tests on an NVIDIA GPU: every kernel against float64; ARGS="-n 16" on a machine with 16 cores
+#   make targets   performance targets of the pages, measured in Chromium; ARGS="--minutes 10" for the whole memory test
+#   make bars      the project's own speed targets; run nothing else meanwhile
 #   make update    move the pins of constraints.txt to the newest releases, and run the tests
-#   make newest    run the tests against the newest releases, pins untouched, and say what moved and what broke
-#   make ranges    prove the lowest and the newest versions that the package accepts, with each Python that is here
+#   make newest    run the tests against the newest releases without changing pins, and report what moved and what failed
+#   make ranges    test the lowest and the newest versions that the package accepts, with each installed Python
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TOOLS := .environments/tools
 ARGS ?=
-# three workers for two cores, of one thread each, because tests wait for browsers and other processes; files together, so
-# that what a file shares is made once; tests start Python often, which keeps what it compiled
+# three workers for two cores, with one thread each, because tests wait for browsers and other processes; tests start
+# Python often, so it may cache its bytecode
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
-# every version is pinned, those of the packages that build this one too
+# every version is pinned, including those of the packages that build this one
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
@@ -32,7 +32,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 help:
 	@sed -n 's/^#   //p' Makefile
 
-# torch by itself and first: a local build of it that pip can find is taken, whatever else asks for torch
+# torch first and separately, so that a local build that pip can find is used, whatever other packages require
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"headway needs Python 3.11 or newer, got {sys.version.split()[0]}: set PYTHON=python3.12, for example")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -63,7 +63,7 @@ check: .venv/ready-dev
 tests: .venv/ready-dev
 	$(PYTEST) -m "not slow" $(ARGS)
 
-# what is marked slow: more kills, more seeds, whole products
+# tests marked slow: more kills, more seeds, full products
 proofs: .venv/ready-dev
 	HEADWAY_CHECKED=all $(PYTEST) -m slow $(ARGS)
 
@@ -85,7 +85,7 @@ gpu: .venv/ready-dev
 targets: .venv/ready-dev
 	PYTHONPATH=tests/studio $(BIN)/python tests/targets.py $(ARGS)
 
-# uv finds versions that suit every Python and platform at once; pip installs them
+# uv resolves versions for all Pythons and platforms at once; pip installs them
 $(TOOLS)/ready: constraints.txt
 	$(PYTHON) -m venv $(TOOLS)
 	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check pip uv packaging

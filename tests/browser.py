@@ -29,7 +29,7 @@ def absent(why: str) -> NoReturn:
 
 
 def needed(module: str, else_what: str) -> Any:
-    """A module that pages are looked at with."""
+    """A module needed to open pages."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -38,7 +38,7 @@ def needed(module: str, else_what: str) -> Any:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """One Chromium for all tests of a module; where there is none, they are skipped and say so."""
+    """One Chromium for all tests of a module; without one they are skipped, with the reason."""
     sync_api = needed("playwright.sync_api", "the page is not looked at")
     if CHROMIUM is None:
         absent("no Chromium on this machine: the page is not looked at")

@@ -53,7 +53,9 @@ def exemptions() -> list[tuple[str, str, str]]:
 BOTH = ("reference", "auto")
 
 
-def every_method(law: str, on: Sequence[str] = (), variants: bool = True, **where: bool) -> pytest.MarkDecorator:
+def every_method(
+    law: str, on: Sequence[str] = (), variants: bool = True, layers: bool = False, **where: bool
+) -> pytest.MarkDecorator:
     """Parametrise a test over all methods whose class attributes are as given; those exempt must fail.
 
     It is what a method law begins with: what holds for a method whichever backend runs it.
@@ -64,32 +66,63 @@ def every_method(law: str, on: Sequence[str] = (), variants: bool = True, **wher
             they are proofs.
         variants: whether the variants of methods run each time; else they are proofs, because what the law is about is
             the same for a variant.
+        layers: whether the law is also one of layers of attention with options, see :mod:`options`; the test makes them
+            by :func:`attention`, on the last backend.
         where: class attributes.
     """
+    import options
+
     from headway.positions import methods
 
     chosen = [s for s in specs() if all(getattr(default(s), name) == value for name, value in where.items())]
+    added = under(options.layers(), law, where) if layers else []
 
     def marks(spec: str, often: bool = variants) -> list[pytest.MarkDecorator]:
         return [*law_marks(law, spec), *([] if often or spec in methods() else [pytest.mark.slow])]
 
     if not on:
-        return pytest.mark.parametrize("spec", [pytest.param(s, marks=marks(s), id=s) for s in chosen])
+        return pytest.mark.parametrize("spec", [pytest.param(s, marks=marks(s), id=named(s)) for s in chosen + added])
     cases = [
-        pytest.param(s, backend, marks=marks(s, variants and backend == on[-1]), id=f"{backend}-{s}")
+        pytest.param(s, backend, marks=marks(s, variants and backend == on[-1]), id=f"{backend}-{named(s)}")
         for backend in on
-        for s in chosen
+        for s in (chosen + added if backend == on[-1] else chosen)
     ]
     return pytest.mark.parametrize(("spec", "backend"), cases)
 
 
-def every_place(law: str) -> pytest.MarkDecorator:
-    """Parametrise a test of a Transformer over one method for each choice of :func:`places`; all others are proofs."""
+def every_place(law: str, models: bool = False) -> pytest.MarkDecorator:
+    """Parametrise a test of a Transformer over one method for each choice of :func:`places`; all others are proofs.
+
+    Args:
+        law: its name.
+        models: whether the law is also one of Transformers with options, see :mod:`options`; the test makes them by
+            :func:`transformer`.
+    """
+    import options
+
     cases = [
         pytest.param(s, marks=[*law_marks(law, s), *([] if s in places() else [pytest.mark.slow])], id=s)
         for s in specs()
     ]
+    if models:
+        cases += [pytest.param(s, marks=law_marks(law, s), id=named(s)) for s in under(options.models(), law, {})]
     return pytest.mark.parametrize("spec", cases)
+
+
+def under(given: Sequence[Any], law: str, where: dict[str, bool]) -> list[Any]:
+    """The options that are under a law of methods whose class attributes are these."""
+    return [
+        option
+        for option in given
+        if (option.only is None or law in option.only)
+        and all(getattr(default(str(option)), name) == value for name, value in where.items())
+        and not (where.get("relative") and not option.relative)
+    ]
+
+
+def named(spec: str) -> str:
+    """What a case is called: an option by its name."""
+    return getattr(spec, "name", spec)
 
 
 @functools.cache
@@ -173,21 +206,23 @@ def make(spec: str, heads: int = 4, kv_heads: int | None = None, head_dim: int =
 
 
 def attention(spec: str, heads: int = 6, kv_heads: int = 2, **given: Any) -> Any:
-    """A small float64 Attention with a method, all parameters random; six heads, two key heads. In evaluation, because
-    a method may draw positions while training.
+    """A small float64 Attention with a method or an option, all parameters random; six heads, two key heads. In
+    evaluation, because a method may draw positions while training.
     """
     from headway.attention import Attention
 
-    module = Attention(8 * heads, heads, kv_heads=kv_heads, position=spec, **given).double().eval()
+    make = getattr(spec, "make", Attention)
+    module = make(8 * heads, heads, kv_heads=kv_heads, position=str(spec), **given).double().eval()
     randomise(module)
     return module
 
 
 def transformer(spec: str, **given: Any) -> Any:
-    """A small float64 Transformer with a method, all parameters random, in evaluation."""
+    """A small float64 Transformer with a method or an option, all parameters random, in evaluation."""
     from headway.transformer import Transformer
 
-    model = Transformer(**{"vocab": 17, "dim": 24, "layers": 2, "heads": 3, "position": spec, **given}).double().eval()
+    config = {"vocab": 17, "dim": 24, "layers": 2, "heads": 3, "position": str(spec), **getattr(spec, "config", {})}
+    model = Transformer(**{**config, **given}).double().eval()
     randomise(model)
     return model
 
@@ -260,7 +295,7 @@ def values_and_gradients(position: Any, inputs: Sequence[Tensor], weight: Tensor
 
 
 def close(got: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
-    """Within ``tolerance`` of the expected number, and as much besides."""
+    """Within a relative and an absolute ``tolerance`` of the expected value."""
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -295,7 +330,7 @@ def assert_as_exact(
             for draws in (got, plain)
         )
         largest = max(exact[name].abs().max().item() for exact in truth)
-        # gradients by q and k are differences of numbers as large as those by v; by a single key they cancel wholly
+        # gradients of q and k are differences of values as large as those of v; with a single key they cancel
         scale = max(largest, *(exact["dv"].abs().max().item() for exact in truth)) if name in ("dq", "dk") else largest
         least = max(atom, torch.finfo(got[0][name].dtype).eps) * max(1.0, scale)
         least += 0.0 if name == "out" else jump * largest

@@ -132,7 +132,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def _chosen(config: pytest.Config) -> bool:
-    """Whether some tests were left out on purpose, other than slow ones."""
+    """Whether tests other than slow ones were deselected on purpose."""
     option = config.option
     single = any("::" in argument for argument in config.args)
     last = getattr(option, "lf", False)  # absent without the cache's plugin

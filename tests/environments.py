@@ -1,4 +1,4 @@
-"""The tests in environments of their own, made anew under ``.environments``; the pins and ``.venv`` stay as they are.
+"""Run the tests in fresh environments under ``.environments``; the pins and ``.venv`` are not changed.
 
 ``newest`` runs all tests against the newest releases that pip finds, and says which packages moved and which tests
 failed. ``ranges`` runs the tests of the package itself, without other libraries to compare with, at both ends of what
@@ -28,7 +28,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 ENDS = ("lowest", "newest")
 EXTRAS = ("bpe", "studio", "tensorboard")
 TESTERS = ("pytest", "pytest-xdist", "hypothesis", "beartype", "httpx")
-"""What runs the tests of the ranges; they are no part of the ranges, and stay at their pins."""
+"""Packages that run the tests of the ranges; they are not part of the ranges, and stay at their pins."""
 PATHS = ("tests/core", "tests/training", "tests/cli", "tests/studio")
 
 
@@ -68,7 +68,7 @@ def interpreter(version: str) -> Path:
 
 @dataclass
 class Environment:
-    """A virtual environment of its own."""
+    """A new virtual environment."""
 
     name: str
     python: Path

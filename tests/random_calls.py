@@ -54,7 +54,7 @@ class RandomCall:
         self.kinds = [dice.choice(TERMS) for _ in range(dice.choice((0, 0, 1, 1, 2, 3)))]
         self.terms = [TERM_MAKERS[kind](self, number) for number, kind in enumerate(self.kinds)]
 
-    # --- what is drawn ----------------------------------------------------------------------------------------------
+    # --- random calls -----------------------------------------------------------------------------------------------
 
     def _randn(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
@@ -63,7 +63,7 @@ class RandomCall:
         return self.dice.choice((1, many))
 
     def _strided(self, x: Tensor) -> Tensor:
-        """The same numbers, lying otherwise in memory."""
+        """The same values with other strides."""
         order = self.dice.choice(((0, 1, 2, 3), (0, 2, 1, 3), (0, 1, 3, 2), (3, 2, 1, 0)))
         back = [order.index(axis) for axis in range(4)]
         return x.permute(order).contiguous().permute(back)

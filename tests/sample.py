@@ -155,7 +155,7 @@ def recall() -> dict[str, Any]:
 
 
 def diverged() -> dict[str, Any]:
-    """One method that diverges with one seed, one with both, and one whose loss is no number at long lengths."""
+    """One method that diverges with one seed, one with both, and one whose loss is NaN at long lengths."""
     changed = results()
     for one in changed["cells"]:
         if one["method"] == "shaw" or (one["method"], one["seed"]) == ("t5", 1):

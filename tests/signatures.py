@@ -99,7 +99,7 @@ def acted(position: Any, tokens: int, start: int = 0) -> tuple[Tensor, Tensor, t
 
 
 def _kind(term: Any) -> str:
-    """Its class and what it holds; "fixed" is what needs no gradient."""
+    """Its class and contents; "fixed" means that it needs no gradient."""
     held = []
     for name, value in vars(term).items():
         if isinstance(value, Tensor):

@@ -66,7 +66,7 @@ def made(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def studio(folders: list[Path]) -> Iterator[str]:
-    """The address of a studio in a process of its own."""
+    """The address of a studio in its own process."""
     command = [sys.executable, "-m", "headway", "studio", "--no-browser", *map(str, folders)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

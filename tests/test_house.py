@@ -154,7 +154,7 @@ def fresh(code: str) -> list[str]:
 
 
 def test_importing_is_light_and_backends_come_when_first_needed() -> None:
-    """Four looks at the modules in memory, further and further into the core."""
+    """The imported modules at four points, further and further into the core."""
     program = """
 import sys, headway
 print(*sys.modules)

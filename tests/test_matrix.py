@@ -62,7 +62,7 @@ def test_methods_made_in_a_test_are_noticed() -> None:
 
 
 def ran(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Pytest in a process of its own, which takes itself for the first."""
+    """Pytest in its own process, independent of this one."""
     kept = {name: value for name, value in os.environ.items() if name != FOLDER and not name.startswith("PYTEST")}
     kept["HEADWAY_CHECKED"] = "none"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:randomly", *arguments]

@@ -1,4 +1,4 @@
-"""Every version of the two set-up commands is pinned, and the environment they make holds those versions alone."""
+"""Every version of the two set-up commands is pinned, and the environment they create has only those versions."""
 
 from __future__ import annotations
 

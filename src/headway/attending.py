@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from headway.backends import BACKENDS
-from headway.cache import KVCache
+from headway.cache import KVCache, Tokens
 from headway.functional import DROPOUT, as_seed, attend_checked, check
 from headway.init import check_init
 from headway.integers import FAR, Array, Integers, as_integers, as_positions, in_range, readable
@@ -18,7 +18,7 @@ from headway.masks import Documents, Mask, as_mask, parts, reach
 from headway.positions import Position, as_method
 from headway.positions.along import Before, interleaved, out_of_order
 from headway.schema import require
-from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief
+from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief, broadcasts
 from headway.terms import AnyTerm
 
 
@@ -107,7 +107,7 @@ class Attending(nn.Module):
         cache: KVCache | None,
     ) -> tuple[Tensor, Tensor, Tensor, bool]:
         """x with position, its positions, where its tokens lie, and whether positions were given."""
-        if pos is None and context is None and cache is not None and len(cache) > 0:
+        if pos is None and context is None and cache is not None and cache.begun:
             q_pos = cache.next_pos(x.shape[1])
         else:
             q_pos = as_positions(pos, x)
@@ -126,8 +126,7 @@ class Attending(nn.Module):
         q: Float[Tensor, "batch heads queries dim"],
         k: Float[Tensor, "batch kv_heads keys dim"],
         q_pos: Int[Tensor, "#batch queries"],
-        k_pos: Int[Tensor, "#batch keys"],
-        marks: Tensor | None,
+        tokens: Tokens,
         mask: Mask | None,
         cache: KVCache | None,
         *,
@@ -139,13 +138,14 @@ class Attending(nn.Module):
             q,
             k,
             q_pos,
-            k_pos,
+            tokens.pos,
             self.scale,
-            marks,
+            tokens.marks,
             sees_future=reach(mask)[1] > 0,
             crosses=crosses,
             absolute=self.sinks is not None or self.position.normalise != "softmax",
-            order=self._order(cache, k_pos) if given else None,
+            order=self._order(cache, tokens.pos) if given else None,
+            start=tokens.start,
         )
 
     def weighed(
@@ -223,7 +223,7 @@ class Attending(nn.Module):
         """Which token of the text each key is, for methods that ask; None where neighbours in memory are neighbours."""
         if not self.position.neighbours:
             return None
-        order = (k_pos >= 0).cumsum(1) if cache is None or len(cache) == 0 else cache.order
+        order = (k_pos >= 0).cumsum(1) if cache is None else cache.order[:, : k_pos.shape[1]]
         if readable(k_pos):
             steps = (order.diff(dim=1) == 1) | (k_pos[:, :-1] < 0) & (order[:, :-1] == 0)
             return None if bool(steps.all()) else order
@@ -253,6 +253,12 @@ def check_fits(projection: nn.Module, **given: Tensor | None) -> None:
             raise HeadwayError(f"expected {name} on {weight.device}, where the weights are, got {x.device}")
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
             raise HeadwayError(f"expected {name} of {weight.dtype}, as the weights are, got {x.dtype}")
+
+
+def normed(norm: nn.RMSNorm, x: Float[Tensor, "*rest width"]) -> Float[Tensor, "*rest width"]:
+    """x normalised in the dtype of the norm's weight, so that autocast, which narrows x, does not narrow the norm."""
+    out: Tensor = norm(x.to(norm.weight.dtype))
+    return out.to(x.dtype)
 
 
 def place_parameters(module: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
@@ -286,7 +292,7 @@ def as_coordinates(
         )
     coordinates = as_integers(coordinates, "coordinates", x.device)
     expected, got = (x.shape[0], x.shape[1], position.axes), tuple(coordinates.shape)
-    if len(got) != 3 or got[1:] != expected[1:] or got[0] not in (1, expected[0]):
+    if len(got) != 3 or got[1:] != expected[1:] or not broadcasts(got[0], expected[0]):
         raise HeadwayError(
             f"expected coordinates of shape ({expected[0]} or 1, {expected[1]}, {expected[2]}), got {got}"
         )

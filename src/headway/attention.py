@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from headway.attending import Attending, Core, check_fits, check_given, place_parameters
+from headway.attending import Attending, Core, check_fits, check_given, normed, place_parameters
 from headway.cache import KVCache, Tokens
 from headway.functional import with_bias
 from headway.init import initialise
@@ -39,6 +39,16 @@ class HeadWeights(NamedTuple):
     k: Float[Tensor, "dim head_dim"]
     v: Float[Tensor, "dim head_dim"]
     o: Float[Tensor, "head_dim dim"]
+
+
+class SharedKV:
+    """The keys and values of one layer's self attention in one call, for later layers; see :meth:`Attention.share_kv`.
+
+    Pass the same new object to all layers of the call.
+    """
+
+    def __init__(self) -> None:
+        self.made: tuple[Tokens, Tensor, Tensor, bool, KVCache | None] | None = None
 
 
 class Attention(Attending):
@@ -80,6 +90,9 @@ class Attention(Attending):
     >>> attention(torch.randn(2, 10, 512)).shape
     torch.Size([2, 10, 512])
     """
+
+    borrows = False
+    """Whether keys and values are those of another layer, see :meth:`share_kv`."""
 
     def __init__(
         self,
@@ -192,6 +205,36 @@ class Attention(Attending):
             matrix(self.q, index), matrix(self.k, kv), matrix(self.v, kv), matrix(self.o, index, by_input=True)
         )
 
+    def share_kv(self, owner: Attention) -> None:
+        """Attend to the keys and values of another layer instead of own ones.
+
+        This is cross-layer attention (arXiv:2405.12981), as in the upper layers of Gemma 3n: no W_K and W_V to
+        learn, no cache to fill. W_K, W_V and the norm of keys become those of the owner, and so does the position
+        method, which has rotated the keys. In each call the owner runs first, with the same :class:`SharedKV`.
+
+        Raises:
+            HeadwayError: when key heads or widths differ, or the owner has no keys of its own.
+
+        >>> first, second = Attention(32, 4, position="rotary"), Attention(32, 4)
+        >>> second.share_kv(first)
+        >>> x, shared = torch.randn(1, 5, 32), SharedKV()
+        >>> second(x + first(x, shared=shared), shared=shared).shape
+        torch.Size([1, 5, 32])
+        """
+        mine, others = (
+            (layer.shape.kv_heads, layer.shape.heads, layer.shape.head_dim, layer.context_dim)
+            for layer in (self, owner)
+        )
+        if mine != others:
+            raise HeadwayError(
+                f"expected a layer of as many key heads and heads and the same widths to share keys and values, "
+                f"{mine}, got {others}"
+            )
+        if owner.borrows or owner is self:
+            raise HeadwayError("expected a layer with keys and values of its own to share, got one without")
+        self.k, self.v, self.k_norm, self.position = owner.k, owner.v, owner.k_norm, owner.position
+        self.borrows = True
+
     def forward(
         self,
         x: Float[Tensor, "*batch tokens dim"],
@@ -203,6 +246,7 @@ class Attention(Attending):
         mask: Mask | Tensor | Array | None = None,
         terms: Sequence[AnyTerm] = (),
         cache: KVCache | None = None,
+        shared: SharedKV | None = None,
     ) -> Float[Tensor, "*batch tokens dim"]:
         """Attend from x to itself, or to a context.
 
@@ -221,6 +265,8 @@ class Attention(Attending):
             cache: with self attention x continues the tokens in it and is appended; with a context its keys and values
                 are kept at the first call and used from then on. What is cached is detached, the tokens of this call
                 are not.
+            shared: passes keys and values on to layers that share them, see :meth:`share_kv`. To such a layer positions
+                and cache need not be given: they are those of the layer with the keys.
 
         Raises:
             HeadwayError: on widths, positions or a cache that do not fit.
@@ -237,11 +283,14 @@ class Attention(Attending):
                 mask=mask,
                 terms=terms,
                 cache=cache,
+                shared=shared,
             )
             return batch[0]
-        self._check(x, context, cache)
+        self._check(x, context, cache, shared)
+        if self.borrows:
+            return self._borrowing(x, context, mask, terms, shared)
         x, q, q_pos, where, given = self._queries(x, context, pos, coordinates, cache)
-        if context is not None and cache is not None and len(cache) > 0:
+        if context is not None and cache is not None and cache.begun:
             if pos is None and not isinstance(self.position, NoPosition):
                 raise HeadwayError(
                     "expected pos, because a cache of the context does not count the queries before, got none: "
@@ -252,10 +301,41 @@ class Attention(Attending):
         else:
             if context is None and (given or mask is not None):
                 self._ordered(q_pos, mask)
-            given |= context_pos is not None or (cache is not None and len(cache) > 0)
+            given |= context_pos is not None or (cache is not None and cache.begun)
             source, k_pos = (x, q_pos) if context is None else self._context(context, context_pos)
             q, tokens = self._keys_and_values(q, where, source, k_pos, where if context is None else k_pos, cache)
+        if shared is not None:
+            shared.made = (tokens, q_pos, where, given, cache)
         return self._join(self._attend(q, q_pos, tokens, mask, terms, cache, crosses=context is not None, given=given))
+
+    def _borrowing(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        mask: Mask | None,
+        terms: Sequence[AnyTerm],
+        shared: SharedKV | None,
+    ) -> Tensor:
+        """The output over the keys and values of another layer."""
+        if context is not None:
+            raise HeadwayError("expected no context, because this layer shares another's keys and values, got one")
+        if shared is None or shared.made is None:
+            raise HeadwayError(
+                "expected the keys and values of the layer that this one shares them with, got none: run that layer "
+                "first, and pass the same headway.attention.SharedKV() to both as `shared`"
+            )
+        tokens, q_pos, where, given, cache = shared.made
+        if len(x) != len(tokens.k) or x.shape[1] != q_pos.shape[1]:
+            raise HeadwayError(
+                f"expected x of ({len(tokens.k)}, {q_pos.shape[1]}) tokens, as that of the layer with the keys, got "
+                f"{tuple(x.shape[:2])}"
+            )
+        if given:
+            x = x.masked_fill((q_pos < 0)[..., None], 0.0)
+        x = self.position.embed(x, where) if self.embed else x
+        q = self._normed(x, q_pos)
+        q, _ = self.position.rotate(q, tokens.k[:, :, :0], where, tokens.pos[:, :0])
+        return self._join(self._attend(q, q_pos, tokens, mask, terms, cache, crosses=False, given=given))
 
     def _queries(
         self,
@@ -267,10 +347,12 @@ class Attention(Attending):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, bool]:
         """x with position, its queries not yet rotated, their positions, where they lie, and whether that was given."""
         x, q_pos, where, given = self.placed(x, context, pos, coordinates, cache)
+        return x, self._normed(x, q_pos), q_pos, where, given
+
+    def _normed(self, x: Tensor, q_pos: Tensor) -> Tensor:
+        """The queries of x, normalised and sharpened, not yet rotated."""
         q = self._split(self.q(x), self.shape.heads)
-        if self.q_norm is not None:
-            q = self.q_norm(q)
-        return x, self.sharpened(q, q_pos), q_pos, where, given
+        return self.sharpened(q if self.q_norm is None else normed(self.q_norm, q), q_pos)
 
     def _context(self, context: Tensor, pos: Integers | None) -> tuple[Tensor, Tensor]:
         """What keys and values of another sequence are computed from, and its positions."""
@@ -283,12 +365,10 @@ class Attention(Attending):
         """q rotated; and rotated keys, values, positions and marks: of what the cache holds, then of the source."""
         k, v = self._split(self.k(source), self.shape.kv_heads), self._split(self.v(source), self.shape.kv_heads)
         if self.k_norm is not None:
-            k = self.k_norm(k)
+            k = normed(self.k_norm, k)
         marks = self.position.marked(source, k_pos, self._before(cache, k_pos))
         q, k = self.position.rotate(q, k, where, k_where)
-        first = cache is None or len(cache) == 0
-        held = None if cache is None else cache.append(k, v, k_pos, marks)
-        return q, Tokens(k, v, k_pos, marks) if first or held is None else held
+        return q, Tokens(k, v, k_pos, marks) if cache is None else cache.append(k, v, k_pos, marks)
 
     def _attend(
         self,
@@ -304,9 +384,7 @@ class Attention(Attending):
     ) -> Tensor:
         """The output of every head, (B, H, N, D_v)."""
         mask = self.restricted(mask)
-        q, k, own = self.prepared(
-            q, tokens.k, q_pos, tokens.pos, tokens.marks, mask, cache, crosses=crosses, given=given
-        )
+        q, k, own = self.prepared(q, tokens.k, q_pos, tokens, mask, cache, crosses=crosses, given=given)
         return self.weighed(q, k, tokens.v, mask, (*own, *terms), q_pos, tokens.pos, given=given)
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
@@ -316,8 +394,10 @@ class Attention(Attending):
         out: Tensor = self.o(heads.transpose(1, 2).flatten(2))
         return out
 
-    def _check(self, x: Tensor, context: Tensor | None, cache: KVCache | None) -> None:
+    def _check(self, x: Tensor, context: Tensor | None, cache: KVCache | None, shared: SharedKV | None) -> None:
         check_given(cache, x=x, context=context)
+        if shared is not None and not isinstance(shared, SharedKV):
+            raise HeadwayError(f"expected shared as a headway.attention.SharedKV(), got {type(shared).__name__}")
         if x.ndim != 3 or x.shape[-1] != self.shape.dim:
             raise HeadwayError(f"expected x of shape (batch, tokens, {self.shape.dim}), got {tuple(x.shape)}")
         width = self.context_dim

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headway.integers import as_integers, readable
-from headway.shapes import HeadwayError, as_count
+from headway.shapes import HeadwayError, as_count, brief
 
 
 class Tokens(NamedTuple):
@@ -21,39 +21,73 @@ class Tokens(NamedTuple):
         v: values, (B, H_kv, K, D_v).
         pos: positions, (B, K); -1 is padding.
         marks: what the position method computed per token, (B, K, ...), or None.
+        start: the index of the first token of this call; None where its tokens are the last.
     """
 
     k: Float[Tensor, "batch kv_heads keys dim"]
     v: Float[Tensor, "batch kv_heads keys dim_v"]
-    pos: Int[Tensor, "batch keys"]
+    pos: Int[Tensor, "#batch keys"]
     marks: Tensor | None
+    start: Int[Tensor, "1"] | None = None
 
 
 class KVCache:
-    """The memory of one attention layer while decoding token by token.
+    """The keys and values of one attention layer while decoding token by token.
 
     Memory grows by doubling, so appending n tokens one by one costs O(n). Positions are kept, never inferred from the
     index: a cache may be padded (-1) anywhere, slide, or lose tokens (:meth:`keep`). What is cached is detached; the
     tokens of the current call keep their gradients.
+
+    Args:
+        size: room for so many tokens and no more, allocated when the first arrive. All tensors then keep their shape,
+            so that ``torch.compile`` compiles one decoding step for every length; free room counts as padding.
+            Default: the cache grows.
+        dtype: what keys and values are stored in: ``torch.int8``, with one float32 scale, max|x| / 127, per token and
+            head, so that no entry is off by more than max|x| / 254; or a floating dtype. Tokens are rounded when they
+            are stored: the call that brings them still computes with what it was given. Default: their own dtype.
+
+    Raises:
+        HeadwayError: on a size below 1, or another dtype.
 
     >>> cache = KVCache()
     >>> len(cache)
     0
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int | None = None, dtype: torch.dtype | None = None) -> None:
+        known = isinstance(dtype, torch.dtype) and (dtype is torch.int8 or dtype.is_floating_point)
+        if dtype is not None and not known:
+            raise HeadwayError(f"expected dtype as torch.int8, a floating dtype or None, got {brief(dtype)}")
+        self.size = None if size is None else as_count(size, "a cache's size of at least 1 token", 1)
+        self.dtype = dtype
         self._store: dict[str, Tensor] = {}
-        self._length = 0
+        self._kinds: dict[str, torch.dtype] = {}  # what each came as
+        self._length = 0  # tokens in the store; with a size all that there is room for, padding included
+        self._filled: Tensor | None = None  # with a size, how many came in: an int would be compiled into a step
         # the newest token of each sequence when keep() dropped it: a text may go on behind it, or instead of it
         self._newest: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
-        return self._length
+        return self._length if self._filled is None else int(self._filled)
+
+    @property
+    def begun(self) -> bool:
+        """Whether tokens have come in."""
+        return bool(self._store)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, free room included."""
+        return sum(tensor.numel() * tensor.itemsize for tensor in self._store.values())
 
     def _get(self, name: str) -> Tensor:
         if name not in self._store:
             raise HeadwayError(f"expected a cache with tokens, got an empty one: it has no {name} yet")
-        return self._store[name][:, : self._length]
+        x = self._store[name][:, : self._length]
+        scale = self._store.get(f"{name} scale")
+        if scale is not None:
+            x = x * scale[:, : self._length]
+        return x.to(self._kinds.get(name, x.dtype))
 
     @property
     def k(self) -> Float[Tensor, "batch kv_heads keys dim"]:
@@ -97,11 +131,12 @@ class KVCache:
     ) -> Tokens:
         """Add tokens and return all there are, the new ones with their gradients, those before without.
 
-        Without gradients what is returned are views of the memory, valid until tokens are appended or dropped; with
-        gradients it is a copy, so that a backward pass may follow later calls.
+        The first tokens are returned as they are. Later, without gradients, what is returned are views of the memory,
+        valid until tokens are appended or dropped; with gradients, or where the memory has a dtype of its own, it is a
+        copy, so that a backward pass may follow later calls.
 
         Raises:
-            HeadwayError: when tensors do not fit each other or what is cached.
+            HeadwayError: when tensors do not fit each other or what is cached, or there is no room for them.
         """
         if (k.ndim, v.ndim, pos.ndim) != (4, 4, 2):
             raise HeadwayError(
@@ -116,30 +151,59 @@ class KVCache:
         self._check(new)
         if "order" in self._store:
             new["order"] = self._before(new["pos"])["order"][:, None] + (new["pos"] >= 0).cumsum(1)
-        live, together = torch.is_grad_enabled(), {}
-        length = self._length + k.shape[2]
-        for name, tensor in new.items():
-            old = self._store.get(name)
-            if live:
-                together[name] = tensor if old is None else torch.cat((old[:, : self._length], tensor), 1)
-            # what was made in inference mode cannot be written to outside of it
-            frozen = old is not None and old.is_inference() and not torch.is_inference_mode_enabled()
-            if old is None or length > old.shape[1] or frozen:
-                room = tensor.new_empty(tensor.shape[0], max(length, 2 * self._length), *tensor.shape[2:])
-                if old is not None:
-                    room[:, : self._length] = old[:, : self._length]
-                self._store[name] = room
-            self._store[name][:, self._length : length] = tensor.detach()
-        self._length = length
+        first = not self.begun
+        # later, without gradients, the memory itself is returned, unless it is of another dtype
+        copied = not first and (torch.is_grad_enabled() or self.dtype is not None)
+        old = {name: self._get(name) for name in new} if copied else {}
+        at = self._write(new)
         if self._newest is not None:  # of a sequence that went on, the newest token is in memory again
             went_on, never = (new["pos"] >= 0).any(1), torch.iinfo(torch.int64).max
             self._newest["pos"] = self._newest["pos"].masked_fill(went_on, never)
             self._newest["order"] = self._newest["order"].masked_fill(went_on, -1)
-        if live:
-            return Tokens(
-                together["k"].transpose(1, 2), together["v"].transpose(1, 2), together["pos"], together.get("marks")
-            )
-        return Tokens(self.k, self.v, self.pos, self.marks)
+        if first:
+            return Tokens(k, v, pos, marks)
+        start = None if isinstance(at, slice) else at[:1]
+        if not copied:
+            return Tokens(self.k, self.v, self.pos, self.marks, start)
+        whole = {
+            name: torch.cat((old[name], tensor), 1) if isinstance(at, slice) else old[name].index_copy(1, at, tensor)
+            for name, tensor in new.items()
+        }
+        held = whole["k"].transpose(1, 2), whole["v"].transpose(1, 2), whole["pos"], whole.get("marks")
+        return Tokens(*held, start)
+
+    def _write(self, new: dict[str, Tensor]) -> slice | Int[Tensor, " tokens"]:
+        """Store tokens, and say where."""
+        used, tokens = self._length, new["pos"].shape[1]
+        if not self.begun:
+            self._kinds = {name: tensor.dtype for name, tensor in new.items()}
+        at: slice | Tensor
+        if self.size is None:
+            at, self._length = slice(used, used + tokens), used + tokens
+        else:
+            at, self._length = self._free(tokens, new["pos"].device), self.size
+        for name, tensor in new.items():
+            for part, x in _stored(name, tensor.detach(), self.dtype).items():
+                old = self._store.get(part)
+                if old is None or _frozen(old) or self._length > old.shape[1]:
+                    room = self._length if self.size is not None else max(self._length, 2 * used)
+                    self._store[part] = x.new_full((len(x), room, *x.shape[2:]), -1 if name == "pos" else 0)
+                    if old is not None:
+                        self._store[part][:, :used] = old[:, :used]
+                self._store[part][:, at] = x
+        return at
+
+    def _free(self, tokens: int, device: torch.device) -> Int[Tensor, " tokens"]:
+        """The next free places of a cache with a size."""
+        assert self.size is not None
+        filled = torch.zeros((), dtype=torch.int64, device=device) if self._filled is None else self._filled
+        expected = f"expected at most {self.size} tokens, the size of the cache"
+        if not readable(filled):
+            torch._assert_async(filled + tokens <= self.size, f"{expected}, got more")
+        elif int(filled) + tokens > self.size:
+            raise HeadwayError(f"{expected}, got {int(filled) + tokens}: make it larger, or keep() fewer")
+        self._filled = filled + tokens
+        return filled + torch.arange(tokens, device=device)
 
     def before(self, pos: Int[Tensor, "#batch tokens"]) -> tuple[Tensor, Int[Tensor, " batch"]] | None:
         """Marks (B, ...) and position (B,) of the token that new tokens at these positions follow in the text, -1 where
@@ -178,7 +242,7 @@ class KVCache:
             HeadwayError: on indices that are no whole numbers, lie outside the cache or come twice.
         """
         kept = self._indices(index)
-        if len(kept) == self._length:
+        if len(kept) == len(self):
             return
         self._store["order"] = self.order
         last = self._last()
@@ -187,9 +251,15 @@ class KVCache:
         else:  # of what was dropped at two times, the later in the text
             older = last["order"] < self._newest["order"]
             self._newest = {n: torch.where(_like(older, t), self._newest[n], t) for n, t in last.items()}
-        for name, tensor in self._store.items():
-            self._store[name] = tensor[:, : self._length].index_select(1, kept)
-        self._length = len(kept)
+        held = {name: tensor.index_select(1, kept) for name, tensor in self._store.items()}
+        if self._filled is None:
+            self._store, self._length = held, len(kept)
+            return
+        for name, tensor in held.items():
+            room = tensor.new_full((len(tensor), self._length, *tensor.shape[2:]), -1 if name == "pos" else 0)
+            room[:, : len(kept)] = tensor
+            self._store[name] = room
+        self._filled = torch.full_like(self._filled, len(kept))
 
     def crop(self, tokens: int) -> None:
         """Keep the oldest ``tokens`` in memory and forget the others, as if they had never come: a text rolled back.
@@ -197,14 +267,19 @@ class KVCache:
         Raises:
             HeadwayError: on a number below 0 or above the tokens there are; when some were dropped before.
         """
-        tokens = as_count(tokens, f"a number of tokens from 0 to {self._length}")
-        if tokens > self._length:
-            raise HeadwayError(f"expected a number of tokens from 0 to {self._length}, got {tokens}")
+        tokens = as_count(tokens, f"a number of tokens from 0 to {len(self)}")
+        if tokens > len(self):
+            raise HeadwayError(f"expected a number of tokens from 0 to {len(self)}, got {tokens}")
         if "order" in self._store:
             raise HeadwayError("expected a cache that holds all its tokens to be cropped, got one after keep()")
-        self._length = tokens
         if not tokens:
-            self._store = {}
+            self._store, self._length, self._filled = {}, 0, None
+        elif self._filled is None:
+            self._length = tokens
+        else:
+            pos = self._store["pos"]
+            self._store["pos"] = pos.masked_fill(torch.arange(pos.shape[1], device=pos.device) >= tokens, -1)
+            self._filled = torch.full_like(self._filled, tokens)
 
     def reorder(self, index: Int[Tensor, " batch"] | Sequence[int]) -> None:
         """Let sequence b go on as sequence ``index[b]`` did so far: beams that were chosen, or sequences that go on.
@@ -231,7 +306,7 @@ class KVCache:
 
     def _indices(self, index: Tensor | Sequence[int]) -> Int[Tensor, " kept"]:
         """Indices of the tokens to keep, ascending."""
-        expected = f"expected the indices to keep as whole numbers, or a boolean mask over {self._length} tokens"
+        expected = f"expected the indices to keep as whole numbers, or a boolean mask over {len(self)} tokens"
         try:
             given = index if isinstance(index, Tensor) else torch.tensor(list(index))
         except (TypeError, ValueError, RuntimeError):
@@ -239,7 +314,7 @@ class KVCache:
         if given.ndim != 1:
             raise HeadwayError(f"{expected}, in one dimension, got shape {tuple(given.shape)}")
         if given.dtype is torch.bool:
-            if len(given) != self._length:
+            if len(given) != len(self):
                 raise HeadwayError(f"{expected}, got a mask over {len(given)}")
             given = given.nonzero()[:, 0]
         elif given.numel() and (given.is_floating_point() or given.is_complex()):
@@ -250,9 +325,9 @@ class KVCache:
                 raise HeadwayError("expected nothing to keep, because the cache is empty, got indices")
             return given
         given = given.to(self._store["pos"].device)
-        if given.numel() and (int(given[0]) < 0 or int(given[-1]) >= self._length):
+        if given.numel() and (int(given[0]) < 0 or int(given[-1]) >= len(self)):
             wrong = int(given[0]) if int(given[0]) < 0 else int(given[-1])
-            raise HeadwayError(f"expected cache indices from 0 to {self._length - 1}, got {wrong}")
+            raise HeadwayError(f"expected cache indices from 0 to {len(self) - 1}, got {wrong}")
         if (given.diff() == 0).any():
             raise HeadwayError("expected each cache index once, got one twice: a cache holds a token once")
         return given
@@ -291,7 +366,7 @@ class KVCache:
             )
         if not self._store:
             return
-        held = {name: tensor for name, tensor in self._store.items() if name != "order"}
+        held = {name: self._store[name] for name in self._kinds if name != "order"}
         if new.keys() != held.keys():
             has, got = ("marks", "none") if "marks" in held else ("no marks", "some")
             raise HeadwayError(f"expected tokens with {has}, as those in the cache, got {got}: use a new cache")
@@ -302,13 +377,31 @@ class KVCache:
                 f"batch {k.shape[0]} and {tuple(k.shape[2:])}: use a new cache for another batch or model"
             )
         for name, tensor in new.items():
-            if name != "pos" and (tensor.dtype, tensor.device) != (held[name].dtype, held[name].device):
+            kind, device = self._kinds[name], held[name].device
+            if name != "pos" and (tensor.dtype, tensor.device) != (kind, device):
                 raise HeadwayError(
-                    f"expected {name} of {held[name].dtype} on {held[name].device}, as in the cache, got "
+                    f"expected {name} of {kind} on {device}, as in the cache, got "
                     f"{tensor.dtype} on {tensor.device}: use a new cache"
                 )
+
+
+def _frozen(x: Tensor) -> bool:
+    """Whether a tensor was made in inference mode and cannot be written to outside of it."""
+    return not torch.compiler.is_compiling() and x.is_inference() and not torch.is_inference_mode_enabled()
 
 
 def _like(rows: Bool[Tensor, " batch"], x: Tensor) -> Tensor:
     """One truth value per sequence, to choose among tensors of the shape of x."""
     return rows.view(-1, *[1] * (x.ndim - 1))
+
+
+def _stored(name: str, x: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """What is kept of keys or values (B, N, H, D): as they are, of another dtype, or 8 bits and scales (B, N, H, 1)."""
+    if dtype is None or name not in ("k", "v"):
+        return {name: x}
+    if dtype is not torch.int8:
+        return {name: x.to(dtype)}
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    largest = wide.abs().amax(-1, keepdim=True) if x.shape[-1] else wide.new_zeros((*x.shape[:-1], 1))
+    scale = (largest / 127).clamp(min=torch.finfo(wide.dtype).tiny)
+    return {name: (wide / scale).round().to(torch.int8), f"{name} scale": scale}

@@ -1,7 +1,7 @@
-"""Characters that people can read: names for those that show nothing, and ASCII for those that an encoding lacks.
+"""Readable characters: names for invisible ones, and ASCII for those that an encoding lacks.
 
-Text comes from anywhere: a model that writes single bytes, a file's name, an argument. What shows nothing by itself
-gets a name, so that no label is blank and no escape sequence reaches a terminal.
+Text may come from a model that writes single bytes, a file's name or an argument. Invisible characters get a name, so
+that no label is blank and no escape sequence reaches a terminal.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _CONTROLS = (
     *("DLE", "DC1", "DC2", "DC3", "DC4", "NAK", "SYN", "ETB", "CAN", "EM", "SUB", "ESC", "FS", "GS", "RS", "US"),
 )
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0")
-"""Letters and marks that fonts draw as nothing; variation selectors come beside them."""
+"""Letters and marks that fonts draw as nothing, in addition to variation selectors."""
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""They change the order in which their neighbours are shown."""
+"""Characters that change the display order of their neighbours."""
 _ASCII = {
     "√": "sqrt",
     "−": "-",
@@ -89,11 +89,11 @@ _GREEK = "GREEK SMALL LETTER "
 
 
 def label(text: str) -> str:
-    """A token as it is shown: never blank, never a character that shows nothing or acts on a terminal.
+    """A token's display text: never blank, without characters that are invisible or control a terminal.
 
-    White space is visible: ␣ ⏎ ⇥ ␍. What shows nothing is named: control characters (ESC), joiners, byte-order and
-    direction marks, unassigned and private characters, other spaces, marks without a letter to stand on (U+200D). A
-    byte that belongs to no character is written in hexadecimal. A label's label is itself.
+    White space becomes ␣ ⏎ ⇥ ␍. Invisible characters become their names (ESC) or code points (U+200D): control
+    characters, joiners, byte-order and direction marks, unassigned and private characters, other spaces, marks without
+    a base letter. A byte that belongs to no character is written in hexadecimal. A label's label is itself.
 
     >>> label("a b"), label("\\u200d"), label("\\x1b"), label("a\\x1b[1m"), label("\\u0301"), label("\\udcff")
     ('a␣b', 'U+200D', 'ESC', 'a<ESC>[1m', 'U+0301', '\\\\xff')
@@ -102,11 +102,11 @@ def label(text: str) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """A text in which every character shows something, as :func:`label` writes it.
+    """A text in which every character is visible, as in :func:`label`.
 
     Args:
-        text: any.
-        keep: white space that stays as it is.
+        text: any text.
+        keep: white space to leave unchanged.
 
     >>> printable("no \\x1b[2J", keep=" ")
     'no <ESC>[2J'
@@ -123,7 +123,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def harmless(text: str) -> str:
-    r"""A text as it is, but for characters that act on a terminal or reorder it, which get a name.
+    r"""A text unchanged, except that characters which control a terminal or reorder text are named.
 
     >>> harmless("猫\u200d\n\x1b[2J")
     '猫\u200d\n<ESC>[2J'
@@ -134,12 +134,12 @@ def harmless(text: str) -> str:
 
 
 def _acts(letter: str) -> bool:
-    """Whether a terminal does something else with a character than to show it."""
+    """Whether a character controls a terminal instead of being shown."""
     return letter in _DIRECTIONS or (letter not in "\n\t" and unicodedata.category(letter) in ("Cc", "Cs"))
 
 
 def shortened(text: str, length: int = 80) -> str:
-    """A text for an error message: its beginning and its end where it is longer.
+    """A text for an error message: its beginning and end if it is too long.
 
     >>> shortened("x" * 10_000, 20)
     'xxxxxxxxxx … xxxxxxx'
@@ -148,7 +148,7 @@ def shortened(text: str, length: int = 80) -> str:
 
 
 def _name(letter: str, base: bool) -> str | None:
-    """The name of a character that shows nothing; None for one that is seen. ``base``: a letter is before it."""
+    """The name of an invisible character; None for a visible one. ``base``: whether a letter precedes it."""
     code, category = ord(letter), unicodedata.category(letter)
     if letter in _SPACES:
         return _SPACES[letter]
@@ -166,7 +166,7 @@ def _name(letter: str, base: bool) -> str | None:
 
 
 def ascii_for(letter: str) -> str:
-    """A character in ASCII: what is printed by this library so that it reads, all else as an escape.
+    """A character in ASCII: readable for those that this library prints, an escape for all others.
 
     >>> ascii_for("√"), ascii_for("θ"), ascii_for("┤"), ascii_for("⠿"), ascii_for("猫")
     ('sqrt', 'theta', '|', '*', '\\\\u732b')
@@ -203,5 +203,5 @@ def _readable(error: UnicodeError) -> tuple[str, int]:
 
 
 READABLE = "headway.readable"
-"""The error handler of a stream whose encoding may lack characters: ``stream.reconfigure(errors=READABLE)``."""
+"""The error handler for a stream whose encoding may lack characters: ``stream.reconfigure(errors=READABLE)``."""
 codecs.register_error(READABLE, _readable)

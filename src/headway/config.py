@@ -53,6 +53,8 @@ class LayerConfig(Settings):
         log_scale: training length beyond which queries are scaled so that attention stays as sharp.
         sinks: learn an attention sink per head, a score for attending to nothing.
         qk_norm: normalise queries and keys.
+        kv_from: use the keys and values of the layer so many layers before, and its position method, see
+            :meth:`headway.Attention.share_kv`.
 
     >>> LayerConfig(window=511).position is None
     True
@@ -66,6 +68,7 @@ class LayerConfig(Settings):
     log_scale: Annotated[int | None, Whole(2)] = None
     sinks: bool | None = None
     qk_norm: bool | None = None
+    kv_from: Annotated[int | None, Whole(1)] = None
 
     def plain(self) -> dict[str, Any]:
         """The options that are not None, as JSON values."""
@@ -118,7 +121,8 @@ class TransformerConfig(Settings):
         attention_dropout: share of the self-attention weights that is set to zero in training.
         pattern: options per layer, each a :class:`LayerConfig` or its values, repeated to the number of layers:
             ``5 * [{"window": 511}] + [{}]`` is five local layers and one global layer, as in Gemma 3; ``3 * [{}] +
-            [{"position": "none"}]`` leaves every fourth layer without position, as in SmolLM3.
+            [{"position": "none"}]`` leaves every fourth layer without position, as in SmolLM3; ``[{}, {"kv_from": 1}]``
+            lets two layers share keys and values (arXiv:2405.12981).
         sandwich_norm: also normalise the output of each sublayer before it is added to the residual stream (Gemma 2).
         parallel: attention and MLP in parallel, x + attention(norm x) + MLP(norm x), with one norm (GPT-J, Cohere).
         backend: the attention backend, e.g. auto, sdpa or native, see :func:`headway.functional.attend`.
@@ -165,6 +169,26 @@ class TransformerConfig(Settings):
         if self.post_norm and (self.sandwich_norm or self.parallel):
             raise HeadwayError("expected post_norm without sandwich_norm and parallel, got both: leave one out")
         HeadShape.of(self.dim, self.heads, self.kv_heads, self.head_dim)
+        for number in range(self.layers if self.pattern else 0):
+            self._check_shared(number)
+
+    def _check_shared(self, number: int) -> None:
+        """Refuse a layer that would share the keys and values of none, or of one that has none."""
+        own = self.layer(number)
+        if own.kv_from is None:
+            return
+        if own.position is not None:
+            raise HeadwayError(
+                f"expected no position of its own for layer {number}, which has that of the layer whose keys it uses "
+                f"(kv_from), got {own.plain()['position']}"
+            )
+        owner = number - own.kv_from
+        if owner < 0 or self.layer(owner).kv_from is not None:
+            why = "there is none" if owner < 0 else "it uses those of another"
+            raise HeadwayError(
+                f"expected kv_from of layer {number} to name a layer with keys and values of its own, "
+                f"got {own.kv_from}, layer {owner}: {why}"
+            )
 
     def plain(self) -> dict[str, Any]:
         """The options as JSON values, the position method as a string."""
@@ -175,6 +199,10 @@ class TransformerConfig(Settings):
             "position": position if isinstance(position, str) else position.spec(),
             "pattern": pattern,
         }
+
+    def owners(self) -> list[int]:
+        """For each layer the one whose keys and values it uses: itself, or an earlier one (``kv_from``)."""
+        return [number - (self.layer(number).kv_from or 0) for number in range(self.layers)]
 
     def layer(self, number: int) -> LayerConfig:
         """The options of one layer."""

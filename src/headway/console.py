@@ -1,8 +1,8 @@
-"""The one place between the commands and a terminal: what is checked of every option, and how every error ends.
+"""Everything between the commands and a terminal: checks that apply to every option, and the handling of every error.
 
-An error ends a command with one sentence on standard error: status 2 where an argument was wrong, 1 where the machine
-failed (a full disk, no memory), 130 after ctrl-C, 141 in silence when the reader of our output is gone. With
-``HEADWAY_DEBUG=1`` it ends with the traceback instead.
+An error ends a command with one sentence on standard error: status 2 for a wrong argument, 1 for a failure of the
+machine (a full disk, no memory), 130 after ctrl-C, and 141, without a message, when the reader of the output has closed
+it. With ``HEADWAY_DEBUG=1`` the traceback is shown instead.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _WIDTHS = range(20, 501)
-"""Columns of a terminal that are believed."""
+"""Range of plausible terminal widths, in columns."""
 _LONGEST = 800
-"""Characters of an error."""
+"""Maximum characters of an error message."""
 _MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "std::bad_alloc")
-"""How torch says it, by a RuntimeError."""
+"""How torch reports it, in a RuntimeError."""
 
 
 class _Interrupted(Exception):
-    """Ctrl-C: typer would end in silence."""
+    """Ctrl-C: typer would exit without a message."""
 
 
 class _ReaderGone(Exception):
-    """Whoever read our output stopped, as ``head`` does: typer would take that for an error."""
+    """The reader of the output has closed it, as ``head`` does: typer would report an error."""
 
 
 class Checked(TyperCommand):
-    """A command whose options are checked once, all alike, before it begins, so that none needs to think of these."""
+    """A command whose options get common checks before it begins, so that no command has to repeat them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the command line; an empty path must not become the folder one is in."""
+        """Read the command line; an empty path must not become the current folder."""
         given = self.make_parser(ctx).parse_args(list(args))[0]
         rest: list[str] = super().parse_args(ctx, args)
         for name, value in ctx.params.items():
@@ -63,11 +63,11 @@ class Checked(TyperCommand):
         return next(one for one in self.params if one.name == name)
 
     def _is_path(self, name: str) -> bool:
-        """Whether an older typer, which makes the path of a text later, will."""
+        """Whether an older typer will convert this text to a path later."""
         return getattr(getattr(self._parameter(name), "type", None), "name", "") == "path"
 
     def _named(self, name: str) -> str:
-        """How a parameter is written on the command line."""
+        """The name of a parameter on the command line."""
         parameter = self._parameter(name)
         written: str = parameter.opts[0] if parameter.param_type_name == "option" else name.upper()
         return written
@@ -83,9 +83,9 @@ class Checked(TyperCommand):
 
 
 def run(app: typer.Typer, arguments: Sequence[str]) -> int:
-    """Run a command line and give its exit status; whatever happens is one sentence on standard error."""
+    """Run a command line and return its exit status; any error becomes one sentence on standard error."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError):  # none at all, or one of a test's own
+        with contextlib.suppress(AttributeError, ValueError):  # it may be missing, or replaced by a test
             stream.reconfigure(errors=READABLE)  # type: ignore[union-attr]
     try:
         status = app(args=list(arguments) or ["--help"], prog_name="headway", standalone_mode=False)
@@ -101,7 +101,7 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
 
 
 def _end(error: BaseException) -> int:
-    """Say in one sentence how a command ended, and give its exit status."""
+    """Print in one sentence how a command ended, and return its exit status."""
     if isinstance(error, BrokenPipeError | _ReaderGone):
         _drop_output()
         return 141
@@ -111,7 +111,7 @@ def _end(error: BaseException) -> int:
             sys.stdout.flush()
     _drop_output(error)
     if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):  # nobody is left to be told
+        with contextlib.suppress(OSError, ValueError):  # nobody reads standard error
             print(f"error: {shortened(printable(said, keep=' '), _LONGEST)}", file=sys.stderr, flush=True)
     return status
 
@@ -126,7 +126,7 @@ def _sentence(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt | _Interrupted | typer.Abort):
         return "interrupted", 130
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _names_memory(error)):
-        return "expected enough memory, got no more of it: choose a smaller model, batch or length", 1
+        return "expected enough memory, got none left: choose a smaller model, batch or length", 1
     if isinstance(error, OSError):
         place = f" {error.filename!r}" if error.filename is not None else ""
         return f"the system refused{place}: {error.strerror or error}", 1
@@ -138,7 +138,7 @@ def _sentence(error: BaseException) -> tuple[str, int]:
 
 
 def _usage_errors() -> type[Any]:
-    """What typer raises on a command line it cannot read; the class is its own or click's, as its version has it."""
+    """What typer raises on an invalid command line: its own class or click's, depending on its version."""
     return next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
@@ -147,7 +147,7 @@ def _names_memory(error: RuntimeError) -> bool:
 
 
 def _drop_output(error: BaseException | None = None) -> None:
-    """Nothing more can be written: what is still held back must not fail once more when Python ends."""
+    """Discard buffered output, which would fail again when Python exits."""
     if error is not None and not isinstance(error, OSError):
         return
     with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -155,11 +155,11 @@ def _drop_output(error: BaseException | None = None) -> None:
 
 
 def console(*, error: bool = False) -> Console:
-    """A terminal, or a file or pipe of 120 columns, on standard output or error; what it prints cannot act on it."""
+    """A console on standard output or error, 120 columns wide for a file or pipe; printed text cannot control it."""
     from rich.console import Console
 
     class Harmless(Console):
-        """What is printed as text is shown, not obeyed."""
+        """Escapes control sequences in printed text."""
 
         def print(self, *objects: Any, **options: Any) -> None:
             super().print(*(harmless(one) if isinstance(one, str) else one for one in objects), **options)
@@ -167,7 +167,7 @@ def console(*, error: bool = False) -> Console:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    shown = Harmless(markup=False, highlight=False, stderr=error)  # paths, commands and messages may hold brackets
+    shown = Harmless(markup=False, highlight=False, stderr=error)  # paths, commands and messages may contain brackets
     if not shown.is_terminal and "COLUMNS" not in os.environ:
         shown.width = 120  # a file or a pipe has no width of its own
     shown.width = min(max(shown.width, _WIDTHS[0]), _WIDTHS[-1])
@@ -175,12 +175,12 @@ def console(*, error: bool = False) -> Console:
 
 
 def wrote(what: str, path: Path, *others: Path | None) -> None:
-    """Say where an output is, on standard error where it, or one beside it, went to a device or pipe."""
+    """Print where an output was written, on standard error if it, or one of its companions, is a device or pipe."""
     console(error=streamed(path, *others)).print(f"{what}: {path}", soft_wrap=True)
 
 
 def progress_bars(console: Console) -> Progress:
-    """Bars of progress that are gone afterwards."""
+    """Progress bars that disappear when finished."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
@@ -190,5 +190,5 @@ def progress_bars(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,  # else a file or a pipe gets an empty line
+        disable=not console.is_terminal,  # otherwise a file or pipe gets an empty line
     )

@@ -1,4 +1,4 @@
-"""Attention itself: one checked call, the ordered tuple of backends that may run it, and a plan that says which will.
+"""Attention as a function: checks its arguments, chooses a backend, and can say in advance which one (``plan``).
 
 out_i = Σ_j softmax_j( scale · q_i·k_j + terms(i, j) under mask(i, j) ) · v_j
 """
@@ -17,12 +17,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headway.backends import BACKENDS, SHIPPED
-from headway.backends.base import Backend, Call, transforms
-from headway.integers import Array, Integers, as_positions, readable
+from headway.backends.base import Backend, Call, bad_tokens, transforms
+from headway.integers import Array, Integers, as_positions, exporting, readable
 from headway.masks import Before, Causal, Dense, Mask, as_mask, divided, fitted, padding
 from headway.positions.base import Position
 from headway.schema import Number, require
-from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief, contents
+from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief, broadcasts, contents
 from headway.terms import AnyTerm, DenseBias, LowRankBias
 
 DROPOUT = Number(0, below=1)
@@ -50,32 +50,31 @@ def attend(
 ) -> Float[Tensor, "batch heads queries dim_v"]:
     """Scaled dot-product attention with positions.
 
-    A query that may see no key gets zeros and zero gradients. NaN or inf in a key, value or query that is masked
-    reaches nothing.
+    A query that sees no key gets zeros and zero gradients. NaN or inf in a masked key, value or query does not spread.
 
     Args:
         q: queries, (B, H, Q, D).
         k: keys, (B, H_kv, K, D), where H_kv divides H.
         v: values, (B, H_kv, K, D_v).
         mask: which keys each query may see, see :mod:`headway.masks`; a boolean tensor, (B or 1, H or 1, Q, K), (B or
-            1, Q, K) or (Q, K), is taken as :class:`headway.masks.Dense`, one of floats is added to the scores, as
+            1, Q, K) or (Q, K), becomes :class:`headway.masks.Dense`; a float tensor is added to the scores, as
             :class:`headway.terms.DenseBias`.
-        terms: what is added to scores or values, see :mod:`headway.terms`.
+        terms: terms added to scores or values, see :mod:`headway.terms`.
         q_pos: integer positions of the queries below 2⁴⁰, (B or 1, Q) or (Q,), as a tensor, array or list; -1 is
             padding. Default 0 … Q−1.
         k_pos: integer positions of the keys, likewise. Default 0 … K−1.
-        scale: multiplies q·k; default 1/√D, which keeps the variance of the scores at that of one product term.
+        scale: multiplies q·k; default 1/√D, with which the scores of independent unit-variance entries have variance 1.
         normalise: how scores become weights: "softmax", or "stickbreaking" (arXiv:2410.17980), where key j gets the
-            share σ(s_j) of what the keys between it and the query left over. A query then sees only keys at positions
-            before its own, nearest is what lies last in memory, and weights sum to at most 1; with
-            "stickbreaking+remainder" the query's own key gets the rest. The queries are then the newest of the keys.
+            share σ(s_j) of what the keys between it and the query left over. A query then sees only keys at earlier
+            positions, the last in memory counts as the nearest, and weights sum to at most 1. With
+            "stickbreaking+remainder" the query's own key gets the rest; the queries must then be the last of the keys.
         softcap: c in c·tanh(scale·q·k / c), which keeps the content part of scores within ±c, before terms are added
             (Gemma 2, arXiv:2408.00118). Default none.
-        sinks: for each head the score of one more key of value zero, (H,): weights then sum to less than 1, and a head
-            can attend to nothing (gpt-oss). Default none.
+        sinks: for each head the score of an additional key whose value is zero, (H,): weights then sum to less than 1,
+            and a head can attend to nothing (gpt-oss). Default none.
         dropout: share of the attention weights set to zero, the others divided by 1 − dropout; from 0 to below 1.
-        seed: decides which: the same pairs for the same seed, in every backend and both passes; default one drawn from
-            torch's generator.
+        seed: decides which weights are dropped: the same seed drops the same pairs, in every backend and both passes;
+            default drawn from torch's generator.
         backend: "auto" or a name of :data:`headway.backends.BACKENDS`; a named backend that cannot run the call raises,
             with its reason.
 
@@ -92,31 +91,27 @@ def attend(
 
 
 def attend_checked(call: Call, backend: str) -> Float[Tensor, "batch heads queries dim_v"]:
-    """What :func:`attend` does after :func:`check`."""
+    """Run a call that :func:`check` returned."""
     call = _folded(call)
     route = _choose(call, backend)
-    run = _load(route).run
-    if readable(call.q) and not call.training and getattr(_load(route), "SHOWS_NAN", False):
-        # looking at the result instead of at what it was made from reads a long cache once, not twice
-        out = run(call)
-        if math.isfinite(out.sum()):
-            return out
-    call, poisoned = _isolate(call)
-    out = run(call)
+    chosen = _load(route)
+    alone = hasattr(chosen, "isolates") and chosen.isolates(call)
+    call, poisoned = (call, None) if alone else _isolate(call)
+    out = chosen.run(call)
     if route != "reference" and out.requires_grad and not torch.compiler.is_compiling() and not transforms():
         out.register_hook(partial(_refuse_second_backward, route))
     return out if poisoned is None else out.masked_fill(poisoned[..., None], torch.nan)
 
 
 def _folded(call: Call) -> Call:
-    """The call with its low-rank biases as further dimensions of queries and keys: q·k + q_b·k_b is one product."""
+    """The call with low-rank biases appended to queries and keys as more dimensions: q·k + q_b·k_b is one product."""
     found = [term for term in call.terms if isinstance(term, LowRankBias)]
     (batch, heads, queries, _), (_, kv_heads, keys, _) = call.q.shape, call.k.shape
     if not found or call.softcap is not None or call.row_terms or call.scale == 0:
         return call
-    if any(len(x) not in (1, batch) for term in found for x in (term.q, term.k)):
+    if any(not broadcasts(len(x), batch) for term in found for x in (term.q, term.k)):
         return call
-    if any(term.k.shape[1] not in (1, kv_heads) for term in found):
+    if any(not broadcasts(term.k.shape[1], kv_heads) for term in found):
         return call
     q = [(term.q / call.scale).to(call.q.dtype).expand(batch, heads, queries, -1) for term in found]
     k = [term.k.to(call.k.dtype).expand(batch, kv_heads, keys, -1) for term in found]
@@ -125,7 +120,7 @@ def _folded(call: Call) -> Call:
 
 
 def _refuse_second_backward(route: str, gradient: Tensor | None) -> None:
-    # grad mode is on in a backward pass only when it is to be differentiated itself
+    # grad mode is on in a backward pass only if the pass will itself be differentiated
     if torch.is_grad_enabled():
         raise HeadwayError(
             f"expected one backward pass, because backend {route!r} cannot be differentiated twice, "
@@ -150,10 +145,10 @@ def check(
     *,
     looked_at: bool = False,
 ) -> Call:
-    """What :func:`attend` is given, checked, with nothing left to default; arguments and errors are those of attend.
+    """Check the arguments of :func:`attend` and fill in its defaults; arguments and errors are those of attend.
 
     Args:
-        looked_at: whether the values of positions are known to be in range, as those of a cache are.
+        looked_at: whether positions are known to be in range, as those of a cache are.
     """
     _check_tensors(q, k, v)
     if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None:
@@ -171,9 +166,9 @@ def check(
     mask, terms = with_bias(mask, terms)
     mask, real = padding(fitted(mask, q.shape[0], q.shape[2], k.shape[2], q.device))
     if real is not None:
-        if real.shape[0] not in (1, k.shape[0]) or real.shape[1] != k.shape[2]:
+        if not broadcasts(real.shape[0], k.shape[0]) or real.shape[1] != k.shape[2]:
             raise HeadwayError(
-                f"expected a (batch or 1, keys) KeyPadding over {k.shape[2]} keys, those of a cache among them, got "
+                f"expected a (batch or 1, keys) KeyPadding over {k.shape[2]} keys, including cached ones, got "
                 f"one of shape {tuple(real.shape)}"
             )
         places = (
@@ -218,7 +213,7 @@ def as_seed(seed: int | Tensor | None) -> Tensor:
     """The seed of a call's dropout as a tensor (1,) on the CPU; None draws one from torch's generator.
 
     Raises:
-        HeadwayError: when it is no whole number.
+        HeadwayError: when it is not a whole number.
     """
     if seed is None:
         return torch.randint(2**62, (1,))
@@ -235,9 +230,9 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     if not (q.ndim == k.ndim == v.ndim == 4):
         raise HeadwayError(f"expected q, k and v of shape (batch, heads, tokens, head width), got {shapes}")
     if not (q.shape[0] == k.shape[0] == v.shape[0]):
-        raise HeadwayError(f"expected q, k and v of one batch size, got {shapes}")
+        raise HeadwayError(f"expected q, k and v with the same batch size, got {shapes}")
     if q.shape[3] != k.shape[3]:
-        raise HeadwayError(f"expected queries and keys of one head width, got {shapes}")
+        raise HeadwayError(f"expected queries and keys with the same head width, got {shapes}")
     if k.shape[1:3] != v.shape[1:3]:
         raise HeadwayError(f"expected as many values as keys, in as many heads, got {shapes}")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
@@ -251,7 +246,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
 def _check_sinks(sinks: Tensor, q: Tensor) -> None:
     if not isinstance(sinks, Tensor) or not sinks.is_floating_point():
         got = sinks.dtype if isinstance(sinks, Tensor) else type(sinks).__name__
-        raise HeadwayError(f"expected sinks as a tensor of floats, one per query head, got {got}")
+        raise HeadwayError(f"expected sinks as a float tensor, one per query head, got {got}")
     if tuple(sinks.shape) != (q.shape[1],) or sinks.device != q.device:
         raise HeadwayError(
             f"expected sinks of shape ({q.shape[1]},), one per query head, on {q.device}, "
@@ -260,28 +255,28 @@ def _check_sinks(sinks: Tensor, q: Tensor) -> None:
 
 
 def _check_normalise(normalise: str, q: Tensor, k: Tensor, sinks: Tensor | None) -> Mask | None:
-    """What stick-breaking hides besides: all but the past."""
+    """The additional mask of stick-breaking: only earlier positions."""
     if not isinstance(normalise, str):
         raise HeadwayError(f"expected normalise as text, 'softmax' or 'stickbreaking', got {brief(normalise)}")
     if normalise not in ("stickbreaking", "stickbreaking+remainder"):
         return None
     if sinks is not None:
         raise HeadwayError(
-            "expected no sinks with normalise='stickbreaking', whose weights sum to less than 1 already, got some: "
+            "expected no sinks with normalise='stickbreaking', whose weights already sum to less than 1, got some: "
             "leave them out"
         )
     if normalise == "stickbreaking":
         return Before()
     if q.shape[2] > k.shape[2]:
         raise HeadwayError(
-            f"expected a key of its own for each query, which takes the remainder of the stick, got {q.shape[2]} "
+            f"expected a key for each query, to take the remainder of the stick, got {q.shape[2]} "
             f"queries and {k.shape[2]} keys: use normalise='stickbreaking'"
         )
     return Causal()
 
 
 def with_bias(mask: Mask | Tensor | Array | None, terms: Sequence[AnyTerm]) -> tuple[Mask | None, tuple[AnyTerm, ...]]:
-    """The mask and the terms of a call; a mask of floats, as torch's ``attn_mask`` may be, is one of its terms."""
+    """The mask and the terms of a call; a float mask, as torch's ``attn_mask`` may be, becomes a term."""
     mask, added = divided(mask)
     return mask, as_terms(terms) if added is None else (*as_terms(terms), DenseBias(added))
 
@@ -290,7 +285,7 @@ def as_terms(terms: Sequence[AnyTerm]) -> tuple[AnyTerm, ...]:
     """Terms as a tuple.
 
     Raises:
-        HeadwayError: when they are no tuple or list.
+        HeadwayError: when they are not a tuple or list.
     """
     if not isinstance(terms, Sequence) or isinstance(terms, str | bytes):
         raise HeadwayError(f"expected a tuple or list of terms of headway.terms, got {type(terms).__name__}")
@@ -340,10 +335,17 @@ def _load(name: str) -> Backend:
 
 
 def _refusal(name: str, call: Call) -> str | None:
-    """Why a backend cannot run the call where it is made, or None when it can."""
+    """Why a backend cannot run the call, under the active transforms of torch.func too; None when it can."""
     backend = _load(name)
     beyond = [active for active in transforms() if active not in getattr(backend, "TRANSFORMS", ())]
     return f"it does not run under {' and '.join(beyond)}" if beyond else backend.refuses(call)
+
+
+def _unexportable(name: str) -> str | None:
+    """Why ``auto`` takes no such backend into an exported program."""
+    if not exporting() or getattr(_load(name), "EXPORTS", False):
+        return None
+    return "an exported program consists of torch's own operators and serves every length"
 
 
 def _choose(call: Call, backend: str) -> str:
@@ -355,8 +357,10 @@ def _choose(call: Call, backend: str) -> str:
             raise HeadwayError(f"backend {backend!r} cannot run this call: {reason}; backend='auto' finds one that can")
         return backend
     refusals = []
-    for name in BACKENDS:
-        reason = _refusal(name, call)
+    # one query in compiled code: torch's own operator is called without Python
+    one = torch.compiler.is_compiling() and call.q.shape[2] == 1 and not call.training
+    for name in ("sdpa", *BACKENDS) if one else BACKENDS:
+        reason = _unexportable(name) or _refusal(name, call)
         if reason is None:
             return name
         refusals.append(f"{name}: {reason}")
@@ -364,14 +368,14 @@ def _choose(call: Call, backend: str) -> str:
 
 
 def _isolate(call: Call) -> tuple[Call, Bool[Tensor, "batch heads queries"] | None]:
-    """Zero the tokens of q, k and v that hold NaN or inf, and name the rows that may see one, which become NaN.
+    """Zero the tokens of q, k and v that contain NaN or inf, and find the rows that see one, which become NaN.
 
     A kernel multiplies a hidden key's weight, 0, with its value: 0 · NaN = NaN would reach rows that must not see it.
-    And torch's fused CPU kernel takes a row of nothing but NaN for a masked one: it would hide what should be seen.
+    And torch's fused CPU kernel treats a row of only NaN as fully masked: it would hide a NaN that must show.
     """
     if call.device == "meta":
         return call, None
-    # on a CPU one look is nearly free; elsewhere it would wait for the device, so the work is done unasked
+    # on a CPU checking is nearly free; elsewhere it would wait for the device, so the work is done unconditionally
     per_query = [x for term in call.row_terms for x in term.per_query]
     per_key = [x for term in call.row_terms for x in term.per_key]
     if readable(call.q):
@@ -380,12 +384,12 @@ def _isolate(call: Call) -> tuple[Call, Bool[Tensor, "batch heads queries"] | No
                 return call, None
     elif call.mask is None and call.default_positions and not call.row_terms:
         return call, None
-    bad_row = _bad(call.q)  # (B, H, Q)
-    bad_key = _bad(call.k) | _bad(call.v)  # (B, H_kv, K)
+    bad_row = bad_tokens(call.q)  # (B, H, Q)
+    bad_key = bad_tokens(call.k) | bad_tokens(call.v)  # (B, H_kv, K)
     for x in per_query:
-        bad_row = bad_row | _bad(x)
-    for x in per_key:  # of any number of heads
-        bad_key = bad_key | _bad(x).any(1, keepdim=True)
+        bad_row = bad_row | bad_tokens(x)
+    for x in per_key:  # their number of heads varies
+        bad_key = bad_key | bad_tokens(x).any(1, keepdim=True)
     q = call.q.masked_fill(bad_row[..., None], 0.0)
     k, v = call.k.masked_fill(bad_key[..., None], 0.0), call.v.masked_fill(bad_key[..., None], 0.0)
     if call.default_positions and call.mask is None:
@@ -394,7 +398,7 @@ def _isolate(call: Call) -> tuple[Call, Bool[Tensor, "batch heads queries"] | No
     elif call.default_positions and isinstance(call.mask, Causal):
         poisoned = bad_row | (bad_key.cumsum(-1) > 0).repeat_interleave(call.groups, 1)
     else:
-        # attention with equal weights says what share of the keys a query sees is bad, and whether it sees any
+        # uniform attention over the flags: the share of bad keys among those a query sees, and whether it sees any key
         with torch.no_grad():
             share = torch.stack((bad_key, torch.ones_like(bad_key)), -1).to(q.dtype)
             probe = replace(
@@ -412,24 +416,16 @@ def _isolate(call: Call) -> tuple[Call, Bool[Tensor, "batch heads queries"] | No
     return replace(call, q=q, k=k, v=v), poisoned
 
 
-def _bad(x: Tensor) -> Bool[Tensor, "*tokens"]:
-    """Which vectors hold NaN or inf: read once, where isfinite() would make several tensors as large as x."""
-    if x.shape[-1] == 0:
-        return torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
-    largest: Tensor = torch.linalg.vector_norm(x.detach(), torch.inf, -1)
-    return ~largest.isfinite()
-
-
 @dataclass(frozen=True)
 class Plan:
-    """What will run a position method, how exact, in how much memory, and why not the others. Print it.
+    """Which backend will run a position method, its exactness and memory, and why others refuse; made for printing.
 
     Args:
         position: the method.
         route: the backend that will run.
         exactness: in words.
         memory: in words.
-        refused: (backend, reason) for every backend tried before.
+        refused: (backend, reason) for every backend that was tried first.
     """
 
     position: str
@@ -454,7 +450,7 @@ def plan(
     device: str | torch.device = "cpu",
     training: bool = True,
 ) -> Plan:
-    """Say what would run a position method, without running it.
+    """Say which backend would run a position method, without running it.
 
     Args:
         position: the method, attached or not; it is not changed.
@@ -463,15 +459,17 @@ def plan(
         head_dim: width of one head.
         kv_heads: key heads; default ``heads``.
         mask: default :class:`headway.masks.Causal`.
-        device: where it would run.
-        training: whether gradients will be asked for.
+        device: the device it would run on.
+        training: whether gradients will be needed.
 
     >>> from headway.positions import Rotary
     >>> print(plan(Rotary(), tokens=1024, heads=8, head_dim=64))
     rotary: native · exact · O(queries + keys): fused
     """
     if not isinstance(position, Position):
-        raise HeadwayError(f"expected a position method as Rotary(), got {brief(position)}: parse() makes one of text")
+        raise HeadwayError(
+            f"expected a position method, e.g. Rotary(), got {brief(position)}: parse() makes one from text"
+        )
     heads, head_dim = as_count(heads, "heads of at least 1", 1), as_count(head_dim, "head_dim of at least 1", 1)
     tokens = as_count(tokens, "tokens of at least 0")
     shape = HeadShape.of(heads * head_dim, heads, kv_heads, head_dim)

@@ -1,4 +1,4 @@
-"""Positions and other whole numbers as people give them: tensors, arrays or lists, looked at where it costs nothing."""
+"""Positions and other integers given as tensors, arrays or lists; values are checked where reading them is free."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
-from headway.shapes import HeadwayError, brief
+from headway.shapes import HeadwayError, brief, broadcasts
 
 Positions = Int[Tensor, "#batch _"]
 FAR = 2**40
-"""A distance no pair of tokens has, because positions are below it."""
+"""Larger than any distance, because positions are below it."""
 
 
 @runtime_checkable
 class Array(Protocol):
-    """What NumPy and its kin hand over."""
+    """Anything that NumPy can convert to an array."""
 
     def __array__(self, *_: Any, **__: Any) -> Any: ...
 
 
 Integers = Int[Tensor, "..."] | Array | Sequence[Any]
-"""Integers as a user has them: a tensor, a NumPy array, or a list (of lists)."""
+"""Integers as users pass them: a tensor, a NumPy array, or a list (of lists)."""
 
 
 def as_integers(given: Integers, name: str, device: torch.device | None = None) -> Int[Tensor, "..."]:
-    """Integers as an int64 tensor; a tensor stays where it is, what is none yet goes to ``device``.
+    """Integers as an int64 tensor; a tensor stays on its device, anything else goes to ``device``.
 
     Raises:
         HeadwayError: when they are not integers.
@@ -51,11 +51,11 @@ def as_integers(given: Integers, name: str, device: torch.device | None = None) 
 
 
 def readable(x: Tensor, *, anywhere: bool = False) -> bool:
-    """Whether the numbers of a tensor may be looked at: not while torch traces, transforms or only plans a computation.
+    """Whether a tensor's values may be read: not while torch traces or transforms, nor on the meta device.
 
     Args:
-        x: what would be looked at.
-        anywhere: on a GPU too, which has to finish first; otherwise only where a look is nearly free.
+        x: the tensor.
+        anywhere: also on a GPU, which has to be waited for; otherwise only where reading is nearly free.
     """
     if torch.compiler.is_compiling() or not (anywhere or x.device.type == "cpu"):
         return False
@@ -65,8 +65,17 @@ def readable(x: Tensor, *, anywhere: bool = False) -> bool:
 _PLAIN = (Tensor, nn.Parameter)
 
 
+def exporting() -> bool:
+    """Whether ``torch.export`` traces, also for ONNX: its program serves every length, so nothing may depend on one."""
+    return torch.compiler.is_exporting()
+
+
+# torch 2.11 says under torch.compile that it exports, unless the function is called while it traces
+exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def in_range(pos: Int[Tensor, "..."], name: str, least: int = -1) -> Int[Tensor, "..."]:
-    """The positions themselves, looked at where that is nearly free: on a CPU and not under torch.compile.
+    """Check positions and return them; values are checked only where reading is nearly free: on a CPU, uncompiled.
 
     Raises:
         HeadwayError: when one is below ``least``, or so large that sums of them could overflow.
@@ -88,23 +97,23 @@ def as_positions(
     Args:
         pos: integers, one per token, (B or 1, N) or (N,); -1 is padding.
         x: the tokens.
-        name: what messages call them.
+        name: their name in messages.
         looked_at: whether their values are known to be in range.
 
     Raises:
-        HeadwayError: when they are not integers, not one per token, elsewhere, or (on a CPU) out of range.
+        HeadwayError: when they are not integers, not one per token, on another device, or (on a CPU) out of range.
     """
     batch, tokens = x.shape[:2]
     if pos is None:
         return torch.arange(tokens, device=x.device)[None]
     if isinstance(pos, Tensor) and pos.dtype is torch.bool:
         raise HeadwayError(
-            f"expected integer {name}, got torch.bool: of a mask that is True at tokens and False at padding pass "
+            f"expected integer {name}, got torch.bool: for a mask that is True at tokens and False at padding pass "
             f"(mask.cumsum(-1) - 1).masked_fill(~mask, -1)"
         )
     pos = as_integers(pos, name, x.device)
     pos = pos[None] if pos.ndim == 1 else pos
-    if pos.ndim != 2 or pos.shape[1] != tokens or pos.shape[0] not in (1, batch):
+    if pos.ndim != 2 or pos.shape[1] != tokens or not broadcasts(pos.shape[0], batch):
         raise HeadwayError(f"expected {name} of shape ({batch} or 1, {tokens}), got {tuple(pos.shape)}")
     if pos.device != x.device:
         raise HeadwayError(f"expected {name} on {x.device}, got {pos.device}")

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from headway.attending import Attending, Core, check_fits, check_given, place_parameters
+from headway.attending import Attending, Core, check_fits, check_given, normed, place_parameters
 from headway.cache import KVCache, Tokens
 from headway.functional import with_bias
 from headway.init import initialise
@@ -176,20 +176,20 @@ class LatentAttention(Attending):
         x, q_pos, where, given = self.placed(x, None, pos, coordinates, cache)
         if given or mask is not None:
             self._ordered(q_pos, mask)
-        given |= cache is not None and len(cache) > 0
+        given |= cache is not None and cache.begun
         q, turned, tokens = self._latent(x, q_pos, where, cache)
         return self._attend(q, turned, q_pos, tokens, mask, terms, cache, absorb=absorb, given=given)
 
     def _latent(self, x: Tensor, q_pos: Tensor, where: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor, Tokens]:
         """Queries without position and rotated; and latent vectors with rotated keys: of the cache, then of x."""
-        low = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
+        low = x if self.q_down is None or self.q_norm is None else normed(self.q_norm, self.q_down(x))
         wide = self.head_dim + self.position_dim
         q = self.q(low).view(*x.shape[:2], self.heads, wide).transpose(1, 2)
         q, turned = q.split((self.head_dim, self.position_dim), -1)
         latent, key = self.kv_down(x).split((self.latent_dim, self.position_dim), -1)
         marks = self.position.marked(x, q_pos, self._before(cache, q_pos))
         turned, key = self.position.rotate(turned, key[:, None], where, where)
-        held = torch.cat((self.kv_norm(latent)[:, None], key), -1)
+        held = torch.cat((normed(self.kv_norm, latent)[:, None], key), -1)
         none = held[..., :0]  # values are in the latent vectors
         tokens = Tokens(held, none, q_pos, marks) if cache is None else cache.append(held, none, q_pos, marks)
         return q, turned, tokens
@@ -210,10 +210,7 @@ class LatentAttention(Attending):
         """Attention over latent vectors, or over the keys and values made from them, and the output projection."""
         mask = self.restricted(mask)
         latent, key = tokens.k.tensor_split((self.latent_dim,), -1)  # a method may have made the rotated part wider
-        turned, key, own = self.prepared(
-            turned, key, q_pos, tokens.pos, tokens.marks, mask, cache, crosses=False, given=given
-        )
-        up_k, up_v = (linear.weight.view(self.heads, -1, self.latent_dim) for linear in (self.k, self.v))
+        turned, key, own = self.prepared(turned, key, q_pos, tokens, mask, cache, crosses=False, given=given)
         if any(isinstance(term, ValuesByDistance) for term in own):
             if self.value_dim != self.position_dim:
                 raise HeadwayError(
@@ -221,11 +218,15 @@ class LatentAttention(Attending):
                     f"{self.position.method_name()} adds to values, got {self.value_dim}"
                 )
             absorb = False
-        absorb = self._absorbs(q.shape[2], key.shape[2]) if absorb is None else absorb
+        if absorb is None:
+            absorb = self._absorbs(q.shape[2], key.shape[2])
+        elif absorb:
+            self._check_absorbable()
         if absorb:
+            up_k, up_v = (linear.weight.view(self.heads, -1, self.latent_dim) for linear in (self.k, self.v))
             q, k, v = q @ up_k, latent, latent
         else:
-            k, v = latent @ up_k.mT, latent @ up_v.mT
+            k, v = (up(latent[:, 0]).unflatten(-1, (self.heads, -1)).transpose(1, 2) for up in (self.k, self.v))
             key = key.expand(-1, self.heads, -1, -1)
         q, k = torch.cat((q, turned), -1), torch.cat((k, key), -1)
         heads = self.weighed(q, k, v, mask, (*own, *terms), q_pos, tokens.pos, given=given)
@@ -236,9 +237,23 @@ class LatentAttention(Attending):
 
     def _absorbs(self, queries: int, keys: int) -> bool:
         """Whether absorbing takes fewer multiplications: wider vectors per pair against keys and values not made."""
+        if self._replaced():
+            return False
         made = (keys - queries) * self.latent_dim * (self.head_dim + self.value_dim)
         wider = queries * keys * (2 * self.latent_dim - self.head_dim - self.value_dim)
         return wider < made
+
+    def _replaced(self) -> list[str]:
+        """Those of the projections k and v that are more than a matrix, e.g. one with an adapter, or quantized."""
+        plain = (type(up) is nn.Linear and type(up.weight) in (Tensor, nn.Parameter) for up in (self.k, self.v))
+        return [name for name, is_plain in zip("kv", plain, strict=True) if not is_plain]
+
+    def _check_absorbable(self) -> None:
+        for name in self._replaced():
+            raise HeadwayError(
+                f"expected {name} as torch.nn.Linear, whose matrix absorb=True moves, got "
+                f"{type(getattr(self, name)).__name__}: leave absorb out"
+            )
 
     def _check(self, x: Tensor, cache: KVCache | None) -> None:
         check_given(cache, x=x)

@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes at its peak, counted in what torch allocates."""
+"""Peak memory of a computation, as allocated by torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 
 def peak_memory(work: Callable[[], object], device: str = "cpu") -> int:
-    """Bytes that ``work`` held at its peak beyond what was held before.
+    """Peak bytes that ``work`` allocates beyond what was allocated before.
 
-    On a GPU torch keeps count itself. On a CPU the profiler reports every allocation and release in order; the peak of
-    their running sum is exact, where the size of the process would depend on what ran before.
+    On a GPU torch counts them itself. On a CPU the profiler reports every allocation and release in order; the peak of
+    their running sum is exact, whereas the size of the process depends on what ran before.
 
     >>> peak_memory(lambda: torch.ones(1000))
     4000
@@ -25,7 +25,7 @@ def peak_memory(work: Callable[[], object], device: str = "cpu") -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some builds of the profiler warn about parts that are not asked for
+        warnings.simplefilter("ignore")  # some builds of the profiler warn about parts that are not requested
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             work()
     assert profile.profiler is not None

@@ -1,8 +1,8 @@
-"""Files that are whole or absent, and one function that writes whatever an output option names.
+"""Atomic file writes, and one function that writes whatever an output option names.
 
-A write that is interrupted must never leave half a file under the name a reader trusts. So content goes to a new
-name, is flushed to the disk (fsync), renamed over the trusted name in one step, and the folder is flushed so that the
-rename itself survives a power cut. What is no plain file (a device, a pipe) is written to, never replaced.
+An interrupted write must never leave a partial file under the final name. So content goes to a new name, is flushed to
+disk (fsync) and renamed to the final name in one step, and the folder is flushed so that the rename itself survives a
+power failure. Devices and pipes are written to, never replaced.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def explained(doing: str, advice: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except BrokenPipeError:  # the reader of a pipe has had enough, which is no error
+    except BrokenPipeError:  # the reader of a pipe has closed it, which is not an error
         raise
     except OSError as error:
         reason = error.strerror or str(error)
@@ -47,27 +47,27 @@ def explained(doing: str, advice: str = "") -> Iterator[None]:
 def write_output(path: str | os.PathLike[str], content: str | bytes) -> Path:
     """Write what an output option names: a page, a picture, a table.
 
-    - A plain file, or a new one in a folder that is made if need be, appears whole or not at all and keeps its mode;
-      a new file's mode follows the umask.
-    - A link stays a link: the file it leads to is written, which need not exist yet.
+    - A regular file, or a new one in a folder that is created if needed, appears whole or not at all and keeps its
+      mode; a new file's mode follows the umask.
+    - A symbolic link stays a link: its target is written, which need not exist yet.
     - A device, a pipe, an open descriptor such as ``/dev/stdout``, and ``-``, which is standard output, are written to.
 
     Args:
-        path: where to.
-        content: all of it; text is written as UTF-8.
+        path: the path.
+        content: the whole content; text is written as UTF-8.
 
     Returns:
         The path.
 
     Raises:
-        HeadwayError: on a folder, a file that may not be written, or whatever the system reports.
+        HeadwayError: on a folder, a file without write permission, or any error of the system.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_output(f"{folder}/new/page.html", "<p>").read_text()
     '<p>'
     """
-    # a lone surrogate, as of a file name that is not UTF-8, has no encoding
+    # a lone surrogate, e.g. from a file name that is not UTF-8, cannot be encoded
     data = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
     target = Path(path)
     with explained(f"writing {target}"):
@@ -76,7 +76,7 @@ def write_output(path: str | os.PathLike[str], content: str | bytes) -> Path:
             _to_descriptor(handle, data)
             return target
         end = Path(os.path.realpath(target))
-        if end.is_symlink():  # it leads back to itself
+        if end.is_symlink():  # the link is circular
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         if end.is_dir():
             raise HeadwayError(f"expected a file to write to, got the folder {target}: name a file in it")
@@ -96,7 +96,7 @@ def write_output(path: str | os.PathLike[str], content: str | bytes) -> Path:
 
 
 def streamed(*paths: str | os.PathLike[str] | None) -> bool:
-    """Whether any of these outputs is no plain file, so that words beside it belong on standard error.
+    """Whether any of these outputs is a stream, not a file, so that messages belong on standard error.
 
     >>> streamed("page.html", None), streamed("-"), streamed("/dev/null")
     (False, True, True)
@@ -108,9 +108,9 @@ def streamed(*paths: str | os.PathLike[str] | None) -> bool:
 
 
 def _descriptor(path: Path) -> int | None:
-    """The open descriptor that a path stands for, as /dev/stdout and /dev/fd/3 do.
+    """The open descriptor that a path such as /dev/stdout or /dev/fd/3 refers to.
 
-    Opening such a path again would begin at the start of a file that the shell opened to append to, or replace it.
+    Opening such a path again would overwrite a file that the shell has opened for appending, or replace it.
     """
     if str(path) == "-":
         return 1
@@ -126,7 +126,7 @@ def _descriptor(path: Path) -> int | None:
 
 
 def _to_descriptor(handle: int, data: bytes) -> None:
-    for stream in (sys.stdout, sys.stderr):  # what was printed before comes first
+    for stream in (sys.stdout, sys.stderr):  # earlier printed output comes first
         if stream is not None:
             stream.flush()
     _write(handle, data)
@@ -139,13 +139,13 @@ def _write(handle: int, data: bytes) -> None:
 
 
 def temporary(path: Path) -> Path:
-    """Return a fresh sibling name, ``NAME.tmp-PID-RANDOM``, that nobody else writes."""
+    """A new sibling path, ``NAME.tmp-PID-RANDOM``, that no other process writes."""
     ending = f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
     return path.with_name(f"{_beginning(path.name, 255 - len(ending))}{ending}")
 
 
 def _beginning(name: str, size: int) -> str:
-    """As much of a file's name as fits into so many bytes."""
+    """As much of a file's name as fits into this many bytes."""
     return os.fsencode(name)[:size].decode(errors="ignore")
 
 
@@ -153,8 +153,8 @@ def write_new(path: Path, data: bytes, mode: int | None = None) -> None:
     """Write a new file and flush it to the disk; an existing file is an error (OSError).
 
     Args:
-        path: a name that nobody has.
-        data: all of it.
+        path: a path that does not exist.
+        data: the whole content.
         mode: permissions; None follows the umask.
     """
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -168,7 +168,7 @@ def write_new(path: Path, data: bytes, mode: int | None = None) -> None:
 
 
 def fsync_folder(path: Path) -> None:
-    """Flush a folder's list of names, so that a rename inside it survives a power cut."""
+    """Flush a folder's directory entries, so that a rename inside it survives a power failure."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -177,12 +177,12 @@ def fsync_folder(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes, advice: str = "", mode: int | None = None) -> None:
-    """Write a file that appears whole or not at all, and is on the disk afterwards.
+    """Write a file that appears whole or not at all, and is on disk afterwards.
 
     Args:
-        path: an existing file is replaced.
-        data: all of it.
-        advice: for the user, should that fail.
+        path: the path; an existing file is replaced.
+        data: the whole content.
+        advice: advice for the user in case of failure.
         mode: permissions; None follows the umask.
     """
     fresh = temporary(path)

@@ -1,4 +1,4 @@
-"""A model in a folder: its configuration as JSON, its weights as safetensors, which executes nothing."""
+"""A model in a folder: its configuration as JSON, its weights as safetensors. Loading executes no code from it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Configured(Protocol):
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of a model that its state_dict has, each once, under its first name."""
+    """Parameters and buffers in a model's state_dict, shared ones once, under their first name."""
     kept, found = model.state_dict().keys(), {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name in kept:
@@ -47,7 +47,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The model's configuration in a folder, as plain values.
 
     Raises:
-        HeadwayError: when there is none, or it is no such file.
+        HeadwayError: when there is none, or the file is invalid.
     """
     file = Path(path) / CONFIG
     if not file.is_file():
@@ -65,10 +65,10 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def fill(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Put the weights of a folder into a model.
+    """Load a folder's weights into a model.
 
     Raises:
-        HeadwayError: when a weight is missing, unknown, or of another shape.
+        HeadwayError: when a weight is missing, unknown, or has another shape.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -85,7 +85,7 @@ def fill(model: nn.Module, path: str | os.PathLike[str]) -> None:
         if names:
             raise HeadwayError(
                 f"expected the weights of {CONFIG} in {file}, got a file {what} {sorted(names)[0]}: "
-                f"they are of another model"
+                f"they belong to another model"
             )
     for name, tensor in expected.items():
         if given[name].shape != tensor.shape:

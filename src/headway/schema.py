@@ -1,7 +1,7 @@
-"""Schemas of valid values as data: for settings, JSON files and requests of a page.
+"""Schemas of valid values as data: for settings, JSON files and requests from a page.
 
 A file may be damaged, or written by someone else. Each kind of file has one schema; a deviation is refused in one
-sentence that names the file, the field, what was expected and what it got.
+sentence that names the file, the field, what was expected and what was found.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Anything:
-    """Any plain value: for values that are only compared, or checked elsewhere."""
+    """Any JSON value: for values that are only compared, or checked elsewhere."""
 
     def problem(self, value: Any, at: str) -> str | None:
         """See :class:`Schema`."""
@@ -207,7 +207,7 @@ class Many:
 
 @dataclass(frozen=True)
 class Named:
-    """An object of any names, each value valid under ``of``."""
+    """An object with any names, each value valid under ``of``."""
 
     of: Schema
 
@@ -223,7 +223,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Record:
-    """An object of exactly these fields; those in ``optional`` may be missing."""
+    """An object with exactly these fields; those in ``optional`` may be missing."""
 
     fields: Mapping[str, Schema]
     optional: Mapping[str, Schema] = field(default_factory=dict)
@@ -252,23 +252,23 @@ def check(value: Any, schema: Schema, name: str) -> None:
 
     Args:
         value: as parsed.
-        schema: what it may be.
+        schema: its valid values.
         name: where it comes from, usually a path.
 
     Raises:
-        HeadwayError: where they differ, at the first place.
+        HeadwayError: on the first deviation.
 
     >>> check({"steps": [1, "2"]}, Record({"steps": Many(Whole(1))}), "history.json")
     Traceback (most recent call last):
     headway.shapes.HeadwayError: expected steps to be a whole number of at least 1, got '2', in history.json: it is \
-damaged, or of another version of headway
+damaged, or from another version of headway
     """
     if (problem := schema.problem(value, "")) is not None:
-        raise HeadwayError(f"expected {problem}, in {name}: it is damaged, or of another version of headway")
+        raise HeadwayError(f"expected {problem}, in {name}: it is damaged, or from another version of headway")
 
 
 def require(value: Any, schema: Schema, name: str) -> None:
-    """Check one value that a caller gave.
+    """Check one argument.
 
     Args:
         value: the value.
@@ -276,7 +276,7 @@ def require(value: Any, schema: Schema, name: str) -> None:
         name: the argument's name.
 
     Raises:
-        HeadwayError: where it is none of them.
+        HeadwayError: when it is not valid.
 
     >>> require(0, Whole(1), "tokens")
     Traceback (most recent call last):
@@ -287,4 +287,4 @@ def require(value: Any, schema: Schema, name: str) -> None:
 
 
 PLAIN = Maybe(Either((Truth(), Number(), Words())))
-"""One plain value that is no list and no object."""
+"""A JSON value that is neither a list nor an object."""

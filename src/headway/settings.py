@@ -27,7 +27,7 @@ class Field:
         name: its name.
         kind: its type, without None.
         schema: its valid values.
-        default: its default; ``dataclasses.MISSING`` where it has none.
+        default: its default; ``dataclasses.MISSING`` if it has none.
         about: its documentation.
     """
 

@@ -1,4 +1,4 @@
-"""The width of attention and its heads, and the one error type of the library."""
+"""The width of attention and of its heads, the library's error type, and checks of single arguments."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from headway.characters import shortened
 
 
 class HeadwayError(ValueError):
-    """A mistake the caller can mend: the message says what was expected, what came, and what to do."""
+    """An error the caller can correct: the message says what was expected, what it got, and what to do."""
 
 
 def contents(of: object) -> dict[str, Any]:
-    """What an object holds, by name: as ``vars``, which torch 2.11 cannot compile where it is a frozen dataclass."""
+    """An object's attributes by name, like ``vars``, which torch 2.11 cannot compile for a frozen dataclass."""
     return {field.name: getattr(of, field.name) for field in fields(of)} if is_dataclass(of) else vars(of)
 
 
 def brief(given: Any) -> str:
-    """A value as a message shows it: on one line, and not all of a long one."""
+    """A value as shown in messages: on one line, shortened if long."""
     try:
         text = " ".join(repr(given).split())
     except ValueError:  # Python writes no integer of more than 4,300 digits
@@ -31,14 +31,19 @@ def brief(given: Any) -> str:
 
 
 def kind_of(given: Any) -> str:
-    """What a message says was given: dtype and shape of a tensor, anything else as :func:`brief` shows it."""
+    """An argument as shown in messages: dtype and shape of a tensor, anything else as by :func:`brief`."""
     from torch import Tensor  # only then: importing shapes need not load torch
 
     return f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, Tensor) else brief(given)
 
 
+def broadcasts(size: int, to: int) -> bool:
+    """Whether a dimension has a size, or 1 for all. Where sizes are symbols of torch.compile, ``in`` would be wrong."""
+    return size == 1 or size == to
+
+
 def as_choice(given: Any, name: str, choices: Iterable[str]) -> str:
-    """One of some words.
+    """Check that a value is one of ``choices``.
 
     Raises:
         HeadwayError: when it is none of them.
@@ -49,10 +54,10 @@ def as_choice(given: Any, name: str, choices: Iterable[str]) -> str:
 
 
 def as_count(given: Any, expected: str, least: int = 0) -> int:
-    """A whole number of at least ``least`` as an int; NumPy's integers are some too, truth values are not.
+    """A whole number of at least ``least`` as an int; NumPy integers are accepted, booleans are not.
 
     Raises:
-        HeadwayError: when it is none: ``expected`` says in words what it should be.
+        HeadwayError: otherwise; ``expected`` describes a valid value.
     """
     try:
         count = None if isinstance(given, bool) else operator.index(given)
@@ -68,7 +73,7 @@ def as_number(given: Any, expected: str, above: float = -math.inf) -> float:
     """A finite number greater than ``above`` as a float.
 
     Raises:
-        HeadwayError: when it is none: ``expected`` says in words what it should be.
+        HeadwayError: otherwise; ``expected`` describes a valid value.
     """
     try:
         number = float(given) if isinstance(given, Real) and not isinstance(given, bool) else math.nan
@@ -100,10 +105,10 @@ class HeadShape:
 
     @classmethod
     def of(cls, dim: int, heads: int = 1, kv_heads: int | None = None, head_dim: int | None = None) -> HeadShape:
-        """Fill in what is left out (every head its own keys; head_dim = dim / heads) and check that it fits.
+        """Fill in defaults (kv_heads = heads; head_dim = dim / heads) and check that the widths fit.
 
         Raises:
-            HeadwayError: when heads do not divide the width, or key heads do not divide the heads.
+            HeadwayError: when heads do not divide the width, or kv_heads do not divide heads.
         """
         dim, heads = as_count(dim, "dim of at least 1", 1), as_count(heads, "heads of at least 1", 1)
         if kv_heads is not None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from headway.attending import as_coordinates, renumbers
-from headway.attention import Attention
+from headway.attention import Attention, SharedKV
 from headway.cache import KVCache
 from headway.config import TransformerConfig
 from headway.init import initialise
@@ -105,9 +105,10 @@ class Block(nn.Module):
         context: Float[Tensor, "batch keys dim"] | None,
         context_pos: Int[Tensor, "#batch keys"] | None,
         context_cache: KVCache | None,
+        shared: SharedKV | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Apply the layer; arguments as in :meth:`headway.Attention.forward`."""
-        given = {"pos": pos, "coordinates": coordinates, "mask": mask, "cache": cache}
+        given = {"pos": pos, "coordinates": coordinates, "mask": mask, "cache": cache, "shared": shared}
         if self.parallel:
             normed = self.attention.norm(x)
             return x + self.attention.added(normed, **given) + self.mlp.added(normed)
@@ -119,28 +120,43 @@ class Block(nn.Module):
 
 
 class Cache:
-    """The memory of a whole Transformer while decoding; see :meth:`Transformer.new_cache`."""
+    """The keys and values of a whole Transformer while decoding; see :meth:`Transformer.new_cache`."""
 
-    def __init__(self, layers: int) -> None:
-        self.layers = [KVCache() for _ in range(layers)]
-        self.context = [KVCache() for _ in range(layers)]
+    def __init__(self, owners: Sequence[int], size: int | None = None, dtype: torch.dtype | None = None) -> None:
+        own = {number: KVCache(size, dtype) for number in owners}
+        self.layers = [own[number] for number in owners]  # layers that share keys and values share a cache
+        self.context = [KVCache(dtype=dtype) for _ in owners]
 
     def __len__(self) -> int:
         return len(self.layers[0])
 
+    @property
+    def begun(self) -> bool:
+        """Whether tokens have come in."""
+        return self.layers[0].begun
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory in all layers, free room included."""
+        return sum(layer.nbytes for layer in self._all())
+
+    def _all(self, context: bool = True) -> dict[KVCache, None]:
+        """Each cache once."""
+        return dict.fromkeys((*self.layers, *(self.context if context else ())))
+
     def keep(self, index: Int[Tensor, " kept"] | Bool[Tensor, " tokens"] | Sequence[int]) -> None:
         """Keep only these tokens, in every layer; see :meth:`headway.KVCache.keep`."""
-        for layer in self.layers:
+        for layer in self._all(context=False):
             layer.keep(index)
 
     def crop(self, tokens: int) -> None:
         """Forget all but the oldest tokens, in every layer; see :meth:`headway.KVCache.crop`."""
-        for layer in self.layers:
+        for layer in self._all(context=False):
             layer.crop(tokens)
 
     def reorder(self, index: Int[Tensor, " batch"] | Sequence[int]) -> None:
         """Let each sequence go on as another did, in every layer; see :meth:`headway.KVCache.reorder`."""
-        for layer in (*self.layers, *self.context):
+        for layer in self._all():
             layer.reorder(index)
 
 
@@ -182,6 +198,11 @@ class Stack(nn.Module):
         self.blocks = nn.ModuleList(
             _block(config, number, method(number), causal, cross) for number in range(config.layers)
         )
+        self.owners = config.owners()
+        layers = self.attentions()
+        for number, owner in enumerate(self.owners):
+            if owner != number:
+                layers[number].share_kv(layers[owner])
         # post-norm layers end in a norm already
         self.norm = nn.Identity() if config.post_norm else NORMS[config.norm](dim, eps=1e-6)
 
@@ -198,7 +219,7 @@ class Stack(nn.Module):
     ) -> Float[Tensor, "batch tokens dim"]:
         """What the last layer makes of each token, (B, N, dim)."""
         self._check(tokens)
-        if pos is None and cache is not None and len(cache) > 0:
+        if pos is None and cache is not None and cache.begun:
             pos = cache.layers[0].next_pos(tokens.shape[1])
         elif pos is not None:
             pos = as_positions(pos, tokens)
@@ -207,6 +228,7 @@ class Stack(nn.Module):
         x = self.embedding(tokens) * self.embedding.embedding_dim**0.5
         where = as_positions(pos, tokens) if coordinates is None else as_coordinates(coordinates, x, self.position)
         x = self.dropout(self.position.embed(x, where))
+        lent = {owner: SharedKV() for number, owner in enumerate(self.owners) if owner != number}
         again = self.checkpointed and self.training and cache is None and torch.is_grad_enabled()
         for number, block in enumerate(self.blocks):
             run = partial(checkpoint, block, use_reentrant=False) if again else block
@@ -219,6 +241,7 @@ class Stack(nn.Module):
                 context=context,
                 context_pos=context_pos,
                 context_cache=None if cache is None else cache.context[number],
+                shared=lent.get(self.owners[number]),
             )
         out: Tensor = self.norm(x)
         return out

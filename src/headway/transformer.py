@@ -187,9 +187,18 @@ class Transformer(nn.Module):
             if isinstance(module, Position):
                 module.reset_parameters()
 
-    def new_cache(self) -> Cache:
-        """An empty memory for decoding: hand it to every call, and give each call only the new tokens."""
-        return Cache(len(self.stack.blocks))
+    def new_cache(self, size: int | None = None, dtype: torch.dtype | None = None) -> Cache:
+        """An empty cache for decoding: pass it to every call, and give each call only the new tokens.
+
+        Args:
+            size: room for so many tokens and no more, so that tensors keep their shapes under ``torch.compile``; see
+                :class:`headway.KVCache`. Default: it grows.
+            dtype: what keys and values are stored in, as ``torch.int8``; default their own.
+
+        Raises:
+            HeadwayError: as :class:`headway.KVCache`.
+        """
+        return Cache(self.stack.owners, size, dtype)
 
     def forward(
         self,
@@ -230,7 +239,7 @@ class Transformer(nn.Module):
                 raise HeadwayError("expected a source, because this Transformer is an encoder-decoder, got none")
             if source_pos is not None and isinstance(source, Tensor) and source.ndim == 2:
                 source_pos = as_positions(source_pos, source, "source_pos")
-            if cache is None or len(cache) == 0:
+            if cache is None or not cache.begun:
                 context = self.encoder(source, pos=source_pos)
             else:  # its keys, values and positions are in the cache
                 source_pos = None

@@ -134,7 +134,7 @@ def projecting(built: Built, x: Tensor) -> Attention:
 
 @every_method("bench", variants=False, embeds=False)
 def test_what_is_timed_is_what_attention_computes(spec: str) -> None:
-    """Attention with projections of its own, on the whole text; and the truth that errors are measured against."""
+    """Attention with its own projections, on the whole text; and the reference for errors."""
     shape = Case(9, heads=4, kv_heads=2, head_dim=16, dtype="float64")
     for mode, mask in (("forward+backward", "causal"), ("forward", "full"), ("decode", "causal")):
         case = replace(shape, mode=mode, mask=mask)
@@ -177,7 +177,7 @@ def test_two_sided_buckets_of_other_libraries(mask: str) -> None:
     truth = eager(method, case, wide=True).step()
     for prepare in (others.x_transformers, others.huggingface):
         assert error(prepare(method, case).step(), truth) < 1e-5
-        with pytest.raises(Unsupported, match="looks both ways exactly where attention does"):
+        with pytest.raises(Unsupported, match="is bidirectional exactly when attention is"):
             prepare(method, replace(case, mask="full" if mask == "causal" else "causal"))
 
 
@@ -185,7 +185,7 @@ def test_flex_terms_are_the_same_terms() -> None:
     q, k = torch.arange(12)[:, None], torch.arange(12)
     pos = torch.arange(12)[None]
     for method in ("t5", "alibi", "fox", "rows", "table"):
-        terms = build(method, replace(TINY, mode="forward")).asks().terms
+        terms = build(method, replace(TINY, mode="forward")).core_call().terms
         score_mod = others._score_mod(terms)
         assert score_mod is not None
         head = torch.tensor(2)
@@ -237,7 +237,7 @@ def test_every_backend_or_the_named() -> None:
 def test_position_on_the_embedding_costs_nothing_here() -> None:
     row = run(methods=("sinusoidal",), modes=("forward",))["rows"][1]
     assert row["status"] == "unsupported"
-    assert "acts on the embedding" in row["reason"]
+    assert "adds to the embedding" in row["reason"]
 
 
 def test_marks_are_part_of_the_work() -> None:
@@ -257,7 +257,7 @@ def test_what_would_not_fit_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (row.status, row.reason, row.ratio) == ("out of memory", "needs 0.0156 GiB", None)
     row = measured(Entry("t5", "headway: reference", ours("reference")), group)
     assert row.status == "out of memory"
-    # plain attention holds no scores, and is measured
+    # plain attention materialises no scores, and is measured
     assert measured(Entry("none", "headway: sdpa", ours("sdpa")), group).status == "ok"
 
 

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from headway.catalogue.braille import braille
-from headway.catalogue.curves import portrait
+from headway.catalogue.curves import method_curves
 from headway.catalogue.entries import catalogue, entry
 from headway.catalogue.page import (
     caption_of,
@@ -95,15 +95,15 @@ def test_pictures_equal_the_formulas() -> None:
     """Rotary: the mean of cos(n·ω) less 1; ALiBi: −m·n; sinusoidal: p_i·p_j/√d_k of each head's part."""
     n = torch.arange(256).double()
     omega = 10000.0 ** (-torch.arange(32).double() / 32)
-    (rotary,) = portrait(parse("rotary"))["curves"]
+    (rotary,) = method_curves(parse("rotary"))["curves"]
     assert rotary["heads"] == [1, 2, 3, 4]
     torch.testing.assert_close(
         torch.tensor(rotary["values"]).double(), (n[:, None] * omega).cos().mean(1) - 1, rtol=1e-4, atol=1e-5
     )
-    for curve, slope in zip(portrait(parse("alibi"))["curves"], slopes(4), strict=True):
+    for curve, slope in zip(method_curves(parse("alibi"))["curves"], slopes(4), strict=True):
         torch.testing.assert_close(torch.tensor(curve["values"]).double(), -slope * n, rtol=1e-5, atol=1e-9)
     omega = 10000.0 ** (-torch.arange(128).double() / 128)
-    for head, curve in enumerate(portrait(parse("sinusoidal"))["curves"]):
+    for head, curve in enumerate(method_curves(parse("sinusoidal"))["curves"]):
         own = omega[32 * head : 32 * head + 32]
         torch.testing.assert_close(
             torch.tensor(curve["values"]).double(), (n[:, None] * own).cos().sum(1) / 8, rtol=1e-4, atol=1e-5
@@ -113,14 +113,14 @@ def test_pictures_equal_the_formulas() -> None:
 def test_a_picture_is_the_same_every_time_and_changes_no_state() -> None:
     state = torch.get_rng_state()
     position = parse("t5")
-    first = portrait(position)
+    first = method_curves(position)
     torch.manual_seed(5)
     after = torch.get_rng_state()
-    assert portrait(position) == first
+    assert method_curves(position) == first
     assert torch.equal(torch.get_rng_state(), after)
     assert position.shape is None
     torch.set_rng_state(state)
-    assert portrait(parse("none"))["curves"] == [{"heads": [1, 2, 3, 4], "values": [0.0] * 256}]
+    assert method_curves(parse("none"))["curves"] == [{"heads": [1, 2, 3, 4], "values": [0.0] * 256}]
 
 
 def test_a_method_that_starts_at_nothing_is_drawn_with_random_parameters() -> None:
@@ -133,14 +133,14 @@ def test_a_method_that_starts_at_nothing_is_drawn_with_random_parameters() -> No
         def reset_parameters(self) -> None:
             torch.nn.init.zeros_(self.weight)
 
-    found = portrait(Zero())
+    found = method_curves(Zero())
     assert found["drawn"]
     assert any(found["curves"][0]["values"])
     assert caption_of(found, "en").endswith("because their initial values have no effect.")
 
 
 def test_what_cannot_be_drawn_says_why() -> None:
-    found = portrait(parse("learned(max_length=40)"))
+    found = method_curves(parse("learned(max_length=40)"))
     assert found["kind"] == "none"
     assert "max_length=40" in caption_of(found, "en")
     assert "max_length=40" in method_page(entry(parse("learned(max_length=40)")))
@@ -251,4 +251,4 @@ def test_not_finite_values_are_no_numbers() -> None:
         def terms(self, look: Any) -> Any:
             return (ByDistance(torch.full((4, 3), math.inf), 2),)
 
-    assert portrait(Steep())["curves"][0]["values"][0] is None
+    assert method_curves(Steep())["curves"][0]["values"][0] is None

@@ -135,7 +135,7 @@ def test_interrupted_bench_keeps_its_rows(run, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "measured", interrupted)
     status, out, _ = run("bench", *QUICK, "--methods", "none", "--out", tmp_path)
     assert status == 130
-    assert "Interrupted: the results so far are kept." in out
+    assert "Interrupted: the results so far are saved." in out
     assert (tmp_path / "report.html").exists()
 
 
@@ -343,7 +343,7 @@ def test_explain_walks_through_a_sentence(run, trained):
     assert "␣" in out
     assert run("explain", "a", "--language", "fr") == (2, "", "error: expected language one of en, zh, got 'fr'\n")
     status, _, err = run("explain", "word " * 65)
-    assert (status, err[:47]) == (2, "error: expected a text of 1 to 64 tokens, of wh")
+    assert (status, err[:47]) == (2, "error: expected a text of 1 to 64 tokens, becau")
 
 
 def test_explain_writes_a_page(run, trained, tmp_path):
@@ -426,7 +426,7 @@ def test_every_command_line_gets_one_short_sentence(run, line, message):
         (
             MemoryError(),
             1,
-            "error: expected enough memory, got no more of it: choose a smaller model, batch or length\n",
+            "error: expected enough memory, got none left: choose a smaller model, batch or length\n",
         ),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),

@@ -1,4 +1,4 @@
-"""A comparison beside its own text, one that cannot be, and one whose files are damaged."""
+"""A comparison in the folder of its text, an impossible one, and one whose files are damaged."""
 
 from __future__ import annotations
 
@@ -35,15 +35,21 @@ def test_its_own_results_are_never_its_text(folder: Path) -> None:
     ("changes", "message"),
     [
         ({"layers": 0}, "expected layers to be a whole number from 1 to 1,024, got 0"),
-        ({"dim": 15}, "expected a method that can be trained so, got none: rotary: expected heads to divide dim"),
+        (
+            {"dim": 15},
+            "expected a method that can be trained with these settings, got none: rotary: expected heads",
+        ),
         ({"dim": 10**9}, "expected dim to be a whole number from 1 to 65,536, got 1000000000"),
-        ({"dim": 2**16}, "expected a method that can be trained so, got none: rotary: expected"),
+        ({"dim": 2**16}, "expected a method that can be trained with these settings, got none: rotary: expected"),
         ({"batch": 10**12}, "expected batch to be a whole number from 1 to 16,777,216, got 1000000000000"),
         ({"steps": 10**7}, "expected steps to be a whole number from 1 to 1,000,000"),
         ({"seeds": (10**22,)}, "expected seeds of at most 9223372036854775807 each"),
         ({"test_lengths": (10**9,)}, "expected test_lengths of at most 1048576 each"),
         # no head width of 3 can be rotated; this shows only when the model is made
-        ({"dim": 6, "positions": ("rotary", "xpos")}, "expected a method that can be trained so, got none: rotary: "),
+        (
+            {"dim": 6, "positions": ("rotary", "xpos")},
+            "expected a method that can be trained with these settings, got none: rotary",
+        ),
     ],
     ids=str,
 )

@@ -82,7 +82,7 @@ def test_views_of_an_earlier_version_are_made_from_its_checkpoint(tmp_path: Path
     next(tmp_path.glob("cells/*/views.json")).unlink()
     events: list[Any] = []
     again = compare(small(), tmp_path, on_event=events.append)
-    assert keys(again["views"]["rotary"]) == ["rotation", "distance"]  # nobody watched the training
+    assert keys(again["views"]["rotary"]) == ["rotation", "distance"]  # the training was not watched
     assert again["views"]["rotary"] == first["views"]["rotary"][:2]
     assert again["cells"] == first["cells"]
 

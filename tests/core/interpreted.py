@@ -343,6 +343,6 @@ def test_what_it_refuses() -> None:
 
     x = torch.randn(1, 1, 3, 16)
     assert reason(x) is None
-    assert reason(x.double()) == "its kernels know float16, bfloat16 and float32, not torch.float64"
+    assert reason(x.double()) == "its kernels support float16, bfloat16 and float32, not torch.float64"
     assert reason(torch.randn(1, 1, 3, 300)) == "heads are 300 wide, and its tiles hold at most 256"
     assert reason(x, "xpu") == "its kernels run on NVIDIA GPUs, not on 'xpu'"

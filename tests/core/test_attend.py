@@ -1,4 +1,4 @@
-"""attend() and plan(): the formula, every kind of bad input, and what a user is told."""
+"""attend() and plan(): the formula, every kind of bad input, and error messages."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_all_blind(backend: str) -> None:
     assert not any(g.any() for g in torch.autograd.grad(out.sum(), (q, k, v)))
 
 
-# --- what is hidden stays hidden ----------------------------------------------------------------------------------
+# --- masked tokens have no effect ---------------------------------------------------------------------------------
 
 LAST_PADDED = torch.tensor([0, 1, 2, 3, 4, -1])
 HIDING = {
@@ -301,7 +301,7 @@ def test_other_backends_refuse_it_by_name(given: dict[str, Any]) -> None:
         twice("sdpa", **given)
 
 
-# --- what a user is told ------------------------------------------------------------------------------------------
+# --- error messages -----------------------------------------------------------------------------------------------
 
 
 def change(index: int, change: Any) -> list[Tensor]:
@@ -320,11 +320,11 @@ def change(index: int, change: Any) -> list[Tensor]:
         ),
         (
             change(1, lambda x: x[:1]),
-            "expected q, k and v of one batch size, got q (2, 4, 6, 8), k (1, 2, 6, 8), v (2, 2, 6, 8)",
+            "expected q, k and v with the same batch size, got q (2, 4, 6, 8), k (1, 2, 6, 8), v (2, 2, 6, 8)",
         ),
         (
             change(0, lambda x: x[..., :7]),
-            "expected queries and keys of one head width, got q (2, 4, 6, 7), k (2, 2, 6, 8), v (2, 2, 6, 8)",
+            "expected queries and keys with the same head width, got q (2, 4, 6, 7), k (2, 2, 6, 8), v (2, 2, 6, 8)",
         ),
         (
             change(2, lambda x: x[:, :, :5]),
@@ -363,12 +363,10 @@ def test_masks_and_terms_that_are_none() -> None:
     with refusal("expected terms of headway.terms, got function"):
         attend(*qkv(), terms=(lambda q, k: q,))
     with refusal(
-        "expected the bias of DenseBias over 6 queries and 6 keys, those of a cache among them, got shape (1, 1, 6, 5)"
+        "expected the bias of DenseBias over 6 queries and 6 keys, including cached ones, got shape (1, 1, 6, 5)"
     ):
         attend(*qkv(), mask=torch.zeros(6, 5))
-    with refusal(
-        "expected a mask over 6 queries and 6 keys, those of a cache among them, got one of shape (1, 1, 6, 5)"
-    ):
+    with refusal("expected a mask over 6 queries and 6 keys, including cached ones, got one of shape (1, 1, 6, 5)"):
         attend(*qkv(), mask=torch.ones(1, 1, 6, 5, dtype=torch.bool))
 
 
@@ -425,14 +423,14 @@ def test_backends_are_named() -> None:
     with refusal(f"expected backend 'auto' or one of {', '.join(BACKENDS)}, got 'flash'"):
         attend(*qkv(), backend="flash")
     with refusal(
-        "backend 'sdpa' cannot run this call: ValuesByDistance needs the attention weights, which fused attention "
-        "never holds; backend='auto' finds one that can"
+        "backend 'sdpa' cannot run this call: ValuesByDistance needs the attention weights, which are not "
+        "materialised; backend='auto' finds one that can"
     ):
         attend(*qkv(), terms=(ValuesByDistance(torch.zeros(1, 3, 8), 1),), backend="sdpa")
     with pytest.raises(HeadwayError) as refused:
         attend(*qkv(), normalise="sparsemax")
     told = str(refused.value)
-    assert told.startswith("no backend can run this call: native: normalise='sparsemax' is not known to fused kernels;")
+    assert told.startswith("no backend can run this call: native: fused kernels do not support normalise='sparsemax';")
     assert told.endswith(
         "; reference: normalise='sparsemax' is not known, only 'softmax', 'stickbreaking', 'stickbreaking+remainder'"
     )

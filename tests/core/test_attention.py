@@ -1,4 +1,4 @@
-"""Attention: the heads and their matrices, cross attention, caches, and what a user is told."""
+"""Attention: the heads and their matrices, cross attention, caches, and error messages."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_nan_in_a_padded_context_reaches_nothing() -> None:
     assert all(p.grad.isfinite().all() for p in module.parameters())
 
 
-# --- what a user is told ------------------------------------------------------------------------------------------
+# --- error messages -----------------------------------------------------------------------------------------------
 
 
 def test_widths_that_do_not_fit() -> None:

@@ -247,11 +247,11 @@ def test_refusals() -> None:
     with refusal("expected a seed of at least 0, a whole number, got 0.5"):
         attend(q, q, q, dropout=0.5, seed=0.5)  # type: ignore[arg-type]
     with refusal(
-        "expected the bias of DenseBias over 5 queries and 5 keys, those of a cache among them, got shape (1, 1, 5, 6)"
+        "expected the bias of DenseBias over 5 queries and 5 keys, including cached ones, got shape (1, 1, 5, 6)"
     ):
         attend(q, q, q, terms=(DenseBias(torch.zeros(5, 6)),))
     with refusal(
-        "expected the bias of DenseBias as a tensor of floats, (batch or 1, heads or 1, queries, keys) or (queries, "
+        "expected the bias of DenseBias as a float tensor, (batch or 1, heads or 1, queries, keys) or (queries, "
         "keys), got torch.float32 of shape (2, 5, 5): pass bias[:, None] if it is (batch, queries, keys), "
         "bias[None] if it is (heads, queries, keys)"
     ):

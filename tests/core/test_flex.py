@@ -107,18 +107,18 @@ def test_what_it_refuses() -> None:
     assert flex.refuses(call(Causal() | Prefix(3), terms().values(), False, "cuda")) is None
     reasons = {
         "FlexAttention has no backward pass on 'cpu', and forward only if compiled: it is used on CUDA": call(),
-        "normalise='sigmoid' is not known to FlexAttention": replace(made, normalise="sigmoid"),
-        "FlexAttention's kernels know float16, bfloat16 and float32, not torch.float64": replace(
+        "FlexAttention does not support normalise='sigmoid'": replace(made, normalise="sigmoid"),
+        "FlexAttention's kernels support float16, bfloat16 and float32, not torch.float64": replace(
             made, q=made.q.double()
         ),
         "heads are 8 wide, and FlexAttention's kernels need at least 16": replace(made, v=made.v[..., :8]),
         "FlexAttention needs at least one query and one key": replace(
             made, k=made.k[:, :, :0], v=made.v[:, :, :0], k_pos=POS[None, :0]
         ),
-        "the term Pairwise is no function of one pair that torch.compile could follow": replace(
+        "the term Pairwise is not a function of one pair that torch.compile can trace": replace(
             made, terms=(Pairwise(lambda q, k: torch.zeros(1, 1, Q, K)),)
         ),
-        "the term ValuesByDistance is no function of one pair that torch.compile could follow": replace(
+        "the term ValuesByDistance is not a function of one pair that torch.compile can trace": replace(
             made, terms=(ValuesByDistance(torch.randn(1, 3, 16), 1),)
         ),
     }

@@ -1,4 +1,4 @@
-"""Everything that needs an NVIDIA GPU: run by ``make gpu``, skipped where there is none.
+"""Everything that needs an NVIDIA GPU: run by ``make gpu``, skipped without one.
 
 Backends against float64, values and every gradient, on what they are written down to accept (signatures.py); the
 kernels of ``triton`` on the cases of their interpreter and on their own tile sizes; the same bits twice; compiled,
@@ -209,7 +209,7 @@ def test_positions_in_tiles_of_the_kernels_own(case: interpreted.Case, dtype: to
 
 @pytest.mark.parametrize("width", [64, 128, 256])
 def test_float32_in_three_products(width: int) -> None:
-    """Where torch may use tensor cores for its own products, ours take each factor as two TF32 numbers."""
+    """If torch may use tensor cores for its own products, ours split each factor into two TF32 values."""
     case = interpreted.Case(700, width, 4, 2, terms=ALL, tile=None)
     parameters = [interpreted.made(name, case)[0] for name in ALL]
     inputs = [torch.randn(2, heads, 700, width) for heads in (4, 2, 2)] + [torch.randn(2, 4, 700, width).double()]
@@ -296,7 +296,7 @@ def test_hidden_nan_leaks_nowhere(backend: str) -> None:
 
 
 def test_long_texts_index_beyond_32_bits() -> None:
-    """2³¹ numbers of q, and of rows: offsets in the kernels are 64 bits."""
+    """2³¹ entries of q, and of rows: offsets in the kernels have 64 bits."""
     tokens, heads, width = 2**15, 33, 2**6
     if torch.cuda.mem_get_info()[0] < 60 * 2**30:
         pytest.skip("needs 60 GiB")

@@ -13,7 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from headway import Attention, Causal, Dense, Documents, HeadwayError, Prefix, Transformer, Window, attend, plan
+from headway import (
+    Attention,
+    Causal,
+    Dense,
+    Documents,
+    HeadwayError,
+    KVCache,
+    Prefix,
+    Transformer,
+    Window,
+    attend,
+    plan,
+)
 from headway.inspect.record import recorded
 from headway.masks import Blocks, Chunks, KeyPadding, Strided, from_hf
 from headway.positions import extend, methods, parse
@@ -95,13 +107,14 @@ def calls() -> Iterator[tuple[str, str, Callable[[Any], Any]]]:
     names = "dim heads kv_heads head_dim position mask scale context_dim softcap log_scale dropout init depth"
     yield from each("Attention", Attention, shape, names + " backend dtype")
     attention = Attention(8, 2, position="rotary", mask=Causal())
-    for name in ("x", "context", "pos", "context_pos", "mask", "terms", "cache"):
+    for name in ("x", "context", "pos", "context_pos", "mask", "terms", "cache", "shared"):
         given = {"x": X} if name != "context_pos" else {"x": X, "context": X}
         yield from each("Attention.forward", lambda x, **rest: attention(x, **rest), given, name)
     yield from each(
         "Attention.forward", lambda **given: Attention(8, 2, position="axial")(X, **given), {}, "coordinates"
     )
     yield from each("Attention.head", attention.head, {}, "index")
+    yield from each("KVCache", KVCache, {}, "size dtype")
     small = {"vocab": 5, "dim": 8, "layers": 1, "heads": 2}
     names = "vocab dim layers heads kv_heads head_dim hidden position kind norm activation init scale softcap log_scale"
     yield from each("Transformer", Transformer, small, names + " dropout attention_dropout pattern backend dtype")
@@ -254,7 +267,7 @@ def test_the_table_is_of_every_argument() -> None:
 @pytest.mark.parametrize("number", [math.nan, math.inf, 3e38, 1e12], ids=str)
 @pytest.mark.parametrize("name", methods())
 def test_a_model_that_diverged_computes_on(name: str, number: float) -> None:
-    """NaN is a result, which whoever trains looks for; so are gradients that are none, and what is shown of a pass."""
+    """NaN is a result that training detects; NaN gradients too, and views of such a pass."""
     model = Transformer(vocab=17, dim=16, layers=1, heads=2, position=name)
     with torch.no_grad():
         for parameter in model.parameters():

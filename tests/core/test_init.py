@@ -35,7 +35,7 @@ STD = {
 def test_spread_of_every_head(init: str) -> None:
     for name, parts in matrices(init, depth=12).items():
         for part in parts:
-            # 24576 numbers: the standard deviation is known to 0.5 %, the mean to 0.6 % of it
+            # 24576 entries: the standard deviation is known to 0.5 %, the mean to 0.6 % of it
             assert part.std().item() == pytest.approx(STD[init][name], rel=0.03)
             assert abs(part.mean().item()) < 0.03 * STD[init][name]
             if init == "xavier":
@@ -104,7 +104,7 @@ def test_biases_start_at_zero(init: str) -> None:
 
 
 def test_scaled_scores_have_unit_variance() -> None:
-    """q·k of unit-variance numbers has variance d_k: dividing by √d_k makes it 1 at every width."""
+    """q·k of unit-variance entries has variance d_k: dividing by √d_k makes it 1 at every width."""
     for width in (16, 64, 256):
         q, k = torch.randn(2, 400, width)
         scores = q @ k.T

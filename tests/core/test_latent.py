@@ -1,4 +1,4 @@
-"""Latent attention: against DeepSeek-V3 of transformers, and the laws, for every position method."""
+"""Latent attention against DeepSeek-V3 of transformers; absorbed or not, with every method. Its laws are in `laws`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from headway import Causal, Documents, HeadwayError, KVCache, LatentAttention
+from headway import Causal, HeadwayError, KVCache, LatentAttention
 from headway.positions import methods
+from headway.terms import DenseBias
 
 SIZES = {"latent_dim": 20, "head_dim": 12, "position_dim": 8}
 
@@ -91,23 +92,16 @@ def test_absorbed_cached_and_whole_are_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("absorb", [False, True])
-@pytest.mark.parametrize("name", ["rotary", "alibi", "t5", "none", "fire"])
-def test_laws(name: str, absorb: bool) -> None:
-    made = layer(name)
-    x = torch.randn(1, 12, 48, dtype=torch.float64)
-    whole = made(x, absorb=absorb)
-    assert torch.equal(whole, made(x, absorb=absorb))
-    later = x.clone()
-    later[:, 7:] = torch.randn(5, 48, dtype=torch.float64)
-    torch.testing.assert_close(made(later, absorb=absorb)[:, :7], whole[:, :7], rtol=1e-9, atol=1e-10)
-    padded = torch.cat((torch.full((1, 3, 48), torch.nan, dtype=torch.float64), x), 1)
-    pos = torch.cat((torch.full((3,), -1), torch.arange(12)))
-    torch.testing.assert_close(made(padded, pos=pos, absorb=absorb)[:, 3:], whole, rtol=1e-9, atol=1e-10)
-    ids = torch.tensor([[0] * 5 + [1] * 7])
-    pos = torch.cat((torch.arange(5), torch.arange(7)))
-    packed = made(x, pos=pos, mask=Documents(ids), absorb=absorb)
-    apart = torch.cat((made(x[:, :5], absorb=absorb), made(x[:, 5:], absorb=absorb)), 1)
-    torch.testing.assert_close(packed, apart, rtol=1e-9, atol=1e-10)
+def test_terms_of_a_call_are_added_to_those_of_the_method(absorb: bool) -> None:
+    """ALiBi's slopes as a bias per pair, twice, and once as the method."""
+    plain, alibi = layer("none"), layer("alibi")
+    x, pos = torch.randn(2, 9, 48, dtype=torch.float64), torch.arange(9)[None]
+    (slopes,) = alibi.position.prepare(*torch.zeros(2, 1, 4, 9, 8), pos, pos, 1.0)[2]
+    bias = DenseBias(slopes.tile(pos, pos).double())
+    expected = plain(x, terms=(bias, bias), absorb=absorb)
+    torch.testing.assert_close(alibi(x, terms=(bias,), absorb=absorb), expected, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(alibi(x, mask=bias.bias, absorb=absorb), expected, rtol=1e-9, atol=1e-10)
+    assert not torch.allclose(expected, plain(x, absorb=absorb), atol=1e-3)
 
 
 def test_absorbing_leaves_gradients_as_they_are() -> None:
@@ -161,6 +155,7 @@ def test_dropout_is_of_training_alone() -> None:
         ({"position": "shaw", "value_dim": 10, "position_dim": 8}, torch.zeros(1, 3, 48), "value_dim=8"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_gets_one_sentence(options: dict[str, object], x: Tensor | None, expected: str) -> None:
     def use() -> None:
         made = LatentAttention(48, 4, **options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Layers with options of their own, other residual streams, and a model in a folder."""
+"""Layers with their own options, other residual streams, and a model in a folder."""
 
 from __future__ import annotations
 

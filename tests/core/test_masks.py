@@ -85,25 +85,23 @@ def test_refusals() -> None:
         Documents(Q_IDS).tile(Q_POS, K_POS)
     with refusal("expected Documents ids of shape (batch, 4), got (1, 1, 4): give one document id per token"):
         Documents(Q_IDS[:1, None]).tile(Q_POS, Q_POS)
-    with refusal(
-        "expected a mask over 4 queries and 4 keys, those of a cache among them, got one of shape (2, 3, 4, 6)"
-    ):
+    with refusal("expected a mask over 4 queries and 4 keys, including cached ones, got one of shape (2, 3, 4, 6)"):
         Dense(DENSE).tile(Q_POS, Q_POS)
 
 
-FLOATS = "what is added to scores is a term: headway.terms.DenseBias, or a mask given to attend() or a module"
+FLOATS = "to add it to the scores pass headway.terms.DenseBias, or mask= to attend() or a module"
 NO_DENSE = (
     (DENSE.float(), "torch.float32 of shape (2, 3, 4, 6)", FLOATS),
     (DENSE[0, 0].double(), "torch.float64 of shape (4, 6)", FLOATS),
-    (DENSE.long(), "torch.int64 of shape (2, 3, 4, 6)", "for one of 1 and 0 pass mask.bool()"),
-    (DENSE[0, 0, 0], "torch.bool of shape (6,)", "a mask of padding is given as positions, -1 at padding"),
+    (DENSE.long(), "torch.int64 of shape (2, 3, 4, 6)", "if it holds 1 and 0, pass mask.bool()"),
+    (DENSE[0, 0, 0], "torch.bool of shape (6,)", "mark padding by position -1 instead of by a mask"),
 )
 
 
 @pytest.mark.parametrize(("value", "got", "instead"), NO_DENSE, ids=[got for _, got, _ in NO_DENSE])
 def test_tensors_that_are_no_mask_are_refused_wherever_one_is_taken(value: Any, got: str, instead: str) -> None:
     q, x = torch.randn(2, 3, 4, 8), torch.randn(2, 4, 24)
-    calls = (  # which take floats as what is added to the scores
+    calls = (  # which add a float tensor to the scores
         lambda mask: attend(q, q, q, mask=mask),
         lambda mask: Attention(24, 3)(x, mask=mask),
         lambda mask: Attention(24, 3)(x[0], mask=mask),
@@ -121,7 +119,7 @@ def test_tensors_that_are_no_mask_are_refused_wherever_one_is_taken(value: Any, 
     ):
         with refusal(
             "expected a boolean mask of shape (batch or 1, heads or 1, queries, keys), (batch or 1, queries, keys) or "
-            f"(queries, keys), True = may see, got {got}: {instead}"
+            f"(queries, keys), True = visible, got {got}: {instead}"
         ):
             takes(value)
 
@@ -132,11 +130,11 @@ def test_what_is_no_mask_at_all() -> None:
             Attention(24, 3, mask=value)
         with refusal(f"expected a mask of headway.masks, a boolean tensor or None, got {got}", whole=False):
             Causal() & value
-    with refusal("expected two masks, or a mask and a boolean tensor, beside & or |, got None"):
+    with refusal("expected & and | between two masks, or a mask and a boolean tensor, got None"):
         Causal() & None
     with refusal(
-        "expected a mask to meet tensors by & and |, got it as an argument of torch's masked_fill: "
-        "mask.tile(q_pos, k_pos) is its tensor"
+        "expected a mask to be combined with tensors by & or |, got it as an argument of torch's masked_fill: "
+        "mask.tile(q_pos, k_pos) returns it as a tensor"
     ):
         torch.zeros(2, 2).masked_fill(Causal(), 1.0)
 
@@ -182,8 +180,8 @@ def test_a_plain_mask_that_could_be_of_padding_is_refused() -> None:
     """(queries, keys) is what no (batch, keys) is, unless there are as many sequences as queries."""
     q, square = torch.randn(5, 1, 5, 8), torch.ones(5, 5, dtype=torch.bool).tril()
     with refusal(
-        "expected a mask whose axes are plain, got (5, 5), which is (queries, keys) as well as (batch, keys): pass "
-        "mask[None, None] if it is the first; a mask of padding is given as positions, -1 at padding"
+        "expected a mask with unambiguous axes, got (5, 5), which fits (queries, keys) as well as (batch, keys): pass "
+        "mask[None, None] if it is the former; mark padding by position -1 instead of by a mask"
     ):
         attend(q, q, q, mask=Causal() & square)
     causal = attend(q, q, q, mask=Causal())
@@ -195,8 +193,8 @@ def test_a_plain_mask_that_could_be_of_padding_is_refused() -> None:
         attend(one[0], one[1], one[1], mask=seen), attend(one[0], *(one[1][:, :, [0, 2, 3]],) * 2)
     )
     with refusal(
-        "expected a mask over 5 queries and 5 keys, those of a cache among them, got one of shape (3, 5): a mask of "
-        "padding is given as positions, -1 at padding"
+        "expected a mask over 5 queries and 5 keys, including cached ones, got one of shape (3, 5): mark "
+        "padding by position -1 instead of by a mask"
     ):
         attend(q[:3], q[:3], q[:3], mask=square[:3])
 
@@ -210,8 +208,7 @@ def test_a_dense_mask_covers_the_keys_of_a_cache() -> None:
         kept = KVCache()
         attention(x[:, :4], mask=seen[:4, :4], cache=kept)
         with refusal(
-            f"expected a mask over 1 queries and 5 keys, those of a cache among them, got one of shape "
-            f"{tuple(wrong.shape)}"
+            f"expected a mask over 1 queries and 5 keys, including cached ones, got one of shape {tuple(wrong.shape)}"
         ):
             attention(x[:, 4:], mask=wrong, cache=kept)
     torch.testing.assert_close(attention(x[:, 4:], mask=seen[4:], cache=cache), whole[:, 4:])
@@ -230,7 +227,7 @@ def test_a_sliding_window_of_a_configuration() -> None:
 
 
 def test_sides_of_any_size() -> None:
-    """Beyond what an int64 holds of distances there is no limit."""
+    """A window larger than any int64 distance is without limit."""
     q = torch.randn(1, 2, 5, 8)
     for backend in ("native", "tiled", "sdpa", "reference"):
         assert torch.equal(
@@ -273,7 +270,7 @@ def test_positions_that_a_mask_of_padding_was_taken_for() -> None:
     """The sentence says what to pass, and that is right."""
     mask = torch.tensor([[False, False, True, True], [True, True, True, True]])
     with refusal(
-        "expected integer positions, got torch.bool: of a mask that is True at tokens and False at padding pass "
+        "expected integer positions, got torch.bool: for a mask that is True at tokens and False at padding pass "
         "(mask.cumsum(-1) - 1).masked_fill(~mask, -1)"
     ):
         as_positions(mask, torch.zeros(2, 4))

@@ -100,21 +100,25 @@ def test_a_bias_in_a_decoder_covers_what_is_cached() -> None:
 
 def test_refusals() -> None:
     q = torch.randn(1, 2, 6, 8)
-    with refusal("expected positions in 1 query blocks of 4 tokens, got one in block 1: give Blocks more of them"):
+    with refusal("expected positions in 1 query blocks of 4 tokens, got one in block 1: give Blocks more blocks"):
         attend(q, q, q, mask=Blocks(torch.ones(1, 1, dtype=torch.bool), 4))
-    with refusal("expected a boolean tensor of shape (query blocks, key blocks), or one per head, got 3"):
+    with refusal(
+        "expected a boolean tensor of shape (query blocks, key blocks) or (heads, query blocks, key blocks), got 3"
+    ):
         Blocks(3, 4)  # type: ignore[arg-type]
     with refusal("expected a stride of at least 1 token, got 0"):
         Strided(0)
     with refusal("expected a boolean tensor of shape (batch, keys), True = a token, got torch.int64 of shape (1, 6)"):
         KeyPadding(torch.ones(1, 6).long())
-    with refusal("expected an attention_mask (batch, keys) of 1 and 0, got other numbers"):
+    with refusal("expected an attention_mask (batch, keys) of 1 and 0, got other values"):
         from_hf(torch.tensor([[1, 2]]))
-    with refusal("expected an attention_mask to add that is 0 or the lowest number, got others", whole=False):
+    with refusal(
+        "expected an additive attention_mask of 0 and the dtype's minimum or -inf, got other values", whole=False
+    ):
         from_hf(torch.randn(1, 1, 4, 4))
     with refusal("expected an attention_mask of 2 to 4 axes, got None"):
         from_hf(None)  # type: ignore[arg-type]
     with refusal(
-        "expected a (batch or 1, keys) KeyPadding over 6 keys, those of a cache among them, got one of shape (1, 5)"
+        "expected a (batch or 1, keys) KeyPadding over 6 keys, including cached ones, got one of shape (1, 5)"
     ):
         attend(q, q, q, mask=KeyPadding(torch.ones(1, 5, dtype=torch.bool)))

@@ -172,12 +172,12 @@ def test_two_threads_give_the_same_bits_every_time() -> None:
     assert all(torch.equal(runs[0][name], other[name]) for other in runs[1:] for name in other)
 
 
-# --- what is left out ---------------------------------------------------------------------------------------------
+# --- skipped tiles ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def tiles(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Counts {computed, left out}; ``tiles.skip = 0`` leaves nothing out."""
+    """Counts {computed, skipped}; ``tiles.skip = 0`` skips nothing."""
 
     class Tiles:
         skip = 1
@@ -335,8 +335,8 @@ def test_what_cannot_be_compiled_is_said_and_tiled_runs(tmp_path: Path) -> None:
     assert "compiling the CPU kernel for this machine, once" in failed
     assert not list(cache.iterdir())
     assert (
-        f"(expected a folder for the compiled CPU kernel that can be written, got {taken / 'cache'} (Not a directory): "
-        f"set HEADWAY_CACHE to another one)"
+        f"(expected a writable folder for the compiled CPU kernel, got {taken / 'cache'} (Not a directory): "
+        f"set HEADWAY_CACHE to another folder)"
     ) in nowhere
 
 
@@ -375,5 +375,5 @@ def test_a_call_is_what_the_header_says() -> None:
     kinds = dict(native._Call._fields_)
     assert {kinds["q"], kinds["out"], kinds["d_table"], kinds["tiles"]} == {ctypes.c_void_p}
     assert (kinds["scale"], kinds["splits"]) == (ctypes.c_double, ctypes.c_int64)
-    with pytest.raises(AssertionError, match=r"declares what Python cannot read: float x;"):
+    with pytest.raises(AssertionError, match=r"has a declaration that Python cannot parse: float x;"):
         native._fields("struct Call {\n  float x;\n};")

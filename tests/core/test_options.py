@@ -13,8 +13,7 @@ import torch
 from common import attention, close, refusal, runs, transformer
 from torch import Tensor
 
-from headway import Attention, Causal, Documents, HeadwayError, Transformer, attend
-from headway.cache import KVCache
+from headway import Attention, Causal, HeadwayError, Transformer, attend
 
 EVERY: dict[str, dict[str, Any]] = {
     "qk_norm": {"qk_norm": True},
@@ -124,25 +123,6 @@ def test_log_scale_is_its_formula() -> None:
 
 
 # --- all of them ----------------------------------------------------------------------------------------------------
-
-
-@every_option
-@pytest.mark.parametrize("spec", ["none", "rotary", "t5", "shaw", "learned"])
-def test_decoding_with_a_cache_is_the_full_pass(options: dict[str, Any], spec: str) -> None:
-    module, x = attention(spec, mask=Causal(), **options), torch.randn(2, 9, 48).double()
-    whole, cache = module(x), KVCache()
-    parts = [module(x[:, start:stop], cache=cache) for start, stop in ((0, 4), (4, 5), (5, 6), (6, 9))]
-    close(torch.cat(parts, 1), whole)
-
-
-@every_option
-def test_packed_and_padded_texts_are_as_alone(options: dict[str, Any]) -> None:
-    module = attention("t5", mask=Causal(), **options)
-    x = torch.randn(1, 9, 48).double()
-    pos, ids = torch.tensor([[-1, 0, 1, 2, 3, 0, 1, 2, 3]]), torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 1]])
-    got = module(x, pos=pos, mask=Documents(ids))
-    close(got[:, 1:5], module(x[:, 1:5]))
-    close(got[:, 5:], module(x[:, 5:]))
 
 
 @every_option

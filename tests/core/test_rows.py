@@ -80,7 +80,7 @@ def test_extreme_scores_stay_finite(size: float) -> None:
 
 def test_sinks_are_refused() -> None:
     with refusal(
-        "expected no sinks with normalise='stickbreaking', whose weights sum to less than 1 already, got some: "
+        "expected no sinks with normalise='stickbreaking', whose weights already sum to less than 1, got some: "
         "leave them out"
     ):
         attend(*qkv(), normalise="stickbreaking", sinks=torch.zeros(4))
@@ -159,7 +159,7 @@ def test_a_convolution_stays_in_its_document() -> None:
     torch.testing.assert_close(packed, torch.cat([module(x[:, :3]), module(x[:, 3:])], 1))
 
 
-# --- what is hidden stays hidden ----------------------------------------------------------------------------------
+# --- masked tokens have no effect ---------------------------------------------------------------------------------
 
 
 @EVERY_METHOD
@@ -218,7 +218,7 @@ def test_nan_in_a_term_shows_where_it_is_seen() -> None:
 def test_plan(spec: str) -> None:
     planned = plan(parse(spec), tokens=1024, heads=8, head_dim=64)
     assert (planned.route, planned.memory) == ("tiled", "O(queries + keys): a block of queries at a time")
-    assert dict(planned.refused)["native"] == f"{NAMES[spec]} is not known to fused kernels"
+    assert dict(planned.refused)["native"] == f"fused kernels do not support {NAMES[spec]}"
 
 
 @EVERY_METHOD

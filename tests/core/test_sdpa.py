@@ -1,4 +1,4 @@
-"""torch's fused attention: what it accepts is exact and holds no number per pair; what it refuses, and why."""
+"""torch's fused attention: accepted calls are exact and need no n × n tensor; refusals give their reason."""
 
 from __future__ import annotations
 
@@ -149,10 +149,10 @@ def test_a_step_of_decoding_costs_memory_per_key() -> None:
     assert cost(2**15, Causal(), terms, train=False, **given) < 2**15 * 4 * 40
 
 
-# --- what is said ---------------------------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------------------------
 
 LEARNED = torch.zeros(4, 5, requires_grad=True)
-NOT_HELD = "would be a tensor of queries · keys numbers"
+NOT_HELD = "would need a queries × keys tensor"
 REFUSED = {
     "learned table": (
         {"terms": (ByDistance(LEARNED, 2),)},
@@ -169,7 +169,7 @@ REFUSED = {
     "per query": ({"terms": (ByDistancePerQuery(torch.zeros(1, 4, 20, 3), 1),)}, f"ByDistancePerQuery {NOT_HELD}"),
     "values": (
         {"terms": (ValuesByDistance(torch.zeros(1, 3, 8), 1),)},
-        "ValuesByDistance needs the attention weights, which fused attention never holds",
+        "ValuesByDistance needs the attention weights, which are not materialised",
     ),
     "prefix": ({"mask": Causal() | Prefix(3)}, f"the mask Or {NOT_HELD}"),
     "documents": ({"mask": Documents(torch.zeros(1, 20, dtype=torch.long))}, f"the mask Documents {NOT_HELD}"),
@@ -179,7 +179,7 @@ REFUSED = {
     ),
     "positions": (
         {"q_pos": torch.arange(20), "k_pos": torch.arange(20)},
-        "explicit positions would make the mask a tensor of queries · keys numbers",
+        "explicit positions would need a queries × keys mask",
     ),
     "dense": (
         {"mask": torch.ones(1, 1, 20, 20, dtype=torch.bool)},
@@ -207,22 +207,22 @@ def test_what_is_learned_may_run_when_no_gradient_is_asked_for() -> None:
 DESCRIBED = [
     ({}, 40, "O(queries + keys): fused"),
     ({"mask": Causal()}, 40, "O(queries + keys): fused"),
-    ({"mask": Window(3)}, 40, "O(queries + keys): fused, the mask as a view of few numbers"),
-    ({"terms": (ByDistance.linear(SLOPES),)}, 40, "O(queries + keys): fused, terms as a view of few numbers"),
+    ({"mask": Window(3)}, 40, "O(queries + keys): fused, the mask as a strided view"),
+    ({"terms": (ByDistance.linear(SLOPES),)}, 40, "O(queries + keys): fused, terms as a strided view"),
     (
         {"mask": Causal(), "terms": (ByDistance.linear(SLOPES),)},
         40,
-        "O(queries + keys): fused, terms and mask as a view of few numbers",
+        "O(queries + keys): fused, terms and mask as a strided view",
     ),
     (
         {"mask": torch.ones(1, 1, 40, 40, dtype=torch.bool)},
         40,
-        "O(queries + keys): fused, a block of the mask at a time",
+        "O(queries + keys): fused, the mask in blocks",
     ),
     (
         {"mask": Causal(), "q_pos": torch.tensor([39]), "k_pos": torch.arange(40)},
         1,
-        "O(keys): the mask held as one tensor, for 16 queries at most",
+        "O(keys): the mask as one tensor, for at most 16 queries",
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""How large a model would be is known before anything is allocated, whatever its text or file says."""
+"""The size of a model is known before anything is allocated, whatever its text or file says."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_values_by_distance() -> None:
 
 
 def test_a_table_far_away_keeps_integer_exactness() -> None:
-    """Distances are compared as integers: 10⁹ and 10⁹ + 1 are told apart, which float32 cannot."""
+    """Distances are compared as integers: 10⁹ and 10⁹ + 1 are distinguished, which float32 cannot do."""
     pos = torch.tensor([[10**9, 10**9 + 1]])
     tile = ByDistance(torch.tensor([[1.0, 2.0, 3.0]]), 1).tile(pos, pos)
     assert tile[0, 0].tolist() == [[2.0, 3.0], [1.0, 2.0]]

@@ -1,4 +1,4 @@
-"""Transformer: its kinds and parts, its configuration, encoder-decoders with a cache, and what a user is told."""
+"""Transformer: its kinds and parts, its configuration, encoder-decoders with a cache, and error messages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_every_combination_learns(kind: str, norm: str, post_norm: bool, activat
     assert json.loads(json.dumps(model.config.plain())) == model.config.plain()
 
 
-@every_place("causality")
+@every_place("causality", models=True)
 def test_a_decoder_sees_no_future(spec: str) -> None:
     model, tokens = transformer(spec), torch.randint(17, (2, 8))
     changed = tokens.clone()
@@ -52,6 +52,10 @@ def test_a_decoder_sees_no_future(spec: str) -> None:
     # within a rounding: forgetting gates are summed from the newest key, and softmax takes out what that adds to all
     close(model(tokens)[:, :5], model(changed)[:, :5])
     assert not torch.equal(model(tokens)[:, 5:], model(changed)[:, 5:])
+    first, later = torch.arange(5)[None], torch.arange(8)[None]
+    for text in (first, later):
+        (gradient,) = torch.autograd.grad(model.stack(text)[:, :5].square().sum(), model.embedding.weight)
+        assert (gradient.abs().amax(1) > 1e-9).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
 @every_method("encoder", variants=False)
@@ -223,7 +227,7 @@ def test_a_huge_configuration_is_shown_in_part() -> None:
     assert len(str(caught.value)) < 200
 
 
-# --- what a user is told ------------------------------------------------------------------------------------------
+# --- error messages -----------------------------------------------------------------------------------------------
 
 
 def test_tokens_that_do_not_fit() -> None:

@@ -73,6 +73,9 @@ def test_jacobian_and_hessian() -> None:
     step = 1e-5 * torch.eye(96, dtype=torch.float64)[5].view_as(x)
     slope = (grad(loss)(x + step) - grad(loss)(x - step)) / 2e-5
     torch.testing.assert_close(second[5], slope.flatten(), rtol=1e-5, atol=1e-6)
+    along = data(2)[:1, :3]
+    twice = grad(lambda x: (grad(loss)(x) * along).sum())(x)  # backward over backward, where hessian() goes forward
+    torch.testing.assert_close(twice.flatten(), second @ along.flatten())
 
 
 def test_a_named_backend_runs_under_a_transform_or_says_why_not() -> None:
@@ -81,6 +84,8 @@ def test_a_named_backend_runs_under_a_transform_or_says_why_not() -> None:
     torch.testing.assert_close(named, grad(lambda q: attend(q, q, q, backend="reference").sum())(q))
     with pytest.raises(HeadwayError, match="does not run under forward-mode differentiation"):
         jvp(lambda q: attend(q, q, q, backend="native"), (q,), (q,))
+    with pytest.raises(HeadwayError, match="does not run under a second derivative"):
+        grad(lambda q: grad(lambda q: attend(q, q, q, backend="native").square().sum())(q).sum())(q)
 
 
 def test_a_gradient_of_a_gradient_by_the_kernel_is_refused() -> None:
@@ -106,10 +111,11 @@ class Adapted(nn.Module):
 def test_projections_may_be_replaced(kind: type) -> None:
     attention, x = kind(32, 4, mask=Causal()), torch.randn(2, 7, 32)
     expected = attention(x)
-    attention.q, attention.v = Adapted(attention.q), Adapted(attention.v) if kind is Attention else attention.v
+    attention.q, attention.v = Adapted(attention.q), Adapted(attention.v)
     assert torch.equal(attention(x), expected)
     attention(x).sum().backward()
     assert attention.q.up.weight.grad.abs().sum() > 0
+    assert attention.v.up.weight.grad.abs().sum() > 0
     assert attention.q.frozen.weight.grad is None
     with pytest.raises(HeadwayError, match="as the weights are"):
         attention(x.double())

@@ -1,4 +1,4 @@
-"""The walk through one head: its numbers are the model's, and it reads well in both languages and any width."""
+"""The steps through one head: their values are the model's, and they are readable in both languages and any width."""
 
 from __future__ import annotations
 
@@ -90,13 +90,9 @@ def test_a_model_keeps_its_mode() -> None:
 
 def test_what_cannot_be_explained() -> None:
     model, ids = fresh_model(["a", "b"])
-    with refusal(
-        "expected a text of 1 to 64 tokens, of which every value can be shown, got 65: take one sentence of it"
-    ):
+    with refusal("expected a text of 1 to 64 tokens, because every value is shown, got 65: give one sentence"):
         explain(model, ids[:, :1].expand(1, 65), ["a"] * 65)
-    with refusal(
-        "expected a text of 1 to 64 tokens, of which every value can be shown, got 0: take one sentence of it"
-    ):
+    with refusal("expected a text of 1 to 64 tokens, because every value is shown, got 0: give one sentence"):
         explain(model, ids[:, :0], [])
     with refusal("expected a layer from 0 to 1, got 2"):
         explain(model, ids, ["a", "b"], layer=2)

@@ -113,7 +113,7 @@ def test_a_cache_is_seen_whole_but_not_split_where_keys_are_turned() -> None:
     with record(module) as whole:
         module(x)
     close(trace[1].weights(), whole[0].weights(slice(5, 6)))
-    with pytest.raises(HeadwayError, match=r"^expected keys as W_K made them, got keys of a cache"):
+    with pytest.raises(HeadwayError, match=r"^expected unrotated keys, got keys from a cache"):
         split(trace[1])
     other = attention("t5", mask=Causal())
     with record(other) as trace:
@@ -123,7 +123,7 @@ def test_a_cache_is_seen_whole_but_not_split_where_keys_are_turned() -> None:
 
 
 def test_summaries_know_the_heads() -> None:
-    """Heads made to look at the token before, at the first and at everything alike."""
+    """Heads built to attend to the previous token, to the first, and to all equally."""
     module = Attention(32, 4, mask=Causal()).double()
     with torch.no_grad():
         for linear in (module.q, module.k):

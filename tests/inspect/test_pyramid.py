@@ -1,4 +1,4 @@
-"""Tiles of long attention maps: the same numbers as the whole map pooled, of any level, head and mask."""
+"""Tiles of long attention maps: the same values as the whole map pooled, for any level, head and mask."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_every_spec_is_a_method_that_is_tested() -> None:
 
 
 def test_scores_gradient_is_the_slope_of_the_loss() -> None:
-    """Without autograd: bend one score a little and look at the loss."""
+    """Without autograd: change one score slightly and compare the loss."""
     from headway.terms import Pairwise
 
     model = transformer("t5", heads=3)

@@ -25,7 +25,7 @@ def test_far_is_as_exact_as_near(spec: str, start: int) -> None:
     assert error(spec, start) <= 2 * error(spec, 0) + 2**-8
 
 
-@every_method("autocast gradients", variants=False)
+@every_method("autocast gradients", variants=False, layers=True)
 def test_gradients_flow(spec: str) -> None:
     module, x = attention(spec, mask=Causal()).float(), torch.randn(2, 12, 48, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):

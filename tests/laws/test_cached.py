@@ -17,8 +17,8 @@ N, OLD = 10, 6
 
 
 def filled(module: Attention | Transformer, old: Tensor, pos: Tensor | None = None) -> object:
-    """A cache that holds what the module makes of the tokens."""
-    cache = KVCache() if isinstance(module, Attention) else module.new_cache()
+    """A cache filled by the module with these tokens."""
+    cache = module.new_cache() if isinstance(module, Transformer) else KVCache()
     module(old, pos=pos, cache=cache)
     return cache
 
@@ -60,13 +60,13 @@ def check_gradients(module: Attention | Transformer, given: Tensor, *inputs: Ten
     assert gradcheck(call, torch.zeros((), dtype=torch.float64, requires_grad=True), fast_mode=True)
 
 
-@every_method("gradients through a filled cache")
+@every_method("gradients through a filled cache", layers=True)
 def test_new_tokens_have_their_gradients(spec: str) -> None:
     module, x = attention(spec, 2, 1, mask=Causal()), torch.randn(2, N, 16).double()
     check_gradients(module, x, x[:, OLD:])
 
 
-@every_place("gradients through a filled cache")
+@every_place("gradients through a filled cache", models=True)
 def test_those_of_a_transformer(spec: str) -> None:
     check_gradients(transformer(spec, dim=8, heads=1, vocab=5, hidden=8), torch.randint(5, (1, 8)))
 
@@ -89,7 +89,7 @@ def test_segments_in_a_row(spec: str) -> None:
         close(one, other)
 
 
-@every_method("gradients through a filled cache", variants=False)
+@every_method("gradients through a filled cache", variants=False, layers=True)
 @pytest.mark.parametrize("trained", ["q", "position"])
 def test_a_module_that_is_trained_in_part(spec: str, trained: str) -> None:
     """What is saved for a backward pass is no view of memory that later calls write to."""
@@ -146,7 +146,7 @@ def test_what_inference_mode_cached_goes_on_outside_of_it() -> None:
 LENGTHS = (3, 7)
 
 
-@every_method("right padding", variants=False)
+@every_method("right padding", variants=False, layers=True)
 def test_right_padding_then_decoding_is_the_text_without_padding(spec: str) -> None:
     module, x = attention(spec, mask=Causal()), torch.randn(2, 12, 48).double()
     pos = torch.stack([torch.where(torch.arange(7) < n, torch.arange(7), -1) for n in LENGTHS])
@@ -163,7 +163,7 @@ def test_right_padding_then_decoding_is_the_text_without_padding(spec: str) -> N
         close(g, e, 1e-8)
 
 
-@every_method("right padding")
+@every_method("right padding", layers=True)
 def test_padding_anywhere_is_none(spec: str) -> None:
     module = attention(spec, mask=Causal())
     x = torch.randn(1, 9, 48, dtype=torch.float64, requires_grad=True)
@@ -185,7 +185,7 @@ def test_a_transformer_s_right_padding(spec: str) -> None:
         close(got[b], model(torch.cat((tokens[b : b + 1, :n], tokens[b : b + 1, 7:]), 1))[0, n:])
 
 
-@every_method("documents", variants=False)
+@every_method("documents", variants=False, layers=True)
 def test_packed_documents_go_on_from_a_cache(spec: str) -> None:
     """The second document begins in the first call or in the second; padding lies between the calls."""
     from headway import Documents
@@ -205,7 +205,7 @@ def test_packed_documents_go_on_from_a_cache(spec: str) -> None:
 # --- dropped tokens ---------------------------------------------------------------------------------------------------
 
 EVICTIONS = {
-    # what of 8 cached tokens is kept, and at which position the text goes on
+    # which of 8 cached tokens are kept, and the position at which the text continues
     "oldest": ([3, 4, 5, 6, 7], 8),
     "middle": ([0, 1, 4, 5, 6, 7], 8),
     "all but the ends": ([0, 7], 8),
@@ -222,13 +222,13 @@ def refused(spec: str, eviction: str) -> bool:
     return eviction in REFUSED.get(parse(spec).method_name(), ())
 
 
-@every_method("eviction")
+@every_method("eviction", layers=True)
 @pytest.mark.parametrize("eviction", ["oldest and newest"])
 def test_a_dropped_token_is_a_hidden_one(spec: str, eviction: str) -> None:
     evicted(spec, eviction)
 
 
-@every_method("eviction", variants=False)
+@every_method("eviction", variants=False, layers=True)
 @pytest.mark.parametrize("eviction", [name for name in EVICTIONS if name != "oldest and newest"])
 def test_a_dropped_token_is_a_hidden_one_wherever_it_was(spec: str, eviction: str) -> None:
     evicted(spec, eviction)
@@ -245,8 +245,8 @@ def evicted(spec: str, eviction: str) -> None:
     cache.keep(torch.tensor([padded + i for i in kept], dtype=torch.long))
 
     def go_on() -> Tensor:
-        parts = ((old, old + 1), (old + 1, old + 4))
-        return torch.cat([module(x[:, a:b], pos=pos[:, a:b], cache=cache) for a, b in parts], 1)
+        first, rest = slice(old, old + 1), slice(old + 1, old + 4)  # with positions, and as they go on
+        return torch.cat([module(x[:, first], pos=pos[:, first], cache=cache), module(x[:, rest], cache=cache)], 1)
 
     if refused(spec, eviction):
         with pytest.raises(HeadwayError, match=r"^expected a cache that dropped the oldest tokens, or the newest that"):
@@ -258,7 +258,7 @@ def evicted(spec: str, eviction: str) -> None:
     close(go_on(), module(x, pos=pos, mask=Dense(seen[None, None]))[:, old:])
 
 
-@every_method("eviction", variants=False)
+@every_method("eviction", variants=False, layers=True)
 def test_rolling_back_is_the_text_without_its_end(spec: str) -> None:
     module, x = attention(spec, mask=Causal()), torch.randn(2, 12, 48).double()
     pads = torch.tensor([[2], [0]])
@@ -284,7 +284,7 @@ def test_a_sliding_cache_is_a_window(spec: str) -> None:
     close(torch.cat(out, 1), module(x, mask=Window(3)))
 
 
-@every_method("eviction", variants=False)
+@every_method("eviction", variants=False, layers=True)
 def test_dropped_by_and_by(spec: str) -> None:
     """Tokens dropped at several times: the newest, then some that came after, then one before."""
     module, x = attention(spec, mask=Causal()), torch.randn(1, 12, 48).double()
@@ -303,6 +303,64 @@ def test_dropped_by_and_by(spec: str) -> None:
         held = [token for token in held if token not in drop]
         seen[calls[-1] + 1 :, drop] = False
     close(torch.cat(out, 1), module(x, mask=Dense(seen[None, None])))
+
+
+@every_place("eviction", models=True)
+def test_a_transformer_s_dropped_tokens(spec: str) -> None:
+    model, tokens, kept = transformer(spec), torch.randint(17, (2, 9)), [3, 4, 5]
+    cache = filled(model, tokens[:, :6])
+    cache.keep(kept)
+    seen = torch.ones(9, 9, dtype=torch.bool)
+    seen[6:, [0, 1, 2]] = False
+    got = torch.cat([model(part, cache=cache) for part in tokens[:, 6:].split([1, 2], 1)], 1)
+    close(got, model(tokens, mask=Dense(seen))[:, 6:])
+
+
+# --- cropped and reordered --------------------------------------------------------------------------------------------
+
+PADS = torch.tensor([[2], [0], [4]])
+
+
+@every_method("crop", variants=False, layers=True)
+def test_a_cropped_cache_is_one_that_never_saw_more(spec: str) -> None:
+    module, x = attention(spec, mask=Causal()), torch.randn(3, 12, 48).double()
+    pos = (torch.arange(12) - PADS).clamp(min=-1)
+    cache = filled(module, x[:, :9], pos[:, :9])
+    cache.crop(5)
+    got = torch.cat([module(part, cache=cache) for part in x[:, 5:].split([3, 4], 1)], 1)
+    close(got, module(x, pos=pos)[:, 5:])
+    cache.crop(0)
+    assert len(cache) == 0
+    close(module(x, cache=cache), module(x))
+
+
+@every_method("reorder", variants=False, layers=True)
+def test_a_reordered_cache_goes_on_as_the_other_sequence(spec: str) -> None:
+    """Also after it lost tokens, and before it loses them."""
+    module, x = attention(spec, mask=Causal()), torch.randn(3, 12, 48).double()
+    pos, order = (torch.arange(12) - PADS).clamp(min=-1), [2, 0, 0, 1]
+    seen = torch.ones(12, 12, dtype=torch.bool)
+    for when in ("never", "before", "after"):
+        cache = filled(module, x[:, :8], pos[:, :8])
+        if when == "before":
+            cache.keep(range(5, 8))
+        cache.reorder(order)
+        if when == "after":
+            cache.keep(range(5, 8))
+        seen[8:, :5] = when == "never"
+        close(module(x[order][:, 8:], cache=cache), module(x[order], pos=pos[order], mask=Dense(seen))[:, 8:])
+
+
+@every_place("crop", models=True)
+def test_a_transformer_s_cropped_and_reordered_cache(spec: str) -> None:
+    model, tokens, order = transformer(spec), torch.randint(17, (3, 12)), [2, 0, 0, 1]
+    whole, cache = model(tokens), filled(model, tokens[:, :9])
+    cache.crop(5)
+    close(model(tokens[:, 5:8], cache=cache), whole[:, 5:8])
+    cache.reorder(order)
+    close(model(tokens[order][:, 8:], cache=cache), whole[order][:, 8:])
+    cache.crop(0)
+    close(model(tokens, cache=cache), whole)
 
 
 @pytest.mark.parametrize("spec", ["path", "dapev2", "fox", "selectiverotary"])

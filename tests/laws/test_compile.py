@@ -13,22 +13,32 @@ import pytest
 from common import specs
 
 HERE = Path(__file__).parent
-SOME = 2
+SOME = 4
 
 SHORT = [
     "test_lengths_that_change[eager]",
     "test_transformer[t5]",
     "test_attend_by_itself",
     "test_masks_that_meet_tensors",
+    "test_one_step_of_decoding_for_all_lengths[rotary]",
+    "test_hidden_nan_in_generated_code",
+    "test_one_query_in_generated_code[2]",
+    "test_a_compiled_call_runs_the_kernel_and_an_exported_one_does_not",
     "test_attention_traced[cope]",
     "test_attention_traced[selectiverotary]",
 ]
-LONG = ["test_generated_code", "test_lengths_that_change[aot_eager]", *(f"test_attention[{spec}]" for spec in specs())]
+LONG = [f"test_one_step_of_decoding_for_all_lengths[{spec}]" for spec in ("t5", "selectiverotary")]
+LONG += [
+    "test_generated_code",
+    "test_one_query_in_generated_code[1]",
+    "test_lengths_that_change[aot_eager]",
+    *(f"test_attention[{spec}]" for spec in specs()),
+]
 LONG += [f"test_transformer[{spec}]" for spec in specs() if spec != "t5"]
 
 
 def groups(tests: list[str]) -> list[list[str]]:
-    """Tests dealt out like cards, because the costly ones stand together."""
+    """Tests distributed round-robin, because the expensive ones are adjacent."""
     count = -(-len(tests) // SOME)
     return [tests[first::count] for first in range(count)]
 

@@ -52,7 +52,7 @@ def test_gradgradcheck_on_the_reference(spec: str) -> None:
     assert gradgradcheck(call, inputs, fast_mode=True)
 
 
-@every_method("gradcheck", variants=False)
+@every_method("gradcheck", variants=False, layers=True)
 def test_gradcheck_of_the_module(spec: str) -> None:
     module = attention(spec, 2, 1, mask=Causal())
     names, parameters = zip(*module.named_parameters(), strict=True)

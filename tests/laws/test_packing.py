@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import BOTH, attention, close, every_method, every_place, make, refusal, specs, transformer
+from common import BOTH, attention, close, every_method, every_place, make, refusal, transformer
 
 from headway import Causal, Documents, attend
 from headway.positions import parse
-
-SEQUENTIAL = [spec for spec in specs() if parse(spec).sequential]
 
 
 def gradients(module: torch.nn.Module, out: torch.Tensor, x: torch.Tensor) -> list[torch.Tensor]:
@@ -20,7 +18,7 @@ def gradients(module: torch.nn.Module, out: torch.Tensor, x: torch.Tensor) -> li
     ]
 
 
-@every_method("documents", on=BOTH)
+@every_method("documents", on=BOTH, layers=True)
 def test_packed_documents_are_separate_documents(spec: str, backend: str) -> None:
     module = attention(spec, mask=Causal(), backend=backend)
     lengths = [4, 1, 6]
@@ -37,7 +35,7 @@ def test_packed_documents_are_separate_documents(spec: str, backend: str) -> Non
         close(got, expected)
 
 
-@every_method("no restart", relative=True)
+@every_method("no restart", relative=True, layers=True)
 def test_packed_documents_of_relative_methods_need_no_restart(spec: str) -> None:
     module = attention(spec, mask=Causal())
     x = torch.randn(2, 9, 48).double()
@@ -45,7 +43,7 @@ def test_packed_documents_of_relative_methods_need_no_restart(spec: str) -> None
     close(module(x, mask=Documents(ids)), torch.cat([module(x[:, :4]), module(x[:, 4:])], 1))
 
 
-@every_place("documents")
+@every_place("documents", models=True)
 def test_a_transformer_takes_packed_documents(spec: str) -> None:
     model = transformer(spec)
     tokens = torch.randint(17, (1, 9))
@@ -55,7 +53,7 @@ def test_a_transformer_takes_packed_documents(spec: str) -> None:
     close(packed, torch.cat([model(tokens[:, :4]), model(tokens[:, 4:])], 1))
 
 
-@every_method("padding", on=BOTH, variants=False)
+@every_method("padding", on=BOTH, variants=False, layers=True)
 @pytest.mark.parametrize("mask", [None, Causal()], ids=["full", "causal"])
 def test_left_padding_is_none(spec: str, backend: str, mask: object) -> None:
     module = attention(spec, mask=mask, backend=backend)
@@ -80,14 +78,14 @@ def test_counting_by_hand_is_the_default(spec: str, backend: str, mask: object) 
         close(module(x, pos=pos), module(x))
 
 
-@every_method("order")
+@every_method("order", layers=True)
 def test_order_in_memory_does_not_matter(spec: str) -> None:
     module = attention(spec, mask=Causal())
     x, order = torch.randn(2, 9, 48).double(), torch.randperm(9)
     close(module(x[:, order], pos=order), module(x)[:, order])
 
 
-@pytest.mark.parametrize("spec", SEQUENTIAL)
+@every_method("shuffled", sequential=True, layers=True)
 def test_shuffled_tokens_are_refused_where_their_order_counts(spec: str) -> None:
     """Not where documents begin: by their ids, or at position 0."""
     module, x, ids = attention(spec, mask=Causal()), torch.randn(1, 4, 48).double(), torch.tensor([[0, 0, 1, 1]])
@@ -105,7 +103,7 @@ def test_shuffled_tokens_are_refused_where_their_order_counts(spec: str) -> None
         module(x, pos=torch.tensor(pos), mask=mask)
 
 
-@every_method("documents", variants=False)
+@every_method("documents", variants=False, layers=True)
 def test_interleaved_documents_are_separate_or_refused(spec: str) -> None:
     """Refused where what lies between two tokens in memory counts, with and without positions."""
     module, x = attention(spec, mask=Causal()), torch.randn(1, 8, 48).double()

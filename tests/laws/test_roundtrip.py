@@ -98,7 +98,7 @@ def made_on_the_meta_device(spec: str, kind: str) -> None:
     state, expected = model.state_dict(), direct.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in state)
-    assert len(list(model.parameters())) == len(list(direct.parameters()))  # what is tied stays tied
+    assert len(list(model.parameters())) == len(list(direct.parameters()))  # tied parameters stay tied
     tokens = torch.randint(17, (2, 7))
     model, direct = model.eval(), direct.eval()
     source = {"source": tokens} if kind == "encoder-decoder" else {}

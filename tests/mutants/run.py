@@ -84,7 +84,7 @@ def read(only: str | None) -> list[Mutant]:
 
 
 class Copy:
-    """The sources and tests in a folder of their own, where faults are planted and taken out again."""
+    """A copy of the sources and tests, in which faults are planted and removed again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

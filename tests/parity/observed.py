@@ -87,7 +87,7 @@ AttentionMaskInterface.register("recorded", eager_mask)
 
 
 def small(kind: type[PreTrainedConfig], **given: Any) -> PreTrainedConfig:
-    """A configuration of a few numbers."""
+    """A configuration with small sizes."""
     known = kind().to_dict()
     values = {
         key: value

@@ -454,7 +454,7 @@ WRONG: list[tuple[dict, str]] = [
     ({"model_type": "deepseek_v3", "qk_rope_head_dim": 64}, "expected heads that rotate from their first entry on"),
     (
         {"model_type": "nanochat"},
-        "expected a rotation that headway has, got model_type 'nanochat': it rotates the other",
+        "expected a rotation that headway has, got model_type 'nanochat': it rotates in reverse",
     ),
     ({"model_type": "mpnet", "max_position_embeddings": 514}, "expected one method, got model_type 'mpnet'"),
     ({"model_type": "t5", "encoder": {}, "decoder": {}}, "expected the configuration of one stack of layers"),
@@ -607,7 +607,7 @@ def test_an_encoder_and_a_decoder_have_their_own_number_of_layers() -> None:
 
 def test_what_is_not_known_of_masks_is_asked_for() -> None:
     unknown = {"model_type": "mine", "rope_theta": 1e4, "num_hidden_layers": 2}
-    with pytest.raises(HeadwayError, match=r"^expected a known model_type, because who may see whom is said by no key"):
+    with pytest.raises(HeadwayError, match=r"^expected a known model_type, because no key gives the mask"):
         layers_from_hf(unknown, pairing="half")
     with pytest.raises(HeadwayError, match=r"^expected num_hidden_layers, got none"):
         layers_from_hf({"model_type": "llama", "rope_theta": 1e4})

@@ -1,4 +1,4 @@
-"""Each parity test names the independent code that it was held against, or says that there is none.
+"""Each parity test names the independent code that it compares with, or states that there is none.
 
 Held against: nothing; this is about the other files.
 """

@@ -97,7 +97,7 @@ ELSEWHERE = {
     "inkling_text": "a bias: test_relative_parity",
     "roformer": "its attention has no interface: test_families",
 }
-"""Families that cannot be run here, and where else they are looked at."""
+"""Families that cannot be run here, and where else they are tested."""
 SCALED_BEFORE = ("openai_privacy_filter",)
 """Families that multiply queries and keys by the root of the scale before, and score by 1."""
 OFTEN = names(
@@ -142,7 +142,7 @@ def tiny(kind: str, **given: Any) -> transformers.PreTrainedConfig:
 def check(kind: str, **given: Any) -> None:
     config = tiny(kind, **given)
     layers = [layer for layer in layers_from_hf(config) if layer.position is not None]
-    as_file = layers_from_hf(json.loads(config.to_json_string()))  # which leaves out what is usual
+    as_file = layers_from_hf(json.loads(config.to_json_string()))  # which omits defaults
     assert [layer.position.spec() for layer in as_file if layer.position] == [layer.position.spec() for layer in layers]
     there, still = observe(config)
     assert len(there) % len(layers) == 0, f"{len(there)} calls of attention, {len(layers)} layers"
@@ -189,7 +189,7 @@ def test_with_other_rotations(kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", rotary_kinds())
 def test_every_family_is_equal_or_refused(kind: str) -> None:
-    """A new family is refused by name until it stands in the table of families."""
+    """A new family is refused by name until it is in the table of families."""
     installed(kind)
     name = kind.replace("-", "_")
     if kind in ELSEWHERE:

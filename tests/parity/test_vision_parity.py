@@ -25,7 +25,7 @@ SIZES = [(7, 7), (3, 5), (6, 2), (1, 4), (4, 1)]
 
 
 def term(position: Any, tokens: int) -> Any:
-    """The one term of a method that looks at no query."""
+    """The only term of a method, which does not depend on queries."""
     q = torch.zeros(1, position.shape.heads, tokens, position.shape.head_dim, dtype=torch.float64)
     pos = torch.arange(tokens)[None]
     return position.terms(TermInputs(q, q, pos, pos, 1.0))[0]
@@ -185,9 +185,9 @@ def test_what_another_distance_stands_beside_is_not_fused() -> None:
     q = torch.randn(1, 2, 24, 8)
     image, text = ByDistance(torch.randn(2, 21), 10, row=4), ByDistance(torch.randn(2, 9), 3)
     for given in ({"terms": (image, text)}, {"terms": (image,), "mask": Window(3)}):
-        with pytest.raises(HeadwayError, match="a term by distance in rows of 4 stands beside a term or mask by"):
+        with pytest.raises(HeadwayError, match="a term by distance in rows of 4 is combined with a term or mask by"):
             attend(q, q, q, backend="native", **given)
-        with pytest.raises(HeadwayError, match="distances in an image would be a tensor of queries"):
+        with pytest.raises(HeadwayError, match="distances in an image would need a queries × keys tensor"):
             attend(q, q, q, backend="sdpa", **given)
         reference = attend(q, q, q, backend="reference", **given)
         for backend in ("auto", "tiled"):

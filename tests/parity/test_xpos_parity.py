@@ -104,7 +104,7 @@ def test_far_decoding_is_finite_and_exact() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_one_call_over_any_span_in_any_dtype(dtype: torch.dtype) -> None:
-    """Blocks of queries, each with a centre of its own, against the formula: in order, shuffled, padded, packed."""
+    """Blocks of queries, each with its own centre, against the formula: in order, shuffled, padded, packed."""
     position = XPos(pairing="interleaved")
     q_pos = torch.tensor([[300_000, 0, 5_000, -1, 40_000, 999_999, 16_000, 300_100, 1_000_000]])
     q, k = torch.randn(1, 2, 9, 6).to(dtype), torch.randn(1, 2, 9, 6).to(dtype)

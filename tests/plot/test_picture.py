@@ -1,4 +1,4 @@
-"""Figures for print: numbers in editable axes, the colours of the page, words that stay on the paper and apart."""
+"""Figures for print: values in editable axes, the page's colours, labels that neither overlap nor leave the paper."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from headway.plot.layout import worked_out
 from headway.plot.panels import palette, scale_of
 from headway.plot.sheet import Drawing, text_width, wrapped
 from headway.shapes import HeadwayError
-from headway.web.colours import colour_table, dashes, hues, looks
+from headway.web.colours import colour_table, dashes, hues, line_styles
 from headway.web.page import asset
 
 TOKENS = ["the", "cat", "<b>&", "注意力", "a\nb\x00"]
@@ -246,7 +246,7 @@ def test_lines_have_bands_gaps_and_a_look_each() -> None:
     figure = lines(3, lines=[Line(same(name), [0.1, None, 1.0, 1.0, 1.0], low, high) for name in ("t5", "alibi", "x")])
     axes = picture(figure, width="double").axes[0]
     assert len(axes.collections) == 3  # the bands
-    expected = looks([("t5", None), ("alibi", None), ("x", None)])
+    expected = line_styles([("t5", None), ("alibi", None), ("x", None)])
     assert [line.get_color() for line in axes.lines] == [hues()[hue] for hue, _ in expected]
     for line, (_, dash) in zip(axes.lines, expected, strict=True):
         assert np.isnan(np.asarray(line.get_ydata(), float)).tolist() == [False, True, False, False, False]
@@ -297,9 +297,9 @@ def test_colours_are_the_pages(open_page: Open) -> None:
         f"(known) => {{ {program}; return known.map((name) => methodStyles([{{ spec: name, name }}]).get(name)); }}",
         known,
     )
-    assert [(one["hue"], one["dash"]) for one in found] == [looks([(name, None)])[0] for name in known]
+    assert [(one["hue"], one["dash"]) for one in found] == [line_styles([(name, None)])[0] for name in known]
     assert page.evaluate(f"() => {{ {program}; return [placeStyle(9), placeStyle(55)]; }}") == [
-        {"hue": hue, "dash": dash} for (hue, dash) in looks([("", 9), ("", 55)])
+        {"hue": hue, "dash": dash} for (hue, dash) in line_styles([("", 9), ("", 55)])
     ]
 
 
@@ -353,9 +353,7 @@ def test_letters_that_no_font_has_are_said_once() -> None:
         warnings.simplefilter("always")
         picture(heatmap(rows=["\U0001f9a3", "\U00012000", "c", "d", "e"])).data("png")
     (one,) = caught
-    assert str(one.message).startswith(
-        "expected fonts with the letters '\\U00012000' and '\\U0001f9a3', found none here"
-    )
+    assert str(one.message).startswith("expected fonts with the letters '\\U00012000' and '\\U0001f9a3', found none")
 
 
 def test_text_is_broken_so_that_it_fits() -> None:

@@ -116,7 +116,7 @@ def forked(action: Callable[[], Any], limit: bool = True) -> tuple[str, Any]:
 
 
 def kills(root: Path, count: int, *what: str) -> None:
-    """kill −9 at random times in train or compare; what is resumed ends in the same numbers."""
+    """kill −9 at random times in train or compare; the resumed run ends with the same values."""
     dice, killed, inside = random.Random(0), 0, 0
     for name in what:
         run = {"train": run_train, "compare": run_compare}[name]
@@ -151,7 +151,7 @@ def kills(root: Path, count: int, *what: str) -> None:
 
 
 def disks(root: Path, count: int) -> None:
-    """The disk is full from the n-th write on; one sentence, and what is resumed ends in the same numbers."""
+    """The disk is full from the n-th write on; one sentence, and the resumed run ends with the same values."""
     dice, full = random.Random(1), 0
     for name, run in (("train", run_train), ("compare", run_compare)):
         kind, expected = forked(lambda: run(root, root / f"{name}-whole")[:-1], limit=False)

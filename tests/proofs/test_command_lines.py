@@ -1,4 +1,4 @@
-"""Random command lines: whatever is typed ends in a result or in one sentence, and never destroys what is there.
+"""Random command lines: any input ends in a result or in one sentence, and never destroys existing files.
 
 Every command and option is found by looking at the program, so that a new one is tried too. Each command line runs in a
 child of one process that has loaded torch, with 2 GB of memory and 20 seconds.

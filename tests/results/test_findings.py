@@ -1,4 +1,4 @@
-"""The sentences: their numbers come from the data, and they claim no more than the seeds allow."""
+"""The sentences: their values come from the data, and they claim no more than the seeds allow."""
 
 from __future__ import annotations
 

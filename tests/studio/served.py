@@ -1,4 +1,4 @@
-"""A studio that runs in this process, and a client that sends whatever it is told, as a hostile one would."""
+"""A studio that runs in this process, and a client that sends arbitrary requests, as a hostile one would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The local server lets in nobody but the browser that opened the printed address, on its own page."""
+"""The local server admits only the browser that opened the printed address, on its own page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PRIVATE = ["/", "/assets/studio.js", "/api/state", "/api/live/events", "/report/
 
 @pytest.fixture
 def closed() -> Iterator[Client]:
-    """A studio nobody has entered."""
+    """A studio that no browser has opened."""
     with studio() as found:
         yield found
 
@@ -36,12 +36,12 @@ def test_the_token_leads_in_and_becomes_a_strict_cookie(closed: Client) -> None:
     assert closed.token not in first.headers["set-cookie"]
     assert closed.token.encode() not in first.body
     assert closed.get("/").status == 200
-    # whoever finds the address later, in a history or a log, gets nothing by it but the way to the closed door
+    # finding the address later, in a history or a log, gives no access
     again = closed.get(f"/?token={closed.token}", cookie=None)
     assert b"refresh" in again.body
     assert "set-cookie" not in again.headers
     assert closed.get("/", cookie=None).status == 403
-    # but the browser that is in already simply goes on
+    # but a browser that was admitted continues
     assert closed.get(f"/?token={closed.token}").status == 303
 
 
@@ -113,7 +113,7 @@ def test_slow_connections_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
                         if select.select([slow], [], [], 0)[0] and not slow.recv(65536):
                             break
                 assert 0.3 < time.monotonic() - start < 1.9, begun
-        # what takes long to answer is no slow connection
+        # a slow answer is not a slow connection
         monkeypatch.setattr("headway.studio.routes.view", lambda *_: time.sleep(0.8) or {}["late"])
         assert client.view("head", "something new").status == 500
 

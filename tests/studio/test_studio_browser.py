@@ -74,7 +74,7 @@ class Page:
         return str(self.page.locator(f'[data-choose="{name}"]').input_value())
 
     def address(self) -> dict[str, str]:
-        """What the address holds."""
+        """The state in the address."""
         text = self.page.evaluate("Object.fromEntries(new URLSearchParams(location.hash.slice(1)))")
         return {str(key): str(value) for key, value in text.items()}
 
@@ -251,7 +251,7 @@ def test_every_option_of_a_model_can_be_chosen(client: Client, browser: Any) -> 
     shown = opened(client, browser)
     page = shown.page
     finding = page.locator(".finding").first.inner_text()
-    assert page.locator("[data-more]").count() == len(FORM) - 4  # those with a field of their own
+    assert page.locator("[data-more]").count() == len(FORM) - 4  # those with their own field
     page.locator(".more-options summary").click()
     page.select_option('[data-more="norm"]', "layer")
     shown.becomes(lambda: page.locator(".finding").first.inner_text() != finding)

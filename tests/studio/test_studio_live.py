@@ -35,7 +35,7 @@ def alone() -> Iterator[Client]:
 
 
 class Following:
-    """A page that asks for what is new again and again, and goes on where it was."""
+    """A page that repeatedly requests news, continuing where it was."""
 
     def __init__(self, client: Client, since: str = "0-0") -> None:
         self.client, self.since = client, since
@@ -214,7 +214,7 @@ def environment(*before: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def started(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A studio of its own process, and the token it printed."""
+    """A studio in its own process, and the token it printed."""
     with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, text=True, env=environment()) as process:
         try:
             assert process.stdout is not None

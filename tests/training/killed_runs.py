@@ -131,7 +131,7 @@ def reference(root: Path, settings: TrainSettings) -> str:
 
 
 def points(root: Path, twice: int) -> None:
-    """Kill at every single call that changes the disk, and go on; twice at every ``twice``-th."""
+    """Kill at every call that changes the disk, and resume; twice at every ``twice``-th."""
     settings = tiny_settings(steps=3, checkpoint_every=1, validate_every=None)
     expected = reference(root, settings)
     point = 0

@@ -1,4 +1,4 @@
-"""What lies on the disk is sealed, bounded and checked; what is damaged is said; what is ours is not read as text."""
+"""Files are sealed, bounded and checked; damage is reported; headway's own files are not read as text."""
 
 from __future__ import annotations
 
@@ -158,14 +158,14 @@ def test_damaged_readings_do_not_stop_a_resume(copied: Path) -> None:
         load_watch(copied)[1]
 
 
-def test_leftovers_of_a_kill_are_removed_and_more_steps_name_a_way(copied: Path) -> None:
+def test_leftovers_of_a_kill_are_removed_and_fewer_steps_name_a_way(copied: Path) -> None:
     left = copied / "history.json.tmp-12-0123abcd"
     left.write_bytes(b"half")
     arguments: dict[str, Any] = {"out": copied, "model_config": MODEL}
     train(copied.parent / "text", settings=SETTINGS, **arguments)
     assert not left.exists()
-    with pytest.raises(HeadwayError, match=r"steps was 4, is 9.* another folder for a run of that many steps"):
-        train(copied.parent / "text", settings=TrainSettings(**{**vars(SETTINGS), "steps": 9}), **arguments)
+    with pytest.raises(HeadwayError, match=r"steps was 4, is 3.* with more steps to continue it, or choose another"):
+        train(copied.parent / "text", settings=TrainSettings(**{**vars(SETTINGS), "steps": 3}), **arguments)
 
 
 def test_training_lengths_are_set_as_compare_does(tmp_path: Path) -> None:

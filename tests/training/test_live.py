@@ -1,4 +1,4 @@
-"""A live training: the numbers of `train`, whoever plays, pauses, steps, asks or stops meanwhile."""
+"""A live training: the values of `train`, however it is played, paused, stepped, queried or stopped meanwhile."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,6 +113,72 @@ def test_other_settings_in_the_same_folder(tmp_path: Path, text: Path, changes: 
     with pytest.raises(HeadwayError, match=message):
         train(text, **{**arguments, **changes})
     assert same(load_model(tmp_path / "r")[0], first.model)
+
+
+def test_a_finished_run_is_continued_to_more_steps(tmp_path: Path, text: Path) -> None:
+    """With a constant learning rate as if it had been that long from the start, to the bit."""
+    steady = {"schedule": "constant", "warmup": 2}
+    given: dict[str, Any] = {"model_config": CONFIG}
+    long = tiny_settings(**steady)
+    short = tiny_settings(**steady, steps=long.steps // 2)
+    whole = train(text, out=tmp_path / "whole", settings=long, **given)
+    assert train(text, out=tmp_path / "run", settings=short, **given).history.status == "done"
+    stopped = train(text, out=tmp_path / "run", settings=long, stop=lambda: True, **given)
+    assert (stopped.history.status, len(stopped.history.steps)) == ("interrupted", short.steps + 1)
+    done = train(text, out=tmp_path / "run", settings=long, **given)
+    assert done.history.status == "done"
+    assert done.history.loss == whole.history.loss
+    assert same(done.model, whole.model)
+    assert open_run(tmp_path / "run").settings == long
+    assert stopped.notes == (
+        f"resumed the run in {tmp_path / 'run'} after step {short.steps} of {long.steps}",
+        f"continued a run of {short.steps} steps to {long.steps}: from step {short.steps + 1} on, the learning rate is "
+        f"that of a run of {long.steps} steps",
+    )
+    assert not any("continued" in note for note in done.notes)
+    with pytest.raises(HeadwayError, match=f"steps was {long.steps}, is {short.steps}"):
+        train(text, out=tmp_path / "run", settings=short, **given)
+
+
+def test_a_kill_before_the_first_checkpoint_of_a_continued_run_loses_nothing(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"model_config": CONFIG, "out": tmp_path / "run"}
+    long = tiny_settings()
+    first = train(text, settings=tiny_settings(steps=long.steps // 2), **given)
+
+    class Killed(BaseException):
+        """What nobody catches."""
+
+    def kill(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.Trainer, "run", kill)
+        with pytest.raises(Killed):
+            train(text, settings=long, **given)
+    model, _, run = load_model(tmp_path / "run")
+    assert same(model, first.model)
+    assert run.settings == long
+    done = train(text, settings=long, **given)
+    assert done.history.steps == list(range(1, long.steps + 1))
+    assert done.history.lr[-1] == train(text, **{**given, "out": tmp_path / "b"}, settings=long).history.lr[-1]
+
+
+def test_a_run_that_dropped_its_position_is_not_continued(tmp_path: Path) -> None:
+    from headway.training.loop import _checked, is_longer
+
+    saved, longer = tiny_settings(drop_position=2), tiny_settings(drop_position=2, steps=99)
+    assert is_longer(longer, saved)
+    assert not is_longer(saved, longer)
+    assert not is_longer(tiny_settings(lr=0.5, steps=99), saved)
+    history = {**run_module.History().to_json(), "steps": list(range(1, saved.steps + 1))}
+    for name in ("loss", "lr", "grad_norm"):
+        history[name] = [0.0] * saved.steps
+    values = {"history": history, "settings": saved.plain(), "environment": {}, "extra": {}}
+    checkpoint = SimpleNamespace(values=values, step=saved.steps, path=tmp_path / "a" / "b" / "c")
+    with pytest.raises(HeadwayError, match="to be continued to 99 steps, got one that dropped it after step"):
+        _checked(checkpoint, longer, {})  # type: ignore[arg-type]
 
 
 def test_changed_text_is_refused_and_a_moved_one_is_not(tmp_path: Path, text: Path) -> None:

@@ -28,7 +28,7 @@ LARGEST = 2_000_000
 
 
 def tensor(block: Block) -> Tensor:
-    """A block in float64, NaN where there is no number."""
+    """A block in float64, NaN where missing."""
     values = [float("nan") if value is None else value for value in block.values]
     return torch.tensor(values, dtype=torch.float64).view(block.shape)
 
@@ -107,7 +107,7 @@ def stages_and_parts(spec: str, kind: str, kv_heads: int | None) -> None:
         close(last["X"] @ weight[first : first + width].T, last[name])
         close(last["X"], found[f"{name.lower()} in"])
         assert steps[name].shape == f"{n} × {width}"
-    # scores: whatever position made of q and k, compared, scaled, and all that is added
+    # scores: the products of q and k after position, scaled, and all terms
     product, scaled, added = (steps[label] for label in labels[-6:-3])
     q, k = last["Q"], last["K"]
     if "Q′, K′" in steps:
@@ -157,7 +157,7 @@ def test_planes_of_rotary_are_its_pairs() -> None:
     bars = view("split", question).figures[2]
     steps = stages(question)
     q, k = (tensor(steps[name].figures[1].values) for name in "QK")
-    assert bars.labels == ["1", "0.01", "0"]  # radians per token of two pairs, and what is not rotated
+    assert bars.labels == ["1", "0.01", "0"]  # radians per token of two pairs, and the unrotated dimensions
     for pair, rate in enumerate((1.0, 0.01)):
         a, b = (torch.complex(x[row, pair], x[row, pair + 2]) for x, row in ((q, 8), (k, 2)))
         turn = torch.polar(torch.ones((), dtype=torch.float64), torch.tensor(6 * rate, dtype=torch.float64))

@@ -70,7 +70,7 @@ def test_a_planted_link_is_seen_zoomed_out() -> None:
 
 
 def test_uniform_attention_is_said_to_be_so() -> None:
-    asked = planted(1000, -5, -5)  # nobody is there
+    asked = planted(1000, -5, -5)  # no token there: nothing is planted
     shown = view("long", asked)
     near = sum(min(i + 1, 256) / (i + 1) for i in range(1000)) / 1000
     assert f"{100 * near:.1f} % of the attention goes to the last 256 tokens" in shown.finding["en"]

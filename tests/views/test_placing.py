@@ -136,7 +136,7 @@ def test_key_heads_may_be_fewer(spec: str, kv_heads: int) -> None:
 def test_an_encoder_sees_both_sides(name: str) -> None:
     question = asked(made=model("t5(bidirectional=True)", kind="encoder"))
     shown = view(name, question)
-    if name == "bias":  # past and future have tables of their own
+    if name == "bias":  # past and future have their own tables
         past, future = figures(shown, Lines)
         assert past.lines[0].values != future.lines[0].values
 

@@ -1,4 +1,4 @@
-"""Views in a report: rounded within half a step, thinned until they fit, and what was left out is said."""
+"""Views in a report: rounded within half a step, downsampled until they fit, with a note of what was omitted."""
 
 from __future__ import annotations
 

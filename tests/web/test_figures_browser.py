@@ -1,4 +1,4 @@
-"""Figures in a browser: colours, readouts, tables and files equal the numbers, in both themes and languages."""
+"""Figures in a browser: colours, readouts, tables and files agree with the data, in both themes and languages."""
 
 from __future__ import annotations
 

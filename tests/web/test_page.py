@@ -301,7 +301,7 @@ def test_a_benchmark_in_the_terminal() -> None:
     assert re.search(r"^pass +0\.93 ≤ 0\.95 ", text, re.MULTILINE)
     assert re.search(r"^FAIL +0\.72 ≤ 0\.6 ", text, re.MULTILINE)
     assert re.search(r"^FAIL +– ≤ 1\.6 .*there is no backend tiled\)$", text, re.MULTILINE)
-    assert text.endswith("Interrupted: the results so far are kept.")
+    assert text.endswith("Interrupted: the results so far are saved.")
 
 
 def test_a_row_in_one_line() -> None:

@@ -1,6 +1,6 @@
-"""Ways to compute attention, one per file or folder: ``refuses``, ``run`` and ``describe``, imported when first needed.
+"""Implementations of attention, one per file or folder: ``refuses``, ``run``, ``describe``; imported when first needed.
 
-An added file says which it is to win over: ``BEFORE = "tiled"``.
+An added file names the backend it takes precedence over: ``BEFORE = "tiled"``.
 """
 
 from __future__ import annotations

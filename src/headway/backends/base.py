@@ -1,4 +1,4 @@
-"""What a backend is given: one checked call of attention. A backend is a file with ``refuses`` and ``run``."""
+"""The contract of backends: a file with ``refuses``, ``run`` and ``describe``, each of which takes one checked call."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from headway.masks import ALL, Mask
-from headway.shapes import HeadwayError, contents
+from headway.shapes import HeadwayError, broadcasts, contents
 from headway.terms import AnyTerm, ByDistance, DenseBias, RowTerm, Term, ValuesByDistance
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call of attention, checked, with nothing left to default.
+    """One call of attention, checked, with all defaults filled in.
 
     Args:
         q: queries, (B, H, Q, D).
@@ -25,16 +25,16 @@ class Call:
         v: values, (B, H_kv, K, D_v).
         q_pos: positions of the queries, (B or 1, Q); -1 is padding.
         k_pos: positions of the keys, (B or 1, K); -1 is padding.
-        mask: who may see whom; None is everybody.
+        mask: which keys each query may see; None is all.
         terms: what is added to scores or values.
         scale: multiplies q·k.
         normalise: how scores become weights.
         softcap: c in c·tanh(scale·q·k / c), or None.
-        sinks: the score of one more key of value zero for each head, (H,), or None.
+        sinks: for each head the score of an additional key whose value is zero, (H,), or None.
         dropout: share of the weights set to zero; the others are divided by 1 − dropout.
-        seed: which, see :mod:`headway.backends.dropout`; (1,), on the CPU.
-        default_positions: True when positions are known to be 0, 1, 2 … without padding, so that none is looked at.
-        device: kind of device it runs on ("cpu", "cuda"); a planned call has meta tensors and names it here.
+        seed: decides which weights are dropped, see :mod:`headway.backends.dropout`; (1,), on the CPU.
+        default_positions: True when positions are known to be 0, 1, 2 … without padding, so they need not be read.
+        device: kind of device it runs on ("cpu", "cuda"); ``plan`` makes calls of meta tensors for a device named here.
     """
 
     q: Float[Tensor, "batch heads queries dim"]
@@ -55,14 +55,14 @@ class Call:
 
     @property
     def training(self) -> bool:
-        """Whether gradients will be asked for."""
+        """Whether gradients are needed."""
         held = (x for term in self.terms for x in contents(term).values())
         tensors = (x for x in (self.q, self.k, self.v, self.sinks, *held) if isinstance(x, Tensor))
         return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
     @property
     def whole_rows(self) -> str | None:
-        """What of this call needs a query's whole row of scores at once, in words; None when nothing does."""
+        """The part of this call that needs a query's whole row of scores at once, in words; None when nothing does."""
         if self.normalise != "softmax":
             return f"normalise={self.normalise!r}"
         if self.softcap is not None:
@@ -75,12 +75,12 @@ class Call:
 
     @property
     def row(self) -> int | None:
-        """How wide the rows of an image are, in which a term takes distances; None where none does."""
+        """The row width of the image over which a term measures distances; None if no term does."""
         return next((t.row for t in self.terms if isinstance(t, ByDistance) and t.row is not None), None)
 
     @property
     def groups(self) -> int:
-        """How many query heads share one key head."""
+        """Number of query heads that share one key head."""
         return self.q.shape[1] // self.k.shape[1]
 
     @property
@@ -99,7 +99,7 @@ class Call:
         return tuple(term for term in self.terms if isinstance(term, ValuesByDistance))
 
     def visible(self, rows: slice = ALL, cols: slice = ALL) -> Bool[Tensor, "#batch #heads queries keys"] | None:
-        """Which keys ``cols`` the queries ``rows`` may see, padding left out; None when all see all."""
+        """Which keys ``cols`` the queries ``rows`` may see, padding excluded; None when all see all."""
         seen = None
         if self.mask is not None:
             seen = self._fitting(self.mask.tile(self.q_pos, self.k_pos, rows, cols), "a mask")
@@ -140,16 +140,24 @@ class Call:
         return tile
 
     def fits(self, what: str, batch: int, heads: int, queries: int, keys: int) -> None:
-        """Refuse a mask or term made for another batch or other heads.
+        """Refuse a mask or term made for another batch size or number of heads.
 
         Raises:
             HeadwayError: when it has neither as many as this call, nor one for all.
         """
-        if batch not in (1, self.q.shape[0]) or heads not in (1, self.q.shape[1]):
+        if not (broadcasts(batch, self.q.shape[0]) and broadcasts(heads, self.q.shape[1])):
             raise HeadwayError(
                 f"expected {what} of shape ({self.q.shape[0]} or 1, {self.q.shape[1]} or 1, queries, keys), "
                 f"got {(batch, heads, queries, keys)}"
             )
+
+
+def bad_tokens(x: Float[Tensor, "*tokens dim"]) -> Bool[Tensor, "*tokens"]:
+    """Which vectors hold NaN or inf: read once, where isfinite() would make several tensors as large as x."""
+    if x.shape[-1] == 0:
+        return torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
+    largest: Tensor = torch.linalg.vector_norm(x.detach(), torch.inf, -1)
+    return ~largest.isfinite()
 
 
 GRAD, VMAP, JVP, TWICE = "torch.func.grad", "torch.func.vmap", "forward-mode differentiation", "a second derivative"
@@ -157,9 +165,9 @@ _NAMES = {"Grad": GRAD, "Vmap": VMAP, "Jvp": JVP}
 
 
 def transforms() -> tuple[str, ...]:
-    """Which of torch's function transforms are active, in words; a backend's ``TRANSFORMS`` names those it runs under.
+    """Active function transforms of torch, in words; a backend's ``TRANSFORMS`` names those it runs under.
 
-    Under ``torch.compile`` there are none: what they make of a call is traced.
+    Under ``torch.compile`` there are none: the transformed call is traced.
     """
     if torch.compiler.is_compiling():
         return ()
@@ -176,10 +184,10 @@ class Backend(Protocol):
     """The contract of a backend module."""
 
     def refuses(self, call: Call) -> str | None:
-        """Why this backend cannot run the call, or None when it can. Looks at shapes and kinds, never at values."""
+        """Why this backend cannot run the call, or None when it can. Depends on shapes and kinds, never on values."""
 
     def run(self, call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
         """Compute attention."""
 
     def describe(self, call: Call) -> tuple[str, str]:
-        """Exactness and memory of the route this backend would take, in words."""
+        """Exactness and memory of this backend for the call, in words."""

@@ -1,10 +1,10 @@
-"""A call in the few shapes a fused kernel knows: whatever masks and terms were given, at most one tensor of each kind.
+"""A call in canonical form for fused kernels: whatever masks and terms were given, at most one tensor of each kind.
 
     score(i, j) = scale · q_i·k_j + keys[j] + table(k_pos − q_pos) + rows[i](k_pos − q_pos)
     visible(i, j): −past <= k_pos − q_pos <= future, the same document, no padding
 
-Terms of a kind are summed and masks intersected here, in differentiable plain torch on O(queries + keys) numbers, so a
-kernel needs to know each kind once. What does not fit is named by :func:`unfit`.
+Terms of a kind are summed and masks intersected here, in differentiable plain torch on O(queries + keys) values, so a
+kernel implements each kind once. :func:`unfit` names what has no canonical form.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from headway.terms import ByDistance, ByDistancePerQuery, DenseBias, PerKey, ras
 
 @dataclass(frozen=True, eq=False)
 class Canonical:
-    """What a fused kernel computes. Tensors of terms are in the accumulator's dtype: float32, or float64 for float64.
+    """What a fused kernel computes. Tensors of terms have the accumulator's dtype: float32, or float64 for float64.
 
     Args:
         q: (B, H, Q, D).
@@ -31,17 +31,17 @@ class Canonical:
         v: (B, H_kv, K, D_v).
         q_pos: (B, Q); -1 is padding.
         k_pos: (B, K); -1 is padding.
-        past: how far behind a query its keys may lie; :data:`headway.masks.FAR` is without limit.
-        future: how far before it; 0 is causal.
+        past: how far into the past a query sees; :data:`headway.integers.FAR` is without limit.
+        future: how far into the future; 0 is causal.
         q_docs: the document of each query, (B, Q), or None.
         k_docs: the document of each key, (B, K), or None.
         keys: added per key, (B, H, K), or None.
         table: added by distance, (H, W), or None; see :class:`headway.terms.ByDistance`.
         left: the table's entry of distance 0.
         tails: added per step beyond the table's left and right end, (H, 2), or None.
-        rows: added by distance, each query its own, (B, H, Q, W'), or None.
+        rows: added by distance, a table per query, (B, H, Q, W'), or None.
         rows_left: the entry of distance 0 in rows.
-        pairs: added per pair, (B or 1, H or 1, Q, K), in its own dtype where that is q's or the accumulator's; or None.
+        pairs: added per pair, (B or 1, H or 1, Q, K), in its own dtype if that is q's or the accumulator's; or None.
         scale: multiplies q·k.
     """
 
@@ -68,14 +68,14 @@ TERMS: tuple[type, ...] = (PerKey, ByDistance, ByDistancePerQuery)
 
 
 def unfit(call: Call, also: tuple[type, ...] = ()) -> str | None:
-    """Why a call has no canonical form, or None when it has one. Looks at kinds, never at values.
+    """Why a call has no canonical form, or None when it has one. Depends on kinds, never on values.
 
     Args:
         call: the call.
-        also: terms that the kernel knows besides :data:`TERMS`.
+        also: terms that the kernel supports besides :data:`TERMS`.
     """
     if call.whole_rows is not None:
-        return f"{call.whole_rows} is not known to fused kernels"
+        return f"fused kernels do not support {call.whole_rows}"
     known = (*TERMS, *also)
     for term in call.terms:
         if not isinstance(term, known):
@@ -83,17 +83,17 @@ def unfit(call: Call, also: tuple[type, ...] = ()) -> str | None:
     masks = parts(call.mask)
     for part in masks:
         if not isinstance(part, Causal | Window | Documents):
-            return f"the mask {type(part).__name__} is none of Causal, Window, Documents and their conjunction"
+            return f"the mask {type(part).__name__} is not a conjunction of Causal, Window and Documents"
     rows = {getattr(term, "row", None) for term in call.terms if not isinstance(term, PerKey)}
     if call.row is not None and (len(rows) > 1 or any(isinstance(part, Window) for part in masks)):
-        return f"a term by distance in rows of {call.row} stands beside a term or mask by another distance"
+        return f"a term by distance in rows of {call.row} is combined with a term or mask by another distance"
     if sum(isinstance(part, Documents) for part in masks) > 1:
-        return "the mask names documents twice"
+        return "the mask contains Documents twice"
     return None
 
 
 def canonical(call: Call) -> Canonical:
-    """The canonical form of a call that :func:`unfit` has nothing against."""
+    """The canonical form of a call that :func:`unfit` accepts."""
     batch, heads, queries, _ = call.q.shape
     keys = call.k.shape[2]
     wide = torch.promote_types(call.q.dtype, torch.float32)
@@ -151,14 +151,14 @@ def _one_dense(biases: Sequence[Tensor], known: tuple[torch.dtype, ...]) -> Tens
 
 
 def _reach(terms: Sequence[ByDistance] | Sequence[ByDistancePerQuery]) -> tuple[int, Int[Tensor, " distances"]]:
-    """The left end and all distances of the shortest table that holds every term's."""
+    """The entry of distance 0, and all distances, of the shortest table that covers every term's."""
     left = max(term.left for term in terms)
     right = max(term.table.shape[-1] - 1 - term.left for term in terms)
     return left, torch.arange(-left, right + 1, device=terms[0].table.device)
 
 
 def _one_table(terms: Sequence[ByDistance]) -> tuple[Tensor | None, int, Tensor | None]:
-    """One table, its entry of distance 0 and its tails, that add what all the terms add."""
+    """One table that adds what all the terms add, its entry of distance 0 and its tails."""
     if not terms:
         return None, 0, None
     tails = [term.tails for term in terms if term.tails is not None]
@@ -172,7 +172,7 @@ def _one_table(terms: Sequence[ByDistance]) -> tuple[Tensor | None, int, Tensor 
 
 
 def _one_bank(terms: Sequence[ByDistancePerQuery]) -> tuple[Tensor | None, int]:
-    """One table per query and its entry of distance 0, that add what all the terms add."""
+    """One table per query that adds what all the terms add, and its entry of distance 0."""
     if not terms:
         return None, 0
     if len(terms) == 1:

@@ -1,7 +1,7 @@
 """Compile the C++ of a backend for this machine, once, and keep the library in the user's cache.
 
-The cache is ``$HEADWAY_CACHE``, or ``headway`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. A library's name holds all that
-it depends on, so nothing stale is ever loaded, and it appears under that name whole, so processes need no lock.
+The cache is ``$HEADWAY_CACHE``, or ``headway`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. A library's name contains a hash
+of everything it depends on, so nothing stale is loaded; it is renamed into place, so processes need no lock.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _VECTORS = {
     "AVX512": ("-DCPU_CAPABILITY_AVX512", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mf16c"),
     "AVX2": ("-DCPU_CAPABILITY_AVX2", "-mavx2", "-mfma", "-mf16c"),
 }
-"""What makes ATen's vector types as wide as the processor's; elsewhere they are what the architecture always has."""
+"""Flags that make ATen's vector types as wide as the processor's; without them they have the architecture's minimum."""
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries are kept."""
+    """The folder of compiled libraries."""
     if given := os.environ.get("HEADWAY_CACHE"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headway"
@@ -43,7 +43,7 @@ def _compiler() -> str:
 
 
 def _command() -> list[str]:
-    """The command line but for files and folders."""
+    """The command line without files and folders."""
     capability = torch.backends.cpu.get_cpu_capability()
     return [
         _compiler(),
@@ -55,10 +55,10 @@ def _command() -> list[str]:
 
 
 def library(source: Path) -> Path:
-    """The shared library of one C++ file and the headers beside it, compiled if it is not in the cache yet.
+    """The shared library of one C++ file and the headers beside it, compiled unless it is in the cache.
 
     Raises:
-        HeadwayError: where there is no compiler, or it fails.
+        HeadwayError: when there is no compiler, or it fails.
     """
     command = _command()
     code = b"".join(file.read_bytes() for file in sorted(source.parent.iterdir()))
@@ -74,8 +74,8 @@ def library(source: Path) -> Path:
         os.close(handle)
     except OSError as error:
         raise HeadwayError(
-            f"expected a folder for the compiled CPU kernel that can be written, got {target.parent} "
-            f"({error.strerror}): set HEADWAY_CACHE to another one"
+            f"expected a writable folder for the compiled CPU kernel, got {target.parent} "
+            f"({error.strerror}): set HEADWAY_CACHE to another folder"
         ) from None
     made = Path(name)
     root = Path(torch.__file__).parent

@@ -1,11 +1,11 @@
-"""Tables by distance as strided views: when positions go up by one, bias[i, j] = table[j − i + c] needs no gather.
+"""Tables by distance as strided views: for consecutive positions, bias[i, j] = table[j − i + c] needs no gather.
 
-Number the queries of a block from the last to the first, u = i_last − i. Then j − i grows with u + j, and a table laid
-along the keys becomes a tile by moving one entry per row: a view whose row stride is one more than the row is long.
+Number the queries of a block from the last to the first, u = i_last − i. Then j − i grows with u + j, and a table
+along the keys becomes a tile by shifting it one entry per row: a view whose row stride is one more than the row length.
 
-    tile[u, j] = line[u, u + j + c]        read: a table added to scores; written: its gradient, collected
+    tile[u, j] = line[u, u + j + c]        read to add a table to scores; written to collect its gradient
 
-No entry is written twice, so gradients need no atomic adds and come out the same in every run.
+No entry is written twice, so gradients need no atomic adds and are the same in every run.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from headway.terms import ByDistance
 def strip(
     terms: Sequence[ByDistance], first: int, stop: int, past: int, future: int, like: Tensor
 ) -> Float[Tensor, "#heads distances"] | None:
-    """What terms add at the distances first … stop − 1, and −inf where a mask hides; None where all would be zero.
+    """The sum of terms at the distances first … stop − 1, and −inf where masked; None if all of it would be zero.
 
     Args:
         terms: terms by distance.
         first: the smallest distance, first key − last query.
         stop: one more than the largest.
-        past: how far behind a query its keys may lie.
-        future: how far before it.
-        like: a tensor for the device and the dtype, which is widened to float32.
+        past: how far into the past a query sees.
+        future: how far into the future.
+        like: a tensor for the device and the dtype, which is at least float32.
     """
     wide = torch.promote_types(like.dtype, torch.float32)
     distances = torch.arange(first, stop, device=like.device)[None]
@@ -44,7 +44,7 @@ def strip(
 
 
 def skewed(lines: Float[Tensor, "*lead lines length"], width: int, offset: int) -> Float[Tensor, "*lead lines width"]:
-    """The view view[a, c] = lines[a, a + c + offset] of a tensor whose rows are contiguous.
+    """The view with view[a, c] = lines[a, a + c + offset], of a tensor whose rows are contiguous.
 
     >>> skewed(torch.arange(10).view(2, 5), 3, 1)
     tensor([[1, 2, 3],
@@ -57,13 +57,13 @@ def skewed(lines: Float[Tensor, "*lead lines length"], width: int, offset: int) 
 
 
 def unrolled(table: Float[Tensor, "*lead lines width"], margin: int) -> Float[Tensor, "*lead lines length"]:
-    """A table with ``margin`` copies of its ends on either side: what lies beyond it, as far as a block can see."""
+    """A table with ``margin`` copies of its ends on either side, for the distances beyond it that occur in a block."""
     sides = (*table.shape[:-1], margin)
     return torch.cat((table[..., :1].expand(sides), table, table[..., -1:].expand(sides)), -1)
 
 
 def folded(lines: Float[Tensor, "*lead lines length"], margin: int) -> Float[Tensor, "*lead lines width"]:
-    """The adjoint of :func:`unrolled`: what the copies of an end got is added to the end."""
+    """The adjoint of :func:`unrolled`: gradients of the copies of an end are added to that of the end."""
     width = lines.shape[-1] - 2 * margin
     table = lines[..., margin : margin + width].clone()
     table[..., 0] += lines[..., :margin].sum(-1)
@@ -85,13 +85,13 @@ def diagonal_sums(tile: Float[Tensor, "*lead queries keys"]) -> Float[Tensor, "*
 
 @dataclass(frozen=True)
 class Band:
-    """Where, in a tile, a table by distance changes from key to key; beyond it every key has the entry of an end.
+    """The columns of a tile in which a table by distance varies; outside, every key has the entry of one end.
 
     Args:
         queries: rows of the tile, from the last query to the first.
         keys: columns of the tile.
         width: entries of the table.
-        first: the column that the tile's first query, its last row, meets at entry 0; may lie outside the tile.
+        first: the column where the tile's first query, its last row, has entry 0; may lie outside the tile.
     """
 
     queries: int
@@ -114,11 +114,11 @@ class Band:
 
     @property
     def margin(self) -> int:
-        """How many copies of its ends a table needs, so that every query finds an entry for every key of the band."""
+        """Number of copies of its ends a table needs, so that it has an entry for every query and key of the band."""
         return self.queries - 1
 
     def add_rows(self, tile: Float[Tensor, "*lead queries keys"], table: Float[Tensor, "*lead queries width"]) -> None:
-        """Add table[u, clamp(distance)] to a tile in place: each query brings its own table."""
+        """Add table[u, clamp(distance)] to a tile in place: each query has its own table."""
         start, stop = self.start, self.stop
         tile[..., :start] += table[..., :1]
         tile[..., stop:] += table[..., -1:]
@@ -126,7 +126,7 @@ class Band:
             tile[..., start:stop] += skewed(unrolled(table, self.margin), stop - start, start - self.first)
 
     def collect_rows(self, tile: Float[Tensor, "*lead queries keys"]) -> Float[Tensor, "*lead queries width"]:
-        """The adjoint of :meth:`add_rows`: sums[u, w] over the keys that query u meets at entry w."""
+        """The adjoint of :meth:`add_rows`: sums[u, w] over the keys for which query u reads entry w."""
         start, stop = self.start, self.stop
         lines = tile.new_zeros(*tile.shape[:-1], self.width + 2 * self.margin)
         if start < stop:
@@ -137,7 +137,7 @@ class Band:
         return sums
 
     def _parts(self) -> Iterator[tuple[slice, bool]]:
-        """The band's columns, and whether they meet an end's copies; only those need their tables copied."""
+        """The band's columns in parts, and whether each reads copies of an end; only those need their tables copied."""
         start, stop = self.start, self.stop
         left = min(max(self.first + self.margin, start), stop)
         right = min(max(self.first + self.width, left), stop)
@@ -146,7 +146,7 @@ class Band:
                 yield part, ends
 
     def add_columns(self, tile: Float[Tensor, "*lead queries keys"], table: Float[Tensor, "*lead keys width"]) -> None:
-        """Add table[j, clamp(distance)] to a tile in place: each key brings its own table."""
+        """Add table[j, clamp(distance)] to a tile in place: each key has its own table."""
         tile[..., : self.start] += table[..., None, : self.start, 0]
         tile[..., self.stop :] += table[..., None, self.stop :, -1]
         for part, ends in self._parts():
@@ -158,7 +158,7 @@ class Band:
     def collect_columns(
         self, tile: Float[Tensor, "*lead queries keys"], sums: Float[Tensor, "*lead keys width"]
     ) -> None:
-        """The adjoint of :meth:`add_columns`, added to ``sums`` in place: over the queries key j meets at entry w."""
+        """The adjoint of :meth:`add_columns`, added to ``sums`` in place: sums over the queries that read an entry."""
         sums[..., : self.start, 0] += tile[..., : self.start].sum(-2)
         sums[..., self.stop :, -1] += tile[..., self.stop :].sum(-2)
         for part, ends in self._parts():

@@ -1,8 +1,8 @@
-"""Which pairs attention dropout leaves out: a function of a seed and a pair's place alone.
+"""Which pairs attention dropout drops: a function of the seed and the indices of a pair alone.
 
-So forward and backward, every backend and every run drop the same pairs, whatever is computed in which order; no
-pattern is kept. The hash is two rounds of multiply and xor-shift on 32 bits (C. Wellons' lowbias32), one of them for
-each pair; csrc/tile.h has the same.
+So forward and backward, every backend and every run drop the same pairs, in whatever order they are computed; no
+pattern is stored. The hash is two rounds of multiply and xor-shift on 32 bits (C. Wellons' lowbias32), one round per
+pair; csrc/tile.h has the same.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from torch import Tensor
 
 _LOW = 0xFFFFFFFF
 _STEP = 0x9E3779B9
-"""2^32 divided by the golden ratio: what a key's number is multiplied by."""
+"""2^32 divided by the golden ratio; a key's index is multiplied by it."""
 
 
 def _mixed(x: Tensor) -> Tensor:
     x = x ^ (x >> 16)
-    x = (x * 0x7FEB352D) & _LOW  # a product wraps at 2^64, which leaves its low 32 bits as they are
+    x = (x * 0x7FEB352D) & _LOW  # a product wraps at 2^64, which does not change its low 32 bits
     x = x ^ (x >> 15)
     x = (x * 0x846CA68B) & _LOW
     return x ^ (x >> 16)
@@ -30,14 +30,14 @@ def kept(
     queries: Int64[Tensor, " queries"],
     keys: Int64[Tensor, " keys"],
 ) -> Bool[Tensor, "batch heads queries keys"]:
-    """Which pairs stay.
+    """Which pairs are kept.
 
     Args:
         seed: any whole number.
-        share: of the pairs to drop, from 0 to below 1.
+        share: share of pairs to drop, from 0 to below 1.
         heads: b · H + h of every head of every sequence.
-        queries: numbers of the queries, from 0.
-        keys: numbers of the keys, from 0.
+        queries: indices of the queries, from 0.
+        keys: indices of the keys, from 0.
 
     >>> import torch
     >>> one = torch.arange(1)

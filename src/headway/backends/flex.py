@@ -1,9 +1,9 @@
-"""PyTorch's FlexAttention, for what the other fused backends do not know: Prefix, ``|``, Dense, tables per key.
+"""PyTorch's FlexAttention, for what the other fused backends do not support: Prefix, ``|``, Dense, tables per key.
 
 Terms become its ``score_mod`` and masks its ``mask_mod``, functions of one pair that torch.compile turns into a kernel
-(https://pytorch.org/docs/stable/nn.attention.flex_attention.html). A table by distance is spread over all distances
-first, so that inside the kernel it is one look-up, and learned buckets take their gradient once per distance, not per
-pair. Gradients of what is learned are still added by atomics, in no fixed order: two runs may differ in the last bits.
+(https://pytorch.org/docs/stable/nn.attention.flex_attention.html). A table by distance is first expanded to all
+distances, so that the kernel needs one look-up, and learned buckets receive their gradient once per distance instead of
+once per pair. Gradients of terms still use atomic additions in no fixed order: two runs may differ in the last bits.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def refuses(call: Call) -> str | None:
             f"FlexAttention has no backward pass on {call.device!r}, and forward only if compiled: it is used on CUDA"
         )
     if call.whole_rows is not None:
-        return f"{call.whole_rows} is not known to FlexAttention"
+        return f"FlexAttention does not support {call.whole_rows}"
     if call.dropout:
         return "FlexAttention has no dropout"
     if call.q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"FlexAttention's kernels know float16, bfloat16 and float32, not {call.q.dtype}"
+        return f"FlexAttention's kernels support float16, bfloat16 and float32, not {call.q.dtype}"
     narrow = min(call.q.shape[3], call.v.shape[3])
     if narrow < NARROWEST:
         return f"heads are {narrow} wide, and FlexAttention's kernels need at least {NARROWEST}"
@@ -51,12 +51,12 @@ def refuses(call: Call) -> str | None:
         return "FlexAttention needs at least one query and one key"
     for term in call.terms:
         if not isinstance(term, TERMS):
-            return f"the term {type(term).__name__} is no function of one pair that torch.compile could follow"
+            return f"the term {type(term).__name__} is not a function of one pair that torch.compile can trace"
     if call.row is not None:
-        return "distances in an image are left to the other backends"
+        return "it does not support distances in an image"
     for part in _leaves(call.mask):
         if not isinstance(part, MASKS):
-            return f"the mask {type(part).__name__} is no function of one pair that torch.compile could follow"
+            return f"the mask {type(part).__name__} is not a function of one pair that torch.compile can trace"
     return None
 
 
@@ -94,7 +94,7 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
 
 @cache
 def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """FlexAttention, and the maker of its masks, as kernels: uncompiled, both hold all pairs."""
+    """FlexAttention and ``create_block_mask``, compiled: uncompiled, both materialise all pairs."""
     return torch.compile(flex_attention), torch.compile(create_block_mask)
 
 
@@ -141,7 +141,7 @@ def _bias(call: Call, term: Term) -> PairBias:
         return lambda b, h, i, j: vector[h, j - i + (queries - 1)]
     if isinstance(term, ByDistance):
         return _by_distance(term, away, heads, wide)
-    assert isinstance(term, ByDistancePerQuery | ByDistancePerKey)  # `refuses` lets no other kind in
+    assert isinstance(term, ByDistancePerQuery | ByDistancePerKey)  # `refuses` accepts no other kind
     table, left, last = term.table.to(wide).expand(batch, heads, -1, -1), term.left, term.table.shape[-1] - 1
     if isinstance(term, ByDistancePerQuery):
         return lambda b, h, i, j: table[b, h, i, (away(b, h, i, j) + left).clamp(0, last)]
@@ -149,11 +149,11 @@ def _bias(call: Call, term: Term) -> PairBias:
 
 
 def _by_distance(term: ByDistance, away: PairBias, heads: int, wide: torch.dtype) -> PairBias:
-    """A table by distance at any positions, which may lie any distance apart."""
+    """A table by distance at arbitrary positions, which may lie any distance apart."""
     table, left, last = term.table.to(wide).expand(heads, -1), term.left, term.table.shape[1] - 1
     if term.tails is None:
         return lambda b, h, i, j: table[h, (away(b, h, i, j) + left).clamp(0, last)]
-    # one tensor each: FlexAttention gives no gradient to a tensor that is looked up twice
+    # a tensor for each look-up: FlexAttention gives no gradient to a tensor that is indexed twice
     past, future = term.tails.to(wide).expand(heads, -1).unbind(1)
 
     def bias(b: Index, h: Index, i: Index, j: Index) -> Tensor:
@@ -166,7 +166,7 @@ def _by_distance(term: ByDistance, away: PairBias, heads: int, wide: torch.dtype
 
 
 def mask_mod(call: Call) -> MaskMod | None:
-    """(b, h, i, j) → whether the query may see the key, padding left out; None when all see all."""
+    """(b, h, i, j) → whether the query may see the key, padding excluded; None when all see all."""
     seen = None if call.mask is None else _seen(call, call.mask)
     if call.default_positions:
         return seen
@@ -200,6 +200,6 @@ def _seen(call: Call, mask: Mask) -> MaskMod:
             q_docs, k_docs = (ids.expand(batch, -1) for ids in mask.of(call.q_pos, call.k_pos))
             return lambda b, h, i, j: q_docs[b, i] == k_docs[b, j]
         case _:
-            # the whole mask, in its own shape check: a Dense one, as `refuses` lets no other kind in
+            # a Dense mask, whose tile checks its shape: `refuses` accepts no other kind
             visible = mask.tile(call.q_pos, call.k_pos).expand(batch, heads, -1, -1)
             return lambda b, h, i, j: visible[b, h, i, j]

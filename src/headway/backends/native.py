@@ -1,14 +1,14 @@
-"""A C++ kernel for CPUs: attention with positions at the speed of attention without, forward and backward.
+"""A C++ kernel for CPUs: attention with position terms at the speed of plain attention, forward and backward.
 
     out_i = Σ_j softmax_j( scale · q_i·k_j + keys[j] + table(k_pos − q_pos) + rows[i](k_pos − q_pos)
                           + pairs[i, j] ) · v_j
 
-It holds no more than O(queries + keys) numbers, accumulates in float32 (float64 for float64), and gives the same bits
-in every run with the same number of threads. Tiles that no mask hides but whose weights are so small that all of them
-together change no row by more than 1/256 of its own rounding are left out: the steeper a bias decays, the faster.
+It needs O(queries + keys) memory, accumulates in float32 (float64 for float64), and gives the same bits in every run
+with the same number of threads. Unmasked tiles are skipped if their weights are so small that all of them together
+change no row by more than 1/256 of its own rounding: the steeper a bias decays, the faster.
 
 The source is in ``csrc``; it is compiled for the machine once, when first needed. ``python -m headway.backends.native``
-does it beforehand, or says why it cannot be done.
+compiles it beforehand, or reports why that fails.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.backends import canonical, compiler, operators
-from headway.backends.base import GRAD, VMAP, Call, transforms
+from headway.backends.base import GRAD, VMAP, Call, bad_tokens, transforms
 from headway.shapes import HeadwayError
 from headway.terms import DenseBias
 
@@ -36,7 +36,7 @@ _GIVEN = (
     "Tensor q_pos, Tensor k_pos, Tensor? q_docs, Tensor? k_docs, Tensor? seed, "
     "int past, int future, int left, int rows_left, float scale, float dropout"
 )
-"""What forward and backward are given, as :class:`headway.backends.canonical.Canonical` names it."""
+"""Arguments of forward and backward, named as in :class:`headway.backends.canonical.Canonical`."""
 _TENSORS = _GIVEN.count("Tensor")
 
 
@@ -44,7 +44,7 @@ _SOURCE = Path(__file__).parent / "csrc"
 
 
 def _fields(header: str) -> list[tuple[str, Any]]:
-    """The fields of ``Call`` as the C++ header declares them, the one description of what Python hands over.
+    """The fields of ``Call`` as the C++ header declares them, the only description of what Python passes.
 
     >>> _fields("struct Call {\\n  int64_t batch;\\n  const void *q, *k;  // pointers\\n};")[-1][0]
     'k'
@@ -56,7 +56,7 @@ def _fields(header: str) -> list[tuple[str, Any]]:
         code = line.partition("//")[0].strip()
         if code:
             declared = re.fullmatch(r"(?:const )?(void|int64_t|double)(\*?) ([\w*, ]+);", code)
-            assert declared, f"csrc/tile.h declares what Python cannot read: {code}"
+            assert declared, f"csrc/tile.h has a declaration that Python cannot parse: {code}"
             kind, star, names = declared.groups()
             for name in names.split(", "):
                 pointer = bool(star) or name.startswith("*")
@@ -65,14 +65,14 @@ def _fields(header: str) -> list[tuple[str, Any]]:
 
 
 class _Call(ctypes.Structure):
-    """One call, as ``Call`` of csrc/tile.h."""
+    """One call, with the layout of ``Call`` in csrc/tile.h."""
 
     _fields_: ClassVar[Any] = _fields((_SOURCE / "tile.h").read_text(encoding="utf-8"))
 
 
 @cache
 def _loaded() -> ctypes.CDLL | str:
-    """The compiled kernel, or why there is none."""
+    """The compiled kernel, or the reason why there is none."""
     try:
         kernel = ctypes.CDLL(str(compiler.library(_SOURCE / "attention.cpp")))
     except (HeadwayError, OSError) as error:
@@ -82,17 +82,14 @@ def _loaded() -> ctypes.CDLL | str:
 
 
 def unavailable() -> str | None:
-    """Why there is no kernel on this machine, or None when there is one; compiles it if need be."""
+    """Why there is no kernel on this machine, or None if there is one; compiles it if needed."""
     found = _loaded()
     return found if isinstance(found, str) else None
 
 
-# as torch.compiler.assume_constant_result does, which would load all of torch.compile: more than a second
+# what torch.compiler.assume_constant_result sets; calling it would load all of torch.compile, more than a second
 unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
-
-SHOWS_NAN = True
-"""NaN or inf in a query, or in a key or value that it reads, hidden ones too, makes its result NaN or inf."""
 
 TRANSFORMS = (GRAD, VMAP)
 
@@ -102,11 +99,16 @@ def refuses(call: Call) -> str | None:
     if call.device != "cpu":
         return f"it runs on the CPU, not on {call.device}"
     if call.q.dtype not in _KINDS:
-        return f"it knows {', '.join(str(dtype).removeprefix('torch.') for dtype in _KINDS)}, not {call.q.dtype}"
+        return f"it supports {', '.join(str(dtype).removeprefix('torch.') for dtype in _KINDS)}, not {call.q.dtype}"
     reason = canonical.unfit(call, (DenseBias,))
     if reason is None and (problem := unavailable()) is not None:
         return f"it could not be compiled ({problem})"
     return reason
+
+
+def isolates(call: Call) -> bool:
+    """NaN or inf of a token reaches only the results that see it, see :func:`_isolated`."""
+    return True
 
 
 def describe(call: Call) -> tuple[str, str]:
@@ -122,18 +124,21 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
         *(c.q_pos, c.k_pos, c.q_docs, c.k_docs, call.seed),
         *(c.past, c.future, c.left, c.rows_left, c.scale, call.dropout),
     )
+    if not (call.training or transforms()):
+        if not operators.are_seen(c.q, c.k, c.v):
+            return inference(*given)
+        operators.count(torch.ops.headway.native_inference, 0, 2)
+        return cast(Tensor, torch.ops.headway.native_inference(*given))
     if operators.are_seen(c.q, c.k, c.v):
-        operators.count(_forward_op, 0, 2)
+        operators.count(torch.ops.headway.native_forward, 0, 2)
         out, _ = _forward_op(*given)
-    elif call.training or transforms():
-        out, _ = _Attention.apply(*given)  # type: ignore[no-untyped-call]
     else:
-        out, _ = _compute(given, decoding=True)
+        out, _ = _Attention.apply(*given)  # type: ignore[no-untyped-call]
     return cast(Tensor, out)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    """Keep for backward what it needs."""
+    """Save what backward needs."""
     ctx.save_for_backward(*inputs[:_TENSORS], *output)
     ctx.numbers = inputs[_TENSORS:]
 
@@ -144,26 +149,26 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | N
     needed = list(ctx.needs_input_grad[:8])
     seen = operators.are_seen(grad, *saved[:3])
     if seen:
-        operators.count(_backward_op, 4, 5)
+        operators.count(torch.ops.headway.native_backward, 4, 5)
     compute = _backward_op if seen else _Backward.apply if transforms() else backward
     gradients = compute(grad, *saved[_TENSORS:], needed, *saved[:_TENSORS], *ctx.numbers)
     return (*(g if need else None for g, need in zip(gradients, needed, strict=True)), *(None,) * 11)
 
 
 def _even(x: Tensor) -> Tensor:
-    """The same numbers, neighbours in the last dimension side by side in memory."""
+    """The same values with the last dimension contiguous."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def _put(call: _Call, name: str, x: Tensor, *strides: str) -> None:
-    """Hand a tensor to the kernel: where it is, and its strides by their names."""
+    """Pass a tensor to the kernel: its address, and its strides by name."""
     setattr(call, name, x.data_ptr())
     for stride, size in zip(strides, x.stride(), strict=False):
         setattr(call, f"{name}_{stride}", size)
 
 
 class _Prepared:
-    """What forward and backward hand over alike; keeps the tensors alive that the kernel reads."""
+    """The arguments that forward and backward share; keeps alive the tensors that the kernel reads."""
 
     def __init__(self, *given: Any) -> None:
         q, k, v, keys, table, tails, rows, pairs, q_pos, k_pos, q_docs, k_docs, seed = given[:_TENSORS]
@@ -207,30 +212,67 @@ class _Prepared:
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """What sums are kept in."""
+    """The dtype of sums."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def _by_token(shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """(B, H, N, D) as (B, N, H, D): as heads are used, side by side for each token."""
+    """The shape (B, H, N, D) as (B, N, H, D), the layout in which W_O reads heads: those of a token side by side."""
     return shape[0], shape[2], shape[1], shape[3]
 
 
 def _results(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """What forward returns, not yet computed."""
+    """Empty tensors for what forward returns."""
     out = q.new_empty(_by_token((*q.shape[:3], v.shape[3]))).transpose(1, 2)
     return out, q.new_empty(*q.shape[:3], 2, dtype=_wide(q))
 
 
 def forward(*given: Any) -> tuple[Tensor, Tensor]:
     """The output, and each row's greatest score and 1 / its sum of exponentials, (B, H, Q, 2)."""
-    return _compute(given, decoding=False)
+    return _compute(given, inference=False)
 
 
-def _compute(given: tuple[Any, ...], decoding: bool) -> tuple[Tensor, Tensor]:
+def inference(*given: Any) -> Tensor:
+    """The output, when no backward pass will follow."""
+    return _compute(given, inference=True)[0]
+
+
+def _compute(given: tuple[Any, ...], inference: bool) -> tuple[Tensor, Tensor]:
+    # looking at the result instead of at what it was made from reads a long cache once, not twice
+    out, sums = _run(given, inference)
+    if math.isfinite(out.sum(dtype=_wide(out))):
+        return out, sums
+    clean, poisoned = _isolated(given)
+    if poisoned is None:
+        return out, sums
+    out, sums = _run(clean, inference)
+    return out.masked_fill_(poisoned[..., None], torch.nan), sums
+
+
+def _isolated(given: tuple[Any, ...]) -> tuple[tuple[Any, ...], Tensor | None]:
+    """What was given with zeros for tokens of q, k and v that hold NaN or inf, and which rows, (B, H, Q), see one.
+
+    The kernel multiplies a hidden key's weight, 0, with its value, and 0 · NaN = NaN would reach rows that must not see
+    it. Which rows see one, attention with equal weights tells: of a value that is 1 at bad keys it gives more than 0.
+    """
+    q, k, v, pairs, rest = *given[:3], given[7], given[8:]
+    bad_row, bad_key = bad_tokens(q), bad_tokens(k) | bad_tokens(v)
+    if not (bad_row.any() or bad_key.any()):
+        return given, None
+    zero_q, zero_k = torch.zeros_like(q), torch.zeros_like(k)
+    share = torch.stack((bad_key, torch.ones_like(bad_key)), -1).to(q.dtype)
+    hidden = None if pairs is None else torch.zeros_like(pairs).masked_fill_(pairs == -torch.inf, -torch.inf)
+    equal, _ = _run((zero_q, zero_k, share, None, None, None, None, hidden, *rest[:-1], 0.0), inference=True)
+    sees_bad, sees = (equal > 0).unbind(-1)
+    q = q.masked_fill(bad_row[..., None], 0.0)
+    k, v = (x.masked_fill(bad_key[..., None], 0.0) for x in (k, v))
+    return (q, k, v, *given[3:]), sees_bad | (bad_row & sees)
+
+
+def _run(given: tuple[Any, ...], inference: bool) -> tuple[Tensor, Tensor]:
     prepared, (q, _, v) = _Prepared(*given), given[:3]
     out, sums = _results(q, v)
-    prepared.call.decoding = decoding
+    prepared.call.decoding = inference
     _put(prepared.call, "out", out, "batch", "head", "row")
     _put(prepared.call, "sums", sums)
     prepared.run("headway_forward")
@@ -238,15 +280,15 @@ def _compute(given: tuple[Any, ...], decoding: bool) -> tuple[Tensor, Tensor]:
 
 
 def _tasks(q: Tensor, k: Tensor, pairs: Tensor | None) -> int:
-    """How many tasks can run at once: one for each sequence and key head, fewer where they share a gradient."""
+    """How many tasks can run at once: one per sequence and key head, fewer if they share a gradient."""
     sequences = q.shape[0] if pairs is None or pairs.shape[0] > 1 else 1
     return sequences * (k.shape[1] if pairs is None or pairs.shape[1] > 1 else 1)
 
 
 def _splits(tasks: int, keys: int) -> int:
-    """Among how many tasks to divide the keys of a head, so that all threads have work to the end.
+    """Number of tasks that share the keys of a head, so that all threads have work until the end.
 
-    Each division costs a copy of dQ; the order of summation, and with it the last bit, depends on their number.
+    Each costs a copy of dQ; the order of summation, and with it the last bit, depends on their number.
     """
     threads, most = torch.get_num_threads(), max(1, keys // 256)
     for splits in range(1, most + 1):
@@ -257,7 +299,11 @@ def _splits(tasks: int, keys: int) -> int:
 
 
 def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor]:
-    """The gradients of q, k, v, keys, table, tails, rows, pairs; an empty tensor where none is needed."""
+    """The gradients of q, k, v, keys, table, tails, rows and pairs; an empty tensor for those not needed."""
+    if not math.isfinite(sum(x.sum(dtype=_wide(x)) for x in given[:3])):
+        given, poisoned = _isolated(given)
+        if poisoned is not None:
+            grad, out = (x.masked_fill(poisoned[..., None], 0.0) for x in (grad, out))
     prepared = _Prepared(*given)
     q, k, v, keys, table, tails, rows, pairs = given[:8]
     call, wide = prepared.call, _wide(q)
@@ -305,7 +351,7 @@ def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given
 
 
 def _one_by_one(apply: Any, info: Any, in_dims: tuple[Any, ...], given: tuple[Any, ...]) -> Any:
-    """The rule of ``vmap``: the kernel once for each entry of the dimension."""
+    """The rule for ``vmap``: run the kernel once per entry of the mapped dimension."""
 
     def entry(at: int) -> Any:
         return apply(*(x.select(dim, at) if isinstance(dim, int) else x for x, dim in zip(given, in_dims, strict=True)))
@@ -359,6 +405,19 @@ _backward_op = torch.library.custom_op(
     mutates_args=(),
     schema=f"(Tensor grad, Tensor out, Tensor sums, bool[] needed, {_GIVEN}) -> Tensor[]",
 )
+
+
+# an operator of its own, as thin as torch allows: a step of decoding takes less time than custom_op's checks
+_LIBRARY = torch.library.Library("headway", "FRAGMENT")
+_LIBRARY.define(f"native_inference({_GIVEN}) -> Tensor")
+_LIBRARY.impl("native_inference", inference, "CPU")
+
+
+def _empty_result(*given: Any) -> Tensor:
+    return _results(given[0], given[2])[0]
+
+
+torch.library.register_fake("headway::native_inference", _empty_result)
 
 
 @_forward_op.register_fake

@@ -1,8 +1,8 @@
-"""The specification: attention as its formula reads, in plain torch, any float dtype, differentiable twice.
+"""The specification: attention as the formula says, in plain torch, any float dtype, differentiable twice.
 
     out_i = Σ_j softmax_j( scale · q_i·k_j + terms(i, j) under mask(i, j) ) · v_j
 
-It holds all n² scores. Every other backend is compared with it.
+It materialises all n² scores. Every other backend is compared with it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from headway.backends import rows
 from headway.backends.base import GRAD, JVP, TWICE, VMAP, Call
 
 TRANSFORMS = (GRAD, VMAP, JVP, TWICE)
+EXPORTS = True
 
 
 def refuses(call: Call) -> str | None:
@@ -42,8 +43,8 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
 
 
 def mix(call: Call, alpha: Float[Tensor, "batch heads queries keys"]) -> Float[Tensor, "batch heads queries dim_v"]:
-    """What each query gets by these weights: Σ_j α_ij v_j, and what terms add to values."""
-    # terms may be wider than bf16 queries: the result keeps the width of the values
+    """The output of each query under these weights: Σ_j α_ij v_j, and what terms add to values."""
+    # terms may have a wider dtype than bf16 queries: the result has that of the values
     alpha = call.dropped(alpha)
     v = call.v.repeat_interleave(call.groups, 1).to(alpha.dtype)
     out = alpha @ v

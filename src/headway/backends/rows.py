@@ -3,8 +3,8 @@
 content = scale · q·k, or c·tanh(scale · q·k / c) with a softcap c (Gemma 2, arXiv:2408.00118)
 scores  = content + terms
 softmax:        α_j = exp(s_j) / (Σ_t exp(s_t) + exp(sink))      a sink (arXiv:2309.17453, gpt-oss) takes its share
-stickbreaking:  α_j = σ(s_j) · Π_{t > j} σ(−s_t)                  over the keys seen after j, in the order of memory
-                                                                 (arXiv:2410.17980); attend hides the query's own key
+stickbreaking:  α_j = σ(s_j) · Π_{t > j} σ(−s_t)                  over the unmasked keys after j, in memory order
+                                                                 (arXiv:2410.17980); attend masks the query's own key
 stickbreaking+remainder: the same, and what is left, Π_t σ(−s_t), is the weight of the query's own key
 """
 
@@ -20,11 +20,11 @@ from headway.masks import ALL, Before
 from headway.terms import from_the_end
 
 NORMALISE = ("softmax", "stickbreaking", "stickbreaking+remainder")
-"""How scores can become weights."""
+"""Ways to turn scores into weights."""
 
 
 def refuses(call: Call) -> str | None:
-    """Why no weights can be made, or None when they can."""
+    """Why weights cannot be computed, or None when they can."""
     if call.normalise not in NORMALISE:
         return f"normalise={call.normalise!r} is not known, only {', '.join(map(repr, NORMALISE))}"
     return None
@@ -38,7 +38,7 @@ def scores(
     rows: slice = ALL,
     cols: slice = ALL,
 ) -> Float[Tensor, "batch heads rows cols"]:
-    """Scores before the mask, of the call's queries ``rows``, which are q, and its keys ``cols``, which are k."""
+    """Scores before the mask, for q, the call's queries ``rows``, and k, its keys ``cols``."""
     content = (by_key_head(q * call.scale, call) @ k.mT).reshape(*q.shape[:3], k.shape[2])
     if call.softcap is not None:
         content = call.softcap * (content / call.softcap).tanh()
@@ -57,7 +57,7 @@ def weights(
     rows: slice = ALL,
     cols: slice = ALL,
 ) -> Float[Tensor, "batch heads rows cols"]:
-    """Attention weights of queries ``rows``; a row that sees nothing is all zeros."""
+    """Attention weights of queries ``rows``; a fully masked row is all zeros."""
     if call.normalise == "stickbreaking":
         return _stick_breaking(scores(call, q, k, seen, rows, cols), seen)[0]
     if call.normalise == "stickbreaking+remainder":
@@ -67,7 +67,7 @@ def weights(
         return alpha + left * (own if seen is None else seen & own)
     if seen is None:
         return _normalised(call, scores(call, q, k, None, rows, cols))
-    # a row that sees nothing attends to everything with a zero query, so that no NaN is made, and is zeroed after
+    # a fully masked row attends to everything with a zero query, so that no NaN arises, and is zeroed afterwards
     alive = seen.any(-1, keepdim=True)
     total = scores(call, q.masked_fill(~alive, 0.0), k, seen, rows, cols)
     return _normalised(call, total.masked_fill(~(seen | ~alive), -torch.inf)).masked_fill(~alive, 0.0)
@@ -86,15 +86,15 @@ def _normalised(call: Call, total: Tensor) -> Tensor:
 
 
 def _own(call: Call, rows: slice, cols: slice) -> Bool[Tensor, "queries keys"]:
-    """Where a key is the query's own: queries are the newest of the tokens that have keys."""
+    """Which key is the query's own: the queries are the last of the tokens that have keys."""
     queries, keys = call.q.shape[2], call.k.shape[2]
     query = torch.arange(keys - queries, keys, device=call.q.device)[rows]
     return query[:, None] == torch.arange(keys, device=call.q.device)[cols]
 
 
 def _stick_breaking(total: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The weights, and what each row leaves of its stick, (B, H, q, 1)."""
-    # in logarithms and float32: a product of hundreds of factors below 1 would underflow, a sum in bfloat16 not count
+    """The weights, and the remainder of each row's stick, (B, H, q, 1)."""
+    # logarithms in float32: a product of hundreds of factors below 1 would underflow, a sum in bfloat16 lose terms
     total = total.to(torch.promote_types(total.dtype, torch.float32))
     if seen is not None:
         total = total.masked_fill(~seen, 0.0)

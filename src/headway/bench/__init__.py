@@ -1,13 +1,13 @@
-"""What position costs: time, memory and error of attention with a position method, beside plain attention.
+"""The cost of position: time, memory and error of attention with a position method, compared with plain attention.
 
 settings.py     what to measure, plain values
-cases.py        one shape of attention, its inputs, and the methods as something to add to it
-contenders.py   who computes it: our backends, and torch in the ways people use it
+cases.py        one shape of attention, its inputs, and position methods to run on it
+contenders.py   implementations: our backends, and common ways to do it in torch
 others.py       other libraries: FlexAttention, x-transformers, transformers
 measure.py      time, memory, error and repeatability of one contender
-tax.py          one row: a method by a contender, beside plain attention
-bars.py         the speed this project promises
-run.py          all rows, one after the other, saved as they come
+tax.py          one row: a method by a contender, compared with plain attention
+bars.py         this project's speed targets
+run.py          all rows, one after the other, saved as they are measured
 page.py         the results as text and as a page
 training.py     whole training steps of small decoders
 """

@@ -1,7 +1,7 @@
-"""The speed this project promises, as cases with a bar each; one command tells whether it holds.
+"""This project's speed targets ("bars"), as cases with a limit each; ``headway bench --bars`` checks them.
 
-On a CPU everything is one sequence of 8 heads of width 64 in float32, forward and backward. On a GPU it is bfloat16,
-16k tokens in all, heads that make 2048 together.
+On a CPU every case is one sequence of 8 heads of width 64 in float32, forward and backward. On a GPU it is bfloat16,
+with 16k tokens in total and heads whose widths add up to 2048.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from headway.bench.tax import EXACT_UP_TO, Entry, Group, Row, measured, without_
 
 @dataclass(frozen=True)
 class Bar:
-    """One promise: time or memory of a method ÷ that of something else stays under, or above, a limit.
+    """One target: time or memory of a method, divided by that of a baseline, stays below, or above, a limit.
 
     Args:
         case: the shape.
         method: the method.
-        limit: the bar.
+        limit: the limit.
         what: "time" or "memory".
-        by: who computes it: a backend, or "FlexAttention".
+        by: the contender: a backend, or "FlexAttention".
         against: method and contender of the denominator; None is plain attention.
-        least: whether the limit is from below.
+        least: whether the limit is a lower bound.
     """
 
     case: Case
@@ -42,7 +42,7 @@ class Bar:
 
     @property
     def needs(self) -> list[tuple[str, str]]:
-        """Method and contender of every row it is judged by."""
+        """Method and contender of every row that the target needs."""
         return [(self.method, self.by), *([] if self.against is None else [self.against])]
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class Bar:
         return f"{self.what} of {self.method} by {_who(self.by)} ÷ {base}, {of}"
 
     def judge(self, rows: dict[tuple[str, str], Row]) -> dict[str, Any]:
-        """Whether it holds, given what was measured."""
+        """Whether it is met, given the measured rows."""
         sign = "≥" if self.least else "≤"
         found: dict[str, Any] = {"name": str(self), "bar": f"{sign} {self.limit:g}", "measured": None, "reason": None}
         values = []
@@ -70,7 +70,7 @@ def _who(by: str) -> str:
 
 
 def bars(device: str) -> list[Bar]:
-    """All bars of a kind of device; those of one case stand together."""
+    """All targets for a kind of device, grouped by case."""
     if device == "cuda":
         found = []
         for head_dim in (64, 128):
@@ -109,7 +109,7 @@ def measure_bars(
     on_row: Callable[[Row, int, int], None] | None = None,
     listed: list[Bar] | None = None,
 ) -> Iterator[tuple[list[dict[str, Any]], list[Row]]]:
-    """Measure what the bars need, case by case: the bars of a case, judged, and its rows."""
+    """Measure what the targets need, case by case; yields the judged targets of a case and its rows."""
     listed = bars(settings.device) if listed is None else listed
     by_case: dict[Case, list[Bar]] = {}
     for bar in listed:
@@ -117,7 +117,7 @@ def measure_bars(
     count = sum(len({need for bar in together for need in bar.needs}) for together in by_case.values())
     done = 0
     for case, together in by_case.items():
-        # at great length a run takes seconds: what no bar asks for is left out
+        # for long texts a run takes seconds: skip what no target needs
         rows: dict[tuple[str, str], Row] = {}
         try:
             group = Group(case, settings.rounds or rounds_for(case.length), thorough=case.length <= EXACT_UP_TO)
@@ -139,5 +139,5 @@ def measure_bars(
 
 
 def contender(by: str) -> Contender:
-    """Who computes it, by the name a bar gives."""
+    """The contender that a target names."""
     return flex if by == "FlexAttention" else ours(by)

@@ -1,13 +1,13 @@
 """One shape of attention with its inputs, and position methods to run on it inside :class:`headway.Attention`.
 
-Besides every method of :mod:`headway.positions` two terms are known by themselves:
+In addition to every method of :mod:`headway.positions`, two single terms can be measured:
 
 - ``rows``: a table for each query, q·Eᵀ·scale with 128 vectors E for the distances 0 … 127, the last for all beyond
-  (Shaw's and Inkling's query-dependent biases); gradients to q and E.
-- ``table``: one learned number per head and distance, for all 2n−1 distances.
+  (query-dependent biases, as in Shaw's method and Inkling); with gradients for q and E.
+- ``table``: one learned value per head and distance, for all 2n−1 distances.
 
-Learned parameters are N(0, 0.3²): away from their initialisation, where a bias of zero might be cheap by chance. Those
-of ``fox`` are drawn so that its gates, σ(N(4.35, 1)), have a mean of 0.98, as trained ones do.
+Learned parameters are drawn from N(0, 0.3²) instead of their initialisation, because a bias of zero might be cheaper.
+Those of ``fox`` are drawn so that its gates, σ(N(4.35, 1)), have a mean of 0.98, like trained ones.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistance, ByDistancePerQuery
 
 WIDTH = 128
-"""Distances that ``rows`` tells apart."""
+"""Distances that ``rows`` distinguishes."""
 _GATE = 4.35  # mean of x, where the mean of sigmoid(N(x, 1)) is 0.98
 _SEED = 0
 
 
 class Unsupported(Exception):
-    """What a contender cannot do; the message is the reason in the table."""
+    """A contender cannot run a case; the message is the reason shown in the table."""
 
 
 class TooLarge(Exception):
-    """What would need more memory than there is; the message is the reason in the table."""
+    """A case would need more memory than is free; the message is the reason shown in the table."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Case:
     """One shape of attention.
 
     Args:
-        length: keys, and queries unless one decodes.
-        mode: "forward+backward", "forward" or "decode": the last of ``length`` tokens, those before it cached.
+        length: number of keys, and of queries except in decoding.
+        mode: "forward+backward", "forward" or "decode": the last of ``length`` tokens, with the others cached.
         mask: "causal" or "full".
         batch: sequences.
         heads: query heads.
@@ -70,32 +70,32 @@ class Case:
 
     @property
     def decodes(self) -> bool:
-        """Whether one query meets a cache."""
+        """Whether it is one query with a cache."""
         return self.mode == "decode"
 
     @property
     def backward(self) -> bool:
-        """Whether gradients are part of the work."""
+        """Whether gradients are computed."""
         return self.mode == "forward+backward"
 
     @property
     def queries(self) -> int:
-        """How many queries there are."""
+        """Number of queries."""
         return 1 if self.decodes else self.length
 
     @property
     def causal(self) -> bool:
-        """Whether a mask hides anything: a decoded token sees all of its cache."""
+        """Whether the mask hides anything: in decoding, the token sees the whole cache."""
         return self.mask == "causal" and not self.decodes
 
     @property
     def scale(self) -> float:
-        """What q·k is multiplied by."""
+        """The factor of q·k."""
         return float(self.head_dim**-0.5)
 
     @property
     def pairs(self) -> int:
-        """Scores of all heads: what is held where somebody materialises them."""
+        """Number of scores in all heads: the size of a materialised score tensor."""
         return self.batch * self.heads * self.queries * self.length
 
     @property
@@ -105,12 +105,12 @@ class Case:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch's."""
+        """The dtype as a ``torch.dtype``."""
         found: torch.dtype = getattr(torch, self.dtype)
         return found
 
     def visible(self) -> Mask | None:
-        """The mask as ours."""
+        """The mask as a :class:`headway.masks.Mask`."""
         return Causal() if self.mask == "causal" else None
 
     def positions(self) -> tuple[Tensor, Tensor]:
@@ -120,20 +120,20 @@ class Case:
 
 
 class Draw:
-    """Random tensors of one case: the same for every contender, and for the float64 truth rounded the same way."""
+    """Random tensors of one case: the same for every contender; the float64 reference gets the same rounded values."""
 
     def __init__(self, case: Case, wide: bool = False) -> None:
         self.case, self.dtype = case, torch.float64 if wide else case.torch_dtype
         self.generator = torch.Generator().manual_seed(_SEED)
 
     def normal(self, *shape: int, mean: float = 0.0, std: float = 1.0) -> Tensor:
-        """N(mean, std²), first rounded to the case's dtype; it gets a gradient if the case has a backward pass."""
+        """N(mean, std²), rounded to the case's dtype; requires a gradient if the case has a backward pass."""
         x = (torch.randn(shape, generator=self.generator) * std + mean).to(self.case.torch_dtype)
         return x.to(self.case.device, self.dtype).requires_grad_(self.case.backward)
 
 
-class Asked(NamedTuple):
-    """What :class:`headway.Attention` asks of its core, see :func:`headway.functional.attend`."""
+class CoreCall(NamedTuple):
+    """The arguments that :class:`headway.Attention` passes to its core, see :func:`headway.functional.attend`."""
 
     q: Tensor
     k: Tensor
@@ -148,8 +148,8 @@ class Asked(NamedTuple):
     sinks: Tensor | None
 
 
-class _Given(nn.Linear):
-    """A projection that was computed already; it has the widths of one."""
+class _Precomputed(nn.Linear):
+    """A projection whose output is given; it has the widths of a real one."""
 
     given: Tensor
 
@@ -158,9 +158,9 @@ class _Given(nn.Linear):
 
 
 class Heads(Attention):
-    """Attention without its four projections: q, k and v are given, and the heads are what is taken.
+    """Attention without its four projections: takes q, k and v, and returns the heads before W_O.
 
-    All between is inherited, so that what is timed is what Attention runs: rotations, marks, terms, masks, caches.
+    All in between is inherited, so the timing covers what Attention runs: rotations, marks, terms, masks, caches.
     """
 
     def __init__(self, shape: HeadShape, position: Position, mask: Mask | None) -> None:
@@ -168,15 +168,15 @@ class Heads(Attention):
             shape.dim, shape.heads, kv_heads=shape.kv_heads, head_dim=shape.head_dim, position=position, mask=mask
         )
         self.q, self.k, self.v = (
-            _Given(one.in_features, one.out_features, bias=False) for one in (self.q, self.k, self.v)
+            _Precomputed(one.in_features, one.out_features, bias=False) for one in (self.q, self.k, self.v)
         )
         self._found: list[Tensor] = []
 
     def compute(self, core: Core, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The heads, (B, H, Q, D), of given queries, keys and values of the tokens x, by this core."""
+        """The heads, (B, H, Q, D), computed by this core from the queries, keys and values of the tokens x."""
         self.core = core
         for projection, given in ((self.q, q), (self.k, k), (self.v, v)):
-            assert isinstance(projection, _Given)
+            assert isinstance(projection, _Precomputed)
             projection.given = given
         self(x, cache=cache)
         return self._found.pop()
@@ -190,18 +190,18 @@ class Heads(Attention):
 
 
 class _Core(Core):
-    """A function in the place of attention's core."""
+    """A function as attention's core."""
 
-    def __init__(self, how: Callable[[Asked], Tensor]) -> None:
+    def __init__(self, how: Callable[[CoreCall], Tensor]) -> None:
         super().__init__()
         self.how = how
 
-    def forward(self, *asked: Any) -> Tensor:
-        return self.how(Asked(*asked))
+    def forward(self, *call: Any) -> Tensor:
+        return self.how(CoreCall(*call))
 
 
-class _Standing(KVCache):
-    """A cache that can go back to where it stood, so that one step can be run again and again."""
+class _RewindableCache(KVCache):
+    """A cache that can be shortened to an earlier length, so that one step can be run repeatedly."""
 
     def rewind(self, length: int) -> None:
         """Forget all but the first tokens, at no cost."""
@@ -210,7 +210,7 @@ class _Standing(KVCache):
 
 @dataclass
 class Built:
-    """A method inside attention, and what it is given.
+    """A method inside attention, and its inputs.
 
     Args:
         case: the shape.
@@ -220,7 +220,7 @@ class Built:
         weight: the gradient of the output, (B, H, Q, D).
         heads: attention without projections.
         x: the tokens, (B, K, dim).
-        learned: what gets a gradient besides q, k and v.
+        learned: further tensors that get gradients besides q, k and v.
     """
 
     case: Case
@@ -239,19 +239,19 @@ class Built:
 
     @property
     def leaves(self) -> dict[str, Tensor]:
-        """All that gets a gradient."""
+        """All tensors that get a gradient."""
         return {"q": self.q, "k": self.k, "v": self.v, **self.learned}
 
-    def runs(self, how: Core | Callable[[Asked], Tensor]) -> Callable[[], Tensor]:
-        """Attention with this core: all of a call's work, to be run again and again; it returns the heads."""
+    def runs(self, how: Core | Callable[[CoreCall], Tensor]) -> Callable[[], Tensor]:
+        """A function that runs attention with this core once, from q, k and v to the heads, which it returns."""
         core = how if isinstance(how, Core) else _Core(how)
         if not self.case.decodes:
             return lambda: self.heads.compute(core, self.x, self.q, self.k, self.v)
-        before, cache = self.case.length - 1, _Standing()
-        if before:  # what the cached tokens look at is no part of the work
+        before, cache = self.case.length - 1, _RewindableCache()
+        if before:  # the attention of the cached tokens is not part of the measurement
             q, k, v = self.q.expand(-1, -1, before, -1), self.k[:, :, :before], self.v[:, :, :before]
             with torch.no_grad():
-                self.heads.compute(_Core(lambda asked: asked.q), self.x[:, :before], q, k, v, cache)
+                self.heads.compute(_Core(lambda call: call.q), self.x[:, :before], q, k, v, cache)
         new = self.x[:, before:], self.q, self.k[:, :, before:], self.v[:, :, before:]
 
         def step() -> Tensor:
@@ -260,13 +260,13 @@ class Built:
 
         return step
 
-    def asks(self) -> Asked:
-        """What attention asks of its core, without gradients."""
-        seen: list[Asked] = []
+    def core_call(self) -> CoreCall:
+        """The arguments that attention passes to its core, without gradients."""
+        seen: list[CoreCall] = []
 
-        def look(asked: Asked) -> Tensor:
-            seen.append(asked)
-            return asked.q
+        def look(call: CoreCall) -> Tensor:
+            seen.append(call)
+            return call.q
 
         with torch.no_grad():
             self.runs(look)()
@@ -274,7 +274,7 @@ class Built:
 
 
 def check_method(method: str) -> None:
-    """Raise HeadwayError unless ``method`` can be built."""
+    """Raise HeadwayError unless ``method`` is valid."""
     if method not in _TERMS:
         try:
             parse(method)
@@ -283,20 +283,20 @@ def check_method(method: str) -> None:
 
 
 def build(method: str, case: Case, *, wide: bool = False) -> Built:
-    """Make a method's inputs and parameters for a case.
+    """Create a method's inputs and parameters for a case.
 
     Args:
         method: see the module.
         case: the shape.
-        wide: the same values in float64, for the truth.
+        wide: the same values in float64, for the reference.
 
     Raises:
-        Unsupported: for a method that does not act inside attention, or not under this mask.
+        Unsupported: for a method that does not act inside attention, or does not support this mask.
     """
     shape = HeadShape.of(case.heads * case.head_dim, case.heads, case.kv_heads, case.head_dim)
     position = _TERMS[method](case.length) if method in _TERMS else parse(method)
     if position.embeds:
-        raise Unsupported("it acts on the embedding, before attention, and costs nothing here")
+        raise Unsupported("it adds to the embedding, before attention, and costs nothing here")
     draw = Draw(case, wide)
     q = draw.normal(case.batch, case.heads, case.queries, case.head_dim)
     k = draw.normal(case.batch, case.kv_heads, case.length, case.head_dim)
@@ -329,7 +329,7 @@ class _Rows(Position):
 
 @dataclass(eq=False)
 class _Table(Position):
-    """A number per head and distance."""
+    """A learned value per head and distance."""
 
     length: int = 1
 

@@ -1,8 +1,7 @@
-"""Who computes a case: plain attention, our backends, and torch in the ways people use it with a position bias.
+"""Contenders, which compute a case: plain attention, our backends, and the usual ways to add a position bias in torch.
 
-Every contender gets the same tensors and its work is attention without its projections: rotations, tables and masks
-made from them included. All but plain attention are a core in :class:`headway.Attention`, which asks each of them for
-the same.
+Every contender gets the same tensors and computes attention without its projections, including the rotations, tables
+and masks. All except plain attention are a core of :class:`headway.Attention`, so each gets the same call.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from headway.attending import Core
 from headway.backends import BACKENDS
-from headway.bench.cases import Asked, Built, Case, TooLarge, Unsupported, build
+from headway.bench.cases import Built, Case, CoreCall, TooLarge, Unsupported, build
 from headway.bench.measure import available_memory
 from headway.bench.page import PLAIN
 from headway.functional import _load, check
@@ -25,15 +24,15 @@ from headway.terms import AnyTerm, RowTerm, Term, ValuesByDistance
 
 @dataclass
 class Work:
-    """One contender on one case, ready to run again and again.
+    """One contender on one case, ready to run repeatedly.
 
     Args:
         case: the case.
         built: its inputs.
         forward: computes attention, (B, H, Q, D).
-        name: who computes it.
-        kept: what it made once, before the clock, and holds, e.g. a constant bias.
-        leaves: what gets a gradient, where that is not what the method built.
+        name: the contender's name.
+        kept: tensors computed once, before timing, and kept, e.g. a constant bias.
+        leaves: tensors that get a gradient, if they are not those of ``built``.
     """
 
     case: Case
@@ -47,7 +46,7 @@ class Work:
         self.leaves = self.leaves or self.built.leaves
 
     def step(self) -> dict[str, Tensor]:
-        """Run once: the output, and the gradient of every input and parameter where the case asks for them."""
+        """Run once: the output, and the gradient of every input and parameter if the case has a backward pass."""
         if not self.case.backward:
             with torch.no_grad():
                 return {"out": self.forward()}
@@ -58,7 +57,7 @@ class Work:
 
     @property
     def held(self) -> int:
-        """Bytes of inputs, parameters and what was made once."""
+        """Bytes of inputs, parameters and precomputed tensors."""
         tensors = (*self.leaves.values(), *self.kept, *((self.built.weight,) if self.case.backward else ()))
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -68,7 +67,7 @@ Contender = Callable[[str, Case], Work]
 
 
 def plain(method: str, case: Case) -> Work:
-    """Fused attention without any position, whatever the method."""
+    """Fused attention without position, whatever the method."""
     built = build("none", case)
     gqa = case.kv_heads != case.heads
     return Work(
@@ -83,8 +82,8 @@ def ours(backend: str) -> Contender:
     """Attention as :class:`headway.Attention` computes it between its projections.
 
     Args:
-        backend: a name of :data:`headway.backends.BACKENDS`, or "auto": the first that does not refuse, as attention
-            itself would choose.
+        backend: a name of :data:`headway.backends.BACKENDS`, or "auto": the first that does not refuse, as in
+            :func:`headway.functional.attend`.
     """
 
     def prepare(method: str, case: Case) -> Work:
@@ -94,14 +93,14 @@ def ours(backend: str) -> Contender:
             raise Unsupported(f"there is no backend {backend}, only {', '.join(BACKENDS)}")
         accepts: list[tuple[str, str]] = []
 
-        def choose(asked: Asked) -> Tensor:
-            call = check(*asked)
+        def choose(given: CoreCall) -> Tensor:
+            call = check(*given)
             refused = {name: _load(name).refuses(call) for name in names}
             name = next((name for name in names if refused[name] is None), None)
             if name is None:
                 raise Unsupported(refused[names[-1]] or "")
             accepts.append((name, _load(name).describe(call)[1]))
-            return asked.q
+            return call.q
 
         with torch.set_grad_enabled(case.backward):
             built.runs(choose)()
@@ -116,17 +115,17 @@ def ours(backend: str) -> Contender:
 def materialised(method: str, case: Case) -> Work:
     """Fused attention with all terms, and the mask, as one tensor (B or 1, H, Q, K).
 
-    A bias that needs no gradient is made once, before the clock, as one would keep it for all layers. One that does is
-    made in every step, and torch then takes its math path, which holds all scores.
+    A bias that needs no gradient is computed once, before timing, as one would share it among layers. A bias that does
+    is computed in every step, and torch then takes its math path, which materialises all scores.
     """
     built = build(method, case)
-    asked = built.asks()
-    biases(asked, "a bias")
-    if not asked.terms:
+    call = built.core_call()
+    biases(call, "a bias")
+    if not call.terms:
         raise Unsupported("the method adds no bias")
     fits(case, held=2 if not case.backward else 6)
     q_pos, k_pos = case.positions()
-    hidden = ~asked.mask.tile(q_pos, k_pos) if case.causal and asked.mask is not None else None
+    hidden = ~call.mask.tile(q_pos, k_pos) if case.causal and call.mask is not None else None
     gqa = case.kv_heads != case.heads
 
     def bias(terms: tuple[AnyTerm, ...]) -> Tensor:
@@ -135,26 +134,24 @@ def materialised(method: str, case: Case) -> Work:
         total = total if hidden is None else total.masked_fill(hidden, -torch.inf)
         return total.to(built.q.dtype).expand(-1, case.heads, -1, -1)
 
-    constant = None if built.learned else bias(asked.terms)
+    constant = None if built.learned else bias(call.terms)
 
-    def core(asked: Asked) -> Tensor:
-        added = bias(asked.terms) if constant is None else constant
-        return scaled_dot_product_attention(
-            asked.q, asked.k, asked.v, attn_mask=added, scale=asked.scale, enable_gqa=gqa
-        )
+    def core(call: CoreCall) -> Tensor:
+        added = bias(call.terms) if constant is None else constant
+        return scaled_dot_product_attention(call.q, call.k, call.v, attn_mask=added, scale=call.scale, enable_gqa=gqa)
 
     return Work(case, built, built.runs(core), "SDPA + bias tensor", () if constant is None else (constant,))
 
 
-def biases(asked: Asked, what: str) -> None:
-    """Refuse what cannot be written as something added to single scores under softmax.
+def biases(call: CoreCall, what: str) -> None:
+    """Refuse what cannot be expressed as a bias added to single scores before softmax.
 
     Raises:
         Unsupported: with the reason.
     """
-    if asked.normalise != "softmax":
-        raise Unsupported(f"{what} cannot replace softmax, and the method normalises by {asked.normalise}")
-    for term in asked.terms:
+    if call.normalise != "softmax":
+        raise Unsupported(f"{what} cannot replace softmax, and the method normalises by {call.normalise}")
+    for term in call.terms:
         if isinstance(term, RowTerm):
             raise Unsupported(f"{what} cannot see a whole row of scores")
         if isinstance(term, ValuesByDistance):
@@ -162,35 +159,35 @@ def biases(asked: Asked, what: str) -> None:
 
 
 def eager(method: str, case: Case, *, wide: bool = False) -> Work:
-    """The formula in plain torch, every step in the inputs' dtype; in float64 it is the truth."""
+    """The formula in plain torch, every step in the inputs' dtype; in float64 it is the reference for errors."""
     built = build(method, case, wide=wide)
     fits(case, held=6 if case.backward else 3, wide=wide)
     q_pos, k_pos = case.positions()
     groups = case.heads // case.kv_heads
 
-    def core(asked: Asked) -> Tensor:
-        content = (asked.q @ asked.k.repeat_interleave(groups, 1).mT) * asked.scale
-        seen = None if asked.mask is None else asked.mask.tile(q_pos, k_pos)
+    def core(call: CoreCall) -> Tensor:
+        content = (call.q @ call.k.repeat_interleave(groups, 1).mT) * call.scale
+        seen = None if call.mask is None else call.mask.tile(q_pos, k_pos)
         score = content
-        for term in asked.terms:
+        for term in call.terms:
             if isinstance(term, Term):
                 score = score + term.tile(q_pos, k_pos).to(score.dtype)
             elif isinstance(term, RowTerm):
                 score = score + term.rows(content, seen, q_pos, k_pos).to(score.dtype)
-        if asked.normalise not in ("softmax", "stickbreaking", "stickbreaking+remainder"):
-            raise Unsupported(f"no formula here for normalise={asked.normalise!r}")
-        if asked.normalise != "softmax":  # a key's share of what those between it and the query left
+        if call.normalise not in ("softmax", "stickbreaking", "stickbreaking+remainder"):
+            raise Unsupported(f"no formula here for normalise={call.normalise!r}")
+        if call.normalise != "softmax":  # a key's share of what the keys between it and the query left over
             before = (k_pos[:, None] < q_pos[..., None])[:, None]
             part = score.sigmoid().masked_fill(~(before if seen is None else before & seen), 0.0)
             left = (1 - part).flip(-1).cumprod(-1).flip(-1)
             share = part * pad(left[..., 1:], (0, 1), value=1.0)
-            if asked.normalise.endswith("+remainder"):
+            if call.normalise.endswith("+remainder"):
                 own = (k_pos[:, None] == q_pos[..., None])[:, None]
                 share = share + own * left[..., :1]
         else:
             share = (score if seen is None else score.masked_fill(~seen, -torch.inf)).softmax(-1)
-        out = share @ asked.v.repeat_interleave(groups, 1)
-        for term in asked.terms:
+        out = share @ call.v.repeat_interleave(groups, 1)
+        for term in call.terms:
             if isinstance(term, ValuesByDistance):
                 out = out + term.add(share, q_pos, k_pos).to(out.dtype)
         return out
@@ -199,15 +196,15 @@ def eager(method: str, case: Case, *, wide: bool = False) -> Work:
 
 
 def fits(case: Case, *, held: int | None = None, wide: bool = False) -> None:
-    """Refuse what would hold several tensors of all scores in more than half of the free memory.
+    """Refuse a case whose materialised scores would take more than half of the free memory.
 
     Args:
         case: the case.
-        held: how many such tensors there are at the peak; by default as many as torch's math path holds.
+        held: number of such tensors at the peak; by default as many as torch's math path needs.
         wide: in float64.
 
     Raises:
-        TooLarge: with the memory it would need.
+        TooLarge: with the memory needed.
     """
     held = (6 if case.backward else 3) if held is None else held
     # a CPU's math path computes in float32 at least

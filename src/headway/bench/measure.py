@@ -1,4 +1,4 @@
-"""Time, memory, error and repeatability of pieces of work."""
+"""Measure time, memory, error and repeatability."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from torch import Tensor
 from headway._version import __version__
 
 SAMPLE = {"cpu": 0.01, "cuda": 0.02}
-"""Least seconds of one sample; shorter work is repeated within it."""
+"""Minimum seconds per sample; shorter work is repeated within it."""
 
 
 def interleaved(
     work: Mapping[str, Callable[[], object]], rounds: int, repeats: int | Mapping[str, int], device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Seconds per call of each piece of work, one figure a round, the pieces taking turns within a round.
+    """Seconds per call of each piece of work, one sample per round; within a round they take turns.
 
-    Everything should have run once before: the first call also builds what is built once.
+    Each should have run once before, because the first call includes one-time work.
     """
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
@@ -35,7 +35,7 @@ def interleaved(
 
 
 def timed(step: Callable[[], object], repeats: int, device: str) -> float:
-    """Seconds of so many calls; on a GPU until it has done them."""
+    """Seconds for this many calls; on a GPU until they are finished."""
     wait(device)
     begin = time.perf_counter()
     for _ in range(repeats):
@@ -45,13 +45,13 @@ def timed(step: Callable[[], object], repeats: int, device: str) -> float:
 
 
 def wait(device: str) -> None:
-    """Let a GPU finish."""
+    """Wait for the GPU, if any."""
     if device != "cpu":
         torch.cuda.synchronize()
 
 
 def repeats_for(step: Callable[[], object], device: str) -> int:
-    """How many calls make a sample that is long enough to time."""
+    """Number of calls per sample, so that it is long enough to time."""
     once = timed(step, 1, device)
     return max(1, min(1000, round(SAMPLE[device] / max(once, 1e-6))))
 
@@ -68,12 +68,12 @@ def error(got: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> float:
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether two runs gave the same bits, everywhere."""
+    """Whether the results of two runs are bitwise equal."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def matmul_peak(dtype: torch.dtype, device: str) -> float:
-    """GFLOP/s of the fastest of five large matrix products: what this machine can do, in the same run."""
+    """GFLOP/s of the fastest of five large matrix products: the peak of this machine in the same run."""
     size = 2048 if device == "cpu" else 8192
     one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     one @ other
@@ -81,7 +81,7 @@ def matmul_peak(dtype: torch.dtype, device: str) -> float:
 
 
 def available_memory(device: str) -> int:
-    """Bytes that are free."""
+    """Free memory in bytes."""
     if device != "cpu":
         return int(torch.cuda.mem_get_info()[0])
     try:
@@ -94,7 +94,7 @@ def available_memory(device: str) -> int:
 
 
 def environment(dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """The machine and the versions, as far as they decide speed."""
+    """The machine and the versions that affect speed."""
     found: dict[str, Any] = {
         "headway": __version__,
         "torch": torch.__version__,
@@ -113,5 +113,5 @@ def environment(dtype: torch.dtype, device: str) -> dict[str, Any]:
 
 
 def median_ratio(one: list[float], other: list[float]) -> float:
-    """The median over rounds of one ÷ other: within a round both met the same weather."""
+    """The median over rounds of one ÷ other: within a round both ran under the same conditions."""
     return statistics.median(a / b for a, b in zip(one, other, strict=True))

@@ -1,9 +1,9 @@
-"""Other libraries on the same cases, each in its best form for this work; all their imports wait until then.
+"""Other libraries on the same cases, each in its fastest form; they are imported when needed.
 
 - FlexAttention, compiled once per case. A table is captured as the same tensor that our kernels get; a constant bias is
   computed, not looked up.
 - x-transformers: its ``Attend`` on the flash path, with its own T5 bias, ALiBi bias or rotary embedding.
-- transformers: ``T5Attention`` with its projections taken out, so that it computes the bias and the core alone.
+- transformers: ``T5Attention`` without its projections, so that it computes only the bias and the core.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headway.bench.cases import Asked, Built, Case, Unsupported, build
+from headway.bench.cases import Built, Case, CoreCall, Unsupported, build
 from headway.bench.contenders import Contender, Work, biases, fits
 from headway.positions import T5, Alibi, Rotary
 from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, PerKey, Term
@@ -24,12 +24,12 @@ from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, PerK
 
 @dataclass(frozen=True)
 class Other:
-    """A library's way.
+    """A library as a contender.
 
     Args:
         name: for the table.
-        methods: those it has.
-        prepare: makes its work.
+        methods: the methods it has.
+        prepare: prepares its work.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Other:
 
 
 def _score_mod(terms: tuple[Any, ...]) -> Callable[..., Tensor] | None:
-    """The terms as FlexAttention wants them: a function of one score and its place."""
+    """The terms as a ``score_mod`` of FlexAttention: a function of one score and its indices."""
     if not terms:
         return None
 
@@ -50,10 +50,10 @@ def _score_mod(terms: tuple[Any, ...]) -> Callable[..., Tensor] | None:
             case PerKey(bias):
                 return lambda b, h, q, k: bias[b if bias.shape[0] > 1 else 0, h, k]
             case ByDistance(row=int()):
-                raise Unsupported("distances in an image are not written as a score_mod here")
+                raise Unsupported("distances in an image are not implemented here as a score_mod")
             case ByDistance(table) if table.shape[1] == 1 and term.tails is not None:
                 tails, left = term.tails, term.left
-                # ALiBi and its kind: grows from one point on
+                # a bias like ALiBi: linear from one entry on
                 return lambda b, h, q, k: torch.where(
                     k - q + left < 0, tails[h, 0] * -(k - q + left), tails[h, 1] * (k - q + left)
                 )
@@ -63,7 +63,7 @@ def _score_mod(terms: tuple[Any, ...]) -> Callable[..., Tensor] | None:
                 return lambda b, h, q, k: table[b, h, q, place(term.left, table.shape[-1], q, k)]
             case ByDistancePerKey(table):
                 return lambda b, h, q, k: table[b, h, k, place(term.left, table.shape[-1], q, k)]
-        raise Unsupported(f"{type(term).__name__} is not written as a score_mod here")
+        raise Unsupported(f"{type(term).__name__} is not implemented here as a score_mod")
 
     added = [one(term) for term in terms]
 
@@ -76,32 +76,32 @@ def _score_mod(terms: tuple[Any, ...]) -> Callable[..., Tensor] | None:
 
 
 def flex(method: str, case: Case) -> Work:
-    """FlexAttention with the same terms, compiled for this case alone, its block mask made before the clock."""
+    """FlexAttention with the same terms, compiled for this case; its block mask is created before timing."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     if case.device == "cpu" and case.backward:
         raise Unsupported("FlexAttention has no backward on a CPU")
     built = build(method, case)
-    asked = built.asks()
-    biases(asked, "a score_mod")
-    _score_mod(asked.terms)
+    call = built.core_call()
+    biases(call, "a score_mod")
+    _score_mod(call.terms)
     block_mask = None
     if case.causal:
         block_mask = create_block_mask(
             lambda b, h, q, k: q >= k, None, None, case.queries, case.length, device=case.device
         )
-    torch._dynamo.reset()  # every case is a shape of its own; after eight of them dynamo would give up compiling
+    torch._dynamo.reset()  # every case has its own shape; after eight of them dynamo would stop compiling
     compiled = torch.compile(flex_attention, dynamic=False)
     gqa = case.kv_heads != case.heads
 
-    def core(asked: Asked) -> Tensor:
+    def core(call: CoreCall) -> Tensor:
         out: Tensor = compiled(
-            asked.q,
-            asked.k,
-            asked.v,
-            score_mod=_score_mod(asked.terms),
+            call.q,
+            call.k,
+            call.v,
+            score_mod=_score_mod(call.terms),
             block_mask=block_mask,
-            scale=asked.scale,
+            scale=call.scale,
             enable_gqa=gqa,
         )
         return out
@@ -125,7 +125,7 @@ def x_transformers(method: str, case: Case) -> Work:
     attend_module = _imported("x_transformers.attend", "x-transformers")
     library = _imported("x_transformers.x_transformers", "x-transformers")
     if case.kv_heads != case.heads:
-        raise Unsupported("not written for grouped keys here")
+        raise Unsupported("grouped-query attention is not implemented here")
     built = build(method, case)
     attend = attend_module.Attend(heads=case.heads, causal=case.causal, flash=True)
     position = built.position
@@ -135,7 +135,7 @@ def x_transformers(method: str, case: Case) -> Work:
     leaves = {"q": q, "k": k, "v": built.v}
     if isinstance(position, T5):
         if position.bidirectional == case.causal:
-            raise Unsupported("its T5 bias looks both ways exactly where attention does")
+            raise Unsupported("its T5 bias is bidirectional exactly when attention is")
         fits(case)
         bias = library.RelativePositionBias(1.0, case.causal, position.buckets, position.max_distance, case.heads)
         leaves["weight_by_bucket"] = _embedding(bias.relative_attention_bias, built, case)
@@ -144,11 +144,9 @@ def x_transformers(method: str, case: Case) -> Work:
         bias = library.AlibiPositionalBias(case.heads).to(case.device)
     elif isinstance(position, Rotary):
         if position.fraction != 1.0:
-            raise Unsupported("rotary in a part of the head is not compared")
+            raise Unsupported("rotary on part of a head is not compared")
         turned = library.RotaryEmbedding(case.head_dim, base=position.base).to(case.device)
-        if (
-            position.pairing == "half"
-        ):  # it turns neighbours: the same after this order of channels, which costs nothing
+        if position.pairing == "half":  # it rotates neighbouring dimensions: the same after reordering them, at no cost
             order = torch.arange(case.head_dim, device=case.device).view(2, -1).T.flatten()
             q, k = (x.detach()[..., order].requires_grad_(case.backward) for x in (q, k))
             leaves = {"q_reordered": q, "k_reordered": k, "v": built.v}
@@ -166,8 +164,8 @@ def x_transformers(method: str, case: Case) -> Work:
     return Work(case, built, forward, "x-transformers", leaves=leaves)
 
 
-class _Given(nn.Module):
-    """A projection that was computed already."""
+class _Precomputed(nn.Module):
+    """A projection whose output is given."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__()
@@ -178,16 +176,16 @@ class _Given(nn.Module):
 
 
 def huggingface(method: str, case: Case) -> Work:
-    """transformers' ``T5Attention`` without its projections: its bias, and the core as it is set up by default."""
+    """transformers' ``T5Attention`` without its projections: its bias, and its default attention core."""
     module = _imported("transformers.models.t5.modeling_t5", "transformers")
     config_module = _imported("transformers.models.t5.configuration_t5", "transformers")
     if case.kv_heads != case.heads:
-        raise Unsupported("it has as many key heads as query heads")
+        raise Unsupported("it needs as many key heads as query heads")
     built = build(method, case)
     position = built.position
     assert isinstance(position, T5)
     if position.bidirectional == case.causal:
-        raise Unsupported("its bias looks both ways exactly where attention does")
+        raise Unsupported("its bias is bidirectional exactly when attention is")
     fits(case)
     config = config_module.T5Config(
         d_model=case.heads * case.head_dim,
@@ -201,8 +199,8 @@ def huggingface(method: str, case: Case) -> Work:
     config._attn_implementation = "sdpa"
     layer = module.T5Attention(config, has_relative_attention_bias=True, layer_idx=0)
     weight = _embedding(layer.relative_attention_bias, built, case)
-    # it does not scale scores: q is scaled where its projection would have learned to
-    layer.k, layer.v, layer.o = _Given(built.k), _Given(built.v), nn.Identity()
+    # it does not scale scores: its query projection would learn the scale, so q is scaled here
+    layer.k, layer.v, layer.o = _Precomputed(built.k), _Precomputed(built.v), nn.Identity()
     hidden = None
     if case.causal:
         q_pos, k_pos = case.positions()
@@ -210,9 +208,9 @@ def huggingface(method: str, case: Case) -> Work:
     x = built.q.new_empty(case.batch, case.length, 1).detach()
 
     def forward() -> Tensor:
-        layer.q = _Given(built.q * case.scale)
+        layer.q = _Precomputed(built.q * case.scale)
         out = layer(x, mask=hidden)[0]
-        layer.q = nn.Identity()  # or it would hold the queries until the next call
+        layer.q = nn.Identity()  # otherwise it would keep the queries until the next call
         return out.unflatten(-1, (case.heads, case.head_dim)).transpose(1, 2)  # type: ignore[no-any-return]
 
     leaves = {"q": built.q, "k": built.k, "v": built.v, "weight_by_bucket": weight}
@@ -220,7 +218,7 @@ def huggingface(method: str, case: Case) -> Work:
 
 
 def _embedding(embedding: nn.Embedding, built: Built, case: Case) -> Tensor:
-    """Give a library's table of buckets (buckets, H) the values of ours (H, buckets)."""
+    """Copy the values of our table of buckets (H, buckets) into a library's (buckets, H)."""
     embedding.to(case.device, built.q.dtype).requires_grad_(case.backward)
     assert isinstance(built.position, T5)
     embedding.weight.data.copy_(built.position.weight.data.T)
@@ -228,7 +226,7 @@ def _embedding(embedding: nn.Embedding, built: Built, case: Case) -> Tensor:
 
 
 def others_for(method: str, case: Case) -> list[Other]:
-    """The libraries that have this method; none where one decodes, which is written here for none of them."""
+    """The libraries that have this method; none for decoding, which is not implemented here for any of them."""
     return [] if case.decodes else [other for other in OTHERS if method.partition("(")[0] in other.methods]
 
 
@@ -237,4 +235,4 @@ OTHERS = (
     Other("x-transformers", ("none", "t5", "alibi", "rotary"), x_transformers),
     Other("transformers T5Attention", ("t5",), huggingface),
 )
-"""Which library has what: a row for everything else would say nothing."""
+"""The methods each library has; the table has rows for these only."""

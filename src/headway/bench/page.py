@@ -1,4 +1,4 @@
-"""The position tax as text for a terminal and as a page: who pays how much, beside plain attention in the same run."""
+"""The position tax as text for a terminal and as a page: each contender relative to plain attention in the same run."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def bench_text(results: Results) -> str:
     if results.get("bars"):
         blocks.append(_bars(results["bars"]))
     if not results.get("complete", True):
-        blocks.append("Interrupted: the results so far are kept.")
+        blocks.append("Interrupted: the results so far are saved.")
     return "\n\n".join(blocks)
 
 
 def row_text(row: Row) -> str:
-    """Say one row: "t5, headway: native, 512 tokens forward causal: 1.02 × plain attention"."""
+    """One row as text: "t5, headway: native, 512 tokens forward causal: 1.02 × plain attention"."""
     place = f"{row['length']:,} tokens {row['mode']} {row['mask']}"
     if row["status"] != "ok":
         return f"{row['method']}, {row['contender']}, {place}: {row['status']}: {row['reason']}"
@@ -97,7 +97,7 @@ def _block(rows: list[Row]) -> str:
 
 
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    if len(cells) == 3:  # method, contender, and why there are no numbers
+    if len(cells) == 3:  # method, contender, and the reason for missing values
         return f"{cells[0]:<{widths[0]}}  {cells[1]:<{widths[1]}}  {cells[2]}"
     sides = ["<", "<", *">" * (len(cells) - 2)]
     return "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=True)).rstrip()

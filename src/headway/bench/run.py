@@ -1,4 +1,4 @@
-"""A whole benchmark: every row of the position tax, or the bars, saved as they come."""
+"""A whole benchmark: every row of the position tax, or the speed targets, saved as they are measured."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def bench(
 ) -> dict[str, Any]:
     """Measure every row and return the results; they are in ``out/results.json``, all samples in ``out/samples.csv``.
 
-    A ctrl-C keeps what is done: the results so far are returned with ``complete`` False.
+    After ctrl-C the results so far are returned with ``complete`` False.
 
     Args:
         settings: what to measure.
-        out: the folder, made if needed; None writes nothing.
+        out: the folder, created if needed; None writes nothing.
         command: the command line that repeats this, for the report.
-        on_row: called after every row, with how many there are so far and will be.
+        on_row: called after every row, with the number of rows so far and in total.
 
     >>> tiny = Bench(methods=("t5",), lengths=(16,), modes=("forward",), baselines=False, heads=2, head_dim=8, rounds=1)
     >>> [(row["method"], row["status"]) for row in bench(tiny)["rows"]]
@@ -99,14 +99,14 @@ def bench(
 
 
 def outcome(results: Mapping[str, Any]) -> int:
-    """The exit status of a command: 130 when it was interrupted, 1 when a bar does not hold."""
+    """The exit status of a command: 130 if it was interrupted, 1 if a target is missed."""
     if not results["complete"]:
         return 130
     return int(any(not bar["passed"] for bar in results["bars"]))
 
 
 def cases(settings: Bench) -> Iterator[Case]:
-    """The cases of a benchmark, those with a backward pass first, short before long."""
+    """The cases of a benchmark: those with a backward pass first, short ones before long ones."""
     for mode in settings.modes:
         for mask in settings.masks[:1] if mode == "decode" else settings.masks:
             for length in sorted(settings.lengths):
@@ -124,7 +124,7 @@ def cases(settings: Bench) -> Iterator[Case]:
 
 
 def entries_for(settings: Bench, case: Case) -> list[Entry]:
-    """Who is to compute what on a case: our backends first, then torch's own ways and other libraries."""
+    """The rows to measure on a case: our backends first, then torch's own implementations and other libraries."""
     entries = []
     names = BACKENDS if settings.backends == ("all",) else settings.backends
     if settings.backends == ("all",) and case.queries > REFERENCE_UP_TO:
@@ -132,14 +132,14 @@ def entries_for(settings: Bench, case: Case) -> list[Entry]:
     for method in settings.methods:
         entries += [Entry(method, f"headway: {name}", ours(name)) for name in names]
         if settings.baselines:
-            if method not in ("none", "rotary", "shaw"):  # those have no bias to hold
+            if method not in ("none", "rotary", "shaw"):  # those have no bias to materialise
                 entries.append(Entry(method, "SDPA + bias tensor", materialised))
             entries += [Entry(method, other.name, other.prepare) for other in others_for(method, case)]
     return entries
 
 
 class _Folder:
-    """Where results and samples go, if anywhere."""
+    """The output folder, if any, with results and samples."""
 
     def __init__(self, path: str | Path | None) -> None:
         self.path = None if path is None else Path(path)

@@ -1,4 +1,4 @@
-"""What a benchmark measures; plain values, checked before anything runs."""
+"""Settings of a benchmark: plain values, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -88,5 +88,5 @@ class Bench(Settings):
 
 
 def rounds_for(length: int) -> int:
-    """Rounds per length: few where each takes seconds and noise matters less."""
+    """Rounds per length: fewer for long texts, where each takes seconds and noise matters less."""
     return 9 if length <= 1024 else 5 if length <= 4096 else 3

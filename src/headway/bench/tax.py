@@ -1,8 +1,8 @@
-"""The position tax: time, memory and error of every method by every contender, beside plain attention in the same run.
+"""The position tax: time, memory and error of every method and contender, relative to plain attention in the same run.
 
 A row is one method by one contender on one case. It is measured in rounds that alternate with plain attention, and its
-tax is the median over the rounds of its time ÷ that of plain attention. What cannot be done is a row too, with the
-reason; one row's failure never stops the others.
+tax is the median over the rounds of its time ÷ that of plain attention. What cannot run is a row too, with the reason;
+one row's failure never stops the others.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from headway.bench.page import PLAIN
 from headway.memory import peak_memory
 
 EXACT_UP_TO = 1024
-"""Tokens up to which errors are measured: the float64 truth holds all scores."""
+"""Tokens up to which errors are measured: the float64 reference materialises all scores."""
 
 
 @dataclass
 class Row:
-    """What was measured of one method by one contender on one case.
+    """The measurements of one method by one contender on one case.
 
     Args:
         method: the method.
-        contender: who computed it.
+        contender: the implementation.
         length: tokens.
-        mode: what was done.
-        mask: under which mask.
+        mode: "forward+backward", "forward" or "decode".
+        mask: "causal" or "full".
         status: "ok", "unsupported", "out of memory" or "failed".
-        reason: why there are no numbers.
+        reason: why there are no measurements.
         seconds: median of its samples.
-        ratio: the tax, median over rounds of its time ÷ plain attention's.
-        low: the smallest of those.
-        high: the largest of those.
-        rounds: how many.
-        gflops: achieved, by the operations of plain attention: what a bias costs is never counted as work done.
+        ratio: the tax, the median over rounds of its time ÷ plain attention's.
+        low: the smallest of these ratios.
+        high: the largest of these ratios.
+        rounds: number of rounds.
+        gflops: GFLOP/s, counting the operations of plain attention only, not those of the bias.
         peak_bytes: peak memory, inputs, outputs and gradients included.
-        memory_ratio: that ÷ plain attention's.
+        memory_ratio: peak memory ÷ plain attention's.
         error: largest error against float64, see :func:`headway.bench.measure.error`.
-        error_ratio: that ÷ the error of plain PyTorch at the same dtype.
+        error_ratio: error ÷ that of plain PyTorch in the same dtype.
         repeats: whether two runs gave the same bits.
     """
 
@@ -71,7 +71,7 @@ class Row:
 
 @dataclass
 class Entry:
-    """A row to be: who is to compute what."""
+    """A row to measure: a method and a contender."""
 
     method: str
     name: str
@@ -81,7 +81,7 @@ class Entry:
 
 @dataclass
 class Group:
-    """All that is compared with plain attention on one case; holds what the rows share."""
+    """All rows of one case, and what they share: plain attention and the float64 reference."""
 
     case: Case
     rounds: int
@@ -98,7 +98,7 @@ class Group:
         self.base_peak, self.base_count = peak_and_repeats(self.base)
 
     def truth(self, method: str) -> tuple[dict[str, torch.Tensor], float] | None:
-        """The float64 values of a method, and the error of plain PyTorch against them; None where they do not fit."""
+        """The float64 results of a method, and the error of plain PyTorch against them; None if memory is too small."""
         if method not in self.truths:
             try:
                 exact = eager(method, self.case, wide=True).step()
@@ -123,7 +123,7 @@ class Group:
         return row
 
     def check(self, row: Row, work: Work, got: dict[str, torch.Tensor]) -> None:
-        """Compare what a contender computed with a second run, and with float64 where that is affordable."""
+        """Compare a contender's result with a second run, and with float64 if that is affordable."""
         row.repeats = same(got, work.step())
         if self.case.length <= EXACT_UP_TO and (truth := self.truth(row.method)) is not None:
             exact, fair = truth
@@ -132,18 +132,18 @@ class Group:
 
 
 def without_base(case: Case, problem: Exception) -> Row:
-    """The only row of a case whose denominator cannot be measured."""
+    """The only row of a case in which plain attention cannot be measured."""
     status, reason = trouble(problem)
     return Row("none", PLAIN, case.length, case.mode, case.mask, status, reason)
 
 
 def measured(entry: Entry, group: Group, keep: Callable[[Row, str, int, float], None] | None = None) -> Row:
-    """Measure one row; whatever goes wrong is in it.
+    """Measure one row; a failure is recorded in it.
 
     Args:
-        entry: who is to compute what.
+        entry: the method and the contender.
         group: the case, and plain attention on it.
-        keep: told every sample: the row, who ("it" or "plain"), the round and the seconds.
+        keep: called with every sample: the row, which of the two ("it" or "plain"), the round and the seconds.
     """
     row, case = group.row(entry.method, entry.name), group.case
     try:
@@ -171,10 +171,10 @@ def measured(entry: Entry, group: Group, keep: Callable[[Row, str, int, float], 
 
 
 def peak_and_repeats(work: Work) -> tuple[int, int]:
-    """Peak bytes of a piece of work that ran before, its inputs included, and how many calls make a sample."""
+    """Peak bytes of work that has run before, its inputs included, and the number of calls per sample."""
     begin = time.perf_counter()
     peak = work.held + peak_memory(work.step, work.case.device)
-    # the profiler slows short work down, never so much that this would be wrong
+    # the profiler slows short work down, but not so much that this would be wrong
     slow = time.perf_counter() - begin > 1
     return peak, 1 if slow else repeats_for(work.step, work.case.device)
 
@@ -188,7 +188,7 @@ def _times(row: Row, samples: dict[str, list[float]], case: Case) -> None:
 
 
 def trouble(problem: Exception) -> tuple[str, str]:
-    """What an exception means for a row: its status, and the reason in one line."""
+    """The status of a row that raised an exception, and the reason in one line."""
     lines = str(problem).strip().splitlines()
     said = lines[0] if lines else ""
     if isinstance(problem, Unsupported):

@@ -25,11 +25,11 @@ from headway.shapes import HeadwayError
 from headway.transformer import Transformer
 
 REPEATS = 5
-"""Steps of one measurement."""
+"""Steps per measurement."""
 
 
 class TorchDecoder(nn.Module):
-    """A decoder as people build it from ``nn.TransformerEncoder``: pre-norm, GELU, causal mask, tied output."""
+    """A decoder built from ``nn.TransformerEncoder``: pre-norm, GELU, causal mask, tied output."""
 
     def __init__(self, vocab: int, dim: int, layers: int, heads: int, length: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class TorchDecoder(nn.Module):
 
 
 def contenders(vocab: int, dim: int, layers: int, heads: int, length: int) -> dict[str, nn.Module]:
-    """Decoders of one size, without position, by name; x-transformers only where it is installed."""
+    """Decoders of one size, without position, by name; x-transformers only if it is installed."""
     models: dict[str, nn.Module] = {
         "headway": Transformer(vocab, dim, layers, heads, position="none", norm="layer", bias=True),
         "nn.TransformerEncoder": TorchDecoder(vocab, dim, layers, heads, length),
@@ -68,7 +68,7 @@ def contenders(vocab: int, dim: int, layers: int, heads: int, length: int) -> di
 
 
 def train_step(model: nn.Module, batch: Int64[Tensor, "batch length_1"]) -> Callable[[], object]:
-    """One optimizer step of a model on windows of length + 1 tokens, to be called again and again."""
+    """A function that makes one optimizer step of a model on windows of length + 1 tokens."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     inputs, targets = batch[:, :-1], batch[:, 1:].flatten()
 
@@ -83,18 +83,18 @@ def train_step(model: nn.Module, batch: Int64[Tensor, "batch length_1"]) -> Call
 
 @dataclass(frozen=True)
 class Steps(Settings):
-    """Which training steps are measured.
+    """The training steps to measure.
 
     Args:
         dim: width of the decoders.
-        layers: their layers.
-        heads: heads of each.
-        length: tokens of a window.
-        batch: windows of a step.
+        layers: number of layers.
+        heads: number of heads.
+        length: tokens per window.
+        batch: windows per step.
         rounds: interleaved rounds of :data:`REPEATS` steps each.
 
     Raises:
-        HeadwayError: on numbers below 1.
+        HeadwayError: on values below 1.
     """
 
     dim: Width = 128
@@ -106,7 +106,7 @@ class Steps(Settings):
 
     @classmethod
     def like(cls, options: Mapping[str, Any]) -> Steps:
-        """From what was given of :class:`headway.bench.settings.Bench`."""
+        """From the given options of :class:`headway.bench.settings.Bench`."""
         given = {name: options[name] for name in ("heads", "batch", "rounds") if name in options}
         if "lengths" in options:
             if len(options["lengths"]) != 1:
@@ -121,8 +121,8 @@ class Measured:
     """One decoder's speed.
 
     Args:
-        name: of the decoder.
-        parameters: how many it has.
+        name: name of the decoder.
+        parameters: number of parameters.
         tokens_per_second: median over the rounds.
         ratio: ours ÷ theirs, median over the rounds.
     """
@@ -140,7 +140,7 @@ def time_steps(steps: Steps) -> list[Measured]:
     models = contenders(256, steps.dim, steps.layers, steps.heads, steps.length)
     work = {name: train_step(model, windows) for name, model in models.items()}
     for step in work.values():
-        step()  # the first call also builds what is built once
+        step()  # the first call includes one-time work
     seconds = interleaved(work, steps.rounds, REPEATS)
     return [
         Measured(

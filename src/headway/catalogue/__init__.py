@@ -1,1 +1,1 @@
-"""What ``headway methods`` knows: every method as text, as a page, and its curves."""
+"""What ``headway methods`` shows: every method as text, as a page, and its curves."""

@@ -1,4 +1,4 @@
-"""Curves by distance as braille dots, for a terminal."""
+"""Draw curves by distance as braille dots in a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from headway.figures.words import number
 Values = Sequence[float | None]
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # bit of each dot of a braille cell, by column and row
 HUES = (0, 1, 2, 4)
-"""The report's colours, --hue-N in style.css, that the first curves get."""
+"""Numbers N of the report's colours --hue-N in style.css, for the first curves."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Cell:
     """One character of a drawing.
 
     Args:
-        text: what stands there.
-        curve: which curve it belongs to; None for axes and background.
+        text: the character.
+        curve: index of its curve; None for axes and background.
     """
 
     text: str
@@ -27,7 +27,7 @@ class Cell:
 
 
 def limits(curves: Sequence[Values]) -> tuple[float, float]:
-    """The range of all finite values, with 0 in it, never empty.
+    """The range of all finite values and 0, never empty.
 
     >>> limits([[-1.0, None]]), limits([[0.0]])
     ((-1.0, 0.0), (-1.0, 1.0))
@@ -41,10 +41,10 @@ def braille(curves: Sequence[Values], labels: Sequence[str], width: int, height:
     """Draw curves over x = 0, 1, 2 … as lines of cells, with a vertical axis, and each curve's label at its end.
 
     Args:
-        curves: one value for each x.
-        labels: one for each curve.
-        width: columns in all.
-        height: lines of the drawing; the numbers of the horizontal axis need one more.
+        curves: for each curve, a value per x.
+        labels: the label of each curve.
+        width: total columns.
+        height: lines of the drawing; the labels of the horizontal axis need one more.
     """
     low, high = limits(curves)
     ticks = {0: high, height - 1: low}
@@ -62,7 +62,7 @@ def braille(curves: Sequence[Values], labels: Sequence[str], width: int, height:
                 before = None
                 continue
             dot = round((4 * height - 1) * (high - value) / (high - low))
-            # the dots between two neighbours belong to the line too
+            # also draw the dots between two neighbouring points
             first = dot if before is None or before == dot else before + (1 if dot > before else -1)
             for y in range(min(first, dot), max(first, dot) + 1):
                 dots[y // 4][column // 2] |= _DOTS[column % 2][y % 4]
@@ -85,7 +85,7 @@ def braille(curves: Sequence[Values], labels: Sequence[str], width: int, height:
 
 
 def _places(wishes: Sequence[int], lines: int) -> list[int]:
-    """A line of its own for each label, as near to its wish as the order from top to bottom allows.
+    """A separate line for each label, as near to its preferred line as the order from top to bottom allows.
 
     >>> _places([3, 3, 0, 11], 12)
     [3, 4, 0, 11]

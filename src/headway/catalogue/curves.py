@@ -1,7 +1,7 @@
-"""What a position method does, as curves by distance: not drawn by hand, but read off the method itself.
+"""The effect of a position method, as curves by distance, computed by the method itself.
 
-All tokens say the same: queries and keys are one vector whose score with itself is 1 (or no vector at all, where the
-method adds position to the embedding). What is left to differ between keys is what position does to them.
+All tokens have the same content: queries and keys are one vector whose score with itself is 1 (or zero, if the method
+adds position to the embedding). So keys differ only in position.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from headway.positions import Position
 from headway.shapes import HeadShape, HeadwayError
 
 TOKENS = 256
-"""How many tokens are looked at; the query is the last of them."""
+"""Number of tokens; the query is the last one."""
 SHAPE = HeadShape.of(256, heads=4)
 SEED = 0
 DRAWS = 3
 
 
-def portrait(position: Position) -> dict[str, Any]:
-    """Curves of what a method does.
+def method_curves(position: Position) -> dict[str, Any]:
+    """Curves of a method's effect.
 
     Args:
         position: the method, attached or not; it is not changed.
 
     Returns:
         ``kind``, what the curves show: "score", what position adds to the score of a key at a distance; "weight", the
-        share of attention a key gets, where weights are no softmax; "numbers", the positions that training hands out;
-        "none" with a ``reason``, where nothing can be drawn. ``curves``: for each its ``heads`` (those it holds for,
-        from 1) or ``draw``, and ``values`` at x = 0, 1, 2 …. ``drawn``: whether parameters were drawn at random,
-        because at their initial values they do nothing.
+        attention weight of a key, if weights are not a softmax; "numbers", the positions assigned in training; "none"
+        with a ``reason``, if nothing can be drawn. ``curves``: for each its ``heads`` (those it is valid for, from 1)
+        or ``draw``, and ``values`` at x = 0, 1, 2 …. ``drawn``: whether parameters were drawn at random, because their
+        initial values have no effect.
 
     >>> from headway.positions import Alibi
-    >>> found = portrait(Alibi())
+    >>> found = method_curves(Alibi())
     >>> found["kind"], [curve["values"][8] for curve in found["curves"]]
     ('score', [-2.0, -0.5, -0.125, -0.03125])
     """
@@ -70,7 +70,7 @@ def _drawn(position: Position) -> dict[str, Any]:
 
 
 def _by_distance(position: Position) -> tuple[str, Tensor]:
-    """What the last query makes of the keys at distance 0, 1, 2 …, for each head."""
+    """The scores or weights of the last query for the keys at distance 0, 1, 2 …, for each head."""
     call = alike(position, torch.arange(TOKENS)[None])
     if position.normalise != "softmax":
         return "weight", reference.weights(call)[0, :, -1].flip(-1)
@@ -79,5 +79,5 @@ def _by_distance(position: Position) -> tuple[str, Tensor]:
 
 
 def _plain(values: Tensor) -> list[float | None]:
-    """Numbers of six digits; None for what is not finite."""
+    """Values rounded to six digits; None if not finite."""
     return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]

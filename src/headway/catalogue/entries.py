@@ -1,8 +1,8 @@
-"""What there is to know of a position method, as plain values, gathered from the method itself and never written twice.
+"""The description of a position method as plain values, derived from the method itself, so nothing is written twice.
 
-The places it acts at are the hooks that change something and the terms it returns; formula, hyperparameters and their
-meanings come from its docstrings; parameters from attaching it; what runs it from :func:`headway.functional.plan`; the
-picture from calling it, see :mod:`headway.catalogue.curves`.
+Where it acts follows from the hooks that change something and the terms it returns; formula and hyperparameters from
+its docstrings; parameters from attaching it; its backend from :func:`headway.functional.plan`; the picture from calling
+it, see :mod:`headway.catalogue.curves`.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Any
 import torch
 
 from headway._version import __version__
-from headway.catalogue.curves import portrait
+from headway.catalogue.curves import method_curves
 from headway.functional import plan
 from headway.positions import Position, methods
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import RowTerm, ValuesByDistance
 
 SHAPE = HeadShape.of(512, heads=8)
-"""The widths that parameters are counted for and plans are made for."""
+"""The widths for parameter counts and plans."""
 TOKENS = 4096
-"""The length that plans are made for."""
+"""The length for plans."""
 
 
 def catalogue(device: str = "cpu", *, pictures: bool = False) -> list[dict[str, Any]]:
     """An entry for every method with its defaults, in the order of :func:`headway.positions.methods`.
 
     Args:
-        device: where they would run.
-        pictures: draw them too.
+        device: the device they would run on.
+        pictures: whether to include curves.
     """
     return [entry(method(), device, picture=pictures) for method in methods().values()]
 
@@ -41,13 +41,13 @@ def entry(position: Position, device: str = "cpu", *, picture: bool = True) -> d
     """Describe one method.
 
     ``acts`` says where it acts: "embedding"; "rotation" (of queries and keys); "keys" (all of them, at every call);
-    "scores"; "rows" (scores, by a whole row or all heads at once); "values"; "marks" (cached beside keys); "numbers"
-    (other positions while training); "weights" (another way than softmax); "axes" (several coordinates a token).
+    "scores"; "rows" (scores, from a whole row or all heads at once); "values"; "marks" (cached with keys); "numbers"
+    (other positions in training); "weights" (a normalisation other than softmax); "axes" (coordinates per token).
 
     Args:
         position: the method, attached or not; it is not changed.
-        device: where it would run.
-        picture: draw it too, which means calling it.
+        device: the device it would run on.
+        picture: whether to include curves, which calls the method.
 
     >>> found = entry(methods()["shaw"]())
     >>> found["acts"], found["parameters"][0]
@@ -84,7 +84,7 @@ def entry(position: Position, device: str = "cpu", *, picture: bool = True) -> d
         "version": __version__,
         "plan": _plan(position, device),
     }
-    return found | ({"picture": portrait(position)} if picture else {})
+    return found | ({"picture": method_curves(position)} if picture else {})
 
 
 def _acts(position: Position) -> list[str]:
@@ -121,13 +121,13 @@ def _plan(position: Position, device: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Docstring:
-    """A method's docstring, in its parts.
+    """The parts of a method's docstring.
 
     Args:
-        formula: what follows "Formula:", in one line; "" when there is none.
-        notes: the other paragraphs, each in one line, the lead first.
+        formula: the text after "Formula:", on one line; "" if there is none.
+        notes: the other paragraphs, each on one line, the summary first.
         args: the meaning of each hyperparameter.
-        example: the doctest, without its prompts' results changed.
+        example: the doctest, unchanged.
     """
 
     formula: str
@@ -137,7 +137,7 @@ class Docstring:
 
     @classmethod
     def of(cls, method: type[Position]) -> Docstring:
-        """Read it; what an inherited hyperparameter means, the docstring it is inherited from may say."""
+        """Read it; inherited hyperparameters may be documented in the docstring of the parent class."""
         own = cls.parse(inspect.cleandoc(method.__doc__ or ""))
         args: dict[str, str] = {}
         for base in reversed(method.__mro__):
@@ -168,12 +168,12 @@ class Docstring:
 
 
 def _first(text: str) -> str:
-    """The first indented line of a module's docstring, where its formulas stand."""
+    """The first indented line of a module's docstring, which is its formula."""
     return next((_line(line) for line in text.splitlines() if line.startswith("    ")), "")
 
 
 def _clause(text: str) -> str:
-    """A formula up to where its explanation begins: a semicolon or full stop outside brackets.
+    """A formula without its explanation, which begins after a semicolon or full stop outside brackets.
 
     >>> _clause("B = [c, s; s, c]; learned: c. And so on")
     'B = [c, s; s, c]'
@@ -187,5 +187,5 @@ def _clause(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    """One line, names in single backticks."""
+    """A text on one line, with names in single backticks."""
     return re.sub(r":\w+:`~?(?:\w+\.)*([^`]+)`", r"`\1`", " ".join(text.split())).replace("``", "`")

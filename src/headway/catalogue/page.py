@@ -1,6 +1,6 @@
-"""Position methods in the terminal, as a page and as Markdown, all from what a catalogue says of them.
+"""Position methods in the terminal, as a page and as Markdown, all generated from the catalogue.
 
-A catalogue's entry is a dictionary, see ``headway.catalogue.entries.entry``: nothing here is written by hand.
+A catalogue entry is a dictionary, see ``headway.catalogue.entries.entry``.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 Entry = Mapping[str, Any]
 _COLOURS = ("blue", "red", "green", "magenta")
-"""Of the terminal, near :data:`headway.catalogue.braille.HUES`."""
+"""Terminal colours close to :data:`headway.catalogue.braille.HUES`."""
 _DROPPED = ("title", "paper", "memory", "exactness")
-"""Columns that a narrow terminal does without, in this order; ``headway methods NAME`` has them."""
+"""Columns that are omitted from narrow terminals, in this order; ``headway methods NAME`` shows them."""
 _FORMULA = 24
-"""The least width of its column."""
+"""Minimum width of the column of formulas."""
 _WIDEST = 22
-"""Of the other columns."""
+"""Maximum width of the other columns."""
 
 
 def methods_table(entries: Sequence[Entry], width: int) -> Table:
@@ -87,7 +87,7 @@ def methods_table(entries: Sequence[Entry], width: int) -> Table:
 
 
 def methods_note(entries: Sequence[Entry]) -> str:
-    """What the table does not say: for what widths, what runs them all, and how to learn more."""
+    """A note below the table: the widths, the backends, and how to learn more."""
     words = strings("en")
     routes = Counter(_route(entry) for entry in entries)
     told = join([f"{count} {route}" for route, count in routes.most_common()], "en")
@@ -155,7 +155,7 @@ def write_method(entry: Entry, path: str | os.PathLike[str]) -> Path:
 
     Args:
         entry: the method, with its picture.
-        path: where to put the file; an existing file is replaced.
+        path: the file to write; an existing file is replaced.
     """
     return write_output(path, method_page(entry))
 
@@ -224,21 +224,21 @@ def _curves(picture: Entry) -> Lines:
 
 
 def write_markdown(entries: Sequence[Entry], folder: str | os.PathLike[str]) -> Path:
-    """Write :func:`markdown` into a folder, which is made if need be; returns its index."""
+    """Write :func:`markdown` into a folder, which is created if needed; returns the path of the index."""
     for name, text in markdown(entries).items():
         write_output(Path(folder) / name, text)
     return Path(folder) / "index.md"
 
 
 def caption_of(picture: Entry, language: str) -> str:
-    """What a picture shows, in one or two sentences."""
+    """The caption of a picture, one or two sentences."""
     words = strings(language)
     text = words[_caption_key(picture)].format(reason=picture["reason"] or "")
     return text + (words["join.sentence"] + words["methods.drawn"] if picture["drawn"] else "")
 
 
 def label_of(curve: Entry, curves: Sequence[Any], language: str) -> str:
-    """The name of a curve: the heads it holds for, or the draw it is."""
+    """The name of a curve: the heads it is valid for, or its draw."""
     words = strings(language)
     if "draw" in curve:
         return words["methods.draw"].format(n=curve["draw"])
@@ -273,7 +273,7 @@ def _markdown_page(entry: Entry) -> str:
 
 
 def _facts(entry: Entry, language: str = "en") -> list[tuple[str, list[str]]]:
-    """What is said in pairs: a key of ``methods.``, and lines."""
+    """Facts as pairs of a key of ``methods.`` and lines."""
     words, plan, widths = strings(language), entry["plan"], entry["widths"]
     hyper = []
     for one in entry["hyperparameters"]:
@@ -313,7 +313,7 @@ def _learned_count(entry: Entry) -> str:
 
 
 def _brief(entry: Entry) -> str:
-    """The same in a few characters: "4.22k·L" for each layer."""
+    """The parameter count in a few characters: "4.22k·L" for each layer."""
     size = _size(entry)
     text = str(size) if size < 1000 else f"{size / 1e3:.3g}k" if size < 999_500 else f"{size / 1e6:.3g}M"
     return f"{text}{'·L' if entry['per_layer'] else ''}" if size else "–"
@@ -328,7 +328,7 @@ def _order(entry: Entry) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text as it can stand in a cell of a Markdown table."""
+    """Text escaped for a cell of a Markdown table."""
     return "".join(f"\\{c}" if c in "|*_<[]`" else c for c in text)
 
 

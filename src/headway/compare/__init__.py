@@ -4,7 +4,7 @@ settings.py           what is compared
 run.py                all models, one after the other, in a folder that can be resumed
 cells.py              one model's folder
 tasks.py              text, recall, copy
-extending.py          trained models made to read longer texts
-saved_views.py        what is kept of a trained model, to be looked at in the report
+extending.py          extensions of trained models to longer texts
+saved_views.py        views of a trained model that are saved for the report
 terminal.py, page.py  the results as a table and as one HTML file
 """

@@ -1,8 +1,8 @@
-"""The folder of one cell of a comparison, and what the files of a comparison may hold.
+"""The folder of one cell of a comparison, and the schemas of a comparison's files.
 
-OUT/results.json       all there is to know, what the report is made from
-OUT/cells/…/cell.json  how one model was made and what was found of it
-OUT/cells/…/views.json views of it
+OUT/results.json       all results, from which the report is made
+OUT/cells/…/cell.json  how one model was trained, and its results
+OUT/cells/…/views.json its views
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ IDENTITY = Record(
         "spec": Words(),
         "task": Words(),
         "data": Named(PLAIN),
-        "train": Named(Anything()),  # only compared, or handed to TrainSettings
+        "train": Named(Anything()),  # only compared, or passed to TrainSettings
         "model": Many(Whole(1)),
         "torch": Words(),
         "headway": Words(),
     }
 )
 CELL = Record({"identity": IDENTITY}, optional={**_ROW, "tests": Named(_TEST), "extended": Named(Named(_TEST))})
-"""cell.json: everything that decides its training, and what was found so far."""
-_VIEWS = Many(Named(Anything()))  # figures as plain values, which a page draws
+"""cell.json: everything that decides its training, and the results so far."""
+_VIEWS = Many(Named(Anything()))  # figures as plain values, drawn by a page
 VIEWS = Either((_VIEWS, Record({"views": _VIEWS})))
 """views.json; a bare list in comparisons of headway 0.1.0."""
 RESULTS = Record(
@@ -87,7 +87,7 @@ RESULTS = Record(
 
 @dataclass
 class Cell:
-    """One method and seed: its folder, and what is known of it so far."""
+    """One method and seed: its folder, and its results so far."""
 
     folder: Path
     spec: str
@@ -95,7 +95,7 @@ class Cell:
     known: dict[str, Any] = field(default_factory=dict)
 
     def open(self, identity: dict[str, Any], notes: list[str]) -> None:
-        """Find out what is known; what is damaged is set aside and found out again from the checkpoint."""
+        """Read the results so far; damaged files are renamed, and their results computed again from the checkpoint."""
         for path, schema in ((self.folder / "cell.json", CELL), (self.views, VIEWS)):
             if not path.exists() and not path.is_symlink():
                 continue
@@ -111,26 +111,26 @@ class Cell:
         self.known["identity"] = identity
 
     def extended(self, way: str) -> dict[str, Any]:
-        """The tests of its model after being extended so."""
+        """The tests of its model after this extension."""
         tests: dict[str, Any] = self.known.setdefault("extended", {}).setdefault(way, {})
         return tests
 
     @property
     def views(self) -> Path:
-        """Where its views are kept, if it is the one of its method that keeps any."""
+        """The file of its views, which exists for one cell per method."""
         return self.folder / "views.json"
 
     def save(self, **found: Any) -> None:
-        """Write what was found besides what is known."""
+        """Add results to the known ones and write them."""
         self.known.update(found)
         write_json_atomic(self.folder / "cell.json", self.known)
 
     def keep(self, views: list[dict[str, Any]]) -> None:
-        """Write its views."""
+        """Write the cell's views."""
         write_json_atomic(self.views, {"views": views})
 
     def kept(self) -> list[dict[str, Any]]:
-        """Its views."""
+        """The cell's saved views."""
         found = read_json(self.views, VIEWS)
         views: list[dict[str, Any]] = found if isinstance(found, list) else found["views"]
         return views

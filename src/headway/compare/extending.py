@@ -1,8 +1,8 @@
-"""Trained models made to read longer texts: measured before and after.
+"""Extend trained models to longer texts; they are tested before and after.
 
 - ``linear``, ``ntk``, ``dynamic``, ``yarn``: the same weights with the frequencies of
   :func:`headway.positions.extend`, without further training;
-- ``drope``: position dropped, and a short training at the old length (DroPE, arXiv:2512.12167).
+- ``drope``: without position, after a short further training at the old length (DroPE, arXiv:2512.12167).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from headway.transformer import Transformer
 
 
 def extends(position: Position, how: str, *, to: int, trained: int) -> bool:
-    """Whether a method can be extended so.
+    """Whether a method supports an extension.
 
     >>> extends(Rotary(), "yarn", to=1024, trained=64)
     True
@@ -38,14 +38,14 @@ def extends(position: Position, how: str, *, to: int, trained: int) -> bool:
 def recalibrated(
     model: Transformer, task: Task, settings: TrainSettings, steps: int, folder: Path
 ) -> tuple[Transformer, History]:
-    """A copy of a trained model without position, after a training of so many steps that goes on in the data.
+    """A copy of a trained model without position, trained for some more steps on further data.
 
     Args:
-        model: as trained.
+        model: the trained model.
         task: what it was trained on.
         settings: how it was trained.
-        steps: of the training without position.
-        folder: where its checkpoints go; a recalibration that was interrupted there goes on.
+        steps: training steps without position.
+        folder: folder of its checkpoints; an interrupted recalibration there is resumed.
     """
     batches = task.batches(settings.length, settings.batch, settings.seed)
     other = copy.deepcopy(model)

@@ -15,18 +15,18 @@ from headway.results.findings import findings
 from headway.results.summary import Results, finite, mean
 from headway.web.page import document, plain, strings_of
 
-POINTS = 250  # most points of one training curve in a report; with more, each stands for the mean of several
+POINTS = 250  # maximum points of a training curve in a report; longer curves are averaged down
 
 
 def payload(results: Results) -> dict[str, Any]:
-    """Everything ``render(element, payload)`` needs, ready for JSON.
+    """The argument of ``render(element, payload)``, ready for JSON.
 
     Args:
         results: the dictionary that ``headway compare`` saves.
 
     Returns:
-        ``results`` with long training curves averaged down and numbers that are not finite as None, the findings, the
-        views kept of each method, and the words of both languages.
+        ``results`` with long training curves averaged down and None for values that are not finite, the findings, the
+        saved views of each method, and the words of both languages.
     """
     longest = max((len((cell.get("train") or {}).get("loss") or ()) for cell in results.get("cells") or ()), default=0)
     every = max(1, math.ceil(longest / POINTS))
@@ -46,8 +46,8 @@ def write_report(results: Results, path: str | os.PathLike[str]) -> Path:
     """Write the report as one HTML file that opens without a network.
 
     Args:
-        results: the dictionary that ``headway compare`` saves; an unfinished run is fine, the report says so.
-        path: where to put the file; its folder is made if need be, and an existing file is replaced.
+        results: the dictionary that ``headway compare`` saves; if the run is unfinished, the report says so.
+        path: the file to write; its folder is created if needed, and an existing file is replaced.
 
     Returns:
         The path of the file.
@@ -71,7 +71,7 @@ def _title(results: Results) -> str:
 
 
 def _thin(curve: Mapping[str, Any] | None, every: int) -> dict[str, Any]:
-    """Average runs of ``every`` losses; the point stands at the run's last step, numbers keep six digits."""
+    """Average runs of ``every`` losses; each point is at the run's last step; values are rounded to six digits."""
     steps, losses = (curve or {}).get("steps") or [], (curve or {}).get("loss") or []
     thin: dict[str, Any] = {"steps": [], "loss": []}
     for start in range(0, len(steps), every):

@@ -2,9 +2,9 @@
 
 All models of a seed see the same data in the same order and start from the same weights, except those of the position
 method itself. Each (method, seed) is a cell with a folder of its own: an interrupted comparison is
-resumed, and one that is asked for more lengths, methods or seeds computes only what is new.
+resumed, and one extended by lengths, methods or seeds computes only what is new.
 
-    OUT/results.json       all there is to know, what the report is made from
+    OUT/results.json       all results, from which the report is made
     OUT/report.html        the report
     OUT/cells/…/           checkpoints and results of one cell, and for the first seed views of the trained model
 """
@@ -49,16 +49,16 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Event:
-    """Where a comparison stands, for showing progress.
+    """The progress of a comparison.
 
     Args:
-        cell: number of the cell, from 0.
-        cells: cells in all.
-        method: its method.
-        seed: its seed.
+        cell: index of the cell, from 0.
+        cells: total number of cells.
+        method: the cell's method.
+        seed: the cell's seed.
         what: "train", "test" or "done".
-        progress: while training.
-        length: while testing.
+        progress: progress of the training; None otherwise.
+        length: the length being tested; None otherwise.
     """
 
     cell: int
@@ -77,20 +77,20 @@ def compare(
     command: str | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> dict[str, Any]:
-    """Train and test every cell that is not finished, and return the results; they are in ``out/results.json`` too.
+    """Train and test every unfinished cell, and return the results, which are also written to ``out/results.json``.
 
-    A ctrl-C keeps what is done: the results so far are returned with ``complete`` False, and the same call goes on.
+    After ctrl-C the results so far are returned with ``complete`` False, and the same call resumes.
 
     Args:
         comparison: what to compare.
-        out: the folder, made if needed.
+        out: the folder, created if needed.
         command: the command line that repeats this, for the report.
-        on_event: called as it goes on.
+        on_event: called with the progress.
 
     Raises:
         HeadwayError: when the text is missing or too short, or the folder is in use or not writable.
     """
-    # what tasks make by themselves has fewer tokens than bytes have
+    # the other tasks have smaller vocabularies than bytes
     comparison.check_sizes(comparison.vocabulary_size if comparison.vocabulary == "bpe" else 256)
     task = make_task(
         comparison.task,
@@ -125,7 +125,7 @@ def compare(
         except KeyboardInterrupt:
             complete = False
         if all(cell.known.get("status") == "failed" for cell in cells):
-            # a report of nothing must not take the place of an earlier one
+            # an empty report must not replace an earlier one
             raise HeadwayError(none_left([f"{cell.spec}: {cell.known['message']}" for cell in cells]))
         results = _results(comparison, data, cells, complete, command, notes)
         write_json_atomic(out / "results.json", results)
@@ -133,7 +133,7 @@ def compare(
 
 
 def _open(out: Path, comparison: Comparison, data: dict[str, Any], spec: str, seed: int, notes: list[str]) -> Cell:
-    """The cell's folder is named by everything that decides its training, so that nothing stale is ever reused."""
+    """Open a cell. Its folder's name depends on everything that decides its training, so nothing stale is reused."""
     identity = {
         "format": FORMAT,
         "spec": spec,
@@ -153,7 +153,7 @@ def _open(out: Path, comparison: Comparison, data: dict[str, Any], spec: str, se
 
 
 def _run(comparison: Comparison, task: Task, cell: Cell, tell: Callable[..., None], notes: list[str]) -> bool:
-    """Train and test one cell as far as it is not done; False when it was interrupted."""
+    """Train and test one cell, as far as that is not done; False if it was interrupted."""
     tests = cell.known.setdefault("tests", {})
     missing = [length for length in comparison.test_lengths if _key(comparison, length) not in tests]
     ways = [
@@ -173,7 +173,7 @@ def _run(comparison: Comparison, task: Task, cell: Cell, tell: Callable[..., Non
         cell.save(status="failed", message=str(error))
         return True
     torch.manual_seed(cell.seed)
-    model.reset_parameters()  # from the seed alone: all methods start from the same weights, position aside
+    model.reset_parameters()  # from the seed alone: all methods start from the same weights, except those of position
     settings = comparison.train_settings(cell.seed)
     batches = task.batches(settings.length, settings.batch, settings.seed)
     if "peak_memory_bytes" not in cell.known:
@@ -214,7 +214,7 @@ def _run(comparison: Comparison, task: Task, cell: Cell, tell: Callable[..., Non
 
 
 def _keep(cell: Cell, views: list[dict[str, Any]]) -> None:
-    """Write the views of a cell; the matrices they were made from are not needed any more."""
+    """Write the views of a cell; the matrices they were made from are no longer needed."""
     cell.keep(views)
     shutil.rmtree(cell.folder / FOLDER, ignore_errors=True)
 
@@ -222,7 +222,7 @@ def _keep(cell: Cell, views: list[dict[str, Any]]) -> None:
 def _extend(
     comparison: Comparison, task: Task, cell: Cell, model: Transformer, how: str, tell: Callable[..., None]
 ) -> bool:
-    """Test a trained model after it was extended; False when that was interrupted."""
+    """Test a trained model after an extension; False if it was interrupted."""
     way, failure = _way(comparison, how), None
     if how == "drope":
         settings = comparison.train_settings(cell.seed)
@@ -242,12 +242,12 @@ def _extend(
 
 
 def _way(comparison: Comparison, how: str) -> str:
-    """Where a cell keeps the tests of a way to extend it."""
+    """The key under which a cell stores the tests of an extension."""
     return f"drope-{comparison.recalibration}" if how == "drope" else how
 
 
 def _key(comparison: Comparison, length: int) -> str:
-    """Where a cell keeps its test at this length; which windows are tested depends on the longest."""
+    """The key under which a cell stores its test at a length; the tested windows depend on the longest length."""
     return f"{length} of {max(comparison.test_lengths)}"
 
 
@@ -331,7 +331,7 @@ def _results(
 
 
 def _extended_cells(comparison: Comparison, cell: Cell) -> list[dict[str, Any]]:
-    """The rows of a model that was extended: the model's own but for its tests."""
+    """The rows of an extended model: those of the model, with their own tests."""
     if cell.known["status"] != "ok":
         return []
     empty: dict[str, Any] = {"train": {"steps": [], "loss": []}, "validation": {"steps": [], "loss": []}}

@@ -1,4 +1,4 @@
-"""What a comparison keeps of a trained model, for its report: the views of position and a film of one head."""
+"""The views of a trained model that a comparison saves for its report: views of position and a film of one head."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from headway.transformer import Transformer
 from headway.views import Question, view
 
 LOOKS = 8
-"""Times that the matrices are looked at during training, at most one more."""
+"""How often the matrices are recorded during training, plus at most one."""
 WINDOWS = 16
-"""Windows of which attention is shown by distance: with 64 tokens 512 queries."""
+"""Number of windows over which attention by distance is averaged: 512 queries with 64 tokens."""
 SEED = 1_000_003
-"""Of the windows: others than any that the model was trained on by its own seed's order."""
+"""Seed of the windows, which differs from those of training."""
 POSITIONS = 64
-"""Rows of the maps of positions."""
+"""Rows of maps of positions."""
 
 
 def kept_views(model: Transformer, task: Task, length: int, watched: Watch | None) -> list[Plain]:
-    """The views of a trained model's first layer and head that its method has, as plain values.
+    """The views of a trained model's first layer and head that apply to its method, as plain values.
 
     Args:
-        model: trained.
+        model: the trained model.
         task: what it was trained on.
         length: tokens of a training window.
-        watched: how its matrices learned, if that was watched.
+        watched: the recorded learning of its matrices, if any.
 
     Returns:
-        Those that apply of vectors, similarity (of vectors), bias, rotation and distance; and the film.
+        Those of vectors, similarity (of vectors), bias, rotation and distance that apply; and the film.
     """
     windows, _ = task.batches(length, WINDOWS, SEED)(0)
     options = {"windows": windows, "positions": POSITIONS}
@@ -46,5 +46,5 @@ def kept_views(model: Transformer, task: Task, length: int, watched: Watch | Non
             try:
                 found.append(rounded(view(name, question)).plain())
             except HeadwayError:
-                continue  # it does not apply to the method, which the views say in words
+                continue  # the view does not apply to the method
     return found

@@ -1,4 +1,4 @@
-"""What is compared, and how: plain values, checked before anything is trained."""
+"""Settings of a comparison: plain values, checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from headway.schema import LARGEST, Number, Whole, Words, shown
 from headway.settings import Settings
 from headway.shapes import HeadwayError
 
-if TYPE_CHECKING:  # what needs torch is imported when it is used, so that the command line lists the options at once
+if TYPE_CHECKING:  # modules that need torch are imported when used, so that the command line lists the options at once
     from headway.positions import Position
     from headway.training.settings import TrainSettings
 
@@ -19,13 +19,13 @@ DEFAULTS: dict[str, dict[str, int]] = {
     "recall": {"steps": 800, "batch": 32, "dim": 64, "layers": 2},
     "copy": {"steps": 2000, "batch": 32, "dim": 64, "layers": 2},
 }
-"""Defaults per task: :data:`CORE` takes four minutes on two cores, ten for copy."""
+"""Defaults per task; with them, :data:`CORE` takes about four minutes on two cores, ten for copy."""
 BY_TASK: Any = None
 """Marks a field whose default depends on the task, see :data:`DEFAULTS`."""
 CORE = ("none", "sinusoidal", "learned", "rotary", "alibi", "t5", "shaw")
 """The methods compared by default: a baseline, and the best known method of each kind."""
 WAYS = ("linear", "ntk", "dynamic", "yarn", "drope")
-"""Ways to make a trained model read longer texts, see :mod:`headway.compare.extending`."""
+"""Extensions of trained models to longer texts, see :mod:`headway.compare.extending`."""
 LONGEST = 2**20
 """The longest test length, and the maximum number of lengths and of seeds."""
 
@@ -116,15 +116,15 @@ class Comparison(Settings):
                 raise HeadwayError(f"expected extend among {', '.join(WAYS)}, got {how!r}")
         if self.extend and not any(self.ways(spec) for spec in self.specs()):
             raise HeadwayError(
-                f"expected a method that {', '.join(self.extend)} can extend, e.g. rotary, "
+                f"expected a method that {' or '.join(self.extend)} can extend, e.g. rotary, "
                 f"got {', '.join(self.specs())}"
             )
 
     def check_sizes(self, vocab: int) -> None:
-        """Refuse what no method can be trained with, before anything is read or trained.
+        """Refuse sizes with which no method can be trained, before anything is read or trained.
 
         Raises:
-            HeadwayError: when no model of these sizes can be made, or its steps do not fit into memory.
+            HeadwayError: when no model of these sizes can be built, or its steps do not fit into memory.
         """
         problems = []
         for spec in self.specs():
@@ -137,14 +137,14 @@ class Comparison(Settings):
         raise HeadwayError(none_left(problems))
 
     def check_size(self, spec: str, vocab: int) -> None:
-        """Refuse the model of one method if it cannot be made."""
+        """Refuse the model of one method if it cannot be built."""
         from headway.sizes import check_size
 
         config = {"vocab": vocab, "dim": self.dim, "layers": self.layers, "heads": self.heads, "position": spec}
         check_size(config, tokens=self.train_length, batch=self.batch, training=True)
 
     def ways(self, spec: str) -> list[str]:
-        """Which of the ways in ``extend`` a method can go."""
+        """The extensions in ``extend`` that a method supports."""
         from headway.compare.extending import extends
         from headway.positions import parse
 
@@ -157,14 +157,14 @@ class Comparison(Settings):
         return max(1, self.steps // 50) if self.recalibrate is None else self.recalibrate
 
     def specs(self) -> list[str]:
-        """The methods in full, in order."""
+        """The methods with all hyperparameters, in order."""
         from headway.positions import methods
 
         asked = [name for spec in self.positions for name in (methods() if spec == "all" else [spec])]
         return [self.method(spec).spec() for spec in asked]
 
     def method(self, spec: str) -> Position:
-        """The method a text names, for the training length, see :func:`headway.training.lengths.trained_at`."""
+        """The method given by a text, for the training length, see :func:`headway.training.lengths.trained_at`."""
         from headway.training.lengths import trained_at
 
         return trained_at(spec, self.train_length)[0]
@@ -186,6 +186,6 @@ class Comparison(Settings):
 
 
 def none_left(problems: list[str]) -> str:
-    """Say that no method is left that can be trained, and why."""
+    """The message when no method can be trained, with the first reason."""
     more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return f"expected a method that can be trained so, got none: {problems[0]}{more}"
+    return f"expected a method that can be trained with these settings, got none: {problems[0]}{more}"

@@ -1,7 +1,7 @@
-"""What models are compared on: a person's own text, or made-up sequences that test retrieval by distance.
+"""What models are compared on: a given text, or synthetic sequences that test retrieval by distance.
 
-A task makes training batches at one length and tests a model at any length. Low loss on text can be mere recency; the
-retrieval tasks ask for one thing that lies at a known distance.
+A task makes training batches at one length and tests a model at any length. Low loss on text may need only nearby
+tokens; the retrieval tasks ask for one item at a known distance.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Example = tuple[Int64[Tensor, "batch length"], Int64[Tensor, "batch length"]]
 
 
 class Task(Protocol):
-    """What a comparison needs of a task."""
+    """The interface of a task."""
 
     vocab: int
 
@@ -34,7 +34,7 @@ class Task(Protocol):
         ...
 
     def validation(self, length: int, batch: int) -> Callable[[nn.Module], float]:
-        """Mean loss at the training length on data that is never trained on."""
+        """Mean loss at the training length on held-out data."""
         ...
 
     def test(self, model: nn.Module, length: int) -> dict[str, Any]:
@@ -42,12 +42,12 @@ class Task(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What identifies the data, for the record; ``chance`` is the share of right answers that guessing gives."""
+        """What identifies the data; ``chance`` is the accuracy of guessing."""
         ...
 
 
 class TextTask:
-    """Predict the next token of a text, with ever longer contexts.
+    """Predict the next token of a text, with longer and longer contexts.
 
     At every length the same tokens are predicted: ``block`` tokens at the end of each window, which reaches back
     ``length`` tokens. Differences between lengths are then due to the context alone.
@@ -55,11 +55,11 @@ class TextTask:
     Args:
         path: a file or folder; None for the text that comes with Python.
         train_length: tokens of a training window, and of the predicted block.
-        longest: the longest test length; the windows of all lengths end at the same places.
+        longest: the longest test length; the windows of all lengths end at the same positions in the text.
         vocabulary: "bytes" or "bpe".
         vocabulary_size: tokens of a BPE vocabulary.
-        windows: how many windows are tested, at most.
-        most: bytes the text may have; None is :data:`headway.training.text.MAX_TEXT`.
+        windows: maximum number of windows to test.
+        most: maximum bytes of the text; None is :data:`headway.training.text.MAX_TEXT`.
 
     Raises:
         HeadwayError: when the text cannot be read or is too short for the lengths.
@@ -77,7 +77,7 @@ class TextTask:
         most: int | None = None,
     ) -> None:
         if vocabulary not in ("bytes", "bpe"):
-            raise HeadwayError(f"expected vocabulary bytes or bpe, got {vocabulary!r}")
+            raise HeadwayError(f"expected vocabulary to be bytes or bpe, got {vocabulary!r}")
         text = read_text(path, most=most)
         self.notes = text.notes
         # BPE tokens are a few bytes each, so its validation part must be longer to hold the longest window
@@ -135,8 +135,8 @@ class TextTask:
 class RecallTask:
     """Associative recall: a sequence of key, value, key, value …; each sequence has its own value for each key.
 
-    Trained to say the value whenever a key comes again. Tested on the last key of a sequence, which was there exactly
-    once before, at a known distance, among other keys.
+    Trained to predict the value whenever a key occurs again. Tested on the last key of a sequence, which occurred
+    exactly once before, at a known distance, among other keys.
 
     >>> task = RecallTask()
     >>> inputs, targets = task.batches(length=64, batch=2, seed=0)(0)
@@ -162,14 +162,14 @@ class RecallTask:
 
         def make(step: int, /) -> Example:
             generator = torch.Generator().manual_seed(seed_for(seed, step, "recall"))
-            # keys differ much in how often they come: frequent ones make sequences that are easy enough to find out
-            # what is asked, rare ones come again once, at any distance, as in the test
+            # keys differ widely in frequency: frequent ones make the task easy enough to discover, rare ones occur
+            # twice, at any distance, as in the test
             often = (2 * torch.randn(batch, self.keys, generator=generator)).exp()
             keys = torch.multinomial(often, length // 2 + 1, replacement=True, generator=generator)
             sequence = self._pairs(keys, generator)[:, : length + 1]
             targets = torch.full((batch, length), IGNORED)
             again = (keys[:, :, None] == keys[:, None, :]).tril(-1).any(-1)[:, : (length + 1) // 2]
-            # at a key (even places) the next token is its value, known if the key was there before
+            # at a key (even indices) the next token is its value, predictable if the key occurred before
             targets[:, 0::2] = torch.where(again, sequence[:, 1::2][:, : again.shape[1]], IGNORED)
             return sequence[:, :length], targets
 
@@ -183,7 +183,7 @@ class RecallTask:
         """See :meth:`Task.test`."""
 
         def example(distance: int, count: int, generator: torch.Generator) -> Example:
-            pairs = length // 2  # the answer is the last of the tokens, so that keys stand where they stood in training
+            pairs = length // 2  # the answer is the last token, so keys have even indices, as in training
             keys = torch.randint(1, self.keys, (count, pairs), generator=generator)  # key 0 is planted
             keys[:, -1] = keys[:, -1 - distance // 2] = 0
             keys = (keys + torch.randint(self.keys, (count, 1), generator=generator)) % self.keys
@@ -192,12 +192,12 @@ class RecallTask:
             targets[:, -1] = sequence[:, -1]
             return sequence[:, :-1], targets
 
-        # a key comes again an even number of tokens later, at most from the first pair to the last
+        # a key recurs after an even number of tokens, at most from the first pair to the last
         return _by_distance(model, length, [d for d in _doubling(2) if d <= length // 2 * 2 - 2], example)
 
 
 class CopyTask:
-    """Copy: random letters, a separator, and the same letters again, which are to be predicted.
+    """Copy: random letters, a separator, and the same letters again, to be predicted.
 
     Each letter's source lies exactly letters + 1 tokens back. Training packs copies of random sizes into a window;
     tests end with one copy of a known size, after other copies.
@@ -225,12 +225,12 @@ class CopyTask:
         return tokens, asked
 
     def _sequence(self, length: int, generator: torch.Generator, last: int | None = None) -> tuple[Tensor, Tensor]:
-        """Copies packed to ``length`` + 1 tokens; the last of size ``last``, if given, and then only it is asked."""
+        """Copies packed to ``length`` + 1 tokens; given ``last``, the size of the last one, only that one counts."""
         largest = max((length - 1) // 2, self.smallest)
         tokens, asked = self._copy(last, generator) if last is not None else (torch.empty(0).long(), torch.empty(0))
         tokens, asked = tokens[:-1], asked[:-1].bool()  # ends with the last letter
         while len(tokens) < length + 1:
-            # sizes are spread evenly on a log scale: most copies are short, and easy enough to find out what is asked
+            # sizes are log-uniform: most copies are short, which makes the task easy enough to discover
             share = float(torch.rand(1, generator=generator))
             size = int(self.smallest * ((largest + 1) / self.smallest) ** share)
             more, more_asked = self._copy(size, generator)
@@ -267,7 +267,7 @@ class CopyTask:
         return _by_distance(model, length, [d for d in _doubling(4) if 2 * d - 1 <= length], example)
 
 
-_HELD_OUT = 2**31  # a seed no comparison trains with
+_HELD_OUT = 2**31  # differs from every seed of training
 _SAMPLES = 32  # test sequences per length and distance
 
 
@@ -284,7 +284,7 @@ def make_task(
     """The task of this name: "text", "recall" or "copy"; see :class:`TextTask` for the other arguments.
 
     Raises:
-        HeadwayError: on a text given to a task that makes its own data, or lengths that do not fit.
+        HeadwayError: on a text for a task that makes its own data, or unsuitable lengths.
     """
     if task == "text":
         return TextTask(
@@ -307,7 +307,7 @@ def _doubling(first: int) -> list[int]:
 
 
 def _batch_for(length: int) -> int:
-    """Sequences at a time, so that tests at great length take no more memory than at small ones."""
+    """Sequences per batch, so that tests at long lengths take no more memory than at short ones."""
     return max(1, min(64, 8192 // length))
 
 
@@ -324,7 +324,7 @@ def _by_distance(
     distances: list[int],
     example: Callable[[int, int, torch.Generator], Example],
 ) -> dict[str, Any]:
-    """Test retrieval at each distance; the totals weigh all distances alike."""
+    """Test retrieval at each distance; the totals weight all distances equally."""
     rows, batch = [], _batch_for(length)
     for distance in distances:
         generator = torch.Generator().manual_seed(seed_for(length, distance, "test"))
@@ -342,11 +342,11 @@ def _by_distance(
 
 
 def _score(model: nn.Module, examples: Iterator[Example]) -> dict[str, Any]:
-    """Mean loss in nats and share of right answers over all targets."""
+    """Mean loss in nats and accuracy over all targets."""
     loss, right, count = 0.0, 0, 0
     with torch.inference_mode():
         for inputs, targets in examples:
-            # the last rows that have a target are all that is needed of a long window
+            # a long window needs logits only from its first target on
             first = int((targets != IGNORED).any(0).nonzero()[0])
             logits, wanted = model(inputs)[:, first:].flatten(0, 1).float(), targets[:, first:].flatten()
             loss += cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum").item()

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def table(results: Results) -> Table:
     """Lay out the main measure of each method at each test length.
 
-    A cell is the mean over the seeds ± half of their range, or says why there is none. In each column the best mean is
-    bold, with all that cannot be distinguished from it.
+    A cell is the mean over the seeds ± half of their range, or the reason why there is none. In each column the best
+    mean, and all that cannot be distinguished from it, are bold.
 
     Args:
         results: the dictionary that ``headway compare`` saves.
@@ -55,11 +55,11 @@ def table(results: Results) -> Table:
     return grid
 
 
-_LONGEST_MESSAGE = 28  # characters; a whole exception does not fit a cell, the findings quote it in full
+_LONGEST_MESSAGE = 28  # characters: a whole message does not fit a cell; the findings quote it in full
 
 
 def cell_text(spot: Spot, measure: Measure, longest: int | None = None) -> str:
-    """Say one cell of the table: "2.31±0.02", "cannot: longest 64", "diverged at step 31"."""
+    """The text of one cell of the table: "2.31±0.02", "cannot: longest 64", "diverged at step 31"."""
     if not spot.values:
         return _trouble(spot, longest)
     text = amount(spot.mean, measure)

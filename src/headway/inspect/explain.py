@@ -27,7 +27,7 @@ _JOINERS = "\u200c\u200d"
 
 
 def words(text: str) -> list[str]:
-    """A text as words, punctuation marks and single Chinese characters: readable tokens for a model without training.
+    """A text as words, punctuation marks and single Chinese characters: readable tokens for an untrained model.
 
     >>> words("The cat sat, 猫坐下.")
     ['The', 'cat', 'sat', ',', '猫', '坐', '下', '.']
@@ -105,8 +105,8 @@ def explain(
     """
     if ids.ndim != 2 or len(ids) != 1 or not 1 <= ids.shape[1] <= LONGEST:
         raise HeadwayError(
-            f"expected a text of 1 to {LONGEST} tokens, of which every value can be shown, got "
-            f"{ids.shape[-1]}: take one sentence of it"
+            f"expected a text of 1 to {LONGEST} tokens, because every value is shown, got "
+            f"{ids.shape[-1]}: give one sentence"
         )
     trace = recorded(model, ids)
     if not 0 <= layer < len(trace):

@@ -1,4 +1,4 @@
-"""One head of one layer in every detail, for the walk in the terminal and the views of attention.
+"""One head of one layer in every detail, for ``headway explain`` and the views of attention.
 
 Q = X W_Q + b,  K, V likewise → position maps q and k → S = Q Kᵀ → · scale → + terms → mask → weights A → A V
 """
@@ -150,10 +150,14 @@ class Head:
         width = self.layer.attention.shape.head_dim
         return linear, (self.index if which == "q" else self.group) * width
 
+    def source(self, which: str) -> Float[Tensor, "tokens dim"]:
+        """What Q, K or V is computed from."""
+        return self.x if which == "q" else self.layer.source[self.batch]
+
     def projected(self, which: str) -> Float[Tensor, "tokens head_dim"]:
         """Q, K or V as the model's own layer computes it, before QK-norm."""
         linear, first = self.linear(which)
-        out: Tensor = linear(self.x).detach()
+        out: Tensor = linear(self.source(which)).detach()
         return out[:, first : first + self.layer.attention.shape.head_dim]
 
     def bias(self, which: str) -> Float[Tensor, " head_dim"] | None:
@@ -169,7 +173,8 @@ class Head:
         Raises:
             HeadwayError: when there is no such token or column.
         """
-        tokens, width = len(self.x), self.layer.attention.shape.head_dim
+        x, width = self.source(which), self.layer.attention.shape.head_dim
+        tokens = len(x)
         if not (0 <= token < tokens and 0 <= column < width):
             raise HeadwayError(
                 f"expected a cell of {which} within {tokens} tokens and {width} columns, got {token}, {column}"
@@ -177,7 +182,7 @@ class Head:
         bias = self.bias(which)
         weights: Tensor = getattr(self.matrices, which)
         return Cell(
-            wide(self.x[token]) * wide(weights[:, column]),
+            wide(x[token]) * wide(weights[:, column]),
             0.0 if bias is None else float(bias[column]),
             float(self.projected(which)[token, column]),
         )
@@ -186,7 +191,7 @@ class Head:
         return self._blocks(lambda rows: {"": compute(rows)})[""]
 
     def _blocks(self, compute: Callable[[slice], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """This head's part of a result for all heads, in blocks of rows: all at once would take heads · n²."""
+        """This head's part of a result for all heads, in blocks of rows: at once it would take heads · n² values."""
         found: dict[str, list[Tensor]] = {}
         wanted = range(self.layer.queries)[self.rows]
         for start in range(wanted.start, wanted.stop, ROWS):

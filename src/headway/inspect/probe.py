@@ -1,9 +1,9 @@
 """The effect of a position method, found by applying it: scores of equal tokens, and the planes in which it rotates a
 head.
 
-Nothing here depends on the method. A method that rotates q and k by position is a linear map R(p) of each head
-at each position p; feeding it the unit vectors gives R(p) itself. The maps M_p = R(p_0)ᵀR(p) of one method commute, so
-they share their planes: those of the Hermitian matrix Σ_p c_p (M_p − M_pᵀ)/2i, with arbitrary c_p.
+Nothing here depends on the method. A method that rotates q and k by position is a linear map R(p) of each head at each
+position p; applying it to the unit vectors gives R(p) itself. The maps M_p = R(p_0)ᵀR(p) of a method commute, so they
+share their planes: those of the Hermitian matrix Σ_p c_p (M_p − M_pᵀ)/2i, with arbitrary c_p.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ def attached(position: Position) -> HeadShape:
     """
     if position.shape is None:
         raise HeadwayError(
-            f"expected a position method with its widths, got {position.spec()} without: pass it to Attention first"
+            f"expected an attached position method, got {position.spec()} without widths: pass it to Attention first"
         )
     return position.shape
 
 
 def alike(position: Position, pos: Int[Tensor, "1 tokens"]) -> Call:
-    """A causal call in which all tokens have the same content, so that keys differ by position alone.
+    """A causal call in which all tokens have the same content, so that keys differ only in position.
 
     Queries and keys are one vector whose score with itself is 1; where the method adds position to the embedding, they
     are the added vectors, head by head. Attention's input is sampled from torch's generator.

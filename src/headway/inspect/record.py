@@ -60,7 +60,9 @@ class Layer(Displayed):
         x: input of W_Q, (B, N, dim).
         q: Q = X W_Q by head, normalised if there is QK-norm, before position rotates it, (B, H, N, d_k).
         k: K likewise, (B, H_kv, M, d_k); None where keys came from a cache.
+        source: input of W_K and W_V, (B, M, dim): x, unless keys are those of a context, or another layer shares them.
         stream: the parts of x, inside a Transformer or where attention itself adds position; else None.
+        key_stream: the parts of source likewise.
     """
 
     name: str
@@ -69,7 +71,9 @@ class Layer(Displayed):
     x: Float[Tensor, "batch tokens dim"]
     q: Float[Tensor, "batch heads tokens head_dim"]
     k: Float[Tensor, "batch kv_heads keys head_dim"] | None
+    source: Float[Tensor, "batch keys context_dim"]
     stream: Stream | None = None
+    key_stream: Stream | None = None
 
     def __repr__(self) -> str:
         position = self.attention.position.spec()
@@ -82,12 +86,12 @@ class Layer(Displayed):
 
     @property
     def queries(self) -> int:
-        """How many queries."""
+        """Number of queries."""
         return self.call.q.shape[2]
 
     @property
     def keys(self) -> int:
-        """How many keys."""
+        """Number of keys."""
         return self.call.k.shape[2]
 
     def seen(self, rows: slice = ALL) -> Bool[Tensor, "#batch #heads rows keys"] | None:
@@ -137,18 +141,18 @@ class Layer(Displayed):
         first, stop, step = rows.indices(self.queries)
         for start in range(first, stop, ROWS * step):
             part = slice(start, min(start + ROWS * step, stop), step)
-            for name, value in looks(self.weights(part), self.call.q_pos[:, part], self.call.k_pos).items():
+            for name, value in attention_totals(self.weights(part), self.call.q_pos[:, part], self.call.k_pos).items():
                 total[name] = total.get(name, 0) + value
         counted = total.pop("queries")
         return {name: value / counted.clamp(min=1) for name, value in total.items()}
 
 
-def looks(
+def attention_totals(
     weights: Float[Tensor, "batch heads rows keys"],
     q_pos: Int[Tensor, "#batch rows"],
     k_pos: Int[Tensor, "#batch keys"],
 ) -> dict[str, Float[Tensor, "batch heads"]]:
-    """What queries attend to, summed over those with an unmasked key; ``queries`` is their number.
+    """What queries attend to, summed over the queries that see a key; ``queries`` is their number.
 
     Args:
         weights: attention weights, or others to compare with, e.g. uniform attention.
@@ -159,7 +163,7 @@ def looks(
         As :meth:`Layer.summary`, in float64.
 
     >>> uniform, pos = torch.full((1, 1, 4, 4), 1 / 4), torch.arange(4)[None]
-    >>> looks(uniform, pos, pos)["previous"].tolist()
+    >>> attention_totals(uniform, pos, pos)["previous"].tolist()
     [[0.75]]
     """
     weights, position = weights.double(), k_pos.double()
@@ -211,7 +215,7 @@ class Trace(Displayed):
         return found[-1]
 
     def summary(self) -> dict[str, Float[Tensor, "layers batch heads"]]:
-        """:meth:`Layer.summary` of all layers, which must have as many heads each."""
+        """:meth:`Layer.summary` of all layers, which must have equal numbers of heads."""
         found = [layer.summary() for layer in self.layers]
         return {name: torch.stack([each[name] for each in found]) for name in (found[0] if found else ())}
 
@@ -314,7 +318,9 @@ def _watch_attention(
         return hook
 
     def start(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-        kept.clear()
+        for key in list(kept):
+            if not (attention.borrows and key in ("k", "source")):  # which the owner has made before
+                del kept[key]
         x = args[0] if args else given["x"]
         kept["given"] = x.detach()
 
@@ -332,10 +338,15 @@ def _watch_attention(
             stream = Stream(tokens, kept["x"] - tokens, kept["x"], None, first=True)
         projected = by_head(kept["q"], shape.heads)
         keys = by_head(kept["k"], shape.kv_heads) if "k" in kept and kept["k"].shape[-2] == k.shape[-2] else None
-        trace.layers.append(Layer(name, attention, call, kept["x"], projected, keys, stream))
+        source = kept.get("source", kept["x"])
+        key_stream = stream
+        if attention.borrows:
+            key_stream = next((s for other, s in streams.items() if other.k is attention.k and not other.borrows), None)
+        trace.layers.append(Layer(name, attention, call, kept["x"], projected, keys, source, stream, key_stream))
 
     handles.callback(attention.register_forward_pre_hook(start, with_kwargs=True).remove)
     handles.callback(attention.q.register_forward_hook(keep("x", of_input=True)).remove)
+    handles.callback(attention.k.register_forward_hook(keep("source", of_input=True)).remove)
     for key, module in (("q", attention.q), ("k", attention.k), ("q", attention.q_norm), ("k", attention.k_norm)):
         if module is not None:
             handles.callback(module.register_forward_hook(keep(key)).remove)

@@ -73,7 +73,7 @@ def split(layer: Layer, rows: slice = ALL) -> Split:
         rows: the queries; for a long text use a few rows at a time.
 
     Raises:
-        HeadwayError: when keys came from a cache, which holds them rotated.
+        HeadwayError: when keys came from a cache, which stores them rotated.
 
     >>> from headway import Attention
     >>> from headway.inspect import record
@@ -89,12 +89,14 @@ def split(layer: Layer, rows: slice = ALL) -> Split:
     turns = maps(attention.position)
     if layer.k is None and (turns or adds(layer)):
         raise HeadwayError(
-            "expected keys as W_K made them, got keys of a cache, which holds them rotated: "
+            "expected unrotated keys, got keys from a cache, which stores them rotated: "
             "record a pass over the whole text without a cache"
         )
     if adds(layer):
         assert layer.stream is not None
-        q, k = (_content_and_position(layer, layer.stream, linear) for linear in (attention.q, attention.k))
+        assert layer.key_stream is not None
+        q = _content_and_position(layer, layer.stream, attention.q)
+        k = _content_and_position(layer, layer.key_stream, attention.k)
         names = ("content", "position")
         for i, first in enumerate(names):
             for j, second in enumerate(names):
@@ -162,7 +164,7 @@ def _content_and_position(layer: Layer, stream: Stream, linear: nn.Linear) -> tu
     position = by_head(_through_norm(stream, stream.position) @ wide(linear.weight.detach()).T)
     norm = attention.q_norm if query else attention.k_norm
     if norm is not None:  # RMSNorm divides by one value per token and head
-        whole = by_head(wide(linear(layer.x).detach()))
+        whole = by_head(wide(linear(layer.x if query else layer.source).detach()))
         position = (
             position * (whole.square().mean(-1, keepdim=True) + (norm.eps or 0.0)).rsqrt() * wide(norm.weight.detach())
         )

@@ -1,7 +1,7 @@
-"""One training step under the microscope: back-propagation through one head, and the updates of the optimizers.
+"""One training step in detail: back-propagation through one head, and the updates of the optimizers.
 
     out = A V          dA = d_out Vᵀ                 dV = Aᵀ d_out
-    A = softmax(S)     dS = A ∘ (dA − Σ_j A dA)      per query: a score rises where its key is better than the mean
+    A = softmax(S)     dS = A ∘ (dA − Σ_j A dA)      per query: descent raises scores whose dA is below the mean
     S = scale · Q Kᵀ   dQ = scale · dS K             dK = scale · dSᵀ Q       (before position rotates q and k)
     Q = X W_Q          dW_Q = Xᵀ dQ                  and so for K and V
 

@@ -117,15 +117,15 @@ class _Cells:
     def put(self, row: int, cells: _Cells) -> None:
         """Write cells, starting at a row.
 
-        Results are written into preallocated memory: small pieces between temporary blocks would fragment the heap and
-        keep gigabytes from the system for a long text.
+        Results are written into preallocated memory: small pieces between temporary blocks would fragment the heap, so
+        that gigabytes would not be returned to the system for a long text.
         """
         for name in ("total", "count", "most"):
             part: Tensor = getattr(cells, name)
             getattr(self, name)[row : row + len(part)] = part
 
-    def numbers(self) -> dict[str, Tensor]:
-        """The cells by kind of pooling; NaN where fully masked."""
+    def values(self) -> dict[str, Tensor]:
+        """The cells' values by kind of pooling; NaN where fully masked."""
         away = self.count == 0
         return {
             "max": self.most.masked_fill(away, math.nan),
@@ -188,7 +188,7 @@ class TileSource:
 
     @property
     def kept(self) -> int:
-        """The finest level that is held whole, because it has at most 256 cells for each token."""
+        """The finest level that is kept in memory: the first with at most 256 cells per token."""
         cells = self.queries * self.keys / (TILE * max(self.queries, self.keys, 1))
         return min(self.levels - 1, math.ceil(math.log(max(cells, 1), 4)))
 
@@ -223,7 +223,7 @@ class TileSource:
         return cells.shape[0], cells.shape[1], cells.float().contiguous().numpy().tobytes()
 
     def body(self, level: int, row: int, column: int, how: str = "max") -> bytes:
-        """The same as one response: rows and columns as unsigned 32-bit integers, then the float32 values."""
+        """:meth:`tile` as one response: rows and columns as unsigned 32-bit integers, then the float32 values."""
         rows, columns, data = self.tile(level, row, column, how)
         return struct.pack("<II", rows, columns) + data
 
@@ -282,11 +282,11 @@ class TileSource:
             last = _Cells.of(weights.gather(1, key), there)
             near += float(last.total.sum(dtype=torch.float64))
             band.put(start // side, last.coarser(side, 1))
-        levels = {self.kept: cells.numbers()}
+        levels = {self.kept: cells.values()}
         for level in range(self.kept + 1, self.levels):
             cells, band = cells.coarser(2, 2), band.coarser(2, 1)
-            levels[level] = cells.numbers()
-        return _Pass(levels, band.numbers(), received, near)
+            levels[level] = cells.values()
+        return _Pass(levels, band.values(), received, near)
 
     def _strip(self, level: int, row: int) -> dict[str, Tensor]:
         """All tiles of one row of tiles; the last few such strips are cached."""
@@ -296,7 +296,7 @@ class TileSource:
             strip = _Cells.room(-(-(last - first) // side), self.size(level)[1])
             for start, weights, seen in self._blocks(first, last, side):
                 strip.put((start - first) // side, _Cells.of(weights, seen).coarser(side, side))
-            self._strips[level, row] = strip.numbers()
+            self._strips[level, row] = strip.values()
             if len(self._strips) > STRIPS:
                 self._strips.popitem(last=False)
         self._strips.move_to_end((level, row))

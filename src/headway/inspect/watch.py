@@ -112,7 +112,7 @@ class Watch:
 
     @property
     def size(self) -> int:
-        """Bytes taken so far."""
+        """Bytes recorded so far."""
         return sum(_bytes(taken) for taken in self._taken.values())
 
     def copied(self) -> Watch:
@@ -184,7 +184,7 @@ def watch(model: nn.Module, *, every: int = 10, room: int = ROOM) -> Iterator[Wa
 def looking(
     model: nn.Module, due: Callable[[int], bool], keep: Callable[[int, Taken], None], *, first: int = 0
 ) -> Iterator[None]:
-    """Pass on W_Q, W_K and W_V of every attention before and after the due optimizer steps of this block.
+    """Pass snapshots of W_Q, W_K and W_V of every attention to ``keep``, around the due optimizer steps of this block.
 
     Args:
         model: any module that contains :class:`headway.Attention`.

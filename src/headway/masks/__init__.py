@@ -1,4 +1,4 @@
-"""Who may see whom: masks compare positions, never indices, and combine with ``&`` and ``|``.
+"""Which keys each query may see: masks compare positions, never indices, and combine with ``&`` and ``|``.
 
 >>> import torch
 >>> pos = torch.arange(4)[None]

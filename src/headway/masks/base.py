@@ -1,4 +1,4 @@
-"""What a mask is, how masks combine, and those by distance alone."""
+"""The interface of masks, how they combine, and the masks by distance."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ALL = slice(None)
 
 
 def as_mask(given: Mask | Tensor | Array | None, name: str = "mask") -> Mask | None:
-    """A mask as it is, and a boolean tensor or array as :class:`Dense`.
+    """A mask unchanged, and a boolean tensor or array as :class:`Dense`.
 
     Raises:
-        HeadwayError: when it is neither.
+        HeadwayError: for anything else.
     """
     if given is None or isinstance(given, Mask):
         return given
@@ -42,7 +42,7 @@ def _as_tensor(given: Array, name: str) -> Tensor:
 
 
 class Mask:
-    """Says, for a tile of queries and keys, which pairs may attend. Padding (position -1) is not a mask's concern.
+    """Says, for a tile of queries and keys, which pairs may attend. Masks need not hide padding (position -1).
 
     ``&`` and ``|`` combine masks with each other and, on either side, with boolean tensors, which are :class:`Dense`.
 
@@ -51,7 +51,7 @@ class Mask:
     """
 
     __array_ufunc__ = None
-    """An array on the left of ``&`` leaves the operator to :meth:`__rand__` instead of asking entry by entry."""
+    """An array on the left of ``&`` defers to :meth:`__rand__` instead of applying the operator to each entry."""
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Visible:
         """Visibility of queries ``rows`` and keys ``cols``; True where the query may see the key.
@@ -80,22 +80,22 @@ class Mask:
     def __torch_function__(
         cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """A tensor on the left of ``&`` or ``|`` asks here before it gives up."""
+        """Called by a tensor on the left of ``&`` or ``|``."""
         name = getattr(function, "__name__", str(function))
         if name in ("__and__", "__iand__", "and_", "bitwise_and", "logical_and"):  # torch.compile has the other names
             return _joined(And, *args)
         if name in ("__or__", "__ior__", "or_", "bitwise_or", "logical_or"):
             return _joined(Or, *args)
         raise HeadwayError(
-            f"expected a mask to meet tensors by & and |, got it as an argument of torch's {name}: "
-            f"mask.tile(q_pos, k_pos) is its tensor"
+            f"expected a mask to be combined with tensors by & or |, got it as an argument of torch's {name}: "
+            f"mask.tile(q_pos, k_pos) returns it as a tensor"
         )
 
 
 def _joined(join: type[And] | type[Or], first: Any, second: Any) -> Mask:
     sides = as_mask(first), as_mask(second)
     if sides[0] is None or sides[1] is None:
-        raise HeadwayError("expected two masks, or a mask and a boolean tensor, beside & or |, got None")
+        raise HeadwayError("expected & and | between two masks, or a mask and a boolean tensor, got None")
     return join(sides[0], sides[1])
 
 
@@ -124,19 +124,19 @@ class Before(Mask):
 
 @dataclass(frozen=True)
 class Window(Mask):
-    """A query sees ``left`` tokens into the past and ``right`` into the future, and itself.
+    """A query sees itself, ``left`` tokens into the past and ``right`` into the future.
 
-    A configuration's ``sliding_window`` of W tokens (Mistral, Gemma, gpt-oss …) counts the query's own: that is
+    A configuration's ``sliding_window`` of W tokens (Mistral, Gemma, gpt-oss …) includes the query itself: that is
     ``Window(W - 1)``, or :meth:`sliding`. FlashAttention's ``window_size=(left, right)`` is ``Window(left, right)``.
 
     Args:
-        left: how many tokens behind the query it sees, at least 0.
-        right: how many before it; default 0, which is causal.
+        left: number of earlier positions it sees, at least 0.
+        right: number of later positions it sees; default 0, which is causal.
 
     Raises:
-        HeadwayError: when a side is no integer or below 0.
+        HeadwayError: when a side is not an integer or below 0.
 
-    >>> Window(128)                      # itself and 128 tokens before
+    >>> Window(128)                      # itself and the 128 tokens before it
     Window(left=128, right=0)
     """
 
@@ -151,10 +151,10 @@ class Window(Mask):
 
     @classmethod
     def sliding(cls, width: int) -> Window:
-        """The window of a configuration's ``sliding_window``: ``width`` tokens, the query's own among them.
+        """The window of a configuration's ``sliding_window``: ``width`` tokens, including the query itself.
 
         Raises:
-            HeadwayError: when it is no integer or below 1.
+            HeadwayError: when it is not an integer or below 1.
 
         >>> Window.sliding(4096)
         Window(left=4095, right=0)
@@ -164,21 +164,21 @@ class Window(Mask):
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Visible:
         """See :meth:`Mask.tile`."""
         offset = distance(q_pos, k_pos, rows, cols)
-        left, right = min(self.left, FAR), min(self.right, FAR)  # of the size that an int64 can be compared with
+        left, right = min(self.left, FAR), min(self.right, FAR)  # small enough to compare with an int64
         return ((offset >= -left) & (offset <= right))[:, None]
 
 
 @dataclass(frozen=True, eq=False)
 class Dense(Mask):
-    """Any visibility there is, as a boolean tensor, True where the query may see the key.
+    """Arbitrary visibility, as a boolean tensor, True where the query may see the key.
 
-    With a cache its keys are all there are, the cached ones first.
+    With a cache it covers all keys, the cached ones first.
 
     Args:
         visible: (B or 1, H or 1, Q, K), (B or 1, Q, K) for all heads, or (Q, K) for all sequences and heads.
 
     Raises:
-        HeadwayError: when it is no boolean tensor of 2 to 4 axes.
+        HeadwayError: when it is not a boolean tensor of 2 to 4 axes.
     """
 
     visible: Visible | Bool[Tensor, "#batch queries keys"] | Bool[Tensor, "queries keys"]
@@ -192,7 +192,7 @@ class Dense(Mask):
             got = kind_of(given)
             raise HeadwayError(
                 f"expected a boolean mask of shape (batch or 1, heads or 1, queries, keys), (batch or 1, queries, "
-                f"keys) or (queries, keys), True = may see, got {got}: {_instead(given)}"
+                f"keys) or (queries, keys), True = visible, got {got}: {_instead(given)}"
             )
         if given.ndim == 3:
             object.__setattr__(self, "visible", given[:, None])
@@ -205,7 +205,7 @@ class Dense(Mask):
         expected = (q_pos.shape[1], k_pos.shape[1])
         if tuple(self.visible.shape[-2:]) != expected:
             raise HeadwayError(
-                f"expected a mask over {expected[0]} queries and {expected[1]} keys, those of a cache among them, "
+                f"expected a mask over {expected[0]} queries and {expected[1]} keys, including cached ones, "
                 f"got one of shape {tuple(self.visible.shape)}{_padding(tuple(self.visible.shape), expected[1])}"
             )
         visible = self.visible if self.visible.ndim == 4 else self.visible[None, None]
@@ -213,26 +213,26 @@ class Dense(Mask):
 
 
 def _padding(shape: tuple[int, ...], keys: int) -> str:
-    """What to do where a mask of another size says which keys are padding."""
+    """What to do if the mask looks like a padding mask."""
     if shape[-1] != keys or (len(shape) == 4 and shape[2] != 1):
         return ""
-    return ": a mask of padding is given as positions, -1 at padding"
+    return ": mark padding by position -1 instead of by a mask"
 
 
 def _instead(given: object) -> str:
-    """What to pass instead of a dense mask that is none."""
+    """What to pass instead of an invalid dense mask."""
     if not isinstance(given, Tensor):
         return "pass a mask of headway.masks or a boolean tensor"
     if given.is_floating_point():
-        return "what is added to scores is a term: headway.terms.DenseBias, or a mask given to attend() or a module"
+        return "to add it to the scores pass headway.terms.DenseBias, or mask= to attend() or a module"
     if given.dtype is not torch.bool:
-        return "for one of 1 and 0 pass mask.bool()"
-    return "a mask of padding is given as positions, -1 at padding"
+        return "if it holds 1 and 0, pass mask.bool()"
+    return "mark padding by position -1 instead of by a mask"
 
 
 @dataclass(frozen=True, eq=False)
 class And(Mask):
-    """Both masks allow it."""
+    """A query sees the keys that both masks show."""
 
     first: Mask
     second: Mask
@@ -244,7 +244,7 @@ class And(Mask):
 
 @dataclass(frozen=True, eq=False)
 class Or(Mask):
-    """Either mask allows it."""
+    """A query sees the keys that either mask shows."""
 
     first: Mask
     second: Mask

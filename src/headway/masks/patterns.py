@@ -17,8 +17,8 @@ from headway.shapes import HeadwayError, as_count, kind_of
 
 @dataclass(frozen=True)
 class Chunks(Mask):
-    """A query sees keys of its own chunk of ``size`` tokens, counted from position 0: ``Causal() & Chunks(8192)`` is
-    Llama 4's chunked attention.
+    """A query sees the keys in its own chunk of ``size`` positions, counted from 0: ``Causal() & Chunks(8192)`` is the
+    chunked attention of Llama 4.
 
     >>> from headway.masks import Causal
     >>> pos = torch.arange(4)[None]
@@ -38,13 +38,14 @@ class Chunks(Mask):
 
 @dataclass(frozen=True, eq=False)
 class Prefix(Mask):
-    """Keys at positions below ``length`` are seen by all: ``Causal() | Prefix(10)`` is a prefix language model.
+    """Every query sees the keys at positions below ``length``: ``Causal() | Prefix(10)`` is the mask of a prefix
+    language model.
 
     Args:
         length: tokens of the prefix; one number, or one per sequence (B,), as a tensor, array or list.
 
     Raises:
-        HeadwayError: when it is no integer or below 0.
+        HeadwayError: when it is not an integer or below 0.
     """
 
     length: int | Integers
@@ -70,7 +71,7 @@ class Prefix(Mask):
 
 @dataclass(frozen=True)
 class Strided(Mask):
-    """A query sees every ``stride``-th key, counted from its own.
+    """A query sees every ``stride``-th key, counted from its own position, in both directions.
 
     ``Window(w) | Strided(w)`` is the strided pattern of Sparse Transformers (arXiv:1904.10509).
 
@@ -92,14 +93,14 @@ class Strided(Mask):
 
 @dataclass(frozen=True, eq=False)
 class Blocks(Mask):
-    """Block-sparse attention: which blocks of keys each block of queries sees, by position.
+    """Block-sparse attention: which blocks of keys each block of queries sees; blocks are ranges of positions.
 
     Args:
         visible: (blocks of queries, blocks of keys) for all heads, or (H, blocks of queries, blocks of keys), boolean.
         size: tokens in a block, counted from position 0.
 
     Raises:
-        HeadwayError: when ``visible`` is no boolean tensor of 2 or 3 axes; when a position lies past its last block.
+        HeadwayError: when ``visible`` is not a boolean tensor of 2 or 3 axes; when a position lies past the last block.
 
     >>> pos = torch.arange(4)[None]
     >>> Blocks(torch.eye(2, dtype=torch.bool), 2).tile(pos, pos).int()[0, 0].tolist()
@@ -114,7 +115,8 @@ class Blocks(Mask):
         if not isinstance(given, Tensor) or given.dtype is not torch.bool or given.ndim not in (2, 3):
             got = kind_of(given)
             raise HeadwayError(
-                f"expected a boolean tensor of shape (query blocks, key blocks), or one per head, got {got}"
+                f"expected a boolean tensor of shape (query blocks, key blocks) or (heads, query blocks, key blocks), "
+                f"got {got}"
             )
         object.__setattr__(self, "visible", given if given.ndim == 3 else given[None])
         object.__setattr__(self, "size", as_count(self.size, "blocks of at least 1 token", 1))
@@ -129,7 +131,7 @@ class Blocks(Mask):
             if readable(block) and block.numel() and int(block.max()) >= count:
                 raise HeadwayError(
                     f"expected positions in {count} {what} blocks of {self.size} tokens, got one in block "
-                    f"{int(block.max())}: give Blocks more of them"
+                    f"{int(block.max())}: give Blocks more blocks"
                 )
         return self.visible[:, query[..., None], key[:, None, :]].transpose(0, 1)
 
@@ -166,7 +168,7 @@ class Documents(Mask):
         """The document of each query and of each key.
 
         Raises:
-            HeadwayError: when there is not one id per token.
+            HeadwayError: when the number of ids is not that of the tokens.
         """
         queries: Any = self.ids
         keys: Any = queries if self.key_ids is None else self.key_ids
@@ -181,10 +183,10 @@ class Documents(Mask):
 
 @dataclass(frozen=True, eq=False)
 class KeyPadding(Mask):
-    """No query sees keys that are padding: the same as position −1 for them, and as fast.
+    """No query sees padding keys. Equivalent to giving them position −1, and as fast.
 
     Args:
-        real: True where the key is a token, (B or 1, K); with a cache its keys are all there are.
+        real: True where the key is a token, (B or 1, K); with a cache it covers all keys, the cached ones first.
     """
 
     real: Bool[Tensor, "#batch keys"]
@@ -202,7 +204,7 @@ class KeyPadding(Mask):
         """See :meth:`Mask.tile`."""
         if self.real.shape[1] != k_pos.shape[1]:
             raise HeadwayError(
-                f"expected KeyPadding over {k_pos.shape[1]} keys, those of a cache among them, got one over "
+                f"expected KeyPadding over {k_pos.shape[1]} keys, including cached ones, got one over "
                 f"{self.real.shape[1]}"
             )
         return self.real[:, None, None, cols].expand(-1, -1, q_pos[:, rows].shape[1], -1)

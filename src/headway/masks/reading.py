@@ -1,4 +1,4 @@
-"""Masks as others give them, and what can be said of one: its parts, how far it reaches, whether it fits a call."""
+"""Analyse masks (their parts, their reach, whether they fit a call), and convert those of other libraries."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from headway.shapes import HeadwayError, brief, contents
 
 
 def parts(mask: Mask | None) -> list[Mask]:
-    """The masks whose conjunction ``mask`` is."""
+    """The masks that ``mask`` combines by ``&``."""
     own = [] if mask is None else [mask]
     return [*parts(mask.first), *parts(mask.second)] if isinstance(mask, And) else own
 
 
 def reach(mask: Mask | None) -> tuple[int, int]:
-    """How far behind and before a query a mask may let it see; all between, if :func:`is_distance_only`.
+    """How far into the past and the future a query may see; if :func:`is_distance_only`, it sees everything in between.
 
-    Each range holds distance 0, so that ranges that meet or join are ranges again.
+    Every range contains distance 0, so intersections and unions of ranges are ranges too.
     """
     match mask:
         case Causal():
@@ -39,14 +39,14 @@ def reach(mask: Mask | None) -> tuple[int, int]:
 
 
 def is_distance_only(mask: Mask | None) -> bool:
-    """Whether a mask hides by distance alone."""
+    """Whether a mask depends on distance alone."""
     if isinstance(mask, And | Or):
         return is_distance_only(mask.first) and is_distance_only(mask.second)
     return mask is None or isinstance(mask, Causal | Window)
 
 
 def padding(mask: Mask | None) -> tuple[Mask | None, Bool[Tensor, "#batch keys"] | None]:
-    """A mask without the :class:`KeyPadding` in its conjunction, and which keys that leaves, None for all."""
+    """A mask without its :class:`KeyPadding` parts, and which keys those leave visible; None for all."""
     found = [part for part in parts(mask) if isinstance(part, KeyPadding)]
     if not found:
         return mask, None
@@ -61,18 +61,18 @@ def padding(mask: Mask | None) -> tuple[Mask | None, Bool[Tensor, "#batch keys"]
 
 
 def divided(given: Mask | Tensor | Array | None) -> tuple[Mask | None, Tensor | None]:
-    """What is given as a mask: the mask, or numbers to add to scores, as torch's ``attn_mask`` takes both."""
+    """Split a ``mask`` argument into a mask and a bias: a float tensor is a bias, as in torch's ``attn_mask``."""
     if isinstance(given, Tensor) and given.is_floating_point():
         return None, given
     return as_mask(given), None
 
 
 def fitted(mask: Mask | None, batch: int, queries: int, keys: int, device: torch.device) -> Mask | None:
-    """The mask for tokens of these numbers on this device, a Dense one with all four axes.
+    """Check a mask against a call's sizes and device; a Dense mask gets all four axes.
 
     Raises:
-        HeadwayError: when a dense mask is of another size, or could be (queries, keys) as well as (batch, keys); when
-            a tensor it holds is elsewhere.
+        HeadwayError: when a dense mask has another size, or could be (queries, keys) as well as (batch, keys); when
+            one of its tensors is on another device.
     """
     match mask:
         case None | Causal() | Window():
@@ -84,13 +84,13 @@ def fitted(mask: Mask | None, batch: int, queries: int, keys: int, device: torch
         case Dense(Tensor() as visible) if visible.ndim == 2 and visible.shape == (queries, keys):
             if batch == queries and batch > 1:
                 raise HeadwayError(
-                    f"expected a mask whose axes are plain, got {tuple(visible.shape)}, which is (queries, keys) as "
-                    f"well as (batch, keys): pass mask[None, None] if it is the first; a mask of padding is given as "
-                    f"positions, -1 at padding"
+                    f"expected a mask with unambiguous axes, got {tuple(visible.shape)}, which fits (queries, keys) as "
+                    f"well as (batch, keys): pass mask[None, None] if it is the former; mark padding by position -1 "
+                    f"instead of by a mask"
                 )
             mask = Dense(visible[None, None])
         case Dense(visible) if visible.shape[-2:] != (queries, keys):
-            mask.tile(visible.new_empty(1, queries), visible.new_empty(1, keys))  # which refuses it
+            mask.tile(visible.new_empty(1, queries), visible.new_empty(1, keys))  # raises
     for name, held in contents(mask).items():
         if isinstance(held, Tensor) and held.device != device:
             raise HeadwayError(f"expected the {name} of {type(mask).__name__} on {device}, got {held.device}")
@@ -101,12 +101,11 @@ def from_hf(attention_mask: Tensor) -> Mask:
     """The ``attention_mask`` of transformers as a mask, to be combined with others by ``&``.
 
     Args:
-        attention_mask: (batch, keys) of 1 and 0 or True and False, which says what is padding; or what a model makes of
-            it, (batch, 1 or heads, queries, keys): True and False, or numbers to add, 0 where a key is seen and the
-            lowest number, or -inf, where not.
+        attention_mask: a padding mask (batch, keys) of 1 and 0 or True and False; or the expanded mask (batch, 1 or
+            heads, queries, keys), boolean or additive: 0 for visible keys, the dtype's minimum or -inf for hidden ones.
 
     Raises:
-        HeadwayError: on other numbers: those are a bias, :class:`headway.terms.DenseBias`.
+        HeadwayError: on other values: those are a bias, :class:`headway.terms.DenseBias`.
 
     >>> from_hf(torch.tensor([[1, 1, 0]]))
     KeyPadding(real=(1, 3))
@@ -118,7 +117,7 @@ def from_hf(attention_mask: Tensor) -> Mask:
     if given.ndim == 2:
         known = (given == 0) | (given == 1)
         if readable(known) and not bool(known.all()):
-            raise HeadwayError("expected an attention_mask (batch, keys) of 1 and 0, got other numbers")
+            raise HeadwayError("expected an attention_mask (batch, keys) of 1 and 0, got other values")
         return KeyPadding(given.bool())
     if given.dtype is torch.bool:
         return Dense(given)
@@ -127,7 +126,7 @@ def from_hf(attention_mask: Tensor) -> Mask:
     hidden = given <= torch.finfo(given.dtype).min / 2
     if readable(given) and bool((given.masked_fill(hidden, 0) != 0).any()):
         raise HeadwayError(
-            "expected an attention_mask to add that is 0 or the lowest number, got others: that is a bias, pass "
-            "headway.terms.DenseBias(attention_mask)"
+            "expected an additive attention_mask of 0 and the dtype's minimum or -inf, got other values: to add a bias "
+            "pass headway.terms.DenseBias(attention_mask)"
         )
     return Dense(~hidden)

@@ -1,4 +1,4 @@
-"""Figures for print: :func:`picture` draws them with matplotlib, :func:`to_csv` writes their numbers."""
+"""Figures for print: :func:`picture` draws them with matplotlib, :func:`to_csv` writes their data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def picture(figure: View | Figure, **how: Any) -> Drawing:
     """Draw a figure or a view for print, see :func:`headway.plot.layout.picture`.
 
     Raises:
-        HeadwayError: where matplotlib is missing, or on a width or language that is not there.
+        HeadwayError: when matplotlib is missing, or on an unknown width or language.
     """
     try:
         from headway.plot import layout

@@ -1,6 +1,6 @@
 """Any figure, or a whole view, as a matplotlib figure for print.
 
-Sizes are in points: a single column is 3.4 inches wide, two columns 7. White ground, the page's colours and dashes.
+Sizes are in points: a single column is 3.4 inches wide, two columns 7. White background, the page's colours and dashes.
 """
 
 from __future__ import annotations
@@ -37,30 +37,31 @@ WIDTHS = {"single": 3.4, "double": 7.0}
 """Widths of a column in inches."""
 _GAP = 10.0
 _TWO = 400.0
-"""Points of width from which simple figures stand two in a row."""
+"""Width in points from which simple figures are placed two in a row."""
 _SIMPLE = (Heatmap, Tiles, Lines, Bars, Dials)
 _SMALLEST = 5.5
-"""Letters of a table that would be too wide otherwise."""
+"""Font size of a table that would otherwise be too wide."""
 _FRAMES = 4
-"""Times of a film that are shown beside each other."""
+"""Number of a film's frames that are shown side by side."""
 _INNER = 3
-"""Products that are written out of a sum, and rows of a table that fit beside others."""
+"""Number of products of a sum that are written out, and of table rows that fit side by side."""
 
 
 def picture(figure: View | Figure, *, language: str = "en", width: str = "single", caption: bool = True) -> Drawing:
     """Draw a figure or a view for print.
 
     Args:
-        figure: what.
-        language: of the words, "en" or "zh".
+        figure: the figure or view.
+        language: "en" or "zh".
         width: "single" or "double" column.
-        caption: write a view's title above it, and its finding, formula and notes below; a paper has its own caption.
+        caption: whether to write a view's title above it, and its finding, formula and notes below; omit it for a paper
+            with its own caption.
 
     Returns:
         A matplotlib figure.
 
     Raises:
-        HeadwayError: on a width or language that is not there.
+        HeadwayError: on an unknown width or language.
 
     >>> from headway.figures.values import Bars, same
     >>> made = picture(Bars(same("Weights"), ["a", "b"], [(same("head 0"), [0.25, 0.75])], same("α")))
@@ -81,7 +82,7 @@ def picture(figure: View | Figure, *, language: str = "en", width: str = "single
 
 
 def draw(sheet: Sheet, figure: Figure, x: float, y: float, width: float) -> float:
-    """Draw any figure with its left upper corner at (x, y); returns where it ends below."""
+    """Draw any figure with its upper left corner at (x, y); returns its lower end."""
     match figure:
         case Heatmap():
             return heatmap(sheet, figure, x, y, width)
@@ -130,7 +131,7 @@ def _stacked(sheet: Sheet, figures: Sequence[Figure], x: float, y: float, width:
 
 
 def _arranged(sheet: Sheet, figures: Sequence[Figure], x: float, y: float, width: float) -> float:
-    """One below the other; where there is room simple figures two in a row, others over the whole width."""
+    """Stack figures; if there is room, simple ones two in a row, others over the whole width."""
     if width < _TWO:
         return _stacked(sheet, figures, x, y, width)
     half, waiting = (width - 2 * _GAP) / 2, list(figures)
@@ -145,7 +146,7 @@ def _arranged(sheet: Sheet, figures: Sequence[Figure], x: float, y: float, width
 def _beside(
     sheet: Sheet, title: Said, columns: Sequence[tuple[Said, Sequence[Any]]], x: float, y: float, width: float
 ) -> float:
-    """Columns of figures, as many beside each other as stay readable, the others below."""
+    """Columns of figures, as many side by side as stay readable, the others below."""
     y = sheet.title(title, x, y, width)
     across = max(1, min(len(columns), int(width / 115)))
     each = (width - _GAP * (across - 1)) / across
@@ -161,17 +162,17 @@ def _beside(
 
 
 def _grid(sheet: Sheet, figure: Grid, x: float, y: float, width: float) -> float:
-    """A table whose columns share the width as they need it; smaller letters before broken words."""
+    """A table whose columns share the width by need; the font shrinks before words are broken."""
     y = sheet.title(figure.title, x, y, width)
     head = [sheet.said(column) for column in figure.columns]
     rows = [[sheet.said(name), *cells] for name, cells in figure.rows]
-    words = [[max(name.split(), key=len, default="") for name in head], *rows]  # heads are broken at spaces
+    words = [[max(name.split(), key=len, default="") for name in head], *rows]  # headings wrap at spaces
     need = [max(text_width(row[n], TEXT) for row in words if n < len(row)) + 8 for n in range(len(head))]
     size = TEXT
     if sum(need) > width:
         size = max(_SMALLEST, TEXT * width / sum(need))
         need = [one * size / TEXT for one in need]
-    if sum(need) > width:  # a wide column gives way before a narrow one does
+    if sum(need) > width:  # wide columns shrink before narrow ones
         fair = width / len(need)
         spare, wide = width - sum(one for one in need if one <= fair), sum(one for one in need if one > fair)
         need = [one if one <= fair else spare * one / wide for one in need]
@@ -189,7 +190,7 @@ def _grid(sheet: Sheet, figure: Grid, x: float, y: float, width: float) -> float
 
 
 def _wall(sheet: Sheet, figure: Wall, x: float, y: float, width: float) -> float:
-    """Small maps on one scale, with one colour bar."""
+    """Small maps with a common scale and one colour bar."""
     y = sheet.title(figure.title, x, y, width)
     if not figure.tiles:
         return y
@@ -208,7 +209,7 @@ def _wall(sheet: Sheet, figure: Wall, x: float, y: float, width: float) -> float
 
 
 def _product(sheet: Sheet, figure: Product, x: float, y: float, width: float) -> float:
-    """The three matrices beside each other, and one number worked out."""
+    """The three matrices side by side, and one entry computed in full."""
     y = sheet.title(figure.title, x, y, width)
     blocks = (figure.left, figure.right, figure.out)
     sides = [max(block.shape[1], 2) for block in blocks]
@@ -225,7 +226,7 @@ def _product(sheet: Sheet, figure: Product, x: float, y: float, width: float) ->
 
 
 def worked_out(figure: Product) -> str:
-    """One number of a product as a sum: its largest parts, and what the others come to."""
+    """One entry of a product as a sum: its largest parts, and the total of the others."""
     row, column = figure.cell
     inner = figure.left.shape[1]
     values = [
@@ -245,7 +246,7 @@ def worked_out(figure: Product) -> str:
 
 
 def _steps(sheet: Sheet, figure: Steps, x: float, y: float, width: float) -> float:
-    """A strip of the stages, then each with its formula, its shape and what it makes."""
+    """A strip of the stages, then each with its formula, its shape and its result."""
     y = sheet.title(figure.title, x, y, width)
     strip = " → ".join(sheet.said(stage.label) for stage in figure.stages)
     y = sheet.lines(x, y, strip, width, color=QUIET) + 4

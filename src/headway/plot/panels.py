@@ -1,4 +1,4 @@
-"""Maps, curves, bars and dials for print, each drawn into a width and telling where it ends."""
+"""Maps, curves, bars and dials for print; each is drawn into a given width and returns its lower end."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from headway.figures.values import Bars, Dials, Heatmap, Lines, evenly
 from headway.figures.words import number
 from headway.plot.sheet import QUIET, RULE, SMALL, TEXT, TITLE, Sheet, clean, fit, text_width
-from headway.web.colours import by_place, colour_table, dashes, hues, looks
+from headway.web.colours import by_place, colour_table, dashes, hues, line_styles
 
 _CELL = 24.0
 """The largest side of a cell of a map."""
 _TALLEST = 280.0
 """The largest height of a map."""
 _MARKERS = 5
-"""Markers along a line."""
+"""Number of markers along a line."""
 _SHAPES = "os^DosD"
 """Markers by dash, as in assets/styles.js: filled, then hollow."""
 HOLLOW = 4
-"""Dashes from here have outlines as markers."""
+"""Dashes from this number on have hollow markers."""
 _LABEL = 48.0
-"""The longest label that stands upright below a panel."""
+"""The longest vertical label below a panel."""
 
 Look = tuple[int, int]
-"""The colour and dash of a line, as :func:`headway.web.colours.looks` gives them."""
+"""The colour and dash of a line, as :func:`headway.web.colours.line_styles` gives them."""
 
 
 # --- maps -----------------------------------------------------------------------------------------------------------
 
 
 def _floats(values: Sequence[float | None]) -> np.ndarray[Any, Any]:
-    """Numbers as an array, NaN where there are none."""
+    """Values as an array, NaN where missing."""
     return np.array([math.nan if value is None else value for value in values], float)
 
 
 def numbers_of(figure: Heatmap) -> np.ma.MaskedArray[Any, Any]:
-    """The numbers of a map, masked where they are hidden, NaN where there are none."""
+    """The values of a map as a masked array, NaN where missing."""
     values = _floats(figure.values.values).reshape(figure.values.shape)
     values[~np.isfinite(values)] = math.nan
     hidden = False if figure.hidden is None else np.array(figure.hidden.values, bool).reshape(figure.values.shape)
@@ -53,10 +53,10 @@ def numbers_of(figure: Heatmap) -> np.ma.MaskedArray[Any, Any]:
 
 
 def scale_of(*maps: Heatmap) -> tuple[Normalize, bool, bool]:
-    """What numbers the colours of maps stand for: their limits, or those of all numbers that no mask hides.
+    """The colour scale of maps: their own limits, or those of all unmasked values.
 
     Returns:
-        The scale, and whether there are numbers below and above it.
+        The scale, and whether there are values below and above it.
     """
     found = np.concatenate([np.ma.masked_invalid(numbers_of(one)).compressed() for one in maps])
     least, most = (float(found.min()), float(found.max())) if found.size else (0.0, 1.0)
@@ -76,7 +76,7 @@ def scale_of(*maps: Heatmap) -> tuple[Normalize, bool, bool]:
 
 
 def palette(scale: str) -> ListedColormap:
-    """The page's colours of a map; what a mask hides is transparent, as matplotlib's colours are."""
+    """The page's colours of a map; masked cells are transparent, matplotlib's default."""
     return ListedColormap(np.array(colour_table(scale)) / 255)
 
 
@@ -89,16 +89,16 @@ def heatmap(
     scale: tuple[Normalize, bool, bool] | None = None,
     bare: bool = False,
 ) -> float:
-    """A matrix as colours, with labels, both axes' names and a colour bar.
+    """A matrix as colours, with labels, the names of both axes and a colour bar.
 
     Args:
-        sheet: where.
-        figure: what.
+        sheet: the sheet to draw on.
+        figure: the map.
         x: its left end.
         y: its top.
-        width: of all of it.
-        scale: what the colours stand for; default its own.
-        bare: without labels and colour bar, as one of many on one scale.
+        width: the total width.
+        scale: the colour scale; default the map's own.
+        bare: omit labels and colour bar, for one of many maps with a common scale.
     """
     rows, columns = figure.values.shape
     y = sheet.title(figure.title, x, y, width, SMALL if bare else TITLE)
@@ -112,7 +112,7 @@ def heatmap(
     room = width - left - bar
     cell = min(_CELL, room / columns, _TALLEST / rows if max(rows, columns) <= 2 * min(rows, columns) else math.inf)
     wide, tall = cell * columns, cell * rows
-    if tall > min(1.1 * room, _TALLEST):  # a tower is pressed, a map that is nearly square keeps its shape
+    if tall > min(1.1 * room, _TALLEST):  # tall maps are compressed, nearly square ones keep their aspect ratio
         tall = min(1.1 * room, _TALLEST)
     elif not bare and tall < 36:
         tall = min(36.0, _CELL * rows)
@@ -132,7 +132,7 @@ def heatmap(
 
 
 def image(axes: Axes, figure: Heatmap, norm: Normalize) -> None:
-    """The cells of a map, one pixel each; what a mask hides is hatched, and no number is the paper's white."""
+    """The cells of a map, one pixel each; masked cells are hatched, missing values white."""
     values = numbers_of(figure)
     if np.ma.getmaskarray(values).any():
         hatch = Rectangle(
@@ -146,7 +146,7 @@ def image(axes: Axes, figure: Heatmap, norm: Normalize) -> None:
 
 
 def _chosen(labels: Sequence[str], room: float, need: float) -> range:
-    """Which labels stand there, so that each has room: every n-th, n round where labels are numbers."""
+    """Which labels to show, so that each has room: every n-th, with a round n if labels are numbers."""
     least = max(1, math.ceil(need / room)) if room > 0 else len(labels)
     if labels and all(label.isdigit() for label in labels):
         power = 10 ** math.floor(math.log10(least))
@@ -155,7 +155,7 @@ def _chosen(labels: Sequence[str], room: float, need: float) -> range:
 
 
 def _below(axes: Axes, labels: Sequence[str], room: float) -> None:
-    """Labels below a panel, upright where they are wider than what they stand under."""
+    """Labels below a panel, vertical if they are wider than their columns."""
     widest = max((text_width(label, TEXT) for label in labels), default=0.0)
     upright = widest + 4 > room and not all(label.isdigit() for label in labels)
     chosen = _chosen(labels, room, TEXT * 1.1 if upright else widest + 4)
@@ -164,13 +164,13 @@ def _below(axes: Axes, labels: Sequence[str], room: float) -> None:
 
 
 def _name(axes: Axes, text: str, room: float, side: str) -> None:
-    """What an axis shows."""
+    """Name an axis."""
     name = axes.set_xlabel if side == "x" else axes.set_ylabel
     name(fit(text, room, TEXT), fontsize=TEXT, color=QUIET, labelpad=2)
 
 
 def _bar_ticks(scale: tuple[Normalize, bool, bool], unit: str) -> list[tuple[float, str]]:
-    """The numbers beside a colour bar: both ends, marked where numbers lie beyond them, and one between."""
+    """The tick labels of a colour bar: both ends, marked if values lie beyond them, and one in between."""
     norm, below, above = scale
     low, high = float(norm.vmin or 0.0), float(norm.vmax or 0.0)
     middle = 0.0 if low < 0 < high else (low + high) / 2
@@ -182,7 +182,7 @@ def _bar_ticks(scale: tuple[Normalize, bool, bool], unit: str) -> list[tuple[flo
 def colour_bar(
     sheet: Sheet, figure: Heatmap, scale: tuple[Normalize, bool, bool], x: float, y: float, tall: float
 ) -> None:
-    """What numbers the colours stand for, from below to above."""
+    """Draw a vertical colour bar, lowest value at the bottom."""
     height = min(tall, 120.0)
     axes = sheet.axes(x, y, 7, height)
     sheet.figure.colorbar(ScalarMappable(scale[0], palette(figure.scale)), cax=axes)
@@ -198,14 +198,14 @@ def colour_bar(
 
 
 def lines(sheet: Sheet, figure: Lines, x: float, y: float, width: float) -> float:
-    """Curves over one axis: bands, dashes and markers of their own, each one's name beside its end or below."""
+    """Curves over one axis, with bands, dashes and markers; each one's name is beside its end or below."""
     y = sheet.title(figure.title, x, y, width)
     curves = [_floats(line.values) for line in figure.lines]
     shown = [n for n, values in enumerate(curves) if np.isfinite(values).any()]
     if not shown:
         sheet.text(x + width / 2, y + 20, sheet.word("empty"), ha="center", color=QUIET)
         return y + 36
-    look = looks([(line.label["en"], line.style) for line in figure.lines])
+    look = line_styles([(line.label["en"], line.style) for line in figure.lines])
     named = len(figure.lines) > 1 or any(sheet.said(line.label) for line in figure.lines)
     widest = max(text_width(sheet.said(figure.lines[n].label), TEXT) for n in shown) + 36 if named else 0.0
     beside = named and widest <= 0.4 * width
@@ -216,7 +216,7 @@ def lines(sheet: Sheet, figure: Lines, x: float, y: float, width: float) -> floa
         _curve(axes, figure, n, look[n], len(shown) > 1)
     _ticks(axes, figure)
     _name(axes, sheet.said(figure.axes[0]), width, "x")
-    if beside:  # from above to below, as the curves end
+    if beside:  # from top to bottom, in the order of the curves' ends
         shown.sort(key=lambda n: -curves[n][np.isfinite(curves[n])][-1])
     if named:
         handles = [Line2D([], [], **_style(look[n])) for n in shown]
@@ -254,7 +254,7 @@ def _curve(axes: Axes, figure: Lines, n: int, look: Look, marked: bool) -> None:
 
 
 def _ticks(axes: Axes, figure: Lines) -> None:
-    """Scales, a quiet grid, and round numbers beside it; on a logarithmic axis 0 stands at its beginning."""
+    """Scales, a light grid, and round tick labels; a logarithmic axis has 0 at its start."""
     values = [
         v for line in figure.lines for held in (line.values, line.low, line.high) for v in held or () if v is not None
     ]
@@ -281,7 +281,7 @@ def _ticks(axes: Axes, figure: Lines) -> None:
 
 
 def _legend(axes: Axes, handles: Sequence[Any], names: Sequence[str], width: float, tall: float, beside: bool) -> None:
-    """Names with samples: beside a panel, or below it, as many in a row as fit."""
+    """A legend beside a panel, or below it, with as many entries in a row as fit."""
     widest = max(text_width(name, TEXT) for name in names) + 36
     columns = 1 if beside else min(len(names), max(1, int((width - 20) / widest)))
     axes.legend(
@@ -300,7 +300,7 @@ def _legend(axes: Axes, handles: Sequence[Any], names: Sequence[str], width: flo
 
 
 def _marks(sheet: Sheet, axes: Axes, figure: Lines, place: tuple[float, float, float, float], end: float) -> None:
-    """Vertical lines with their names above them, one over the other where they would touch."""
+    """Vertical lines with their names above them, stacked if they would overlap."""
     left, _, wide, _ = place
     free: list[float] = []  # where each row of names ends
     for value, said in sorted(figure.marks, key=lambda mark: mark[0]):
@@ -326,7 +326,7 @@ def _marks(sheet: Sheet, axes: Axes, figure: Lines, place: tuple[float, float, f
 
 
 def bars(sheet: Sheet, figure: Bars, x: float, y: float, width: float) -> float:
-    """Groups of bars; a dash stands where there is none, as for a masked key."""
+    """Groups of bars; a dash replaces a missing bar, e.g. of a masked key."""
     y = sheet.title(figure.title, x, y, width)
     y = sheet.lines(x, y - 3, fit(sheet.said(figure.axis), width, TEXT), width, TEXT, color=QUIET) + 3
     tall, count = 0.4 * min(width, 260.0), max(len(figure.labels), 1)
@@ -357,7 +357,7 @@ def bars(sheet: Sheet, figure: Bars, x: float, y: float, width: float) -> float:
 
 
 def dials(sheet: Sheet, figure: Dials, x: float, y: float, width: float) -> float:
-    """Angles as hands on circles, 0 to the right, counted against the clock."""
+    """Angles as hands on circles, 0 to the right, counterclockwise."""
     r = 14.0
     y = sheet.title(figure.title, x, y, width)
     step = max(2 * r + 8, min(64.0, max((text_width(label, SMALL) for label in figure.labels), default=0.0) + 6))

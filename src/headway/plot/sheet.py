@@ -1,7 +1,7 @@
-"""Paper for one drawing: a matplotlib figure that is filled from top to bottom in points, 72 to an inch.
+"""Paper for one drawing: a matplotlib figure that is filled from top to bottom, in points of 1/72 inch.
 
-How high the figure becomes is known when everything is on it. So panels are put on a long sheet, each is fitted by what
-matplotlib measures of it, and :meth:`Sheet.finish` cuts the sheet off below the last one.
+The height of the figure is known only at the end. So panels are put on a long sheet, each is fitted by matplotlib's own
+measurements, and :meth:`Sheet.finish` cuts the sheet off below the last one.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from headway.figures.words import join, strings
 
 INK, QUIET, RULE = "#1b1d20", "#4a4e55", "#d0d0ca"
 SMALL, TEXT, TITLE = 6.5, 7.0, 8.0
-"""Sizes of letters in points; journals ask for at least 6."""
+"""Font sizes in points; journals ask for at least 6."""
 _LATIN = ("Arial", "Helvetica", "Liberation Sans", "Noto Sans", "DejaVu Sans")
 _CHINESE = (
     *("PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC"),
     "WenQuanYi Micro Hei",
 )
 _LONG = 14_400.0
-"""Points of paper before it is cut."""
+"""Height of the sheet in points before it is cut."""
 
 
 class Drawing(Figure):
     """A matplotlib figure that a notebook shows without pyplot, and that is saved ready for print.
 
-    In PDF fonts are embedded, in SVG text stays text; PNG has 300 dots an inch; the same figure is the same file.
+    PDF embeds fonts, SVG keeps text as text, PNG has 300 dots per inch; the same figure gives the same file.
     """
 
     def savefig(self, fname: Any, **more: Any) -> None:
-        """As matplotlib's own, with what print needs."""
+        """As matplotlib's own, with settings for print."""
         kind = str(more.get("format") or Path(str(fname)).suffix[1:]).lower()
         date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
         with for_print():
@@ -64,7 +64,7 @@ class Drawing(Figure):
 
 @contextmanager
 def for_print() -> Iterator[None]:
-    """Matplotlib's settings while something is drawn or saved; those of the caller's session do not reach in."""
+    """Matplotlib's settings while drawing or saving, independent of the caller's session."""
     ours: Any = {
         "font.family": fonts(),
         "text.parse_math": False,
@@ -75,19 +75,19 @@ def for_print() -> Iterator[None]:
         "hatch.linewidth": 1.0,
     }
     with warnings.catch_warnings(), style.context(["default", ours]):
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # said once, by Sheet.finish
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # reported once, by Sheet.finish
         yield
 
 
 @cache
 def fonts() -> list[str]:
-    """The fonts that are here, first choice first; a letter that one lacks is taken from the next."""
+    """The installed fonts in order of preference; a letter that one lacks is taken from the next."""
     here = {font.name for font in fontManager.ttflist}
     return list(dict.fromkeys(name for name in (*_LATIN, *_CHINESE) if name in here))
 
 
 def text_width(text: str, size: float) -> float:
-    """How wide a text is, in points.
+    """The width of a text in points.
 
     >>> text_width("MM", 7.0) > text_width("ii", 7.0) > 0 == text_width("", 7.0)
     True
@@ -97,7 +97,7 @@ def text_width(text: str, size: float) -> float:
 
 @cache
 def _letter(letter: str) -> tuple[float, bool]:
-    """How wide a letter is at size 1, and whether a font has it."""
+    """The width of a letter at size 1, and whether a font has it."""
     font = FontProperties(family=fonts(), size=100)
     with warnings.catch_warnings(record=True) as missing:
         warnings.filterwarnings("always", "Glyph .* missing")
@@ -106,7 +106,7 @@ def _letter(letter: str) -> tuple[float, bool]:
 
 
 def fit(text: str, width: float, size: float) -> str:
-    """A text cut to a width, with an ellipsis where something is missing."""
+    """A text cut to a width, with an ellipsis if it was cut."""
     if text_width(text, size) <= width:
         return text
     while text and text_width(text + "…", size) > width:
@@ -115,7 +115,7 @@ def fit(text: str, width: float, size: float) -> str:
 
 
 def wrapped(text: str, width: float, size: float) -> list[str]:
-    """Lines of at most a width: broken at spaces, between Chinese characters, and inside a word that is too long.
+    """Lines up to a width, broken at spaces, between Chinese characters, and inside words that are too long.
 
     >>> wrapped("see the 注意力", 35.0, 10.0)
     ['see the', '注意力']
@@ -134,7 +134,7 @@ def wrapped(text: str, width: float, size: float) -> list[str]:
 
 
 def clean(text: str) -> str:
-    """Text on one line: control characters as escapes, which bytes of a text may need.
+    """Text on one line, with control characters as escapes, because tokens may be arbitrary bytes.
 
     >>> clean("a\\tb")
     'a\\\\tb'
@@ -146,8 +146,8 @@ class Sheet:
     """A column of paper; ``y`` grows downwards from its top.
 
     Args:
-        language: of the words.
-        width: in points.
+        language: "en" or "zh".
+        width: width in points.
     """
 
     def __init__(self, language: str, width: float) -> None:
@@ -161,7 +161,7 @@ class Sheet:
         return text[self.language]
 
     def word(self, key: str, **values: object) -> str:
-        """A string of the assets, filled in."""
+        """A string of the assets with its placeholders filled in."""
         return strings(self.language)[key].format(**values)
 
     def text(self, x: float, y: float, text: str, size: float = TEXT, **more: Any) -> None:
@@ -170,7 +170,7 @@ class Sheet:
         self.figure.text(x / self.width, 1 - y / _LONG, clean(text), fontsize=size, va="baseline", **given)
 
     def lines(self, x: float, y: float, text: str, width: float, size: float = TEXT, **more: Any) -> float:
-        """Write a paragraph from y down; returns where the next thing may begin."""
+        """Write a paragraph from y downwards; returns where the next item may begin."""
         bold = 1.08 if more.get("weight") == "bold" else 1.0
         for line in wrapped(text, width / bold, size) if text else ():
             y += size * 1.3
@@ -188,7 +188,7 @@ class Sheet:
         self.rules.append((line, y))
 
     def axes(self, x: float, y: float, width: float, tall: float) -> Axes:
-        """Axes with their left upper corner at (x, y)."""
+        """Axes with their upper left corner at (x, y)."""
         made = self.figure.add_axes((0, 0, 1, 1))
         self.move(made, x, y, width, tall)
         made.tick_params(labelsize=TEXT, labelcolor=INK, color=QUIET, length=2.5, width=0.5, pad=2)
@@ -197,17 +197,17 @@ class Sheet:
         return made
 
     def move(self, axes: Axes, x: float, y: float, width: float, tall: float) -> None:
-        """Put axes elsewhere."""
+        """Move axes."""
         axes.set_position((x / self.width, 1 - (y + tall) / _LONG, max(width, 1.0) / self.width, tall / _LONG))
 
     def settle(self, axes: Axes, x: float, y: float, width: float, tall: float) -> tuple[float, float, float, float]:
-        """Move axes so that all that belongs to them lies within a width and below y.
+        """Move axes so that they and their labels lie within a width and below y.
 
         Returns:
-            The axes' own left end, top and width, and where all of it ends below.
+            The axes' own left end, top and width, and the lower end including labels.
         """
         left = right = above = below = 0.0
-        for _ in range(2):  # the ticks of a narrower plot can be others
+        for _ in range(2):  # a narrower plot may have other ticks
             self.move(axes, x + left, y + above, width - left - right, tall)
             box, own = axes.get_tightbbox(self.renderer), axes.get_window_extent()
             if box is not None:
@@ -231,8 +231,8 @@ class Sheet:
         if missing := sorted(letter for letter in letters if not _letter(letter)[1]):
             names = join([ascii(letter) for letter in missing[:8]], "en")
             warnings.warn(
-                f"expected fonts with the letters {names}, found none here: "
-                f"install one, as Noto Sans CJK SC, or save SVG, which keeps them as text",
+                f"expected fonts with the letters {names}, found none: "
+                f"install one, e.g. Noto Sans CJK SC, or save SVG, which keeps them as text",
                 stacklevel=2,
             )
         return self.figure

@@ -1,4 +1,4 @@
-"""The numbers that a figure or a view shows, as CSV."""
+"""The values that a figure or a view shows, as CSV."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from headway.results.tables import sheet as table
 
 
 def to_csv(figure: View | Figure, language: str = "en") -> str:
-    """The numbers that a figure or a view shows, as CSV: one row each, with the figure it belongs to first.
+    """The values that a figure or a view shows, as CSV: one per row, after the name of its figure.
 
     Args:
-        figure: what.
-        language: of the names.
+        figure: the figure or view.
+        language: language of the names.
 
     >>> from headway.figures.values import Bars, same
     >>> print(to_csv(Bars(same("Weights"), ["a"], [(same("head 0"), [0.25])], same("α"))).replace("\\r", ""))

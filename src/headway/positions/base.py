@@ -50,6 +50,7 @@ class TermInputs:
             attention sink, and neither do other normalisations.
         order: index in the text of each key, (B or 1, K), see :attr:`headway.cache.KVCache.order`; None where
             neighbours in memory are neighbours in the text.
+        start: the index of the first query's own key, (1,); None where the queries are the newest keys.
     """
 
     q: Float[Tensor, "batch heads queries dim"]
@@ -63,6 +64,14 @@ class TermInputs:
     crosses: bool = False
     absolute: bool = False
     order: Int[Tensor, "#batch keys"] | None = None
+    start: Int[Tensor, "1"] | None = None
+
+    def of_queries(self, x: Tensor, dim: int) -> Tensor:
+        """Of numbers per key in a dimension of x, those of the keys that are the queries themselves."""
+        queries, keys = self.q.shape[2], self.k.shape[2]
+        if self.start is None:
+            return x.narrow(dim, keys - queries, queries)
+        return x.index_select(dim, self.start + torch.arange(queries, device=x.device))
 
     def of_heads(self, parameter: Float[Tensor, "all_heads ..."]) -> Float[Tensor, "heads ..."]:
         """The rows of a per-head parameter for the current heads."""
@@ -80,7 +89,7 @@ class TermInputs:
                 f"expected tokens that attend to themselves and those before, got {queries} queries and {keys} keys: "
                 f"use another position method in cross attention"
             )
-        return self.marks[:, keys - queries :]
+        return self.of_queries(self.marks, 1)
 
     def offsets(self, past: int, future: int) -> tuple[Int[Tensor, " width"], int]:
         """The distances, key minus query, that a table must hold for the current tokens, and the index of distance 0.
@@ -232,7 +241,8 @@ class Position(Displayed, nn.Module):
         """Transform queries and all keys, including cached ones, at every call: for transforms that change as the
         sequence grows, or that depend on the marks of all tokens. By default unchanged.
 
-        The queries are the newest tokens: query i of Q belongs to key K − Q + i, unless attention crosses to a context.
+        Which keys are those of the queries themselves, :meth:`TermInputs.of_queries` says, unless attention crosses to
+        a context.
         """
         return look.q, look.k
 
@@ -297,6 +307,7 @@ class Position(Displayed, nn.Module):
         crosses: bool = False,
         absolute: bool = False,
         order: Int[Tensor, "#batch keys"] | None = None,
+        start: Int[Tensor, "1"] | None = None,
     ) -> tuple[Tensor, Tensor, tuple[AnyTerm, ...]]:
         """The inputs of attention: queries and keys after :meth:`transform_qk`, and the terms.
 
@@ -312,8 +323,9 @@ class Position(Displayed, nn.Module):
             crosses: whether the keys belong to another sequence.
             absolute: whether a constant added to a whole row of scores matters.
             order: index in the text of each key.
+            start: the index of the first query's own key.
         """
-        look = TermInputs(q, k, q_pos, k_pos, scale, marks, heads, sees_future, crosses, absolute, order)
+        look = TermInputs(q, k, q_pos, k_pos, scale, marks, heads, sees_future, crosses, absolute, order, start)
         if type(self).transform_qk is not Position.transform_qk:
             q, k = self.transform_qk(look)
             look = replace(look, q=q, k=k)

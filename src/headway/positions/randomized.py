@@ -95,12 +95,10 @@ class Randomized(Position):
             )
         order = torch.rand(pos.shape[0], self.longest, device=pos.device).argsort(-1)
         count = (pos.amax(-1, keepdim=True) if pos.shape[-1] else pos.new_zeros(len(pos), 1)) + 1
-        chosen = torch.zeros_like(order).scatter(
-            -1, order, (torch.arange(self.longest, device=pos.device) < count).long()
-        )
-        # the p-th chosen is where p + 1 of them are counted for the first time
-        drawn = torch.searchsorted(chosen.cumsum(-1), (pos + 1).contiguous())
-        return drawn.masked_fill(pos < 0, -1)
+        surplus = torch.arange(self.longest, device=pos.device) >= count
+        chosen = order.masked_fill(surplus, self.longest).sort(-1).values
+        # a compiled graph cannot raise by value; there, torch's own index check stops it
+        return chosen.gather(-1, pos.clamp(min=0)).masked_fill(pos < 0, -1)
 
     def forward(
         self,

@@ -139,11 +139,11 @@ class SelectiveRotary(Position):
         rates = frequencies(look.q.shape[-1], self.base, look.q.device)
         total = look.marks[..., (self.conv - 1) * self.rank :].unflatten(-1, (-1, len(rates)))
         total = total.transpose(1, 2) * rates  # (B, H_kv, K, P)
-        queries, keys, groups = look.q.shape[2], look.k.shape[2], self.shape.heads // self.shape.kv_heads
+        groups = self.shape.heads // self.shape.kv_heads
         heads = torch.arange(self.shape.heads, device=total.device) if look.heads is None else look.heads
         of_k = total[:, heads[:: look.q.shape[1] // look.k.shape[1]] // groups]
         k = rotate_pairs(look.k, *waves(of_k, look.k), self.pairing)
         if look.crosses:
             return look.q, k
-        of_q = total[:, heads // groups, keys - queries :]
+        of_q = look.of_queries(total[:, heads // groups], 2)
         return rotate_pairs(look.q, *waves(of_q, look.q), self.pairing), k

@@ -66,6 +66,11 @@ class StickBreaking(Position):
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """No terms; with ``remainder``, check that each query has its own key."""
+        if self.remainder and look.start is not None:
+            raise HeadwayError(
+                "expected a cache that grows, because stickbreaking(remainder=True) looks for the query's own key "
+                "at the end, got one with a size: make it without size"
+            )
         if self.remainder and readable(look.q_pos, anywhere=True):
             queries, keys = look.q.shape[2], look.k.shape[2]
             if queries > keys or not torch.equal(*torch.broadcast_tensors(look.q_pos, look.k_pos[:, keys - queries :])):

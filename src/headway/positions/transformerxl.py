@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from headway.integers import exporting
 from headway.positions.base import Position, TermInputs, frequencies
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistancePerQuery, PerKey
@@ -79,6 +80,6 @@ class TransformerXL(Position):
         waves = torch.cat((angles.sin(), angles.cos()), 1)[:, : weight.shape[2]].T.to(dtype)  # (d_model, W)
         rows = (q + v[:, None]) * look.scale
         # with few queries, as in decoding, map the queries to the sinusoids' width; with many, map each distance once
-        few = q.shape[0] * q.shape[2] < q.shape[3]
+        few = not exporting() and q.shape[0] * q.shape[2] < q.shape[3]
         table = rows @ weight @ waves if few else rows @ (weight @ waves)
         return PerKey((keys @ (u * look.scale)[..., None])[..., 0]), ByDistancePerQuery(table, left)

@@ -32,7 +32,7 @@ def expect(term: Any, name: str, axes: int, optional: bool = False) -> None:
     if given is not None or not optional:
         got = kind_of(given)
         raise HeadwayError(
-            f"expected the {name} of {type(term).__name__} as a tensor of floats with {axes} axes, the last not empty, "
+            f"expected the {name} of {type(term).__name__} as a float tensor with {axes} axes, the last not empty, "
             f"got {got}"
         )
 
@@ -45,7 +45,7 @@ def expect_number(term: Any, name: str, least: int) -> None:
 
 
 def expect_size(term: Any, name: str, axis: int, of: str, *sizes: int) -> None:
-    """Check that a term has entries for this number of queries, keys or heads."""
+    """Check that a term has entries for the right number of queries, keys or heads."""
     shape = tuple(getattr(term, name).shape)
     if shape[axis] not in sizes:
         raise HeadwayError(
@@ -54,13 +54,13 @@ def expect_size(term: Any, name: str, axis: int, of: str, *sizes: int) -> None:
 
 
 class Term:
-    """Interface of what is added to the scores."""
+    """The interface of terms, which are added to the scores."""
 
     def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
-        """Check the number of tokens the term was made for; backends check sequences and heads.
+        """Check that the term was made for this many tokens; backends check batch size and heads.
 
         Raises:
-            HeadwayError: when it has entries for another number.
+            HeadwayError: when it was made for another number.
         """
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
@@ -78,7 +78,7 @@ class Term:
 def _entry(
     width: int, left: int, q_pos: Positions, k_pos: Positions, rows: slice, cols: slice
 ) -> Int[Tensor, "#batch q k"]:
-    """The index, below ``width``, of each pair; entry ``left`` is distance 0, the ends serve all distances beyond."""
+    """The table index of each pair, below ``width``; ``left`` is distance 0, the ends serve all distances beyond."""
     return (distance(q_pos, k_pos, rows, cols) + left).clamp(0, width - 1)
 
 
@@ -107,9 +107,9 @@ class PerKey(Term):
 
 @dataclass(frozen=True, eq=False)
 class Difference(Term):
-    """Adds own[b, h, i] − c[b, h, j], each difference computed in their dtype and then rounded.
+    """Adds own[b, h, i] − c[b, h, j], each difference computed in their dtype and then rounded to ``dtype``.
 
-    Softmax ignores ``own``, so that the smaller :class:`PerKey` suffices; a sink or another normalisation does not.
+    Softmax is invariant to ``own``, so :class:`PerKey` suffices there; a sink or another normalisation is not.
 
     Args:
         own: one value per query, (B or 1, H or 1, Q).
@@ -127,9 +127,9 @@ class Difference(Term):
 
 
 def raster(pos: Positions, row: int) -> Positions:
-    """New positions of raster tokens when a gap of row − 1 follows each row of this width; -1 stays.
+    """Positions of an image's tokens with a gap of row − 1 after each row of this width; -1 stays.
 
-    Two tokens with offset (Δy, Δx) then have distance Δy·(2·row − 1) + Δx, and no others do. Order is preserved.
+    Two tokens with offset (Δy, Δx) then have distance Δy·(2·row − 1) + Δx, unique to this offset. Order is preserved.
 
     >>> raster(torch.tensor([[-1, 0, 1, 2, 3, 6]]), 3).tolist()
     [[-1, 0, 1, 2, 5, 10]]
@@ -175,7 +175,7 @@ class ByDistance(Term):
         """
         if not isinstance(slope, Tensor) or slope.ndim != 1 or not slope.is_floating_point():
             got = f"{slope.dtype} of shape {tuple(slope.shape)}" if isinstance(slope, Tensor) else brief(slope)
-            raise HeadwayError(f"expected slopes as a tensor of floats, one per head or one for all, got {got}")
+            raise HeadwayError(f"expected slopes as a float tensor, one per head or one for all, got {got}")
         return cls(torch.zeros_like(slope)[:, None], 0, torch.stack((slope, slope), 1))
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
@@ -198,7 +198,7 @@ class ByDistance(Term):
 
 @dataclass(frozen=True, eq=False)
 class ByDistancePerQuery(Term):
-    """Adds rows[b, h, i, clamp(k_pos - q_pos + left)]: each query has its own table (Shaw, Transformer-XL).
+    """Adds table[b, h, i, clamp(k_pos - q_pos + left)]: each query has its own table (Shaw, Transformer-XL).
 
     Args:
         table: one value per query and distance, (B or 1, H or 1, Q, W).
@@ -226,7 +226,7 @@ class ByDistancePerQuery(Term):
 
 @dataclass(frozen=True, eq=False)
 class ByDistancePerKey(Term):
-    """Adds columns[b, h, j, clamp(k_pos - q_pos + left)]: each key has its own table (DeBERTa's p→c).
+    """Adds table[b, h, j, clamp(k_pos - q_pos + left)]: each key has its own table (DeBERTa's p→c).
 
     Args:
         table: one value per key and distance, (B or 1, H or 1, K, W).
@@ -280,7 +280,7 @@ class DenseBias(Term):
                     ": pass bias[:, None] if it is (batch, queries, keys), bias[None] if it is (heads, queries, keys)"
                 )
             raise HeadwayError(
-                f"expected the bias of DenseBias as a tensor of floats, (batch or 1, heads or 1, queries, keys) or "
+                f"expected the bias of DenseBias as a float tensor, (batch or 1, heads or 1, queries, keys) or "
                 f"(queries, keys), got {got}{hint}"
             )
         if given.ndim == 2:
@@ -290,7 +290,7 @@ class DenseBias(Term):
         """See :meth:`Term.fits`."""
         if tuple(self.bias.shape[2:]) != (queries, keys):
             raise HeadwayError(
-                f"expected the bias of DenseBias over {queries} queries and {keys} keys, those of a cache among them, "
+                f"expected the bias of DenseBias over {queries} queries and {keys} keys, including cached ones, "
                 f"got shape {tuple(self.bias.shape)}"
             )
 
@@ -301,10 +301,10 @@ class DenseBias(Term):
 
 @dataclass(frozen=True, eq=False)
 class LowRankBias(Term):
-    """Adds q[b, h, i] · k[b, h, j]: a bias per pair from a few numbers per token, as pair representations factor into.
+    """Adds q[b, h, i] · k[b, h, j]: a bias per pair, given by r values per token, e.g. a factored pair representation.
 
-    :func:`headway.functional.attend` appends them to queries and keys where it can, so that every kernel takes them,
-    with their gradients, at the cost of somewhat wider heads.
+    :func:`headway.functional.attend` appends them to queries and keys where it can, so that every kernel supports them
+    and their gradients, at the cost of wider heads.
 
     Args:
         q: (B or 1, H or 1, Q, r).
@@ -323,7 +323,7 @@ class LowRankBias(Term):
         expect(self, "k", 4)
         if self.q.shape[-1] != self.k.shape[-1]:
             raise HeadwayError(
-                f"expected q and k of LowRankBias of one rank, got {self.q.shape[-1]} and {self.k.shape[-1]}"
+                f"expected q and k of LowRankBias with the same rank, got {self.q.shape[-1]} and {self.k.shape[-1]}"
             )
 
     def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
@@ -344,7 +344,7 @@ class LowRankBias(Term):
 
 @dataclass(frozen=True, eq=False)
 class Pairwise(Term):
-    """Adds fn(q_pos, k_pos) of a tile: for what has no smaller form and is computed from positions on demand.
+    """Adds fn(q_pos, k_pos), computed tile by tile: for biases that no other term can express.
 
     Args:
         fn: maps query positions (B or 1, q) and key positions (B or 1, k) to a bias (B or 1, H or 1, q, k).
@@ -362,7 +362,7 @@ class Pairwise(Term):
         expected = (q_pos[:, rows].shape[1], k_pos[:, cols].shape[1])
         if not isinstance(bias, Tensor) or not bias.is_floating_point() or bias.device != q_pos.device:
             got = f"{bias.dtype} on {bias.device}" if isinstance(bias, Tensor) else brief(bias)
-            raise HeadwayError(f"expected Pairwise fn to return a tensor of floats on {q_pos.device}, got {got}")
+            raise HeadwayError(f"expected Pairwise fn to return a float tensor on {q_pos.device}, got {got}")
         if bias.ndim != 4 or tuple(bias.shape[-2:]) != expected:
             raise HeadwayError(
                 f"expected Pairwise fn to return (batch or 1, heads or 1, {expected[0]}, {expected[1]}), "
@@ -395,9 +395,9 @@ class ValuesByDistance:
     def add(
         self, weights: Float[Tensor, "batch heads queries keys"], q_pos: Positions, k_pos: Positions
     ) -> Float[Tensor, "batch heads queries dim"]:
-        """The addition to the output, given the attention weights α of all pairs."""
+        """What is added to the output, given the attention weights α of all pairs."""
         entry = _entry(self.table.shape[1], self.left, q_pos, k_pos, ALL, ALL)[:, None]  # (B, 1, Q, K)
-        # weights of equal distance are summed first: O(Q·W·D) instead of a vector for every pair
+        # weights of equal distance are summed first: O(Q·W·D) instead of a vector per pair
         share = weights.new_zeros(*weights.shape[:3], self.table.shape[1])
         share = share.scatter_add(-1, entry.expand_as(weights), weights)
         return share @ self.table.to(share.dtype)

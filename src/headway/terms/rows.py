@@ -11,16 +11,16 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from headway.integers import Positions
+from headway.integers import Positions, exporting
 from headway.masks import ALL
 from headway.terms.pairs import Term, Tile
 
 
 class RowTerm:
-    """A term that a single pair cannot determine: it needs a query's whole row, or all heads.
+    """A term that needs a query's whole row of scores, or all heads, not just one pair.
 
-    Only backends that materialise whole rows run it (tiled, reference). NaN and inf in its data per query or key count
-    as zero in :meth:`rows`; ``attend`` sets the rows that see them, and no others, to NaN.
+    Only backends that materialise whole rows support it (tiled, reference). :meth:`rows` treats NaN and inf in its data
+    per query or key as zero; ``attend`` then sets the rows that see them, and no others, to NaN.
     """
 
     def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
@@ -45,11 +45,11 @@ class RowTerm:
         rows: slice = ALL,
         cols: slice = ALL,
     ) -> Tile:
-        """The values added for queries ``rows`` and keys ``cols``, which are all keys that any of them sees.
+        """The values added for queries ``rows`` and keys ``cols``, which must include all keys that these queries see.
 
         Args:
             content: scale · q·k of the tile, after the softcap if there is one.
-            seen: unmasked pairs; None is all. Masked pairs must affect nothing.
+            seen: unmasked pairs; None is all. Masked pairs must not affect the result.
             q_pos: positions of all queries, (B or 1, Q).
             k_pos: positions of all keys, (B or 1, K).
             rows: the queries of the tile; default all.
@@ -66,18 +66,18 @@ def from_the_end(
     """Sums over the unmasked keys of each row from every key to the last, in memory order.
 
     Args:
-        x: the summands, already finite where masked.
+        x: the summands, which must be finite where masked.
         seen: unmasked pairs; None is all.
         inclusive: whether a key is part of its own sum.
     """
-    x = _shown(x, seen)
+    x = _zero_where_masked(x, seen)
     if not inclusive:
         x = torch.nn.functional.pad(x, (0, 1))[..., 1:]
     return x.flip(-1).cumsum(-1).flip(-1)
 
 
 def _in_groups(x: Shaped[Tensor, "batch heads queries dim"], heads: int) -> Shaped[Tensor, "batch kv_heads rows dim"]:
-    """Queries of all heads that share one of ``heads``, concatenated."""
+    """For each of ``heads`` groups of heads, the queries of its heads, concatenated."""
     return x.reshape(x.shape[0], heads, x.shape[1] // heads * x.shape[2], x.shape[3])
 
 
@@ -88,8 +88,8 @@ def _finite(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Scan(RowTerm):
-    """Adds c_ij, the sum of a gate over the keys a query sees from key j to its last, in memory order; or looks up c_ij
-    in a table per query.
+    """Adds c_ij, the sum of a gate over the keys that query i sees, from key j to the last one, in memory order; or
+    looks up c_ij in a table per query.
 
         z_it = content_it, or left_i · right_t                  g_it = σ(z_it), or slope_h · log σ(z_it)
         c_ij = Σ_{t ≥ j} g_it inclusive, Σ_{t > j} g_it else    over the t that query i sees
@@ -98,7 +98,7 @@ class Scan(RowTerm):
     (CoPE); without a table c itself is added (GRAPE-AP). Sums are computed in float32 or better.
 
     Args:
-        inclusive: whether the gate of key j itself counts.
+        inclusive: whether c_ij includes the gate of key j itself.
         table: one value per query and count, (B or 1, H or 1, Q, W); None adds c.
         left: for each query, (B or 1, H, Q, D); None gates by the content, with σ.
         right: for each key, (B or 1, H_kv, K, D); with ``left``, whose heads H_kv divides.
@@ -143,11 +143,11 @@ class Scan(RowTerm):
 
     def _gates(self, content: Tensor, seen: Tensor | None, rows: slice, cols: slice) -> Tensor:
         if self.left is None or self.right is None:
-            return _shown(content, seen).sigmoid()
+            return _zero_where_masked(content, seen).sigmoid()
         left, right = (_finite(x, content.dtype) for x in (self.left[:, :, rows], self.right[:, :, cols]))
         product = (_in_groups(left, right.shape[1]) @ right.mT).reshape(*left.shape[:3], right.shape[2])
         # before log σ, whose gradient would be NaN where masked
-        gates = torch.nn.functional.logsigmoid(_shown(product, seen))
+        gates = torch.nn.functional.logsigmoid(_zero_where_masked(product, seen))
         return gates if self.slope is None else gates * self.slope.to(gates.dtype)[:, None, None]
 
 
@@ -162,8 +162,9 @@ class PathProduct(RowTerm):
     r is the last key that query i sees: its own under a causal mask. Tokens are in memory order; those at position -1
     are skipped (β = 0).
 
-    From r to the left, u ← H_t u. With γ_t the amount that token t removes, u before j is q − Σ_{t>j} γ_t w_t, and for
-    a block of tokens γ solves a triangular system (the UT transform), so that rows · keys · D multiplications suffice:
+    Start from u = q_i and apply u ← H_t u for t = r, r − 1, …. With γ_t the multiple of w_t that token t removes, u at
+    key j is q − Σ_{t>j} γ_t w_t, and within a block of tokens γ solves a triangular system (the UT transform), so that
+    O(rows · keys · D) multiplications suffice:
 
         γ_t + β_t Σ_{s>t} (w_t·w_s) γ_s = β_t w_t·u
 
@@ -171,7 +172,7 @@ class PathProduct(RowTerm):
         q: queries, (B, H, Q, D).
         k: keys, (B, H_kv, K, D).
         w: directions of unit length, (B, H_w, K, D), where H_kv divides H_w and H_w divides H.
-        beta: share of the direction that is removed, (B, H_w, K); 2 reflects.
+        beta: β, (B, H_w, K): 0 leaves u unchanged, 1 removes its component along w, 2 reflects it.
         scale: multiplies q·k.
     """
 
@@ -202,8 +203,8 @@ class PathProduct(RowTerm):
     ) -> Tile:
         """See :meth:`RowTerm.rows`."""
         wide = torch.promote_types(content.dtype, torch.float32)
-        held = (self.q[:, :, rows], self.k[:, :, cols], self.w[:, :, cols], self.beta[:, :, cols])
-        q, k, w, beta = (_finite(x, wide) for x in held)
+        tile = (self.q[:, :, rows], self.k[:, :, cols], self.w[:, :, cols], self.beta[:, :, cols])
+        q, k, w, beta = (_finite(x, wide) for x in tile)
         beta = beta * (k_pos[:, None, cols] >= 0)
         groups = w.shape[1]
         q, k = _in_groups(q, groups), k.repeat_interleave(groups // k.shape[1], 1)
@@ -211,8 +212,7 @@ class PathProduct(RowTerm):
         if seen is not None:
             before = _in_groups((seen.flip(-1).cumsum(-1) > 0).flip(-1).expand(content.shape), groups)
         taken, tiles = torch.zeros_like(q), [q.new_zeros(*q.shape[:3], 0)]
-        for stop in range(k.shape[2], 0, -PATH_BLOCK):
-            part = slice(max(0, stop - PATH_BLOCK), stop)
+        for part in _path_blocks(k.shape[2]):
             k_part, w_part, b_part = k[:, :, part], w[:, :, part], beta[:, :, None, part]
             share = (q - taken) @ w_part.mT * b_part
             if before is not None:
@@ -224,14 +224,21 @@ class PathProduct(RowTerm):
         return torch.cat(tiles[::-1], -1).reshape(content.shape) * -self.scale
 
 
+def _path_blocks(keys: int) -> list[slice]:
+    """Blocks of keys from the last to the first; one in an exported program, which serves every length."""
+    if exporting():
+        return [slice(0, keys)]
+    return [slice(max(0, stop - PATH_BLOCK), stop) for stop in range(keys, 0, -PATH_BLOCK)]
+
+
 @dataclass(frozen=True, eq=False)
 class MixHeads(RowTerm):
-    """Adds B + f(A, B): a bias B, and the output of a small network over all heads for the content A and B of a pair.
+    """Adds B + f(A, B): a bias B, and the output of a small network across heads, applied to the content A and B.
 
         f = second ∗ LeakyReLU(first ∗ (A, B) + first_bias)
 
-    ∗ is a product over the heads, and a convolution over ``kernel`` neighbouring keys if that is above 1. Masked pairs
-    are zero in both layers, so that a row does not depend on what follows; so are missing keys.
+    ∗ is a matrix product over the heads and, if ``kernel`` is above 1, a convolution over that many neighbouring keys.
+    Masked pairs and missing neighbours count as zero in both layers, so a row does not depend on later tokens.
 
     Args:
         bias: terms that make up B.
@@ -262,19 +269,19 @@ class MixHeads(RowTerm):
         content, bias = content.to(wide), content.new_zeros((), dtype=wide)
         for term in self.bias:
             bias = bias + term.tile(q_pos, k_pos, rows, cols).to(wide)
-        both = torch.cat((_shown(content, seen), _shown(bias.expand_as(content), seen)), 1)
+        both = torch.cat((_zero_where_masked(content, seen), _zero_where_masked(bias.expand_as(content), seen)), 1)
         near = None
         if self.order is not None and self.first.shape[-1] > 1:
             near = _neighbours(self.order[:, cols], k_pos[:, cols] >= 0, self.first.shape[-1] // 2)
         hidden = _over_heads(self.first, both, near) + self.first_bias.to(wide)[:, None, None]
         hidden = torch.nn.functional.leaky_relu(hidden)
         if self.first.shape[-1] > 1:
-            hidden = _shown(hidden, None if seen is None else seen.any(1, keepdim=True))
+            hidden = _zero_where_masked(hidden, None if seen is None else seen.any(1, keepdim=True))
         return bias + _over_heads(self.second, hidden, near)
 
 
-def _shown(x: Tensor, seen: Tensor | None) -> Tensor:
-    """Set masked pairs to zero."""
+def _zero_where_masked(x: Tensor, seen: Tensor | None) -> Tensor:
+    """Zero where masked."""
     return x if seen is None else x.masked_fill(~seen, 0.0)
 
 
@@ -285,11 +292,11 @@ def _neighbours(
     exist.
     """
     order, real = torch.broadcast_tensors(order, real)
-    sorted_order, place = order.masked_fill(~real, torch.iinfo(order.dtype).max).sort(1)
+    sorted_order, index = order.masked_fill(~real, torch.iinfo(order.dtype).max).sort(1)
     sorted_order, found = sorted_order.contiguous(), []
     for step in range(-reach, reach + 1):
         rank = torch.searchsorted(sorted_order, order + step).clamp(max=order.shape[1] - 1)
-        found.append((place.gather(1, rank), (sorted_order.gather(1, rank) == order + step) & real))
+        found.append((index.gather(1, rank), (sorted_order.gather(1, rank) == order + step) & real))
     return found
 
 
@@ -305,7 +312,7 @@ def _over_heads(
     if near is None:
         return torch.nn.functional.conv2d(x, weight[:, :, None], padding=(0, weight.shape[2] // 2))
     total = x.new_zeros(())
-    for tap, (place, there) in zip(weight.unbind(2), near, strict=True):
-        neighbour = x.gather(-1, place[:, None, None].expand(*x.shape[:3], -1))
-        total = total + torch.einsum("oh,bhqk->boqk", tap, neighbour.masked_fill(~there[:, None, None], 0.0))
+    for tap, (index, exists) in zip(weight.unbind(2), near, strict=True):
+        neighbour = x.gather(-1, index[:, None, None].expand(*x.shape[:3], -1))
+        total = total + torch.einsum("oh,bhqk->boqk", tap, neighbour.masked_fill(~exists[:, None, None], 0.0))
     return total

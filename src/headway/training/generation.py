@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Annotated, Any
 
 import torch
@@ -209,28 +208,82 @@ def stream_text(vocabulary: Vocabulary, ids: Iterable[int], stop: Collection[str
     >>> "".join(stream_text(Bytes(), b"one. two. three", stop=[". t"]))
     'one'
     """
-    if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
-        raise HeadwayError(f"expected stop as texts of at least one letter, got {stop!r:.60}")
-    held = ""
-    for piece in chain(_pieces(vocabulary, ids), (None,)):
-        held += piece or ""
-        if found := [held.index(text) for text in stop if text in held]:
-            if text := held[: min(found)]:
-                yield text
-            return
-        # what may still become a stop text waits
-        longest = 0 if piece is None else max((_overlap(held, text) for text in stop), default=0)
-        if text := held[: len(held) - longest]:
-            yield text
-        held = held[len(held) - longest :]
-
-
-def _pieces(vocabulary: Vocabulary, ids: Iterable[int]) -> Iterator[str]:
-    """The text that each id completes, and what is left at the end."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = TextStream(vocabulary, stop)
     for i in ids:
-        yield decoder.decode(vocabulary.decode([i]))
-    yield decoder.decode(b"", final=True)
+        if piece := text.add(i):
+            yield piece
+        if text.stopped:
+            return
+    if piece := text.end():
+        yield piece
+
+
+def stream_texts(
+    vocabulary: Vocabulary, rows: Iterable[Sequence[int | None]], stop: Collection[str] = ()
+) -> Iterator[list[str]]:
+    """Turn the ids of several sequences into text as they come, each as :func:`stream_text` does.
+
+    Args:
+        vocabulary: the model's own.
+        rows: the next id of each sequence, None where it has ended, for example from `generate_batch`.
+        stop: texts that end a sequence's text.
+
+    Returns:
+        An iterator of lists with the new text of each sequence, which may be empty; it ends with the rows, or when all
+        sequences have ended.
+
+    >>> from headway.training.vocabulary import Bytes
+    >>> list(stream_texts(Bytes(), [[97, 195], [98, 177], [None, 99]], stop=["c"]))
+    [['a', ''], ['b', 'ñ'], ['', '']]
+    """
+    texts: list[TextStream] | None = None
+    for row in rows:
+        texts = [TextStream(vocabulary, stop) for _ in row] if texts is None else texts
+        yield [
+            text.end() if i is None else "" if text.stopped else text.add(i) for text, i in zip(texts, row, strict=True)
+        ]
+        if all(text.stopped for text in texts):
+            return
+    if texts is not None and any(rest := [text.end() for text in texts]):
+        yield rest
+
+
+class TextStream:
+    """The text of one sequence of ids, as they come.
+
+    Args:
+        vocabulary: the model's own.
+        stop: texts that end it; see :func:`stream_text`.
+
+    Raises:
+        HeadwayError: when ``stop`` is no collection of texts of at least one letter.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, stop: Collection[str] = ()) -> None:
+        if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
+            raise HeadwayError(f"expected stop as texts of at least one letter, got {stop!r:.60}")
+        self.stopped = False
+        self._vocabulary, self._stop, self._held = vocabulary, tuple(stop), ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, i: int) -> str:
+        """The text that is certain after one more id."""
+        return self._certain(self._decoder.decode(self._vocabulary.decode([i])), last=False)
+
+    def end(self) -> str:
+        """The text that waited for more."""
+        return "" if self.stopped else self._certain(self._decoder.decode(b"", final=True), last=True)
+
+    def _certain(self, piece: str, last: bool) -> str:
+        held = self._held + piece
+        if found := [held.index(text) for text in self._stop if text in held]:
+            self.stopped, self._held = True, ""
+            return held[: min(found)]
+        # what may still become a stop text waits
+        longest = 0 if last else max((_overlap(held, text) for text in self._stop), default=0)
+        self._held = held[len(held) - longest :]
+        self.stopped = last
+        return held[: len(held) - longest]
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -326,7 +326,12 @@ class Trainer:
                     f"{'; '.join(skipped)}): move the folder away to start again"
                 )
             return
-        history = _checked(checkpoint, self.settings, self.extra)
+        history, before = _checked(checkpoint, self.settings, self.extra)
+        if before < self.settings.steps:
+            self.notes.append(
+                f"continued a run of {before} steps to {self.settings.steps}: from step {checkpoint.step + 1} on, the "
+                f"learning rate is that of a run of {self.settings.steps} steps"
+            )
         checkpoint.restore(self.model, self.optimizer)
         if checkpoint.step > self.settings.positioned:
             self.model.drop_position()  # type: ignore[operator]
@@ -337,24 +342,39 @@ class Trainer:
             self.notes.append(f"resumed under {here}, saved under {there}: the last bits of results may differ")
 
 
-def _checked(checkpoint: Checkpoint, settings: TrainSettings, extra: Mapping[str, Any]) -> History:
-    """Return the record in a checkpoint after making sure that it belongs to these settings."""
+def _checked(checkpoint: Checkpoint, settings: TrainSettings, extra: Mapping[str, Any]) -> tuple[History, int]:
+    """The record in a checkpoint and the steps of its run, after making sure that it belongs to these settings.
+
+    Only the number of steps may differ: a run can be continued to more.
+    """
     values = checkpoint.values
     if set(values) != {"history", "settings", "environment", "extra"}:
         raise HeadwayError(f"expected a trainer's values in {checkpoint.path}, got {sorted(values)}: not one of ours")
     history = History.from_json(values["history"])
     saved = TrainSettings.of(values["settings"])
-    if saved != settings:
+    longer = is_longer(settings, saved)
+    if longer and saved.drop_position and checkpoint.step > saved.positioned:
+        raise HeadwayError(
+            f"expected a run with position to be continued to {settings.steps} steps, got one that dropped it after "
+            f"step {saved.positioned}: choose another folder"
+        )
+    if saved != settings and not longer:
         raise HeadwayError(
             f"expected the settings of the run in {checkpoint.path.parent.parent}, got others "
             f"({differences(saved.plain(), settings.plain())}): use its settings or another folder"
         )
-    check_extra(checkpoint, extra)
+    if not longer:  # what it was saved with, the run's settings, has other steps
+        check_extra(checkpoint, extra)
     if len(history.steps) != checkpoint.step or checkpoint.step > settings.steps:
         raise HeadwayError(
             f"expected {checkpoint.step} recorded steps in {checkpoint.path}, got {len(history.steps)}: it is damaged"
         )
-    return history
+    return history, saved.steps
+
+
+def is_longer(settings: TrainSettings, saved: TrainSettings) -> bool:
+    """Whether settings differ from saved ones in a larger number of steps only, to which the run is continued."""
+    return saved.steps < settings.steps and replace(saved, steps=settings.steps) == settings
 
 
 def check_extra(checkpoint: Checkpoint, extra: Mapping[str, Any]) -> None:

@@ -41,7 +41,7 @@ from headway.training.files import (
 )
 from headway.training.history import HISTORY, History
 from headway.training.lengths import trained_at
-from headway.training.loop import Observer, Progress, Trainer, check_extra, differences
+from headway.training.loop import Observer, Progress, Trainer, check_extra, differences, is_longer
 from headway.training.ours import MARKER, mark
 from headway.training.settings import TrainSettings
 from headway.training.tensorboard import TensorBoard
@@ -213,8 +213,8 @@ def train(
             on_progress=on_progress,
             observers=observers,
         )
-        if existing is None:
-            seal = write_json_atomic(folder / "settings.json", record)
+        if existing is None or existing["train"]["steps"] != settings.steps:  # new, or continued to more steps
+            seal = write_json_atomic(folder / "settings.json", {**(existing or record), "train": record["train"]})
         trainer.extra = {SETTINGS_SEAL: seal}
         trainer.run(stop, lock=lock)
     if trainer.resumed_from == settings.steps:
@@ -303,13 +303,14 @@ def _check_same(folder: Path, existing: dict[str, Any], record: dict[str, Any]) 
         return {name: value for name, value in given.items() if (field, name) != ("text", "name")}
 
     for field in ("model", "train", "vocabulary_request", "text"):
-        found = differences(comparable(existing, field), comparable(record, field))
+        was, now = comparable(existing, field), comparable(record, field)
+        if field == "train" and now["steps"] > was["steps"]:  # a run can be continued
+            was["steps"] = now["steps"]
+        found = differences(was, now)
         if found:
-            more = existing[field].get("steps") != record[field].get("steps") if field == "train" else False
             raise HeadwayError(
                 f"expected the {field} of the run in {folder}, got another ({found}): "
-                f"repeat the run's own command to resume it, or choose another folder"
-                f"{' for a run of that many steps, which starts from the beginning' if more else ''}"
+                f"repeat the run's own command to resume it, with more steps to continue it, or choose another folder"
             )
 
 
@@ -362,7 +363,10 @@ def load_model(path: Path | str) -> tuple[nn.Module, Vocabulary, Run]:
             f"expected a whole checkpoint in {run.path}/checkpoints, got none"
             f"{' (' + '; '.join(skipped) + ')' if skipped else ''}: train the run until it has saved one"
         )
-    check_extra(checkpoint, {SETTINGS_SEAL: run.seal})
+    saved = checkpoint.values.get("settings")
+    # a run that is being continued to more steps has the settings of before in its checkpoints until the next one
+    if not (isinstance(saved, dict) and is_longer(run.settings, TrainSettings.of(saved))):
+        check_extra(checkpoint, {SETTINGS_SEAL: run.seal})
     model = _build_model(checked_config(run.config, checkpoint))
     checkpoint.restore(model)
     if checkpoint.step > run.settings.positioned:

@@ -19,7 +19,7 @@ class TrainSettings(Settings):
     """Settings of a training run: all values that determine the result, and how often to validate and save.
 
     Args:
-        steps: total optimizer steps, at most a million.
+        steps: total optimizer steps, at most a million; more than a run had continue it.
         batch: windows per batch.
         length: tokens per window.
         optimizer: the optimizer: adamw, adam or sgd (with momentum).

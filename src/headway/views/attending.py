@@ -11,7 +11,7 @@ from torch import Tensor
 from headway.figures.values import Bars, Grid, Heatmap, Said, View, Wall, both, same
 from headway.figures.words import number, percent
 from headway.inspect.head import Head
-from headway.inspect.record import ROWS, Layer, looks
+from headway.inspect.record import ROWS, Layer, attention_totals
 from headway.shapes import HeadwayError
 from headway.views.question import Question
 from headway.views.to_figures import Window, pairs, refuse_beyond, spans, stepped, told
@@ -167,7 +167,7 @@ def _looks(one: Head, average: Mapping[str, float]) -> Grid:
     """What a head attends to on average, compared with uniform attention."""
     call, seen = one.layer.call, one.seen.double()
     uniform = seen / seen.sum(-1, keepdim=True).clamp(min=1)
-    alike = looks(uniform[None, None], call.q_pos[:1], call.k_pos[:1])
+    alike = attention_totals(uniform[None, None], call.q_pos[:1], call.k_pos[:1])
     queries = alike["queries"].clamp(min=1)
     columns = (both("head.average"), both("head.here"), both("head.uniform"))
     rows = []

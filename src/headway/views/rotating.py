@@ -167,7 +167,7 @@ def _turned(question: Question, head: int) -> Turning | None:
     chosen = by_tokens(layer)
     if position.axes == 1:
         where = layer.call.q_pos[:1] if chosen else torch.arange(places(question))[None]
-        found = planes(position, where, head=head, x=layer.x[:1] if chosen else None)
+        found = planes(position, where, head=head, x=layer.source[:1] if chosen else None)
         return None if found is None else Turning(found, [found.angles], [found.rates])
     # a line of tokens along each axis in turn
     count = min(places(question), ALONG)
@@ -229,7 +229,7 @@ def _moved(layer: Layer, position: Position) -> float:
     where = pos
     if position.axes > 1:
         where = torch.randint(LEAST, (1, tokens, position.axes), generator=torch.Generator().manual_seed(0))
-    marks = position.marked(layer.x[:1, :tokens], pos)
+    marks = position.marked(layer.source[:1, :tokens], pos)
     found = []
     with torch.no_grad():
         for shift in (0, SHIFT):

@@ -135,7 +135,7 @@ def _planes(question: Question, head: Head, window: Window, pair: tuple[int, int
     """The share of each rotated plane in scale · q·k, before and after rotation; None without rotation."""
     layer = head.layer
     rows = window.rows
-    found = planes(question.position, layer.call.q_pos[:1, rows], head=question.head, x=layer.x[:1, rows].double())
+    found = planes(question.position, layer.call.q_pos[:1, rows], head=question.head, x=layer.source[:1, rows].double())
     if found is None:
         return None
     query, key = pair

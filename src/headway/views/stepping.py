@@ -139,7 +139,8 @@ class _Stages:
     def _projection(self, which: str) -> Stage:
         name = which.upper()
         made = {"q": self.head.q, "k": self.head.k, "v": self.head.v}[which]
-        formula = f"{name} = X W_{name}" + (f" + b_{name}" if self.head.bias(which) is not None else "")
+        x = "X_shared" if which != "q" and self.attention.borrows else "X"
+        formula = f"{name} = {x} W_{name}" + (f" + b_{name}" if self.head.bias(which) is not None else "")
         normalised = which != "v" and self.attention.q_norm is not None
         if normalised:
             formula = f"{name} = RMSNorm({formula.removeprefix(f'{name} = ')})"

@@ -40,7 +40,7 @@ def scores(call: Call) -> Tensor:
 
 def by_tokens(layer: Layer) -> bool:
     """Whether the effect of position depends on the tokens."""
-    return layer.attention.position.mark(layer.x[:, :1]) is not None
+    return layer.attention.position.mark(layer.source[:, :1]) is not None
 
 
 def instead(question: Question, view: str) -> str:
@@ -48,7 +48,7 @@ def instead(question: Question, view: str) -> str:
     layer, position = question.seen, question.position
     fit = {
         "vectors": question.position.embeds,
-        "rotation": view != "rotation" and planes(position, layer.call.q_pos[:1], x=layer.x[:1]) is not None,
+        "rotation": view != "rotation" and planes(position, layer.call.q_pos[:1], x=layer.source[:1]) is not None,
         "bias": bool(layer.call.score_terms or layer.call.row_terms),
     }
     return " or ".join([name for name, fits in fit.items() if fits and name != view] or ["distance"])

@@ -1,7 +1,7 @@
 """Colours and dashes of pages and of print, from theme.json.
 
-Tables of maps are interpolated in OKLab (Ottosson 2020) between a few control points and spaced by distance there, so
-that equal steps of a number look equal.
+Colour tables of maps are interpolated in OKLab (Ottosson 2020) between a few control points, spaced by distance there,
+so that equal steps of a value look equal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Rgb = tuple[int, int, int]
 
 @cache
 def theme() -> dict[str, Any]:
-    """Colours, dashes and control points of maps, see theme.json: of three colours the last is for paper."""
+    """Colours, dashes and control points of maps, see theme.json; where it has three colours, the last is for print."""
     found: dict[str, Any] = json.loads(files("headway.web").joinpath("theme.json").read_text(encoding="utf-8"))
     return found
 
@@ -40,13 +40,13 @@ def tables() -> dict[str, dict[str, str]]:
 
 @cache
 def colour_table(scale: str, name: str = "light") -> tuple[Rgb, ...]:
-    """The 256 colours of a map, from its lowest number to its highest; print has those of the light theme."""
+    """The 256 colours of a map, from its lowest value to its highest; print uses those of the light theme."""
     points = [_from_hex(one) for one in theme()["maps"][name][scale]]
     halves = [points[:4], points[3:]] if scale == "diverging" else [points]
     each = _COUNT // len(halves)
     found: list[Lab] = []
     for turn, half in enumerate(halves):
-        # 0 stands between the two middle colours, each half a step away from it
+        # 0 lies between the two middle colours, half a step from each
         shares = [((i + 0.5 * turn) / (each - 0.5)) if len(halves) > 1 else i / (each - 1) for i in range(each)]
         found += _evenly(half, shares)
     return tuple(_to_rgb(one) for one in found)
@@ -64,13 +64,13 @@ def dashes() -> tuple[str, ...]:
     return tuple(theme()["dashes"])
 
 
-def looks(lines: Sequence[tuple[str, int | None]]) -> list[tuple[int, int]]:
-    """Colour and dash of each line of a figure, all different: a method keeps its own, others have them by place.
+def line_styles(lines: Sequence[tuple[str, int | None]]) -> list[tuple[int, int]]:
+    """Colour and dash of each line of a figure, all different: methods have fixed ones, others have them by index.
 
     Args:
-        lines: for each its label in English, and its style or None.
+        lines: the English label of each line, and its style or None.
 
-    >>> looks([("head 0", None), ("alibi", None), ("alibi(slope=2)", None), ("head 3", 5)])
+    >>> line_styles([("head 0", None), ("alibi", None), ("alibi(slope=2)", None), ("head 3", 5)])
     [(0, 0), (1, 0), (1, 6), (5, 5)]
     """
     known, taken = _known(), set()
@@ -95,13 +95,13 @@ def _method(label: str) -> str:
 
 @cache
 def _known() -> dict[str, tuple[int, int]]:
-    """The look of each method that has its own."""
+    """Colour and dash of each method that has fixed ones."""
     families = enumerate(theme()["methods"])
     return {name: (hue, dash) for hue, family in families for dash, name in enumerate(family) if name}
 
 
 def _evenly(points: Sequence[Lab], shares: Sequence[float]) -> list[Lab]:
-    """Points along a path through OKLab at the given shares of its length, which rise."""
+    """Points along a path through OKLab at the given shares of its length, in increasing order."""
     path = [_between(a, b, k / _FINE) for a, b in pairwise(points) for k in range(_FINE)] + [points[-1]]
     along = [0.0]
     for a, b in pairwise(path):

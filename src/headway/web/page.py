@@ -1,4 +1,4 @@
-"""One HTML file that holds a page: data, words, style and program, and nothing fetched from anywhere."""
+"""A page as one HTML file with data, words, style and program; it fetches nothing."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _COMMENT = re.compile(r"/\*\*.*?\*/ ?|^ *// [^\n]*\n", re.MULTILINE | re.DOTALL)
 
 
 def document(title: str, data: Mapping[str, Any], module: str) -> str:
-    """A whole page as HTML text: what ``module``'s ``render(element, data)`` draws.
+    """A whole page as HTML text, drawn by ``render(element, data)`` of a module.
 
     Args:
-        title: after "headway: ".
-        data: what is drawn; numbers that are not finite become null.
+        title: the title, after "headway: ".
+        data: the data; values that are not finite become null.
         module: one of :data:`PAGES`.
     """
     # "<" as an escape keeps "</script>" and "<!--" inside a file name from ending the block.
@@ -63,8 +63,8 @@ def document(title: str, data: Mapping[str, Any], module: str) -> str:
 def bundle(page: str) -> str:
     """Join the modules of a page into one script, each in its own function, so that it runs from ``file://``.
 
-    A module imports with ``import { a, b } from "./other.js";`` and exports functions and constants by name, no more.
-    Only what the page imports, and what that imports, is in it, without comments.
+    A module may only import by ``import { a, b } from "./other.js";`` and export functions and constants by name. The
+    script contains only what the page imports, directly or indirectly, without comments.
     """
     parts = ['"use strict";']
     for name, source in sources_of(page).items():
@@ -78,22 +78,22 @@ def bundle(page: str) -> str:
 
 
 def sources_of(page: str) -> dict[str, str]:
-    """The source of a page and of every module that it needs, in the order in which they can be run."""
+    """The source of a page and of every module that it needs, in an order in which they can run."""
     sources = {name: asset(f"{name}.js") for name in (*MODULES, page)}
     needed = {page}
-    for name in reversed(sources):  # a module stands before all that import it
+    for name in reversed(sources):  # a module precedes all that import it
         if name in needed:
             needed |= {other for _, other in _IMPORT.findall(sources[name])}
     return {name: source for name, source in sources.items() if name in needed}
 
 
 def strings_of(page: str) -> dict[str, dict[str, str]]:
-    """The words that a page's program can say, in every language: those of every page, and its own."""
+    """The strings of a page in every language: the common ones, and its own."""
     return {language: part_of("page", language) | part_of(f"page.{page}", language) for language in LANGUAGES}
 
 
 def asset(name: str) -> str:
-    """A file of the assets as text; what theme.json holds is the module theme.js, and the beginning of style.css."""
+    """A file of the assets as text; theme.js, and the beginning of style.css, are generated from theme.json."""
     if name == "theme.js":
         return f"export const THEME = {json.dumps({**theme(), 'maps': tables()})};\n"
     text = files("headway.web").joinpath("assets", name).read_text(encoding="utf-8")
@@ -101,7 +101,7 @@ def asset(name: str) -> str:
 
 
 def _colours() -> str:
-    """The theme as style: light, dark by the system, dark by choice, and print."""
+    """The theme as CSS: light, dark by system setting, dark by choice, and print."""
     named = {**theme()["colours"], **{f"hue-{n}": (*hue, hue[0]) for n, hue in enumerate(theme()["hues"])}}
     light, dark, paper = (
         "".join(f"--{name}:{colours[n]};" for name, colours in named.items()) + f"color-scheme:{scheme}"
@@ -119,7 +119,7 @@ def _digest(text: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A copy with tuples as lists and numbers that JSON cannot hold as None."""
+    """A copy with tuples as lists, and None for numbers that JSON cannot represent."""
     if isinstance(value, Mapping):
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""A page of views: one HTML file that shows what was composed, and fetches nothing."""
+"""A page of views as one HTML file, which fetches nothing."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def views_page(title: Said, views: Sequence[View], facts: Sequence[Said] = ()) -
     """Views as one HTML file that opens without a network.
 
     Args:
-        title: of the page, in every language.
-        views: from top to bottom.
-        facts: what was looked at, beside each other under the title: a model, a text, a head.
+        title: the page's title, in every language.
+        views: the views, from top to bottom.
+        facts: the subject, side by side under the title: a model, a text, a head.
 
     Returns:
         The page's text, ready for :func:`headway.output.write_output`.
@@ -29,7 +29,7 @@ def views_page(title: Said, views: Sequence[View], facts: Sequence[Said] = ()) -
 
 
 def views_payload(title: Said, views: Sequence[View], facts: Sequence[Said] = ()) -> dict[str, Any]:
-    """What ``render(element, payload)`` of ``views.js`` needs, ready for JSON; arguments as of :func:`views_page`."""
+    """The argument of ``render(element, payload)`` in ``views.js``, ready for JSON; for :func:`views_page`."""
     return {
         "title": dict(title),
         "facts": [dict(fact) for fact in facts],

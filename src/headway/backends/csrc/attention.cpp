@@ -1,11 +1,9 @@
-// Attention with positions on CPUs, forward and backward, tile by tile: no more than O(queries + keys) numbers are
-// held.
+// Attention with positions on CPUs, forward and backward, tile by tile, in O(queries + keys) memory.
 //
 //     out_i = sum_j softmax_j(scale q_i k_j + terms(i, j)) v_j
 //
-// Forward keeps a running maximum and sum per query. Backward computes each tile's weights anew from the logarithm of
-// the sums. Tasks take tiles in a fixed order and write to places of their own, so that results do not depend on which
-// thread ran what.
+// Forward keeps a running maximum and sum per query. Backward recomputes each tile's weights from these. Tasks process
+// tiles in a fixed order and write to their own memory, so that results do not depend on which thread runs which task.
 #include "tile.h"
 
 #include <ATen/Parallel.h>
@@ -24,7 +22,7 @@ namespace headway {
 constexpr int64_t QUERIES = 96, KEYS = 256, TASK = 384;
 static_assert(TASK % QUERIES == 0);
 
-// Rows as the products need them: in place where they are, packed otherwise.
+// Rows as the products need them: in place if they fit, packed otherwise.
 template <typename T>
 struct Rows {
   const T* start;
@@ -91,8 +89,8 @@ bool negligible(const Bounds<T>& bounds, const Terms<T>& terms, const Tile& tile
 
 // ---------------------------------------------------------------------------------------------------------- forward
 
-// One row of a tile: scores to exp(score - most). Brings `most`, the row's greatest score so far, and `sum` up to date;
-// `shrink` is what earlier results of the row must be multiplied by.
+// One row of a tile: scores to exp(score - most). Updates `most`, the row's greatest score so far, and `sum`; earlier
+// results of the row must be multiplied by `shrink`.
 template <typename T>
 inline void soften(T* row, int64_t first, int64_t wide, Added<T> added, T& most, T& sum, T& shrink) {
   using V = Vectorized<T>;
@@ -111,7 +109,7 @@ inline void soften(T* row, int64_t first, int64_t wide, Added<T> added, T& most,
   }
   const T now = std::max(most, max_of(best));
   if (now == -std::numeric_limits<T>::infinity()) {
-    // nothing to be seen, or nothing but NaN, which no comparison finds: that must show
+    // fully masked, or only NaN, which comparisons miss: NaN must show in the result
     for (int64_t j = first; j < wide; ++j)
       if (std::isnan(row[j])) sum = row[j];
     std::fill(row + first, row + wide, T(0));
@@ -136,7 +134,7 @@ void forward(const Call& call) {
   const bool few = call.decoding && call.queries <= FEW;
   const int64_t wide_d = round_up(call.dim, LANES<T>), wide_v = round_up(call.dim_v, LANES<T>);
   const int64_t per_head = (call.queries + TASK - 1) / TASK, group = call.heads / call.kv_heads;
-  // the heads of a task read the same keys: while decoding, reading them is all the work
+  // the heads of a task read the same keys: in decoding, reading them is most of the work
   const int64_t together = few ? group : 1, per_batch = call.heads / together;
   const int64_t task_rows = std::min(TASK, round_up(call.queries, ROWS)),
                 columns = std::min(KEYS, round_up(call.keys, PANEL<T>));
@@ -149,7 +147,7 @@ void forward(const Call& call) {
 
   run(call.batch * per_batch * per_head, bytes, [&](int64_t task, Scratch& room) {
     const int64_t b = task / per_head / per_batch, h = task / per_head % per_batch * together, h_kv = h / group;
-    // the last queries see the most keys: they come first, so that no long task is left for the end
+    // the last queries see the most keys: they start first, so that no long task is left for the end
     const int64_t begin = (per_head - 1 - task % per_head) * TASK, end = std::min(call.queries, begin + TASK),
                   rows = end - begin;
     const std::vector<Span>&q_spans = shared.q[b], &k_spans = shared.k[b];
@@ -264,16 +262,16 @@ void forward(const Call& call) {
 
 // --------------------------------------------------------------------------------------------------------- backward
 
-// What backward needs to know of a query: exp(score - most) · inverse is a weight, and `mean` is the mean of the
-// gradients of its weights. A logarithm of the sum would be one number less, but eps · |log-sum| less exact.
+// What backward needs per query: exp(score - most) · inverse is a weight, and `mean` is the mean of the gradients of
+// its weights. A log-sum-exp would be one value instead of two, but eps · |log-sum-exp| less exact.
 template <typename T>
 struct Query {
   T most, inverse, mean;
 };
 
 // One row of a tile: scores to weights, and their gradients to those of the scores. Returns the sum of the latter.
-// If the row is `whole`, all its keys in this tile, its mean is taken from the very numbers it is subtracted from,
-// whose rounding errors then cancel.
+// If the row is `whole`, all its keys in this tile, its mean is computed from the same values it is subtracted from, so
+// that rounding errors cancel.
 template <typename T>
 inline T differentiate(
     T* weight, T* gradient, int64_t first, int64_t wide, Added<T> added, Query<T> query, bool whole) {
@@ -340,7 +338,7 @@ class Gradients : public Terms<T> {
     if (tables() && this->line_ != nullptr) std::fill(sums + tile.first, sums + tile.rows() - 1 + tile.wide, T(0));
   }
 
-  // Take the gradient of the scores of row i, and its sum.
+  // Add the gradient of the scores of row i; `sum` is its sum.
   void add(int64_t i, const T* gradient, T sum) {
     const Tile& tile = *this->tile_;
     if (d_per_key_ != nullptr)
@@ -437,7 +435,7 @@ void backward(const Call& call) {
                        64 * 16;
   const T scale = T(call.scale);
 
-  std::vector<std::vector<int64_t>> blocks(call.batch);  // of keys, that the queries of a span see
+  std::vector<std::vector<int64_t>> blocks(call.batch);  // number of blocks of keys that a span of queries sees
   for (int64_t b = 0; b < call.batch; ++b)
     for (const Span& q : shared.q[b])
       blocks[b].push_back(std::count_if(shared.k[b].begin(), shared.k[b].end(), [&](const Span& k) {
@@ -461,7 +459,7 @@ void backward(const Call& call) {
     }
   });
 
-  // the longest tasks come first, so that none is left for the end
+  // the longest tasks start first, so that none is left for the end
   const int64_t tasks = call.batch * call.kv_heads * call.splits;
   std::vector<int64_t> order(tasks), length(tasks, 0);
   std::iota(order.begin(), order.end(), 0);
@@ -511,7 +509,7 @@ void backward(const Call& call) {
     for (int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) terms.emplace_back(call, b, h, split);
 
     const int64_t some_queries = shared.q[b].size(), some_keys = shared.k[b].size();
-    std::vector<char> begun(group * some_queries, 0);  // whether there is something in d_q of a head's span
+    std::vector<char> begun(group * some_queries, 0);  // whether d_q of a head's span was written
     const auto d_q_of = [&](int64_t h, int64_t query) {
       return static_cast<T*>(call.d_q) + split * call.d_q_split + b * call.d_q_batch + h * call.d_q_head +
              query * call.d_q_row;
@@ -596,7 +594,7 @@ void backward(const Call& call) {
         for (int64_t i = shared.q[b][iq].begin; !begun[g * some_queries + iq] && i < shared.q[b][iq].end; ++i)
           std::fill_n(d_q_of(h_kv * group + g, i), wide_d, T(0));
   };
-  // tasks that add to the same gradient of pairs run one after the other, in one order
+  // tasks that add to the same gradient of pairs run one after the other, in a fixed order
   const bool one_batch = call.d_pairs != nullptr && call.pairs_batch == 0,
              one_head = call.d_pairs != nullptr && call.pairs_head == 0;
   std::map<int64_t, size_t> found;
@@ -656,5 +654,5 @@ extern "C" int headway_backward(const headway::Call* call, int kind, char* messa
   return headway::by_kind(kind, message, [&]<typename T, typename In>() { headway::backward<T, In>(*call); });
 }
 
-// So that both sides can see that they mean the same structure.
+// Lets Python check that both sides have the same layout.
 extern "C" int64_t headway_call_size() { return sizeof(headway::Call); }

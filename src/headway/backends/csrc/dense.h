@@ -1,7 +1,7 @@
 // Dense arithmetic on small blocks that stay in cache: products, packing, exp. Written once over ATen's vector types.
 //
-// Why not the BLAS that torch links: it packs its operands anew in every call, which for blocks this small costs as
-// much as the product, and on some processors it leaves half of the vector unit unused.
+// Why not the BLAS that torch links: it packs its operands in every call, which for blocks this small costs as much as
+// the product, and on some processors it leaves half of the vector unit unused.
 #pragma once
 
 #include <ATen/cpu/vec/functional.h>
@@ -33,12 +33,12 @@ constexpr int GROUP = 2;  // 16
 template <typename T>
 constexpr int64_t PANEL = GROUP * LANES<T>;
 
-// Up to so many queries at a time take the keys as they lie: decoding.
+// Up to this many queries, as in decoding, use the keys without packing.
 constexpr int64_t FEW = 4;
 
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-// Memory for one thread, cut into pieces that start on cache lines.
+// Memory for one thread, divided into pieces aligned to cache lines.
 class Scratch {
  public:
   explicit Scratch(size_t bytes) : room_(round_up(bytes, 64)) {
@@ -62,7 +62,7 @@ class Scratch {
   char* start_;
 };
 
-// exp(x) for x <= 0 or a little above, to 1 ulp; 0 below -87.7, where it leaves float32's normal numbers.
+// exp(x) for x <= 0 or slightly above, to 1 ulp; 0 below -87.7, where float32 has no normal numbers.
 inline Vectorized<float> exp_negative(Vectorized<float> x) {
   using V = Vectorized<float>;
   using I = Vectorized<int32_t>;
@@ -166,7 +166,7 @@ inline void column(
   }
 }
 
-// Terms that are summed one after the other: longer sums are sums of such, which halves their rounding error.
+// Number of terms summed sequentially: longer sums are sums of such sums, which halves their rounding error.
 constexpr int64_t DEPTH = 32;
 
 // C (M, N) = or += A (M, K) B (K, N). N is a multiple of the lanes. B lies in groups of PANEL columns, `b_group` apart:

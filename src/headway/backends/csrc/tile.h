@@ -1,4 +1,4 @@
-// What is added to and hidden from a tile of scores, by the positions of its queries and keys.
+// Biases and masks of a tile of scores, by the positions of its queries and keys.
 #pragma once
 
 #include "dense.h"
@@ -7,8 +7,8 @@
 
 namespace headway {
 
-// One call; native.py reads these lines to hand over the same fields. Strides count elements; T is float, or double for
-// double.
+// One call; native.py parses these lines to pass the same fields. Strides count elements; T is float, or double for
+// double inputs.
 struct Call {
   int64_t batch, heads, kv_heads, queries, keys, dim, dim_v;
   const void *q, *k, *v;
@@ -22,12 +22,12 @@ struct Call {
   int64_t width, left;
   const void* rows;  // (B, H, Q, W') T, or null
   int64_t rows_batch, rows_head, rows_row, rows_width, rows_left;
-  const void* pairs;  // (B, H, Q, K) of one of by_kind's types, keys side by side, or null
+  const void* pairs;  // (B, H, Q, K) of one of by_kind's types, contiguous over keys, or null
   int64_t pairs_batch, pairs_head, pairs_row, pairs_kind;
   double scale;
-  double dropout;       // share of the weights left out
-  const int64_t* seed;  // which; null without dropout
-  int64_t skip;         // whether tiles of negligible weight are left out
+  double dropout;       // share of the weights set to 0
+  const int64_t* seed;  // decides which; null without dropout
+  int64_t skip;         // whether tiles of negligible weight are skipped
   int64_t decoding;     // no backward will follow
   void* out;            // (B, H, Q, D_v)
   int64_t out_batch, out_head, out_row;
@@ -35,7 +35,7 @@ struct Call {
   // backward
   const void* grad;  // (B, H, Q, D_v)
   int64_t grad_batch, grad_head, grad_row;
-  int64_t splits;  // the keys of a head are divided among so many tasks; each has its own d_q, d_table, d_rows
+  int64_t splits;  // number of tasks that share the keys of a head; each has its own d_q, d_table, d_rows
   void* d_q;       // (S, B, H, Q, wide D) T
   int64_t d_q_split, d_q_batch, d_q_head, d_q_row;
   void *d_k, *d_v;  // (B, H_kv, K, D), (B, H_kv, K, D_v)
@@ -47,7 +47,7 @@ struct Call {
   int64_t* tiles;             // {computed, skipped}, added to
 };
 
-// The types of numbers, as native.py counts them.
+// The dtypes, numbered as in native.py.
 template <typename T>
 constexpr int64_t KIND = -1;
 template <>
@@ -59,7 +59,7 @@ inline constexpr int64_t KIND<c10::Half> = 2;
 template <>
 inline constexpr int64_t KIND<double> = 3;
 
-// Which pairs of one head dropout keeps, as backends/dropout.py says: a hash of the seed and the pair's place.
+// Which pairs of one head dropout keeps, as in backends/dropout.py: a hash of the seed and the pair's indices.
 class Dropout {
  public:
   Dropout(const Call& call, int64_t b, int64_t h)
@@ -70,7 +70,7 @@ class Dropout {
     high_ = uint32_t(uint64_t(*call.seed) >> 32);
   }
 
-  // Zero what is dropped of columns [first, wide) of a query's row, whose first key is `key`; enlarge the others.
+  // Zero the dropped columns in [first, wide) of a query's row, whose first key is `key`; scale up the others.
   template <typename T>
   void apply(T* row, int64_t query, int64_t key, int64_t first, int64_t wide) const {
     const uint32_t start = mixed(head_ ^ (uint32_t(query) + high_)) + uint32_t(key) * STEP, least = least_;
@@ -128,7 +128,7 @@ inline std::vector<Span> spans(const int64_t* pos, const int64_t* docs, int64_t 
   return result;
 }
 
-// A rectangle of scores: queries of one span, keys of another, of which columns [first, last) are looked at.
+// A rectangle of scores: queries of one span, keys of another, of which columns [first, last) are computed.
 struct Tile {
   const Span *q, *k;
   int64_t first, last;  // `first` is a multiple of PANEL, both count from k->begin
@@ -140,7 +140,7 @@ struct Tile {
   int64_t rows() const { return q->size(); }
 };
 
-// What is looked at of a tile; false when all of it is hidden.
+// Find the columns of a tile to compute; false if all of it is hidden.
 template <typename T>
 bool look(const Call& call, const Span& q, const Span& k, Tile& tile) {
   if (q.low > q.high || k.low > k.high) return false;
@@ -202,7 +202,7 @@ class Terms {
     return table_[inside] + (entry < inside ? past_tail_ : future_tail_) * T(std::abs(entry - inside));
   }
 
-  // Make ready for the rows of a tile. `line` holds rows + columns + lanes numbers.
+  // Prepare for the rows of a tile. `line` has room for rows + columns + lanes values.
   void enter(const Tile& tile, T* line) {
     tile_ = &tile;
     line_ = nullptr;
@@ -210,7 +210,7 @@ class Terms {
     if (table_ == nullptr || !tile.regular) return;
     const int64_t lowest = lowest_distance(), count = tile.rows() - 1 + tile.wide;
     const int64_t from = lowest + tile.first + call_.left, to = lowest + count - 1 + call_.left;
-    // a tail whose gradient is asked for counts, even where it is zero
+    // a tail whose gradient is needed counts even if it is zero
     const bool flat = call_.d_tails == nullptr;
     if (to <= 0 && flat && past_tail_ == T(0)) {
       all_ = table_[all_entry_ = 0];
@@ -222,7 +222,7 @@ class Terms {
     }
   }
 
-  // What is added to row i of the tile; `row` holds as many numbers as the tile is wide.
+  // What is added to row i of the tile; `row` has room for as many values as the tile is wide.
   Added<T> of_row(int64_t i, T* row) const {
     const Tile& tile = *tile_;
     if (!tile.regular) {
@@ -272,7 +272,7 @@ class Terms {
     return {row, all};
   }
 
-  // No score of the tile gains more than this from the table and the keys.
+  // An upper bound of what the table and the keys add to any score of the tile.
   T most(const Tile& tile) const {
     if (call_.pairs != nullptr) return std::numeric_limits<T>::infinity();
     T bound = T(0);
@@ -375,9 +375,9 @@ inline T squared_length(const In* row, int64_t width) {
   return total;
 }
 
-// What the largest numbers of a head say about its weights. A tile is negligible if none of its weights can exceed
-// roundoff / 256 / keys of its row's greatest, times how much longer its keys and values may be than others: then all
-// that is left out of a row is less than 1/256 of one rounding of what is kept, for values as for weights.
+// Bounds on the weights of a head from its largest entries. A tile is negligible if none of its weights can exceed
+// roundoff / 256 / keys of its row's greatest, divided by how much longer its keys and values may be than others: then
+// all that is skipped of a row is less than 1/256 of one rounding of what is kept, for values as for weights.
 template <typename T>
 struct Bounds {
   std::vector<T> q, k, rows;                          // per span: the longest query, scaled key, and largest own term
@@ -386,7 +386,7 @@ struct Bounds {
   template <typename In>
   void measure(
       const Call& call, int64_t b, int64_t h, const std::vector<Span>& q_spans, const std::vector<Span>& k_spans) {
-    // while decoding, reading the keys and values for their lengths would cost more than it saves
+    // in decoding, reading the keys and values for their norms would cost more than it saves
     if (!call.skip || (call.decoding && call.queries <= FEW) || call.pairs != nullptr || !may_decay(call, h)) return;
     const int64_t h_kv = h / (call.heads / call.kv_heads);
     const int64_t* k_pos = call.k_pos + b * call.k_pos_batch;
@@ -400,7 +400,7 @@ struct Bounds {
             squared_length<T>(at_row<In>(call.k, b, call.k_batch, h_kv, call.k_head, j, call.k_row), call.dim);
         const T value =
             squared_length<T>(at_row<In>(call.v, b, call.v_batch, h_kv, call.v_head, j, call.v_row), call.dim_v);
-        // what is not a number must be seen: no bound holds for it
+        // NaN must show in the result: no bound holds for it
         longest = key <= std::numeric_limits<T>::max() ? std::max(longest, key) : infinite;
         shortest_k = std::min(shortest_k, key);
         shortest_v = std::min(shortest_v, value);

@@ -4,11 +4,11 @@
     P = softmax(S),  out_b = P V
     dV += Pᵀ dO_b,  dP = dO_b Vᵀ,  dS = P ∘ (dP − Σ_j P dP),  dQ_b = scale · dS K,  dK += scale · dSᵀ Q_b
 
-A block holds all keys it sees, so the softmax is torch's own and nothing but the inputs is kept for the backward pass,
-which computes S and P again: memory is O(queries + keys). Scores are float32, or float64 for float64.
+A block covers all keys that its queries see, so the softmax is torch's own. Only the inputs are saved for the backward
+pass, which recomputes S and P: memory is O(queries + keys). Scores are float32, or float64 for float64.
 
-Where positions go up by one, terms by distance are strided views (see :mod:`headway.backends.diagonal_views`). Other
-positions, and terms only known as a function, are evaluated tile by tile and differentiated by autograd, one block at a
+For consecutive positions, terms by distance are strided views (see :mod:`headway.backends.diagonal_views`). Other
+positions, and terms given by a function, are evaluated tile by tile and differentiated by autograd, one block at a
 time.
 """
 
@@ -23,6 +23,7 @@ from headway.backends.base import Call
 from headway.backends.tiled.anywhere import any_positions
 from headway.backends.tiled.blocks import full_precision
 from headway.backends.tiled.steps import unit_steps
+from headway.integers import exporting
 from headway.terms import DenseBias, Difference, LowRankBias, Pairwise
 
 _BY_TILES = (Pairwise, Difference, DenseBias, LowRankBias)
@@ -31,6 +32,8 @@ _BY_TILES = (Pairwise, Difference, DenseBias, LowRankBias)
 
 def refuses(call: Call) -> str | None:
     """See :class:`headway.backends.base.Backend`."""
+    if exporting():
+        return "the number of its blocks depends on the length, and an exported program serves every length"
     return rows.refuses(call)
 
 
@@ -52,10 +55,10 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
 
 
 def _shift(call: Call) -> int | None:
-    """Position of the first key minus that of the first query, where both go up by one; None where that is unknown."""
+    """Position of the first key minus that of the first query, if both are consecutive; None if that is unknown."""
     if call.default_positions:
         return 0
-    if call.q.device.type != "cpu":  # elsewhere a look at positions would wait for the device
+    if call.q.device.type != "cpu":  # elsewhere reading positions would wait for the device
         return None
     offset = call.k_pos[:, :1] - call.q_pos[:, :1]
     straight = all(bool((pos.diff() == 1).all() and (pos[:, 0] >= 0).all()) for pos in (call.q_pos, call.k_pos))

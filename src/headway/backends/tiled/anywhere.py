@@ -1,7 +1,7 @@
-"""Any positions and any term: each block of queries as the specification says, differentiated by autograd.
+"""Any positions and any term: each block of queries by the specification, differentiated by autograd.
 
-What a block computes is thrown away and computed again in the backward pass (checkpointing), so one block's scores are
-held at a time, and gradients reach whatever a Pairwise function captures.
+A block's intermediate results are recomputed in the backward pass (checkpointing), so only one block's scores exist at
+a time, and gradients reach whatever a Pairwise function captures.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from headway.integers import readable
 
 
 def any_positions(call: Call) -> Tensor:
-    """Attention of a call with whatever positions, masks and terms."""
+    """Attention of a call with any positions, masks and terms."""
     wide = torch.promote_types(call.q.dtype, torch.float32)
     q, k, v = (x.to(wide) for x in (call.q, call.k, call.v))
     size = max(1, blocks.ROWS // call.groups)
@@ -32,10 +32,10 @@ def any_positions(call: Call) -> Tensor:
 
 
 def _computed_again(call: Call, rows: slice, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """:func:`_attend`, computed once more in the backward pass instead of kept.
+    """:func:`_attend`, recomputed in the backward pass instead of saved.
 
-    The checkpoint of torch 2.11 leaves its hooks behind when what it runs raises, and they then hold for whatever is
-    computed next, as long as anybody keeps the error: so it is raised when checkpoint is over.
+    The checkpoint of torch 2.11 leaves its hooks active when the function it runs raises, and they then affect later
+    computations for as long as the exception is referenced: so the error is raised after the checkpoint has ended.
     """
     if torch.compiler.is_compiling():
         return _checkpoint(_attend, call, rows, q, k, v)

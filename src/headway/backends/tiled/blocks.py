@@ -1,4 +1,4 @@
-"""How a call is cut into blocks of queries and chunks of heads, and the attention weights of one block of a chunk."""
+"""Split a call into blocks of queries and chunks of heads, and compute the attention weights of a chunk's block."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ ROWS = 64
 """Queries in a block: enough for a matrix product, few enough for a tile to stay in the cache."""
 FEWEST_ROWS = 16
 ROOM = {"cpu": 2**19}
-"""Scores held at once; on a CPU as many as its cache holds. One head's block of queries is held even if it is more."""
+"""Scores per tile; on a CPU as many as fit its cache. One head's block of queries is one tile even if it is larger."""
 ROOM_ELSEWHERE = 2**25
 
 
 def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
-    """No autocast, which would round the scores to bfloat16."""
+    """Disable autocast, which would round the scores to bfloat16."""
     if device != "meta" and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 
 
 def hull(seen: Bool[Tensor, "batch heads queries keys"]) -> slice:
-    """The shortest range of keys that holds all that any query may see, and one key at least."""
+    """The shortest range of keys that contains all that any query may see, and at least one key."""
     hits = seen.flatten(0, 2).any(0).nonzero()
     return slice(int(hits[0]), int(hits[-1]) + 1) if len(hits) else slice(0, 1)
 
@@ -45,12 +45,12 @@ class Block(NamedTuple):
     stop: int
 
     def band(self, job: Job, left: int, width: int) -> Band:
-        """Where a table by distance changes from key to key in this block."""
+        """The columns in which a table by distance varies in this block."""
         return Band(self.last - self.first, self.stop - self.start, width, self.first - job.shift - left - self.start)
 
 
 class Chunk:
-    """Some sequences and key heads of a call, few enough for a tile of them to stay in the cache.
+    """Some sequences and key heads of a call, few enough for their tile to stay in the cache.
 
     Queries are numbered from the last to the first, see :mod:`headway.backends.diagonal_views`. Tiles are
     (b, h, G, q, k), for b sequences and h key heads with G query heads each; products take them as (b · h, G · q, k).
@@ -84,28 +84,28 @@ class Chunk:
         return split
 
     def backwards(self, x: Tensor) -> Tensor:
-        """Of (B, H, Q, …) this chunk's part, from the last query to the first, (b, h, G, Q, …)."""
+        """This chunk's part of (B, H, Q, …), from the last query to the first, (b, h, G, Q, …)."""
         return self.split(x[self.batch, self.heads].flip(2), 1)
 
     def rows_of(self, x: Tensor, block: Block) -> Tensor:
-        """The queries of a block, of a tensor that runs backwards, (b · h, G · q, D)."""
+        """A block's queries from a tensor in reversed order, (b · h, G · q, D)."""
         queries = x.shape[3]
         return x[..., queries - block.last : queries - block.first, :].reshape(
             self.lead[0] * self.lead[1], -1, x.shape[-1]
         )
 
     def tile(self, number: int, block: Block) -> Tensor:
-        """Room for a tile, (b · h, G · q, k)."""
+        """Memory for a tile, (b · h, G · q, k)."""
         b, h, groups = self.lead
         shape = (b * h, groups * (block.last - block.first), block.stop - block.start)
         return self.room[number, : shape[0] * shape[1] * shape[2]].view(shape)
 
     def apart(self, tile: Tensor) -> Tensor:
-        """A tile or rows as (b, h, G, q, …)."""
+        """A tile, or rows, reshaped to (b, h, G, q, …)."""
         return tile.view(*self.lead, -1, tile.shape[-1])
 
     def visible(self, block: Block) -> tuple[Block, Tensor | None]:
-        """What the mask shows of a block, (b or 1, h or 1, G or 1, q, k), and the block without keys that none sees."""
+        """The visible pairs of a block, (b or 1, h or 1, G or 1, q, k), and the block without keys that none sees."""
         if not self.job.spotted:
             return block, None
         seen = self.call.visible(slice(block.first, block.last), slice(block.start, block.stop))
@@ -120,7 +120,7 @@ class Chunk:
         return block, self.split(seen, 1) if seen.shape[1] > 1 else seen[:, :, None]
 
     def weights(self, block: Block, seen: Tensor | None) -> Tensor:
-        """The attention weights of a block in room 1, (b · h, G · q, k); room 0 is free after."""
+        """The attention weights of a block, (b · h, G · q, k), in tile 1; tile 0 is free afterwards."""
         scores, weights, keys = self.tile(0, block), self.tile(1, block), slice(block.start, block.stop)
         tile = self.apart(scores)
         first = [] if self.strip is None else [self.diagonals(block)]
@@ -138,7 +138,7 @@ class Chunk:
             block.band(self.job, left, table.shape[-1]).add_columns(tile, table[..., keys, :])
         if seen is None:
             return torch.softmax(scores, -1, out=weights)
-        # a row that sees nothing attends to everything, so that no NaN is made, and is zeroed after
+        # a fully masked row attends to everything, so that no NaN arises, and is zeroed afterwards
         alive = seen.any(-1, keepdim=True)
         tile.masked_fill_(~(seen | ~alive), -torch.inf)
         torch.softmax(scores, -1, out=weights)
@@ -179,7 +179,7 @@ def _narrow(mask: Mask, batch: slice) -> Mask:
 
 
 class Work(NamedTuple):
-    """How a call is cut: chunks of sequences and key heads, blocks of queries, and room for the tiles of one."""
+    """How a call is split: chunks of sequences and key heads, blocks of queries, and memory for one chunk's tiles."""
 
     chunks: list[tuple[slice, slice]]
     blocks: list[Block]
@@ -187,14 +187,14 @@ class Work(NamedTuple):
 
     @classmethod
     def of(cls, job: Job, q: Tensor, k: Tensor, tiles: int) -> Work:
-        """Cut a call, with room for so many tiles at once."""
+        """Split a call, with memory for this many tiles at once."""
         (batch, heads, queries, _), (_, kv_heads, keys, _) = q.shape, k.shape
         groups, room = heads // kv_heads, ROOM.get(q.device.type, ROOM_ELSEWHERE)
         reach = min(keys, ROWS + job.past + job.future)
         rows = min(max(FEWEST_ROWS, min(ROWS, room // reach)) // groups or 1, queries)
         blocks = list(_blocks(job, queries, keys, rows))
         size = max((groups * rows * (block.stop - block.start) for block in blocks), default=1)
-        fit = max(1, room // size)  # key heads at once: some of one sequence, or all of several
+        fit = max(1, room // size)  # key heads per chunk: some of one sequence, or all of several
         batches, together = max(1, fit // kv_heads), min(fit, kv_heads)
         chunks = [
             (slice(b, min(b + batches, batch)), slice(h, min(h + together, kv_heads)))

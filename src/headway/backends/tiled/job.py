@@ -1,4 +1,4 @@
-"""A call whose positions go up by one, as numbers and tensors: what the blocks are computed from."""
+"""A call with consecutive positions, as plain values and tensors, from which blocks are computed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, PerK
 
 @dataclass(frozen=True)
 class Job:
-    """The numbers of a call; its tensors are handed over beside them.
+    """The plain values of a call; its tensors are passed separately.
 
     Args:
         call: the call, for its mask.
         shift: position of the first key minus that of the first query.
-        past: how far behind a query its keys may lie.
-        future: how far before it.
-        spotted: whether the mask hides more than ``past`` and ``future`` say, and must be looked at.
-        varies: the distances between which the strip's entries differ; beyond them an end's entry serves all.
+        past: how far into the past a query sees.
+        future: how far into the future.
+        spotted: whether the mask hides more than ``past`` and ``future`` say, so it must be evaluated.
+        varies: the range of distances in which the strip varies; outside, all distances have the entry of one end.
         rows: the entry of distance 0 in each table per query.
         columns: the entry of distance 0 in each table per key.
         values: the entry of distance 0 in each table of values.
@@ -46,8 +46,8 @@ class Tables(NamedTuple):
     """The tensors of terms, in the scores' dtype.
 
     Args:
-        strip: what all queries add by distance, and −inf where the mask hides a distance, (H, Q + K − 1);
-            entry e is distance e − (Q − 1) + shift.
+        strip: added by distance for all queries, and −inf where the mask hides a distance, (H, Q + K − 1); entry e is
+            distance e − (Q − 1) + shift.
         keys: added per key, (B, H, K).
         rows: by distance for each query, (B, H, Q, W).
         columns: by distance for each key, (B, H, K, W).
@@ -61,25 +61,25 @@ class Tables(NamedTuple):
     values: tuple[Tensor, ...]
 
     def flat(self) -> tuple[Tensor | None, ...]:
-        """One after the other, as autograd takes them."""
+        """As a flat tuple, for autograd."""
         return (self.strip, self.keys, *self.rows, *self.columns, *self.values)
 
     @classmethod
     def of(cls, flat: Sequence[Any], job: Job) -> Tables:
-        """What :meth:`flat` gave, or a gradient for each, by kind."""
+        """The inverse of :meth:`flat`, for the tensors or their gradients."""
         first, second = 2 + len(job.rows), 2 + len(job.rows) + len(job.columns)
         return cls(flat[0], flat[1], tuple(flat[2:first]), tuple(flat[first:second]), tuple(flat[second:]))
 
 
 def job_of(call: Call, shift: int) -> tuple[Job, Tables]:
-    """The numbers and the tensors of a call; the tensors by plain torch, so that gradients reach the terms'.
+    """The plain values and the tensors of a call; the tensors are computed by plain torch, so gradients reach terms.
 
     Args:
         call: the call.
-        shift: position of the first key minus that of the first query; both go up by one from there.
+        shift: position of the first key minus that of the first query; both are consecutive.
 
     Raises:
-        HeadwayError: when a term is for another batch or another number of heads.
+        HeadwayError: when a term was made for another batch size or number of heads.
     """
     (batch, heads, queries, _), keys = call.q.shape, call.k.shape[2]
     wide = torch.promote_types(call.q.dtype, torch.float32)
@@ -90,7 +90,7 @@ def job_of(call: Call, shift: int) -> tuple[Job, Tables]:
     columns = [term for term in call.terms if isinstance(term, ByDistancePerKey)]
     past, future = reach(call.mask)
     job = Job(
-        # only for its mask: tensors of the right shape that keep nothing alive
+        # needed only for its mask: tensors of the right shape that keep no memory alive
         call=replace(call, terms=(), **{x: getattr(call, x).new_empty(()).expand_as(getattr(call, x)) for x in "qkv"}),
         shift=shift,
         past=past,
@@ -116,12 +116,12 @@ def _check_shapes(call: Call) -> None:
     for term in call.score_terms:
         tensor: Tensor = term.bias if isinstance(term, PerKey) else term.table  # type: ignore[attr-defined]
         lead = (1, tensor.shape[0]) if isinstance(term, ByDistance) else tensor.shape[:2]
-        # a tile of the whole, without memory: the error is that of every backend
+        # the whole as one meta tile: raises the same error as every backend
         call._fitting(tensor.new_empty(()).expand(*lead, call.q.shape[2], call.k.shape[2]), type(term).__name__)
 
 
 def _varies(terms: Sequence[ByDistance], low: int, high: int) -> tuple[int, int]:
-    """Between which of the visible distances, low … high, the sum of the terms changes from one to the next."""
+    """The range within the visible distances, low … high, in which the sum of the terms varies."""
     if any(term.tails is not None for term in terms):
         return low, high
     first = min((-term.left for term in terms), default=0)

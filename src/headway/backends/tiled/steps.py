@@ -1,4 +1,4 @@
-"""Positions that go up by one: attention block by block over strided views, with a backward pass of our own."""
+"""Consecutive positions: attention block by block over strided views, with its own backward pass."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from headway.backends.tiled.job import Job, Tables, job_of
 
 
 def unit_steps(call: Call, shift: int) -> Tensor:
-    """Attention of a call whose positions go up by one, the first key's lying ``shift`` after the first query's."""
+    """Attention of a call with consecutive positions, where the first key lies ``shift`` after the first query."""
     job, tables = job_of(call, shift)
     out: Tensor = _Blocks.apply(job, call.q, call.k, call.v, *tables.flat())  # type: ignore[no-untyped-call]
     return out
 
 
 class _Blocks(torch.autograd.Function):
-    """Attention block by block. Its backward pass starts from the inputs."""
+    """Attention block by block. Its backward pass recomputes everything from the inputs."""
 
     @staticmethod
     def forward(ctx: Any, job: Job, q: Tensor, k: Tensor, v: Tensor, *flat: Tensor | None) -> Tensor:
@@ -48,7 +48,7 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the gradients that are asked for."""
+        """Compute the gradients that are needed."""
         job: Job = ctx.job
         q, k, v, *flat = ctx.saved_tensors
         with full_precision(job.call.device):
@@ -115,7 +115,7 @@ def _collect(job: Job, chunk: Chunk, block: Block, scores: Tensor, sums: Tables)
 
 
 def _collect_strip(job: Job, chunk: Chunk, block: Block, scores: Tensor, into: Tensor) -> None:
-    """Sum the gradient of scores by distance; what lies beyond the varying distances counts for their ends."""
+    """Sum the gradient of scores by distance; distances beyond the varying ones count for their ends."""
     queries, length = chunk.q.shape[3], into.shape[-1]
     ends = (min(max(distance + queries - 1 - job.shift, 0), length - 1) for distance in job.varies)
     low, high = ends

@@ -1,13 +1,13 @@
-"""Fused kernels for NVIDIA GPUs: position terms, their gradients and masks at O(queries + keys) memory, deterministic.
+"""Fused kernels for NVIDIA GPUs: position terms, their gradients and masks in O(queries + keys) memory, deterministic.
 
     out_i = Σ_j softmax_j( scale · q_i·k_j + keys[j] + table(k_pos − q_pos) + rows[i](k_pos − q_pos) under mask ) · v_j
 
-After FlashAttention-2 (Dao 2023, arXiv:2307.08691). What is new is how terms and their gradients are had:
+After FlashAttention-2 (Dao 2023, arXiv:2307.08691). New is how terms and their gradients are computed:
 
 - ``forward``: tiles that need a mask, tiles whose bias varies and tiles where the table has saturated are three loops;
-  the last adds a scalar per tile. Tiles that decaying terms make weightless are not visited.
+  the last adds a scalar per tile. Tiles whose weights decaying terms make negligible are not visited.
 - ``backward``: one program per block of keys (dk, dv, dkeys), one per block of queries (dq, drows).
-- ``table``: the gradient of a table by a walk along diagonals, without atomics.
+- ``table``: the gradient of a table, summed along diagonals, without atomics.
 
 ``TRITON_INTERPRET=1``, set before the first import, runs the same kernels on a CPU, slowly, for their tests.
 """
@@ -23,7 +23,7 @@ from headway.backends.canonical import canonical, unfit
 from headway.backends.triton.environment import INSTALLED, INTERPRETED
 
 WIDEST = 256
-"""The widest head: beyond it two tiles of keys and values do not fit a multiprocessor's shared memory."""
+"""The widest head: two tiles of wider keys and values do not fit a multiprocessor's shared memory."""
 
 
 def refuses(call: Call) -> str | None:
@@ -33,7 +33,7 @@ def refuses(call: Call) -> str | None:
     if not INSTALLED:
         return "triton is not installed"
     if call.q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"its kernels know float16, bfloat16 and float32, not {call.q.dtype}"
+        return f"its kernels support float16, bfloat16 and float32, not {call.q.dtype}"
     if max(call.q.shape[3], call.v.shape[3]) > WIDEST:
         return f"heads are {max(call.q.shape[3], call.v.shape[3])} wide, and its tiles hold at most {WIDEST}"
     return "it has no dropout yet" if call.dropout else unfit(call)

@@ -1,4 +1,4 @@
-"""From a canonical call to kernels: block sizes, scratch memory, launches, and the gradient's bookkeeping."""
+"""From a canonical call to kernels: block sizes, scratch memory, launches, and autograd."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from headway.backends.triton import forward as forward_kernels
 from headway.backends.triton import table as table_kernels
 
 FAR = 2**30
-"""A reach without limit: twice it still fits 32 bits, as distances in the kernels do."""
+"""An unlimited reach: twice it still fits into 32 bits, as distances in the kernels must."""
 ENOUGH = 264
 """Programs that keep a GPU busy: two for each of an H100's 132 multiprocessors. A constant, not a property looked up:
 how sums are divided decides their rounding, and the same call should give the same bits on every GPU of a kind."""
 WALKED = 1024
-"""Programs wanted of the walk along diagonals."""
+"""Desired number of programs of the kernel ``walk``."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Rows and columns of a kernel's tile, and what the compiler is asked for.
+    """Rows and columns of a kernel's tile, and its compiler options.
 
     Args:
         queries: queries of a tile.
         keys: keys of a tile.
-        warps: of 32 threads, per program.
-        stages: tiles whose loads are under way.
+        warps: warps of 32 threads per program.
+        stages: stages of the software pipeline: tiles loaded ahead of use.
     """
 
     queries: int
@@ -43,7 +43,7 @@ class Blocks:
 
     @property
     def launch(self) -> dict[str, int]:
-        """As a launch takes them."""
+        """As keyword arguments of a launch."""
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
@@ -62,7 +62,7 @@ TILES = {
         "walk": (Blocks(64, 64, 8, 2), Blocks(32, 32, 4, 1), Blocks(32, 32, 4, 1)),
         "entries": (Blocks(16, 32, 4, 1),) * 3,
     },
-    "ieee": {  # products on the ordinary units, unrolled: larger tiles fill no tensor core, only registers
+    "ieee": {  # unrolled products without tensor cores: larger tiles would only use more registers
         "forward": (Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(16, 32, 8, 1)),
         "keys": (Blocks(32, 32, 8, 1), Blocks(16, 32, 8, 1), Blocks(16, 16, 4, 1)),
         "queries": (Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(16, 16, 4, 1)),
@@ -72,17 +72,17 @@ TILES = {
 }
 """Tiles by how products are computed (see :func:`precision`), kernel, and heads up to 64, 128 and 256 wide.
 
-Of those that fit shared memory and registers they were the fastest on an H200; of "ieee" they are the largest that keep
-to registers. "keys" finds dk and dv, "queries" dq, "walk" and "entries" the table's gradient.
+The fastest on an H200 among those that fit shared memory and registers; for "ieee", the largest that do not spill
+registers. "keys" computes dk and dv, "queries" dq, "walk" and "entries" the table's gradient.
 """
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How products of this dtype are computed: "half" on tensor cores, as bfloat16 and float16 are everywhere.
+    """How products of this dtype are computed: "half" for bfloat16 and float16, on tensor cores.
 
-    Factors of float32 are not rounded: "ieee" has them multiplied on the ordinary units. Where torch is told that its
-    own products may use tensor cores, torch.set_float32_matmul_precision("high"), "tf32x3" takes each as the sum of two
-    TF32 numbers, at several times the speed: some 21 of float32's 24 bits.
+    Float32 factors are not rounded by default: "ieee" multiplies them without tensor cores. After
+    torch.set_float32_matmul_precision("high"), which lets torch's own products use tensor cores, "tf32x3" splits each
+    factor into two TF32 values: several times faster, with about 21 of float32's 24 bits.
     """
     if dtype is not torch.float32:
         return "half"
@@ -128,7 +128,7 @@ def attend_forward(*given: Any) -> tuple[Tensor, Tensor]:
 
 
 def _of_sums(q: Tensor) -> torch.dtype:
-    """The dtype of a log-sum-exp: of weights in float32 it needs more bits than they have."""
+    """The dtype of the log-sum-exp: for weights accurate to float32 it needs more bits than they have."""
     return torch.float64 if q.dtype is torch.float32 else torch.float32
 
 
@@ -145,7 +145,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     "bool need_tails, bool need_rows) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def attend_backward(dout: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, keys, table, tails and rows; those not needed are empty."""
+    """Gradients of q, k, v, keys, table, tails and rows; empty tensors for those not needed."""
     inputs, (out, lse), numbers, needs = given[:11], given[11:13], given[13:18], given[18:]
     return Launch(*inputs, *numbers).backward(dout, out, lse, *needs)
 
@@ -185,7 +185,7 @@ def _strides(**tensors: Tensor) -> dict[str, int]:
 
 
 class Launch:
-    """One call, with what all its kernels are given."""
+    """One call, with the arguments that all its kernels share."""
 
     def __init__(
         self,
@@ -233,11 +233,11 @@ class Launch:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to attend to, or nobody."""
+        """Whether there are no keys or no queries."""
         return 0 in (*self.q.shape[:3], self.keys_len)
 
     def common(self, kernel: str) -> tuple[dict[str, Any], Blocks]:
-        """What every kernel over tiles is given, and its blocks."""
+        """The arguments of every kernel over tiles, and its blocks."""
         how = precision(self.q.dtype)
         sizes = blocks(kernel, how, max(self.dim, self.dim_v))
         given = {
@@ -255,12 +255,12 @@ class Launch:
         return given, sizes
 
     def widths(self) -> dict[str, int]:
-        """Head widths, and the powers of two, 16 at least, that a tensor core's tile needs."""
+        """Head widths, and the powers of two, at least 16, to which a tensor core's tile pads them."""
         padded = [max(16, triton.next_power_of_2(x)) for x in (self.dim, self.dim_v)]
         return {"D": self.dim, "DV": self.dim_v, "BD": padded[0], "BDV": padded[1]}
 
     def tiled(self, kernel: str, most: int | None = None) -> tuple[dict[str, Any], Blocks]:
-        """The same for kernels that know kinds of tiles; at most ``most`` queries to a block."""
+        """As :meth:`common`, for kernels that distinguish kinds of tiles; at most ``most`` queries per block."""
         given, sizes = self.common(kernel)
         if most is not None:
             sizes = Blocks(min(sizes.queries, most), sizes.keys, sizes.warps, sizes.stages)
@@ -273,7 +273,7 @@ class Launch:
         return given, sizes
 
     def limits(self, of: str, size: int) -> Tensor | None:
-        """Least and largest position and document of each block of "queries" or "keys", where indices do not tell."""
+        """Least and largest position and document of each block of "queries" or "keys"; None if indices suffice."""
         if self.static:
             return None
         pos, docs = (self.q_pos, self.q_docs) if of == "queries" else (self.k_pos, self.k_docs)
@@ -286,7 +286,7 @@ class Launch:
         return limits
 
     def key_norms(self, size: int) -> Tensor | None:
-        """Largest and least |k|, |v| of each block of keys, (4, B, H_kv, blocks), if tiles are left out by weight."""
+        """Largest and least |k|, |v| of each block of keys, (4, B, H_kv, blocks), if tiles are skipped by weight."""
         if not self.trims:
             return None
         number = triton.cdiv(self.keys_len, size)
@@ -422,7 +422,7 @@ class Launch:
     def backward_queries(
         self, shared: dict[str, Any], dq: Tensor, sides: Tensor | None, beyond: Tensor | None, drows: Tensor | None
     ) -> None:
-        """Fill dq, the sums over rows, and of drows what needs no table's walk."""
+        """Fill dq, the sums over rows, and the part of drows that needs no ``walk``."""
         given, sizes = self.tiled("queries")
         given |= {"limits": self.limits("keys", sizes.keys), "norms": self.key_norms(sizes.keys)}
         given |= {"key_max": self.key_maxima(sizes.keys), "norm_blocks": given["k_blocks"]}
@@ -431,7 +431,7 @@ class Launch:
         backward_kernels.backward_queries[(programs,)](**given, **shared)
 
     def walk(self, shared: dict[str, Any], dtable: Tensor) -> None:
-        """Fill the table's inner entries where positions are indices."""
+        """Fill the table's inner entries if positions are indices."""
         given, sizes = self.common("walk")
         size = sizes.keys
         least = max(1 - self.left, -self.past, 1 - self.queries)
@@ -439,7 +439,7 @@ class Launch:
         if least > most:
             return
         nearest, farthest = least // size, -(-most // size)
-        # diagonals outside the square of tiles hold nothing
+        # diagonals outside the square of tiles are empty
         nearest = max(nearest, 1 - triton.cdiv(self.queries, size))
         farthest = min(farthest, triton.cdiv(self.keys_len, size) - 1)
         diagonals = farthest - nearest + 1

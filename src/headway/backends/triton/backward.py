@@ -1,9 +1,9 @@
-"""Backward: the weights are made again, tile by tile, from the scores and the forward's log-sum-exp.
+"""Backward: the weights are recomputed, tile by tile, from the scores and the forward's log-sum-exp.
 
     p = 2^(s − lse)     dp = dout · vᵀ     delta = Σ dout · out     ds = p · (dp − delta)
     dv = pᵀ · dout      dk = scale · dsᵀ · q     dkeys = Σ_i ds     dq = scale · ds · k     drows[i, d] = ds[i, i + d]
 
-Two kernels, each making the weights for itself, so that every sum has one owner: no atomics, the same bits every time.
+Two kernels, each of which recomputes the weights, so that every sum has one owner: no atomics, the same bits always.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def deltas(
     q, out, dout, lse, delta, q_norms, lse_floor, sq_b, sq_h, sq_n, so_b, so_h, so_n, heads, queries, q_blocks,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """delta of each query; of each block of queries the largest |q| and −least lse, if wanted. Grid: (B·H, blocks).
+    """delta of each query; the largest |q| and −least lse of each block of queries, if needed. Grid: (B·H, blocks).
 
     Args:
-        lse_floor: in the units of scores, not of log 2.
+        lse_floor: in units of scores, not of log 2.
     """
     bh, x = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b, h = bh // heads, bh % heads
@@ -91,7 +91,7 @@ def backward_keys(
 ):  # fmt: skip
     """dk, dv and dkeys of one block of keys. Grid: (key blocks · batch · key heads · shares,).
 
-    A key head serves ``groups`` query heads; ``shares`` programs divide them where there is too little to do, each with
+    A key head serves ``groups`` query heads; if there are too few programs, ``shares`` programs divide them, each with
     its own dk and dv, (B, H_kv · shares, K, D).
 
     Args:
@@ -113,7 +113,7 @@ def backward_keys(
         q_docs += b * queries
         k_docs += b * n_keys
 
-    # seen from the keys, past and future change places, and so do the ends of the table
+    # rows are keys here, so past and future are swapped, and so are the ends of the table
     if q_pos is None:
         begin, a, h0, h1, e, end, s1, s2 = segments(n0, n_keys, queries, future, past, -high, -low, False, BN, BM)
     else:
@@ -247,12 +247,12 @@ def backward_queries(
     BM: tl.constexpr, BN: tl.constexpr,
     STATIC: tl.constexpr, HAS_BAND: tl.constexpr, ONE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq of one block of queries, and what only its rows know. Grid: (query blocks · batch · heads,).
+    """dq of one block of queries, and sums over its rows. Grid: (query blocks · batch · heads,).
 
     Args:
-        sides: Σ_j ds of each query where the table serves its first entry, and where its last, (2, B, H, Q), or None.
-        beyond: the same, each pair times its steps beyond that entry: what the tails have to learn; or None.
-        drows: the gradient of rows, zeros before; its inner entries only where positions are indices; or None.
+        sides: Σ_j ds of each query over the keys at the table's first entry, and at its last, (2, B, H, Q), or None.
+        beyond: the same, each pair times its steps beyond that entry, for the gradient of the tails; or None.
+        drows: the gradient of rows, initially zero; inner entries are filled only if positions are indices; or None.
     """
     i = q_blocks - 1 - tl.program_id(0) % q_blocks
     bh = (tl.program_id(0) // q_blocks).to(tl.int64)

@@ -1,10 +1,10 @@
-"""Forward: one program per block of queries, softmax on the run, the output and its log-sum-exp kept for the backward.
+"""Forward: one program per block of queries, online softmax; the output and log-sum-exp are saved for backward.
 
     m ← max(m, s_j)     l ← l · 2^(m_old − m) + 2^(s_j − m)     acc ← acc · 2^(m_old − m) + 2^(s_j − m) · v_j
     out = acc / l       lse = m + log2 l, or inf for a query that sees no key: its weights 2^(s − lse) are all 0
 
-A few queries over many keys (decoding) fill no GPU: there the keys are divided among programs, and ``merge`` joins what
-each found, in fixed order.
+A few queries over many keys (decoding) do not fill a GPU: then the keys are divided among programs, and ``merge``
+combines their results in fixed order.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ def forward(
 
     Args:
         limits: least and largest position and document of each block of keys, (B, 4, blocks), or None.
-        low, high: the distances at which table and rows have saturated.
+        low, high: the distances from which table and rows are saturated.
         scale: of q·k; POSITIVE says whether it is above 0.
         norms, tile_max, key_max: what bounds a tile's scores, or None to visit all; see ``trim_by_weight``.
         tiny: log2 of the weight below which a tile is not visited, 2^-32 / keys.
-        tile_base, tiles: the entry of ``tile_max`` for the first query and key, and how many there are per head.
+        tile_base, tiles: the entry of ``tile_max`` for the first query and key, and the number of entries per head.
     """
-    # the last blocks of queries see most keys in causal attention: they start first
+    # in causal attention the last blocks of queries see the most keys: they start first
     i = q_blocks - 1 - tl.program_id(0) % q_blocks
     bh = tl.program_id(0) // q_blocks
     split = tl.program_id(1)
@@ -165,7 +165,7 @@ def forward(
                     )
                     s = tl.where(seen, s, float("-inf"))
                 grown = tl.maximum(top, tl.max(s, 1) * factor + offset)
-                # a row that has seen nothing yet: −inf − −inf is NaN
+                # a row without a visible key so far: −inf − −inf is NaN
                 zero = tl.where(grown == float("-inf"), 0.0, grown)
                 p = tl.exp2(fma(s, factor, (offset - zero)[:, None]))
                 shrink = tl.exp2(top - zero)
@@ -175,7 +175,7 @@ def forward(
                 acc += dot(p.to(z.dtype), z, PRECISION)
                 top = grown
         if KIND == GENERAL and STATIC and norms is not None:
-            # the tiles at the diagonal are done: what cannot come within reach of their maxima is not visited
+            # after the tiles at the diagonal, skip those whose scores cannot come close to the maxima so far
             f = x.to(tl.float32)
             own = tl.sqrt(tl.max(tl.sum(f * f, 1))) * tl.abs(scale) * LOG2E
             kv = (b * (heads // groups) + hk) * k_blocks
@@ -239,7 +239,7 @@ def position_limits(pos, docs, limits, tokens, blocks, BLOCK: tl.constexpr):
     b, x = tl.program_id(0).to(tl.int64), tl.program_id(1)
     n = x * BLOCK + tl.arange(0, BLOCK)
     big = 2**62
-    # padding is in no block's limits, and a block of nothing else has its least above its largest
+    # padding does not count; a block of only padding has its least above its largest
     p = tl.load(pos + b * tokens + n, mask=n < tokens, other=-1)
     limits += b * 4 * blocks + x
     tl.store(limits, tl.min(tl.where(p >= 0, p, big)))

@@ -1,9 +1,9 @@
 """The gradient of a table by distance, Σ ds over all pairs of a distance, without atomics.
 
-Where positions are indices, all tiles (I, I + Δ) of a head hold the same distances at the same places. So one program
-per Δ walks down that diagonal of tiles, over batch and I, and adds ds into one tile of registers; the tile's diagonals
-are summed once, at the end (``unskew``). Only tiles that touch the table's inner entries are walked: what lies beyond
-its ends is a sum over rows, which ``backward_queries`` has anyway.
+If positions are indices, all tiles (I, I + Δ) of a head have the same distances in the same cells. So one program per Δ
+walks down that diagonal of tiles, over batch and I, and adds ds into one tile of registers; the tile's diagonals are
+summed once, at the end (``unskew``). Only tiles that touch the table's inner entries are visited: beyond its ends the
+gradient is a sum over rows, which ``backward_queries`` computes anyway.
 
 Other positions have no such order. ``entries`` compares every pair with every entry, for a few queries and entries at a
 time: slower, but as exact and as reproducible.
@@ -44,7 +44,7 @@ def walk(
     d = step * BLOCK + local[None, :] - local[:, None]
     if tails is not None:
         tails += 2 * h
-    # one diagonal, one tile of biases: it is looked up once
+    # all tiles of a diagonal have the same biases: looked up once
     constant = bias(d, d, 0, table + h * width, tails, width, left, None, 0, 0, False)
     allowed = (d >= -past) & (d <= future)
     share = tl.cdiv(batch * count, SPLITS)
@@ -84,14 +84,14 @@ def unskew(
     found, dtable, diagonals, nearest, least, count, width, left,
     BLOCK: tl.constexpr, SPLITS: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the ``count`` distances from ``least`` on, from the tiles of ``walk``. Grid: (blocks of MANY, H).
+    """Gradients of ``count`` distances, starting at ``least``, from the tiles of ``walk``. Grid: (blocks of MANY, H).
 
-    Distance Δ·BLOCK + r is at (m, m + r) in the tiles of Δ, where that is a column, else at (m, m + r − BLOCK) in those
-    of Δ + 1: every row m holds it once.
+    Distance Δ·BLOCK + r is at (m, m + r) in the tiles of Δ if that is a column, else at (m, m + r − BLOCK) in those of
+    Δ + 1: every row m has it once.
     """
     h = tl.program_id(1).to(tl.int64)
     x = tl.program_id(0) * MANY + tl.arange(0, MANY)
-    # from the start of the first diagonal's tile, so that the division is of numbers that are not negative
+    # counted from the first diagonal's tile, so that the dividend is not negative
     past_first = least + x - (nearest - 1) * BLOCK
     step, r = past_first // BLOCK - 1, past_first % BLOCK
     m = tl.arange(0, BLOCK)
@@ -122,7 +122,7 @@ def entries(
     """Σ_j ds by inner entry, at any positions. Grid: (batch · heads, query blocks, blocks of MANY entries).
 
     Args:
-        found: (B, H, Q, out_width) if PER_ROW, where it fills the inner entries; else (B, H, blocks, out_width).
+        found: (B, H, Q, out_width) if PER_ROW, of which it fills the inner entries; else (B, H, blocks, out_width).
         out_width, out_left: of the table, or of rows if PER_ROW.
     """
     bh, i = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -146,7 +146,7 @@ def entries(
     w = load_rows(dout + b * so_b + h * so_h, m, so_n, queries, DV, BDV, True)
     log_sum = tl.load(lse + bh * queries + m, mask=m < queries, other=float("inf"))
     mean = tl.load(delta + bh * queries + m, mask=m < queries, other=0.0)
-    # keys farther than these entries reach cannot fall into them
+    # keys farther away than these entries cannot contribute to them
     nearest, farthest = tl.min(entry) - out_left, tl.max(entry) - out_left
     begin, end = trim_by_position(
         0, k_blocks, m, queries, q_pos, q_docs, limits + b * 4 * k_blocks, k_blocks,

@@ -1,20 +1,20 @@
-"""What the kernels share: which tiles of scores there are, what is added to one, and which may be left out.
+"""Shared by the kernels: the tiles of scores, what is added to them, and which may be skipped.
 
 A program owns one block of *rows* and visits blocks of *columns*. In the forward pass and for dq the rows are queries;
 for dk and dv they are keys. With d = column − row, a tile is one of three kinds:
 
     GENERAL     crosses the mask's edge, or its positions are not known to be 0, 1, 2 …: everything is looked up
-    BAND        wholly visible, and the bias varies inside it
-    SATURATED   wholly visible, and all its distances lie beyond one end of the table: one number, and a slope
+    BAND        fully visible, and the bias varies inside it
+    SATURATED   fully visible, and all its distances lie beyond one end of the table: a constant and a slope
 
-The hardware has 2^x and not e^x: a weight is 2^(score · log2 e − top), where the product and the difference are one
-instruction, rounded once, and ``top`` and the log-sum-exp are in units of log 2. Scores themselves are not: rounded
-once more in larger units, terms of several thousand would cost accuracy.
+The hardware computes 2^x, not e^x: a weight is 2^(score · log2 e − top), where the product and the difference are one
+instruction, rounded once, and ``top`` and the log-sum-exp are in units of log 2. Scores themselves are not: converting
+them would round once more, which costs accuracy for terms of several thousand.
 """
 
 from __future__ import annotations
 
-from typing import no_type_check  # Triton reads a kernel's source: it must not be wrapped by run-time shape checks
+from typing import no_type_check  # Triton parses a kernel's source: run-time shape checks must not wrap it
 
 import triton
 import triton.language as tl
@@ -36,8 +36,8 @@ def dot(x, y, PRECISION: tl.constexpr):
     """x · y, summed in float32.
 
     Args:
-        PRECISION: of float32 factors: "ieee" on the ordinary units, or "tf32x3" on tensor cores, each factor as two
-            TF32 numbers. Others are on tensor cores as they are.
+        PRECISION: for float32 factors: "ieee" without tensor cores, or "tf32x3" with them, each factor as two TF32
+            values. Other dtypes use tensor cores directly.
     """
     if EMULATED:  # the interpreter would multiply bf16 as the integers it keeps them in
         x, y = x.to(tl.float32), y.to(tl.float32)
@@ -57,7 +57,7 @@ def fma(x, y, z):
 def weights(s, factor, shift, AXIS: tl.constexpr):
     """2^(s · factor + shift): the weights of a tile whose log-sum-exp is known. ``shift`` is per query, along AXIS.
 
-    It is float64 where the weights should have all bits of float32: terms of thousands would leave it too few.
+    It is float64 if the weights should have float32's full accuracy: with terms of thousands, float32 has too few bits.
     """
     high = shift.to(tl.float32)
     x = fma(s, factor, tl.expand_dims(high, AXIS))
@@ -71,7 +71,7 @@ def weights(s, factor, shift, AXIS: tl.constexpr):
 @triton.jit
 @no_type_check
 def gather(ptr):
-    """Numbers from any places. Plain loads of so many would be staged in shared memory, ahead of use, and fill it."""
+    """Load from arbitrary addresses. Plain loads of this many would be staged in shared memory and fill it."""
     if EMULATED:
         x = tl.load(ptr)
     else:
@@ -117,7 +117,7 @@ def segments(r0, rows, cols, past, future, low, high, NEAR: tl.constexpr, ROWS: 
         SATURATED   [a, s1) and [s2, b), less [h0, h1)
         BAND        [s1, s2), less [h0, h1)
 
-    [h0, h1) are, if NEAR, the blocks at the diagonal: visited first, they tell which others carry no weight.
+    If NEAR, [h0, h1) are the blocks at the diagonal: visited first, they tell which others have negligible weight.
     """
     last = tl.minimum(r0 + ROWS, rows) - 1
     end = (tl.minimum(cols, last + future + 1) + COLS - 1) // COLS
@@ -146,7 +146,7 @@ def without(lo, hi, h0, h1):
 @triton.jit
 @no_type_check
 def nth_without(t, lo, hi, h0, h1):
-    """The t-th of them."""
+    """The t-th block of [lo, hi) that is not in [h0, h1)."""
     at, to = tl.minimum(tl.maximum(h0, lo), tl.maximum(hi, lo)), tl.minimum(tl.maximum(h1, lo), tl.maximum(hi, lo))
     return lo + t + tl.where(lo + t >= at, to - at, 0)
 
@@ -154,7 +154,7 @@ def nth_without(t, lo, hi, h0, h1):
 @triton.jit
 @no_type_check
 def count_tiles(KIND: tl.constexpr, begin, a, h0, h1, b, end, s1, s2, first, last):
-    """How many tiles of a kind there are; those not general only within [first, last)."""
+    """Number of tiles of a kind; for kinds other than GENERAL, only those within [first, last)."""
     if KIND == GENERAL:
         count = (end - b) + (h1 - h0) + (a - begin)
     elif KIND == BAND:
@@ -168,7 +168,7 @@ def count_tiles(KIND: tl.constexpr, begin, a, h0, h1, b, end, s1, s2, first, las
 @triton.jit
 @no_type_check
 def tile_number(t, KIND: tl.constexpr, begin, a, h0, h1, b, end, s1, s2, first, last):
-    """The block of columns of the t-th tile of a kind. General ones begin at the right: the diagonal, if causal."""
+    """The block of columns of the t-th tile of a kind. GENERAL ones start from the right: the diagonal, if causal."""
     if KIND == GENERAL:
         right = end - b
         near = right + h1 - h0
@@ -190,7 +190,7 @@ def trim_by_position(begin, end, r, rows, pos, docs, limits, blocks, past, futur
     """The blocks of columns within [begin, end) that rows ``r`` may see, from each block's least and largest position.
 
     Args:
-        pos, docs: position and document of each row; positions are indices, or there are no documents, where None.
+        pos, docs: position and document of each row; None if positions are indices, or without documents.
         limits: (4, blocks) int64: least and largest position, least and largest document.
     """
     big = 2**62
@@ -222,7 +222,7 @@ def trim_by_position(begin, end, r, rows, pos, docs, limits, blocks, past, futur
 @triton.jit
 @no_type_check
 def headroom(norms, blocks, stride):
-    """By how much (log 2) one key or value may outgrow another: a weight counts by what it multiplies.
+    """How much larger (log 2) one key or value may be than another, because a weight multiplies them.
 
     Args:
         norms: (4, …, blocks): largest and least |k|, largest and least |v| of each block of keys, ``stride`` apart.
@@ -242,13 +242,13 @@ def headroom(norms, blocks, stride):
 @triton.jit
 @no_type_check
 def trim_by_weight(a, b, own, norms, tile_max, base, step, extra, least):
-    """The blocks of columns within [a, b) where a score may reach ``least``; the others carry no weight.
+    """The blocks of columns within [a, b) where a score may reach ``least``; the others have negligible weight.
 
-    A score is at most own · norms[x] + tile_max[base + x · step] + extra[x], by Cauchy and Schwarz. One range, found
-    before the loop, instead of a test per tile: the loop stays free of branches, and its loads run ahead.
+    By Cauchy-Schwarz, a score is at most own · norms[x] + tile_max[base + x · step] + extra[x]. One range, computed
+    before the loop instead of a test per tile: the loop stays free of branches, and its loads can be pipelined.
 
     Args:
-        own: in units of log 2, as ``least``; ``tile_max`` and ``extra`` are scores.
+        own: in units of log 2, like ``least``; ``tile_max`` and ``extra`` are scores.
     """
     first, last = b, a
     for x0 in range(a, b, CHUNK):
@@ -259,7 +259,7 @@ def trim_by_weight(a, b, own, norms, tile_max, base, step, extra, least):
             most += LOG2E * tl.load(tile_max + base + x * step, mask=there, other=0.0)
         if extra is not None:
             most += LOG2E * tl.load(extra + x, mask=there, other=0.0)
-        # written so that NaN is visited, and seen in the result
+        # written so that blocks with NaN are visited, and NaN shows in the result
         need = there & ~(most < least)
         first = tl.minimum(first, tl.min(tl.where(need, x, b)))
         last = tl.maximum(last, tl.max(tl.where(need, x + 1, a)))
@@ -269,7 +269,7 @@ def trim_by_weight(a, b, own, norms, tile_max, base, step, extra, least):
 @triton.jit
 @no_type_check
 def distances(m, n, queries, keys, q_pos, k_pos):
-    """Key position minus query position of a tile, int32; positions are indices where they are None."""
+    """Key position minus query position of a tile, int32; positions are indices if they are None."""
     if q_pos is None:
         d = n - m
     else:
@@ -311,7 +311,7 @@ def bias(d, m, queries, table, tails, width, left, rows, rows_width, rows_left, 
             total += tl.load(tails + 1) * tl.maximum(e - (width - 1), 0).to(tl.float32)
     if rows is not None:
         e = tl.minimum(tl.maximum(d + rows_left, 0), rows_width - 1)
-        # a query past the last, in a block that is not full, reads the last one's
+        # rows past the last query, in a partial block, read those of the last
         total += gather(rows + tl.minimum(m, queries - 1).to(tl.int64) * rows_width + e)
     return total
 
@@ -319,7 +319,7 @@ def bias(d, m, queries, table, tails, width, left, rows, rows_width, rows_left, 
 @triton.jit
 @no_type_check
 def table_ends(table, tails, width):
-    """The table's first and last entry and the two slopes beyond them; zeros for what there is not."""
+    """The table's first and last entry and the two slopes beyond them; zeros if absent."""
     past, future, past_slope, future_slope = 0.0, 0.0, 0.0, 0.0
     if table is not None:
         past, future = tl.load(table), tl.load(table + width - 1)
@@ -345,13 +345,13 @@ def row_ends(rows, m, queries, rows_width):
 def saturated_bias(is_past, m, n, n0, ends, own_ends, table, tails, width, left, rows):
     """The bias of a saturated tile, all of it before the table's first entry (``is_past``) or all after its last.
 
-    It is a constant and a slope, so it is the sum of a number per query and a number per key: either is a scalar where
-    it is the same for all.
+    It is a constant and a slope, hence the sum of a value per query and a value per key; either is a scalar if it is
+    the same for all.
 
     Args:
         ends: see ``table_ends``.
         own_ends: see ``row_ends``.
-        n0: the first key of the tile; what is per key counts from it, so that it stays small and exact.
+        n0: the first key of the tile; values per key are relative to it, so that they stay small and exact.
     """
     by_query, by_key = 0.0, 0.0
     if table is not None:

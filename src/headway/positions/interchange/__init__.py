@@ -1,9 +1,8 @@
-"""Position settings of Hugging Face configurations: read, written, and weights re-ordered between the two pairings.
+"""Read and write position settings of Hugging Face configurations, and convert weights between the two pairings.
 
-A configuration says how its model rotates in ``rope_parameters`` (transformers 5) or in ``rope_theta`` and
-``rope_scaling`` (before), other methods in keys of their own. Which entries of a head form a pair, which layers rotate
-and what they see is often said by no key: it follows from ``model_type`` (``families``). What is neither read nor known
-is refused by name.
+A configuration specifies rotation in ``rope_parameters`` (transformers 5) or in ``rope_theta`` and ``rope_scaling``
+(before), other methods under their own keys. Which dimensions of a head form a pair, which layers rotate and what they
+see is often given by no key, but follows from ``model_type`` (``families``). Unknown keys are refused by name.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ def from_hf(
             encoder's, unless ``is_decoder`` is true.
         layer_type: which layers, where they differ ("full_attention", "sliding_attention" …); see
             :func:`layers_from_hf` for all of them at once.
-        pairing: "half" or "interleaved", as in :class:`headway.Rotary`: which entries of a head its weights pair. Known
-            for the model types in ``headway.positions.interchange.families``, and asked for others; a rope dictionary
-            alone is read as "half", transformers' convention.
+        pairing: "half" or "interleaved", as in :class:`headway.Rotary`: which dimensions of a head its weights pair.
+            Known for the model types in ``headway.positions.interchange.families``; required for others. A rope
+            dictionary alone is read as "half", the convention of transformers.
 
     Returns:
         A method that is not attached yet. Its ``pairing`` is that of the checkpoint's weights.
 
     Raises:
-        HeadwayError: on a key, a kind of scaling or a method that is not known, by name: nothing is passed over. Where
-            layers differ, or scale their queries by position besides.
+        HeadwayError: on an unknown key, kind of scaling or method, by name: nothing is ignored. Also if layers differ,
+            or scale their queries by position.
 
     >>> from_hf({"model_type": "llama", "rope_theta": 500000.0, "rope_scaling": {"type": "linear", "factor": 2.0}})
     Interpolated(base=500000.0, fraction=1.0, pairing='half', factor=2.0)
@@ -81,10 +80,10 @@ def layers_from_hf(config: Mapping[str, Any] | object, *, pairing: str | None = 
         pairing: as in :func:`from_hf`.
 
     Returns:
-        One :class:`LayerPosition` per layer, the first layer first. Layers that are placed alike share one object.
+        One :class:`LayerPosition` per layer, in order. Layers with the same position and mask share one object.
 
     Raises:
-        HeadwayError: as :func:`from_hf`, but not because layers differ; and when who may see whom is not known.
+        HeadwayError: as :func:`from_hf`, except that layers may differ; and if the mask is not known.
 
     >>> cohere = {"model_type": "cohere2", "rope_theta": 5e4, "sliding_window": 4096, "num_hidden_layers": 4}
     >>> for layer in layers_from_hf(cohere):

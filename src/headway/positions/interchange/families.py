@@ -1,7 +1,7 @@
-"""What no key of a configuration says: which entries a family of models pairs, which of its layers rotate, what they
-see.
+"""Facts that no key of a configuration gives: the pairing of a family of models, which of its layers rotate, and their
+masks.
 
-Each entry was held against the family's forward pass in transformers, layer by layer (``tests/parity/test_sweep.py``).
+Each entry is tested against the family's forward pass in transformers, layer by layer (``tests/parity/test_sweep.py``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from headway.shapes import HeadwayError
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 OTHER_LAYERS = ("linear_attention", "conv", "recurrent", "moe", "mlp", "cross_attention")
-"""Layers in which tokens of the text do not attend to each other, which have no position of their own."""
+"""Layers in which tokens of the text do not attend to each other; they have no position method."""
 LEGACY = {
     "attention": FULL,
     "hybrid": FULL,
@@ -28,13 +28,13 @@ Pattern = Callable[[Values, int], list[str]]
 
 
 def every(period: int, key: str = "sliding_window_pattern", first: int = -1, last: bool = False) -> Pattern:
-    """Full attention in every so many layers, a window in the others.
+    """Full attention in one of every ``period`` layers, a window in the others.
 
     Args:
-        period: how many, unless ``key`` says it.
-        key: where a configuration may say it.
-        first: the first full layer; -1 ends each period with one.
-        last: the last layer is full besides.
+        period: the period, unless given under ``key``.
+        key: key under which a configuration may give it.
+        first: the first full layer; -1 makes the last layer of each period full.
+        last: whether the last layer is always full.
     """
 
     def types(values: Values, count: int) -> list[str]:
@@ -46,7 +46,7 @@ def every(period: int, key: str = "sliding_window_pattern", first: int = -1, las
 
 
 def _late(values: Values, count: int) -> list[str]:
-    """Qwen2: a window from layer max_window_layers on, if there is one at all."""
+    """Qwen2: a window from layer max_window_layers on, if windows are used at all."""
     if not values.flag("use_sliding_window") or "sliding_window" not in values:
         return [FULL] * count
     start = values.whole("max_window_layers", least=0)
@@ -62,7 +62,7 @@ def _early(values: Values, count: int) -> list[str]:
 
 
 def _unrotated(values: Values, count: int) -> list[str]:
-    """SmolLM3: a window, if it is used at all, in the layers without rotation."""
+    """SmolLM3: a window in the layers without rotation, if windows are used at all."""
     windows = values.flag("use_sliding_window") and "sliding_window" in values
     return [SLIDING if windows and not turns else FULL for turns in rotated(values, count)]
 
@@ -74,7 +74,7 @@ def _chunks(values: Values, count: int) -> list[str]:
 
 
 def _prefixed(values: Values, count: int) -> list[str]:
-    """Cohere2-MoE: the first dense layers have a pattern of their own, and rotate whatever they see."""
+    """Cohere2-MoE: the first dense layers have their own pattern, and rotate whatever their mask."""
     if values.get("first_k_dense_replace"):
         raise HeadwayError("expected layer_types beside first_k_dense_replace, got none: add them to the configuration")
     values.known("prefix_dense_sliding_window_pattern")  # of layers that it does not have then
@@ -82,7 +82,7 @@ def _prefixed(values: Values, count: int) -> list[str]:
 
 
 def _listed(key: str, those: str, others: str, usual: Callable[[int], Sequence[float]] | None = None) -> Pattern:
-    """Layers of one type by their numbers, under a key, which is asked for where there is no usual list."""
+    """Layers of one type by index, listed under a key, which is required if there is no default list."""
 
     def types(values: Values, count: int) -> list[str]:
         listed = set(values.numbers(key) if key in values or usual is None else usual(count))
@@ -120,7 +120,7 @@ def _linear(period: int) -> Pattern:
 
 
 def rotated(values: Values, count: int) -> list[bool]:
-    """Which layers rotate, as ``no_rope_layers`` (1 where a layer does) or ``no_rope_layer_interval`` says."""
+    """Which layers rotate, from ``no_rope_layers`` (1 for layers that do) or ``no_rope_layer_interval``."""
     if values.get("no_rope_layers"):
         given = values.numbers("no_rope_layers")
         if len(given) != count or not set(given) <= {0.0, 1.0}:
@@ -134,13 +134,13 @@ def rotated(values: Values, count: int) -> list[bool]:
 
 @dataclass(frozen=True)
 class Local:
-    """How sliding layers rotate where the configuration has one flat ``rope_scaling``, for the full layers.
+    """How sliding layers rotate if the configuration has one flat ``rope_scaling``, which is for the full layers.
 
     Args:
-        key: where their base stands; empty is that of the full layers.
-        base: their base where it stands nowhere.
-        scaled: whether they are scaled too.
-        full_key: where the base of the full layers stands.
+        key: the key of their base; empty if it is that of the full layers.
+        base: their default base.
+        scaled: whether scaling applies to them too.
+        full_key: the key of the full layers' base.
     """
 
     key: str = "rope_local_base_freq"
@@ -151,26 +151,26 @@ class Local:
 
 @dataclass(frozen=True)
 class Family:
-    """What its configurations leave unsaid.
+    """Facts about a family that its configurations do not contain.
 
     Args:
-        pairing: as in :class:`headway.Rotary`; empty where it has no rotation.
-        base: of its rotation, where the configuration says none.
-        fraction: likewise.
-        causal: a decoder; else tokens see both sides.
-        pattern: the types of its layers, where the configuration lists none.
+        pairing: as in :class:`headway.Rotary`; empty without rotation.
+        base: default base of its rotation.
+        fraction: default fraction of a head that is rotated.
+        causal: whether it is a decoder; otherwise tokens see both sides.
+        pattern: the types of its layers, if the configuration lists none.
         still: types of layers that do not rotate.
-        window: "" where layer types say which layers have one, "all" where all have the one there is.
-        window_key: where its width stands.
-        both: sliding layers see as far into the future, and the window is the reach to each side.
+        window: "" if layer types decide which layers have a window, "all" if all layers have it.
+        window_key: the key of the window's width.
+        both: sliding layers see equally far into the future, and the window is the reach to each side.
         local: see :class:`Local`.
-        nested: its rotation is written by layer type only.
-        must: keys without which its rotation is not known, because its default is none of the usual ones.
-        scale: multiplies q·k, where it is not 1/√d_k.
-        sections: of M-RoPE where the configuration says none, in ``layout``.
-        layout: as in :class:`headway.positions.MRope`; "" where it has none.
+        nested: its rotation is given by layer type only.
+        must: keys without which its rotation is unknown, because its default is not one of the usual ones.
+        scale: multiplies q·k, if it is not 1/√d_k.
+        sections: default sections of M-RoPE, in ``layout``.
+        layout: as in :class:`headway.positions.MRope`; "" if it has none.
         per_layer: keys that list a fact for each layer, and are read.
-        needs: keys that decide about a layer's mask or scale and have no usual value; they may hold null.
+        needs: keys that determine a layer's mask or scale and have no default; they may be null.
     """
 
     pairing: str = "half"
@@ -333,30 +333,30 @@ PARTIAL = frozenset(
         "qwen3_5_moe_text qwen3_next solar_open stablelm codegen gptj"
     )
 )
-"""Families that rotate a part of each head where the configuration says so; all others rotate all of it."""
+"""Families that rotate part of each head if the configuration says so; all others rotate the whole head."""
 
 REFUSED = {
     "beam": "its full layers scale queries by their position",
-    "deepseek_v4": "it rotates the end of a head, and its values too",
+    "deepseek_v4": "it rotates the last dimensions of a head, and values too",
     "dory": "it scales queries by their position",
     "lara_mini": "which of its layers rotate follows from their order",
-    "minimax_m3_vl_text": "what its rotary_dim means is not settled",
+    "minimax_m3_vl_text": "the meaning of its rotary_dim is unclear",
     "mistral_large4_text": "it scales queries by their position",
-    "nanochat": "it rotates the other way: negate the second half of each head's W_Q and W_K, and read it as llama",
+    "nanochat": "it rotates in reverse: negate the second half of each head's W_Q and W_K, and read it as llama",
     "neomme": "its layers rotate heads of different widths",
     "zamba2": "it rotates a concatenation of two streams",
 }
-"""Model types whose rotation is none of ours, each with the reason."""
+"""Model types whose rotation headway does not have, each with the reason."""
 
 
 def family(kind: str) -> Family | None:
-    """The family of a model type; a model of several parts is known by that of its text.
+    """The family of a model type; for a model of several parts, that of its text part.
 
     >>> family("glm4").pairing
     'interleaved'
 
     Raises:
-        HeadwayError: when its rotation is known to be none of ours.
+        HeadwayError: when headway does not have its rotation.
     """
     name = kind.replace("-", "_")
     for known in (name, f"{name}_text"):

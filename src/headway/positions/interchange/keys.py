@@ -1,4 +1,4 @@
-"""Which keys of a configuration speak of position: one that does and that nobody read is refused by its name."""
+"""Which keys of a configuration concern position: one that does and was not read is refused by name."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ HARMLESS = frozenset(
         "mtp_local_layer_ids mtp_hybrid_override_pattern"
     )
 )
-"""Keys that sound like position and change nothing about the tokens' own."""
+"""Keys that sound like position but do not affect the positions of tokens."""
 LENGTHS = frozenset(names("max_position_embeddings n_positions original_max_position_embeddings"))
-"""How many tokens a model is for: most methods do not depend on it."""
+"""The length a model is made for: most methods do not depend on it."""
 MASKS = frozenset(
     names(
         "sliding_window sliding_window_size window_size attention_chunk_size local_attention attention_types "
         "attention_layers attention_type local_radius use_sliding_window use_bidirectional_attention"
     )
 )
-"""What says who may see whom, and nothing of positions."""
+"""Keys about masks, not positions."""
 PATTERNS = frozenset(
     names(
         "sliding_window_pattern global_attn_every_n_layers max_window_layers no_rope_layer_interval "
@@ -34,7 +34,7 @@ PATTERNS = frozenset(
         "local_layer_ids prefix_dense_sliding_window_pattern hybrid_override_pattern"
     )
 )
-"""Which layers are of which type: of no account where each is listed."""
+"""Keys that determine the types of layers; irrelevant if each layer's type is listed."""
 LISTS = names("layer_types layers_block_type no_rope_layers layer_rope_theta")
 ROTATIONS = frozenset(
     names(
@@ -42,7 +42,7 @@ ROTATIONS = frozenset(
         "rotary_emb_fraction rotary_emb_interleaved rotary_dim"
     )
 )
-"""What families that rotate, or do not, as another key says, hold in either case."""
+"""Keys that are present whether or not a family rotates, which another key decides."""
 READ = (
     LENGTHS
     | MASKS
@@ -61,7 +61,7 @@ READ = (
         )
     )
 )
-"""Keys that are read, in some families: in others :func:`check_read` refuses them."""
+"""Keys that are read in some families; in others :func:`check_read` refuses them."""
 SOUNDS = re.compile(
     r"rope|rotary|(^|_)(nope|xpos|alibi|rel|relative|pos|positions?|positional|windows?|sliding|swa|yarn|ntk|logn|"
     r"theta|layer_types?|block_types?|attention_types?|attn_types?|bidirectional|attention_chunk|attn_chunk|"
@@ -73,7 +73,7 @@ SOUNDS = re.compile(
 
 
 def check_keys(values: Values) -> None:
-    """Refuse what sounds like position and is read in no family, before anything else is said of a configuration.
+    """Refuse keys that sound like position and are read in no family, before any other error.
 
     Raises:
         HeadwayError: on such keys, by name.
@@ -82,12 +82,12 @@ def check_keys(values: Values) -> None:
 
 
 def check_read(values: Values, *, masks: bool, rotates: bool) -> None:
-    """Refuse what sounds like position and was not asked for, by whoever read the configuration before.
+    """Refuse keys that sound like position and were not read.
 
     Args:
         values: a configuration that was read.
-        masks: whether it was read who may see whom too.
-        rotates: false for a model of a known family that does not rotate: what its file says of rotation, it ignores.
+        masks: whether masks were read too.
+        rotates: false for a model of a known family that does not rotate: it ignores keys about rotation.
 
     Raises:
         HeadwayError: on such keys, by name.
@@ -100,7 +100,7 @@ def check_read(values: Values, *, masks: bool, rotates: bool) -> None:
     if not rotates:
         harmless |= ROTATIONS
     if values.entries.get("sliding_window_size") == values.get("sliding_window"):
-        harmless |= {"sliding_window_size"}  # the same once more, as Gemma 2's files have it
+        harmless |= {"sliding_window_size"}  # redundant, as in Gemma 2's files
     _refuse(key for key in _sounding(values) if key not in values.asked and key not in harmless)
 
 

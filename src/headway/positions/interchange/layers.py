@@ -37,32 +37,32 @@ from headway.shapes import HeadwayError
 KINDS = (FULL, SLIDING, CHUNKED, *OTHER_LAYERS)
 COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 OF_ENCODER, OF_DECODER = ("encoder_layers",), ("num_decoder_layers", "decoder_layers")
-"""Where models of an encoder and a decoder say how many layers one of them has."""
+"""Keys under which encoder-decoder models give the number of layers of one part."""
 MOST_LAYERS = 10_000
-"""More than any model has: a configuration that says more is refused before a list is made of it."""
+"""More than any model has: a configuration with more is refused before a list of that length is created."""
 OF_DECODERS = frozenset(
     names(
         "biogpt bloom clip_text_model codegen falcon gpt2 gpt_bigcode gpt_neo gptj imagegpt inkling_text mpt "
         "openai_gpt opt"
     )
 )
-"""Models without rotation in which a token sees none after it."""
+"""Causal models without rotation."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerPosition:
-    """How one layer of a model is placed: hand it on as ``Attention(…, position=layer.position, mask=layer.mask)``.
+    """The position and mask of one layer: use them as ``Attention(…, position=layer.position, mask=layer.mask)``.
 
     Args:
-        position: the method, not attached yet; layers that share one hold the same object. None is a layer in
-            which tokens of the text do not attend to each other (a convolution, a recurrence, cross-attention alone).
-        mask: who may see whom; None is everybody. A configuration's ``sliding_window`` of W tokens counts the token
-            itself, which is ``Window(W − 1)``.
+        position: the method, not attached yet; layers that share one have the same object. None for a layer in which
+            tokens of the text do not attend to each other (a convolution, a recurrence, only cross-attention).
+        mask: which keys each query may see; None is all. A configuration's ``sliding_window`` of W tokens includes the
+            token itself, which is ``Window(W − 1)``.
         layer_type: what the configuration calls such layers.
         scale: multiplies q·k; None is 1/√d_k.
         softcap: bounds scores, see :func:`headway.functional.attend`; None is no bound.
-        beside: facts of these layers that ``Attention`` has no argument for, by the configuration's keys: to be applied
-            by whoever builds the model.
+        beside: facts about these layers that ``Attention`` has no argument for, by the configuration's keys: the code
+            that builds the model must apply them.
     """
 
     position: Position | None
@@ -75,7 +75,7 @@ class LayerPosition:
 
 @dataclass(frozen=True)
 class Layer:
-    """What is known of a layer before its mask is asked for."""
+    """What is known about a layer before its mask is determined."""
 
     type: str
     position: Position | None
@@ -83,11 +83,11 @@ class Layer:
 
 
 class Reading:
-    """A configuration, read: its family, the types of its layers and how each is placed.
+    """A parsed configuration: its family, and the type and position of each layer.
 
     Args:
-        values: of :func:`headway.positions.interchange.values.plain`.
-        pairing: what the caller says of it.
+        values: from :func:`headway.positions.interchange.values.plain`.
+        pairing: the caller's ``pairing``.
     """
 
     def __init__(self, values: Values, pairing: str | None = None) -> None:
@@ -106,7 +106,7 @@ class Reading:
         self.layers = self._layers()
 
     def check(self, *, masks: bool) -> None:
-        """Refuse what speaks of position and was not read; see :func:`check_read`."""
+        """Refuse keys about position that were not read; see :func:`check_read`."""
         still = self.method is not None or all(isinstance(layer.position, NoPosition | None) for layer in self.layers)
         check_read(self.values, masks=masks, rotates=self.known is None or not still)
 
@@ -145,7 +145,7 @@ class Reading:
         return count
 
     def _types(self) -> list[str]:
-        """The type of each layer; where their number is not said, one layer of each type there is."""
+        """The type of each layer; if their number is not given, one layer of each type."""
         values, known = self.values, self.known
         key = next((key for key in ("layer_types", "layers_block_type") if key in values), None)
         if key is not None:
@@ -223,14 +223,14 @@ class Reading:
         return rotation(self.values, known, self.pairing, kind, base)
 
     def _still(self, kind: str) -> bool:
-        """Whether layers of a type do not rotate; EXAONE's full ones do where there is no window at all."""
+        """Whether layers of a type do not rotate; EXAONE's full layers do if no layer has a window."""
         known = self.known
         if known is None or kind not in known.still:
             return False
         return self.kind not in ("exaone4", "exaone_moe") or self._windowed()
 
     def _beside(self, kind: str, turns: bool) -> dict[str, Any]:
-        """What scales queries by their position."""
+        """Facts by which queries are scaled by their position."""
         values = self.values
         if kind in OTHER_LAYERS or self.method is not None:
             return {}
@@ -251,10 +251,10 @@ class Reading:
         return {}
 
     def mask(self, kind: str) -> Mask | None:
-        """Who may see whom in layers of a type.
+        """The mask of layers of a type.
 
         Raises:
-            HeadwayError: when the configuration does not say it.
+            HeadwayError: when the configuration does not determine it.
         """
         values, known = self.values, self.known
         if kind in OTHER_LAYERS:
@@ -292,13 +292,13 @@ class Reading:
         if self.method is None:
             if known is None:
                 raise HeadwayError(
-                    f"expected a known model_type, because who may see whom is said by no key, got "
+                    f"expected a known model_type, because no key gives the mask, got "
                     f"{values.get('model_type')!r}: take from_hf for the positions, and give the masks yourself"
                 )
             return known.causal or values.flag("is_decoder")
         if self.kind not in KNOWN:
             raise HeadwayError(
-                f"expected a known model_type, because who may see whom is said by no key, got "
+                f"expected a known model_type, because no key gives the mask, got "
                 f"{values.get('model_type')!r}: take from_hf for the positions, and give the masks yourself"
             )
         return self.kind in OF_DECODERS or values.flag("is_decoder")
@@ -318,7 +318,7 @@ class Reading:
         return Window(width, width)
 
     def scale(self, kind: str) -> float | None:
-        """What multiplies q·k in layers of a type, if it is not 1/√d_k."""
+        """The factor of q·k in layers of a type; None for 1/√d_k."""
         values, known = self.values, self.known
         if self.kind == "inkling_text":
             return 1 / values.whole("swa_head_dim" if kind == SLIDING else "head_dim", default=128)
@@ -337,7 +337,7 @@ class Reading:
         """One :class:`LayerPosition` per layer.
 
         Raises:
-            HeadwayError: when their number is not said, or a mask is not.
+            HeadwayError: when their number, or a mask, is not given.
         """
         values = self.values
         if values.flag("is_encoder_decoder"):
@@ -375,12 +375,12 @@ class Reading:
         )
 
     def _own(self, position: Position | None, number: int) -> Position | None:
-        """A method whose every layer has parameters of its own is made anew for each."""
+        """A new object for each layer if the method has parameters per layer."""
         separate = position is not None and (position.per_layer or self.kind == "umt5")
         return position.fresh() if separate and number and position is not None else position
 
     def _mask_types(self) -> list[str]:
-        """GPT-Neo lists in attention_types which of its layers see a window."""
+        """GPT-Neo lists in attention_types which of its layers have a window."""
         if self.kind != "gpt_neo":
             return self.types
         listed = self.values.get("attention_layers")  # the same, written out

@@ -26,16 +26,16 @@ TABLES = frozenset(
         "visual_bert"
     )
 )
-"""A learned vector per position; as many rows as the configuration says."""
+"""A learned vector per position, with as many rows as the configuration says."""
 AFTER_PADDING = frozenset(
     names(
         "camembert data2vec_text ibert longformer luke mpnet roberta roberta_prelayernorm "
         "xlm_roberta xlm_roberta_xl xmod"
     )
 )
-"""RoBERTa's table begins with a row for each id up to padding's: its first token has position pad_token_id + 1."""
+"""RoBERTa's table starts with unused rows up to the padding id: its first token has position pad_token_id + 1."""
 TWO_MORE = frozenset(names("bart biogpt mbart mvp opt plbart"))
-"""Their tables have two rows more than the configuration says, so that all it says can be used."""
+"""Their tables have two more rows than the configuration says, so that all its positions can be used."""
 KNOWN = (
     T5_LIKE
     | TABLES
@@ -43,16 +43,16 @@ KNOWN = (
     | TWO_MORE
     | frozenset(names("bloom deberta deberta_v2 falcon inkling_text mpt xlnet"))
 )
-"""Models whose encoders see both sides, and whose decoders are named or say so."""
+"""Models that are bidirectional unless they are decoders by name or by a key."""
 NEITHER = ("rotary", "rope", "rope_gptj", "nope", "none")
-"""Values of position_embedding_type that are no table."""
+"""Values of position_embedding_type that do not mean a table."""
 
 
 def other_method(values: Values) -> Position | None:
     """The method of a configuration that does not rotate, or None.
 
     Raises:
-        HeadwayError: on a fact of such a method that none of ours has.
+        HeadwayError: on a variant of such a method that headway does not have.
     """
     kind = str(values.get("model_type") or "").replace("-", "_")
     for reads in (_t5, _alibi, _relative_key, _absolute, _families):
@@ -89,7 +89,7 @@ def _alibi(values: Values, kind: str) -> Position | None:
     if not given and kind not in ("bloom", "mpt"):
         return None
     if kind == "mpt":
-        values.known("learned_pos_emb")  # which nothing there reads
+        values.known("learned_pos_emb")  # which no code in transformers reads
     steepest = inner.number("alibi_bias_max", default=values.number("alibi_bias_max", default=8.0))
     if steepest != 8:
         raise HeadwayError(f"expected alibi_bias_max of 8, as in the paper, got {steepest:g}")
@@ -166,7 +166,7 @@ def _families(values: Values, kind: str) -> Position | None:
 
 
 def inkling(values: Values, sliding: bool = False) -> Position:
-    """Inkling's bias: in sliding layers as far as the window, and without a temperature."""
+    """Inkling's bias: in sliding layers up to the window's width, and without a temperature."""
     if sliding:
         return Inkling(rank=values.whole("d_rel", default=16), extent=values.whole("sliding_window_size", default=512))
     return Inkling(

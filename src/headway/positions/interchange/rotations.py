@@ -15,20 +15,20 @@ from headway.positions.scaled import NTK, DynamicNTK, Interpolated, Llama3, Long
 from headway.shapes import HeadwayError
 
 MEANT_FOR_OTHERS = frozenset(("rope_theta", "rope_type", "type", "partial_rotary_factor"))
-"""Keys that any kind of rotation may have beside its own."""
+"""Keys that any kind of rotation may have in addition to its own."""
 BASES = ("rope_theta", "rotary_emb_base", "rotary_base", "rotary_embedding_base")
 FRACTIONS = ("partial_rotary_factor", "rotary_pct", "rope_pct", "rotary_emb_fraction")
 TEMPERATURE = "llama_4_scaling_beta"
-"""A key of the rope dictionary that scales queries by their position: no rotation, but a fact of its layers."""
+"""A key of the rope dictionary that scales queries by their position: not a rotation, but a fact about its layers."""
 INTERLEAVED = ("rope_interleave", "rotary_emb_interleaved")
-"""Keys that say the pairing."""
+"""Keys that give the pairing."""
 
 
 def pairing_of(values: Values, known: Family | None, pairing: str | None) -> str:
-    """Which numbers of a head are pairs: as the family's weights have it, else as the configuration or the caller says.
+    """Which dimensions of a head form a pair: by the family, the configuration or the caller.
 
     Raises:
-        HeadwayError: when nobody says it, or two differ.
+        HeadwayError: when none of them gives it, or two differ.
     """
     if pairing is not None and pairing not in PAIRINGS:
         raise HeadwayError(f"expected pairing {' or '.join(PAIRINGS)}, got {pairing!r}")
@@ -38,11 +38,11 @@ def pairing_of(values: Values, known: Family | None, pairing: str | None) -> str
     if known is not None and known.pairing:
         said = {f"model_type {kind!r}": known.pairing} | said
     elif not said and kind is None and not values.get("architectures"):
-        return "half"  # a rope dictionary alone names no weights; transformers' own convention
+        return "half"  # a rope dictionary alone has no model type; the convention of transformers
     if not said:
         raise HeadwayError(
-            f"expected pairing='half' or pairing='interleaved', because which numbers of a head are pairs is said by "
-            f"no key and model_type {kind!r} is not known, got none: look at its rotate function"
+            f"expected pairing='half' or pairing='interleaved', because no key says which dimensions of a head are "
+            f"pairs and model_type {kind!r} is not known, got none: look at its rotate function"
         )
     if len(set(said.values())) > 1:
         raise HeadwayError(f"expected one pairing, got {', '.join(f'{v} from {k}' for k, v in said.items())}")
@@ -50,10 +50,10 @@ def pairing_of(values: Values, known: Family | None, pairing: str | None) -> str
 
 
 def rope_of(values: Values, known: Family | None) -> Values:
-    """The dictionary that says how layers rotate, or holds one for each layer type.
+    """The rope dictionary, or a dictionary with one for each layer type.
 
     Raises:
-        HeadwayError: when two keys hold different ones, or it is not written as the family does.
+        HeadwayError: when two keys have different ones, or its form is not that of the family.
     """
     keys = [key for key in ("rope_parameters", "rope_scaling") if values.get(key)]
     if len(keys) == 2 and values.get(keys[0]) != values.get(keys[1]):
@@ -70,12 +70,12 @@ def rope_of(values: Values, known: Family | None) -> Values:
 
 
 def types_of(rope: Values) -> list[str]:
-    """The layer types that a rope dictionary is written by; none if it is one for all."""
+    """The layer types in a rope dictionary; empty if it is one for all layers."""
     return [key for key, inner in rope.entries.items() if isinstance(inner, Mapping)]
 
 
 def rope_for(values: Values, known: Family | None, layer_type: str) -> Values | None:
-    """The dictionary for layers of a type; None where they are listed without one and do not rotate."""
+    """The dictionary for layers of a type; None if they are listed without one and do not rotate."""
     rope = rope_of(values, known)
     if not types_of(rope):
         return rope
@@ -92,12 +92,12 @@ def rotation(
     Args:
         values: the configuration.
         known: its family.
-        pairing: of :func:`pairing_of`.
+        pairing: from :func:`pairing_of`.
         layer_type: which layers.
-        base: of this layer alone.
+        base: the base of this layer alone.
 
     Raises:
-        HeadwayError: on a key or kind that is not known, by name.
+        HeadwayError: on an unknown key or kind, by name.
     """
     given, local = rope_for(values, known, layer_type), known.local if known is not None else None
     if given is None:
@@ -120,7 +120,7 @@ def rotation(
         bases |= {"rope_parameters.rope_theta": rope.number("rope_theta")} if "rope_theta" in rope else {}
     if str(values.get("model_type")).startswith("lfm2") and "theta" in values:
         bases.setdefault("rope_theta", fallback)
-        bases["theta"] = values.number("theta")  # the same once more
+        bases["theta"] = values.number("theta")  # redundant
     if len(set(bases.values())) > 1:
         raise HeadwayError(f"expected one base, got {', '.join(f'{key}={value}' for key, value in bases.items())}")
     shared: dict[str, Any] = {
@@ -163,7 +163,7 @@ def _repeats(values: Values, rope: Values, key: str) -> bool:
 
 
 def head_width(values: Values) -> int | None:
-    """How many numbers a head has, if the configuration says it."""
+    """The head width, if the configuration gives it."""
     if "head_dim" in values or "kv_channels" in values:
         return values.whole("head_dim", "kv_channels")
     width, heads = (("hidden_size", "n_embd", "d_model"), ("num_attention_heads", "n_head", "n_heads"))
@@ -173,7 +173,7 @@ def head_width(values: Values) -> int | None:
 
 
 def _fraction(values: Values, rope: Values, known: Family | None) -> float:
-    """How much of a head rotates; the rope dictionary counts first, as in transformers."""
+    """The fraction of a head that is rotated; the rope dictionary takes precedence, as in transformers."""
     default = 0.0 if "rotary_dim" in values else known.fraction if known is not None else 1.0
     found = rope.number("partial_rotary_factor", default=values.number(*FRACTIONS, default=default))
     width = head_width(values)
@@ -205,7 +205,7 @@ def _need(rope: Values, key: str) -> float:
 
 
 def _original(values: Values, rope: Values) -> int:
-    """The trained length; Phi-3 keeps it outside, and that one counts."""
+    """The training length; Phi-3 has it outside the rope dictionary, and that takes precedence."""
     for place, key in ((values, "original_"), (rope, "original_"), (values, "")):
         if f"{key}max_position_embeddings" in place:
             return place.whole(f"{key}max_position_embeddings")
@@ -229,7 +229,7 @@ def _alpha(values: Values, rope: Values) -> dict[str, Any]:
 
 
 def _dynamic(values: Values, rope: Values) -> dict[str, Any]:
-    """Transformers counts from max_position_embeddings, whatever else is there."""
+    """Transformers uses max_position_embeddings as the training length, whatever other keys say."""
     original = _original(values, rope)
     if "max_position_embeddings" in values and values.whole("max_position_embeddings") != original:
         raise HeadwayError(
@@ -298,7 +298,7 @@ def _mrope(known: Family | None) -> _Reader:
 
 _Reader = Callable[[Values, Values], dict[str, Any]]
 _UNUSED = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
-"""What Hunyuan's files hold beside alpha, and nothing there reads."""
+"""Keys beside alpha in Hunyuan's files, which no code in transformers reads."""
 _FACTORS = ("factor", "original_max_position_embeddings")
 READERS: dict[str, tuple[type[Rotary], tuple[str, ...], _Reader]] = {
     "default": (Rotary, (), lambda values, rope: {}),
@@ -314,4 +314,4 @@ READERS: dict[str, tuple[type[Rotary], tuple[str, ...], _Reader]] = {
     "llama3": (Llama3, (*_FACTORS, "low_freq_factor", "high_freq_factor"), _llama3),
     "proportional": (Proportional, ("factor",), _proportional),
 }
-"""Kinds of rotation: the method, the keys it has beside those all have, and who reads them."""
+"""Kinds of rotation: the method, its keys in addition to the common ones, and the function that reads them."""

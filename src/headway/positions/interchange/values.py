@@ -1,4 +1,4 @@
-"""The values of a configuration, each read under its key: what does not read so is refused by that key's name."""
+"""The values of a configuration, read key by key: an invalid value is refused by the name of its key."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, NoReturn
 from headway.shapes import HeadwayError
 
 MOST = 2**53
-"""The largest whole number a configuration may hold: all below are floats exactly."""
+"""The largest whole number in a configuration: all below are exact as floats."""
 LONGEST = 100
-"""How many characters a name may have."""
+"""Maximum characters of a name."""
 DEPTH = 4
-"""How deep a text_config may lie within another."""
+"""Maximum nesting of text_config."""
 
 
 class Values:
-    """A mapping, read key by key. A key that holds None is not there, as in transformers.
+    """A mapping, read key by key. A key whose value is None counts as missing, as in transformers.
 
-    ``asked`` are the keys that somebody asked for; what stays, nobody has read.
+    ``asked`` are the keys that were read; the others were not.
 
     >>> Values({"rope_theta": 500000, "head_dim": None}).number("rope_theta")
     500000.0
@@ -27,7 +27,7 @@ class Values:
 
     def __init__(self, entries: Mapping[str, Any], place: str = "") -> None:
         self.entries, self.place = entries, place
-        """What it holds, and where it stands in the configuration, for error texts."""
+        """The entries, and the path of the mapping in the configuration, for error messages."""
         self.asked: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
@@ -35,27 +35,27 @@ class Values:
         return self.entries.get(key) is not None
 
     def name(self, key: str) -> str:
-        """The key as error texts write it."""
+        """The key as shown in error messages."""
         return f"{self.place}{key}"
 
     def get(self, *keys: str) -> Any:
-        """What the first of these keys that is there holds, or None."""
+        """The value of the first of these keys that is present, or None."""
         self.asked.update(keys)
         return next((self.entries[key] for key in keys if key in self), None)
 
     def known(self, key: str) -> None:
-        """Count a key as read that changes nothing here."""
+        """Mark keys as read that have no effect here."""
         self.asked.add(key)
 
     def number(self, *keys: str, default: float | None = None) -> float:
         """A finite number.
 
         Args:
-            keys: the first that is there counts.
-            default: where none is; without one it is an error.
+            keys: the first that is present is used.
+            default: the value if none is present; without a default that is an error.
 
         Raises:
-            HeadwayError: when it is no finite number, or not there.
+            HeadwayError: when it is not a finite number, or is missing.
         """
         self.asked.update(keys)
         key = next((key for key in keys if key in self), None)
@@ -103,7 +103,7 @@ class Values:
         return bool(value)
 
     def inner(self, key: str) -> Values:
-        """The mapping that a key holds; an empty one where it is not there."""
+        """The mapping under a key; empty if the key is missing."""
         value = self.get(key)
         if value is None:
             return Values({}, f"{self.name(key)}.")
@@ -112,7 +112,7 @@ class Values:
         return Values(value, f"{self.name(key)}.")
 
     def missing(self, key: str) -> NoReturn:
-        """Say that a key is needed."""
+        """The error for a missing key."""
         raise HeadwayError(f"expected {self.name(key)}, got none: add it to the configuration")
 
     @staticmethod
@@ -127,11 +127,11 @@ class Values:
 
 
 def plain(config: Mapping[str, Any] | object, depth: int = 0) -> Values:
-    """The values that say how the text is placed: those of ``text_config`` where a configuration has several parts.
+    """The values for the text part: those of ``text_config`` if a configuration has several parts.
 
     Args:
         config: the content of ``config.json``, a configuration object, or a rope dictionary by itself.
-        depth: how deep it lies in others.
+        depth: its nesting depth.
 
     Raises:
         HeadwayError: when it is none of these, or has an encoder and a decoder of their own.
@@ -139,7 +139,7 @@ def plain(config: Mapping[str, Any] | object, depth: int = 0) -> Values:
     to_dict = getattr(config, "to_dict", None)
     try:
         entries = to_dict() if callable(to_dict) and not isinstance(config, type) else config
-    except Exception as error:  # somebody else's code, which may fail in any way
+    except Exception as error:  # third-party code, which may fail in any way
         raise HeadwayError(
             f"expected a configuration that to_dict() writes out, got {type(error).__name__} from it: "
             f"hand over the dictionary of its config.json"
@@ -170,14 +170,14 @@ def plain(config: Mapping[str, Any] | object, depth: int = 0) -> Values:
 
 
 def names(text: str) -> list[str]:
-    """Words, for tables of many names."""
+    """Split a text into names."""
     return text.split()
 
 
 def short(value: Any) -> str:
-    """A value as an error text shows it: one line, and not all of a long one."""
+    """A value as shown in error messages: on one line, shortened if long."""
     try:
         text = repr(value)
-    except ValueError:  # whole numbers of more digits than Python writes
+    except ValueError:  # whole numbers with more digits than Python prints
         text = "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:57]}…"

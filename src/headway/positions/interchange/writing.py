@@ -1,4 +1,4 @@
-"""What a configuration says of a method, and weights re-ordered between the two pairings."""
+"""Write a method as a configuration, and convert weights between the two pairings."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from headway.shapes import HeadwayError
 
 
 def to_hf(position: Position) -> dict[str, Any]:
-    """What a Hugging Face configuration says of a method; :func:`from_hf` reads it back.
+    """A method as keys of a Hugging Face configuration; :func:`from_hf` reads them back.
 
     Args:
-        position: a method that such configurations know.
+        position: a method that such configurations can express.
 
     Raises:
-        HeadwayError: when they do not know it.
+        HeadwayError: when they cannot express it.
 
     >>> from headway.positions.registry import parse
     >>> to_hf(parse("interpolated(factor=2.0)"))["rope_parameters"]
@@ -73,18 +73,18 @@ def to_hf(position: Position) -> dict[str, Any]:
 def convert_pairing(
     weight: Float[Tensor, "rows *rest"], heads: int, to: str, *, fraction: float = 1.0
 ) -> Float[Tensor, "rows *rest"]:
-    """W_Q or W_K, or its bias, with the rows of each head re-ordered for the other pairing of a rotation.
+    """W_Q or W_K, or its bias, with the rows of each head reordered for the other pairing of a rotation.
 
     Scores stay the same when queries and keys are converted alike and ``pairing=to`` is given to the method.
 
     Args:
         weight: (heads · d_k, d_model), as ``nn.Linear`` keeps it, or a bias (heads · d_k,).
-        heads: how many heads its rows hold; for W_K the key heads.
+        heads: number of heads in its rows; for W_K the key heads.
         to: "half" or "interleaved"; the weight has the other.
         fraction: how much of each head is rotated, as in :class:`headway.Rotary`.
 
     Raises:
-        HeadwayError: when the rows are not so many heads of even width.
+        HeadwayError: when the rows do not divide into this many heads of even width.
 
     >>> convert_pairing(torch.arange(4.0), heads=1, to="half").tolist()
     [0.0, 2.0, 1.0, 3.0]
@@ -111,7 +111,7 @@ _NAMES = {
     "fraction": "partial_rotary_factor",
     "sections": "mrope_section",
 }
-"""What Hugging Face calls our hyperparameters, where it calls them otherwise."""
+"""Hugging Face's names of our hyperparameters, where they differ."""
 _FROM_A_FORMULA = ("attention_factor", "mscale", "mscale_all_dim")
 
 
@@ -126,6 +126,6 @@ def _rotary_config(position: Position) -> dict[str, Any]:
             continue
         parameters[_NAMES.get(name, name)] = list(value) if isinstance(value, tuple) else value
     written: dict[str, Any] = {"rope_parameters": parameters}
-    if isinstance(position, DynamicNTK):  # its trained length stands outside, where transformers looks for it
+    if isinstance(position, DynamicNTK):  # its training length is outside, where transformers looks for it
         written["max_position_embeddings"] = parameters.pop("original_max_position_embeddings")
     return written | ({"rope_interleave": True} if interleaved else {})

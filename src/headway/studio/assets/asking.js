@@ -1,7 +1,7 @@
-/** Questions to the studio's server, newest first. */
+/** Requests to the studio's server, newest first. */
 
 /**
- * Ask, and wait for the answer; an error's message is one sentence for the reader, or "" if the server is gone.
+ * Send a request and wait for the answer; an error's message is one sentence for the reader, or "" if the server is gone.
  * @param {string} path
  * @param {unknown} [body] sent as JSON if there is one
  * @param {AbortSignal} [signal]
@@ -24,12 +24,12 @@ export async function ask(path, body, signal) {
 }
 
 /**
- * Asks one thing at a time: a newer question ends the older one, here and at the server.
+ * One request at a time: a newer request cancels the older one, here and on the server.
  * @param {string} slot what on the page it is for
  * @returns {((body: Record<string, unknown>) => Promise<any>) & { end: () => void }}
  */
 export function newest(slot) {
-  const own = `${slot}-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`; // two windows do not end each other's
+  const own = `${slot}-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`; // windows do not cancel each other's requests
   /** @type {AbortController | undefined} */
   let before;
   const end = () => before?.abort();

@@ -1,4 +1,4 @@
-/** What the reader chooses beside the view: the text, the model, where to look, and what single views ask for. */
+/** What the reader chooses for a view: the text, the model, layer and head, and options of single views. */
 
 import { html } from "./dom.js";
 import { pick } from "./picker.js";
@@ -45,11 +45,11 @@ export const USES = {
   board: { look: [] },
   long: { look: ["layer", "head"], options: [{ name: "reach", kind: "slider", values: POWERS(16, 1024) }] },
 };
-const LONG = 40; // how often the longer example stands in the longest
+const LONG = 40; // repetitions of the longer example in the longest
 const SIZES = /** @type {const} */ ({ dim: [8, 16, 24, 32, 48, 64, 96, 128, 192, 256], heads: [1, 2, 3, 4, 6, 8, 12, 16], layers: [1, 2, 3, 4, 6, 8] });
 
 /**
- * The options a view is asked with: what was chosen, else what it begins with, of those that apply.
+ * The options of a view that apply: the chosen value, or the default.
  * @param {Place} place
  * @returns {Record<string, string | number>}
  */
@@ -118,7 +118,7 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
   const own = html("div", { class: "row options" });
   const look = html("div", { class: "row look" }, Object.values(choosers).map((one) => one.element), own);
 
-  // Models beside it, and comparisons
+  // Further models, and comparisons
   const others = html("div", { class: "row others" });
   const compared = chooser("results", () => offers.comparisons.map((/** @type {any} */ one) => [one.id, one.title]), () => place().results || offers.comparisons[0]?.id, (value) => go({ results: String(value) }), true);
 
@@ -154,7 +154,7 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
   }
 
   /**
-   * A field for a whole number from 0; what is none is said beside it, and gone when the field is left.
+   * A field for a whole number from 0; invalid input is reported beside it, and removed when the field loses the focus.
    * @param {string} keep @param {unknown} value at first @param {number} most
    * @param {() => unknown} current what holds @param {(value: number) => void} choose
    */
@@ -181,7 +181,7 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
   }
 
   /**
-   * A further option of a fresh model, as the server lists it; left empty it is the default.
+   * A further option of a fresh model, as listed by the server; empty means the default.
    * @param {{ name: string, kind: string, choices: string[], default: unknown, title: Record<string, string> }} option
    */
   function modelOption({ name, kind, choices, default: usual, title: said }) {
@@ -241,7 +241,7 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
     return html("label", { class: "select slider" }, html("span", {}, label), slider, output);
   }
 
-  /** Fill the row of the view's own options again, unless one of them is being used. */
+  /** Rebuild the row of the view's own options, unless one of them is in use. */
   let ownShown = "";
   let ownView = "";
   function updateOwn() {

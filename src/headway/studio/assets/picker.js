@@ -1,4 +1,4 @@
-/** A dialog to choose one of many by typing a part of its name. */
+/** A dialog to choose one of many by typing part of its name. */
 
 import { html } from "./dom.js";
 
@@ -29,7 +29,7 @@ export function pick({ words, place, title, choices, current, free, done }) {
   /** @param {string} value */
   function choose(value) {
     dialog.close();
-    dialog.remove(); // its field would keep the focus, and swallow a key, until the next frame
+    dialog.remove(); // otherwise its field would keep the focus, and swallow a key, until the next frame
     if (value.trim()) done(value.trim());
   }
 
@@ -47,7 +47,7 @@ export function pick({ words, place, title, choices, current, free, done }) {
 
   /** @param {KeyboardEvent} event */
   function keys(event) {
-    event.stopPropagation(); // the page's own shortcuts rest meanwhile
+    event.stopPropagation(); // the page's own shortcuts are inactive meanwhile
     const buttons = /** @type {HTMLElement[]} */ ([...list.children]);
     const at = buttons.indexOf(/** @type {HTMLElement} */ (document.activeElement));
     if (event.key === "Enter" && document.activeElement === search && search.value.trim() && buttons.length) buttons[0].click();

@@ -1,4 +1,4 @@
-/** Where the reader is: view, text, model and what to look at, kept in the address after the "#". */
+/** The reader's state: view, text, model, layer and head, stored in the address after the "#". */
 
 /**
  * @typedef {object} Place
@@ -23,7 +23,7 @@
 
 const NUMBERS = /** @type {const} */ (["dim", "heads", "layers", "seed", "layer", "head", "query", "column"]);
 const WORDS = /** @type {const} */ (["view", "text", "kind", "position", "run", "results"]);
-/** A longer text stays with the browser's history instead of the address. */
+/** A longer text is stored in the browser's history instead of the address. */
 const LONGEST = 2000;
 
 /**
@@ -65,7 +65,7 @@ export function placeOf(address, home, text) {
 }
 
 /**
- * What an option of a model was written as.
+ * An option of a model as text.
  * @param {string} text
  * @returns {string | number | boolean}
  */
@@ -75,7 +75,7 @@ export function plain(text) {
 }
 
 /**
- * A model as the server takes it.
+ * A model as the server expects it.
  * @param {Place} place
  * @param {string} [other] one of `place.others`; without it the model itself
  * @returns {Record<string, unknown>}

@@ -1,4 +1,4 @@
-/** The studio's page: what to see on the left, what to see it of above, the view below. */
+/** The studio's page: views on the left, text and model at the top, the view below. */
 
 import { ask, calmly, newest } from "./asking.js";
 import { USES, controlPanel, longest, optionsOf } from "./controls.js";
@@ -22,13 +22,13 @@ const ORDER = GROUPS.flatMap(([, views]) => [...views]);
 const OF_TRAINING = ["film", "step", "board"];
 /** Methods that have something to show where others have not. @type {Record<string, string[]>} */
 const SUITS = { vectors: ["sinusoidal", "learned"], similarity: ["sinusoidal", "learned", "rotary"], bias: ["alibi", "t5", "kerple"], rotation: ["rotary", "yarn"] };
-/** Views of which rows and columns are the text's tokens, in which a click chooses the query. */
+/** Views whose rows and columns are the text's tokens: a click chooses the query. */
 const OF_PAIRS = ["head", "split", "whatif"];
 const BESIDE = ["fresh:alibi", "fresh:none"];
 const COMMANDS = () => html("pre", { tabindex: "0" }, html("code", {}, "headway compare\nheadway studio headway-compare"));
-const TYPING = 250; // milliseconds without a key before the view is asked for
-const SHORT = 512; // tokens that one map shows as well
-const LIVE = 700; // milliseconds between two looks at a model that trains
+const TYPING = 250; // milliseconds after the last key before the view is requested
+const SHORT = 512; // tokens that a single map can show
+const LIVE = 700; // milliseconds between two requests about a model that trains
 
 /**
  * @param {HTMLElement} element emptied and filled
@@ -39,7 +39,7 @@ function open(element, offers, strings) {
   const first = offers.first;
   /** @type {Place} */
   const home = { view: first.view, text: first.text, kind: "fresh", ...first.model.fresh, run: offers.runs[0]?.id ?? "", layer: first.layer, head: first.head, query: first.query, column: first.column, others: [], results: "", options: {}, more: {} };
-  /** What the address says, of views that there are. */
+  /** The state in the address, with a valid view. */
   const here = () => {
     const found = placeOf(location.hash, home, history.state?.text);
     return ORDER.includes(/** @type {any} */ (found.view)) ? found : { ...found, view: home.view };
@@ -51,7 +51,7 @@ function open(element, offers, strings) {
   let answer = null;
   let failure = "";
   let waiting = false;
-  let answered = ""; // what the shown view was asked with
+  let answered = ""; // the request of the shown view
   const wishes = { source: "typed", optimizer: "adamw", lr: "", steps: "1000" };
   const training = followTraining();
   const asked = newest("view");
@@ -61,7 +61,7 @@ function open(element, offers, strings) {
   const typed = calmly(load, TYPING);
 
   /**
-   * Go somewhere: change what is chosen, keep it in the address, and ask for the view.
+   * Change the state, store it in the address, and request the view.
    * @param {Partial<Place>} change
    * @param {"soon" | "now"} [when] soon waits for the next key or move, and leaves no trace in the browser's history
    */
@@ -77,14 +77,14 @@ function open(element, offers, strings) {
     else typed.now();
   }
 
-  /** A view of several models begins with some. */
+  /** A view of several models starts with some. */
   function furnish() {
     if (place.view !== "sidebyside" || place.others.length) return;
     const runs = offers.runs.map((/** @type {any} */ one) => `run:${one.id}`).filter((/** @type {string} */ id) => id !== `run:${place.run}`);
     place.others = place.kind === "run" && runs.length ? runs.slice(0, 2) : [...BESIDE];
   }
 
-  /** What the view needs that is not there yet: a key of the words, or "". */
+  /** What the view still needs: a key of the words, or "". */
   function lacking() {
     const { view, kind, others } = place;
     if (view === "longer" && !offers.comparisons.length) return "comparison";
@@ -131,12 +131,12 @@ function open(element, offers, strings) {
     built?.state();
     try {
       const found = await asked(wanted);
-      // typing on keeps the reader's place; another view starts at its top
+      // typing keeps the scroll position; another view starts at its top
       const other = answer?.view.key !== found.view.key;
       answer = found;
       failure = "";
       answered = key;
-      const { layer, head, column, query: row } = found.meta; // the nearest that the model has
+      const { layer, head, column, query: row } = found.meta; // the nearest valid ones in the model
       place = { ...place, layer, head, column, query: place.query < 0 ? place.query : row };
       settle(other);
     } catch (error) {
@@ -157,7 +157,7 @@ function open(element, offers, strings) {
 
   const running = () => ["playing", "paused"].includes(training.told().state);
 
-  // A model that trains is looked at again when it has learned, but never twice at once.
+  // The view of a model that trains is refreshed after new steps, one request at a time.
   let looked = 0;
   let again = 0;
   let seen = "";
@@ -304,7 +304,7 @@ function open(element, offers, strings) {
       /** @param {boolean} other */
       show(other) {
         if (answer && !failure && drawn && key === answer.view.key) {
-          drawn.set(answer.view); // what the reader opened and pointed at stays
+          drawn.set(answer.view); // keeps what the reader has opened and pointed at
           return drawn.draw();
         }
         drawn = null;

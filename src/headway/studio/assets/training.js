@@ -1,4 +1,4 @@
-/** The panel of the live training: start, play, pause, step once, and its loss as it falls. */
+/** The panel of live training: start, play, pause, single step, and the loss curve. */
 
 import { ask } from "./asking.js";
 import { html, svg } from "./dom.js";
@@ -16,14 +16,14 @@ import { grouped } from "./words.js";
  */
 
 const MOST = 400; // points of the drawn curve
-/** Milliseconds between two looks: at a training that goes on, at one that rests, and from a page that is not seen. */
+/** Milliseconds between two requests: while training, while paused, and from a hidden page. */
 const [OFTEN, RARELY, HIDDEN] = [200, 1000, 10_000];
-const EXPECTED = 3000; // milliseconds in which an act shows what it does
+const EXPECTED = 3000; // milliseconds within which an action shows its effect
 const OPTIMIZERS = ["adamw", "adam", "sgd"];
 
 /**
- * Follow the training for as long as the page is open, by asking again and again for what is new: often while it trains
- * and the page is seen, rarely otherwise. A browser has six connections to a host for all its tabs, so none is held.
+ * Follow the training while the page is open, by requesting news repeatedly: often while it trains
+ * and the page is visible, rarely otherwise. A browser has six connections to a host for all its tabs, so none is kept open.
  * @returns {{ told: () => Told, points: () => Point[], message: () => string, listen: (hear: (told: Told) => void) => void, soon: () => void }}
  */
 export function followTraining() {
@@ -33,7 +33,7 @@ export function followTraining() {
   let points = [];
   let message = "";
   let since = 0;
-  let lively = 0; // until when something new is expected
+  let lively = 0; // the time until which news is expected
   let timer = 0;
   let asking = false;
   /** @type {(told: Told) => void} */
@@ -65,7 +65,7 @@ export function followTraining() {
     try {
       take(await ask(`/api/live/events?since=${told.session}-${since}`));
     } catch {
-      // the server is gone, or will be back: it is asked again
+      // the server may be back later: try again
     }
     asking = false;
     const often = told.state === "playing" || performance.now() < lively;
@@ -164,7 +164,7 @@ export function trainingPanel(words, training, { place, limits, wishes, started,
     play.hidden = told.state !== "paused";
     pause.hidden = told.state !== "playing";
     stop.hidden = !running;
-    // whoever pressed play goes on with pause
+    // after play, the focus moves to pause
     if (before instanceof HTMLElement && before.hidden && before.dataset.live) (running ? (play.hidden ? pause : play) : start).focus();
     for (const one of looks) one.hidden = points.length === 0;
     const last = points[points.length - 1];

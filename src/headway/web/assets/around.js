@@ -1,4 +1,4 @@
-/** What stands around the figures of a report: its head, the views of trained models, its methods and its limits. */
+/** The parts of a report around its figures: header, views of trained models, methods and limits. */
 
 import { swatch } from "./chart.js";
 import { finite, lengthsOf, seedsOf } from "./data.js";

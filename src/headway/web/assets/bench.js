@@ -1,4 +1,4 @@
-/** The page of a benchmark: what each method costs, as bars around plain attention, and every number in a table. */
+/** The page of a benchmark: the cost of each method as bars relative to plain attention, and every value in a table. */
 
 import { swatch } from "./chart.js";
 import { csvText, finite } from "./data.js";
@@ -188,7 +188,7 @@ export function render(element, payload) {
     const body = rows.map((row, i) => {
       const first = !together(row, rows[i - 1]);
       const named = !first && rows[i - 1].method === row.method;
-      let high = 1; // a method's name stands once, beside all who compute it
+      let high = 1; // a method's name is shown once, beside all its contenders
       while (together(row, rows[i + high]) && rows[i + high].method === row.method) high += 1;
       const cells = row.status === "ok"
         ? columns.map(([, write]) => html("td", {}, write(row)))
@@ -211,7 +211,7 @@ export function render(element, payload) {
 }
 
 /**
- * A logarithmic axis that holds every ratio, and 1.
+ * A logarithmic axis that contains every ratio, and 1.
  * @param {Row[]} rows
  * @returns {{ at: (ratio: number) => number, ticks: number[] }} places in percent
  */
@@ -222,6 +222,6 @@ function logScale(rows) {
   const at = (/** @type {number} */ ratio) => (100 * (Math.log(ratio) - least)) / (most - least);
   const every = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000];
   const inside = every.filter((tick) => at(tick) >= 2 && at(tick) <= 98);
-  // in a wide range decades are enough
+  // in a wide range only decades
   return { at, ticks: inside.length > 6 ? inside.filter((tick) => Number.isInteger(Math.log10(tick))) : inside };
 }

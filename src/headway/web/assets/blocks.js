@@ -23,7 +23,7 @@ export function numbersOf(block) {
 }
 
 /**
- * Bytes as the numbers they stand for, as report/figures.py packs them.
+ * Bytes as the numbers they encode, as packed by figures/values.py.
  * @param {Block} block
  * @param {Uint8Array} bytes
  * @returns {Numbers}
@@ -41,7 +41,7 @@ function unpacked({ kind, shape, span }, bytes) {
 }
 
 /**
- * A number as a reader wants it: three digits, a minus as wide as a digit, powers of ten where digits would be lost.
+ * A number for display: three digits, a minus sign as wide as a digit, powers of ten where digits would be lost.
  * @param {number | null | undefined} value
  * @returns {string}
  */

@@ -2,7 +2,7 @@
 (() => {
   const frames = () => [...document.querySelectorAll("iframe[data-headway]")];
 
-  /** Whether the notebook says that it is dark or light: JupyterLab, VS Code and Colab each do in a way of their own. */
+  /** Whether the notebook is dark or light: JupyterLab, VS Code and Colab each indicate it differently. */
   function theme() {
     const { jpThemeLight, vscodeThemeKind } = document.body.dataset;
     if (jpThemeLight !== undefined) return jpThemeLight === "false" ? "dark" : "light";

@@ -39,7 +39,7 @@ const NEVER = /** @type {Clipped} */ (null);
 
 /**
  * @param {() => ChartSpec} describe
- * @param {(clipped: Clipped) => void} onClip told after each drawing what was cut off
+ * @param {(clipped: Clipped) => void} onClip called after each drawing with what was cut off
  * @returns {{ element: HTMLElement, draw: () => void }}
  */
 export function lineChart(describe, onClip) {
@@ -233,7 +233,7 @@ function layout(spec, drawn, width, host) {
 
   const inset = 10;
   const straight = (/** @type {number} */ value) => value;
-  // On a logarithmic axis 0 stands one doubling before the least other x.
+  // On a logarithmic axis 0 is drawn one doubling before the smallest other x.
   const start = Math.min(...xs.filter((value) => value > 0)) / 2;
   const warp = spec.x.log ? (/** @type {number} */ value) => Math.log2(value > 0 ? value : start) : straight;
   const warpY = spec.y.log ? (/** @type {number} */ value) => Math.log(Math.max(value, low / 10)) : straight;
@@ -299,7 +299,7 @@ function paint(canvas, now) {
   }
 
   const plot = svg("g", { "clip-path": `url(#${id})` });
-  // Many bands on top of each other must not turn into mud.
+  // Many overlapping bands must stay distinguishable.
   const bands = svg("g", { "fill-opacity": Math.min(0.18, 0.6 / drawn.length).toFixed(3) });
   const lines = svg("g");
   const marks = svg("g");
@@ -394,7 +394,7 @@ function runs(points) {
   return found;
 }
 
-/** Points along every line, for notes to keep away from. */
+/** Points along every line, for notes to avoid. */
 function sampled({ drawn, x, y }) {
   return drawn.flatMap(({ points }) =>
     points.flatMap((point, i) => {

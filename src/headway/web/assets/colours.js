@@ -24,7 +24,7 @@ export function colourTable(scale, dark) {
 }
 
 /**
- * What a cell without a number gets: the page's own ground, --paper in style.css.
+ * The colour of a cell without a number: the page's background, --paper in style.css.
  * @param {boolean} dark
  */
 export function groundOf(dark) {
@@ -32,7 +32,7 @@ export function groundOf(dark) {
 }
 
 /**
- * Whether an element stands on a dark ground now: by theme, system or print.
+ * Whether an element is on a dark background now: by theme, system or print.
  * @param {Element} element
  */
 export function isDark(element) {
@@ -40,7 +40,7 @@ export function isDark(element) {
 }
 
 /**
- * Which of the 256 colours a number gets.
+ * Which of the 256 colours represents a number.
  * @param {number} value
  * @param {number} low
  * @param {number} high

@@ -1,4 +1,4 @@
-/** From the saved results to what a figure draws. No element is touched here. */
+/** Convert saved results to the data of figures, without touching elements. */
 
 /**
  * @typedef {object} Test
@@ -118,7 +118,7 @@ export function lengthSeries(results, unit) {
 }
 
 /**
- * The methods that did best at the longest length; those that reach further come first.
+ * The best methods at the longest length; those that reach further come first.
  * @param {Results} results
  * @param {Unit} unit
  * @param {number} count
@@ -219,7 +219,7 @@ export function cellsOf(results, spec) {
 }
 
 /**
- * The same sheets as `headway.results.to_csv` writes.
+ * The same tables as `headway.results.to_csv` writes.
  * @param {Results} results
  * @param {"lengths" | "training" | "cost" | "distance"} sheet
  * @returns {string}

@@ -1,4 +1,4 @@
-/** Making elements. Text only ever enters as text nodes, so that nothing in a file name or message can become markup. */
+/** Create elements. Text is only inserted as text nodes, so that nothing in a file name or message can become markup. */
 
 /** @typedef {Node | string | number | null | undefined | false} Child */
 
@@ -44,7 +44,7 @@ export function svg(tag, attributes = {}, ...children) {
 }
 
 /**
- * A sentence in which method specs stand between backticks, as nodes.
+ * A sentence with method specs in backticks, as nodes.
  * @param {string} sentence
  * @returns {Child[]}
  */

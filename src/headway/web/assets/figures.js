@@ -27,8 +27,8 @@ export function drawFigure(figure, setting) {
 }
 
 /**
- * A whole view. Give `element` a place, then call `draw`, and again when width or theme change. `set` shows another
- * view of the same key in the same place and keeps what the reader opened and chose.
+ * A whole view. Insert `element` into the page, then call `draw`, and again when width or theme change. `set` shows
+ * another view of the same key in its place and keeps what the reader has opened and chosen.
  * @param {View} view
  * @param {import("./words.js").Words} words
  * @returns {{ element: HTMLElement, draw: () => void, set: (view: View) => void }}

@@ -1,4 +1,4 @@
-/** What every page has: its language and theme, drawing again, facts in pairs, the command that made it. */
+/** Common to every page: language and theme, redrawing, facts in pairs, the command that made it. */
 
 import { html } from "./dom.js";
 import { firstLanguage, wordsIn } from "./words.js";
@@ -78,8 +78,8 @@ export function mount(element, strings, content) {
 }
 
 /**
- * Call back when an element's width changes, the system's theme or zoom, or paper takes the screen's place: whatever is
- * drawn in pixels must be drawn again.
+ * Call back when an element's width, the system's theme or the zoom changes, or when printing: whatever is drawn in
+ * pixels must be redrawn.
  * @param {Element} element
  * @param {() => void} update
  * @returns {() => void} stops it
@@ -147,7 +147,7 @@ export function foot(words, version) {
 }
 
 /**
- * A date and time as the reader's language writes it.
+ * A date and time in the format of the reader's language.
  * @param {Words} words
  * @param {string} text
  */

@@ -22,7 +22,7 @@ import { announce, frameOf, told } from "./parts.js";
  */
 
 const LARGEST = 36; // pixels of a cell
-const COMFORTABLE = 560; // pixels of a map that needs no more
+const COMFORTABLE = 560; // pixels of a map, if that is enough
 const TALLEST = 900;
 const TEXT = 12; // pixels of a label
 const LINE = 15; // from one label to the next
@@ -98,7 +98,7 @@ export function heatmap(given, setting) {
     const [row, column] = focus;
     const { left, top, wide, tall } = now;
     const [w, h] = [column === null ? wide : wide / data.width, row === null ? tall : tall / data.height];
-    const [mw, mh] = [Math.max(w, 5), Math.max(h, 5)]; // a cell of one pixel must be seen too
+    const [mw, mh] = [Math.max(w, 5), Math.max(h, 5)]; // a cell of one pixel must be visible too
     Object.assign(mark.style, {
       transform: `translate(${left + (column ?? 0) * w + (w - mw) / 2}px, ${top + (row ?? 0) * h + (h - mh) / 2}px)`,
       width: `${mw}px`,
@@ -122,7 +122,7 @@ export function heatmap(given, setting) {
     if ((row ?? 0) < 0 || (column ?? 0) < 0 || (row ?? 0) >= data.height || (column ?? 0) >= data.width) return rest();
     if (focus && focus[0] === row && focus[1] === column) return;
     focus = [row, column];
-    line.setAttribute("aria-live", own ? "polite" : "off"); // of figures side by side one speaks
+    line.setAttribute("aria-live", own ? "polite" : "off"); // of figures side by side only one is announced
     show();
   }
 
@@ -215,7 +215,7 @@ export function heatmap(given, setting) {
 }
 
 /**
- * What the colours mean: the bar between its limits, and what has no colour.
+ * The legend: the colour bar with its limits, and the meaning of cells without colour.
  * @param {import("./words.js").Words} words
  */
 export function colourBar(words) {
@@ -299,18 +299,18 @@ function place(figure, data, width, host, tile, words) {
   const heading = tile ? 0 : measure(`${told(words, figure.axes[0])} ↓`);
   const rail = tile ? 0 : Math.ceil(Math.max(widest(figure.rows, Math.min(150, width * 0.3)), heading > 90 ? TEXT : heading)) + 8;
   const roomy = width - rail - (tile ? 0 : 4);
-  const legible = data.numbered[0] ? 0 : LINE; // words are read one by one, numbers can be counted
+  const legible = data.numbered[0] ? 0 : LINE; // each word must be legible, numbers can be counted
   const most = Math.max(Math.min(roomy, Math.max(COMFORTABLE, Math.min(TALLEST, data.height))), Math.min(TALLEST, data.height * legible));
   const square = data.width <= 2 * data.height && data.height <= 2 * data.width;
   const fitting = (/** @type {number} */ room) => floor(tile ? room / data.width : Math.min(LARGEST, room / data.width, square ? most / data.height : Infinity));
-  // Column labels lie flat where each fits its cells, else they are tilted and the last ones stick out at the right.
+  // Column labels are horizontal if they fit their cells, otherwise tilted; the last ones then extend to the right.
   const flat = tile ? 0 : widest(figure.columns, Infinity) + 6;
   const first = fitting(roomy);
   const tilted = !tile && flat > first && !data.numbered[1];
   const longest = Math.min(TILTED, width * 0.2);
   const out = (/** @type {number} */ size) => Math.max(0, ...figure.columns.slice(-8).map((text, i, { length }) => Math.min(longest, measure(text)) * Math.SQRT1_2 + 10 - (length - i - 0.5) * size));
   const cell = tilted && first * data.width + out(first) > roomy ? fitting(roomy - out(first)) : first;
-  // Not square where squares would make a sliver or a tower.
+  // Cells are not square if the map would be very flat or very tall.
   const high = tile ? floor((cell * data.width) / data.height) : floor(Math.min(most / data.height, Math.max(cell, legible, Math.min(18, 240 / data.height))));
   const wide = cell * data.width;
   const tall = high * data.height;
@@ -381,7 +381,7 @@ function colour(canvas, { values, hidden, limits, width, height }, pixels, table
   context.putImageData(image, 0, 0);
 }
 
-/** Every how many labels one is written: 1, 2, 5, 10, 20, 50 … */
+/** The interval between shown labels: 1, 2, 5, 10, 20, 50 … */
 function strideFor(least) {
   for (let power = 1; ; power *= 10) for (const step of [1, 2, 5]) if (step * power >= least - 1e-9) return step * power;
 }

@@ -1,7 +1,7 @@
-/** A page inside another one, as in a notebook's cell: as tall as what it holds, and in the other's theme. */
+/** A page embedded in another one, as in a notebook's cell: as tall as its content, and in the other's theme. */
 
 /**
- * Does nothing where the page stands by itself.
+ * Does nothing if the page is not embedded.
  * @param {HTMLElement} element the page
  */
 export function followHost(element) {
@@ -16,16 +16,16 @@ export function followHost(element) {
     const page = element.querySelector(".page");
     if (page) observer.observe(page);
   };
-  new MutationObserver(watch).observe(element, { childList: true }); // another language is another page
+  new MutationObserver(watch).observe(element, { childList: true }); // the page is replaced when the language changes
   watch();
-  tell(); // at once: what is out of sight is not observed
+  tell(); // immediately, because elements out of view are not observed
   window.addEventListener("message", (event) => {
     if (event.source !== window.parent || !event.data?.headway) return;
     const { theme } = event.data.headway;
     if (theme !== "light" && theme !== "dark") return tell();
     const button = element.querySelector(`[data-keep="theme-${theme}"]`);
     const auto = element.querySelector('[data-keep="theme-auto"]');
-    // what the reader chose counts more
+    // the reader's choice takes precedence
     if (auto?.getAttribute("aria-pressed") === "true") /** @type {HTMLElement} */ (button).click();
   });
 }

@@ -1,8 +1,8 @@
-/** Where words go so that they do not cover each other or the lines. */
+/** Place labels so that they do not cover each other or the lines. */
 
 /**
- * Move labels as little as possible so that neighbours stand at least `gap` apart within [top, bottom].
- * Labels that collide form a block around their mean wish (pool adjacent violators).
+ * Move labels as little as possible so that neighbours are at least `gap` apart within [top, bottom].
+ * Labels that collide form a block around the mean of their preferred positions (pool adjacent violators).
  * @param {number[]} wishes
  * @param {number} gap
  * @param {number} top
@@ -37,7 +37,7 @@ export function spread(wishes, gap, top, bottom) {
 /** @typedef {{ x: number, y: number, width: number, height: number }} Box */
 
 /**
- * The place for a note near a point that covers the fewest of the given points and no other box.
+ * The position of a note near a point, such that it covers the fewest of the given points and no other box.
  * @param {{ x: number, y: number }} anchor
  * @param {{ width: number, height: number }} size
  * @param {Box} frame

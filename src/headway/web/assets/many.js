@@ -24,7 +24,7 @@ const SMALLEST = 62;
 const WHOLE_FILM = 6000; // milliseconds from the first frame to the last
 
 /**
- * Figures below each other, which can be given other numbers without being made anew.
+ * Stacked figures whose values can be replaced without rebuilding them.
  * @param {Plain[]} figures
  * @param {Setting} setting
  * @param {Make} make
@@ -57,7 +57,7 @@ export function group(figures, setting, make) {
 }
 
 /**
- * Small multiples on one scale, in the model's order or sorted by a number.
+ * Small multiples with a common scale, in the model's order or sorted by a value.
  * @param {Wall} given
  * @param {Setting} setting
  * @returns {Drawn}
@@ -76,7 +76,7 @@ export function wall(given, setting) {
   const sheets = { table: () => sheet(spoken), csv: () => { const { head, rows } = sheet(exact); return [head, ...rows]; } };
   const { element, refresh } = frameOf(setting, () => figure, [tools, area, bar.element, line], sheets);
 
-  /** All tiles with the limits of all. */
+  /** Give all tiles common limits. */
   function scaled() {
     const maps = figure.tiles.map(([, map]) => map);
     const limits = commonLimits(maps);
@@ -178,10 +178,10 @@ function commonLimits(maps) {
   return [Math.min(...all.map(([low]) => low)), Math.max(...all.map(([, high]) => high))];
 }
 
-let tabs = 0; // ids of tabs are the page's
+let tabs = 0; // tab ids are unique within the page
 
 /**
- * A strip of stages, of which one is open.
+ * A strip of stages, one of which is open.
  * @param {Steps} given
  * @param {Setting} setting
  * @param {Make} make
@@ -295,7 +295,7 @@ export function film(given, setting, make) {
 
   /** @param {Film} next */
   function set(next) {
-    const last = at === frames.length - 1; // who watches the newest frame goes on doing so
+    const last = at === frames.length - 1; // a reader at the newest frame stays at the newest
     figure = next;
     frames = scaled(next);
     refresh();
@@ -308,7 +308,7 @@ export function film(given, setting, make) {
 }
 
 /**
- * Figures of several times or things, those that show the same thing on one scale: it is the differences that count.
+ * Figures of several times or subjects; those that show the same quantity have a common scale, so that they can be compared.
  * @param {Plain[][]} all for each time or thing its figures
  * @returns {Plain[][]}
  */
@@ -331,7 +331,7 @@ function reach(values) {
 }
 
 /**
- * Things side by side; pointing at a cell of one points at it in all.
+ * Figures side by side; pointing at a cell of one points at it in all.
  * @param {Columns} given
  * @param {Setting} setting
  * @param {Make} make
@@ -355,7 +355,7 @@ export function columns(given, setting, make) {
     area.classList.toggle("crowd", all.length > 3);
     name();
   }
-  /** Whether a column's only figure has its name already. */
+  /** Whether a column's only figure already shows its name. */
   const twice = (/** @type {Columns["columns"][number]} */ [label, figures]) => figures.length === 1 && told(words, figures[0].title) === told(words, label);
   const name = () =>
     all.forEach((one, i) => {

@@ -1,4 +1,4 @@
-/** The page of a position method: its formula, what it does as curves, its hyperparameters and what runs it. */
+/** The page of a position method: its formula, its effect as curves, its hyperparameters and its backend. */
 
 import { lineChart } from "./chart.js";
 import { csvText } from "./data.js";

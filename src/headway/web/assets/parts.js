@@ -1,10 +1,10 @@
-/** What every figure has around it: a title, its drawing, the numbers as a table and as a file. */
+/** Common parts of figures: a title, the drawing, the values as a table and as a file. */
 
 import { csvText } from "./data.js";
 import { download, html } from "./dom.js";
 
 /** @typedef {Record<string, string>} Said a text in every language */
-/** @typedef {{ kind: string, title: Said, [key: string]: any }} Plain a figure as report/figures.py makes it */
+/** @typedef {{ kind: string, title: Said, [key: string]: any }} Plain a figure as figures/values.py makes it */
 /**
  * @typedef {object} Drawn
  * @property {HTMLElement} element

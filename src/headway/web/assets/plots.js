@@ -18,7 +18,7 @@ import { isKnown, methodStyles, placeStyle } from "./styles.js";
 
 const SHOWN = 200; // rows of a table
 const THICKEST = 44; // pixels of a bar
-const MARKED = 16; // points of a curve that are marked each: one that stands alone has no line
+const MARKED = 16; // up to this many points each gets a marker: an isolated point has no line
 
 /**
  * @param {Lines} given
@@ -235,7 +235,7 @@ export function bars(given, setting) {
 }
 
 /**
- * The numbers that a figure of curves or bars draws; the ends of bands too.
+ * The values of a figure of curves or bars, including the limits of bands.
  * @param {Lines | Bars} figure
  * @returns {number[]}
  */
@@ -265,7 +265,7 @@ export function dials(given, setting) {
     row.replaceChildren(...figure.labels.map((label, i) => {
       const hands = figure.hands.map(([, angles], k) => {
         const [x, y] = [Math.cos(angles[i]), Math.sin(angles[i])];
-        const reach = 30 - 7 * k; // two hands at one angle are both seen
+        const reach = 30 - 7 * k; // hands at the same angle stay visible
         return svg("g", { class: `hue-${placeStyle(k).hue}` },
           svg("line", { class: "line", x1: 0, y1: 0, x2: (x * reach).toFixed(2), y2: (-y * reach).toFixed(2) }),
           svg("circle", { class: "marker", cx: (x * reach).toFixed(2), cy: (-y * reach).toFixed(2), r: 3.2 }));

@@ -1,4 +1,4 @@
-/** A product of matrices, and how one of its entries comes about. */
+/** A product of matrices, and how one of its entries is computed. */
 
 import { exact, numbersOf, onAxis, spoken } from "./blocks.js";
 import { html, svg } from "./dom.js";
@@ -12,7 +12,7 @@ import { frameOf, told } from "./parts.js";
 /** @typedef {{ kind: "product", title: Said, left: any, right: any, bias: any, out: any, rows: string[], names: [string, string, string], cell: [number, number] }} Product */
 
 /**
- * out = left · right + bias, and how one number of out comes about.
+ * out = left · right + bias, and how one entry of out is computed.
  * @param {Product} given
  * @param {Setting} setting
  * @returns {Drawn}
@@ -36,7 +36,7 @@ export function product(given, setting) {
   maps.out.element.addEventListener("headway:point", (event) => {
     const { row, column } = /** @type {CustomEvent} */ (event).detail;
     if (row >= 0) work(row, column);
-    else point(); // what is worked out below stays marked
+    else point(); // the entry computed below stays marked
   });
 
   /** @param {"left" | "right" | "out"} which */
@@ -55,7 +55,7 @@ export function product(given, setting) {
     return /** @type {any} */ ({ kind: "heatmap", title, scale: "diverging", limits: null, hidden: null, unit: "", ...shape });
   }
 
-  /** Every product of the chosen cell, and their sum as it grows. */
+  /** Every product of the chosen cell, and their running sum. */
   function worked() {
     const [row, column] = cell;
     const [left, right] = [numbersOf(figure.left), numbersOf(figure.right)];
@@ -97,7 +97,7 @@ export function product(given, setting) {
     maps.out.point?.(row, column);
   }
 
-  /** Products as bars, their sum as a line that ends at the model's number. */
+  /** Products as bars, their running sum as a line that ends at the model's value. */
   function trace(steps, bias, model) {
     const width = picture.clientWidth || 320;
     const tall = 170;

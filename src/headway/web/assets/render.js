@@ -35,7 +35,7 @@ import { byteSize, decimals, grouped, threeDigits } from "./words.js";
  * @property {Record<string, import("./figures.js").View[]>} [views] of each method's trained model
  */
 
-const CROWD = 16; // with more methods than this, the figures begin with the best of them
+const CROWD = 16; // with more methods than this, the figures show only the best at first
 const SHOWN = 10;
 
 /**
@@ -172,7 +172,7 @@ export function render(element, payload) {
     return crowded ? html("div", {}, crowdChoice(), group) : group;
   }
 
-  /** With many methods: draw the best, or all, or none to begin with. */
+  /** With many methods: choose the best, all, or none. */
   function crowdChoice() {
     const lengths = lengthsOf(results);
     const every = () => new Set(results.methods.map(({ spec }) => spec));
@@ -187,7 +187,7 @@ export function render(element, payload) {
 
   const seen = (/** @type {import("./data.js").Series[]} */ list) => list.filter(({ spec }) => !state.hidden.has(spec));
 
-  /** Say of a point: "rotary at 512 tokens: 3.21 bits per byte (3.10–3.35, 2 seeds)". */
+  /** A point in words: "rotary at 512 tokens: 3.21 bits per byte (3.10–3.35, 2 seeds)". */
   function reading(key, spec, point, planned, unit) {
     const range = point.seeds > 1
       ? words.say(point.seeds < planned ? "reading.range_some" : "reading.range", { low: showing(point.low, unit), high: showing(point.high, unit), seeds: point.seeds, planned })
@@ -269,7 +269,7 @@ export function render(element, payload) {
 
   const bandNote = () => words.say(seedsOf(results).length > 1 ? "caption.band" : "caption.one_seed", { n: seedsOf(results).length });
 
-  /** Mean and range per method and x; a stop is said where it happens. */
+  /** Mean and range per method and x; a stop is named where it happens. */
   function longTable(key, series, xs, format, unit = state.unit) {
     return html(
       "table",
@@ -301,7 +301,7 @@ export function render(element, payload) {
     return message.startsWith(stop.kind) && words.language === "en" ? message : `${word}${words.say("join.colon")}${message.replace(new RegExp(`^${stop.kind}\\s*`), "")}`;
   }
 
-  /** The training curves can be shown in bits only where a token is a byte: then a nat is 1 / ln 2 bits. */
+  /** Training curves can be shown in bits only if a token is a byte: then a nat is 1 / ln 2 bits. */
   function trainingUnit() {
     const bytes = results.settings.vocabulary === "bytes" && results.task === "text";
     const bits = bytes && state.unit.id === "bits_per_byte";
@@ -448,7 +448,7 @@ export function render(element, payload) {
       const series = lengthSeries(results, state.unit).sort((a, b) => rank(a.spec) - rank(b.spec));
       const low = state.unit.better === "low";
       const best = lengths.map((x) => series.flatMap(({ points }) => points.filter((point) => point.x === x)).sort((a, b) => (low ? a.mean - b.mean : b.mean - a.mean))[0]);
-      // as the findings say it: where seed ranges overlap, methods cannot be told apart
+      // as in the findings: methods with overlapping seed ranges cannot be distinguished
       const near = (/** @type {import("./data.js").Point} */ point, /** @type {import("./data.js").Point} */ first) => showing(point.mean) === showing(first.mean) || (point.low <= first.high && first.low <= point.high);
       body.replaceChildren(
         html("table", { id: "results" },

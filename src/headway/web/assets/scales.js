@@ -1,7 +1,7 @@
-/** Where axes end and where their ticks stand. */
+/** Limits and ticks of axes. */
 
 /**
- * An upper limit where a gap sets at most a third of the values far above the rest, or null.
+ * An upper limit, if a gap separates at most a third of the values far above the rest; otherwise null.
  * @param {number[]} sorted
  * @returns {number | null}
  */
@@ -26,7 +26,7 @@ export function startLimit(sorted) {
 }
 
 /**
- * An axis that begins and ends a little beyond the numbers, but not below 0 where they do not.
+ * Limits slightly beyond the values, but not below 0 if no value is.
  * @param {number} low
  * @param {number} high
  * @param {boolean} log
@@ -55,7 +55,7 @@ export function niceTicks(low, high, count) {
 }
 
 /**
- * Powers of 2, or of 10 where those would be too many; and 0 if it is there.
+ * Powers of 2, or of 10 if those would be too many; and 0 if it is a value.
  * @param {number[]} values
  * @param {number} count at most
  * @returns {number[]}
@@ -71,7 +71,7 @@ export function logTicks(values, count) {
 }
 
 /**
- * 1, 2 and 5 times powers of 10; only those powers where they would be too many, and even steps where too few.
+ * 1, 2 and 5 times powers of 10; only the powers if those are too many, and even steps if too few.
  * @param {number} low
  * @param {number} high
  * @param {number} count at most

@@ -1,7 +1,7 @@
 /**
  * One fixed colour, dash and marker per method, by its name, in every figure of every report.
  * Hues follow families: rotary and its scalings blue, other rotations pink and ochre, fixed biases orange, learned ones
- * green, vectors for distances violet, what depends on the tokens teal; see theme.json.
+ * green, vectors for distances violet, token-dependent ones teal; see theme.json.
  */
 
 import { THEME } from "./theme.js";
@@ -30,7 +30,7 @@ export function methodStyles(methods) {
     styles.set(spec, { hue, dash });
     return true;
   };
-  // The plain form of each known method first, so that a variant never takes another method's place.
+  // The plain form of each known method first, so that a variant never takes another method's style.
   const plainFirst = [...methods].sort((a, b) => Number(a.spec !== a.name) - Number(b.spec !== b.name));
   const later = plainFirst.filter(({ spec, name }) => {
     const known = KNOWN[keyOf(name)];
@@ -45,7 +45,7 @@ export function methodStyles(methods) {
     for (let turn = 0; turn < HUES; turn += 1)
       for (let dash = DASHES.length - 1; dash >= 0; dash -= 1) slots.push([(hue + turn) % HUES, dash]);
     const free = ([h, d]) => !taken.has(h * DASHES.length + d);
-    const family = keyOf(name) in KNOWN; // a variant stays in its family's hue if it can
+    const family = keyOf(name) in KNOWN; // a variant keeps its family's hue if possible
     const slot =
       slots.find((s) => free(s) && (family ? s[0] === hue : !reserved.has(s[0] * DASHES.length + s[1]))) ?? slots.find(free);
     if (slot) take(spec, slot[0], slot[1]);
@@ -55,7 +55,7 @@ export function methodStyles(methods) {
 }
 
 /**
- * Whether a method has a look of its own.
+ * Whether a method has its own style.
  * @param {string} name
  */
 export function isKnown(name) {
@@ -63,7 +63,7 @@ export function isKnown(name) {
 }
 
 /**
- * The look of the n-th line of a figure; the first 56 differ, because 8 and 7 have no common factor.
+ * The style of the n-th line of a figure; the first 56 differ, because 8 and 7 have no common factor.
  * @param {number} n
  * @returns {Style}
  */
@@ -90,7 +90,7 @@ export function markerPath(dash, x, y, r) {
 }
 
 /**
- * Whether a marker is an outline only.
+ * Whether a marker is hollow.
  * @param {number} dash
  */
 export function isHollow(dash) {

@@ -1,4 +1,4 @@
-/** A map too large to send: drawn from tiles of the level that the zoom needs, which come as they are looked at. */
+/** A map too large to send: drawn from tiles of the level that the zoom needs, fetched on demand. */
 
 import { exact, spoken } from "./blocks.js";
 import { niceTicks } from "./scales.js";
@@ -27,7 +27,7 @@ const LARGEST = 28; // pixels of a pair of tokens
 const CELL = 2; // pixels of a cell, at least
 const HELD = 96; // tiles
 const AT_ONCE = 4; // requests
-const STEP = 1.6; // of one zoom
+const STEP = 1.6; // factor of one zoom step
 const SHOWN = 64; // rows and columns of a table
 
 /**
@@ -56,7 +56,7 @@ async function fromServer(source, level, row, column, how) {
 }
 
 /**
- * A tile from what inspect/tiles.py calls its body: rows, columns, then float32.
+ * Decode a tile from `TileSource.body` of inspect/tiles.py: rows, columns, then float32.
  * @param {ArrayBuffer} body
  * @returns {Tile}
  */
@@ -82,7 +82,7 @@ export function zoomed(given, setting, fetchTile) {
   /** @type {[number, number, number][]} tiles to ask for, the newest wish first */
   let wishes = [];
   let failure = "";
-  // what is looked at: pixels of a pair of tokens, and the token at the upper left
+  // the visible part: pixels per pair of tokens, and the token at the upper left
   let [scale, top, left] = [0, 0, 0];
   /** @type {[number, number] | null} a pair of tokens */
   let focus = null;
@@ -107,7 +107,7 @@ export function zoomed(given, setting, fetchTile) {
   const { element, refresh } = frameOf(setting, () => figure, [plot, tools, legend.element, line], { table: () => sheet(spoken, SHOWN), csv: () => { const { head: names, rows } = sheet(exact, Infinity); return [names, ...rows]; } });
 
   const least = () => Math.min(wide / figure.size[1], tall / figure.size[0]);
-  /** The finest level of which a cell is large enough to be seen. */
+  /** The finest level whose cells are large enough to be visible. */
   const levelNow = () => Math.max(0, Math.min(figure.levels - 1, Math.ceil(Math.log2(CELL / scale) - 1e-9)));
   const limits = () => figure.overview.limits ?? [0, 1];
 
@@ -159,7 +159,7 @@ export function zoomed(given, setting, fetchTile) {
     context.imageSmoothingEnabled = false;
     context.setTransform(dense * scale, 0, 0, dense * scale, -left * scale * dense, -top * scale * dense);
     wishes = [];
-    // the overview first, finer tiles over it as they are there
+    // the overview first, finer tiles over it when they arrive
     for (const one of new Set([figure.levels - 1, Math.min(figure.levels - 1, level + 2), level])) lay(context, one, dark, one === level || one === figure.levels - 1);
     const side = 2 ** level;
     state.textContent = failure || (coming.size || wishes.length ? words.say("long.loading") : words.say("long.each", { side: words.count(side) }));
@@ -322,7 +322,7 @@ export function zoomed(given, setting, fetchTile) {
   for (const kind of ["pointerup", "pointercancel"]) plot.addEventListener(kind, () => (drag = null));
   plot.addEventListener("pointerleave", () => drag || rest());
   plot.addEventListener("blur", rest);
-  // the wheel belongs to the page until the map was chosen
+  // the wheel scrolls the page until the map has the focus
   plot.addEventListener("wheel", (event) => {
     if (document.activeElement !== plot && !event.ctrlKey) return;
     event.preventDefault();

@@ -1,4 +1,4 @@
-/** A page of views: what was looked at, then each view from its question to its notes. */
+/** A page of views: the subject, then each view from its question to its notes. */
 
 import { html } from "./dom.js";
 import { drawView } from "./figures.js";

@@ -24,7 +24,7 @@ export function wordsIn(strings, language) {
 }
 
 /**
- * About three digits, as in the terminal: 0.123, 2.31, 23.1, 1,234.
+ * About three significant digits, as in the terminal: 0.123, 2.31, 23.1, 1,234.
  * @param {number} value
  * @returns {string}
  */
@@ -66,7 +66,7 @@ export function byteSize(bytes) {
 }
 
 /**
- * The language to begin with: 中文 where the browser prefers any Chinese over English.
+ * The initial language: 中文 if the browser prefers any Chinese over English.
  * @param {readonly string[]} preferred
  * @returns {"en" | "zh"}
  */
