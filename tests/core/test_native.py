@@ -17,7 +17,7 @@ from torch import Tensor
 from headway import Causal, Documents, Window, attend
 from headway.backends import compiler, native
 from headway.memory import peak_memory
-from headway.terms import ByDistance, ByDistancePerQuery, PerKey
+from headway.terms import ByDistance, ByDistancePerQuery, DenseBias, PerKey
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"no kernel here: {native.unavailable()}")
 
@@ -377,3 +377,35 @@ def test_a_call_is_what_the_header_says() -> None:
     assert (kinds["scale"], kinds["splits"]) == (ctypes.c_double, ctypes.c_int64)
     with pytest.raises(AssertionError, match=r"has a declaration that Python cannot parse: float x;"):
         native._fields("struct Call {\n  float x;\n};")
+
+
+def test_gradients_of_rows_that_see_no_nan_are_those_without_it() -> None:
+    """Rows that see NaN are NaN, and pass nothing on to queries, keys and values of the others."""
+    torch.manual_seed(0)
+    given = [torch.randn(1, 2, 9, 8) for _ in range(3)]
+    results = []
+    for bad in (None, torch.nan, torch.inf):
+        q, k, v = (x.clone() for x in given)
+        if bad is not None:
+            k[:, :, 5], v[:, 0, 5] = bad, bad
+        leaves = [x.requires_grad_() for x in (q, k, v)]
+        out = attend(*leaves, mask=Causal(), backend="native")
+        assert bad is None or bool(out[:, :, 5:].isnan().all())
+        clean = torch.ones_like(out)
+        clean[:, :, 5:] = 0.0 if bad is None else 3.0  # what is asked of rows that are NaN counts for nothing
+        results.append([out[:, :, :5], *torch.autograd.grad(out, leaves, clean)])
+    for found in results[1:]:
+        for one, other in zip(found, results[0], strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_bias_of_minus_infinity_hides_nan() -> None:
+    q, k, v = (torch.randn(1, 2, 6, 8) for _ in range(3))
+    bias = torch.randn(6, 6)
+    bias[:4, 2] = -torch.inf
+    k[:, :, 2] = torch.nan
+    out = attend(q, k, v, terms=(DenseBias(bias),), backend="native")
+    assert bool(out[:, :, :4].isfinite().all() and out[:, :, 4:].isnan().all())
+    k[:, :, 2] = 0.0
+    expected = attend(q, k, v, terms=(DenseBias(bias),), backend="reference")
+    torch.testing.assert_close(out[:, :, :4], expected[:, :, :4])
