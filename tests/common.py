@@ -222,6 +222,8 @@ def transformer(spec: str, **given: Any) -> Any:
     from headway.transformer import Transformer
 
     config = {"vocab": 17, "dim": 24, "layers": 2, "heads": 3, "position": str(spec), **getattr(spec, "config", {})}
+    if "latent_dim" in config:  # no key heads to share
+        given.pop("kv_heads", None)
     model = Transformer(**{**config, **given}).double().eval()
     randomise(model)
     return model

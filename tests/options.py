@@ -238,6 +238,12 @@ def layers() -> list[Option]:
     every = {"qk_norm": True, "softcap": 3.0, "sinks": True, "log_scale": 4}
     return [
         *(Option(spec, "latent", Latent) for spec in PLACES),
+        Option(
+            "rotary",
+            "latent, every option",
+            functools.partial(Latent, softcap=3.0, sinks=True, log_scale=4),
+            relative=False,
+        ),
         Option("t5", "every option", functools.partial(Attention, **every), relative=False),
         Option("rotary", "unused dropout", functools.partial(Attention, dropout=0.5)),
         Option(
@@ -257,6 +263,10 @@ def layers() -> list[Option]:
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
+LATENT = {"latent_dim": 10, "position_dim": 8}
+"""Latent attention in a Transformer."""
+
+
 @functools.cache
 def models() -> list[Option]:
     """Options of a Transformer of two layers."""
@@ -272,5 +282,7 @@ def models() -> list[Option]:
             "learned", "convolving", config={"pattern": [{"position": "path"}, {"position": "dapev2", "window": 4}]}
         ),
         *(Option(spec, "shared keys", config={"pattern": [{}, {"kv_from": 1}]}) for spec in ("t5", "selectiverotary")),
+        Option("rotary", "latent", config={**LATENT, "query_latent_dim": 12, "value_dim": 6, "softcap": 3.0}),
+        Option("selectiverotary", "latent and local", config={"pattern": [LATENT, {"window": 2}], "sinks": True}),
         Option("shaw", "unused dropout", config={"dropout": 0.5, "attention_dropout": 0.5}),
     ]

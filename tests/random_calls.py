@@ -208,11 +208,18 @@ class RandomCall:
     # --- what backends accept ---------------------------------------------------------------------------------------
 
     def native_accepts(self) -> bool:
-        """Whether the fused kernel is to take it: softmax alone, terms of three kinds, images of one
-        width, one & of three masks."""
-        parts, plain = _parts(self.mask), {"PerKey", "ByDistance", "ByDistancePerQuery", "in rows"}
-        fused = self.normalise == "softmax" and self.softcap is None and "sinks" not in self.leaves
-        if not fused or not set(self.kinds) <= plain:
+        """Whether native is to take it: tables, images of one width, a Scan or a stick alone, one & of masks."""
+        tables = {"ByDistance", "ByDistancePerQuery", "ByDistancePerKey", "ValuesByDistance"}
+        parts, plain = _parts(self.mask), {"PerKey", "in rows", *tables}
+        if self.normalise != "softmax":
+            plain = set()
+        elif self.kinds == ["Scan"]:
+            plain = {"Scan"}
+        if plain <= {"Scan"} and (self.softcap is not None or "sinks" in self.leaves):
+            return False
+        if self.kinds.count("ValuesByDistance") > 1:
+            return False
+        if not set(self.kinds) <= plain:
             return False
         if any(type(part) not in (Causal, Window, Documents) for part in parts):
             return False

@@ -26,32 +26,32 @@ FEW, MANY = 9, 40
 
 COLUMNS = ("native", "sdpa", "few", "triton", "flex", "tiled", "reference")
 ACCEPTS = """
-                                                     native  sdpa    few     triton  flex    tiled   reference
-no terms                                             fcwd--  fcw---  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
-ByDistance(fixed entry, fixed tails)                 fcwd--  fcw---  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
-Scan(inclusive, table)                               ------  ------  ------  ------  ------  fcwdpt  fcwdpt
-MixHeads(first, first_bias, second)                  ------  ------  ------  ------  ------  fcwdpt  fcwdpt
-MixHeads(first, neighbours, first_bias, second)      ------  ------  ------  ------  ------  fcwdpt  fcwdpt
-ByDistancePerQuery(table) + ByDistancePerKey(table)  ------  ------  fcwdpt  ------  fcwdpt  fcwdpt  fcwdpt
-ByDistance(table)                                    fcwd--  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
-PerKey(bias)                                         fcwd--  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
-Slopes(left, right)                                  ------  ------  ------  ------  ------  fcwdpt  fcwdpt
-Scan(left, right, fixed slope)                       ------  ------  ------  ------  ------  fcwdpt  fcwdpt
-Boost(q, k, fixed rates)                             ------  ------  ------  ------  ------  fcwdpt  fcwdpt
-ByDistancePerQuery(table)                            fcwd--  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
-PathProduct(q, k, w, beta)                           ------  ------  ------  ------  ------  fcwdpt  fcwdpt
-no terms, wider heads                                fcwd--  fcw---  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
-ByDistance(fixed table)                              fcwd--  fcw---  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
-ByDistancePerQuery(table) + ValuesByDistance(table)  ------  ------  ------  ------  ------  fcwdpt  fcwdpt
-no terms, stickbreaking                              ------  ------  ------  ------  ------  fcwdpt  fcwdpt
-ByDistance(table, in rows)                           fc-d--  ------  fcwdpt  fc-d--  ------  fcwdpt  fcwdpt
-PerKey(bias) + ByDistancePerQuery(table)             fcwd--  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
-ByDistance(fixed entry, tails)                       fcwd--  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
-Pairwise()                                           ------  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
-Slopes(left)                                         ------  ------  ------  ------  ------  fcwdpt  fcwdpt
-Slopes(right)                                        ------  ------  ------  ------  ------  fcwdpt  fcwdpt
-PathProduct(q, k, w, beta) + PerKey(bias)            ------  ------  ------  ------  ------  fcwdpt  fcwdpt
-no terms, stickbreaking+remainder                    ------  ------  ------  ------  ------  fcwdpt  fcwdpt
+                                                         native  sdpa    few     triton  flex    tiled   reference
+no terms                                                 fcwd--  fcw---  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+ByDistance(fixed entry, fixed tails)                     fcwd--  fcw---  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+Scan(inclusive, table)                                   fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
+MixHeads(first, first_bias, second)                      fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
+MixHeads(first, neighbours, first_bias, second)          fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
+ProductPerQuery(x, vectors) + ProductPerKey(x, vectors)  fcwd--  ------  fcwdpt  ------  fcwdpt  fcwdpt  fcwdpt
+ByDistance(table)                                        fcwd--  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+PerKey(bias)                                             fcwd--  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+SlopePerToken(q, k)                                      fcwd--  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
+Scan(left, right, fixed slope)                           fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
+Boost(q, k, fixed basis, fixed rates)                    fcwd--  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
+ProductPerQuery(x, vectors)                              fcwd--  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+PathProduct(q, k, w, beta)                               fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
+no terms, wider heads                                    fcwd--  fcw---  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+ByDistance(fixed table)                                  fcwd--  fcw---  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+ProductPerQuery(x, vectors) + ValuesByDistance(table)    fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
+no terms, stickbreaking                                  fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
+ByDistance(table, in rows)                               fc-d--  ------  fcwdpt  fc-d--  ------  fcwdpt  fcwdpt
+PerKey(bias) + ByDistancePerQuery(table)                 fcwd--  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+ByDistance(fixed entry, tails)                           fcwd--  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+CurveByDistance(level, rate, fixed knots, base, slope)   fcwd--  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
+SlopePerToken(q)                                         fcwd--  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
+SlopePerToken(k)                                         fcwd--  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
+PathProduct(q, k, w, beta) + PerKey(bias)                fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
+no terms, stickbreaking+remainder                        fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
 """
 """The masks with which a backend accepts the terms of a signature: f full, c causal, w window, d causal and documents,
 p prefix, t a tensor. "few" is sdpa with few queries. triton and flex are asked about a GPU, the others about a CPU."""
@@ -66,7 +66,7 @@ DTYPES = {
 }
 """The dtypes of q, k and v that a backend accepts."""
 
-OPTIONS = {"softcap": ("tiled", "reference"), "sinks": ("tiled", "reference")}
+OPTIONS = dict.fromkeys(("softcap", "sinks"), ("native", "tiled", "reference"))
 """The backends that accept an option of ``attend``."""
 
 
@@ -99,10 +99,10 @@ def acted(position: Any, tokens: int, start: int = 0) -> tuple[Tensor, Tensor, t
 
 
 def _kind(term: Any) -> str:
-    """Its class and contents; "fixed" means that it needs no gradient."""
+    """Its class and what it holds besides indices; "fixed" means that it needs no gradient."""
     held = []
     for name, value in vars(term).items():
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.is_floating_point():
             single = isinstance(term, ByDistance) and term.tails is not None and value.shape[1] == 1
             held.append(("" if value.requires_grad else "fixed ") + ("entry" if single else name))
             if name == "first" and value.shape[-1] > 1:

@@ -15,7 +15,7 @@ ROOT = Path(headway.__file__).parent
 FLOORS = (
     ("_version", "characters"),
     ("shapes", "display"),
-    ("output", "schema"),
+    ("output", "schema", "strict_json"),
     ("memory", "console", "settings", "integers"),
     ("config",),
     ("masks",),
@@ -43,12 +43,12 @@ FLOORS = (
 )
 """From the ground up; a part imports from the floors below its own, and from itself."""
 ALLOWED = {
-    "positions": {"shapes", "display", "characters", "integers", "masks", "terms", "positions"},
+    "positions": {"shapes", "schema", "display", "characters", "integers", "masks", "terms", "positions"},
     "backends": {"shapes", "integers", "masks", "terms", "backends"},
     "figures": {"figures", "display"},
     "results": {"results", "figures"},
     "web": {"web", "figures", "_version"},
-    "plot": {"plot", "web", "results", "figures", "shapes"},
+    "plot": {"plot", "web", "results", "figures", "shapes", "schema"},
     "display": set(),  # it finds the views by name when a notebook asks, the one way up
 }
 HEIGHT = {part: number for number, floor in enumerate(FLOORS) for part in floor}

@@ -8,7 +8,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAIRS = [
     (name, name.replace(".md", ".zh.md"))
-    for name in ("README.md", "docs/qkv.md", "docs/positions.md", "docs/python.md", "docs/speed.md", "docs/coming.md")
+    for name in (
+        "README.md",
+        "docs/qkv.md",
+        "docs/positions.md",
+        "docs/python.md",
+        "docs/speed.md",
+        "docs/coming.md",
+        "docs/data.md",
+    )
 ]
 PAGES = [name for pair in PAIRS for name in pair]
 
@@ -23,7 +31,7 @@ def test_python_examples_run(name, tmp_path, monkeypatch):
 
 def test_there_are_examples():
     counts = [(ROOT / name).read_text(encoding="utf-8").count("```python\n") for name, _ in PAIRS]
-    assert counts == [1, 1, 1, 8, 0, 0]
+    assert counts == [1, 1, 1, 9, 0, 0, 1]
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0])

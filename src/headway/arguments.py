@@ -23,9 +23,10 @@ LOOKED_AT = 10**8
 SEED = 2**63 - 1
 """The largest seed that torch accepts."""
 
+VOCABULARIES = "bytes, bpe (trained on the text), or the path of a tokenizer.json; all but bytes need headway[bpe]."
 Out = Annotated[Path, typer.Option(help="Folder for the results; rerun the same command to resume.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=256, help="CPU threads; default: torch's own choice.")]
-Vocabulary = Annotated[str, typer.Option(help="bytes, or bpe (trained on the text; needs the extra headway[bpe]).")]
+Vocabulary = Annotated[str, typer.Option(help=VOCABULARIES)]
 MaxText = Annotated[int | None, typer.Option(min=1, max=1 << 40, help="Largest text in bytes; default: 128 MiB.")]
 Source = Annotated[
     str | None, typer.Argument(help="A text file or folder; default: the documentation that ships with Python.")

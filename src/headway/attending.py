@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -53,10 +54,29 @@ class Core(nn.Module):
         return attend_checked(call, self.backend)
 
 
+class HeadWeights(NamedTuple):
+    """The matrices of one head, as in Q_h = X W_Q; views, so writing into them changes the model.
+
+    Latent attention has them, too, but W_K and W_V, and with a latent vector of queries W_Q, map latent vectors.
+
+    Args:
+        q: W_Q, (d_model, d_k).
+        k: W_K, (d_model, d_k); shared by the heads of a group.
+        v: W_V, (d_model, d_v); likewise.
+        o: W_O, (d_v, d_model).
+    """
+
+    q: Float[Tensor, "dim head_dim"]
+    k: Float[Tensor, "dim head_dim"]
+    v: Float[Tensor, "dim head_dim"]
+    o: Float[Tensor, "head_dim dim"]
+
+
 class Attending(nn.Module):
     """Base class of layers of attention: positions of tokens, and attention once queries, keys and values are there.
 
-    A layer adds its projections and ``core``, and sets ``softcap``, ``log_scale`` and ``sinks`` where it has them.
+    A layer adds ``core``, the projections ``q``, ``k``, ``v`` and ``o``, whose heads lie side by side, and ``shape``,
+    the widths of the queries and keys that are compared.
 
     Args:
         shape: of the queries and keys that the position method acts on.
@@ -73,9 +93,20 @@ class Attending(nn.Module):
     """
 
     core: Core
-    softcap: float | None = None
-    log_scale: int | None = None
+    shape: HeadShape
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+    o: nn.Linear
+    softcap: float | None
+    log_scale: int | None
     sinks: nn.Parameter | None
+    borrows = False
+    """Whether keys and values are those of another layer, see :meth:`headway.Attention.share_kv`."""
+    qk_norm = False
+    """Whether each query and key is normalised."""
+    content_dim = 0
+    """The first dimensions of queries and keys that position does not act on; the rest is the decoupled part."""
 
     def __init__(
         self,
@@ -96,7 +127,75 @@ class Attending(nn.Module):
         self.scale = as_number(scale, "a finite scale")
         check_init(init)
         self.init, self.depth = init, as_count(depth, "a depth of at least 1 layer", 1)
-        self.sinks = None
+
+    def bound_scores(self, softcap: float | None, log_scale: int | None, sinks: bool) -> None:
+        """Check and set what bounds and sharpens scores; arguments as of :class:`headway.Attention`."""
+        if softcap is not None:
+            softcap = as_number(softcap, "a finite softcap above 0, or None", 0)
+        if log_scale is not None:
+            log_scale = as_count(log_scale, "log_scale, a training length, of at least 2", 2)
+        self.softcap, self.log_scale = softcap, log_scale
+        self.sinks = nn.Parameter(torch.zeros(self.shape.heads)) if sinks else None
+
+    def told(self, **more: tuple[Any, Any]) -> str:
+        """Options that are not the defaults, for ``repr``: those of a layer, each with its default, and what all have.
+
+        >>> import headway
+        >>> headway.Attention(dim=64, heads=8, softcap=30.0).told(kv_heads=(8, 8))
+        ', softcap=30.0'
+        """
+        given: dict[str, tuple[Any, Any]] = {
+            **more,
+            "softcap": (self.softcap, None),
+            "log_scale": (self.log_scale, None),
+            "dropout": (self.dropout, 0.0),
+            "backend": (self.core.backend, "auto"),
+        }
+        return "".join(f", {name}={value}" for name, (value, usual) in given.items() if value != usual)
+
+    def columns(self, which: str) -> int:
+        """How many columns of one head's Q, K or V its matrix makes; in latent attention K has its decoupled part
+        besides.
+
+        >>> import headway
+        >>> headway.Attention(dim=64, heads=8, kv_heads=2).columns("k")
+        8
+        """
+        linear: nn.Linear = getattr(self, which)
+        return linear.out_features // (self.shape.heads if which == "q" else self.shape.kv_heads)
+
+    def head(self, index: int, *, grad: bool = False) -> HeadWeights:
+        """W_Q, W_K, W_V and W_O of one head as views, or their gradients.
+
+        Args:
+            index: the head, 0 … H−1.
+            grad: the gradients of the last backward instead.
+
+        Raises:
+            HeadwayError: when there is no such head, or no gradient yet.
+
+        >>> import headway
+        >>> headway.Attention(dim=64, heads=8).head(3).q.shape
+        torch.Size([64, 8])
+        """
+        shape = self.shape
+        index = as_count(index, f"a head from 0 to {shape.heads - 1}")
+        if index >= shape.heads:
+            raise HeadwayError(f"expected a head from 0 to {shape.heads - 1}, got {index}")
+        group = index // (shape.heads // shape.kv_heads)
+
+        def matrix(linear: nn.Linear, number: int, heads: int, by_input: bool = False) -> Tensor:
+            weight = linear.weight.grad if grad else linear.weight.detach()
+            if weight is None:
+                raise HeadwayError("expected gradients, got none: call backward() on a loss first")
+            return weight.chunk(heads, 1 if by_input else 0)[number].T
+
+        return HeadWeights(
+            matrix(self.q, index, shape.heads),
+            matrix(self.k, group, shape.kv_heads),
+            matrix(self.v, group, shape.kv_heads),
+            matrix(self.o, index, shape.heads, by_input=True),
+        )
 
     def placed(
         self,
@@ -111,6 +210,8 @@ class Attending(nn.Module):
             q_pos = cache.next_pos(x.shape[1])
         else:
             q_pos = as_positions(pos, x)
+            if self.embed and pos is None:
+                self.position.check_last(x.shape[1] - 1)
         given = pos is not None
         if given:  # what stands where padding is, e.g. NaN, must not reach the gradient of W_Q
             x = x.masked_fill((q_pos < 0)[..., None], 0.0)
@@ -146,6 +247,7 @@ class Attending(nn.Module):
             absolute=self.sinks is not None or self.position.normalise != "softmax",
             order=self._order(cache, tokens.pos) if given else None,
             start=tokens.start,
+            below=None if given else max(q.shape[2], k.shape[2]),
         )
 
     def weighed(

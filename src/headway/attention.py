@@ -8,37 +8,21 @@ out = [head_1 … head_H] W_O
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from headway.attending import Attending, Core, check_fits, check_given, normed, place_parameters
+from headway.attending import HeadWeights as HeadWeights
 from headway.cache import KVCache, Tokens
 from headway.functional import with_bias
 from headway.init import initialise
 from headway.integers import Array, Integers, as_positions
 from headway.masks import Mask
 from headway.positions import NoPosition, Position
-from headway.shapes import HeadShape, HeadwayError, as_count, as_number
+from headway.shapes import HeadShape, HeadwayError, as_count
 from headway.terms import AnyTerm
-
-
-class HeadWeights(NamedTuple):
-    """The matrices of one head, as in Q_h = X W_Q; views, so writing into them changes the model.
-
-    Args:
-        q: W_Q, (d_model, d_k).
-        k: W_K, (d_model, d_k); shared by the heads of a group.
-        v: W_V, (d_model, d_k); likewise.
-        o: W_O, (d_k, d_model).
-    """
-
-    q: Float[Tensor, "dim head_dim"]
-    k: Float[Tensor, "dim head_dim"]
-    v: Float[Tensor, "dim head_dim"]
-    o: Float[Tensor, "head_dim dim"]
 
 
 class SharedKV:
@@ -91,9 +75,6 @@ class Attention(Attending):
     torch.Size([2, 10, 512])
     """
 
-    borrows = False
-    """Whether keys and values are those of another layer, see :meth:`share_kv`."""
-
     def __init__(
         self,
         dim: int,
@@ -130,14 +111,10 @@ class Attention(Attending):
         self.k = nn.Linear(self.context_dim, inner_kv, bias=bias)
         self.v = nn.Linear(self.context_dim, inner_kv, bias=bias)
         self.o = nn.Linear(inner, dim, bias=bias if out_bias is None else out_bias)
-        if softcap is not None:
-            softcap = as_number(softcap, "a finite softcap above 0, or None", 0)
-        if log_scale is not None:
-            log_scale = as_count(log_scale, "log_scale, a training length, of at least 2", 2)
-        self.softcap, self.log_scale = softcap, log_scale
+        self.qk_norm = bool(qk_norm)
         self.q_norm = nn.RMSNorm(self.shape.head_dim, eps=1e-6) if qk_norm else None
         self.k_norm = nn.RMSNorm(self.shape.head_dim, eps=1e-6) if qk_norm else None
-        self.sinks = nn.Parameter(torch.empty(heads)) if sinks else None
+        self.bound_scores(softcap, log_scale, sinks)
         self.core = Core(backend)
         place_parameters(self, device, dtype)
         self.reset_parameters()
@@ -145,16 +122,8 @@ class Attention(Attending):
     def extra_repr(self) -> str:
         """Sizes, and options that are not the defaults."""
         shape = self.shape
-        told: dict[str, tuple[Any, Any]] = {
-            "kv_heads": (shape.kv_heads, shape.heads),
-            "head_dim": (shape.head_dim, shape.dim // shape.heads),
-            "softcap": (self.softcap, None),
-            "log_scale": (self.log_scale, None),
-            "dropout": (self.dropout, 0.0),
-            "backend": (self.core.backend, "auto"),
-        }
-        rest = (f", {name}={value}" for name, (value, usual) in told.items() if value != usual)
-        return f"dim={shape.dim}, heads={shape.heads}" + "".join(rest)
+        widths = {"kv_heads": (shape.kv_heads, shape.heads), "head_dim": (shape.head_dim, shape.dim // shape.heads)}
+        return f"dim={shape.dim}, heads={shape.heads}{self.told(**widths)}"
 
     def reset_parameters(self) -> None:
         """Draw W_Q, W_K, W_V and W_O of each head independently; biases are zero. Position draws its own."""
@@ -173,37 +142,6 @@ class Attention(Attending):
                 norm.reset_parameters()
         if self.sinks is not None:
             nn.init.zeros_(self.sinks)
-
-    def head(self, index: int, *, grad: bool = False) -> HeadWeights:
-        """W_Q, W_K, W_V and W_O of one head as views, or their gradients.
-
-        Args:
-            index: the head, 0 … H−1.
-            grad: the gradients of the last backward instead.
-
-        Raises:
-            HeadwayError: when there is no such head, or no gradient yet.
-
-        >>> attention = Attention(dim=64, heads=8)
-        >>> attention.head(3).q.shape
-        torch.Size([64, 8])
-        """
-        index = as_count(index, f"a head from 0 to {self.shape.heads - 1}")
-        if index >= self.shape.heads:
-            raise HeadwayError(f"expected a head from 0 to {self.shape.heads - 1}, got {index}")
-        kv = index // (self.shape.heads // self.shape.kv_heads)
-        width = self.shape.head_dim
-
-        def matrix(linear: nn.Linear, number: int, by_input: bool = False) -> Tensor:
-            weight = linear.weight.grad if grad else linear.weight.detach()
-            if weight is None:
-                raise HeadwayError("expected gradients, got none: call backward() on a loss first")
-            part = slice(number * width, (number + 1) * width)
-            return (weight[:, part] if by_input else weight[part]).T
-
-        return HeadWeights(
-            matrix(self.q, index), matrix(self.k, kv), matrix(self.v, kv), matrix(self.o, index, by_input=True)
-        )
 
     def share_kv(self, owner: Attention) -> None:
         """Attend to the keys and values of another layer instead of own ones.

@@ -23,6 +23,10 @@ Width = Annotated[int, Whole(1, WIDEST)]
 MaybeWidth = Annotated[int | None, Whole(1, WIDEST)]
 
 
+LATENT = ("latent_dim", "query_latent_dim", "position_dim", "value_dim")
+"""The options of latent attention; without the first there is none."""
+
+
 class Method(Protocol):
     """A position method: :class:`headway.positions.Position`."""
 
@@ -55,6 +59,10 @@ class LayerConfig(Settings):
         qk_norm: normalise queries and keys.
         kv_from: use the keys and values of the layer so many layers before, and its position method, see
             :meth:`headway.Attention.share_kv`.
+        latent_dim: latent attention with latent vectors of this width, like the next three.
+        query_latent_dim: width of the latent vectors of queries.
+        position_dim: width of the part of queries and keys that position acts on.
+        value_dim: width of a head's values.
 
     >>> LayerConfig(window=511).position is None
     True
@@ -69,6 +77,10 @@ class LayerConfig(Settings):
     sinks: bool | None = None
     qk_norm: bool | None = None
     kv_from: Annotated[int | None, Whole(1)] = None
+    latent_dim: MaybeWidth = None
+    query_latent_dim: MaybeWidth = None
+    position_dim: MaybeWidth = None
+    value_dim: MaybeWidth = None
 
     def plain(self) -> dict[str, Any]:
         """The options that are not None, as JSON values."""
@@ -126,6 +138,12 @@ class TransformerConfig(Settings):
         sandwich_norm: also normalise the output of each sublayer before it is added to the residual stream (Gemma 2).
         parallel: attention and MLP in parallel, x + attention(norm x) + MLP(norm x), with one norm (GPT-J, Cohere).
         backend: the attention backend, e.g. auto, sdpa or native, see :func:`headway.functional.attend`.
+        latent_dim: multi-head latent attention (MLA, arXiv:2405.04434), with latent vectors of this width, instead of
+            a matrix of keys and one of values, see :class:`headway.LatentAttention`; head_dim is then the width of the
+            part of queries and keys without position.
+        query_latent_dim: in latent attention, width of the latent vectors of queries; default none.
+        position_dim: in latent attention, width of the part of queries and keys that position acts on.
+        value_dim: in latent attention, width of a head's values; default ``head_dim``.
 
     Raises:
         HeadwayError: on invalid values, naming the valid ones.
@@ -161,6 +179,10 @@ class TransformerConfig(Settings):
     pattern: Annotated[tuple[LayerConfig, ...], OfLayers()] = ()
     sandwich_norm: bool = False
     parallel: bool = False
+    latent_dim: MaybeWidth = None
+    query_latent_dim: MaybeWidth = None
+    position_dim: Width = 64
+    value_dim: MaybeWidth = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,8 +191,31 @@ class TransformerConfig(Settings):
         if self.post_norm and (self.sandwich_norm or self.parallel):
             raise HeadwayError("expected post_norm without sandwich_norm and parallel, got both: leave one out")
         HeadShape.of(self.dim, self.heads, self.kv_heads, self.head_dim)
+        self._check_latent()
         for number in range(self.layers if self.pattern else 0):
             self._check_shared(number)
+
+    def _check_latent(self) -> None:
+        """Refuse options that latent attention lacks, or that only it has."""
+        latent = [self.is_latent(number) for number in range(self.layers)]
+        for number, is_latent in enumerate(latent):
+            if is_latent and self.of_layer(number, "qk_norm"):
+                raise HeadwayError(
+                    f"expected no qk_norm in layer {number}, because latent attention normalises its latent vectors "
+                    f"instead, got qk_norm: leave it or latent_dim out"
+                )
+        if all(latent) and self.kv_heads not in (None, self.heads):
+            raise HeadwayError(
+                f"expected no kv_heads, because latent attention makes the keys of all heads from one latent vector, "
+                f"got {self.kv_heads}: leave kv_heads or latent_dim out"
+            )
+        own = (self.layer(number) for number, is_latent in enumerate(latent) if not is_latent)
+        for options in own if any(latent) else (self, *own):
+            given = [name for name in LATENT[1:] if getattr(options, name) != getattr(type(options), name)]
+            if given:
+                raise HeadwayError(
+                    f"expected {given[0]} with latent_dim, because only latent attention has it, got it without"
+                )
 
     def _check_shared(self, number: int) -> None:
         """Refuse a layer that would share the keys and values of none, or of one that has none."""
@@ -183,6 +228,11 @@ class TransformerConfig(Settings):
                 f"(kv_from), got {own.plain()['position']}"
             )
         owner = number - own.kv_from
+        if self.is_latent(number) or (owner >= 0 and self.is_latent(owner)):
+            raise HeadwayError(
+                f"expected kv_from between layers with keys and values, got layers {owner} and {number}, of which one "
+                f"has latent attention: leave kv_from or latent_dim out"
+            )
         if owner < 0 or self.layer(owner).kv_from is not None:
             why = "there is none" if owner < 0 else "it uses those of another"
             raise HeadwayError(
@@ -199,6 +249,15 @@ class TransformerConfig(Settings):
             "position": position if isinstance(position, str) else position.spec(),
             "pattern": pattern,
         }
+
+    def of_layer(self, number: int, name: str) -> Any:
+        """An option of one layer: its own, or else the model's."""
+        own = getattr(self.layer(number), name)
+        return getattr(self, name) if own is None else own
+
+    def is_latent(self, number: int) -> bool:
+        """Whether a layer has latent attention."""
+        return self.of_layer(number, "latent_dim") is not None
 
     def owners(self) -> list[int]:
         """For each layer the one whose keys and values it uses: itself, or an earlier one (``kv_from``)."""

@@ -157,12 +157,31 @@ def _drop_output(error: BaseException | None = None) -> None:
 def console(*, error: bool = False) -> Console:
     """A console on standard output or error, 120 columns wide for a file or pipe; printed text cannot control it."""
     from rich.console import Console
+    from rich.text import Text
 
     class Harmless(Console):
-        """Escapes control sequences in printed text."""
+        """Escapes control sequences in printed text, and replaces what the encoding lacks before widths are measured.
+
+        The stream would replace it later, by texts of another width, and shift the columns of tables.
+        """
+
+        def _encodable(self, text: str) -> str:
+            encoding = getattr(self.file, "encoding", None) or "utf-8"
+            return text.encode(encoding, READABLE).decode(encoding, "replace")
 
         def print(self, *objects: Any, **options: Any) -> None:
             super().print(*(harmless(one) if isinstance(one, str) else one for one in objects), **options)
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(self._encodable(text), **options)
+
+        def render(self, renderable: Any, options: Any = None) -> Any:
+            if isinstance(renderable, Text) and (plain := self._encodable(renderable.plain)) != renderable.plain:
+                renderable = renderable.copy()
+                renderable.plain = plain
+                if options is not None and options.overflow == "ellipsis":
+                    renderable.overflow = "crop"  # an ellipsis would be one of the characters that are lacking
+            return super().render(renderable, options)
 
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError

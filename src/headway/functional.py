@@ -6,19 +6,18 @@ out_i = Σ_j softmax_j( scale · q_i·k_j + terms(i, j) under mask(i, j) ) · v_
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from headway.backends import BACKENDS, SHIPPED
-from headway.backends.base import Backend, Call, bad_tokens, transforms
-from headway.integers import Array, Integers, as_positions, exporting, readable
+from headway.backends.base import Backend, Call, transforms
+from headway.integers import Array, Integers, as_positions, exporting
 from headway.masks import Before, Causal, Dense, Mask, as_mask, divided, fitted, padding
 from headway.positions.base import Position
 from headway.schema import Number, require
@@ -96,7 +95,11 @@ def attend_checked(call: Call, backend: str) -> Float[Tensor, "batch heads queri
     route = _choose(call, backend)
     chosen = _load(route)
     alone = hasattr(chosen, "isolates") and chosen.isolates(call)
-    call, poisoned = (call, None) if alone else _isolate(call)
+    poisoned = None
+    if not alone:
+        from headway.backends.isolation import isolated
+
+        call, poisoned = isolated(call, _probe)
     out = chosen.run(call)
     if route != "reference" and out.requires_grad and not torch.compiler.is_compiling() and not transforms():
         out.register_hook(partial(_refuse_second_backward, route))
@@ -367,53 +370,9 @@ def _choose(call: Call, backend: str) -> str:
     raise HeadwayError("no backend can run this call: " + "; ".join(refusals))
 
 
-def _isolate(call: Call) -> tuple[Call, Bool[Tensor, "batch heads queries"] | None]:
-    """Zero the tokens of q, k and v that contain NaN or inf, and find the rows that see one, which become NaN.
-
-    A kernel multiplies a hidden key's weight, 0, with its value: 0 · NaN = NaN would reach rows that must not see it.
-    And torch's fused CPU kernel treats a row of only NaN as fully masked: it would hide a NaN that must show.
-    """
-    if call.device == "meta":
-        return call, None
-    # on a CPU checking is nearly free; elsewhere it would wait for the device, so the work is done unconditionally
-    per_query = [x for term in call.row_terms for x in term.per_query]
-    per_key = [x for term in call.row_terms for x in term.per_key]
-    if readable(call.q):
-        with torch.no_grad():
-            if math.isfinite(sum(x.sum() for x in (call.q, call.k, call.v, *per_query, *per_key))):
-                return call, None
-    elif call.mask is None and call.default_positions and not call.row_terms:
-        return call, None
-    bad_row = bad_tokens(call.q)  # (B, H, Q)
-    bad_key = bad_tokens(call.k) | bad_tokens(call.v)  # (B, H_kv, K)
-    for x in per_query:
-        bad_row = bad_row | bad_tokens(x)
-    for x in per_key:  # their number of heads varies
-        bad_key = bad_key | bad_tokens(x).any(1, keepdim=True)
-    q = call.q.masked_fill(bad_row[..., None], 0.0)
-    k, v = call.k.masked_fill(bad_key[..., None], 0.0), call.v.masked_fill(bad_key[..., None], 0.0)
-    if call.default_positions and call.mask is None:
-        sees_bad = bad_key.any(-1, keepdim=True).repeat_interleave(call.groups, 1)
-        poisoned = bad_row | sees_bad
-    elif call.default_positions and isinstance(call.mask, Causal):
-        poisoned = bad_row | (bad_key.cumsum(-1) > 0).repeat_interleave(call.groups, 1)
-    else:
-        # uniform attention over the flags: the share of bad keys among those a query sees, and whether it sees any key
-        with torch.no_grad():
-            share = torch.stack((bad_key, torch.ones_like(bad_key)), -1).to(q.dtype)
-            probe = replace(
-                call,
-                q=torch.zeros_like(q),
-                k=torch.zeros_like(k),
-                v=share,
-                terms=(),
-                normalise="softmax",
-                softcap=None,
-                sinks=None,
-            )
-            sees_bad, sees = (_load(_choose(probe, "auto")).run(probe) > 0).unbind(-1)
-        poisoned = sees_bad | (bad_row & sees)
-    return replace(call, q=q, k=k, v=v), poisoned
+def _probe(call: Call) -> Tensor:
+    """Attention by whichever backend can."""
+    return _load(_choose(call, "auto")).run(call)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from headway.config import INITS
-from headway.shapes import as_choice
+from headway.schema import Words, require
 
 _DRAWING = threading.RLock()
 
@@ -71,4 +71,4 @@ def initialise(
 
 def check_init(how: str) -> None:
     """Raise unless ``how`` names an initialisation."""
-    as_choice(how, "init", INITS)
+    require(how, Words(INITS), "init")

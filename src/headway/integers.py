@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
 from headway.shapes import HeadwayError, brief, broadcasts
@@ -72,6 +72,18 @@ def exporting() -> bool:
 
 # torch 2.11 says under torch.compile that it exports, unless the function is called while it traces
 exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def assure(holds: bool | Bool[Tensor, ""], message: str) -> None:
+    """Raise unless it holds; on a GPU, which is not waited for, the device stops with the message.
+
+    Raises:
+        HeadwayError: with the message.
+    """
+    if isinstance(holds, Tensor) and not readable(holds):
+        torch._assert_async(holds, message)
+    elif not holds:
+        raise HeadwayError(message)
 
 
 def in_range(pos: Int[Tensor, "..."], name: str, least: int = -1) -> Int[Tensor, "..."]:

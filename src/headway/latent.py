@@ -48,6 +48,9 @@ class LatentAttention(Attending):
         mask: who may see whom, always, as in :class:`headway.Attention`.
         bias: biases on the projections from X to latent vectors and on O, as ``attention_bias`` of DeepSeek-V3.
         scale: multiplies q·k; default 1/√(head_dim + position_dim).
+        softcap: keep scores within ±softcap, as in :class:`headway.Attention`, like the next two.
+        sinks: a learned score per head for attending to nothing.
+        log_scale: training length beyond which queries are scaled, their part without position too.
         dropout: share of the attention weights set to zero in training, from 0 to below 1.
         init: "xavier", "normal", "gpt2", "t5" or "orthogonal", see :func:`headway.init.initialise`.
         depth: layers of the model, for "gpt2".
@@ -79,6 +82,9 @@ class LatentAttention(Attending):
         mask: Mask | Bool[Tensor, "..."] | Array | None = None,
         bias: bool = False,
         scale: float | None = None,
+        softcap: float | None = None,
+        sinks: bool = False,
+        log_scale: int | None = None,
         dropout: float = 0.0,
         init: str = "xavier",
         depth: int = 1,
@@ -101,6 +107,8 @@ class LatentAttention(Attending):
             embed=embed,
         )
         self.dim, self.heads, self.head_dim = shape.dim, shape.heads, shape.head_dim
+        self.shape = HeadShape(shape.dim, shape.heads, shape.heads, wide)
+        self.content_dim = shape.head_dim
         self.latent_dim = as_count(latent_dim, "latent_dim of at least 1", 1)
         self.position_dim = position_dim
         self.value_dim = self.head_dim if value_dim is None else as_count(value_dim, "value_dim of at least 1", 1)
@@ -116,14 +124,16 @@ class LatentAttention(Attending):
         self.k = nn.Linear(self.latent_dim, self.heads * self.head_dim, bias=False)
         self.v = nn.Linear(self.latent_dim, self.heads * self.value_dim, bias=False)
         self.o = nn.Linear(self.heads * self.value_dim, self.dim, bias=bias)
+        self.bound_scores(softcap, log_scale, sinks)
         self.core = Core(backend)
         place_parameters(self, device, dtype)
         self.reset_parameters()
 
     def extra_repr(self) -> str:
-        """Sizes."""
+        """Sizes, and options that are not the defaults."""
         names = ("dim", "heads", "latent_dim", "head_dim", "position_dim", "value_dim")
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        sizes = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return sizes + self.told(query_latent_dim=(None if self.q_down is None else self.q_down.out_features, None))
 
     def reset_parameters(self) -> None:
         """Draw the matrices of each head independently; biases are zero, norms one. Position draws its own."""
@@ -139,6 +149,8 @@ class LatentAttention(Attending):
         for norm in (self.q_norm, self.kv_norm):
             if norm is not None:
                 norm.reset_parameters()
+        if self.sinks is not None:
+            nn.init.zeros_(self.sinks)
 
     def forward(
         self,
@@ -184,7 +196,7 @@ class LatentAttention(Attending):
         """Queries without position and rotated; and latent vectors with rotated keys: of the cache, then of x."""
         low = x if self.q_down is None or self.q_norm is None else normed(self.q_norm, self.q_down(x))
         wide = self.head_dim + self.position_dim
-        q = self.q(low).view(*x.shape[:2], self.heads, wide).transpose(1, 2)
+        q = self.sharpened(self.q(low).view(*x.shape[:2], self.heads, wide).transpose(1, 2), q_pos)
         q, turned = q.split((self.head_dim, self.position_dim), -1)
         latent, key = self.kv_down(x).split((self.latent_dim, self.position_dim), -1)
         marks = self.position.marked(x, q_pos, self._before(cache, q_pos))

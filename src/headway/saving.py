@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from headway._version import __version__
 from headway.output import explained, write_output
+from headway.schema import Anything, Named, Record, check
 from headway.shapes import HeadwayError
+from headway.strict_json import parse_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_SAVED = Record({"model": Named(Anything())}, {"headway": Anything()})
 
 
 class Configured(Protocol):
@@ -53,14 +56,9 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not file.is_file():
         raise HeadwayError(f"expected a folder with {CONFIG}, as Transformer.save writes it, got {Path(path)}")
     with explained(f"reading {file}"):
-        text = file.read_text(encoding="utf-8")
-    try:
-        held = json.loads(text)
-        model = held["model"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise HeadwayError(f"expected {file} as Transformer.save writes it, got another file: {error}") from None
-    if not isinstance(model, dict):
-        raise HeadwayError(f"expected model in {file} to be an object, got {type(model).__name__}")
+        held = parse_json(file.read_bytes(), str(file))
+    check(held, _SAVED, str(file))
+    model: dict[str, Any] = held["model"]
     return model
 
 

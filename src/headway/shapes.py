@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from numbers import Real
 from typing import Any
@@ -40,17 +39,6 @@ def kind_of(given: Any) -> str:
 def broadcasts(size: int, to: int) -> bool:
     """Whether a dimension has a size, or 1 for all. Where sizes are symbols of torch.compile, ``in`` would be wrong."""
     return size == 1 or size == to
-
-
-def as_choice(given: Any, name: str, choices: Iterable[str]) -> str:
-    """Check that a value is one of ``choices``.
-
-    Raises:
-        HeadwayError: when it is none of them.
-    """
-    if not isinstance(given, str) or given not in choices:
-        raise HeadwayError(f"expected {name} one of {', '.join(choices)}, got {brief(given)}")
-    return given
 
 
 def as_count(given: Any, expected: str, least: int = 0) -> int:

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from headway.attending import Attending
+from headway.latent import LatentAttention
 from headway.positions.base import REACH
 from headway.schema import Whole, require
 from headway.shapes import HeadwayError, brief
@@ -29,7 +31,8 @@ from headway.transformer import Transformer, TransformerConfig
 _CALLS = 5_000
 """Maximum operations of two layers, plus eight per token: hundreds are usual, and more are slow."""
 _SMALL = (2, 128, 2)
-"""Layers, tokens and sequences at which memory is measured; beyond, it grows at most in proportion."""
+"""Layers or whole patterns of them, tokens and sequences at which memory is measured; beyond, it grows at most in
+proportion."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +82,21 @@ def check_size(
     headway.shapes.HeadwayError: expected a model of at most 10,000,000 parameters, got more: take smaller sizes
     """
     limit = memory() if most is None else most
-    layers = TransformerConfig.of(config, "a model configuration").layers
+    made = TransformerConfig.of(config, "a model configuration")
+    # layers of latent attention differ in size from those beside them: then whole patterns are measured
+    period = len(made.pattern) if any(layer.latent_dim for layer in made.pattern) else 1
+    rest = made.layers % period
     for name, value in (("tokens", tokens), ("batch", batch)):
         require(value, Whole(1, 2**40), name)
     numbers = limit // 4 if parameters is None else min(parameters, limit // 4)
     if _at_least(config) > numbers:
         raise _too_large(parameters, limit)
 
-    def measure(layers: int, tokens: int, batch: int) -> tuple[int, int, int]:
-        return _measured({**config, "layers": layers}, tokens, batch, training, limit)
+    def measure(periods: int, tokens: int, batch: int) -> tuple[int, int, int]:
+        return _measured({**config, "layers": rest + periods * period}, tokens, batch, training, limit)
 
     try:
-        at = (layers, tokens, batch)
+        at = (made.layers // period, tokens, batch)
         # the reference holds a value per pair of tokens, which grows faster, but takes few operations at any length
         small = (_SMALL[0], 2**40, _SMALL[2]) if config.get("backend") == "reference" else _SMALL
         found = Size(*_continued(measure, at, small))
@@ -186,13 +192,14 @@ class _Meter(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def metered(most: int = 2**62, tokens: int = 1, gradients: bool = False) -> Iterator[_Meter]:
+def metered(most: int = 2**62, tokens: int = 1, gradients: bool = False, layers: int = 2) -> Iterator[_Meter]:
     """Within this block tensors have no memory and initialisations do nothing; their bytes are counted.
 
     Args:
         most: maximum bytes at once.
         tokens: length of the sequences.
         gradients: whether to keep what gradients need.
+        layers: number of layers, for the number of operations.
 
     Raises:
         TooLarge: when more is held, or when the number of operations suggests an endless loop.
@@ -202,7 +209,7 @@ def metered(most: int = 2**62, tokens: int = 1, gradients: bool = False) -> Iter
     >>> gigabytes(meter.peak)
     '400.0 GB'
     """
-    meter = _Meter(most, _CALLS + 8 * tokens)
+    meter = _Meter(most, _CALLS * max(1, layers // 2) + 8 * tokens)
     reach = REACH.set(tokens)
     try:
         with torch.device("meta"), torch.set_grad_enabled(gradients), meter:
@@ -214,7 +221,7 @@ def metered(most: int = 2**62, tokens: int = 1, gradients: bool = False) -> Iter
 def _measured(config: dict[str, Any], tokens: int, batch: int, training: bool, most: int) -> tuple[int, int, int]:
     if config.get("backend") != "reference":
         config = {**config, "backend": "tiled"}  # the others hold no more, and not all of them run on the meta device
-    with metered(most, tokens, training) as meter:
+    with metered(most, tokens, training, config["layers"]) as meter:
         model = Transformer.from_config(config).train(training)
         learned = list(model.parameters())
         state = 3 * sum(p.numel() * p.element_size() for p in learned) if training else 0
@@ -239,12 +246,19 @@ def _ordinary(model: Transformer, tokens: int, batch: int, training: bool) -> in
     changed = [value for name, value in position.hyperparameters().items() if value != defaults[name]]
     if any(type(value) not in (bool, float) and (not isinstance(value, str) or "(" in value) for value in changed):
         return None
-    shape = model.stack.attentions()[0].shape
-    inner, hidden = shape.heads * shape.head_dim, model.config.hidden or 4 * shape.dim
+    layers = model.stack.attentions()
+    shape, inner, hidden = layers[0].shape, max(map(_widest, layers)), model.config.hidden or 4 * model.config.dim
     kept = len(model.stack.blocks) if training else 1  # whose results are held until the gradient is computed
+    kept *= 3 if model.kind == "encoder-decoder" else 1  # the encoder, and cross attention
     each = 16 * shape.dim + 8 * hidden + 24 * inner + shape.heads * 4096
     pairs = tokens * (32 * shape.heads + 768) if model.config.backend == "reference" else 0
     return batch * tokens * (kept * (4 * each + pairs) + 16 * model.embedding.num_embeddings) + 2**24
+
+
+def _widest(layer: Attending) -> int:
+    """Entries per token of the widest of queries, keys and values of all heads, and of latent vectors beside them."""
+    latent = layer.kv_down.out_features + layer.q.in_features if isinstance(layer, LatentAttention) else 0
+    return max(layer.q.out_features, layer.v.out_features) + latent
 
 
 def _continued(measure: Callable[..., tuple[int, ...]], at: tuple[int, ...], small: tuple[int, ...]) -> tuple[int, ...]:
@@ -269,7 +283,9 @@ def _at_least(config: Mapping[str, Any]) -> int:
         return value if isinstance(value, int) and value > 0 else default
 
     vocab, dim, layers, heads = of("vocab", 1), of("dim", 128), of("layers", 3), of("heads", 4)
-    inner = heads * of("head_dim", max(dim // heads, 1))
+    # latent attention makes queries and keys of any width from narrow latent vectors
+    latent = any("latent_dim" in str(config.get(name)) for name in ("latent_dim", "pattern"))
+    inner = 0 if latent else heads * of("head_dim", max(dim // heads, 1))
     return vocab * dim + layers * 2 * dim * (inner + of("hidden", 1))
 
 

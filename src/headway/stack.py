@@ -11,12 +11,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from headway.attending import as_coordinates, renumbers
+from headway.attending import Attending, as_coordinates, renumbers
 from headway.attention import Attention, SharedKV
 from headway.cache import KVCache
-from headway.config import TransformerConfig
+from headway.config import LATENT, TransformerConfig
 from headway.init import initialise
 from headway.integers import Integers, as_positions, readable
+from headway.latent import LatentAttention
 from headway.masks import Causal, Chunks, Mask, Window
 from headway.positions import Position, as_method
 from headway.shapes import HeadShape, HeadwayError
@@ -108,7 +109,9 @@ class Block(nn.Module):
         shared: SharedKV | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Apply the layer; arguments as in :meth:`headway.Attention.forward`."""
-        given = {"pos": pos, "coordinates": coordinates, "mask": mask, "cache": cache, "shared": shared}
+        given: dict[str, Any] = {"pos": pos, "coordinates": coordinates, "mask": mask, "cache": cache}
+        if shared is not None:
+            given["shared"] = shared
         if self.parallel:
             normed = self.attention.norm(x)
             return x + self.attention.added(normed, **given) + self.mlp.added(normed)
@@ -177,32 +180,20 @@ class Stack(nn.Module):
         super().__init__()
         dim = embedding.embedding_dim
         self.embedding, self.checkpointed = embedding, False
-        self.position = position.attach(HeadShape.of(dim, config.heads, config.kv_heads, config.head_dim))
+        methods = _methods(config, position)
+        self.position = position
         self.dropout = nn.Dropout(config.dropout)
-        held = {"": position}  # the methods by their text, where layers share them
-
-        def method(number: int) -> Position:
-            own = config.layer(number).position
-            if own is None and (config.share_position or number == 0):
-                return position
-            made = position.fresh() if own is None else as_method(own)
-            if own is None:
-                return made
-            if made.embeds or type(made).renumber is not Position.renumber:
-                raise HeadwayError(
-                    f"expected a layer's own position to act inside attention, as rotary, got {made.spec()}, which "
-                    f"acts on the embedding: make it the model's"
-                )
-            return held.setdefault(made.spec(), made) if config.share_position else made
-
         self.blocks = nn.ModuleList(
-            _block(config, number, method(number), causal, cross) for number in range(config.layers)
+            _block(config, number, method, causal, cross) for number, method in enumerate(methods)
         )
         self.owners = config.owners()
         layers = self.attentions()
         for number, owner in enumerate(self.owners):
             if owner != number:
-                layers[number].share_kv(layers[owner])
+                borrower, lender = layers[number], layers[owner]
+                assert isinstance(borrower, Attention)
+                assert isinstance(lender, Attention)
+                borrower.share_kv(lender)
         # post-norm layers end in a norm already
         self.norm = nn.Identity() if config.post_norm else NORMS[config.norm](dim, eps=1e-6)
 
@@ -223,6 +214,8 @@ class Stack(nn.Module):
             pos = cache.layers[0].next_pos(tokens.shape[1])
         elif pos is not None:
             pos = as_positions(pos, tokens)
+        else:
+            self.position.check_last(tokens.shape[1] - 1)
         if renumbers(self.position, cache):
             pos = self.position.renumber(as_positions(pos, tokens))
         x = self.embedding(tokens) * self.embedding.embedding_dim**0.5
@@ -246,10 +239,10 @@ class Stack(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
-    def attentions(self) -> list[Attention]:
-        """The self attention of each layer."""
+    def attentions(self) -> list[Attending]:
+        """The self attention of each layer, :class:`headway.Attention` or :class:`headway.LatentAttention`."""
         residuals = [block.attention for block in self.blocks if isinstance(block, Block)]
-        return [residual.part for residual in residuals if isinstance(residual.part, Attention)]
+        return [residual.part for residual in residuals if isinstance(residual.part, Attending)]
 
     def _check(self, tokens: Tensor) -> None:
         if not isinstance(tokens, Tensor):
@@ -273,20 +266,68 @@ class Stack(nn.Module):
                 )
 
 
+def _methods(config: TransformerConfig, position: Position) -> list[Position]:
+    """The position method of each layer, attached; the model's own is one of them, unless all layers have others.
+
+    Where layers share a method, each width of queries and keys has an object of its own, because latent attention has
+    other widths than attention beside it.
+    """
+    held: dict[tuple[str, HeadShape], Position] = {}
+    shapes = [_position_shape(config, number) for number in range(config.layers)]
+    users = [number for number in range(config.layers) if config.layer(number).position is None]
+    position.attach(shapes[users[0] if users else 0])
+
+    def method(number: int) -> Position:
+        own, shape = config.layer(number).position, shapes[number]
+        if own is None:
+            if position.shape == shape and (config.share_position or number == 0):
+                return position
+            if position.shape != shape and position.embeds:
+                raise HeadwayError(
+                    f"expected latent_dim in all layers or in none, because {position.spec()} acts on the embedding, "
+                    f"once for all layers, got it in some"
+                )
+            made = position.fresh()
+        else:
+            made = as_method(own)
+            if made.embeds or type(made).renumber is not Position.renumber:
+                raise HeadwayError(
+                    f"expected a layer's own position to act inside attention, as rotary, got {made.spec()}, which "
+                    f"acts on the embedding: make it the model's"
+                )
+        key = ("" if own is None else made.spec(), shape)
+        return held.setdefault(key, made) if config.share_position else made
+
+    return [method(number) for number in range(config.layers)]
+
+
+def _position_shape(config: TransformerConfig, number: int) -> HeadShape:
+    """The widths of the queries and keys that position acts on in a layer."""
+    if config.is_latent(number):
+        return HeadShape(config.dim, config.heads, 1, config.of_layer(number, "position_dim"))
+    return HeadShape.of(config.dim, config.heads, config.kv_heads, config.head_dim)
+
+
 def _block(config: TransformerConfig, number: int, position: Position, causal: bool, cross: bool) -> Block:
     """One layer."""
     own = config.layer(number)
     shape: dict[str, Any] = {"kv_heads": config.kv_heads, "head_dim": config.head_dim}
     usual: dict[str, Any] = {"bias": config.bias, "init": config.init, "depth": config.layers, "embed": False}
     usual |= {"backend": config.backend, "dropout": config.attention_dropout}
-    options = {name: getattr(config, name) for name in ("scale", "qk_norm", "softcap", "sinks", "log_scale")}
-    options |= {name: getattr(own, name) for name in options if getattr(own, name) is not None}
+    options = {name: config.of_layer(number, name) for name in ("scale", "softcap", "sinks", "log_scale")}
     mask: Mask | None = Causal() if causal else None
     if own.window is not None:
         mask = Window(own.window, 0 if causal else own.window)
     if own.chunk is not None:
         mask = Chunks(own.chunk) if mask is None else mask & Chunks(own.chunk)
-    attention = Attention(config.dim, config.heads, position=position, mask=mask, **shape, **usual, **options)
+    attention: Attending
+    if config.is_latent(number):
+        widths = {"head_dim": config.head_dim, **{name: config.of_layer(number, name) for name in LATENT}}
+        options |= widths
+        attention = LatentAttention(config.dim, config.heads, position=position, mask=mask, **usual, **options)
+    else:
+        options["qk_norm"] = config.of_layer(number, "qk_norm")
+        attention = Attention(config.dim, config.heads, position=position, mask=mask, **shape, **usual, **options)
     across = None
     if cross:
         across = Attention(config.dim, config.heads, **shape, **usual, scale=config.scale)

@@ -18,14 +18,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.attending import place_parameters
+from headway.attending import Attending, place_parameters
 from headway.attention import Attention
 from headway.config import TransformerConfig as TransformerConfig
 from headway.integers import Array, Integers, as_positions
+from headway.latent import LatentAttention
 from headway.masks import Mask, as_mask
 from headway.positions import NoPosition, Position, as_method, extend
 from headway.saving import fill, read_config, save
-from headway.shapes import HeadShape, HeadwayError
+from headway.shapes import HeadwayError
 from headway.stack import MLP, Cache, Stack
 
 
@@ -123,17 +124,18 @@ class Transformer(nn.Module):
         """Put ``change(position)`` in the place of each position object of the self attentions."""
         changed: dict[int, Position] = {}  # what was shared stays shared
 
-        def of(position: Position, shape: HeadShape) -> Position:
+        def of(position: Position) -> Position:
             if id(position) not in changed:
-                changed[id(position)] = change(position).attach(shape)
+                assert position.shape is not None
+                changed[id(position)] = change(position).attach(position.shape)
             return changed[id(position)]
 
         for stack in (self.encoder, self.stack):
             if stack is None:
                 continue
-            holders: list[Stack | Attention] = [stack, *stack.attentions()]
+            holders: list[Stack | Attending] = [stack, *stack.attentions()]
             for holder in holders:
-                holder.position = of(holder.position, stack.attentions()[0].shape)
+                holder.position = of(holder.position)
         own = [layer.position.spec() for layer in self.stack.attentions()]
         pattern = tuple(
             layer if layer.position is None else replace(layer, position=own[number])
@@ -181,7 +183,7 @@ class Transformer(nn.Module):
         else:
             nn.init.normal_(self.head.weight, std=self.embedding.embedding_dim**-0.5)
         for module in self.modules():
-            if isinstance(module, Attention | MLP | nn.LayerNorm | nn.RMSNorm):
+            if isinstance(module, Attention | LatentAttention | MLP | nn.LayerNorm | nn.RMSNorm):
                 module.reset_parameters()
         for module in self.modules():
             if isinstance(module, Position):
@@ -215,7 +217,8 @@ class Transformer(nn.Module):
 
         Args:
             tokens: integer ids, (B, N), below ``vocab``.
-            source: what the encoder of an encoder-decoder reads, (B, M); with a filled cache it is not read again.
+            source: what the encoder of an encoder-decoder reads, (B, M); with a filled cache it is not read again, and
+                its B may differ, as in :func:`headway.training.beam_search`.
             pos: integer positions, (B or 1, N) or (N,), as a tensor, array or list; -1 is padding. Default 0 … N−1, or
                 onwards from the cache.
             source_pos: likewise for the source.
@@ -243,7 +246,7 @@ class Transformer(nn.Module):
                 context = self.encoder(source, pos=source_pos)
             else:  # its keys, values and positions are in the cache
                 source_pos = None
-                context = self.embedding.weight.new_empty(len(source), 0, self.embedding.embedding_dim)
+                context = self.embedding.weight.new_empty(len(tokens), 0, self.embedding.embedding_dim)
         x = self.stack(
             tokens,
             pos=pos,

@@ -29,6 +29,7 @@ from headway.bench.run import SAMPLES, bench, entries_for, outcome
 from headway.bench.settings import MODES, Bench, rounds_for
 from headway.bench.tax import Entry, Group, Row, measured
 from headway.bench.training import Steps, steps_text, time_steps
+from headway.positions import methods
 
 SMALL: dict[str, Any] = {"heads": 4, "head_dim": 8, "lengths": (12,), "rounds": 2}
 TINY = Case(12, heads=4, kv_heads=4, head_dim=8)
@@ -328,9 +329,9 @@ BAD: dict[str, tuple[dict[str, str], str]] = {
     "twice": ({"methods": "t5,t5"}, "expected methods that differ, got t5, t5"),
     "lengths": ({"lengths": "512,many"}, "expected --lengths as whole numbers"),
     "length 0": ({"lengths": "0"}, "expected lengths to be a whole number from 1 to 16,777,216, got 0"),
-    "mode": ({"modes": "sideways"}, "expected mode one of forward+backward, forward, decode, got 'sideways'"),
-    "mask": ({"masks": "half"}, "expected mask one of causal, full, got 'half'"),
-    "backend": ({"backends": "magic"}, "expected backend one of auto, all, "),
+    "mode": ({"modes": "sideways"}, "expected mode to be one of forward+backward, forward, decode, got 'sideways'"),
+    "mask": ({"masks": "half"}, "expected mask to be one of causal, full, got 'half'"),
+    "backend": ({"backends": "magic"}, "expected backend to be one of auto, all, "),
     "backends": ({"backends": "auto,sdpa"}, "expected backends auto, all or names, got auto, sdpa"),
     "dtype": ({"dtype": "int8"}, "expected dtype to be one of float32, bfloat16, float16, got 'int8'"),
     "device": ({"device": "abacus"}, "expected device to be one of cpu, cuda, got 'abacus'"),
@@ -450,7 +451,7 @@ def test_bars_of_a_small_case_from_end_to_end(tmp_path: Path, monkeypatch: pytes
 
 def test_the_bars_are_the_promised_ones() -> None:
     cpu, cuda = bars("cpu"), bars("cuda")
-    assert len(cpu) == len(set(cpu)) == 13
+    assert len(cpu) == len(set(cpu)) == 16
     assert {bar.case.dtype for bar in cpu} == {"float32"}
     assert [(bar.case.head_dim, bar.case.heads, bar.case.batch * bar.case.length) for bar in cuda] == [
         (64, 32, 16384),
@@ -522,3 +523,10 @@ def test_training_steps_that_do_not_fit() -> None:
         Steps.like({"lengths": (8, 16)})
     with refusal("expected batch to be a whole number from 1 to 16,777,216, got 0"):
         Steps(batch=0)
+
+
+def test_all_methods_are_every_method_once() -> None:
+    settings = Bench(methods=("t5", "all", "rows"), lengths=(16,))
+    assert set(settings.methods) == {*methods(), "rows"}
+    assert len(settings.methods) == len(set(settings.methods))
+    assert settings.methods[0] == "t5"

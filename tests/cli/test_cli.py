@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from headway import cli
 from headway.arguments import split
@@ -166,6 +167,11 @@ def test_train_resumes_and_generate_streams(run, trained, tmp_path):
     assert run("generate", tmp_path / "run", "the 猫", "--tokens", 30, "--seed", 1)[1] == one
     assert run("generate", tmp_path / "run", "the 猫", "--tokens", 30, "--seed", 2)[1] != one
     one.encode()
+    status, best, err = run("generate", tmp_path / "run", "the 猫", "--tokens", 30, "--beams", 3)
+    assert status == 0, err
+    assert best.startswith("the 猫")
+    greedy = run("generate", tmp_path / "run", "the 猫", "--tokens", 30, "--temperature", 0)[1]
+    assert run("generate", tmp_path / "run", "the 猫", "--tokens", 30, "--beams", 1)[1] == greedy
 
 
 @pytest.mark.parametrize(
@@ -260,8 +266,11 @@ BAD = {
     "text for a task": ("compare {tmp}/tiny.txt --task copy", "expected no text for task copy"),
     "bench method": ("bench --methods rotari", "expected a position method, got 'rotari'"),
     "bench lengths": ("bench --lengths 1,x", "expected --lengths as whole numbers like 64,128,256, got '1,x'"),
-    "bench mode": ("bench --modes sideways", "expected mode one of forward+backward, forward, decode, got 'sideways'"),
-    "bench backend": ("bench --backends magic", "expected backend one of auto, all, "),
+    "bench mode": (
+        "bench --modes sideways",
+        "expected mode to be one of forward+backward, forward, decode, got 'sideways'",
+    ),
+    "bench backend": ("bench --backends magic", "expected backend to be one of auto, all, "),
     "bench folder": ("bench --out {tmp}/empty.txt", "expected a folder to write to, got"),
     "methods name": ("methods rotari", "expected a position method, got 'rotari'"),
     "methods page of none": ("methods --html {tmp}/x.html", "expected a method with --html, got none"),
@@ -281,6 +290,10 @@ BAD = {
         "expected temperature to be a number of at least 0, got -1.0",
     ),
     "top-p": ("generate {trained}/run a --top-p 2", "expected top_p to be a number in (0, 1], got 2.0"),
+    "beams": (
+        "generate {trained}/run a --beams 2 --top-k 3",
+        "expected --beams without --top-k, because beam search samples nothing, got both: leave one out",
+    ),
     "past a learned table": (
         "generate {trained}/short abcdefgh --tokens 20",
         "could not go on after 9 of 20 tokens: expected positions below max_length=16, got 16",
@@ -341,9 +354,22 @@ def test_explain_walks_through_a_sentence(run, trained):
     assert status == 0
     assert "7. 这个头的输出" in out
     assert "␣" in out
-    assert run("explain", "a", "--language", "fr") == (2, "", "error: expected language one of en, zh, got 'fr'\n")
+    assert run("explain", "a", "--language", "fr") == (
+        2,
+        "",
+        "error: expected language to be one of en, zh, got 'fr'\n",
+    )
     status, _, err = run("explain", "word " * 65)
     assert (status, err[:47]) == (2, "error: expected a text of 1 to 64 tokens, becau")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp936", "utf-8"])
+def test_columns_of_a_table_stay_aligned_in_every_encoding(encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "80"}
+    command = [sys.executable, "-m", "headway", "explain", "猫坐在垫子上 because", "--dim", "16"]
+    out = subprocess.run(command, env=environment, capture_output=True, check=True).stdout.decode(encoding)
+    first = next(n for n, line in enumerate(out.splitlines()) if line.startswith(("猫", "\\u732b")))
+    assert len({cell_len(line) for line in out.splitlines()[first : first + 7]}) == 1, out  # 7 tokens
 
 
 def test_explain_writes_a_page(run, trained, tmp_path):

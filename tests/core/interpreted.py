@@ -5,7 +5,7 @@ of its own: the interpreter is chosen when triton is first imported. test_gpu.py
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ from headway.backends.triton import attention, backward, forward
 from headway.backends.triton.environment import INTERPRETED
 from headway.integers import as_positions
 from headway.masks import And
-from headway.terms import AnyTerm, ByDistance, ByDistancePerQuery, PerKey
+from headway.terms import AnyTerm, ByDistance, ByDistancePerQuery, DenseBias, PerKey
 
 Terms = Callable[[list[Tensor]], tuple[AnyTerm, ...]]
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -42,11 +42,13 @@ class Case:
     q_pos: Tensor | None = None
     k_pos: Tensor | None = None
     tile: tuple[int, int] | None = (32, 16)
+    dropout: float = 0.0
 
     def __str__(self) -> str:
         mask = type(self.mask).__name__ if self.mask else "full"
         where = "" if self.q_pos is None else "-positions"
         kind = str(self.dtype).removeprefix("torch.")
+        where += f"-dropout{self.dropout}" if self.dropout else ""
         return f"{self.tokens}x{self.head_dim}-{mask}-{'+'.join(self.terms) or 'plain'}-{kind}{where}"
 
 
@@ -73,6 +75,12 @@ def made(name: str, case: Case) -> tuple[list[Tensor], Terms]:
         return [torch.randn(2, heads, queries, 9)], lambda p: (ByDistancePerQuery(p[0], 5),)
     if name == "one row entry":
         return [torch.randn(2, heads, queries, 1)], lambda p: (ByDistancePerQuery(p[0], 0),)
+    if name.endswith("pairs"):  # some of them hidden
+        shape = {"pairs": (2, heads), "shared pairs": (1, 1), "head pairs": (1, heads)}[name]
+        bias = torch.randn(*shape, queries, keys).bfloat16().float()
+        bias[torch.rand(queries, keys).expand_as(bias) < 0.2] = -torch.inf
+        dtype = torch.bfloat16 if case.dtype is torch.bfloat16 else torch.float32
+        return [bias], lambda p: (DenseBias(p[0] if p[0].dtype is torch.float64 else p[0].to(dtype)),)
     assert name == "keys"
     return [torch.randn(2, heads, keys)], lambda p: (PerKey(p[0]),)
 
@@ -107,6 +115,8 @@ def values_and_gradients(run: Any, case: Case, inputs: list[Tensor], parameters:
         "softmax",
         case.q_pos is None and case.k_pos is None,
         DEVICE,
+        dropout=case.dropout,
+        seed=torch.tensor([0xFEDCBA9876543]),
     )
     assert wide or backend.refuses(call) is None
     out = run(call)
@@ -168,6 +178,12 @@ KINDS = [
     Case(63, heads=4, kv_heads=2, mask=FULL, terms=ALL, dim_v=40),
     Case(63, terms=("saturating", "slope")),
     Case(63, mask=FULL, terms=("image",)),
+    Case(19, mask=Window(9, 4), terms=("head pairs", "saturating"), dropout=0.3, keys=33),
+    Case(33, mask=Window(20, 9), terms=("shared pairs", *ALL), dropout=0.3, keys=43),
+    Case(63, mask=FULL, terms=("pairs",)),
+    Case(40, 59, 4, 2, terms=("head pairs", "shared pairs", "saturating"), dtype=torch.bfloat16),
+    Case(63, terms=("slope",), dropout=0.7),
+    Case(63, mask=FULL, terms=("saturating", "rows"), dropout=0.1),
 ]  # fmt: skip
 SHAPES = [
     Case(1, 64, terms=("slope",), tile=None),
@@ -203,7 +219,10 @@ def some(cases: list[Case], chosen: Callable[[Case], bool]) -> pytest.MarkDecora
     )
 
 
-@some(KINDS, lambda case: (case.terms, case.mask) in ((ALL, Window(30, 12)), (("two entries",), Causal())))
+OFTEN = ((ALL, Window(30, 12)), (("two entries",), Causal()), (("head pairs", "saturating"), Window(9, 4)))
+
+
+@some(KINDS, lambda case: (case.terms, case.mask) in OFTEN)
 def test_kinds_of_terms_and_masks(case: Case, tile: Any) -> None:
     tile(case.tile)
     compare(case)
@@ -220,6 +239,12 @@ def test_awkward_shapes(case: Case, tile: Any) -> None:
 def test_positions_that_are_not_indices(case: Case, tile: Any) -> None:
     tile(case.tile)
     compare(case)
+
+
+def test_a_wide_table_sums_over_many_queries_at_once(tile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tile((32, 32))
+    monkeypatch.setattr(attention, "HELD", 1)
+    compare(replace(POSITIONS[-1], heads=1))
 
 
 @some(DECODING, lambda case: case.q_pos is not None and case.tokens == 3)
@@ -261,6 +286,23 @@ def test_tiles_without_weight_are_left_out_and_change_nothing(
     every = values_and_gradients(backend.run, case, inputs, parameters, None)
     for name, expected in every.items():
         torch.testing.assert_close(some[name], expected, rtol=0, atol=2**-20)
+
+
+def test_in_half_precision_the_gradients_of_terms_are_those_of_unrounded_weights(tile: Any) -> None:
+    """Softmax ignores a constant, so a table's gradient sums to 0; and a slope's is that of the table it stands for."""
+    tile((32, 16))
+    q, k, v = torch.randn(3, 1, 1, 40, 16, device=DEVICE).bfloat16()
+    steps = torch.arange(-39, 40, device=DEVICE).abs()
+    weight, pos = torch.randn_like(q), torch.arange(40, device=DEVICE)[None]
+
+    def gradient(parameter: Tensor, term: AnyTerm) -> Tensor:
+        call = Call(q, k, v, pos, pos, Causal(), (term,), 0.25, "softmax", True, DEVICE)
+        return torch.autograd.grad((backend.run(call) * weight).sum(), parameter)[0]
+
+    table, slope = (torch.zeros(*shape, device=DEVICE, requires_grad=True) for shape in ((1, 79), (1,)))
+    by_distance, by_step = gradient(table, ByDistance(table, 39)), gradient(slope, ByDistance.linear(slope))
+    assert by_distance.sum().abs() < 1e-5 * by_distance.abs().sum()
+    torch.testing.assert_close(by_step[0], (by_distance * steps).sum(), rtol=1e-4, atol=1e-3)
 
 
 def test_a_value_that_outgrows_the_others_keeps_its_tile(tile: Any) -> None:

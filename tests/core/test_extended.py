@@ -103,7 +103,7 @@ def test_others_have_nothing_to_extend(position: Position) -> None:
 
 
 def test_lengths_and_ways_that_do_not_fit() -> None:
-    with refusal("expected how one of linear, ntk, dynamic, yarn, got 'dynamicntk'"):
+    with refusal("expected how to be one of linear, ntk, dynamic, yarn, got 'dynamicntk'"):
         extend(Rotary(), to=100, how="dynamicntk", trained=10)
     with refusal(
         "expected trained, the length the frequencies were trained at, because ntk does not know it, got none: e.g. "

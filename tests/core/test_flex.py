@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -99,6 +100,41 @@ def test_attention_uncompiled(mask: Any, default_positions: bool, monkeypatch: p
     monkeypatch.setattr(flex, "_compiled", lambda: (flex.flex_attention, flex.create_block_mask))
     made = call(mask, [terms()[name] for name in ("tails", "rows", "columns")], default_positions)
     torch.testing.assert_close(flex.run(made), reference.run(made))
+
+
+def test_blocks_of_the_same_mask_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex, "_kept", {})
+    ids, key_ids = torch.zeros(1, Q, dtype=torch.long), torch.zeros(1, K, dtype=torch.long)
+    documents = Documents(ids, key_ids)
+
+    def blocks(mask: Any, **given: Any) -> Any:
+        return flex._blocks(call(mask, **given), lambda *_, **__: object())
+
+    causal, packed, prefix = (blocks(mask) for mask in (Causal(), documents & Causal(), Causal() | Prefix(3)))
+    assert blocks(Causal()) is causal
+    assert blocks(documents & Causal()) is packed
+    assert blocks(Causal() | Prefix(3)) is prefix
+    assert blocks(Causal() | Prefix(4)) is not prefix
+    assert blocks(Documents(ids.clone(), key_ids) & Causal()) is not packed
+    assert len(flex._kept) == flex.KEPT
+    packed = blocks(documents & Causal())
+    key_ids.add_(1)
+    assert blocks(documents & Causal()) is not packed
+    padded = blocks(Causal(), default_positions=False)
+    assert blocks(Causal(), default_positions=False) is padded is not blocks(Causal())
+    assert blocks(None) is None
+
+
+def test_it_says_once_what_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(flex, "_announced", set())
+    monkeypatch.setattr(logging.getLogger("headway"), "warning", lambda text, *given: said.append(text % given))
+    for mask in (Causal() | Prefix(3), Causal() | Prefix(5), Causal()):
+        flex._announce(call(mask, [terms()["table"]]))
+    assert said == [
+        "flex compiles its kernels for Causal, Prefix, ByDistance, float32, once per process",
+        "flex compiles its kernels for Causal, ByDistance, float32, once per process",
+    ]
 
 
 def test_what_it_refuses() -> None:

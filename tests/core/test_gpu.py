@@ -183,6 +183,10 @@ OWN += [
     interpreted.Case(300, 192, 4, 2, Causal(), ALL, torch.bfloat16, dim_v=128, tile=None),
     interpreted.Case(300, 64, 8, 1, FULL, ALL, torch.bfloat16, keys=1100, tile=None),
     interpreted.Case(700, 64, 4, 2, packed(700).first, ("image",), torch.bfloat16, tile=None),
+    interpreted.Case(700, 64, 4, 2, Causal(), ("saturating", "keys"), torch.bfloat16, tile=None, dropout=0.2),
+    interpreted.Case(300, 64, 4, 2, FULL, ("shared pairs", "saturating"), torch.bfloat16, tile=None),
+    interpreted.Case(300, 128, 4, 2, Window(90, 30), ("head pairs",), torch.float32, tile=None, dropout=0.2),
+    interpreted.Case(300, 256, 4, 2, Causal(), ("pairs",), torch.bfloat16, tile=None),
 ]
 EVERYWHERE = [*KINDS, *SHAPES, *POSITIONS, *DECODING]
 

@@ -20,6 +20,7 @@ from headway import (
     Documents,
     HeadwayError,
     KVCache,
+    LatentAttention,
     Prefix,
     Transformer,
     Window,
@@ -114,10 +115,18 @@ def calls() -> Iterator[tuple[str, str, Callable[[Any], Any]]]:
         "Attention.forward", lambda **given: Attention(8, 2, position="axial")(X, **given), {}, "coordinates"
     )
     yield from each("Attention.head", attention.head, {}, "index")
+    widths = {**shape, "latent_dim": 4, "position_dim": 4}
+    names = "dim heads latent_dim query_latent_dim head_dim position_dim value_dim position mask scale softcap"
+    yield from each("LatentAttention", LatentAttention, widths, names + " log_scale dropout init depth backend dtype")
+    latent = LatentAttention(**widths)
+    for name in ("x", "pos", "mask", "terms", "cache"):
+        yield from each("LatentAttention.forward", lambda x, **rest: latent(x, **rest), {"x": X}, name)
     yield from each("KVCache", KVCache, {}, "size dtype")
     small = {"vocab": 5, "dim": 8, "layers": 1, "heads": 2}
     names = "vocab dim layers heads kv_heads head_dim hidden position kind norm activation init scale softcap log_scale"
     yield from each("Transformer", Transformer, small, names + " dropout attention_dropout pattern backend dtype")
+    names = "latent_dim query_latent_dim position_dim value_dim"
+    yield from each("Transformer", Transformer, {**small, "latent_dim": 4, "position_dim": 4}, names)
     yield "Transformer", "config", Transformer.from_config
     for name in Transformer(**small).config.plain():
         yield "Transformer.from_config", name, lambda value, name=name: Transformer.from_config({**small, name: value})
@@ -250,12 +259,15 @@ def test_the_table_is_of_every_argument() -> None:
         "parallel",
         "coordinates",
         "training",
+        "absorb",
         "device",
     }
     for what, function in (
         ("attend", attend),
         ("Attention", Attention),
         ("Attention.forward", Attention.forward),
+        ("LatentAttention", LatentAttention),
+        ("LatentAttention.forward", LatentAttention.forward),
         ("Transformer", Transformer),
         ("Transformer.forward", Transformer.forward),
         ("plan", plan),

@@ -155,9 +155,9 @@ def test_each_head_gets_its_own_gradient(optimizer: type[torch.optim.Optimizer],
 
 
 def test_refusals() -> None:
-    with refusal("expected init one of xavier, normal, gpt2, t5, orthogonal, got 'kaiming'"):
+    with refusal("expected init to be one of xavier, normal, gpt2, t5, orthogonal, got 'kaiming'"):
         Attention(32, 4, init="kaiming")
     with refusal("expected init to be one of xavier, normal, gpt2, t5, orthogonal, got 'glorot'"):
         Transformer(vocab=8, init="glorot")
-    with refusal("expected init one of xavier, normal, gpt2, t5, orthogonal, got ''"):
+    with refusal("expected init to be one of xavier, normal, gpt2, t5, orthogonal, got ''"):
         initialise(torch.zeros(2, 2), "")

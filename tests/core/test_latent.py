@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -102,6 +104,25 @@ def test_terms_of_a_call_are_added_to_those_of_the_method(absorb: bool) -> None:
     torch.testing.assert_close(alibi(x, terms=(bias,), absorb=absorb), expected, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(alibi(x, mask=bias.bias, absorb=absorb), expected, rtol=1e-9, atol=1e-10)
     assert not torch.allclose(expected, plain(x, absorb=absorb), atol=1e-3)
+
+
+@pytest.mark.parametrize("absorb", [False, True])
+def test_scores_are_capped_sharpened_and_beside_a_sink(absorb: bool) -> None:
+    """By hand, from the queries, keys and values of every head."""
+    made, x = layer("none", softcap=2.0, sinks=True, log_scale=3), torch.randn(2, 9, 48, dtype=torch.float64)
+    assert made.sinks is not None
+    nn.init.normal_(made.sinks)
+    latent, key = made.kv_down(x).split((20, 8), -1)
+    latent = made.kv_norm(latent)
+    q = made.q(x).view(2, 9, 4, 20).transpose(1, 2)
+    k = torch.cat((made.k(latent).view(2, 9, 4, 12), key[:, :, None].expand(-1, -1, 4, -1)), -1).transpose(1, 2)
+    v = made.v(latent).view(2, 9, 4, 8).transpose(1, 2)
+    sharp = (torch.arange(1, 10).double().log() / math.log(3)).clamp(min=1)[:, None]
+    scores = 2 * ((q * sharp) @ k.mT * 20**-0.5 / 2).tanh()
+    scores = scores.masked_fill(torch.ones(9, 9).triu(1).bool(), -torch.inf)
+    beside = torch.cat((scores, made.sinks.view(1, 4, 1, 1).expand(2, -1, 9, 1)), -1)
+    expected = made.o((beside.softmax(-1)[..., :-1] @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(made(x, absorb=absorb), expected, rtol=1e-9, atol=1e-10)
 
 
 def test_absorbing_leaves_gradients_as_they_are() -> None:

@@ -163,9 +163,15 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"model": {"vocab": 3, "position": "t6"}}')
     with pytest.raises(HeadwayError, match="did you mean t5"):
         Transformer.load(folder)
-    (folder / "config.json").write_text("[]")
-    with pytest.raises(HeadwayError, match="writes it, got another file"):
-        Transformer.load(folder)
+    for text, said in (
+        ("[]", "expected its content to be an object, got a list of 0"),
+        ('{"headway": "1"}', "expected model, which is missing, in .*config.json"),
+        ('{"model": 3}', "expected model to be an object, got 3"),
+        ('{"model": {"dropout": NaN}}', "expected JSON in .*config.json, .*: NaN is not JSON"),
+    ):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(HeadwayError, match=said):
+            Transformer.load(folder)
 
 
 def test_refusals() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from headway import Causal, Documents, Window, attend
 from headway.backends import compiler, native
+from headway.backends.native import library
 from headway.memory import peak_memory
 from headway.terms import ByDistance, ByDistancePerQuery, DenseBias, PerKey
 
@@ -183,13 +184,13 @@ def tiles(monkeypatch: pytest.MonkeyPatch) -> Any:
         skip = 1
         count = torch.zeros(2, dtype=torch.int64)
 
-    inside = native._Prepared.run
+    inside = library.Arguments.run
 
     def counted(self: Any, what: str) -> None:
         self.call.skip, self.call.tiles = Tiles.skip, Tiles.count.data_ptr()
         inside(self, what)
 
-    monkeypatch.setattr(native._Prepared, "run", counted)
+    monkeypatch.setattr(library.Arguments, "run", counted)
     Tiles.count.zero_()
     return Tiles
 
@@ -207,19 +208,26 @@ def decaying(n: int) -> dict[str, tuple[dict[str, Tensor], int]]:
 def test_what_is_left_out_changes_nothing(what: str, tiles: Any) -> None:
     n = 2500 if what == "forgetting gates" else 1600  # enough to leave out much
     terms, left = decaying(n)[what]
-    inputs = {name: torch.randn(1, 2, n, 16) for name in "qkv"} | terms
-    weight = torch.randn(1, 2, n, 16)
-    got = run(inputs, weight, "native", mask=Causal(), left=left)
-    assert tiles.count[1] > 0.4 * tiles.count.sum()
-    tiles.count.zero_()
-    tiles.skip = 0
-    whole = run(inputs, weight, "native", mask=Causal(), left=left)
-    assert tiles.count[1] == 0
-    for name, x in whole.items():
-        torch.testing.assert_close(got[name], x, rtol=2**-23, atol=2**-26 * x.abs().max().item())
-    truth = run({k: x.double() for k, x in inputs.items()}, weight.double(), "reference", mask=Causal(), left=left)
-    plain = run(inputs, weight, "reference", mask=Causal(), left=left)
-    assert_as_exact([got], [plain], [truth])
+    found: list[list[dict[str, Tensor]]] = [[], [], []]
+    for _ in range(3):  # a tail's gradient is one number: a single draw may be exact by chance
+        inputs = {name: torch.randn(1, 2, n, 16) for name in "qkv"} | terms
+        weight = torch.randn(1, 2, n, 16)
+        tiles.count.zero_()
+        tiles.skip = 1
+        got = run(inputs, weight, "native", mask=Causal(), left=left)
+        assert tiles.count[1] > 0.4 * tiles.count.sum()
+        tiles.count.zero_()
+        tiles.skip = 0
+        whole = run(inputs, weight, "native", mask=Causal(), left=left)
+        assert tiles.count[1] == 0
+        for name, x in whole.items():
+            torch.testing.assert_close(got[name], x, rtol=2**-23, atol=2**-26 * x.abs().max().item())
+        wide = {k: x.double() for k, x in inputs.items()}
+        truth = run(wide, weight.double(), "reference", mask=Causal(), left=left)
+        plain = run(inputs, weight, "reference", mask=Causal(), left=left)
+        for kind, one in zip(found, (got, plain, truth), strict=True):
+            kind.append(one)
+    assert_as_exact(*found)
 
 
 @pytest.mark.parametrize("outlier", ["v", "k"])
@@ -367,16 +375,16 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_call_is_what_the_header_says() -> None:
-    header = (Path(native.__file__).parent / "csrc" / "tile.h").read_text(encoding="utf-8")
-    assert native._fields(header.replace("int64_t past, future;", "int64_t future, past;")) != native._fields(header)
-    names = [name for name, _ in native._Call._fields_]
+    header = (library.SOURCES / "call.h").read_text(encoding="utf-8")
+    assert library.fields(header.replace("int64_t past, future;", "int64_t future, past;")) != library.fields(header)
+    names = [name for name, _ in library.struct("call.h")._fields_]
     assert names[:9] == ["batch", "heads", "kv_heads", "queries", "keys", "dim", "dim_v", "q", "k"]
     assert len(names) == len(set(names))
-    kinds = dict(native._Call._fields_)
+    kinds = dict(library.struct("call.h")._fields_)
     assert {kinds["q"], kinds["out"], kinds["d_table"], kinds["tiles"]} == {ctypes.c_void_p}
     assert (kinds["scale"], kinds["splits"]) == (ctypes.c_double, ctypes.c_int64)
     with pytest.raises(AssertionError, match=r"has a declaration that Python cannot parse: float x;"):
-        native._fields("struct Call {\n  float x;\n};")
+        library.fields("struct Call {\n  float x;\n};")
 
 
 def test_gradients_of_rows_that_see_no_nan_are_those_without_it() -> None:

@@ -139,7 +139,7 @@ def test_backends_agree_with_the_specification(options: dict[str, Any], backend:
         close(one, other)
 
 
-@pytest.mark.parametrize("backend", ["native", "sdpa"])
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
 @pytest.mark.parametrize(
     ("given", "what"),
     [({"softcap": 2.0}, "softcap=2.0"), ({"sinks": torch.zeros(6).double()}, "an attention sink")],

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import attention, every_method, transformer
+from common import attention, every_method, named, transformer
+from options import Option, models
 
 from headway import Causal, Documents, Window, attend
 from headway.backends import native
@@ -38,12 +39,12 @@ def padded_and_packed(spec: str, backend: str) -> None:
     same(module, torch.randn(2, 7, 48).double(), backend, pos=pos, mask=documents)
 
 
-@every_method("compile")
+@every_method("compile", layers=True)
 def test_attention(spec: str) -> None:
     padded_and_packed(spec, "aot_eager")
 
 
-@every_method("compile")
+@every_method("compile", layers=True)
 def test_attention_traced(spec: str) -> None:
     padded_and_packed(spec, "eager")
 
@@ -106,11 +107,17 @@ def test_masks_that_meet_tensors() -> None:
         torch.testing.assert_close(compiled(q, seen), expected)
 
 
-@pytest.mark.parametrize("spec", ["rotary", "t5", "selectiverotary"])
+@pytest.mark.parametrize("spec", models(), ids=named)
+def test_model(spec: str) -> None:
+    same(transformer(spec), torch.randint(17, (2, 7)), "eager")
+
+
+@pytest.mark.parametrize("spec", ["rotary", "t5", "selectiverotary", *models()], ids=named)
 def test_one_step_of_decoding_for_all_lengths(spec: str) -> None:
     """With a cache of fixed size nothing is compiled again, not even after it was rolled back."""
     torch.compiler.reset()
-    model, tokens = transformer(spec, layers=1), torch.randint(17, (2, 9))
+    layers = 2 if isinstance(spec, Option) else 1
+    model, tokens = transformer(spec, layers=layers), torch.randint(17, (2, 9))
     step = torch.compile(model, fullgraph=True, backend="aot_eager")
     cache, expected = model.new_cache(size=9), model(tokens)
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):

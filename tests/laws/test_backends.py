@@ -117,7 +117,8 @@ def judge(spec: str, case: Case) -> None:
     position = position.to(case.dtype)
     given = {"mask": case.mask, "q_pos": q_pos, "k_pos": k_pos}
     exact = copy.deepcopy(position).double()
-    jump = 1e-3 if "kinks" in position.exempt else 0.0
+    # of more pairs, more come so close to a kink that a rounding decides
+    jump = (1e-2 if case is LONG else 1e-3) if "kinks" in position.exempt else 0.0
     accepting = [backend for backend in HERE if accepts(spec, backend, case.mask, case.tokens, keys, case.start)]
     assert "reference" in accepting
 

@@ -71,7 +71,7 @@ def test_those_of_a_transformer(spec: str) -> None:
     check_gradients(transformer(spec, dim=8, heads=1, vocab=5, hidden=8), torch.randint(5, (1, 8)))
 
 
-@every_method("gradients through a filled cache", variants=False)
+@every_method("gradients through a filled cache", variants=False, layers=True)
 def test_segments_in_a_row(spec: str) -> None:
     """A backward pass after all segments is the sum of one after each: no later call changes what an earlier saved."""
     module, x = attention(spec, mask=Causal()), torch.randn(2, N, 48).double()
@@ -175,7 +175,7 @@ def test_padding_anywhere_is_none(spec: str) -> None:
         close(g, e, 1e-8)
 
 
-@every_method("right padding", variants=False)
+@every_place("right padding", models=True)
 def test_a_transformer_s_right_padding(spec: str) -> None:
     model, tokens = transformer(spec, dim=8, heads=1), torch.randint(17, (2, 10))
     pos = torch.stack([torch.where(torch.arange(7) < n, torch.arange(7), -1) for n in LENGTHS])
@@ -272,7 +272,7 @@ def test_rolling_back_is_the_text_without_its_end(spec: str) -> None:
     close(module(x, cache=cache), module(x))
 
 
-@every_method("eviction", variants=False)
+@every_method("eviction", variants=False, layers=True)
 def test_a_sliding_cache_is_a_window(spec: str) -> None:
     from headway import Window
 

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from common import specs
+from common import named, specs
+from options import layers, models
 
 HERE = Path(__file__).parent
 SOME = 4
@@ -26,13 +27,19 @@ SHORT = [
     "test_a_compiled_call_runs_the_kernel_and_an_exported_one_does_not",
     "test_attention_traced[cope]",
     "test_attention_traced[selectiverotary]",
+    "test_attention_traced[latent-rotary]",
+    "test_attention_traced[latent-fox]",
+    "test_one_step_of_decoding_for_all_lengths[latent-rotary]",
 ]
-LONG = [f"test_one_step_of_decoding_for_all_lengths[{spec}]" for spec in ("t5", "selectiverotary")]
+STEPS = ("t5", "selectiverotary", *(named(spec) for spec in models() if named(spec) != "latent-rotary"))
+LONG = [f"test_one_step_of_decoding_for_all_lengths[{spec}]" for spec in STEPS]
 LONG += [
     "test_generated_code",
     "test_one_query_in_generated_code[1]",
     "test_lengths_that_change[aot_eager]",
     *(f"test_attention[{spec}]" for spec in specs()),
+    *(f"test_attention[{named(spec)}]" for spec in layers() if spec.only is None),
+    *(f"test_model[{named(spec)}]" for spec in models()),
 ]
 LONG += [f"test_transformer[{spec}]" for spec in specs() if spec != "t5"]
 

@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram, export, save
 
 from headway import Attention, Causal, Documents, HeadwayError, LatentAttention, Window
 from headway.backends import native
+from headway.backends.native import library
 from headway.masks import KeyPadding
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -124,7 +125,7 @@ torch.save([program.module()(x) for x in given], sys.argv[3])
 def test_a_program_is_made_and_runs_where_no_kernel_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, given = attention("t5", mask=Causal()), [numbers(*size) for size in SIZES]
     with monkeypatch.context() as patch:
-        patch.setattr(native, "_loaded", lambda: pytest.fail("export asked for the kernel"))
+        patch.setattr(library, "loaded", lambda: pytest.fail("export asked for the kernel"))
         save(exported(module, numbers(2, 7)), tmp_path / "program.pt2")
     torch.save(given, tmp_path / "given")
     paths = [str(tmp_path / name) for name in ("program.pt2", "given", "results")]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import attention, close, every_method
+from common import attention, close, every_method, every_place, transformer
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -51,6 +51,29 @@ def blind(module: torch.nn.Module) -> None:
     (gradient,) = torch.autograd.grad(whole[:, :5].square().sum(), x)
     assert gradient[:, :5].any()
     close(gradient[:, 5:], torch.zeros(1, 4, 48).double())
+
+
+@every_place("future", models=True)
+def test_the_past_of_a_transformer(spec: str) -> None:
+    model, tokens = transformer(spec), torch.randint(17, (2, 9))
+    whole = model(tokens)
+    changed = tokens.index_fill(1, torch.arange(5, 9), 3)
+    close(model(changed)[:, :5], whole[:, :5])
+    close(model(tokens[:, :5]), whole[:, :5])
+    assert not torch.allclose(model(changed)[:, 5:], whole[:, 5:])
+
+
+@every_place("determinism", models=True)
+def test_two_runs_of_a_transformer_give_the_same_bits(spec: str) -> None:
+    """Also where a cache holds half of the text."""
+    model, tokens = transformer(spec), torch.randint(17, (2, 9))
+    results = []
+    for _ in range(2):
+        cache = model.new_cache()
+        outs = [model(tokens), model(tokens[:, :4], cache=cache), model(tokens[:, 4:], cache=cache)]
+        found = torch.autograd.grad(outs[0].square().sum(), list(model.parameters()), allow_unused=True)
+        results.append([*outs, *(g for g in found if g is not None)])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 @every_method("determinism", variants=False, layers=True)

@@ -69,7 +69,7 @@ def test_left_padding_is_none(spec: str, backend: str, mask: object) -> None:
         close(got, expected)
 
 
-@every_method("ids", on=BOTH, variants=False)
+@every_method("ids", on=BOTH, variants=False, layers=True)
 @pytest.mark.parametrize("mask", [None, Causal()], ids=["full", "causal"])
 def test_counting_by_hand_is_the_default(spec: str, backend: str, mask: object) -> None:
     module = attention(spec, mask=mask, backend=backend)

@@ -11,7 +11,7 @@ from headway import Causal, Window
 POS = torch.tensor([[0, 1, 2, 3, 5, 8, 9, 30, 31, 200], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]])
 
 
-@every_method("shift", relative=True)
+@every_method("shift", layers=True, relative=True)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 2e-5)], ids=["f64", "f32"])
 @pytest.mark.parametrize("mask", [None, Causal(), Window(3, 2)], ids=["full", "causal", "window"])
 def test_relative_methods_do_not_change(spec: str, dtype: torch.dtype, tolerance: float, mask: object) -> None:
@@ -22,7 +22,7 @@ def test_relative_methods_do_not_change(spec: str, dtype: torch.dtype, tolerance
         torch.testing.assert_close(module(x, pos=POS + shift), still, rtol=tolerance, atol=tolerance)
 
 
-@every_method("shift", relative=False)
+@every_method("shift", layers=True, relative=False)
 def test_absolute_methods_do(spec: str) -> None:
     module = attention(spec)
     x, pos = torch.randn(2, 10, 48).double(), torch.arange(10)

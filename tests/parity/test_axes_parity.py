@@ -96,8 +96,8 @@ def test_mixed_is_the_paper_s_complex_product(pairing: str) -> None:
             angle = away[0] * position.frequency[h // 3, 0] + away[1] * position.frequency[h // 3, 1]
             turned = complex_pairs(q[0, h, i]) * complex_pairs(k[0, h // 3, j]).conj() * torch.exp(1j * angle)
             rows.append(turned.real.sum())
-    q_turned, k_turned = position.rotate(q, k, where, where)
-    got = q_turned @ k_turned.repeat_interleave(3, 1).mT
+    q_rotated, k_rotated = position.rotate(q, k, where, where)
+    got = q_rotated @ k_rotated.repeat_interleave(3, 1).mT
     same_with_gradients(got, torch.stack(rows).view(1, 6, 12, 12), [q, k, position.frequency])
 
 

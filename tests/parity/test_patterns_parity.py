@@ -2,7 +2,8 @@
 
 A Transformer with a ``pattern`` and the weights of a model: Gemma 3 (windows and a rotary base of their own in five of
 six layers, sandwich norms, QK-norm), SmolLM3 (every fourth layer without position), Cohere 2 (windows and rotary in
-local layers, no position in global ones, attention beside the MLP), ModernBERT (an encoder with windows to both sides).
+local layers, no position in global ones, attention beside the MLP), ModernBERT (an encoder with windows to both sides);
+and one whose layers are alike, DeepSeek-V3 with latent attention, here with an MLP in place of each mixture of experts.
 Texts are longer than the windows, padded on the left, or packed. MLPs are gated by silu, the one gate Transformer has.
 
 Held against: transformers. Its models compute norms, angles and softmax in float32 in every dtype; here, in float64.
@@ -22,6 +23,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import (
     Cohere2Config,
     Cohere2ForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     ModernBertConfig,
@@ -218,7 +221,42 @@ def modernbert() -> Pair:
     return Pair(made(ModernBertModel, config), ours, weights)
 
 
-FAMILIES = {one.__name__: one for one in (gemma3, smollm3, cohere2, modernbert)}
+def deepseek_v3() -> Pair:
+    """Keys and values of all heads come from one matrix; all but the first layers of the model have experts."""
+    config = DeepseekV3Config(
+        **{**DECODER, "num_key_value_heads": 6},
+        num_hidden_layers=2,
+        first_k_dense_replace=2,
+        tie_word_embeddings=True,
+        q_lora_rank=14,
+        kv_lora_rank=10,
+        qk_nope_head_dim=6,
+        qk_rope_head_dim=4,
+        v_head_dim=5,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+    )
+    sizes = {"latent_dim": 10, "query_latent_dim": 14, "head_dim": 6, "position_dim": 4, "value_dim": 5}
+    ours = Transformer(**OURS, layers=2, position="rotary(base=100, pairing='interleaved')", **sizes)
+    parts = {"q_down": "q_a_proj", "q_norm": "q_a_layernorm", "q": "q_b_proj", "o": "o_proj"}
+    parts |= {"kv_down": "kv_a_proj_with_mqa", "kv_norm": "kv_a_layernorm"}
+
+    def weights(theirs: Weights) -> Weights:
+        found = {"head.weight": theirs["lm_head.weight"], "stack.norm.weight": theirs["model.norm.weight"]}
+        found["embedding.weight"] = theirs["model.embed_tokens.weight"] / DIM**0.5
+        for n in range(2):
+            at, to = f"model.layers.{n}", f"stack.blocks.{n}"
+            mlp = {f"{to}.mlp.part.{x}.weight": theirs[f"{at}.mlp.{x}_proj.weight"] for x in ("up", "gate", "down")}
+            own = {f"{to}.attention.part.{x}.weight": theirs[f"{at}.self_attn.{y}.weight"] for x, y in parts.items()}
+            k, v = theirs[f"{at}.self_attn.kv_b_proj.weight"].view(6, 11, 10).split((6, 5), 1)
+            found |= {f"{to}.attention.part.{x}.weight": up.flatten(0, 1) for x, up in (("k", k), ("v", v))} | mlp | own
+            found[f"{to}.attention.norm.weight"] = theirs[f"{at}.input_layernorm.weight"]
+            found[f"{to}.mlp.norm.weight"] = theirs[f"{at}.post_attention_layernorm.weight"]
+        return found
+
+    return Pair(made(DeepseekV3ForCausalLM, config), ours, weights)
+
+
+FAMILIES = {one.__name__: one for one in (gemma3, smollm3, cohere2, modernbert, deepseek_v3)}
 PLAIN = torch.arange(N).expand(2, -1)
 LEFT = (torch.arange(N) - torch.tensor([[5], [0]])).clamp(min=-1)
 LENGTHS = (3, 8, 2)
@@ -252,13 +290,13 @@ def test_left_padding(family: str) -> None:
     check(family, LEFT, {"attention_mask": (LEFT >= 0).long()})
 
 
-@pytest.mark.parametrize("family", ["gemma3", "smollm3", "cohere2"])
+@pytest.mark.parametrize("family", ["gemma3", "smollm3", "cohere2", "deepseek_v3"])
 def test_packed_documents(family: str) -> None:
     """Documents begin where positions do, which ModernBERT does not look at."""
     check(family, PACKED, {}, Documents(IDS))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "deepseek_v3"])
 def test_the_pattern_is_what_its_configuration_says(family: str) -> None:
     theirs, ours, _ = FAMILIES[family]()
     layers = layers_from_hf(theirs.config)

@@ -41,7 +41,7 @@ def scores(position: Any, q: Tensor, k: Tensor, pos: Tensor, marks: Tensor | Non
     q, k = position.rotate(q, k, pos, pos)
     q, k, terms = position.prepare(q, k, pos, pos, 1.0, marks)
     content = q @ k.repeat_interleave(HEADS // KV_HEADS, 1).mT
-    return content + sum(term.rows(content, None, pos, pos) for term in terms)
+    return content + sum(term.tile(pos, pos) for term in terms)
 
 
 def pairwise(q: Tensor, k: Tensor, score: Any) -> Tensor:
@@ -77,9 +77,9 @@ def test_comrope_is_the_exponential_of_commuting_matrices(kind: str, block: int,
 
     turned = {(b, g, i): rotation(g, where[b, i]) for b in range(2) for g in range(KV_HEADS) for i in range(7)}
     expected = pairwise(q, k, lambda b, h, g, i, j: (turned[b, g, i] @ q[b, h, i]) @ (turned[b, g, j] @ k[b, g, j]))
-    q_turned, k_turned = position.rotate(q, k, where, where)
-    close(q_turned[1, 5, 3], turned[1, 1, 3] @ q[1, 5, 3])
-    got = q_turned @ k_turned.repeat_interleave(3, 1).mT
+    q_rotated, k_rotated = position.rotate(q, k, where, where)
+    close(q_rotated[1, 5, 3], turned[1, 1, 3] @ q[1, 5, 3])
+    got = q_rotated @ k_rotated.repeat_interleave(3, 1).mT
     same_with_gradients(got, expected, [q, k, *position.parameters()], 1e-7)
 
 

@@ -298,7 +298,7 @@ def test_colours_are_the_pages(open_page: Open) -> None:
         known,
     )
     assert [(one["hue"], one["dash"]) for one in found] == [line_styles([(name, None)])[0] for name in known]
-    assert page.evaluate(f"() => {{ {program}; return [placeStyle(9), placeStyle(55)]; }}") == [
+    assert page.evaluate(f"() => {{ {program}; return [styleOf(9), styleOf(55)]; }}") == [
         {"hue": hue, "dash": dash} for (hue, dash) in line_styles([("", 9), ("", 55)])
     ]
 
@@ -335,7 +335,7 @@ def test_nothing_to_draw_is_said() -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("width", "triple"), ("language", "de")])
 def test_what_is_not_there_is_refused(name: str, value: str) -> None:
-    with pytest.raises(HeadwayError, match=rf"^expected {name} one of .*, got '{value}'$"):
+    with pytest.raises(HeadwayError, match=rf"^expected {name} to be one of .*, got '{value}'$"):
         picture(heatmap(), **{name: value})
 
 

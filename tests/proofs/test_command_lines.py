@@ -91,7 +91,8 @@ FLOATS = ("0", "1", "0.5", "-1", "1e-50", "1e400", "nan", "inf", "-inf", "x", ""
 WORDS = {
     "task": ("text", "recall", "copy"),
     "optimizer": ("adamw", "adam", "sgd"),
-    "vocabulary": ("bytes", "bpe"),
+    "vocabulary": ("bytes", "bpe", "text.txt", "folder", "/dev/full"),
+    "kind": ("decoder", "encoder", "encoder-decoder"),
     "norm": ("rms", "layer"),
     "activation": ("gelu", "swiglu"),
     "init": ("xavier", "normal", "gpt2", "t5", "orthogonal"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from headway import KVCache, Transformer, generate
 from headway.positions import methods, parse
-from headway.training import Bytes, beam_search, generate_batch, speculate
+from headway.training import Bytes, beam_search, generate_batch, speculate, stream_beams
 from headway.training.generation import Sampling, probabilities, stream_text, stream_texts
 
 # with a matrix of its own behind it: through the embedding's a model without training repeats the last token
@@ -142,6 +142,34 @@ def test_beams_are_those_of_transformers(beams: int, penalty: float) -> None:
         assert found[0].score == pytest.approx(float(made.sequences_scores[0]), abs=1e-4)
 
 
+@pytest.mark.parametrize("stop", [None, 4])
+@pytest.mark.parametrize("penalty", [0.0, 2.0, -1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_stream_of_beams_is_the_best_of_them(seed: int, penalty: float, stop: int | None) -> None:
+    own = model(seed=seed)
+    for beams in (1, 4):
+        given: dict[str, Any] = {"tokens": 8, "beams": beams, "length_penalty": penalty, "stop": stop}
+        best = beam_search(own, PROMPTS[0], **given)[0]
+        assert tuple(stream_beams(own, PROMPTS[0], **given)) == best.ids
+
+
+def test_a_stream_of_beams_gives_each_token_as_soon_as_it_is_certain() -> None:
+    """What came after each step is what all beams that could still become the best begin with, and no more."""
+    own, calls = model(seed=2), []
+    hook = own.register_forward_hook(lambda *_: calls.append(0))
+    came = []
+    for token in stream_beams(own, PROMPTS[0], tokens=16, beams=3):
+        came.append((len(calls), token))
+    hook.remove()
+    assert came[0][0] < 10  # long before the end
+    for steps in range(1, 16, 2):
+        seen = [token for after, token in came if after <= steps]
+        live = [beam.ids for beam in beam_search(own, PROMPTS[0], tokens=steps, beams=3)]
+        shared = len(list(itertools.takewhile(lambda column: len(set(column)) == 1, zip(*live, strict=True))))
+        assert seen == list(live[0][:shared])
+    assert [after for after, _ in came] == sorted(after for after, _ in came)
+
+
 # --- stop texts -----------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +240,8 @@ def test_refusals() -> None:
         speculate(own, own, PROMPTS[0], tokens=3, ahead=0)
     with refusal("expected beams of at least 1, got 0"):
         beam_search(own, PROMPTS[0], tokens=3, beams=0)
+    with refusal("expected tokens of at least 1, got 0"):
+        stream_beams(own, PROMPTS[0], tokens=0)
     with refusal("expected a decoder to continue a prompt, got an encoder", whole=False):
         beam_search(model(kind="encoder"), PROMPTS[0], tokens=3)
     with refusal("expected a prompt of shape (N,) or (1, N), got (2, 3)", whole=False):

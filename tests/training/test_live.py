@@ -195,7 +195,10 @@ def test_stopping_before_it_began_and_no_thread_is_left() -> None:
 def test_what_cannot_be_trained() -> None:
     with pytest.raises(HeadwayError, match=r"^expected a text of at least 18 bytes .* from your text: give more"):
         Live("short", MODEL, settings())
-    with pytest.raises(HeadwayError, match=r"^expected vocabulary to be bytes or bpe, got 'words'$"):
+    with pytest.raises(
+        HeadwayError,
+        match=r"^expected vocabulary to be bytes, bpe or the path of a tokenizer.json, got 'words', which is no file$",
+    ):
         Live(TEXT, MODEL, settings(), vocabulary="words")
     with pytest.raises(HeadwayError, match=r"^expected watch_every of at least 1 step, got 0$"):
         Live(TEXT, MODEL, settings(), watch_every=0)

@@ -205,7 +205,10 @@ def test_bad_arguments_leave_no_run_behind(tmp_path: Path, text: Path) -> None:
     out = tmp_path / "r"
     with pytest.raises(HeadwayError, match=r"at least 10002 bytes .*, got 4000 bytes"):
         train(text, out=out, model_config=CONFIG, settings=tiny_settings(length=5000))
-    with pytest.raises(HeadwayError, match=r"expected vocabulary to be bytes or bpe, got 'words'"):
+    with pytest.raises(
+        HeadwayError,
+        match=r"expected vocabulary to be bytes, bpe or the path of a tokenizer.json, got 'words', which is no file",
+    ):
         train(text, out=out, model_config=CONFIG, vocabulary="words", settings=tiny_settings())
     with pytest.raises(HeadwayError, match=r"without vocab, or with vocab=256 .*, got vocab=9"):
         train(text, out=out, model_config={"vocab": 9, "width": 8}, settings=tiny_settings())

@@ -11,7 +11,8 @@ import torch
 
 from headway.shapes import HeadwayError
 from headway.training.text import read_text
-from headway.training.vocabulary import LONGEST, Bpe, Bytes, Vocabulary, token_texts, vocabulary_from_json
+from headway.training.vocabularies import vocabulary_from_json
+from headway.training.vocabulary import LONGEST, Bpe, Bytes, Vocabulary, token_texts
 
 SAMPLES = [b"", b"a", "añb 語言 🙂\n\t".encode(), b"\xff\xfe\x00", bytes(range(256)), os.urandom(999), b"  \r\n\n  x "]
 

@@ -261,7 +261,7 @@ def test_what_is_missing_is_named(question: Question) -> None:
         view("film", other)
     with pytest.raises(HeadwayError, match=r"^expected a training with at least one step, got none: give history="):
         view("board", other)
-    with pytest.raises(HeadwayError, match=r"^expected matrix one of q, k, v, got 'o'$"):
+    with pytest.raises(HeadwayError, match=r"^expected the option 'matrix' to be one of q, k, v, got 'o'$"):
         view("film", asked(question, matrix="o"))
     with pytest.raises(HeadwayError, match=r"^expected something to predict, got a text without a target"):
         view("step", Question.fresh("a"))

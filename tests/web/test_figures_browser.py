@@ -223,7 +223,7 @@ def test_a_page_of_views_is_whole_in_every_width_theme_and_language(
 def test_everyone_can_use_a_page_of_views(open_page: Open, width: int, locale: str, scheme: str) -> None:
     page = whole(open_page, width, locale, scheme)
     open_tables(page)
-    assert_accessible(page, but="details tbody tr:nth-child(n + 5)")
+    assert_accessible(page, alike="details tbody tr:nth-child(n + 5)")
 
 
 def test_the_check_of_accessibility_can_fail(open_page: Open) -> None:
@@ -554,7 +554,7 @@ def test_gaps_part_a_line_and_steps_are_flat(open_page: Open) -> None:
     assert page.locator(".readout").inner_text() == "head 0, distance 1: 2.50"
 
 
-def test_methods_keep_their_look_and_other_lines_get_one_by_place(open_page: Open) -> None:
+def test_methods_keep_their_look_and_other_lines_get_one_by_index(open_page: Open) -> None:
     look = "all => all.map(one => [getComputedStyle(one).stroke, one.getAttribute('stroke-dasharray')])"
 
     def looks(*names: str) -> list[Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -62,16 +63,19 @@ class Call:
 
     @property
     def whole_rows(self) -> str | None:
+        """The part of this call that is not plain softmax of a sum of pair terms, in words; None when nothing is."""
+        if self.normalise == "softmax" and self.softcap is not None:
+            return f"softcap={self.softcap}"
+        if self.normalise == "softmax" and self.sinks is not None:
+            return "an attention sink"
+        return self.by_rows
+
+    @property
+    def by_rows(self) -> str | None:
         """The part of this call that needs a query's whole row of scores at once, in words; None when nothing does."""
         if self.normalise != "softmax":
             return f"normalise={self.normalise!r}"
-        if self.softcap is not None:
-            return f"softcap={self.softcap}"
-        if self.sinks is not None:
-            return "an attention sink"
-        if self.row_terms:
-            return f"the term {type(self.row_terms[0]).__name__}"
-        return None
+        return f"the term {type(self.row_terms[0]).__name__}" if self.row_terms else None
 
     @property
     def row(self) -> int | None:
@@ -177,6 +181,13 @@ def transforms() -> tuple[str, ...]:
         return dual
     active = [_NAMES[kind] for one in stack if (kind := one.key().name) in _NAMES]
     return tuple(dict.fromkeys((*active, *dual, *((TWICE,) if active.count(GRAD) > 1 else ()))))
+
+
+def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Disable autocast, which would round the scores to bfloat16."""
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
 
 
 @runtime_checkable

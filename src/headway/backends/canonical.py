@@ -9,8 +9,10 @@ kernel implements each kind once. :func:`unfit` names what has no canonical form
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +20,20 @@ from torch import Tensor
 
 from headway.backends.base import Call
 from headway.masks import Causal, Documents, Window, parts, reach
-from headway.terms import ByDistance, ByDistancePerQuery, DenseBias, PerKey, raster
+from headway.terms import (
+    Boost,
+    ByDistance,
+    CurveByDistance,
+    DenseBias,
+    PerKey,
+    ProductPerKey,
+    ProductPerQuery,
+    SlopePerToken,
+    TablePerKey,
+    TablePerQuery,
+    ValuesByDistance,
+    raster,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +56,19 @@ class Canonical:
         tails: added per step beyond the table's left and right end, (H, 2), or None.
         rows: added by distance, a table per query, (B, H, Q, W'), or None.
         rows_left: the entry of distance 0 in rows.
-        pairs: added per pair, (B or 1, H or 1, Q, K), in its own dtype if that is q's or the accumulator's; or None.
+        cols: added by distance, a table per key, (B, H, K, W''), or None.
+        cols_left: the entry of distance 0 in cols.
+        query_products: x (B, H, Q, X) and vectors whose products are added instead of rows, or None.
+        key_products: likewise instead of cols, x (B, H, K, X).
+        values: added to the values by distance, (H or 1, W, D_v), or None.
+        values_left: the entry of distance 0 in values.
+        q_slopes: added per query and step of distance, (B, H, Q), or None.
+        k_slopes: added per key and step of distance, (B, H, K), or None.
+        sinks: the score of one more key without a value, (H,), or None.
+        curve: a piecewise linear function of the scaled distance, all tensors in the accumulator's dtype, or None.
         scale: multiplies q·k.
+        pairs: added per pair, (B or 1, H or 1, Q, K), in its own dtype if that is q's or the accumulator's; or None.
+        rates: how fast each product of q·k decays per step of distance, (D,), or None.
     """
 
     q: Float[Tensor, "batch heads queries dim"]
@@ -61,21 +87,33 @@ class Canonical:
     rows: Float[Tensor, "batch heads queries width_rows"] | None
     rows_left: int
     scale: float
+    cols: Float[Tensor, "batch heads keys width_cols"] | None = None
+    cols_left: int = 0
+    query_products: ProductPerQuery | None = None
+    key_products: ProductPerKey | None = None
+    values: Float[Tensor, "#heads width_values dim_v"] | None = None
+    values_left: int = 0
+    q_slopes: Float[Tensor, "batch heads queries"] | None = None
+    k_slopes: Float[Tensor, "batch heads keys"] | None = None
+    curve: CurveByDistance | None = None
     pairs: Float[Tensor, "#batch #heads queries keys"] | None = None
+    sinks: Float[Tensor, " heads"] | None = None
+    rates: Float[Tensor, " dim"] | None = None
 
 
-TERMS: tuple[type, ...] = (PerKey, ByDistance, ByDistancePerQuery)
+TERMS: tuple[type, ...] = (PerKey, ByDistance, TablePerQuery)
 
 
-def unfit(call: Call, also: tuple[type, ...] = ()) -> str | None:
+def unfit(call: Call, also: tuple[type, ...] = (), modified: bool = False) -> str | None:
     """Why a call has no canonical form, or None when it has one. Depends on kinds, never on values.
 
     Args:
         call: the call.
         also: terms that the kernel supports besides :data:`TERMS`.
+        modified: whether it supports a softcap and sinks.
     """
-    if call.whole_rows is not None:
-        return f"fused kernels do not support {call.whole_rows}"
+    if (reason := call.by_rows if modified else call.whole_rows) is not None:
+        return f"fused kernels do not support {reason}"
     known = (*TERMS, *also)
     for term in call.terms:
         if not isinstance(term, known):
@@ -87,13 +125,30 @@ def unfit(call: Call, also: tuple[type, ...] = ()) -> str | None:
     rows = {getattr(term, "row", None) for term in call.terms if not isinstance(term, PerKey)}
     if call.row is not None and (len(rows) > 1 or any(isinstance(part, Window) for part in masks)):
         return f"a term by distance in rows of {call.row} is combined with a term or mask by another distance"
+    if sum(isinstance(term, CurveByDistance) for term in call.terms) > 1:
+        return "more than one term is a curve by distance"
+    if len(call.value_terms) > 1:
+        return "more than one term is added to values"
     if sum(isinstance(part, Documents) for part in masks) > 1:
         return "the mask contains Documents twice"
+    boosts = [term for term in call.terms if isinstance(term, Boost)]
+    if len(boosts) > 1:
+        return "the term Boost is given twice"
+    if boosts and call.softcap is not None:
+        return "a softcap is combined with the term Boost"
+    if boosts and torch.is_grad_enabled() and boosts[0].rates.requires_grad:
+        return "it gives no gradient for the rates of Boost"
     return None
 
 
-def canonical(call: Call) -> Canonical:
-    """The canonical form of a call that :func:`unfit` accepts."""
+def canonical(call: Call, products: bool = False) -> Canonical:
+    """The canonical form of a call that :func:`unfit` accepts.
+
+    Args:
+        call: the call.
+        products: whether the kernel multiplies vectors of tokens and distances itself; otherwise their products are
+            materialised as rows and cols.
+    """
     batch, heads, queries, _ = call.q.shape
     keys = call.k.shape[2]
     wide = torch.promote_types(call.q.dtype, torch.float32)
@@ -104,41 +159,95 @@ def canonical(call: Call) -> Canonical:
             ids, key_ids = part.of(call.q_pos, call.k_pos)
             call.fits("a mask", max(len(ids), len(key_ids)), 1, queries, keys)
             q_docs, k_docs = ids.expand(batch, -1), key_ids.expand(batch, -1)
-    for term in call.terms:
-        if isinstance(term, PerKey):
-            call.fits("PerKey", term.bias.shape[0], term.bias.shape[1], queries, keys)
-        elif isinstance(term, ByDistance):
-            call.fits("ByDistance", 1, len(term.table), queries, keys)
-        elif isinstance(term, ByDistancePerQuery):
-            call.fits("ByDistancePerQuery", term.table.shape[0], term.table.shape[1], queries, keys)
+    _check_shapes(call)
     pairs = [term.bias for term in call.terms if isinstance(term, DenseBias)]
-    for bias in pairs:
-        call.fits("DenseBias", *bias.shape)
-    per_key = [term.bias for term in call.terms if isinstance(term, PerKey)]
     table, left, tails = _one_table([term for term in call.terms if isinstance(term, ByDistance)])
-    rows, rows_left = _one_bank([term for term in call.terms if isinstance(term, ByDistancePerQuery)])
+    rows, rows_left, query_products = _tables([t for t in call.terms if isinstance(t, TablePerQuery)], products)
+    cols, cols_left, key_products = _tables([t for t in call.terms if isinstance(t, TablePerKey)], products)
+    curve = next((term for term in call.terms if isinstance(term, CurveByDistance)), None)
+    value = call.value_terms[0] if call.value_terms else None
+    slopes = [term for term in call.terms if isinstance(term, SlopePerToken)]
+
+    def summed(parts: Sequence[Tensor | None], *shape: int) -> Tensor | None:
+        there = [x.to(wide) for x in parts if x is not None]
+        return sum(there[1:], start=there[0]).expand(batch, heads, *shape) if there else None
+
     q_pos, k_pos = call.q_pos, call.k_pos
     if call.row is not None:
         q_pos, k_pos = raster(q_pos, call.row), raster(k_pos, call.row)
+    (q, k, v), scale, rates = _boosted(call, wide)
     return Canonical(
-        call.q,
-        call.k,
-        call.v,
+        q,
+        k,
+        v,
         q_pos.expand(batch, -1),
         k_pos.expand(batch, -1),
         past,
         future,
         q_docs,
         k_docs,
-        sum(per_key[1:], start=per_key[0]).to(wide).expand(batch, heads, keys) if per_key else None,
+        summed([term.bias for term in call.terms if isinstance(term, PerKey)], keys),
         None if table is None else table.to(wide).expand(heads, -1),
         left,
         None if tails is None else tails.to(wide).expand(heads, -1),
         None if rows is None else rows.to(wide).expand(batch, heads, queries, -1),
         rows_left,
-        call.scale,
+        scale,
+        None if cols is None else cols.to(wide).expand(batch, heads, keys, -1),
+        cols_left,
+        _wide(query_products, batch, wide),
+        _wide(key_products, batch, wide),
+        None if value is None else value.table.to(wide),
+        0 if value is None else value.left,
+        summed([term.q for term in slopes], queries),
+        summed([term.k for term in slopes], keys),
+        curve,
         _one_dense(pairs, (call.q.dtype, wide)),
+        None if call.sinks is None else call.sinks.to(wide),
+        rates,
     )
+
+
+def _check_shapes(call: Call) -> None:
+    """Refuse terms made for another number of sequences or heads.
+
+    Raises:
+        HeadwayError: when there is one.
+    """
+    queries, keys = call.q.shape[2], call.k.shape[2]
+    for term in call.terms:
+        if isinstance(term, PerKey):
+            call.fits("PerKey", term.bias.shape[0], term.bias.shape[1], queries, keys)
+        elif isinstance(term, ByDistance):
+            call.fits("ByDistance", 1, len(term.table), queries, keys)
+        elif isinstance(term, TablePerQuery | TablePerKey):
+            call.fits(type(term).__name__, *term.leading, queries, keys)
+        elif isinstance(term, ValuesByDistance):
+            call.fits("ValuesByDistance", 1, len(term.table), queries, keys)
+        elif isinstance(term, CurveByDistance):
+            call.fits("CurveByDistance", term.rate.shape[0], max(len(term.base), len(term.slope)), queries, keys)
+        elif isinstance(term, SlopePerToken):
+            for side in (term.q, term.k):
+                if side is not None:
+                    call.fits("SlopePerToken", side.shape[0], side.shape[1], queries, keys)
+        elif isinstance(term, DenseBias):
+            call.fits("DenseBias", *term.bias.shape)
+
+
+def _boosted(call: Call, wide: torch.dtype) -> tuple[tuple[Tensor, Tensor, Tensor], float, Tensor | None]:
+    """q, k and v, the scale, and the rates at which products of q·k decay; all in the accumulator's dtype if any do."""
+    term = next((term for term in call.terms if isinstance(term, Boost)), None)
+    if term is None:
+        return (call.q, call.k, call.v), call.scale, None
+    q, k, rates = term.coordinates(term.q, wide), term.coordinates(term.k, wide), term.rates.detach().to(wide)
+    same = term.q is call.q and term.k is call.k and term.scale == call.scale and not term.basis.requires_grad
+    if same:  # its q·k cancels the call's
+        return (q, k, call.v.to(wide)), call.scale, rates
+    still = rates.new_zeros(call.q.shape[3] + q.shape[3])
+    q = torch.cat((call.q.to(wide) * call.scale, -term.scale * q, term.scale * q), -1)
+    heads = math.lcm(call.k.shape[1], k.shape[1])
+    own_k, k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (call.k.to(wide), k, call.v.to(wide)))
+    return (q, torch.cat((own_k, k, k), -1), v), 1.0, torch.cat((still, rates))
 
 
 def _one_dense(biases: Sequence[Tensor], known: tuple[torch.dtype, ...]) -> Tensor | None:
@@ -150,7 +259,7 @@ def _one_dense(biases: Sequence[Tensor], known: tuple[torch.dtype, ...]) -> Tens
     return total if total.stride(-1) == 1 else total.contiguous()
 
 
-def _reach(terms: Sequence[ByDistance] | Sequence[ByDistancePerQuery]) -> tuple[int, Int[Tensor, " distances"]]:
+def _reach(terms: Sequence[ByDistance]) -> tuple[int, Int[Tensor, " distances"]]:
     """The entry of distance 0, and all distances, of the shortest table that covers every term's."""
     left = max(term.left for term in terms)
     right = max(term.table.shape[-1] - 1 - term.left for term in terms)
@@ -171,12 +280,28 @@ def _one_table(terms: Sequence[ByDistance]) -> tuple[Tensor | None, int, Tensor 
     return sum(tables[1:], start=tables[0]), left, tail
 
 
-def _one_bank(terms: Sequence[ByDistancePerQuery]) -> tuple[Tensor | None, int]:
-    """One table per query that adds what all the terms add, and its entry of distance 0."""
+Tables = TypeVar("Tables", TablePerQuery, TablePerKey)
+
+
+def _tables(terms: Sequence[Tables], products: bool) -> tuple[Tensor | None, int, Any]:
+    """One table per token that adds what all the terms add, and its entry of distance 0; or one term of products."""
     if not terms:
-        return None, 0
+        return None, 0, None
     if len(terms) == 1:
-        return terms[0].table, terms[0].left
-    left, distances = _reach(terms)
-    banks = [term.table[..., (distances + term.left).clamp(0, term.table.shape[-1] - 1)] for term in terms]
-    return sum(banks[1:], start=banks[0]), left
+        if products and isinstance(terms[0], ProductPerQuery | ProductPerKey):
+            return None, terms[0].left, terms[0]
+        return terms[0].tables(), terms[0].left, None
+    tables = [(term.tables(), term.left) for term in terms]
+    left = max(left for _, left in tables)
+    right = max(table.shape[-1] - 1 - left for table, left in tables)
+    distances = torch.arange(-left, right + 1, device=tables[0][0].device)
+    every = [table[..., (distances + left).clamp(0, table.shape[-1] - 1)] for table, left in tables]
+    return sum(every[1:], start=every[0]), left, None
+
+
+def _wide(term: Any, batch: int, wide: torch.dtype) -> Any:
+    """The same products in the accumulator's dtype, for all sequences."""
+    if term is None:
+        return None
+    x = term.x.to(wide).expand(batch, -1, -1, -1)
+    return replace(term, x=x, vectors=term.vectors.to(wide))

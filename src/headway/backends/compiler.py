@@ -61,7 +61,7 @@ def library(source: Path) -> Path:
         HeadwayError: when there is no compiler, or it fails.
     """
     command = _command()
-    code = b"".join(file.read_bytes() for file in sorted(source.parent.iterdir()))
+    code = b"".join(file.read_bytes() for file in (source, *sorted(source.parent.glob("*.h"))))
     depends = "\n".join((*command, torch.__version__, platform.machine(), platform.system()))
     digest = hashlib.sha256(depends.encode() + code).hexdigest()[:20]
     target = cache_folder() / f"{source.stem}-{digest}.so"

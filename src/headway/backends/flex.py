@@ -4,10 +4,14 @@ Terms become its ``score_mod`` and masks its ``mask_mod``, functions of one pair
 (https://pytorch.org/docs/stable/nn.attention.flex_attention.html). A table by distance is first expanded to all
 distances, so that the kernel needs one look-up, and learned buckets receive their gradient once per distance instead of
 once per pair. Gradients of terms still use atomic additions in no fixed order: two runs may differ in the last bits.
+
+Which blocks a mask hides is kept for the next calls with the same mask: the layers of a model, or every step where the
+mask compares positions that nobody gave.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -20,7 +24,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from headway.backends.base import Call
 from headway.masks import And, Causal, Dense, Documents, Mask, Or, Prefix, Window
 from headway.shapes import contents
-from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, PerKey, Term
+from headway.terms import ByDistance, PerKey, TablePerKey, TablePerQuery, Term
 
 Index = Tensor
 ScoreMod = Callable[[Tensor, Index, Index, Index, Index], Tensor]
@@ -28,7 +32,7 @@ MaskMod = Callable[[Index, Index, Index, Index], Tensor]
 PairBias = Callable[[Index, Index, Index, Index], Tensor]
 NARROWEST = 16
 """The narrowest head of its kernels."""
-TERMS = PerKey | ByDistance | ByDistancePerQuery | ByDistancePerKey
+TERMS = PerKey | ByDistance | TablePerQuery | TablePerKey
 MASKS = Causal | Window | Prefix | Documents | Dense | And | Or
 
 
@@ -73,10 +77,8 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     attention, block_mask = _compiled()
     if torch.compiler.is_compiling():
         attention, block_mask = flex_attention, create_block_mask
-    seen, (batch, heads, queries, _) = mask_mod(call), call.q.shape
-    blocks = None
-    if seen is not None:
-        blocks = block_mask(seen, batch, heads, queries, call.k.shape[2], device=str(call.q.device))
+    _announce(call)
+    blocks = _blocks(call, block_mask)
     # what terms look up would be staged in shared memory ahead of use, and there is not enough of it
     options = {"num_stages": 1} if call.score_terms else None
     out: Tensor = attention(
@@ -90,6 +92,57 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
         kernel_options=options,
     )
     return out
+
+
+KEPT = 4
+"""Masks whose blocks are kept."""
+_kept: dict[Any, tuple[Any, Any]] = {}
+
+
+def _blocks(call: Call, block_mask: Callable[..., Any]) -> Any:
+    """Which blocks of queries and keys the mask shows, in part or wholly; None when all see all."""
+    seen, (batch, heads, queries, _) = mask_mod(call), call.q.shape
+    if seen is None:
+        return None
+    sizes = (batch, heads, queries, call.k.shape[2])
+    positions = () if call.default_positions else (call.q_pos, call.k_pos)
+    key = None if torch.compiler.is_compiling() else _identity((call.mask, positions, sizes, call.q.device))
+    if key is None:
+        return block_mask(seen, *sizes, device=str(call.q.device))
+    found = _kept.pop(key, None)
+    if found is None:
+        # tensors that the key knows by their address are held, so that no other can take it over
+        found = block_mask(seen, *sizes, device=str(call.q.device)), (call.mask, positions)
+    _kept[key] = found
+    for oldest in list(_kept)[:-KEPT]:
+        _kept.pop(oldest, None)
+    return found[0]
+
+
+def _identity(x: Any) -> Any:
+    """Equal for what is equal: tensors by address and version, masks by what they hold; None if it cannot be told."""
+    if isinstance(x, Tensor):
+        return None if x.is_inference() else (x.data_ptr(), x._version, x.dtype, x.shape, x.stride())
+    if isinstance(x, Mask):
+        x = (type(x), *vars(x).values())
+    if isinstance(x, tuple):
+        parts = tuple(_identity(each) for each in x)
+        return None if any(part is None for part, each in zip(parts, x, strict=True) if each is not None) else parts
+    return x
+
+
+_announced: set[str] = set()
+
+
+def _announce(call: Call) -> None:
+    """Say once for each combination of mask and terms that it is compiled: that takes a while."""
+    if torch.compiler.is_compiling():
+        return
+    kinds = [type(part).__name__ for part in (*_leaves(call.mask), *call.score_terms)]
+    what = f"{', '.join(kinds) or 'neither mask nor terms'}, {str(call.q.dtype).removeprefix('torch.')}"
+    if what not in _announced:
+        _announced.add(what)
+        logging.getLogger("headway").warning("flex compiles its kernels for %s, once per process", what)
 
 
 @cache
@@ -141,9 +194,10 @@ def _bias(call: Call, term: Term) -> PairBias:
         return lambda b, h, i, j: vector[h, j - i + (queries - 1)]
     if isinstance(term, ByDistance):
         return _by_distance(term, away, heads, wide)
-    assert isinstance(term, ByDistancePerQuery | ByDistancePerKey)  # `refuses` accepts no other kind
-    table, left, last = term.table.to(wide).expand(batch, heads, -1, -1), term.left, term.table.shape[-1] - 1
-    if isinstance(term, ByDistancePerQuery):
+    assert isinstance(term, TablePerQuery | TablePerKey)  # `refuses` accepts no other kind
+    table, left = term.tables().to(wide).expand(batch, heads, -1, -1), term.left
+    last = table.shape[-1] - 1
+    if isinstance(term, TablePerQuery):
         return lambda b, h, i, j: table[b, h, i, (away(b, h, i, j) + left).clamp(0, last)]
     return lambda b, h, i, j: table[b, h, j, (away(b, h, i, j) + left).clamp(0, last)]
 

@@ -89,6 +89,9 @@ def bars(device: str) -> list[Bar]:
     return [
         Bar(at(1024, "full"), two_sided, 1.05),
         Bar(at(1024, "causal"), "t5", 0.95),
+        Bar(at(2048, "causal"), "stickbreaking", 1.6),
+        Bar(at(2048, "causal"), "cope", 1.8),
+        Bar(at(2048, "causal"), "grapeap", 1.6),
         Bar(at(4096, "full"), two_sided, 1.05),
         Bar(at(4096, "full"), "rotary", 1.05),
         Bar(at(4096, "full"), "rows", 1.6),

@@ -26,7 +26,7 @@ from headway.masks import Causal, Mask
 from headway.positions import Fox, Position, parse
 from headway.positions.base import TermInputs
 from headway.shapes import HeadShape, HeadwayError
-from headway.terms import AnyTerm, ByDistance, ByDistancePerQuery
+from headway.terms import AnyTerm, ByDistance, ProductPerQuery
 
 WIDTH = 128
 """Distances that ``rows`` distinguishes."""
@@ -324,7 +324,7 @@ class _Rows(Position):
         self.vectors = nn.Parameter(torch.empty(WIDTH, shape.head_dim))
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
-        return (ByDistancePerQuery((look.q * look.scale) @ self.vectors.T, WIDTH - 1),)
+        return (ProductPerQuery(look.q * look.scale, self.vectors[None], WIDTH - 1),)
 
 
 @dataclass(eq=False)

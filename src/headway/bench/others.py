@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from headway.bench.cases import Built, Case, CoreCall, Unsupported, build
 from headway.bench.contenders import Contender, Work, biases, fits
 from headway.positions import T5, Alibi, Rotary
-from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, PerKey, Term
+from headway.terms import ByDistance, PerKey, TablePerKey, TablePerQuery, Term
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,11 @@ def _score_mod(terms: tuple[Any, ...]) -> Callable[..., Tensor] | None:
                 )
             case ByDistance(table) if term.tails is None:
                 return lambda b, h, q, k: table[h, place(term.left, table.shape[1], q, k)]
-            case ByDistancePerQuery(table):
+            case TablePerQuery():
+                table = term.tables()
                 return lambda b, h, q, k: table[b, h, q, place(term.left, table.shape[-1], q, k)]
-            case ByDistancePerKey(table):
+            case TablePerKey():
+                table = term.tables()
                 return lambda b, h, q, k: table[b, h, k, place(term.left, table.shape[-1], q, k)]
         raise Unsupported(f"{type(term).__name__} is not implemented here as a score_mod")
 

@@ -20,7 +20,7 @@ class Bench(Settings):
     """What to measure.
 
     Args:
-        methods: position methods, e.g. none,t5,rotary(base=500000), and single terms: rows, table.
+        methods: position methods, e.g. none,t5,rotary(base=500000), or all, and single terms: rows, table.
         lengths: sequence lengths in tokens.
         modes: passes to time: forward+backward, forward, and decode (the last of so many tokens, with the rest cached).
         masks: causal, full; decode is the same under both and is measured once.
@@ -57,8 +57,11 @@ class Bench(Settings):
     def __post_init__(self) -> None:
         from headway.backends import BACKENDS
         from headway.bench.cases import check_method
+        from headway.positions import methods
 
         super().__post_init__()
+        asked = [name for spec in self.methods for name in (methods() if spec == "all" else [spec])]
+        object.__setattr__(self, "methods", tuple(dict.fromkeys(asked) if "all" in self.methods else asked))
         for name in ("methods", "lengths", "modes", "masks", "backends"):
             values = getattr(self, name)
             if not values:
@@ -71,8 +74,7 @@ class Bench(Settings):
             ("backend", self.backends, ("auto", "all", *BACKENDS)),
         ):
             for value in values:
-                if value not in known:
-                    raise HeadwayError(f"expected {what} one of {', '.join(known)}, got {value!r}")
+                require(value, Words(known), what)
         if len(self.backends) > 1 and {"auto", "all"} & set(self.backends):
             raise HeadwayError(f"expected backends auto, all or names, got {', '.join(self.backends)}")
         for length in self.lengths:

@@ -49,7 +49,8 @@ class Comparison(Settings):
         heads: heads of the models.
         optimizer: the optimizer: adamw, adam or sgd (with momentum).
         lr: peak learning rate; default the optimizer's own.
-        vocabulary: the tokens: bytes, or bpe (trained on the text; needs the extra headway[bpe]).
+        vocabulary: the tokens: bytes, bpe (trained on the text), or the path of a tokenizer.json; the last two need
+            the extra headway[bpe].
         vocabulary_size: tokens of a BPE vocabulary.
         extend: extensions of trained models to longer texts: linear, ntk, dynamic, yarn, drope, or all. Each model that
             supports an extension is tested before and after it.
@@ -73,7 +74,7 @@ class Comparison(Settings):
     heads: Width = 4
     optimizer: Annotated[str, Words(OPTIMIZERS)] = "adamw"
     lr: Annotated[float | None, Number(above=0)] = None
-    vocabulary: Annotated[str, Words(("bytes", "bpe"))] = "bytes"
+    vocabulary: str = "bytes"
     vocabulary_size: Annotated[int, Whole(1, MOST)] = 1024
     extend: tuple[str, ...] = ()
     recalibrate: Annotated[int | None, Whole(1, STEPS)] = None

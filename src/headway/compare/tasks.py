@@ -19,7 +19,8 @@ from torch.nn.functional import cross_entropy
 from headway.shapes import HeadwayError
 from headway.training.batches import IGNORED, Batches, TextBatches, TextValidation, seed_for
 from headway.training.text import Split, read_text
-from headway.training.vocabulary import Bpe, Bytes, Vocabulary
+from headway.training.tokenizer_json import TokenizerJson
+from headway.training.vocabularies import Wanted
 
 Example = tuple[Int64[Tensor, "batch length"], Int64[Tensor, "batch length"]]
 
@@ -56,7 +57,7 @@ class TextTask:
         path: a file or folder; None for the text that comes with Python.
         train_length: tokens of a training window, and of the predicted block.
         longest: the longest test length; the windows of all lengths end at the same positions in the text.
-        vocabulary: "bytes" or "bpe".
+        vocabulary: "bytes", "bpe", or the path of a ``tokenizer.json``.
         vocabulary_size: tokens of a BPE vocabulary.
         windows: maximum number of windows to test.
         most: maximum bytes of the text; None is :data:`headway.training.text.MAX_TEXT`.
@@ -76,15 +77,14 @@ class TextTask:
         windows: int = 32,
         most: int | None = None,
     ) -> None:
-        if vocabulary not in ("bytes", "bpe"):
-            raise HeadwayError(f"expected vocabulary to be bytes or bpe, got {vocabulary!r}")
+        wanted = Wanted.of(vocabulary, vocabulary_size)
         text = read_text(path, most=most)
         self.notes = text.notes
-        # BPE tokens are a few bytes each, so its validation part must be longer to hold the longest window
+        # other tokens are a few bytes each, so its validation part must be longer to hold the longest window
         need = longest if vocabulary == "bytes" else longest * 4
         fraction = min(0.5, max(0.1, 1.5 * (need + train_length) / max(len(text.data), 1)))
         split = Split.of(text, length=train_length, fraction=fraction)
-        self.vocabulary: Vocabulary = Bytes() if vocabulary == "bytes" else Bpe.train(split.train, size=vocabulary_size)
+        self.vocabulary = wanted.make(split.train)
         self.name = "Python documentation (built in)" if path is None else text.name
         self.bytes, self.block, self.windows = len(text.data), train_length, windows
         self.vocab = self.vocabulary.size
@@ -108,6 +108,7 @@ class TextTask:
             "text_bytes": self.bytes,
             "text_hash": hashlib.blake2b(data, digest_size=8).hexdigest(),
             "vocabulary_size": self.vocab,
+            **({"tokenizer": self.vocabulary.seal} if isinstance(self.vocabulary, TokenizerJson) else {}),
         }
 
     def batches(self, length: int, batch: int, seed: int) -> Batches:

@@ -52,7 +52,7 @@ def rounded(view: View) -> View:
         return type(value)(in_steps(one) for one in value) if isinstance(value, list | tuple) else value
 
     figures = [in_steps(figure) for figure in view.figures]
-    return replace(view, figures=figures, notes=[*view.notes, both("kept.rounded")]) if changed else view
+    return replace(view, figures=figures, notes=[*view.notes, both("saved.rounded")]) if changed else view
 
 
 def fitted(views: Mapping[str, Sequence[Plain]], room: int = ROOM) -> dict[str, list[Plain]]:
@@ -79,7 +79,7 @@ def _thinned(view: Plain, level: Thinness) -> list[Plain]:
         return {**film, "frames": [frames[i] for i in evenly(len(frames), level.frames)]}
 
     done = _changed(view, {"film": fewer_frames, "heatmap": lambda one: _every(one, level.every)})
-    return [view if done == view else _noted(done, "kept.thinned")]
+    return [view if done == view else _noted(done, "saved.thinned")]
 
 
 def _noted(view: Plain, key: str) -> Plain:

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headway.attending import Attending
 from headway.characters import label
 from headway.init import seeded
 from headway.inspect.head import Head
 from headway.inspect.record import full_precision, recorded
 from headway.inspect.split import exact
+from headway.latent import LatentAttention
 from headway.shapes import HeadwayError
 from headway.transformer import Transformer
 
@@ -91,9 +93,11 @@ def explain(
 
     Returns:
         Plain values. ``shapes``; the matrices ``x``, ``w_q``, ``w_k``, ``w_v``, and of the head ``q``, ``k``, ``v``
-        before position rotates them, ``q_turned``, ``k_turned``; ``cell``; ``raw`` = q·k, ``scaled``, ``parts``
-        (content and what position adds, by name), ``scores``, ``seen``, ``weights``, ``output``; the ``spread`` of raw
-        and scaled scores, the ``entropy`` of their softmax; and the root mean square of each part as its ``share``.
+        before position rotates them, ``q_rotated``, ``k_rotated``; ``latent``, None or what latent attention has: the
+        symbol ``x`` of what W_Q maps, its width ``source``, and the ``content`` dimensions of q and k before the
+        decoupled part; ``cell``; ``raw`` = q·k, ``scaled``, ``parts`` (content and what position adds, by name),
+        ``scores``, ``seen``, ``weights``, ``output``; the ``spread`` of raw and scaled scores, the ``entropy`` of their
+        softmax; and the root mean square of each part as its ``share``.
 
     Raises:
         HeadwayError: on an empty or too long text, or a layer, head or cell that does not exist.
@@ -145,13 +149,14 @@ def _walk(model: Transformer, head: Head, labels: list[str], number: int, token:
         "q": _plain(head.q),
         "k": _plain(head.k),
         "v": _plain(head.v),
-        "q_turned": _plain(head.mapped_q),
-        "k_turned": _plain(head.mapped_k),
-        "normalised": attention.q_norm is not None,
+        "q_rotated": _plain(head.mapped_q),
+        "k_rotated": _plain(head.mapped_k),
+        "normalised": attention.qk_norm,
+        "latent": _latent(attention),
         "cell": {
             "token": token,
             "column": column,
-            "x": _plain(head.x[token]),
+            "x": _plain(head.source("q")[token]),
             "w": _plain(weights.q[:, column]),
             "products": _plain(cell.products),
             "bias": cell.bias,
@@ -169,6 +174,14 @@ def _walk(model: Transformer, head: Head, labels: list[str], number: int, token:
         "spread": {"raw": spread(raw), "scaled": spread(scaled)},
         "entropy": {"raw": _entropy(raw, seen), "scaled": _entropy(scaled, seen)},
     }
+
+
+def _latent(attention: Attending) -> dict[str, Any] | None:
+    """What is special about latent attention, see :func:`explain`."""
+    if not isinstance(attention, LatentAttention):
+        return None
+    x = "X" if attention.q_down is None else "C_Q"
+    return {"x": x, "source": attention.q.in_features, "content": attention.content_dim}
 
 
 def _plain(x: Tensor) -> Any:

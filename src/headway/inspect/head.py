@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from headway.attention import HeadWeights
+from headway.attending import HeadWeights
 from headway.inspect.record import ROWS, Layer, wide
 from headway.inspect.split import split
 from headway.inspect.watch import MATRICES
@@ -75,12 +75,12 @@ class Head:
 
     @property
     def x(self) -> Float[Tensor, "tokens dim"]:
-        """The input of W_Q, W_K and W_V."""
+        """The input of attention: of W_Q, W_K and W_V, unless they map latent vectors, see :meth:`source`."""
         return self.layer.x[self.batch]
 
     @cached_property
     def matrices(self) -> HeadWeights:
-        """W_Q, W_K, W_V and W_O."""
+        """W_Q, W_K, W_V and W_O; in latent attention W_K is that of the part without position."""
         return self.layer.attention.head(self.index)
 
     @property
@@ -147,25 +147,27 @@ class Head:
         if which not in MATRICES:
             raise HeadwayError(f"expected a matrix q, k or v, got {which!r}")
         linear: nn.Linear = getattr(self.layer.attention, which)
-        width = self.layer.attention.shape.head_dim
-        return linear, (self.index if which == "q" else self.group) * width
+        return linear, (self.index if which == "q" else self.group) * self.layer.attention.columns(which)
 
     def source(self, which: str) -> Float[Tensor, "tokens dim"]:
-        """What Q, K or V is computed from."""
+        """What Q, K or V is computed from: the input of attention, or in latent attention a latent vector."""
+        latents = self.layer.latents
+        if latents is not None:
+            return (latents.q if which == "q" else latents.kv)[self.batch]
         return self.x if which == "q" else self.layer.source[self.batch]
 
     def projected(self, which: str) -> Float[Tensor, "tokens head_dim"]:
-        """Q, K or V as the model's own layer computes it, before QK-norm."""
+        """Q, K or V as the model's own layer computes it, before QK-norm; K without its decoupled part."""
         linear, first = self.linear(which)
         out: Tensor = linear(self.source(which)).detach()
-        return out[:, first : first + self.layer.attention.shape.head_dim]
+        return out[:, first : first + self.layer.attention.columns(which)]
 
     def bias(self, which: str) -> Float[Tensor, " head_dim"] | None:
         """The bias of each column of Q, K or V; None without one."""
         linear, first = self.linear(which)
         if linear.bias is None:
             return None
-        return linear.bias.detach()[first : first + self.layer.attention.shape.head_dim]
+        return linear.bias.detach()[first : first + self.layer.attention.columns(which)]
 
     def cell(self, which: str, token: int, column: int) -> Cell:
         """How one entry of Q, K or V is computed.
@@ -173,7 +175,7 @@ class Head:
         Raises:
             HeadwayError: when there is no such token or column.
         """
-        x, width = self.source(which), self.layer.attention.shape.head_dim
+        x, width = self.source(which), self.layer.attention.columns(which)
         tokens = len(x)
         if not (0 <= token < tokens and 0 <= column < width):
             raise HeadwayError(

@@ -16,11 +16,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from headway.attending import Attending
 from headway.attention import Attention
 from headway.backends import rows as whole
 from headway.backends.base import Call
 from headway.display import Displayed
 from headway.functional import check
+from headway.latent import LatentAttention
 from headway.masks import ALL
 from headway.shapes import HeadwayError
 from headway.stack import Block, Stack
@@ -50,6 +52,22 @@ class Stream:
 
 
 @dataclass(frozen=True, eq=False)
+class Latents:
+    """The latent vectors of latent attention: what W_Q, W_K and W_V map.
+
+    Args:
+        q: of the queries, normalised, (B, N, query_latent_dim); X itself where queries have none.
+        kv: of keys and values, normalised, (B, M, latent_dim).
+        key: the decoupled part of the keys, one for all heads, before position rotates it, (B, M, position_dim); None
+            where keys came from a cache.
+    """
+
+    q: Float[Tensor, "batch tokens query_latent"]
+    kv: Float[Tensor, "batch keys latent"]
+    key: Float[Tensor, "batch keys position"] | None
+
+
+@dataclass(frozen=True, eq=False)
 class Layer(Displayed):
     """One attention in one forward pass, from which scores and weights are computed.
 
@@ -59,14 +77,16 @@ class Layer(Displayed):
         call: arguments of attention: rotated q and k, v, positions, mask, terms, scale; in float32 or better.
         x: input of W_Q, (B, N, dim).
         q: Q = X W_Q by head, normalised if there is QK-norm, before position rotates it, (B, H, N, d_k).
-        k: K likewise, (B, H_kv, M, d_k); None where keys came from a cache.
+        k: K likewise, (B, H_kv, M, d_k); None where keys came from a cache. In latent attention Q and K are those of
+            every head: ``attention.content_dim`` dimensions without position, then the decoupled part.
         source: input of W_K and W_V, (B, M, dim): x, unless keys are those of a context, or another layer shares them.
         stream: the parts of x, inside a Transformer or where attention itself adds position; else None.
         key_stream: the parts of source likewise.
+        latents: in latent attention, its latent vectors; else None.
     """
 
     name: str
-    attention: Attention
+    attention: Attending
     call: Call
     x: Float[Tensor, "batch tokens dim"]
     q: Float[Tensor, "batch heads tokens head_dim"]
@@ -74,6 +94,7 @@ class Layer(Displayed):
     source: Float[Tensor, "batch keys context_dim"]
     stream: Stream | None = None
     key_stream: Stream | None = None
+    latents: Latents | None = None
 
     def __repr__(self) -> str:
         position = self.attention.position.spec()
@@ -225,21 +246,23 @@ def record(model: nn.Module) -> Iterator[Trace]:
     """Record the inputs of every attention of a model while the block runs. A model that is not recorded has no
     overhead.
 
-    The record is detached and O(n) per layer: inputs, queries, keys, values and terms.
+    The record is detached and O(n) per layer: inputs, queries, keys, values and terms. Latent attention makes the keys
+    and values of every head while it is recorded, as with ``absorb=False``; its output is the same, rounding aside.
 
     Args:
-        model: any module that contains :class:`headway.Attention`.
+        model: any module that contains :class:`headway.Attention` or :class:`headway.LatentAttention`.
 
     Raises:
         HeadwayError: when it contains none.
 
+    >>> from headway import Attention
     >>> attention = Attention(dim=32, heads=4)
     >>> with record(attention) as trace:
     ...     _ = attention(torch.randn(1, 5, 32))
     >>> trace[0].weights().sum(-1).round(decimals=4).unique().tolist()
     [1.0]
     """
-    attentions = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
+    attentions = {name: module for name, module in model.named_modules() if isinstance(module, Attending)}
     if not attentions:
         raise HeadwayError(f"expected a model with headway.Attention inside, got {type(model).__name__} with none")
     trace, handles = Trace(), contextlib.ExitStack()
@@ -254,13 +277,14 @@ def recorded(model: nn.Module, *args: Any, **given: Any) -> Trace:
     """Run a model once in evaluation mode without gradients and record its attentions; its mode is restored.
 
     Args:
-        model: any module that contains :class:`headway.Attention`.
+        model: any module that contains :class:`headway.Attention` or :class:`headway.LatentAttention`.
         args: positional arguments of the model.
         given: keyword arguments of the model.
 
     Raises:
         HeadwayError: as :func:`record` does.
 
+    >>> from headway import Attention
     >>> recorded(Attention(dim=32, heads=4), torch.randn(1, 5, 32))[0].queries
     5
     """
@@ -304,9 +328,9 @@ def _detached(value: Any) -> Any:
 
 def _watch_attention(
     name: str,
-    attention: Attention,
+    attention: Attending,
     trace: Trace,
-    streams: dict[Attention, Stream],
+    streams: dict[Attending, Stream],
     handles: contextlib.ExitStack,
 ) -> None:
     kept: dict[str, Tensor] = {}
@@ -317,12 +341,13 @@ def _watch_attention(
 
         return hook
 
-    def start(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+    def start(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         for key in list(kept):
             if not (attention.borrows and key in ("k", "source")):  # which the owner has made before
                 del kept[key]
         x = args[0] if args else given["x"]
         kept["given"] = x.detach()
+        return (args, {**given, "absorb": False}) if isinstance(attention, LatentAttention) else None
 
     def finish(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         q, k, v, mask, terms, q_pos, k_pos, scale, *rest = (_detached(x) for x in args)
@@ -330,7 +355,7 @@ def _watch_attention(
         shape = attention.shape
 
         def by_head(x: Tensor, heads: int) -> Tensor:
-            return wide(x if x.ndim == 4 else x.unflatten(-1, (heads, shape.head_dim)).transpose(1, 2))
+            return wide(x if x.ndim == 4 else x.unflatten(-1, (heads, -1)).transpose(1, 2))
 
         stream = streams.get(attention)
         if attention.embed and attention.position.embeds:
@@ -338,24 +363,54 @@ def _watch_attention(
             stream = Stream(tokens, kept["x"] - tokens, kept["x"], None, first=True)
         projected = by_head(kept["q"], shape.heads)
         keys = by_head(kept["k"], shape.kv_heads) if "k" in kept and kept["k"].shape[-2] == k.shape[-2] else None
+        latents = None
+        if isinstance(attention, LatentAttention):
+            keys, latents = _with_decoupled(attention, kept, keys)
         source = kept.get("source", kept["x"])
         key_stream = stream
         if attention.borrows:
             key_stream = next((s for other, s in streams.items() if other.k is attention.k and not other.borrows), None)
-        trace.layers.append(Layer(name, attention, call, kept["x"], projected, keys, source, stream, key_stream))
+        trace.layers.append(
+            Layer(name, attention, call, kept["x"], projected, keys, source, stream, key_stream, latents)
+        )
 
     handles.callback(attention.register_forward_pre_hook(start, with_kwargs=True).remove)
-    handles.callback(attention.q.register_forward_hook(keep("x", of_input=True)).remove)
-    handles.callback(attention.k.register_forward_hook(keep("source", of_input=True)).remove)
-    for key, module in (("q", attention.q), ("k", attention.k), ("q", attention.q_norm), ("k", attention.k_norm)):
-        if module is not None:
-            handles.callback(module.register_forward_hook(keep(key)).remove)
+    for key, made, of_input in _watched(attention):
+        handles.callback(made.register_forward_hook(keep(key, of_input=of_input)).remove)
     handles.callback(attention.core.register_forward_hook(finish).remove)
 
 
-def _watch_streams(model: nn.Module, trace: Trace, handles: contextlib.ExitStack) -> dict[Attention, Stream]:
+def _watched(attention: Attending) -> list[tuple[str, nn.Module, bool]]:
+    """Which parts of attention are looked at, by the name of what is kept: their input, or else their output."""
+    found = [("q", attention.q, False), ("k", attention.k, False)]
+    if isinstance(attention, LatentAttention):
+        return [
+            *found,
+            ("latent q", attention.q, True),
+            ("latent kv", attention.k, True),
+            ("x", attention.kv_down, True),
+            ("down", attention.kv_down, False),
+        ]
+    assert isinstance(attention, Attention)
+    norms = (("q", attention.q_norm), ("k", attention.k_norm))
+    found += [("x", attention.q, True), ("source", attention.k, True)]
+    return found + [(key, norm, False) for key, norm in norms if norm is not None]
+
+
+def _with_decoupled(
+    attention: LatentAttention, kept: dict[str, Tensor], keys: Tensor | None
+) -> tuple[Tensor | None, Latents]:
+    """Keys of every head with their decoupled part, and the latent vectors; no keys where a cache holds them."""
+    key = wide(kept["down"][..., attention.latent_dim :])
+    if keys is None or keys.shape[2] != key.shape[1]:
+        return None, Latents(kept["latent q"], kept["latent kv"], None)
+    keys = torch.cat((keys, key[:, None].expand(-1, keys.shape[1], -1, -1)), -1)
+    return keys, Latents(kept["latent q"], kept["latent kv"], key)
+
+
+def _watch_streams(model: nn.Module, trace: Trace, handles: contextlib.ExitStack) -> dict[Attending, Stream]:
     """Follow the residual stream of each stack: the tokens and position it starts with, and the input of each norm."""
-    streams: dict[Attention, Stream] = {}
+    streams: dict[Attending, Stream] = {}
     for stack in model.modules():
         if not isinstance(stack, Stack):
             continue

@@ -7,6 +7,9 @@ For methods that add to the embedding X = E + P, content is split four ways, by 
 In the first layer this is exact, including the norm before it: a norm divides by one value per token, which is kept. In
 deeper layers P is still in the residual stream, but earlier layers have also mixed position into the content: the four
 parts still add up to the score, but the position parts are an estimate, and :attr:`Split.exact` is False.
+
+In latent attention position acts on some dimensions of queries and keys alone, the decoupled part: "content" is q·k
+over the others, and "decoupled" q·k over these before they are rotated.
 """
 
 from __future__ import annotations
@@ -17,13 +20,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from headway.attention import Attention
 from headway.backends.rows import by_key_head
 from headway.inspect.record import Layer, Stream, full_precision, wide
+from headway.latent import LatentAttention
 from headway.masks import ALL
 from headway.positions import Position
 from headway.shapes import HeadwayError
 
-CONTENT = ("content", "content·content")
+CONTENT = ("content", "decoupled", "content·content")
 """The parts without position."""
 PRODUCTS = (*CONTENT, "rotation", "content·position", "position·content", "position·position")
 """The parts of scale · q·k; the others are added to it."""
@@ -34,8 +39,9 @@ class Split:
     """Parts of the scores of some queries.
 
     Args:
-        parts: by name, (B, H, q, K) each: ``content``, or ``content·content``, ``content·position``,
-            ``position·content`` and ``position·position``; ``rotation``; ``softcap``; and the terms by their kind.
+        parts: by name, (B, H, q, K) each: ``content``, in latent attention with ``decoupled``; or ``content·content``,
+            ``content·position``, ``position·content`` and ``position·position``; ``rotation``; ``softcap``; and the
+            terms by their kind.
         seen: which keys the queries see; None is all.
         exact: whether no part is an estimate.
     """
@@ -56,7 +62,7 @@ class Split:
     @property
     def content(self) -> Float[Tensor, "batch heads rows keys"]:
         """The part without position."""
-        return next(self.parts[name] for name in CONTENT if name in self.parts)
+        return torch.stack([part for name, part in self.parts.items() if name in CONTENT]).sum(0)
 
     @property
     def position(self) -> Float[Tensor, "batch heads rows keys"]:
@@ -95,18 +101,18 @@ def split(layer: Layer, rows: slice = ALL) -> Split:
     if adds(layer):
         assert layer.stream is not None
         assert layer.key_stream is not None
-        q = _content_and_position(layer, layer.stream, attention.q)
-        k = _content_and_position(layer, layer.key_stream, attention.k)
+        q = _content_and_position(layer, layer.stream, "q")
+        k = _content_and_position(layer, layer.key_stream, "k")
         names = ("content", "position")
         for i, first in enumerate(names):
             for j, second in enumerate(names):
                 parts[f"{first}·{second}"] = _products(layer, q[i], k[j], rows)
     elif turns:
         assert layer.k is not None
-        content = _products(layer, attention.sharpened(layer.q, call.q_pos), layer.k, rows)
-        parts = {"content": content, "rotation": turned - content}
+        parts = _content(layer, attention.sharpened(layer.q, call.q_pos), layer.k, rows)
+        parts["rotation"] = turned - torch.stack(list(parts.values())).sum(0)
     else:
-        parts = {"content": turned}
+        parts = _content(layer, call.q, call.k, rows)
     seen = layer.seen(rows)
     capped = turned
     if call.softcap is not None:
@@ -152,22 +158,35 @@ def _products(layer: Layer, q: Tensor, k: Tensor, rows: slice) -> Float[Tensor, 
     return (by_key_head(q, layer.call) @ wide(k).mT).reshape(*q.shape[:3], k.shape[2])
 
 
-def _content_and_position(layer: Layer, stream: Stream, linear: nn.Linear) -> tuple[Tensor, Tensor]:
+def _content(layer: Layer, q: Tensor, k: Tensor, rows: slice) -> dict[str, Tensor]:
+    """scale · q·k, that of the decoupled part by itself."""
+    first = layer.attention.content_dim
+    if not first:
+        return {"content": _products(layer, q, k, rows)}
+    content = _products(layer, q[..., :first], k[..., :first], rows)
+    return {"content": content, "decoupled": _products(layer, q[..., first:], k[..., first:], rows)}
+
+
+def _content_and_position(layer: Layer, stream: Stream, which: str) -> tuple[Tensor, Tensor]:
     """Q or K as the sum of the contributions of tokens (everything but P) and of position P, by head."""
-    attention, query = layer.attention, linear is layer.attention.q
-    heads = linear.out_features // attention.shape.head_dim
+    attention, query = layer.attention, which == "q"
+    linear = attention.q if query else attention.k
+    part = _through_norm(stream, stream.position)
 
     def by_head(x: Tensor) -> Tensor:
-        parts: Tensor = x.unflatten(-1, (heads, -1))
+        parts: Tensor = x.unflatten(-1, (-1, attention.columns(which)))
         return parts.transpose(1, 2)
 
-    position = by_head(_through_norm(stream, stream.position) @ wide(linear.weight.detach()).T)
-    norm = attention.q_norm if query else attention.k_norm
-    if norm is not None:  # RMSNorm divides by one value per token and head
+    if isinstance(attention, LatentAttention):
+        position = _through_latents(attention, wide(layer.x), part, query)
+    else:
+        position = by_head(part @ wide(linear.weight.detach()).T)
+    if attention.qk_norm:  # RMSNorm divides by one value per token and head
+        assert isinstance(attention, Attention)
+        norm = attention.q_norm if query else attention.k_norm
+        assert norm is not None
         whole = by_head(wide(linear(layer.x if query else layer.source).detach()))
-        position = (
-            position * (whole.square().mean(-1, keepdim=True) + (norm.eps or 0.0)).rsqrt() * wide(norm.weight.detach())
-        )
+        position = _normed_part(norm, whole, position)
     if query:
         position = attention.sharpened(position, layer.call.q_pos)
     return (layer.call.q if query else layer.call.k) - position, position
@@ -178,8 +197,34 @@ def _through_norm(stream: Stream, part: Tensor) -> Tensor:
     part, before = wide(part), wide(stream.before)
     if stream.norm is None:
         return part
-    weight, eps = wide(stream.norm.weight.detach()), stream.norm.eps or 0.0
-    if isinstance(stream.norm, nn.LayerNorm):
-        variance = before.var(-1, correction=0, keepdim=True)
-        return (part - part.mean(-1, keepdim=True)) / (variance + eps).sqrt() * weight
-    return part / (before.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+    if isinstance(stream.norm, nn.RMSNorm):
+        return _normed_part(stream.norm, before, part)
+    variance = before.var(-1, correction=0, keepdim=True)
+    whole = (variance + (stream.norm.eps or 0.0)).sqrt()
+    return (part - part.mean(-1, keepdim=True)) / whole * wide(stream.norm.weight.detach())
+
+
+def _normed_part(norm: nn.RMSNorm, whole: Tensor, part: Tensor) -> Tensor:
+    """The output of RMSNorm for a part of its input, divided by the divisor of the whole input."""
+    return part * (whole.square().mean(-1, keepdim=True) + (norm.eps or 0.0)).rsqrt() * wide(norm.weight.detach())
+
+
+def _through_latents(attention: LatentAttention, x: Tensor, part: Tensor, query: bool) -> Tensor:
+    """Queries or keys of every head, decoupled part included, from a part of the input x, (B, H, N, d_k)."""
+
+    def times(linear: nn.Linear, x: Tensor) -> Tensor:
+        return x @ wide(linear.weight.detach()).T
+
+    def up(linear: nn.Linear, x: Tensor) -> Tensor:
+        parts: Tensor = times(linear, x).unflatten(-1, (attention.heads, -1))
+        return parts.transpose(1, 2)
+
+    if query:
+        if attention.q_down is None or attention.q_norm is None:
+            return up(attention.q, part)
+        return up(attention.q, _normed_part(attention.q_norm, wide(attention.q_down(x)), times(attention.q_down, part)))
+    first = attention.latent_dim
+    latent, key = times(attention.kv_down, part).tensor_split((first,), -1)
+    whole = wide(attention.kv_down(x))[..., :first]
+    k = up(attention.k, _normed_part(attention.kv_norm, whole, latent))
+    return torch.cat((k, key[:, None].expand(*k.shape[:3], -1)), -1)

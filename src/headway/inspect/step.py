@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from headway.attention import Attention
+from headway.attending import Attending
 from headway.backends import reference
 from headway.functional import check
 from headway.inspect.record import Layer, record, wide, wide_call
@@ -141,8 +141,8 @@ def one_step(
     number = {"q": head, "k": kv_head, "v": kv_head}
 
     def of_head(x: Tensor, which: str) -> Tensor:
-        """Columns of one head, (…, d_k)."""
-        part: Tensor = x.detach().unflatten(-1, (-1, shape.head_dim))
+        """Columns of one head, (…, d_k); of latent attention's keys those without the decoupled part."""
+        part: Tensor = x.detach().unflatten(-1, (-1, attention.columns(which)))
         return part[..., number[which], :]
 
     seen = seen_layer.seen()
@@ -178,7 +178,7 @@ def one_step(
 
 
 def _backward(
-    twin: Transformer, inside: Attention, ids: Int[Tensor, "1 tokens"], targets: Int[Tensor, "1 tokens"]
+    twin: Transformer, inside: Attending, ids: Int[Tensor, "1 tokens"], targets: Int[Tensor, "1 tokens"]
 ) -> tuple[Tensor, Tensor, Layer, _Opened, dict[str, Tensor]]:
     """The loss and all gradients, including those inside one attention: scores, weights, queries, keys and values."""
     core, opened = inside.core, _Opened()
@@ -253,7 +253,7 @@ def _targets(model: Transformer, ids: Tensor, targets: Tensor | None) -> Tensor:
     return targets
 
 
-def _chosen(model: Transformer, layer: int, head: int) -> Attention:
+def _chosen(model: Transformer, layer: int, head: int) -> Attending:
     attentions = model.stack.attentions()
     if not 0 <= layer < len(attentions):
         raise HeadwayError(f"expected a layer from 0 to {len(attentions) - 1}, got {layer}")
@@ -279,7 +279,7 @@ def _optimisers(
 
 
 def _move(
-    inside: Attention,
+    inside: Attending,
     which: str,
     start: Mapping[str, Tensor],
     twin: Transformer,

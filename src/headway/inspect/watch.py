@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from headway.attention import Attention
+from headway.attending import Attending
 from headway.inspect.record import recorded
 from headway.shapes import HeadwayError
 
@@ -145,6 +145,7 @@ def size_beforehand(model: nn.Module, steps: int, every: int = 10, tensors: int 
         every: steps between snapshots.
         tensors: tensors per matrix and snapshot: weight, gradient, update and optimizer state; 5 with Adam, 4 with SGD.
 
+    >>> from headway import Attention
     >>> size_beforehand(Attention(dim=64, heads=4), steps=100, every=10)
     2457600
     """
@@ -164,6 +165,7 @@ def watch(model: nn.Module, *, every: int = 10, room: int = ROOM) -> Iterator[Wa
     Raises:
         HeadwayError: when the model contains no attention, or ``every`` is below 1.
 
+    >>> from headway import Attention
     >>> attention = Attention(dim=16, heads=2)
     >>> optimizer = torch.optim.SGD(attention.parameters(), lr=0.5)
     >>> with watch(attention, every=1) as watched:
@@ -264,7 +266,7 @@ def entropies(model: nn.Module, ids: Tensor) -> list[list[float]]:
 
 def _matrices(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
     for name, module in model.named_modules():
-        if isinstance(module, Attention):
+        if isinstance(module, Attending):
             for which in MATRICES:
                 weight = getattr(module, which).weight
                 assert isinstance(weight, nn.Parameter)

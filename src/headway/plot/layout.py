@@ -31,7 +31,7 @@ from headway.figures.values import (
 from headway.figures.words import LANGUAGES, number
 from headway.plot.panels import bars, colour_bar, dials, heatmap, lines, scale_of
 from headway.plot.sheet import INK, QUIET, RULE, SMALL, TEXT, TITLE, Drawing, Sheet, for_print, text_width, wrapped
-from headway.shapes import HeadwayError
+from headway.schema import Words, require
 
 WIDTHS = {"single": 3.4, "double": 7.0}
 """Widths of a column in inches."""
@@ -69,8 +69,7 @@ def picture(figure: View | Figure, *, language: str = "en", width: str = "single
     (1, 3.4)
     """
     for what, given, known in (("language", language, LANGUAGES), ("width", width, tuple(WIDTHS))):
-        if given not in known:
-            raise HeadwayError(f"expected {what} one of {', '.join(known)}, got {given!r}")
+        require(given, Words(tuple(known)), what)
     wide = 72 * WIDTHS[width]
     with for_print():
         sheet = Sheet(language, wide)

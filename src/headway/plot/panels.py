@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from headway.figures.values import Bars, Dials, Heatmap, Lines, evenly
 from headway.figures.words import number
 from headway.plot.sheet import QUIET, RULE, SMALL, TEXT, TITLE, Sheet, clean, fit, text_width
-from headway.web.colours import by_place, colour_table, dashes, hues, line_styles
+from headway.web.colours import colour_table, dashes, hues, line_styles, style_of
 
 _CELL = 24.0
 """The largest side of a cell of a map."""
@@ -337,7 +337,7 @@ def bars(sheet: Sheet, figure: Bars, x: float, y: float, width: float) -> float:
     for n, (_, held) in enumerate(figure.series):
         at = np.arange(len(held)) + (n - (len(figure.series) - 1) / 2) * each
         values = _floats(held)
-        handles.append(axes.bar(at, values, 0.92 * each, color=hues()[by_place(n)[0]]))
+        handles.append(axes.bar(at, values, 0.92 * each, color=hues()[style_of(n)[0]]))
         if (none := at[~np.isfinite(values)]).size:
             axes.plot(none, 0 * none, linestyle="", marker="_", markersize=4, color=QUIET, clip_on=False)
     axes.axhline(0, color=QUIET, linewidth=0.5)
@@ -373,11 +373,11 @@ def dials(sheet: Sheet, figure: Dials, x: float, y: float, width: float) -> floa
         axes.plot([cx + r - 2, cx + r + 2], [cy, cy], color=QUIET, linewidth=0.5)
         for n, (_, angles) in enumerate(figure.hands):
             tip = (cx + (r - 1) * math.cos(angles[i]), cy - (r - 1) * math.sin(angles[i]))
-            axes.plot(*zip((cx, cy), tip, strict=True), **_style(by_place(n)), markevery=[1])
+            axes.plot(*zip((cx, cy), tip, strict=True), **_style(style_of(n)), markevery=[1])
         name = fit(label, step - 2, SMALL)
         axes.text(cx, cy + r + SMALL + 2, clean(name), fontsize=SMALL, ha="center")
     if len(figure.hands) > 1:
-        handles = [Line2D([], [], **_style(by_place(n))) for n in range(len(figure.hands))]
+        handles = [Line2D([], [], **_style(style_of(n))) for n in range(len(figure.hands))]
         names = [sheet.said(name) for name, _ in figure.hands]
         _legend(axes, handles, names, width, tall * 3.4 * TEXT / 4, False)
     return sheet.settle(axes, x, y, width, tall)[3] + 4

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.display import Displayed
-from headway.integers import Integers, as_positions, readable
+from headway.integers import FAR, Integers, as_positions, readable
 from headway.positions.along import Before
 from headway.positions.along import angle_dtype as angle_dtype
 from headway.shapes import HeadShape, HeadwayError, brief
@@ -51,6 +51,7 @@ class TermInputs:
         order: index in the text of each key, (B or 1, K), see :attr:`headway.cache.KVCache.order`; None where
             neighbours in memory are neighbours in the text.
         start: the index of the first query's own key, (1,); None where the queries are the newest keys.
+        below: every position is below this, known without reading them; None if unknown.
     """
 
     q: Float[Tensor, "batch heads queries dim"]
@@ -65,6 +66,7 @@ class TermInputs:
     absolute: bool = False
     order: Int[Tensor, "#batch keys"] | None = None
     start: Int[Tensor, "1"] | None = None
+    below: int | None = None
 
     def of_queries(self, x: Tensor, dim: int) -> Tensor:
         """Of numbers per key in a dimension of x, those of the keys that are the queries themselves."""
@@ -95,7 +97,8 @@ class TermInputs:
         """The distances, key minus query, that a table must hold for the current tokens, and the index of distance 0.
 
         For a bias that is constant beyond ``past`` and ``future``, so that the width of the table affects the cost, not
-        the result. Where positions cannot be read (under torch.compile, on the meta device) it has full width.
+        the result. Positions that were given are read on a CPU only, because a GPU would have to be waited for: there,
+        and under torch.compile, the table has full width.
 
         Args:
             past: largest distinguished distance behind a query; keys farther away count as that far.
@@ -107,9 +110,12 @@ class TermInputs:
         (tensor([-1,  0]), 1)
         """
         q_pos, k_pos = self.q_pos, self.k_pos
+        known = None if q_pos.device.type == "cpu" or torch.compiler.is_compiling() else self.below
         if 0 in (*q_pos.shape, *k_pos.shape):
             past, future = 0, 0
-        elif readable(q_pos, anywhere=True):
+        elif known is not None:
+            past, future = min(past, known - 1), min(future, known - 1)
+        elif readable(q_pos, anywhere=min(past, future) >= FAR):
             never = torch.iinfo(k_pos.dtype).max // 2  # far from every token, for padding
             first_q, first_k = (x.masked_fill(x < 0, never).amin(1) for x in (q_pos, k_pos))
             ends = torch.stack([(q_pos.amax(1) - first_k).amax(), (k_pos.amax(1) - first_q).amax()])
@@ -235,6 +241,13 @@ class Position(Displayed, nn.Module):
         """
         return pos
 
+    def check_last(self, last: int) -> None:
+        """Refuse a largest position that the method does not reach; by default all do.
+
+        Raises:
+            HeadwayError: with what to do instead.
+        """
+
     def transform_qk(
         self, look: TermInputs
     ) -> tuple[Float[Tensor, "batch heads queries dim_r"], Float[Tensor, "batch kv_heads keys dim_r"]]:
@@ -308,6 +321,7 @@ class Position(Displayed, nn.Module):
         absolute: bool = False,
         order: Int[Tensor, "#batch keys"] | None = None,
         start: Int[Tensor, "1"] | None = None,
+        below: int | None = None,
     ) -> tuple[Tensor, Tensor, tuple[AnyTerm, ...]]:
         """The inputs of attention: queries and keys after :meth:`transform_qk`, and the terms.
 
@@ -324,8 +338,9 @@ class Position(Displayed, nn.Module):
             absolute: whether a constant added to a whole row of scores matters.
             order: index in the text of each key.
             start: the index of the first query's own key.
+            below: every position is below this.
         """
-        look = TermInputs(q, k, q_pos, k_pos, scale, marks, heads, sees_future, crosses, absolute, order, start)
+        look = TermInputs(q, k, q_pos, k_pos, scale, marks, heads, sees_future, crosses, absolute, order, start, below)
         if type(self).transform_qk is not Position.transform_qk:
             q, k = self.transform_qk(look)
             look = replace(look, q=q, k=k)
@@ -376,6 +391,8 @@ class Position(Displayed, nn.Module):
             raise HeadwayError(f"expected embeddings of shape (batch, tokens, width), got {got}")
         if self.shape is not None and x.shape[2] != self.shape.dim:
             raise HeadwayError(f"expected embeddings of width {self.shape.dim}, got {x.shape[2]}")
+        if pos is None:
+            self.check_last(x.shape[1] - 1)
         return self.embed(x, as_positions(pos, x))
 
 

@@ -32,8 +32,8 @@ class Dape(Position):
     within ±1/√(inputs). The authors add a bias b₂ after W₂ as well, one value per head, which softmax ignores; with
     sinks, subtract it from them: load sink − b₂.
 
-    Pitfalls: all heads are needed at once, so heads cannot be split over devices; the hidden layer holds ``width``
-    values per pair of a block of queries.
+    Pitfalls: all heads are needed at once, so heads cannot be split over devices; where ``native`` cannot run, the
+    hidden layer holds ``width`` values per pair of a block of queries.
 
     Args:
         bias: the method that computes B, as a string: any that only adds a bias by position. KERPLE works best in the

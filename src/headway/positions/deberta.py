@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from headway.positions.base import Position, TermInputs
 from headway.shapes import HeadShape, HeadwayError
-from headway.terms import AnyTerm, ByDistancePerKey, ByDistancePerQuery
+from headway.terms import AnyTerm, ProductPerKey, ProductPerQuery
 
 
 @dataclass(eq=False)
@@ -107,12 +107,12 @@ class Deberta(Position):
         """q·K^r for every query and distance, k·Q^r for every key and distance."""
         q, k, dtype = look.q, look.k.repeat_interleave(look.q.shape[1] // look.k.shape[1], 1), look.q.dtype
         key_rows, query_rows = (
-            look.of_heads(weight).to(dtype) @ self.vectors.T.to(dtype)  # (H, D, rows)
+            self.vectors.to(dtype) @ look.of_heads(weight).to(dtype).mT  # (H, rows, D)
             for weight in (self.key_weight, self.query_weight)
         )
         offset, left = look.offsets(self.clip, self.clip)
         to_keys, to_queries = self.row(-offset), self.row(offset if self.reverse else -offset)
         return (
-            ByDistancePerQuery((q * look.scale) @ key_rows[..., to_keys], left),
-            ByDistancePerKey((k * (look.scale / math.sqrt(3))) @ query_rows[..., to_queries], left),
+            ProductPerQuery(q * look.scale, key_rows, left, to_keys),
+            ProductPerKey(k * (look.scale / math.sqrt(3)), query_rows, left, to_queries),
         )

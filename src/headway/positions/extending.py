@@ -17,7 +17,8 @@ from headway.positions.base import Position
 from headway.positions.learned import Learned
 from headway.positions.rotary import Rotary
 from headway.positions.scaled import NTK, DynamicNTK, Interpolated, Llama3, LongRope, Proportional, Yarn
-from headway.shapes import HeadwayError, as_choice, as_count
+from headway.schema import Words, require
+from headway.shapes import HeadwayError, as_count
 
 WAYS: dict[str, type[Rotary]] = {"linear": Interpolated, "ntk": NTK, "dynamic": DynamicNTK, "yarn": Yarn}
 """The scalings of :mod:`headway.positions.scaled`, by their name in ``how``."""
@@ -96,7 +97,8 @@ def _frequencies(position: Rotary, to: int, how: str | None, trained: int | None
     ):  # other subclasses have their own rates
         return _extend.dispatch(Position)(position, to, how, trained)
     trained = getattr(position, "original", None) if trained is None else trained
-    how = as_choice("yarn" if how is None else how, "how", WAYS)
+    how = "yarn" if how is None else how
+    require(how, Words(tuple(WAYS)), "how")
     if trained is None:
         raise HeadwayError(
             f"expected trained, the length the frequencies were trained at, because {position.method_name()} does not "

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from headway.integers import FAR, readable
 from headway.positions.base import Position, TermInputs, angle_dtype
 from headway.shapes import HeadShape, HeadwayError
-from headway.terms import AnyTerm, ByDistance, Pairwise
+from headway.terms import AnyTerm, ByDistance, CurveByDistance, Pairwise
 
 EPSILON = 1e-6
 """Added to the divisor, as in the paper's listing, so that it is never 0."""
@@ -35,8 +35,8 @@ class Fire(Position):
     uniform in ±1, W_2 (H, width) and b_2 uniform in ±1/√width).
 
     Relative only while all queries lie below L: beyond, the divisor is the query's own position. Below L the bias is a
-    table by distance, which every kernel takes; with a query beyond L, under torch.compile and on the meta device it is
-    computed for each pair, by blocks of queries.
+    table by distance; with a query beyond L it is a piecewise linear curve, because the MLP has one input and ReLUs.
+    Under torch.compile and on the meta device it is computed for each pair, by blocks of queries.
 
     Pitfalls: positions must count from the start of each document; the paper is causal, and its listing takes |n|, so
     future keys are as far as past ones.
@@ -58,6 +58,11 @@ class Fire(Position):
     per_layer: ClassVar[bool] = True
 
     variants: ClassVar[tuple[str, ...]] = ("fire(original=4, width=8)",)
+
+    exempt: ClassVar[dict[str, str]] = {
+        "waiting": "whether its bias depends on distance alone is read from its learned L",
+        "waiting for positions": "whether its bias depends on distance alone is read from its learned L",
+    }
 
     original: int = 512
     width: int = 32
@@ -85,40 +90,47 @@ class Fire(Position):
         """L, float64."""
         return (self.m.to(angle_dtype(self.m.device)) * self.original).abs()
 
+    def level(self, n: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """ψ(n), float64."""
+        return (self.c.to(self.threshold().dtype) * n).abs().log1p()
+
+    def rate(self, query: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """1/ψ(max(query, L)), float64."""
+        limit = self.threshold()
+        return 1 / (self.level(torch.maximum(query.to(limit.dtype), limit)) + EPSILON)
+
     def share(self, n: Int[Tensor, "*#shape"], query: Int[Tensor, "*#shape"]) -> Float[Tensor, "*shape"]:
         """ψ(n)/ψ(max(query, L)), float64."""
-        limit = self.threshold()
-        c = self.c.to(limit.dtype)
-        return (c * n).abs().log1p() / ((c * torch.maximum(query.to(limit.dtype), limit)).abs().log1p() + EPSILON)
+        return self.level(n) * self.rate(query)
+
+    def network(self, look: TermInputs) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """w_1 and b_1, W_2 and b_2, float64."""
+        # in float64 autocast leaves it alone: rounded to bfloat16, near distances would collide
+        wide = self.threshold().dtype
+        outer = look.of_heads(self.outer.weight).to(wide), look.of_heads(self.outer.bias).to(wide)
+        return (self.inner.weight[:, 0].to(wide), self.inner.bias.to(wide)), outer
 
     def bias(self, share: Float[Tensor, "*shape"], look: TermInputs) -> Float[Tensor, "*shape heads"]:
         """The MLP."""
-        # in float64 autocast leaves it alone: rounded to bfloat16, near distances would collide
-        inner, start, outer, end = (
-            p.to(share.dtype)
-            for p in (
-                self.inner.weight,
-                self.inner.bias,
-                look.of_heads(self.outer.weight),
-                look.of_heads(self.outer.bias),
-            )
-        )
-        hidden = nn.functional.linear(share[..., None], inner, start).relu()
-        bias = nn.functional.linear(hidden, outer, end)
-        return bias.to(torch.promote_types(look.q.dtype, torch.float32))
+        (w, b), (weight, bias) = self.network(look)
+        hidden = (share[..., None] * w + b).relu()
+        return nn.functional.linear(hidden, weight, bias).to(torch.promote_types(look.q.dtype, torch.float32))
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
-        """A table by distance while all queries lie below L, else a function of each pair."""
+        """A table by distance while all queries lie below L, else a curve; a function where positions are unknown."""
+        if not readable(look.q_pos, anywhere=True):
+
+            def by_pairs(q_pos: Tensor, k_pos: Tensor) -> Tensor:
+                query, key = q_pos[:, :, None], k_pos[:, None]
+                return self.bias(self.share((query - key).abs(), query), look).permute(0, 3, 1, 2)
+
+            return (Pairwise(by_pairs),)
+        offset, left = look.offsets(FAR, FAR)
         if self._below(look.q_pos):
-            offset, left = look.offsets(FAR, FAR)
             share = self.share(offset.abs(), torch.zeros_like(offset))
             return (ByDistance(self.bias(share, look).T, left),)
-
-        def by_pairs(q_pos: Tensor, k_pos: Tensor) -> Tensor:
-            query, key = q_pos[:, :, None], k_pos[:, None]
-            return self.bias(self.share((query - key).abs(), query), look).permute(0, 3, 1, 2)
-
-        return (Pairwise(by_pairs),)
+        level = self.level(torch.arange(int(offset.abs().max()) + 1, device=look.q.device))
+        return (CurveByDistance.of_network(level, self.rate(look.q_pos), *self.network(look)),)
 
     def _below(self, pos: Tensor) -> bool:
         if not readable(pos, anywhere=True):

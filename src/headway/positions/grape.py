@@ -21,17 +21,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad, softplus
 
-from headway.integers import Positions
-from headway.masks import ALL, distance
 from headway.positions.alibi import slopes
 from headway.positions.base import Position, TermInputs, angle_dtype, frequencies
 from headway.positions.rotary import PAIRINGS, rotate_pairs, waves
 from headway.shapes import HeadShape, HeadwayError
-from headway.terms import AnyTerm, RowTerm, Tile
+from headway.terms import AnyTerm, SlopePerToken
 
 
 @dataclass(eq=False)
@@ -150,36 +148,6 @@ class GrapeM(Position):
         return (wide + (turned - inside) @ frame.mT.to(wide)).to(x.dtype)
 
 
-@dataclass(frozen=True, eq=False)
-class Slopes(RowTerm):
-    """Adds −|pos_i − pos_j|·(left_i + right_j): a penalty linear in the distance, at a rate that depends on the pair.
-
-    A row term, because its slope is not a table: only backends that materialise a block of scores run it.
-
-    Args:
-        left: contribution of each query to the rate, (B, H, Q), or None.
-        right: contribution of each key, (B, H, K), or None.
-    """
-
-    left: Float[Tensor, "batch heads queries"] | None
-    right: Float[Tensor, "batch heads keys"] | None
-
-    def rows(
-        self,
-        content: Float[Tensor, "batch heads queries keys"],
-        seen: Bool[Tensor, "#batch #heads queries keys"] | None,
-        q_pos: Positions,
-        k_pos: Positions,
-        rows: slice = ALL,
-        cols: slice = ALL,
-    ) -> Tile:
-        """See :meth:`RowTerm.rows`."""
-        rate: Tensor | float = 0.0 if self.left is None else self.left[:, :, rows, None]
-        if self.right is not None:
-            rate = rate + self.right[:, :, None, cols]
-        return -distance(q_pos, k_pos, rows, cols).abs()[:, None] * rate
-
-
 GATES = ("both", "query", "key")
 
 
@@ -238,12 +206,12 @@ class GrapeA(Position):
         """The penalty."""
         left = None if self.gate == "key" else self._rate(look, look.q, self.query_gate)
         right = None if self.gate == "query" else self._rate(look, look.k, self.key_gate)
-        return (Slopes(left, right),)
+        return (SlopePerToken(left, right),)
 
     def _rate(
         self, look: TermInputs, x: Float[Tensor, "batch kv_heads tokens dim"], gate: Float[Tensor, "all_heads dim"]
     ) -> Float[Tensor, "batch heads tokens"]:
-        """ω·softplus(gate·x/√d_k) for all query heads, of which some may share one of x."""
+        """−ω·softplus(gate·x/√d_k) for all query heads, of which some may share one of x."""
         gate = look.of_heads(gate).to(torch.promote_types(x.dtype, torch.float32))
         gate = normalize(gate, dim=-1, eps=1e-6) if self.unit else gate
         gate = gate.unflatten(0, (x.shape[1], -1))[:, :, None] * gate.shape[-1] ** -0.5  # (H_kv, G, 1, D)
@@ -253,4 +221,4 @@ class GrapeA(Position):
         slope = softplus(look.of_heads(self.slope).to(content)) * look.of_heads(slopes(self.heads, x.device)).to(
             content
         )
-        return slope[:, None] * softplus(content)
+        return -slope[:, None] * softplus(content)

@@ -18,15 +18,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from headway.integers import Positions
-from headway.masks import ALL, distance
 from headway.positions.base import Position, TermInputs, frequencies
 from headway.positions.rotary import Rotary
 from headway.shapes import HeadShape, HeadwayError
-from headway.terms import AnyTerm, RowTerm, Tile
+from headway.terms import AnyTerm, Boost
 
 
 @dataclass(eq=False)
@@ -69,43 +67,6 @@ class Hope(Rotary):
         return rates * (rates * self.original >= 2 * math.pi)
 
 
-@dataclass(frozen=True, eq=False)
-class Boost(RowTerm):
-    """Adds scale · Σ_c q_c k_c (e^{−r_c |pos_i − pos_j|} − 1): product c of q·k decays with distance at its own rate.
-
-    A row term, because it reads queries and keys again, which only backends that materialise a block of scores support.
-
-    Args:
-        q: queries, (B, H, Q, D).
-        k: keys, (B, H, K, D).
-        rates: r, (D,).
-        scale: what q·k is multiplied by.
-    """
-
-    q: Float[Tensor, "batch heads queries dim"]
-    k: Float[Tensor, "batch heads keys dim"]
-    rates: Float[Tensor, " dim"]
-    scale: float
-
-    def rows(
-        self,
-        content: Float[Tensor, "batch heads queries keys"],
-        seen: Bool[Tensor, "#batch #heads queries keys"] | None,
-        q_pos: Positions,
-        k_pos: Positions,
-        rows: slice = ALL,
-        cols: slice = ALL,
-    ) -> Tile:
-        """See :meth:`RowTerm.rows`."""
-        away = distance(q_pos, k_pos, rows, cols).abs()[:, None].to(self.rates.dtype)
-        q, k = self.q[:, :, rows], self.k[:, :, cols]
-        # one dimension at a time: all at once would need queries · keys · head width values
-        total = torch.zeros_like(content, dtype=away.dtype)
-        for a, b, rate in zip(q.unbind(-1), k.unbind(-1), self.rates, strict=True):
-            total = total + a[..., None] * b[..., None, :] * torch.expm1(-rate * away)
-        return self.scale * total
-
-
 @dataclass(eq=False)
 class HopeLorentz(Position):
     """Pairs of queries and keys are boosted, not rotated: scores decay (hyperbolic HoPE, arXiv:2509.05218).
@@ -120,8 +81,8 @@ class HopeLorentz(Position):
     the paper does not have, decay like past ones.
 
     Pitfalls: the score of far tokens goes to 0, not to −∞, so each keeps some attention. The score is not a plain
-    product of a query and a key, so that only backends that materialise a block of scores run it, with O(queries · keys
-    · d_k) exponentials.
+    product of a query and a key; ``native`` computes blocks of scores as such products, all other backends with
+    O(queries · keys · d_k) exponentials.
 
     Args:
         base: base of ω_p = base^(−2p/d_k).
@@ -129,7 +90,7 @@ class HopeLorentz(Position):
         pairing: which dimensions form pairs, see :class:`Rotary`.
 
     >>> HopeLorentz(base=100.0, damping=1.5).rates(4, torch.device("cpu")).tolist()
-    [0.5, 1.4, 2.5, 1.6]
+    [0.5, 1.4, 1.6, 2.5]
     """
 
     title: ClassVar[str] = "HoPE (hyperbolic)"
@@ -156,17 +117,19 @@ class HopeLorentz(Position):
         Rotary().width(shape.head_dim)
 
     def rates(self, width: int, device: torch.device) -> Float[Tensor, " {width}"]:
-        """Decay rate of each u, then of each w, per token, float64."""
+        """Decay rate of each u, then of each w in reverse order, per token, float64: the slowest first."""
         speed = frequencies(width, self.base, device)
-        return torch.cat((self.damping - speed, self.damping + speed))
+        return torch.cat((self.damping - speed, self.damping + speed.flip(0)))
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """The difference of the boosted product from q·k."""
-        precise = torch.promote_types(look.q.dtype, torch.float32)
-        rates = self.rates(look.q.shape[-1], look.q.device).to(precise)
-        k = look.k.repeat_interleave(look.q.shape[1] // look.k.shape[1], 1)
-        return (Boost(self._diagonal(look.q.to(precise)), self._diagonal(k.to(precise)), rates, look.scale),)
+        precise, width = torch.promote_types(look.q.dtype, torch.float32), look.q.shape[-1]
+        rates = self.rates(width, look.q.device).to(precise)
+        basis = self._basis(torch.eye(width, dtype=precise, device=look.q.device))
+        return (Boost(look.q, look.k, basis, rates, look.scale),)
 
-    def _diagonal(self, x: Tensor) -> Tensor:
-        a, b = x.chunk(2, -1) if self.pairing == "half" else (x[..., 0::2], x[..., 1::2])
-        return torch.cat(((a + b) / 2**0.5, (a - b) / 2**0.5), -1)
+    def _basis(self, unit: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
+        """u of every pair as rows, then w in reverse order."""
+        a, b = unit.chunk(2) if self.pairing == "half" else (unit[0::2], unit[1::2])
+        rows: Tensor = torch.cat((a + b, (a - b).flip(0))) * 0.5**0.5
+        return rows

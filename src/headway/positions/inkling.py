@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from headway.positions.base import Position, TermInputs, angle_dtype
 from headway.shapes import HeadShape, HeadwayError
-from headway.terms import AnyTerm, ByDistancePerQuery
+from headway.terms import AnyTerm, ProductPerQuery
 
 
 @dataclass(eq=False)
@@ -112,7 +112,7 @@ class Inkling(Position):
         # a zero before the first entry for the future, and one after the last for distances beyond
         bank = nn.functional.pad(self.bank, (0, 0, 1, 1))[1 - offsets]
         r = look.of_heads(look.own_marks().movedim(2, 0)).transpose(0, 1)  # (B, H, Q, rank)
-        return (ByDistancePerQuery(self._scaled(r @ bank.T.to(r.dtype), look.q_pos), left),)
+        return (ProductPerQuery(self._scaled(r, look.q_pos), bank[None].to(r.dtype), left),)
 
     def _scaled(self, x: Tensor, q_pos: Int[Tensor, "#batch queries"]) -> Tensor:
         """X (B, H, Q, …) times τ."""

@@ -64,6 +64,14 @@ class Learned(Position):
         """E ~ N(0, 0.02²)."""
         nn.init.normal_(self.weight, std=0.02)
 
+    def check_last(self, last: int) -> None:
+        """Refuse a position past the table."""
+        if last >= self.max_length:
+            raise HeadwayError(
+                f"expected positions below max_length={self.max_length}, got {last}: learned positions cannot go "
+                f"past their table; train with a larger max_length, or use rotary, alibi or t5"
+            )
+
     def embed(
         self, x: Float[Tensor, "batch tokens dim"], pos: Int[Tensor, "#batch tokens"]
     ) -> Float[Tensor, "batch tokens dim"]:
@@ -75,12 +83,8 @@ class Learned(Position):
             )
         if x.shape[-1] != self.weight.shape[1]:
             raise HeadwayError(f"expected embeddings of width {self.weight.shape[1]}, got {x.shape[-1]}")
-        # a compiled graph cannot raise by value; there, torch's own index check stops it
-        looked_at = pos.numel() and readable(pos, anywhere=True)
-        if looked_at and int(last := pos.max()) >= self.max_length:
-            raise HeadwayError(
-                f"expected positions below max_length={self.max_length}, got {int(last)}: learned positions cannot go "
-                f"past their table; train with a larger max_length, or use rotary, alibi or t5"
-            )
+        # neither a compiled graph nor a GPU that nobody waits for can raise by value: torch's own index check stops it
+        if pos.numel() and readable(pos):
+            self.check_last(int(pos.max()))
         vectors = nn.functional.embedding(pos.clamp(min=0), self.weight)
         return x + vectors.masked_fill((pos < 0)[..., None], 0.0).to(x.dtype)

@@ -17,7 +17,7 @@ from torch import nn
 
 from headway.positions.base import Position, TermInputs
 from headway.shapes import HeadShape, HeadwayError
-from headway.terms import AnyTerm, ByDistancePerQuery
+from headway.terms import AnyTerm, ProductPerQuery
 
 
 @dataclass(eq=False)
@@ -63,4 +63,4 @@ class Music(Position):
         """q·E for every query and current distance."""
         offset, left = look.offsets(self.clip, 0)
         vectors = look.of_heads(self.table)[:, -offset].to(look.q.dtype)  # (H, W, D)
-        return (ByDistancePerQuery((look.q * look.scale) @ vectors.transpose(1, 2), left),)
+        return (ProductPerQuery(look.q * look.scale, vectors, left),)

@@ -85,19 +85,29 @@ class Randomized(Position):
         """Initialise the parameters of the inner method."""
         self.inside.reset_parameters()
 
-    def renumber(self, pos: Int[Tensor, "#batch tokens"]) -> Int[Tensor, "batch tokens"]:
-        """Random positions for given ones, in training or not."""
-        looked_at = pos.numel() and readable(pos, anywhere=True)
-        if looked_at and int(last := pos.max()) >= self.longest:
+    def check_last(self, last: int) -> None:
+        """Refuse a position past those that are drawn in training, or past the inner method's."""
+        if self.training:
+            self._check_longest(last)
+        else:
+            self.inside.check_last(last)
+
+    def _check_longest(self, last: int) -> None:
+        if last >= self.longest:
             raise HeadwayError(
-                f"expected positions below longest={self.longest}, from which they are drawn, got {int(last)}: "
+                f"expected positions below longest={self.longest}, from which they are drawn, got {last}: "
                 f"give randomized a larger longest"
             )
+
+    def renumber(self, pos: Int[Tensor, "#batch tokens"]) -> Int[Tensor, "batch tokens"]:
+        """Random positions for given ones, in training or not."""
+        if pos.numel() and readable(pos):
+            self._check_longest(int(pos.max()))
         order = torch.rand(pos.shape[0], self.longest, device=pos.device).argsort(-1)
         count = (pos.amax(-1, keepdim=True) if pos.shape[-1] else pos.new_zeros(len(pos), 1)) + 1
         surplus = torch.arange(self.longest, device=pos.device) >= count
         chosen = order.masked_fill(surplus, self.longest).sort(-1).values
-        # a compiled graph cannot raise by value; there, torch's own index check stops it
+        # neither a compiled graph nor a GPU that nobody waits for can raise by value: torch's own index check stops it
         return chosen.gather(-1, pos.clamp(min=0)).masked_fill(pos < 0, -1)
 
     def forward(

@@ -15,7 +15,7 @@ from torch import nn
 
 from headway.positions.base import Position, TermInputs
 from headway.shapes import HeadShape, HeadwayError
-from headway.terms import AnyTerm, ByDistancePerQuery, ValuesByDistance
+from headway.terms import AnyTerm, ProductPerQuery, ValuesByDistance
 
 
 @dataclass(eq=False)
@@ -63,7 +63,7 @@ class Shaw(Position):
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """q·a^K for every query and distance, and a^V on the values."""
-        keys = ByDistancePerQuery((look.q * look.scale) @ self.key_table.T.to(look.q.dtype), self.clip)
+        keys = ProductPerQuery(look.q * look.scale, self.key_table[None].to(look.q.dtype), self.clip)
         if not self.values:
             return (keys,)
         return (keys, ValuesByDistance(self.value_table[None], self.clip))

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 
-from headway.integers import readable
+from headway.integers import assure
 from headway.positions.base import Position, TermInputs
 from headway.shapes import HeadwayError
 from headway.terms import AnyTerm
@@ -71,11 +71,11 @@ class StickBreaking(Position):
                 "expected a cache that grows, because stickbreaking(remainder=True) looks for the query's own key "
                 "at the end, got one with a size: make it without size"
             )
-        if self.remainder and readable(look.q_pos, anywhere=True):
-            queries, keys = look.q.shape[2], look.k.shape[2]
-            if queries > keys or not torch.equal(*torch.broadcast_tensors(look.q_pos, look.k_pos[:, keys - queries :])):
-                raise HeadwayError(
-                    f"expected self attention, where each of {queries} queries is one of the newest of {keys} keys and "
-                    f"takes the remainder of its stick, got others: use stickbreaking without remainder"
-                )
+        queries, keys = look.q.shape[2], look.k.shape[2]
+        if self.remainder and not torch.compiler.is_compiling() and look.q_pos is not look.k_pos:
+            assure(
+                queries <= keys and (look.q_pos == look.k_pos[:, keys - queries :]).all(),
+                f"expected self attention, where each of {queries} queries is one of the newest of {keys} keys and "
+                f"takes the remainder of its stick, got others: use stickbreaking without remainder",
+            )
         return ()

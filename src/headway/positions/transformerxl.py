@@ -19,7 +19,7 @@ from torch import nn
 from headway.integers import exporting
 from headway.positions.base import Position, TermInputs, frequencies
 from headway.shapes import HeadShape, HeadwayError
-from headway.terms import AnyTerm, ByDistancePerQuery, PerKey
+from headway.terms import AnyTerm, ByDistancePerQuery, PerKey, ProductPerQuery
 
 
 @dataclass(eq=False)
@@ -79,7 +79,8 @@ class TransformerXL(Position):
         angles = -offset[:, None] * frequencies(weight.shape[2], 10000.0, q.device)
         waves = torch.cat((angles.sin(), angles.cos()), 1)[:, : weight.shape[2]].T.to(dtype)  # (d_model, W)
         rows = (q + v[:, None]) * look.scale
-        # with few queries, as in decoding, map the queries to the sinusoids' width; with many, map each distance once
-        few = not exporting() and q.shape[0] * q.shape[2] < q.shape[3]
-        table = rows @ weight @ waves if few else rows @ (weight @ waves)
-        return PerKey((keys @ (u * look.scale)[..., None])[..., 0]), ByDistancePerQuery(table, left)
+        biases = PerKey((keys @ (u * look.scale)[..., None])[..., 0])
+        if not exporting() and q.shape[0] * q.shape[2] < q.shape[3]:
+            # with few queries, as in decoding, map the queries to the sinusoids' width; with many, map each distance
+            return biases, ByDistancePerQuery(rows @ weight @ waves, left)
+        return biases, ProductPerQuery(rows, (weight @ waves).mT, left)

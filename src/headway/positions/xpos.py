@@ -64,6 +64,10 @@ class XPos(Rotary):
     summary_zh: ClassVar[str] = "旋转位置编码加上随距离的衰减，频率高的维度对衰减更快。"
     variants: ClassVar[tuple[str, ...]] = ("xpos(fraction=0.5, pairing='interleaved', scale_base=128.0)",)
 
+    exempt: ClassVar[dict[str, str]] = {
+        "waiting for positions": "in how many stretches they lie decides how wide its heads become"
+    }
+
     scale_base: float = 512.0
 
     def __post_init__(self) -> None:
@@ -81,7 +85,10 @@ class XPos(Rotary):
         most = MOST.get(look.q.dtype, MOST[torch.float32])
         span = max(1, int(min(2 * most * self.scale_base / math.log((1 + GAMMA) / GAMMA), FAR)))
         centres, own = _middle(look.q_pos), None
-        if readable(look.q_pos, anywhere=True) and 0 not in (*look.q_pos.shape, *look.k_pos.shape):
+        # all in one stretch, without waiting for a GPU to say so
+        near = look.below is not None and look.below <= span + 1
+        near |= look.q_pos.shape[1] == 1 and not look.sees_future
+        if not near and readable(look.q_pos, anywhere=True) and 0 not in (*look.q_pos.shape, *look.k_pos.shape):
             if look.sees_future:
                 self._check_future(look, span)
             centres, own = _blocks(look.q_pos, span)

@@ -18,7 +18,7 @@ from headway.compare.cells import CELL, RESULTS
 from headway.compare.page import page
 from headway.init import seeded
 from headway.inspect.explain import words
-from headway.inspect.watch import Watch
+from headway.inspect.watch import MATRICES, Watch
 from headway.shapes import HeadwayError
 from headway.sizes import Size, check_size
 from headway.studio.fields import LIMITS, Asked, Fresh, Model, OfLive, OfRun
@@ -152,13 +152,13 @@ class Library:
             return like if like is not None and model == told else self._about(model, asked.text, longest, live)
 
         base = about(asked.model)
-        attention, tokens = base.attentions[0], len(base.labels)
+        attention, tokens, matrix = base.attentions[0], len(base.labels), asked.options.get("matrix", "q")
         return replace(
             base,
             layer=min(asked.layer, len(base.attentions) - 1),
             head=min(asked.head, attention.shape.heads - 1),
             query=max(-tokens, min(asked.query, tokens - 1)),
-            column=min(asked.column, attention.shape.head_dim - 1),
+            column=min(asked.column, attention.columns(matrix if matrix in MATRICES else "q") - 1),
             others=tuple(map(about, asked.others)),
             results=self.results(asked.results) if asked.results else None,
             watched=base.watched or self._watched(asked),
@@ -386,7 +386,8 @@ def _identity(cell: Path) -> dict[str, Any] | None:
         found: dict[str, Any] = read_json(cell / "cell.json", CELL)["identity"]
     except HeadwayError:
         return None
-    reads = found["task"] == "text" and found["data"].get("vocabulary_size") == Bytes.size
+    data = found["data"]
+    reads = found["task"] == "text" and data.get("vocabulary_size") == Bytes.size and "tokenizer" not in data
     usable = len(found["model"]) == 3 and reads and Checkpoints(cell / "checkpoints").steps()
     return found if usable else None
 

@@ -3,15 +3,15 @@
     score(i, j) = scale · q_i·k_j + Σ terms(i, j)
 
 - ``pairs``: terms of one query and one key each, defined by a tile of any queries and keys;
+- ``tokens``: pair terms with numbers for each token, by distance;
 - ``rows``: algorithms over all keys of a query.
 """
 
 from __future__ import annotations
 
 from headway.terms.pairs import (
+    Boost,
     ByDistance,
-    ByDistancePerKey,
-    ByDistancePerQuery,
     DenseBias,
     Difference,
     LowRankBias,
@@ -23,15 +23,27 @@ from headway.terms.pairs import (
     raster,
 )
 from headway.terms.rows import PATH_BLOCK, MixHeads, PathProduct, RowTerm, Scan, from_the_end
+from headway.terms.tokens import (
+    ByDistancePerKey,
+    ByDistancePerQuery,
+    CurveByDistance,
+    ProductPerKey,
+    ProductPerQuery,
+    SlopePerToken,
+    TablePerKey,
+    TablePerQuery,
+)
 
 AnyTerm = Term | RowTerm | ValuesByDistance
 
 __all__ = [
     "PATH_BLOCK",
     "AnyTerm",
+    "Boost",
     "ByDistance",
     "ByDistancePerKey",
     "ByDistancePerQuery",
+    "CurveByDistance",
     "DenseBias",
     "Difference",
     "LowRankBias",
@@ -39,8 +51,13 @@ __all__ = [
     "Pairwise",
     "PathProduct",
     "PerKey",
+    "ProductPerKey",
+    "ProductPerQuery",
     "RowTerm",
     "Scan",
+    "SlopePerToken",
+    "TablePerKey",
+    "TablePerQuery",
     "Term",
     "Tile",
     "ValuesByDistance",

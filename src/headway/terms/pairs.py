@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.integers import FAR, Positions
+from headway.integers import FAR, Positions, readable
 from headway.masks import ALL, distance
 from headway.shapes import HeadwayError, brief, kind_of
 
@@ -75,7 +75,7 @@ class Term:
         raise NotImplementedError
 
 
-def _entry(
+def entry_of(
     width: int, left: int, q_pos: Positions, k_pos: Positions, rows: slice, cols: slice
 ) -> Int[Tensor, "#batch q k"]:
     """The table index of each pair, below ``width``; ``left`` is distance 0, the ends serve all distances beyond."""
@@ -183,7 +183,7 @@ class ByDistance(Term):
         if self.row is not None:
             q_pos, k_pos = raster(q_pos, self.row), raster(k_pos, self.row)
         width = self.table.shape[1]
-        entry = _entry(width, self.left, q_pos, k_pos, rows, cols)  # (B, Q, K)
+        entry = entry_of(width, self.left, q_pos, k_pos, rows, cols)  # (B, Q, K)
         if width == 1:
             bias = self.table[None, :, :, None].expand(entry.shape[0], -1, *entry.shape[1:])
         else:
@@ -194,62 +194,6 @@ class ByDistance(Term):
             past, future = self.tails[None, :, :, None, None].unbind(2)
             bias = bias + past * (-beyond).clamp(min=0) + future * beyond.clamp(min=0)
         return bias
-
-
-@dataclass(frozen=True, eq=False)
-class ByDistancePerQuery(Term):
-    """Adds table[b, h, i, clamp(k_pos - q_pos + left)]: each query has its own table (Shaw, Transformer-XL).
-
-    Args:
-        table: one value per query and distance, (B or 1, H or 1, Q, W).
-        left: the entry of distance 0.
-    """
-
-    table: Float[Tensor, "#batch #heads queries width"]
-    left: int
-
-    def __post_init__(self) -> None:
-        expect(self, "table", 4)
-        expect_number(self, "left", -FAR)
-
-    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
-        """See :meth:`Term.fits`."""
-        expect_size(self, "table", 2, "queries", queries)
-
-    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
-        """See :meth:`Term.tile`."""
-        entry = _entry(self.table.shape[-1], self.left, q_pos, k_pos, rows, cols)[:, None]
-        table = self.table[:, :, rows]
-        batch = torch.broadcast_shapes(table.shape[:2], entry.shape[:2])
-        return table.expand(*batch, -1, -1).gather(-1, entry.expand(*batch, -1, -1))
-
-
-@dataclass(frozen=True, eq=False)
-class ByDistancePerKey(Term):
-    """Adds table[b, h, j, clamp(k_pos - q_pos + left)]: each key has its own table (DeBERTa's p→c).
-
-    Args:
-        table: one value per key and distance, (B or 1, H or 1, K, W).
-        left: the entry of distance 0.
-    """
-
-    table: Float[Tensor, "#batch #heads keys width"]
-    left: int
-
-    def __post_init__(self) -> None:
-        expect(self, "table", 4)
-        expect_number(self, "left", -FAR)
-
-    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
-        """See :meth:`Term.fits`."""
-        expect_size(self, "table", 2, "keys", keys)
-
-    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
-        """See :meth:`Term.tile`."""
-        entry = _entry(self.table.shape[-1], self.left, q_pos, k_pos, rows, cols)[:, None].transpose(-1, -2)
-        table = self.table[:, :, cols]
-        batch = torch.broadcast_shapes(table.shape[:2], entry.shape[:2])
-        return table.expand(*batch, -1, -1).gather(-1, entry.expand(*batch, -1, -1)).transpose(-1, -2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,6 +287,66 @@ class LowRankBias(Term):
 
 
 @dataclass(frozen=True, eq=False)
+class Boost(Term):
+    """Adds scale · Σ_c q̂_c k̂_c (e^{−r_c |k_pos − q_pos|} − 1): in the coordinates q̂ = basis · q and k̂ = basis · k, each
+    product of q·k decays with distance at its own rate.
+
+    With the queries, keys and scale of the call itself, the score becomes scale · Σ_c q̂_c k̂_c e^{−r_c |k_pos − q_pos|}.
+
+    Args:
+        q: queries, (B, H, Q, D).
+        k: keys, (B, H_kv, K, D), where H_kv divides H.
+        basis: coordinates, one per row, (D, D); its rows must be orthonormal.
+        rates: r ≥ 0, (D,); fixed, and fastest to compute in ascending order.
+        scale: what q·k is multiplied by.
+
+    >>> one, pos = torch.ones(1, 1, 1, 1), torch.tensor([[0]])
+    >>> Boost(one, one, torch.eye(1), torch.tensor([2.0]).log(), 4.0).tile(pos, pos + 1).item()
+    -2.0
+    """
+
+    q: Float[Tensor, "batch heads queries dim"]
+    k: Float[Tensor, "batch kv_heads keys dim"]
+    basis: Float[Tensor, "dim dim"]
+    rates: Float[Tensor, " dim"]
+    scale: float
+
+    def __post_init__(self) -> None:
+        for name, axes in (("q", 4), ("k", 4), ("basis", 2), ("rates", 1)):
+            expect(self, name, axes)
+        if readable(self.rates) and not bool((self.rates >= 0).all()):
+            raise HeadwayError(f"expected the rates of Boost of at least 0, got {self.rates.min().item()}")
+
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """See :meth:`Term.fits`."""
+        expect_size(self, "q", 1, "heads", heads)
+        expect_size(self, "q", 2, "queries", queries)
+        expect_size(self, "k", 2, "keys", keys)
+        if not self.k.shape[1] or heads % self.k.shape[1]:
+            expect_size(self, "k", 1, "heads", heads, 1)
+
+    def coordinates(
+        self, x: Float[Tensor, "batch heads tokens dim"], dtype: torch.dtype
+    ) -> Float[Tensor, "batch heads tokens dim"]:
+        """Queries or keys in the basis."""
+        return x.to(dtype) @ self.basis.to(dtype).mT
+
+    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
+        """See :meth:`Term.tile`."""
+        wide = torch.promote_types(torch.promote_types(self.q.dtype, self.rates.dtype), torch.float32)
+        # NaN and inf as zero: attend sees to the rows that see them, they must not reach others
+        finite = (x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for x in (self.q[:, :, rows], self.k[:, :, cols]))
+        q, k = (self.coordinates(x, wide) for x in finite)
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+        away = distance(q_pos, k_pos, rows, cols).abs()[:, None].to(q.dtype)
+        # one dimension at a time: all at once would need queries · keys · head width values
+        total = q.new_zeros(*q.shape[:3], k.shape[2])
+        for a, b, rate in zip(q.unbind(-1), k.unbind(-1), self.rates.to(q.dtype), strict=True):
+            total = total + a[..., None] * b[..., None, :] * torch.expm1(-rate * away)
+        return self.scale * total
+
+
+@dataclass(frozen=True, eq=False)
 class Pairwise(Term):
     """Adds fn(q_pos, k_pos), computed tile by tile: for biases that no other term can express.
 
@@ -396,7 +400,7 @@ class ValuesByDistance:
         self, weights: Float[Tensor, "batch heads queries keys"], q_pos: Positions, k_pos: Positions
     ) -> Float[Tensor, "batch heads queries dim"]:
         """What is added to the output, given the attention weights α of all pairs."""
-        entry = _entry(self.table.shape[1], self.left, q_pos, k_pos, ALL, ALL)[:, None]  # (B, 1, Q, K)
+        entry = entry_of(self.table.shape[1], self.left, q_pos, k_pos, ALL, ALL)[:, None]  # (B, 1, Q, K)
         # weights of equal distance are summed first: O(Q·W·D) instead of a vector per pair
         share = weights.new_zeros(*weights.shape[:3], self.table.shape[1])
         share = share.scatter_add(-1, entry.expand_as(weights), weights)

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from headway.integers import Positions, exporting
 from headway.masks import ALL
-from headway.terms.pairs import Term, Tile
+from headway.terms.pairs import Term, Tile, expect_size
 
 
 class RowTerm:
     """A term that needs a query's whole row of scores, or all heads, not just one pair.
 
-    Only backends that materialise whole rows support it (tiled, reference). :meth:`rows` treats NaN and inf in its data
-    per query or key as zero; ``attend`` then sets the rows that see them, and no others, to NaN.
+    Backends without a kernel for it materialise whole rows (tiled, reference). :meth:`rows` treats NaN and inf in its
+    data per query or key as zero; ``attend`` then sets the rows that see them, and no others, to NaN.
     """
 
     def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
@@ -145,7 +145,8 @@ class Scan(RowTerm):
         if self.left is None or self.right is None:
             return _zero_where_masked(content, seen).sigmoid()
         left, right = (_finite(x, content.dtype) for x in (self.left[:, :, rows], self.right[:, :, cols]))
-        product = (_in_groups(left, right.shape[1]) @ right.mT).reshape(*left.shape[:3], right.shape[2])
+        product = _in_groups(left, right.shape[1]) @ right.mT
+        product = product.reshape(len(product), *left.shape[1:3], right.shape[2])
         # before log σ, whose gradient would be NaN where masked
         gates = torch.nn.functional.logsigmoid(_zero_where_masked(product, seen))
         return gates if self.slope is None else gates * self.slope.to(gates.dtype)[:, None, None]
@@ -245,8 +246,8 @@ class MixHeads(RowTerm):
         first: (F, 2H, kernel), kernel odd.
         first_bias: (F,).
         second: (H, F, kernel).
-        order: index in the text of each key, (B or 1, K): neighbours have adjacent indices, without padding; None uses
-            neighbours in memory.
+        order: index in the text of each key, (B or 1, K), each once but for padding: neighbours have adjacent indices,
+            without padding; None uses neighbours in memory.
     """
 
     bias: tuple[Term, ...]
@@ -254,6 +255,19 @@ class MixHeads(RowTerm):
     first_bias: Float[Tensor, " hidden"]
     second: Float[Tensor, "heads hidden kernel"]
     order: Int[Tensor, "#batch keys"] | None = None
+
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """See :meth:`Term.fits`."""
+        for term in self.bias:
+            term.fits(heads, queries, keys, dim_v)
+        hidden, _, kernel = self.first.shape
+        expect_size(self, "first", 1, "heads of content and bias", 2 * heads)
+        expect_size(self, "first", 2, "neighbouring keys (an odd number)", kernel | 1)
+        expect_size(self, "first_bias", 0, "hidden units", hidden)
+        for axis, (of, size) in enumerate((("heads", heads), ("hidden units", hidden), ("neighbouring keys", kernel))):
+            expect_size(self, "second", axis, of, size)
+        if self.order is not None:
+            expect_size(self, "order", 1, "keys", keys)
 
     def rows(
         self,

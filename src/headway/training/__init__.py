@@ -2,7 +2,7 @@
 
 from headway.training.batches import Batches, TextBatches, TextValidation
 from headway.training.checkpoint import Checkpoint, Checkpoints, read_checkpoint
-from headway.training.decoding import Beam, beam_search, generate_batch, speculate
+from headway.training.decoding import Beam, beam_search, generate_batch, speculate, stream_beams
 from headway.training.files import FolderLock, read_json, write_json_atomic
 from headway.training.history import History
 from headway.training.live import Live
@@ -11,7 +11,9 @@ from headway.training.optimizer import build_optimizer, learning_rate
 from headway.training.run import Run, RunResult, load_model, open_run, train
 from headway.training.settings import TrainSettings
 from headway.training.text import Split, Text, read_text
-from headway.training.vocabulary import Bpe, Bytes, Vocabulary, token_texts, vocabulary_from_json
+from headway.training.tokenizer_json import TokenizerJson
+from headway.training.vocabularies import vocabulary_from_json
+from headway.training.vocabulary import Bpe, Bytes, Delimited, Vocabulary, token_texts
 from headway.training.watching import load_watch
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "Bytes",
     "Checkpoint",
     "Checkpoints",
+    "Delimited",
     "FolderLock",
     "History",
     "Live",
@@ -32,6 +35,7 @@ __all__ = [
     "Text",
     "TextBatches",
     "TextValidation",
+    "TokenizerJson",
     "TrainSettings",
     "Trainer",
     "Vocabulary",
@@ -46,6 +50,7 @@ __all__ = [
     "read_json",
     "read_text",
     "speculate",
+    "stream_beams",
     "token_texts",
     "train",
     "vocabulary_from_json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -27,6 +28,21 @@ class Batches(Protocol):
     def __call__(self, step: int, /) -> tuple[Int64[Tensor, "batch length"], Int64[Tensor, "batch length"]]:
         """Return inputs and targets of one step."""
         ...
+
+
+Inputs = Tensor | Mapping[str, Tensor]
+"""What a model is called with: its tokens, or several arguments by name."""
+AnyBatches = Callable[[int], tuple[Inputs, Tensor]]
+"""Batches for any model: inputs and targets of a step."""
+
+
+def predict(model: nn.Module, inputs: Inputs, device: torch.device) -> Tensor:
+    """Call a model with inputs, which are moved to its device."""
+    if isinstance(inputs, Tensor):
+        logits: Tensor = model(inputs.to(device, non_blocking=True))
+    else:
+        logits = model(**{name: part.to(device, non_blocking=True) for name, part in inputs.items()})
+    return logits
 
 
 def seed_for(seed: int, step: int, purpose: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from jaxtyping import Float, Int
@@ -30,14 +31,15 @@ def generate_batch(
     top_p: float | None = None,
     seed: int = 0,
     stop: Collection[int] | None = None,
+    sources: Sequence[Int[Tensor, "_"]] | None = None,
 ) -> Iterator[list[int | None]]:
     """Continue several prompts together, one token of each at a time.
 
     Each sequence gets the tokens that :func:`headway.generate` would give it alone with the same seed. Prompts of
-    different lengths are padded on the left, which attention does not see.
+    different lengths are padded on the left, which attention does not see; sources on the right.
 
     Args:
-        model: a decoder.
+        model: a decoder, or an encoder-decoder.
         prompts: ids (N,) of each, at least one.
         tokens: how many to write, at least 0.
         temperature: as in :func:`headway.generate`, like all that follow.
@@ -45,6 +47,7 @@ def generate_batch(
         top_p: choose among the likeliest with this total probability.
         seed: of the drawing.
         stop: ids that end a sequence; the one met is still returned.
+        sources: ids (M,) of what the encoder of an encoder-decoder reads, one for each prompt.
 
     Returns:
         An iterator of lists with the next token of each sequence, None where it has ended; it ends when all have.
@@ -57,16 +60,34 @@ def generate_batch(
     >>> [len(row) for row in generate_batch(model, prompts, tokens=2, temperature=0)]
     [2, 2]
     """
-    check_decoder(model)
+    check_decoder(model, sources is not None)
     sampling = Sampling(temperature, top_k, top_p, seed)
     as_count(tokens, "tokens of at least 0")
     if not isinstance(prompts, Sequence) or not prompts:
         raise HeadwayError("expected at least one prompt, as a list of tensors of ids, got none")
-    return _write_batch(model, [check_prompt(model, one) for one in prompts], tokens, sampling, frozenset(stop or ()))
+    if sources is not None and len(sources) != len(prompts):
+        raise HeadwayError(f"expected a source for each of {len(prompts)} prompts, got {len(sources)}")
+    begun, given = [check_prompt(model, one) for one in prompts], _padded_sources(model, sources)
+    return _write_batch(model, begun, tokens, sampling, frozenset(stop or ()), given)
+
+
+def _padded_sources(model: Transformer, sources: Sequence[Tensor] | None) -> dict[str, Tensor]:
+    """Sources of different lengths as arguments of an encoder-decoder."""
+    if sources is None:
+        return {}
+    device, rows = model.embedding.weight.device, [check_prompt(model, one, "source") for one in sources]
+    pad = torch.nn.utils.rnn.pad_sequence
+    pos = [torch.arange(len(row)) for row in rows]
+    return {"source": pad(rows, True).to(device), "source_pos": pad(pos, True, -1).to(device)}
 
 
 def _write_batch(
-    model: Transformer, prompts: list[Tensor], tokens: int, sampling: Sampling, stop: frozenset[int]
+    model: Transformer,
+    prompts: list[Tensor],
+    tokens: int,
+    sampling: Sampling,
+    stop: frozenset[int],
+    given: dict[str, Tensor],
 ) -> Iterator[list[int | None]]:
     device, longest = model.embedding.weight.device, max(map(len, prompts))
     rows = torch.stack([torch.nn.functional.pad(one, (longest - len(one), 0)) for one in prompts]).to(device)
@@ -77,7 +98,7 @@ def _write_batch(
         cache = model.new_cache()
         for _ in range(tokens):
             with torch.no_grad():
-                logits = model(rows, pos=pos, cache=cache)[:, -1].float().cpu()
+                logits = model(rows, pos=pos, cache=cache, **given)[:, -1].float().cpu()
                 chosen = [sampling.choose(row, generator) for row, generator in zip(logits, drawing, strict=True)]
             yield [None if over else token for token, over in zip(chosen, ended, strict=True)]
             ended = [over or token in stop for token, over in zip(chosen, ended, strict=True)]
@@ -107,20 +128,22 @@ def beam_search(
     beams: int = 4,
     length_penalty: float = 1.0,
     stop: int | None = None,
+    source: Int[Tensor, "_"] | None = None,
 ) -> list[Beam]:
     """The likeliest continuations of a prompt that a search with so many beams finds, best first.
 
     Every step continues all beams at once, keeps the ``beams`` likeliest of their continuations, and reorders the cache
     to match. A continuation that ends with ``stop`` leaves the search; it ends when no beam can become better than the
-    worst of ``beams`` that have left it, or after ``tokens``.
+    worst of ``beams`` that have left it, or after ``tokens``. :func:`stream_beams` gives the best as it is found.
 
     Args:
-        model: a decoder.
+        model: a decoder, or an encoder-decoder.
         prompt: ids (N,) or (1, N), at least one.
         tokens: how many to write at most, at least 1.
         beams: how many, at least 1; 1 is greedy.
         length_penalty: above 0 favours longer continuations, below 0 shorter ones.
         stop: the id that ends a continuation, or None.
+        source: ids (M,) or (1, M) that the encoder of an encoder-decoder reads.
 
     Raises:
         HeadwayError: on a bad argument.
@@ -130,18 +153,74 @@ def beam_search(
     >>> len(found), found[0].score >= found[1].score
     (2, True)
     """
-    check_decoder(model)
+    steps = [found for _, found in _search(*_checked(model, prompt, tokens, beams, length_penalty, source), stop)]
+    return steps[-1]
+
+
+def stream_beams(
+    model: Transformer,
+    prompt: Int[Tensor, "_"],
+    *,
+    tokens: int,
+    beams: int = 4,
+    length_penalty: float = 1.0,
+    stop: int | None = None,
+    source: Int[Tensor, "_"] | None = None,
+) -> Iterator[int]:
+    """The best continuation that :func:`beam_search` finds, each token as soon as it is certain.
+
+    The search goes on from the live beams, and may end with the best continuation that has left it: what all of these
+    begin with is final. So tokens come late, several at a time, and the last together. Arguments and errors are those
+    of :func:`beam_search`; errors come at once.
+
+    >>> model = Transformer(vocab=9, dim=16, layers=1, heads=2)
+    >>> best = beam_search(model, torch.tensor([1]), tokens=6, beams=3)[0]
+    >>> tuple(stream_beams(model, torch.tensor([1]), tokens=6, beams=3)) == best.ids
+    True
+    """
+    return _stream(_search(*_checked(model, prompt, tokens, beams, length_penalty, source), stop))
+
+
+def _stream(search: Iterator[tuple[tuple[int, ...], list[Beam]]]) -> Iterator[int]:
+    given = 0
+    for certain, _ in search:
+        yield from certain[given:]
+        given = len(certain)
+
+
+def _checked(
+    model: Transformer, prompt: Tensor, tokens: int, beams: int, length_penalty: float, source: Tensor | None
+) -> tuple[Transformer, Tensor, dict[str, Tensor], int, int, float]:
+    """The arguments of a search, checked; the source as the model takes it."""
+    check_decoder(model, source is not None)
     prompt = check_prompt(model, prompt)
+    given: dict[str, Tensor] = {} if source is None else _padded_sources(model, [source])
     tokens, beams = as_count(tokens, "tokens of at least 1", 1), as_count(beams, "beams of at least 1", 1)
     require(length_penalty, Number(), "length_penalty")
+    return model, prompt, given, tokens, beams, length_penalty
+
+
+def _search(
+    model: Transformer,
+    prompt: Tensor,
+    given: dict[str, Tensor],
+    tokens: int,
+    beams: int,
+    length_penalty: float,
+    stop: int | None,
+) -> Iterator[tuple[tuple[int, ...], list[Beam]]]:
+    """After each step what the best continuation certainly begins with, and the continuations that have left the
+    search; at last all of the best, and the result.
+    """
     device, done = model.embedding.weight.device, list[Beam]()
     written: list[tuple[int, ...]] = [()]
     scores = torch.zeros(1)
     rows = prompt[None].to(device)
-    with evaluating(model), torch.no_grad():
+    with evaluating(model):
         cache = model.new_cache()
         for length in range(1, tokens + 1):
-            step = scores[:, None] + model(rows, cache=cache)[:, -1].double().log_softmax(-1).cpu()
+            with torch.no_grad():
+                step = scores[:, None] + model(rows, cache=cache, **given)[:, -1].double().log_softmax(-1).cpu()
             best, place = step.flatten().topk(min(2 * beams, step.numel()))
             beam_of, token_of = (place // step.shape[1]).tolist(), (place % step.shape[1]).tolist()
             found = list(zip(best.tolist(), beam_of, token_of, strict=True))
@@ -154,13 +233,17 @@ def beam_search(
                 kept[0][0] / (tokens if length_penalty > 0 else length) ** length_penalty if kept else -torch.inf
             )
             if not kept or (len(done) == beams and done[-1].score >= best_left):
-                return done
+                yield done[0].ids, done
+                return
             cache.reorder([beam for _, beam, _ in kept])
             written = [(*written[beam], token) for _, beam, token in kept]
             scores = torch.tensor([score for score, _, _ in kept], dtype=torch.float64)
             rows = torch.tensor([[token] for _, _, token in kept], device=device)
+            columns = zip(*written, *(one.ids for one in done[:1]), strict=False)
+            yield tuple(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)), done
     done += [Beam(ids, float(score) / tokens**length_penalty) for ids, score in zip(written, scores, strict=True)]
-    return sorted(done, key=lambda one: -one.score)[:beams]
+    done = sorted(done, key=lambda one: -one.score)[:beams]
+    yield done[0].ids, done
 
 
 def speculate(

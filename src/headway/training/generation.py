@@ -15,7 +15,7 @@ from headway.schema import LARGEST, Number, Whole, require
 from headway.settings import Settings
 from headway.shapes import HeadwayError
 from headway.training.loop import evaluating
-from headway.training.vocabulary import Vocabulary
+from headway.training.vocabulary import Delimited, Vocabulary
 
 
 def generate(
@@ -28,6 +28,7 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
     stop: Collection[int] | None = None,
+    source: Int[Tensor, "source"] | Int[Tensor, "1 source"] | None = None,
 ) -> Iterator[int]:
     """Continue a prompt, one token at a time.
 
@@ -39,7 +40,8 @@ def generate(
     own mode back. The global random generator is not touched.
 
     Args:
-        model: with ``model.new_cache()`` and ``model(tokens, cache=cache) -> logits``; of a Transformer a decoder.
+        model: with ``model.new_cache()`` and ``model(tokens, cache=cache) -> logits``; of a Transformer a decoder, or
+            an encoder-decoder, which is also given its source.
         prompt: ids (N,) or (1, N), at least one; `prompt_ids` makes them from text, also from an empty one.
         tokens: how many to write, at least 0.
         temperature: at least 0; 0 takes the most likely token each time.
@@ -47,6 +49,8 @@ def generate(
         top_p: choose among the likeliest with this total probability, in (0, 1]; None does not limit.
         seed: of the drawing, from 0 to 2⁶³ − 1; the same seed gives the same tokens.
         stop: ids that end the writing; the one met is still returned.
+        source: ids (M,) or (1, M) that the encoder of an encoder-decoder reads; the prompt is then how its decoder
+            begins. See :class:`headway.training.Delimited` for runs on pairs.
 
     Returns:
         An iterator of ids.
@@ -64,46 +68,57 @@ def generate(
     >>> list(generate(Next(), torch.tensor([3]), tokens=4, temperature=0))
     [4, 5, 6, 7]
     """
-    check_decoder(model)
+    check_decoder(model, source is not None)
     prompt = check_prompt(model, prompt)
+    read = None if source is None else check_prompt(model, source, "source")
     require(tokens, Whole(0), "tokens")
-    return _write(model, prompt, tokens, Sampling(temperature, top_k, top_p, seed), frozenset(stop or ()))
+    return _write(model, prompt, tokens, Sampling(temperature, top_k, top_p, seed), frozenset(stop or ()), read)
 
 
-def check_decoder(model: Any) -> None:
-    """Refuse what continues no prompt.
+def check_decoder(model: Any, source: bool = False) -> None:
+    """Refuse what continues no prompt, with or without a source.
 
     Raises:
-        HeadwayError: on an encoder, or an encoder-decoder.
+        HeadwayError: on an encoder, an encoder-decoder without a source, or a decoder with one.
     """
     kind = getattr(model, "kind", "decoder")
-    if kind in ("encoder", "encoder-decoder"):
-        why = "which predicts no next token" if kind == "encoder" else "which continues nothing without a source"
-        raise HeadwayError(f"expected a decoder to continue a prompt, got an {kind}, {why}: call the model itself")
+    if kind == "encoder-decoder" and not source:
+        raise HeadwayError(
+            "expected a decoder to continue a prompt, got an encoder-decoder, which continues nothing without a "
+            "source: give source to generate, generate_batch or beam_search"
+        )
+    if kind == "encoder":
+        raise HeadwayError(
+            "expected a decoder to continue a prompt, got an encoder, which predicts no next token: "
+            "call the model itself"
+        )
+    if kind == "decoder" and source:
+        raise HeadwayError("expected no source for a decoder, which has no encoder to read it, got one: leave it out")
 
 
-def check_prompt(model: Any, prompt: Any) -> Int[Tensor, "_"]:
-    """A prompt as ids (N,).
+def check_prompt(model: Any, prompt: Any, what: str = "prompt") -> Int[Tensor, "_"]:
+    """A prompt, or a source, as ids (N,).
 
     Raises:
         HeadwayError: when it is none, or not of the model's vocabulary.
     """
     if not isinstance(prompt, Tensor) or prompt.is_floating_point() or prompt.dtype == torch.bool:
-        raise HeadwayError("expected the prompt as a tensor of integer ids, got something else: encode the text first")
+        raise HeadwayError(f"expected the {what} as a tensor of integer ids, got something else: encode the text first")
     if prompt.ndim == 2 and prompt.shape[0] == 1:
         prompt = prompt[0]
     if prompt.ndim != 1:
         raise HeadwayError(
-            f"expected a prompt of shape (N,) or (1, N), got {tuple(prompt.shape)}: "
+            f"expected a {what} of shape (N,) or (1, N), got {tuple(prompt.shape)}: "
             f"headway.training.generate_batch continues several"
         )
     if not len(prompt):
-        raise HeadwayError("expected at least one prompt token, got none: begin with a newline, as prompt_ids does")
+        hint = "begin with a newline, as prompt_ids" if what == "prompt" else "end it, as Delimited.source"
+        raise HeadwayError(f"expected at least one {what} token, got none: {hint} does")
     config = getattr(model, "config", None)
     size = config.get("vocab") if isinstance(config, dict) else getattr(config, "vocab", None)
     if isinstance(size, int) and (int(prompt.min()) < 0 or int(prompt.max()) >= size):
         raise HeadwayError(
-            f"expected prompt ids in 0 … {size - 1}, got {int(prompt.min())} … {int(prompt.max())}: "
+            f"expected {what} ids in 0 … {size - 1}, got {int(prompt.min())} … {int(prompt.max())}: "
             f"encode with the model's own vocabulary"
         )
     ids: Tensor = prompt.long()
@@ -162,9 +177,12 @@ def probabilities(logits: Float[Tensor, "vocab"], sampling: Sampling) -> Float[T
     return torch.zeros(len(logits)).index_put((ids,), likely / likely.sum())
 
 
-def _write(model: Any, prompt: Tensor, tokens: int, sampling: Sampling, stop: frozenset[int]) -> Iterator[int]:
+def _write(
+    model: Any, prompt: Tensor, tokens: int, sampling: Sampling, stop: frozenset[int], source: Tensor | None
+) -> Iterator[int]:
     device = next((p.device for p in model.parameters()), prompt.device)
     rows = prompt[None].to(device)  # (1, N)
+    given = {} if source is None else {"source": source[None].to(device)}
     generator = sampling.generator()
     with evaluating(model):
         cache = model.new_cache()
@@ -173,7 +191,7 @@ def _write(model: Any, prompt: Tensor, tokens: int, sampling: Sampling, stop: fr
             # It is left before each yield, or it would reach into the caller's code.
             with torch.no_grad():
                 try:
-                    logits = model(rows, cache=cache)[0, -1]
+                    logits = model(rows, cache=cache, **given)[0, -1]
                 except HeadwayError as error:
                     raise HeadwayError(f"could not go on after {written} of {tokens} tokens: {error}") from error
                 token = sampling.choose(logits.float().cpu(), generator)
@@ -191,6 +209,26 @@ def prompt_ids(vocabulary: Vocabulary, text: str) -> Int[Tensor, "tokens"]:
     [10]
     """
     return vocabulary.encode(text.encode("utf-8", "surrogateescape") or b"\n")
+
+
+def begin(vocabulary: Vocabulary, text: str) -> tuple[Tensor, Tensor | None, int | None]:
+    """What :func:`generate` takes for a prompt, or for a source if the model was trained on pairs.
+
+    Args:
+        vocabulary: the run's own.
+        text: the prompt or source.
+
+    Returns:
+        The prompt, the source and the id that ends the writing; the latter two are None for a prompt.
+
+    >>> from headway.training.vocabulary import Bytes, Delimited
+    >>> begin(Delimited(Bytes()), "a")
+    (tensor([256]), tensor([ 97, 257]), 257)
+    """
+    if not isinstance(vocabulary, Delimited):
+        return prompt_ids(vocabulary, text), None, None
+    source = vocabulary.source(text.encode("utf-8", "surrogateescape"))
+    return torch.tensor([vocabulary.start]), source, vocabulary.end
 
 
 def stream_text(vocabulary: Vocabulary, ids: Iterable[int], stop: Collection[str] = ()) -> Iterator[str]:

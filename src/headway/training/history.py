@@ -27,7 +27,7 @@ class History:
         status: ``"done"``, ``"interrupted"``, ``"diverged"``; ``"running"`` until then.
         reason: why it diverged, in one sentence; else None.
         seconds: training time, without validation and saving.
-        tokens: tokens trained on.
+        tokens: tokens trained on, padding of pairs included.
 
     >>> History(seconds=2.0, tokens=100).tokens_per_second
     50.0

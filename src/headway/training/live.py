@@ -24,7 +24,8 @@ from headway.training.loop import Observer, Trainer
 from headway.training.run import new_model
 from headway.training.settings import TrainSettings
 from headway.training.text import Split, Text, read_text
-from headway.training.vocabulary import Bpe, Bytes, Vocabulary, token_texts
+from headway.training.vocabularies import Wanted
+from headway.training.vocabulary import token_texts
 from headway.training.watching import Watcher, fixed_window
 from headway.transformer import Transformer
 
@@ -56,7 +57,7 @@ class Live:
         text: what to train on; None is the built-in text.
         model_config: of a :class:`headway.Transformer`, without ``vocab``.
         settings: how to train; nothing is saved.
-        vocabulary: "bytes" or "bpe".
+        vocabulary: "bytes", "bpe", or the path of a ``tokenizer.json``.
         watch_every: steps between two looks at the matrices and entropies.
 
     Raises:
@@ -83,7 +84,7 @@ class Live:
             raise HeadwayError(f"expected watch_every of at least 1 step, got {watch_every}")
         source = read_text() if text is None else Text(text.encode(), "your text")
         parts = Split.of(source, length=settings.length)
-        self.settings, self.vocabulary = settings, _vocabulary(vocabulary, parts.train)
+        self.settings, self.vocabulary = settings, Wanted.of(vocabulary).make(parts.train)
         model = new_model(model_config, self.vocabulary, settings.seed)
         assert isinstance(model, Transformer)
         training, held_out = self.vocabulary.encode(parts.train), self.vocabulary.encode(parts.validation)
@@ -318,9 +319,3 @@ class _Turns(Observer):
         self.live._finished(finished)
         if finished < trainer.settings.steps:
             self.live._turn()
-
-
-def _vocabulary(kind: str, data: bytes) -> Vocabulary:
-    if kind not in ("bytes", "bpe"):
-        raise HeadwayError(f"expected vocabulary to be bytes or bpe, got {kind!r}")
-    return Bytes() if kind == "bytes" else Bpe.train(data)

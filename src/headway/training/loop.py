@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from headway.shapes import HeadwayError
-from headway.training.batches import IGNORED, Batches, seed_for
+from headway.training.batches import IGNORED, AnyBatches, predict, seed_for
 from headway.training.checkpoint import Checkpoint, Checkpoints, not_finite
 from headway.training.files import FolderLock, clean_leftovers, make_folder, write_json_atomic
 from headway.training.history import History
@@ -127,7 +127,8 @@ class Trainer:
 
     Args:
         model: ``model(tokens (B, N)) -> logits (B, N, vocabulary)``; it is trained in place, on the device it is on.
-        batches: ``batches(step) -> (inputs (B, N), targets (B, N))``, a pure function; targets of -100 are ignored.
+        batches: ``batches(step) -> (inputs (B, N), targets (B, N))``, a pure function; targets of -100 are ignored. A
+            model of several arguments gets a dict of them as inputs.
         settings: how to train.
         validation: ``validation(model) -> float``, called in evaluation mode without gradients; None for none.
         folder: where to save; a run in it is resumed. None saves nothing.
@@ -150,7 +151,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        batches: Batches,
+        batches: AnyBatches,
         settings: TrainSettings,
         *,
         validation: Callable[[nn.Module], float] | None = None,
@@ -229,11 +230,12 @@ class Trainer:
                 drops = False
             _seed_generators(seed_for(settings.seed, step, "dropout"), device)
             inputs, targets = self.batches(step)
-            inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            targets = targets.to(device, non_blocking=True)
             rate = learning_rate(step, settings)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+            logits = predict(model, inputs, device)
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
             for parameter in params:
                 # zero_grad does the same behind two layers of hooks.
                 parameter.grad = None
@@ -250,7 +252,7 @@ class Trainer:
             history.lr.append(rate)
             history.grad_norm.append(norm_value)
             history.seconds += seconds
-            history.tokens += inputs.numel()
+            history.tokens += targets.numel()
             found = None
             last = step + 1 == settings.steps
             if self.validation is not None and _due(step + 1, settings.validate_every, last):
@@ -260,7 +262,7 @@ class Trainer:
                     return
             for observer in self.observers:
                 observer.after(self, step + 1)
-            pace.tell(step + 1, loss_value, seconds, inputs.numel(), found, last)
+            pace.tell(step + 1, loss_value, seconds, targets.numel(), found, last)
             if last:
                 history.status = "done"
             elif stop():

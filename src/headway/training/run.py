@@ -5,12 +5,12 @@ settings.json    the model's config, the training settings, the vocabulary, the 
 history.json     what happened so far, sealed
 checkpoints/     the last ones, each whole or absent
 watch/           how the matrices learned, where asked for, see watching.py
+tokenizer.json   the vocabulary, where it was a file
 .lock            held while a process trains here
 """
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from headway._version import __version__
 from headway.config import TransformerConfig
@@ -27,8 +27,8 @@ from headway.positions import parse
 from headway.schema import PLAIN, Anything, Either, Many, Named, Record, Whole, Words
 from headway.shapes import HeadwayError
 from headway.sizes import check_size
-from headway.training.batches import TextBatches, TextValidation
 from headway.training.checkpoint import Checkpoint, Checkpoints
+from headway.training.data import described, read_data
 from headway.training.files import (
     FolderLock,
     clean_leftovers,
@@ -45,9 +45,9 @@ from headway.training.loop import Observer, Progress, Trainer, check_extra, diff
 from headway.training.ours import MARKER, mark
 from headway.training.settings import TrainSettings
 from headway.training.tensorboard import TensorBoard
-from headway.training.text import Split, Text, read_text
-from headway.training.vocabulary import Bpe, Bytes, Vocabulary, vocabulary_from_json
-from headway.training.watching import FOLDER, FolderWatcher, fixed_window
+from headway.training.vocabularies import Wanted, keep, vocabulary_from_json
+from headway.training.vocabulary import Vocabulary
+from headway.training.watching import FOLDER, FolderWatcher
 
 _FORMAT = 1
 SETTINGS_SEAL = "settings.json"
@@ -58,7 +58,7 @@ _SETTINGS = Record(
         "model": Named(Either((PLAIN, Many(Named(PLAIN))))),
         "train": Named(Anything()),  # TrainSettings checks it
         "vocabulary": Named(Anything()),  # vocabulary_from_json checks it
-        "vocabulary_request": Record({"kind": Words()}, optional={"size": Whole()}),
+        "vocabulary_request": Record({"kind": Words()}, optional={"size": Whole(), "sha256": Words()}),
         "text": Record({"name": Words(), "bytes": Whole(), "sha256": Words()}),
         "versions": Named(Words()),
     }
@@ -127,7 +127,7 @@ def train(
     out: Path | str,
     model_config: Mapping[str, Any],
     settings: TrainSettings | None = None,
-    vocabulary: str = "bytes",
+    vocabulary: Path | str = "bytes",
     vocabulary_size: int = 4096,
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
@@ -139,20 +139,22 @@ def train(
     """Train a Transformer on a text, in a folder; the same call again resumes it.
 
     Args:
-        text: a file, a folder, or None for the built-in text.
+        text: a file, a folder, or None for the built-in text; for ``kind="encoder-decoder"`` a file of pairs, see
+            :func:`headway.training.pairs.read_pairs`.
         out: the run folder. New or empty: a run starts. A run with the same settings: it is resumed, or, when it is
             finished, reported as such. Anything else is an error.
         model_config: the model's config without ``vocab``, which the vocabulary decides. What its position method has
             as the length it is trained at becomes ``settings.length``, unless its text sets it (see
             :func:`headway.training.lengths.trained_at`).
         settings: how to train; None takes the defaults.
-        vocabulary: ``"bytes"`` or ``"bpe"`` (trained on the training part of the text).
+        vocabulary: ``"bytes"``, ``"bpe"`` (trained on the training part of the text), or the path of a
+            ``tokenizer.json``, see :class:`headway.training.TokenizerJson`; it is copied into the folder.
         vocabulary_size: ids wanted, for bpe.
         on_progress: called with a `Progress` now and then.
         stop: asked after every step; True saves and stops.
         device: where to train.
         watch: record W_Q, W_K and W_V every so many steps, for :func:`headway.training.load_watch`; the training's
-            numbers stay the same, and a resumed run may be watched otherwise.
+            numbers stay the same, and a resumed run may be watched otherwise. Not for pairs, as the next.
         log_dir: write event files for TensorBoard there, see :class:`headway.training.tensorboard.TensorBoard`.
         max_text: bytes the text may have; None is :data:`headway.training.text.MAX_TEXT`.
 
@@ -163,24 +165,21 @@ def train(
         HeadwayError: on a bad text, setting or folder, with one sentence that says what to do.
     """
     settings = settings or TrainSettings()
-    if vocabulary not in ("bytes", "bpe"):
-        raise HeadwayError(f"expected vocabulary to be bytes or bpe, got {vocabulary!r}")
-    source = read_text(text, most=max_text)
-    split = Split.of(source, length=settings.length)
+    wanted = Wanted.of(str(vocabulary), vocabulary_size)
+    data = read_data(str(model_config.get("kind", "decoder")), text, length=settings.length, most=max_text)
     folder = Path(out)
     make_folder(folder)
     _refuse_foreign(folder)
     with FolderLock(folder) as lock:
-        request = {"kind": vocabulary, **({"size": vocabulary_size} if vocabulary == "bpe" else {})}
         clean_leftovers(folder)
-        notes: list[str] = list(source.notes)
+        notes: list[str] = list(data.text.notes)
         existing, seal = _existing(folder, notes)
         mark(folder, "run")
         model_config = _for_length(model_config, settings.length, existing, notes)
         if existing is None:
-            words: Vocabulary = Bytes() if vocabulary == "bytes" else Bpe.train(split.train, size=vocabulary_size)
+            words = data.vocabulary(wanted.make(data.trained_on))
         else:
-            words = vocabulary_from_json(existing["vocabulary"])
+            words = vocabulary_from_json(existing["vocabulary"], folder)
         whole = {**model_config, "vocab": words.size}
         check_size(whole, tokens=settings.length, batch=settings.batch, training=True)
         model = new_model(model_config, words, settings.seed).to(device)
@@ -189,32 +188,26 @@ def train(
             "model": _plain(getattr(model, "config", model_config)),
             "train": settings.plain(),
             "vocabulary": words.to_json(),
-            "vocabulary_request": request,
-            "text": _describe(source),
-            "versions": {
-                "headway": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            "vocabulary_request": wanted.plain(),
+            "text": described(data.text),
+            "versions": {"headway": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }
         if existing is not None:
             _check_same(folder, existing, record)
-        held_out = words.encode(split.validation)
-        window = fixed_window(held_out, settings.length)
-        observers: list[Observer] = [] if watch is None else [FolderWatcher(folder / FOLDER, watch, window)]
-        if log_dir is not None:
-            observers.append(TensorBoard(log_dir, window, {field: record[field] for field in ("model", "text")}))
+        ready = data.prepare(words, settings)
         trainer = Trainer(
             model,
-            TextBatches(words.encode(split.train), settings.length, settings.batch, settings.seed),
+            ready.batches,
             settings,
-            validation=TextValidation(held_out, settings.length, settings.batch),
+            validation=ready.validation,
             folder=folder,
             on_progress=on_progress,
-            observers=observers,
+            observers=_observers(folder, ready.window, record, watch, log_dir),
         )
         if existing is None or existing["train"]["steps"] != settings.steps:  # new, or continued to more steps
             seal = write_json_atomic(folder / "settings.json", {**(existing or record), "train": record["train"]})
+        if existing is None:
+            keep(words, folder)
         trainer.extra = {SETTINGS_SEAL: seal}
         trainer.run(stop, lock=lock)
     if trainer.resumed_from == settings.steps:
@@ -222,6 +215,20 @@ def train(
     elif trainer.resumed_from is not None:
         notes.append(f"resumed the run in {folder} after step {trainer.resumed_from} of {settings.steps}")
     return RunResult(open_run(folder), model, trainer.resumed_from, (*notes, *trainer.notes))
+
+
+def _observers(
+    folder: Path, window: Tensor | None, record: Mapping[str, Any], watch: int | None, log_dir: Path | str | None
+) -> list[Observer]:
+    """What watches the training, as asked for."""
+    if watch is None and log_dir is None:
+        return []
+    if window is None:
+        raise HeadwayError("expected no watch and no log_dir for pairs, which they cannot show yet: leave them out")
+    found: list[Observer] = [] if watch is None else [FolderWatcher(folder / FOLDER, watch, window)]
+    if log_dir is not None:
+        found.append(TensorBoard(log_dir, window, {field: record[field] for field in ("model", "text")}))
+    return found
 
 
 def _for_length(
@@ -255,10 +262,6 @@ def new_model(model_config: Mapping[str, Any], words: Vocabulary, seed: int) -> 
 def _plain(config: Any) -> dict[str, Any]:
     """A model's configuration as JSON takes it; of a model that is no Transformer, the values it has."""
     return config.plain() if hasattr(config, "plain") else dict(config)
-
-
-def _describe(source: Text) -> dict[str, Any]:
-    return {"name": source.name, "bytes": len(source.data), "sha256": hashlib.sha256(source.data).hexdigest()}
 
 
 def _existing(folder: Path, notes: list[str]) -> tuple[dict[str, Any] | None, str | None]:
@@ -335,7 +338,7 @@ def open_run(path: Path | str) -> Run:
         folder,
         record["model"],
         TrainSettings.of(record["train"]),
-        vocabulary_from_json(record["vocabulary"]),
+        vocabulary_from_json(record["vocabulary"], folder),
         record["text"],
         record["versions"],
         history,

@@ -20,8 +20,8 @@ class TrainSettings(Settings):
 
     Args:
         steps: total optimizer steps, at most a million; more than a run had continue it.
-        batch: windows per batch.
-        length: tokens per window.
+        batch: windows per batch, or pairs.
+        length: tokens per window; of pairs, the most that a source or target may have.
         optimizer: the optimizer: adamw, adam or sgd (with momentum).
         lr: peak learning rate; default the optimizer's own, see :func:`headway.training.optimizer.peak_rate`.
         momentum: momentum of sgd, in [0, 1).

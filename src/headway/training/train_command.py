@@ -11,7 +11,6 @@ import typer
 from headway.arguments import (
     MaxText,
     Out,
-    Source,
     Threads,
     Vocabulary,
     VocabularySize,
@@ -27,9 +26,15 @@ from headway.shapes import HeadwayError
 from headway.training.settings import TrainSettings
 
 
-@offers(TransformerConfig, TrainSettings, but=("vocab", "kind", "betas", "pattern"))
+@offers(TransformerConfig, TrainSettings, but=("vocab", "betas", "pattern"))
 def command(
-    text: Source = None,
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            help="A text file or folder; default: the documentation that ships with Python. For --kind "
+            "encoder-decoder, pairs: a .tsv of source and target, or a .jsonl."
+        ),
+    ] = None,
     vocabulary: Vocabulary = "bytes",
     vocabulary_size: VocabularySize = 4096,
     max_text: MaxText = None,
@@ -42,7 +47,7 @@ def command(
     threads: Threads = None,
     **given: Any,
 ) -> None:
-    """Train one Transformer on a text; rerun the same command to resume."""
+    """Train one Transformer on a text, or on pairs; rerun the same command to resume."""
     use_threads(threads)
     from headway.training.loop import Progress
     from headway.training.run import train as run

@@ -1,4 +1,4 @@
-"""Turning bytes into token ids and back: plain bytes, or byte-pair encoding trained on the text."""
+"""Turning bytes into token ids and back: plain bytes, or byte-pair encoding trained on the text; start and end ids."""
 
 from __future__ import annotations
 
@@ -12,22 +12,12 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from headway.characters import label
-from headway.schema import Many, Number, Record, Whole, Words, check
 from headway.shapes import HeadwayError
 
 MOST = 2**20
 """Maximum tokens of a vocabulary."""
 LONGEST = 256
 """Maximum characters of a word; words of ordinary text are shorter."""
-_BPE = Record(
-    {
-        "kind": Words(("bpe",)),
-        "tokens": Many(Words()),
-        "merges": Many(Many(Words())),
-        "bytes_per_token": Number(0),
-    },
-    optional={"longest": Whole(16, 2**16)},
-)
 
 
 @runtime_checkable
@@ -57,7 +47,12 @@ class Vocabulary(Protocol):
         ...
 
 
-def _checked(ids: Iterable[int] | Tensor, size: int) -> list[int]:
+def checked(ids: Iterable[int] | Tensor, size: int) -> list[int]:
+    """Ids as a list.
+
+    Raises:
+        HeadwayError: on one outside 0 … size − 1.
+    """
     plain: list[int] = ids.flatten().tolist() if isinstance(ids, Tensor) else list(ids)
     for i in plain:
         if not 0 <= i < size:
@@ -86,16 +81,21 @@ class Bytes:
         Raises:
             HeadwayError: on an id outside 0 … 255.
         """
-        return bytes(_checked(ids, 256))
+        return bytes(checked(ids, 256))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {"kind": "bytes"}
 
 
-def _alphabet() -> list[str]:
-    # The byte-level alphabet of GPT-2: printable bytes are themselves, the others move to U+0100 and on, so that every
-    # byte is one visible character.
+def alphabet() -> list[str]:
+    """The byte-level alphabet of GPT-2, a visible character per byte.
+
+    Printable bytes are themselves, the others move to U+0100 and on.
+
+    >>> alphabet()[0x41], alphabet()[0x20]
+    ('A', 'Ġ')
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     moved = iter(range(0x100, 0x200))
     return [chr(byte) if byte in printable else chr(next(moved)) for byte in range(256)]
@@ -129,10 +129,10 @@ class Bpe:
         bytes_per_token: float,
         longest: int | None = LONGEST,
     ) -> None:
-        alphabet = _alphabet()
-        byte_of = {character: byte for byte, character in enumerate(alphabet)}
+        characters = alphabet()
+        byte_of = {character: byte for byte, character in enumerate(characters)}
         ids = {token: i for i, token in enumerate(tokens)}
-        if len(ids) != len(tokens) or not set(alphabet) <= set(ids):
+        if len(ids) != len(tokens) or not set(characters) <= set(ids):
             raise HeadwayError("expected distinct BPE tokens with all 256 bytes among them: the vocabulary is damaged")
         for token in tokens:
             if not token or not set(token) <= set(byte_of):
@@ -143,10 +143,10 @@ class Bpe:
         self.tokens, self.merges, self.bytes_per_token = tuple(tokens), tuple(merges), bytes_per_token
         self.longest = longest
         self._bytes = [bytes(byte_of[c] for c in token) for token in tokens]
-        self._single = [ids[character] for character in alphabet]
-        library = _library()
-        self._tokenizer = library.Tokenizer(library.models.BPE(vocab=ids, merges=list(merges)))
-        self._tokenizer.pre_tokenizer = _words(library, longest)
+        self._single = [ids[character] for character in characters]
+        tokenizers = library()
+        self._tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=ids, merges=list(merges)))
+        self._tokenizer.pre_tokenizer = _words(tokenizers, longest)
 
     @classmethod
     def train(cls, data: bytes, *, size: int = 4096) -> Bpe:
@@ -163,11 +163,11 @@ class Bpe:
             raise HeadwayError(
                 f"expected a vocabulary size of at least 256 (every byte is a token), at most {MOST:,}, got {size}"
             )
-        library = _library()
-        tokenizer = library.Tokenizer(library.models.BPE())
-        tokenizer.pre_tokenizer = _words(library, LONGEST)
-        trainer = library.trainers.BpeTrainer(
-            vocab_size=size, show_progress=False, special_tokens=[], initial_alphabet=_alphabet()
+        tokenizers = library()
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+        tokenizer.pre_tokenizer = _words(tokenizers, LONGEST)
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=size, show_progress=False, special_tokens=[], initial_alphabet=alphabet()
         )
         tokenizer.train_from_iterator(_pieces(data.decode("utf-8", "ignore")), trainer)
         # The library hands over the learned rules only as its own JSON.
@@ -189,13 +189,8 @@ class Bpe:
     def encode(self, data: bytes) -> Int64[Tensor, "tokens"]:
         """Turn bytes into ids; bytes that are not valid UTF-8 become single-byte tokens."""
         ids: list[int] = []
-        # surrogateescape turns an invalid byte b into the lone character U+DC00 + b, which no valid text contains.
-        for part in re.split("([\udc80-\udcff]+)", data.decode("utf-8", "surrogateescape")):
-            if part and "\udc80" <= part[0] <= "\udcff":
-                ids += [self._single[ord(c) - 0xDC00] for c in part]
-            else:
-                for piece in _pieces(part):
-                    ids += self._tokenizer.encode(piece).ids
+        for part in parts(data):
+            ids += [self._single[b] for b in part] if isinstance(part, bytes) else self._tokenizer.encode(part).ids
         return torch.tensor(ids, dtype=torch.long)
 
     def decode(self, ids: Iterable[int] | Tensor) -> bytes:
@@ -204,7 +199,7 @@ class Bpe:
         Raises:
             HeadwayError: on an id outside the vocabulary.
         """
-        return b"".join(self._bytes[i] for i in _checked(ids, self.size))
+        return b"".join(self._bytes[i] for i in checked(ids, self.size))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -216,6 +211,53 @@ class Bpe:
             "bytes_per_token": self.bytes_per_token,
             **longest,
         }
+
+
+class Delimited:
+    """A vocabulary with two more ids, ``start`` and ``end``, for sequences that begin and end.
+
+    An encoder-decoder reads ``source(data)``, begins with ``start`` and writes until ``end``. Both stand for no bytes.
+
+    Args:
+        words: the vocabulary of the text; its ids stay as they are.
+
+    >>> words = Delimited(Bytes())
+    >>> words.size, words.source(b"Hi").tolist(), words.target(b"Hi").tolist(), words.decode([72, 257])
+    (258, [72, 105, 257], [256, 72, 105, 257], b'H')
+    """
+
+    def __init__(self, words: Vocabulary) -> None:
+        self.words = words
+        self.start, self.end, self.size = words.size, words.size + 1, words.size + 2
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes per token of the text."""
+        return self.words.bytes_per_token
+
+    def encode(self, data: bytes) -> Int64[Tensor, "tokens"]:
+        """Turn bytes into ids, without start and end."""
+        return self.words.encode(data)
+
+    def source(self, data: bytes) -> Int64[Tensor, "tokens"]:
+        """What the encoder reads: the ids and ``end``, so that an empty text is not empty."""
+        return torch.cat([self.encode(data), torch.tensor([self.end])])
+
+    def target(self, data: bytes) -> Int64[Tensor, "tokens"]:
+        """What the decoder learns: ``start``, the ids and ``end``."""
+        return torch.cat([torch.tensor([self.start]), self.source(data)])
+
+    def decode(self, ids: Iterable[int] | Tensor) -> bytes:
+        """Turn ids into bytes; start and end become none.
+
+        Raises:
+            HeadwayError: on an id outside the vocabulary.
+        """
+        return self.words.decode([i for i in checked(ids, self.size) if i < self.start])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"kind": "delimited", "words": self.words.to_json()}
 
 
 def token_texts(vocabulary: Vocabulary, ids: Iterable[int] | Tensor) -> list[str]:
@@ -244,6 +286,20 @@ def token_texts(vocabulary: Vocabulary, ids: Iterable[int] | Tensor) -> list[str
     return labels
 
 
+def parts(data: bytes) -> Iterator[str | bytes]:
+    """Text in pieces of at most about a million characters, and between them the runs of bytes that are not UTF-8.
+
+    >>> list(parts(b"a\\xff\\xfeb"))
+    ['a', b'\\xff\\xfe', 'b']
+    """
+    # surrogateescape turns an invalid byte b into the lone character U+DC00 + b, which no valid text contains.
+    for part in re.split("([\udc80-\udcff]+)", data.decode("utf-8", "surrogateescape")):
+        if part and "\udc80" <= part[0] <= "\udcff":
+            yield part.encode("utf-8", "surrogateescape")
+        else:
+            yield from _pieces(part)
+
+
 def _pieces(text: str, size: int = 1 << 20) -> Iterator[str]:
     # The library takes about a hundred bytes per token of a piece; pieces end at line ends, where words end.
     begin = 0
@@ -255,40 +311,27 @@ def _pieces(text: str, size: int = 1 << 20) -> Iterator[str]:
         yield text[begin:]
 
 
-def _words(library: Any, longest: int | None) -> Any:
+def _words(tokenizers: Any, longest: int | None) -> Any:
     """The splitter of text into words, within which pairs are merged: GPT-2's, with a maximum word length."""
-    words = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     if longest is None:
         return words
     runs = "|".join(f"{kind}{{{longest}}}" for kind in (r"\p{L}", r"\p{N}", r"\s", r"[^\s\p{L}\p{N}]"))
-    cut = library.pre_tokenizers.Split(library.Regex(runs), "isolated")
-    return library.pre_tokenizers.Sequence([cut, words])
+    cut = tokenizers.pre_tokenizers.Split(tokenizers.Regex(runs), "isolated")
+    return tokenizers.pre_tokenizers.Sequence([cut, words])
 
 
-def _library() -> Any:
+def library() -> Any:
+    """The library tokenizers.
+
+    Raises:
+        HeadwayError: when it is missing.
+    """
     try:
         import tokenizers
     except ImportError as error:
         raise HeadwayError(
-            "expected the library tokenizers for a BPE vocabulary, got none: "
+            "expected the library tokenizers for this vocabulary, got none: "
             "pip install 'headway[bpe]', or use bytes, which need nothing"
         ) from error
     return tokenizers
-
-
-def vocabulary_from_json(values: Any) -> Vocabulary:
-    """Rebuild a vocabulary from its `to_json`; every value is checked, nothing is executed.
-
-    Raises:
-        HeadwayError: when the values are not those of a vocabulary.
-
-    >>> vocabulary_from_json({"kind": "bytes"}).size
-    256
-    """
-    if values == {"kind": "bytes"}:
-        return Bytes()
-    check(values, _BPE, "the vocabulary")
-    tokens, merges, mean = values["tokens"], values["merges"], values["bytes_per_token"]
-    if mean <= 0 or any(len(pair) != 2 for pair in merges):
-        raise HeadwayError("expected BPE merges of two tokens each and a mean above 0, got others: it is damaged")
-    return Bpe(tokens, [(left, right) for left, right in merges], float(mean), values.get("longest"))

@@ -12,7 +12,7 @@ from headway.figures.values import Bars, Grid, Heatmap, Said, View, Wall, both, 
 from headway.figures.words import number, percent
 from headway.inspect.head import Head
 from headway.inspect.record import ROWS, Layer, attention_totals
-from headway.shapes import HeadwayError
+from headway.schema import Words, require
 from headway.views.question import Question
 from headway.views.to_figures import Window, pairs, refuse_beyond, spans, stepped, told
 
@@ -108,7 +108,7 @@ def head(question: Question) -> View:
     (3, 3)
     """
     refuse_beyond(question, LONGEST, "head")
-    what = asked(question, "what", WHAT)
+    what = choice_of(question, "what", WHAT)
     one, window = Head(question.seen, question.head), Window.of(question, LONGEST)
     scale = "sequential" if what == "weights" else "diverging"
     title = both(f"head.{what}", layer=question.layer, head=question.head)
@@ -118,15 +118,14 @@ def head(question: Question) -> View:
     return View("head", _linked(question, one, what, average), (shown, _looks(one, average)), "", stepped(shown.values))
 
 
-def asked(question: Question, name: str, choices: tuple[str, ...]) -> str:
+def choice_of(question: Question, name: str, choices: tuple[str, ...]) -> str:
     """An option with several choices, by default the first.
 
     Raises:
         HeadwayError: on any other value.
     """
     given = question.options.get(name, choices[0])
-    if given not in choices:
-        raise HeadwayError(f"expected the option {name!r} to be one of {', '.join(choices)}, got {given!r}")
+    require(given, Words(choices), f"the option {name!r}")
     return str(given)
 
 

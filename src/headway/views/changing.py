@@ -15,7 +15,7 @@ from headway.inspect.record import recorded
 from headway.positions import parse
 from headway.shapes import HeadwayError
 from headway.transformer import Transformer
-from headway.views.attending import WHAT, asked, link
+from headway.views.attending import WHAT, choice_of, link
 from headway.views.question import Question, Recording
 from headway.views.to_figures import Window, pairs, refuse_beyond, spans, stepped, told
 
@@ -45,7 +45,7 @@ def whatif(question: Question) -> View:
     'All positions + 5: nothing changes'
     """
     refuse_beyond(question, LONGEST, "whatif")
-    change, what = asked(question, "change", CHANGES), asked(question, "what", WHAT)
+    change, what = choice_of(question, "change", CHANGES), choice_of(question, "what", WHAT)
     before = Head(question.seen, question.head)
     with torch.no_grad():
         after, seen, said, notes = {"shift": _shift, "shuffle": _shuffle, "swap": _swap}[change](question, what)

@@ -9,7 +9,7 @@ import typer
 
 from headway.arguments import SEED, WIDEST, Head, Language, Layer, ModelRun, NewPosition, check_sizes, say
 from headway.console import console, wrote
-from headway.shapes import HeadwayError
+from headway.schema import Words, require
 
 
 def command(
@@ -30,8 +30,7 @@ def command(
     from headway.inspect.explain import fresh_model, words
     from headway.views.explain_text import walk_text
 
-    if language not in LANGUAGES:
-        raise HeadwayError(f"expected language one of {', '.join(LANGUAGES)}, got {language!r}")
+    require(language, Words(LANGUAGES), "language")
     if model is None:
         tokens = words(text)
         check_sizes({"dim": dim, "layers": 2, "heads": heads, "position": position}, tokens=max(len(tokens), 1))

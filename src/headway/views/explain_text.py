@@ -41,11 +41,13 @@ def walk_text(walk: Walk, width: int, language: str = "en") -> Group:
     words, shapes = strings(language), walk["shapes"]
     n, heads, wide = shapes["tokens"], shapes["heads"], shapes["head_dim"]
     given = {**shapes, "n": n, "head": walk["head"], "layer": walk["layer"], "title": walk["title"], "root": wide**0.5}
+    latent = walk["latent"]
+    given |= {"x": "X"} if latent is None else {**latent, "decoupled": wide - latent["content"]}
     parts: list[Any] = []
 
     def step(key: str, *shown: Any, **more: Any) -> None:
         number = sum(isinstance(part, Text) and part.style == "bold" for part in parts) + 1
-        parts.append(Text(f"{number}. {words[f'walk.{key}.title']}", style="bold"))
+        parts.append(Text(f"{number}. {words[f'walk.{key}.title'].format(**given)}", style="bold"))
         parts.append(Text(words[f"walk.{key}"].format(**given, **more)))
         parts.extend(shown)
         parts.append(Text())
@@ -53,7 +55,8 @@ def walk_text(walk: Walk, width: int, language: str = "en") -> Group:
     tokens, cell = walk["tokens"], walk["cell"]
     room = max(2, (width - _LABEL - 2) // 8)
     step("x", numbers(tokens, walk["x"], room))
-    step("projection", numbers(tokens, walk["q"], room), group=heads // shapes["kv_heads"])
+    key = "projection" if latent is None else "projection.latent"
+    step(key, numbers(tokens, walk["q"], room), group=heads // shapes["kv_heads"])
     step(
         "cell", *_cell(walk, words, width), token=tokens[cell["token"]], column=cell["column"], sum=_short(cell["sum"])
     )
@@ -66,12 +69,14 @@ def walk_text(walk: Walk, width: int, language: str = "en") -> Group:
     last = len(tokens) - 1
     step("position", _parts(walk, room, words), token=tokens[last], spec=walk["position"])
     step("softmax", heat(tokens, walk["weights"], walk["seen"], width))
-    step("output", numbers(tokens, walk["output"], room), all=heads * wide)
+    values = len(walk["output"][0])
+    step("output", numbers(tokens, walk["output"], room), all=heads * values, values=values)
     return Group(*parts)
 
 
 def numbers(labels: Sequence[str], matrix: Matrix, room: int, columns: Sequence[str] | None = None) -> Table:
     """A matrix as a table with as many columns as fit; … marks omitted ones."""
+    from rich.cells import chop_cells
     from rich.table import Table
     from rich.text import Text
 
@@ -81,7 +86,9 @@ def numbers(labels: Sequence[str], matrix: Matrix, room: int, columns: Sequence[
     table.add_column(width=_LABEL, no_wrap=True, overflow="ellipsis")
     for index in shown:
         name = "…" if index is None else columns[index] if columns else str(index)
-        table.add_column(Text(name[:6]), justify="right", min_width=1 if index is None else 6, no_wrap=True)
+        table.add_column(
+            Text(chop_cells(name, 6)[0]), justify="right", min_width=1 if index is None else 6, no_wrap=True
+        )
     rows = range(len(matrix)) if len(matrix) <= _ROWS else [*range(_ROWS - 2), None, len(matrix) - 1]
     for row in rows:
         if row is None:
@@ -93,6 +100,7 @@ def numbers(labels: Sequence[str], matrix: Matrix, room: int, columns: Sequence[
 
 def heat(labels: Sequence[str], weights: Matrix, seen: Sequence[Sequence[bool]], width: int) -> Table:
     """Attention weights as shades with percentages; · marks masked keys."""
+    from rich.cells import chop_cells
     from rich.table import Table
     from rich.text import Text
 
@@ -101,7 +109,7 @@ def heat(labels: Sequence[str], weights: Matrix, seen: Sequence[Sequence[bool]],
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column(width=_LABEL, no_wrap=True, overflow="ellipsis")
     for key in keys:
-        table.add_column(Text("…" if key is None else labels[key][:6]), justify="right", no_wrap=True)
+        table.add_column(Text("…" if key is None else chop_cells(labels[key], 6)[0]), justify="right", no_wrap=True)
     for query, row in enumerate(weights):
         cells = []
         for key in keys:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from headway.attention import Attention
+from headway.attending import Attending
 from headway.figures.values import (
     Bars,
     Columns,
@@ -32,6 +32,7 @@ from headway.inspect.step import Move, Step, one_step
 from headway.inspect.watch import MATRICES, Snapshot, Watch
 from headway.positions import Position
 from headway.shapes import HeadwayError
+from headway.views.attending import choice_of
 from headway.views.question import Question, Recording
 from headway.views.to_figures import SIDE, Window, block, matrix, pairs, stepped, vectors
 
@@ -66,7 +67,7 @@ def film(question: Question) -> View:
     Raises:
         HeadwayError: without a watched training, or when there is no such matrix.
     """
-    which = _which(question)
+    which = choice_of(question, "matrix", MATRICES)
     head = _Watched(question, _watched(question))
     steps = head.watched.steps
     first, sample = head.matrix(steps[0], which), head.moment(steps[0], which)
@@ -105,7 +106,7 @@ def step(question: Question) -> View:
     Raises:
         HeadwayError: when the text has nothing to predict. A longer text is cut to its first 128 tokens, with a note.
     """
-    which, given = _which(question), len(question.labels)
+    which, given = choice_of(question, "matrix", MATRICES), len(question.labels)
     if given > LONGEST:
         targets = question.options.get("targets")
         cut = {} if targets is None else {"targets": targets[:, :LONGEST]}
@@ -225,18 +226,23 @@ class _Watched:
     def moment(self, step: int, which: str) -> _Moment:
         """The maps of a frame at a step."""
         taken = self.matrix(step, which)
-        product = self.matrix(step, "q").weight @ self.matrix(step, "k").weight.mT
+        q, k = self.compared(step)
         return {
             "weight": taken.weight,
             "change": taken.weight - self.matrix(self.watched.steps[0], which).weight,
             "gradient": taken.gradient,
             "update": taken.update,
-            "product": product,
+            "product": q @ k.mT,
         }
 
     def values(self, step: int) -> Tensor:
         """The singular values of W_Q W_Kᵀ at a step."""
-        return singular_values(self.matrix(step, "q").weight, self.matrix(step, "k").weight)
+        return singular_values(*self.compared(step))
+
+    def compared(self, step: int) -> tuple[Tensor, Tensor]:
+        """W_Q and W_K at a step; of W_Q the columns that are compared with W_K's, without a decoupled part."""
+        q, k = (self.matrix(step, which).weight for which in "qk")
+        return q[:, : k.shape[1]], k
 
 
 _Moment = dict[str, Tensor | None]
@@ -283,13 +289,6 @@ def _span(xs: Sequence[Tensor]) -> tuple[float, float]:
 def _spread(steps: Sequence[int], most: int) -> list[int]:
     """At most this many of them, evenly spaced, including the first and the last."""
     return [steps[i] for i in evenly(len(steps), most)]
-
-
-def _which(question: Question) -> str:
-    which = str(question.options.get("matrix", "q"))
-    if which not in MATRICES:
-        raise HeadwayError(f"expected matrix one of {', '.join(MATRICES)}, got {which!r}")
-    return which
 
 
 def _watched(question: Question) -> Watch:
@@ -339,9 +338,9 @@ def _film_finding(which: str, question: Question, moments: Mapping[int, _Moment]
 def _stages(taken: Step, which: str, question: Question) -> list[Stage]:
     window = Window.of(question, LONGEST)
     tokens, width = len(window.labels), taken.d_q.shape[1]
-    dim = taken.layer.x.shape[-1]
     losses = [None if value != value else value for value in taken.losses.tolist()]
     gradients = {name: taken.moves["sgd"][name].gradient for name in MATRICES}
+    sizes = " × ".join(map(str, gradients[which].shape))
 
     def stage(key: str, shape: str, formula: str, figures: Sequence[object]) -> Stage:
         return Stage(both(f"step.{key}.label"), shape, formula, both(f"step.{key}.said"), figures)
@@ -379,13 +378,13 @@ def _stages(taken: Step, which: str, question: Question) -> list[Stage]:
         stage("vectors", rows, "dQ = scale · dS K", [_beside(both("step.vectors.title"), back)]),
         stage(
             "matrices",
-            f"{dim} × {width}",
+            sizes,
             "dW_Q = Xᵀ dQ",
             [_beside(both("step.matrices.title"), matrices)],
         ),
         stage(
             "update",
-            f"{dim} × {width}",
+            sizes,
             "SGD: −lr · g      Adam: −lr · m̂ / (√v̂ + ε)",
             [
                 Columns(
@@ -463,7 +462,7 @@ def _curve(label: Said, values: Sequence[float], size: int) -> Line:
 
 def _readings(question: Question, watched: Watch) -> list[Lines]:
     layer = question.layer
-    names = [name for name, module in question.model.named_modules() if isinstance(module, Attention)]
+    names = [name for name, module in question.model.named_modules() if isinstance(module, Attending)]
     read = {step: watched.readings[step] for step in sorted(watched.readings)}
     sizes = {len(one.ratios) for one in read.values() if one.ratios is not None}
     if sizes - {len(names)}:

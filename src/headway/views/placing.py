@@ -95,7 +95,7 @@ def vectors(question: Question) -> View:
             Line(both("vectors.wavelength") if len(wavelengths) == 1 else both("place.coordinate", n=axis), found)
             for axis, found in enumerate(wavelengths)
         ]
-        axes = (both("place.number"), both("place.tokens_a_turn"))
+        axes = (both("place.number"), both("place.tokens_per_rotation"))
         figures.append(Lines(both("vectors.wavelengths"), list(map(float, range(dim))), lines, axes, log_y=True))
     else:
         notes.append(both("vectors.no_waves"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from headway.attention import Attention
+from headway.attending import Attending
 from headway.characters import label
 from headway.inspect.explain import fresh_model, words
 from headway.inspect.record import Layer, Trace, recorded
@@ -50,7 +50,7 @@ class Recording:
         return self.trace[0].keys if self.ids is None else self.ids.shape[1]
 
     @property
-    def attentions(self) -> list[Attention]:
+    def attentions(self) -> list[Attending]:
         """The attention of each layer."""
         return [layer.attention for layer in self.trace] if self.model is None else self.model.stack.attentions()
 
@@ -152,7 +152,7 @@ class Question:
         return self.recording.ids
 
     @property
-    def attentions(self) -> list[Attention]:
+    def attentions(self) -> list[Attending]:
         """The attention of each layer."""
         return self.recording.attentions
 

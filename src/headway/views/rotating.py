@@ -13,7 +13,7 @@ from headway.backends.base import Call
 from headway.figures.values import Block, Dials, Figure, Grid, Heatmap, Line, Lines, Said, View, both, same
 from headway.figures.words import number
 from headway.init import seeded
-from headway.inspect.probe import Planes, alike, in_float64, planes
+from headway.inspect.probe import Planes, alike, attached, in_float64, planes
 from headway.inspect.record import Layer
 from headway.masks import Causal
 from headway.positions import Position
@@ -53,7 +53,8 @@ def rotation(question: Question) -> View:
     if turning is None:
         message = f"expected a method that rotates queries and keys (rotary and its kin), got {position.spec()}: "
         raise HeadwayError(message + f"look at {instead(question, 'rotation')}")
-    found, width, count = turning.planes, layer.attention.shape.head_dim, len(turning.planes.rates)
+    first = layer.attention.content_dim
+    found, width, count = turning.planes, layer.attention.shape.head_dim - first, len(turning.planes.rates)
     turns = [2 * math.pi / abs(rate) for axis in turning.rates for rate in axis.tolist() if abs(rate) > ROUNDING]
     change = _moved(layer, position)
     fast, slow, shift = number(min(turns)), number(max(turns)), f"{SHIFT:,}"
@@ -118,12 +119,12 @@ def _wavelengths(turning: Turning, axis: Sequence[Said]) -> Lines:
     """Tokens per full rotation of each plane."""
     lines = [
         Line(
-            both("rotation.turn") if len(turning.rates) == 1 else label,
+            both("rotation.full") if len(turning.rates) == 1 else label,
             [point(2 * math.pi / abs(rate)) if abs(rate) > ROUNDING else None for rate in rates.tolist()],
         )
         for label, rates in zip(axis, turning.rates, strict=False)
     ]
-    planes, axes = len(turning.planes.rates), (both("place.plane"), both("place.tokens_a_turn"))
+    planes, axes = len(turning.planes.rates), (both("place.plane"), both("place.tokens_per_rotation"))
     return Lines(both("rotation.wavelengths"), list(map(float, range(planes))), lines, axes, log_y=True)
 
 
@@ -187,6 +188,7 @@ def _turned(question: Question, head: int) -> Turning | None:
 def _usage(question: Question, own: Turning) -> list[list[float]]:
     """The mean of scale · |q_f| |k_f| of each head in each plane, with the unrotated part last, (H, planes)."""
     layer = question.seen
+    first = layer.attention.content_dim
     # without parameters all heads rotate in the same way
     alike = not any(True for _ in question.position.parameters())
     rows = []
@@ -198,6 +200,7 @@ def _usage(question: Question, own: Turning) -> list[list[float]]:
         else:
             keys = layer.call.k if layer.k is None else layer.k
             q, k = layer.q[0, head], keys[0, head // layer.call.groups]
+        q, k = q[..., first:], k[..., first:]
         sizes = [found.sizes(x) for x in (q, k)]
         used = sizes[0].mean(0) * sizes[1].mean(0)
         if found.still and found.basis is not None:
@@ -224,7 +227,8 @@ def _moved(layer: Layer, position: Position) -> float:
     Tokens with several coordinates get random ones, and all coordinates are shifted.
     """
     call, tokens = layer.call, min(layer.queries, LEAST)
-    q, k = layer.q[:1, :, :tokens], (call.k if layer.k is None else layer.k)[:1, :, :tokens]
+    first, groups = layer.attention.content_dim, attached(position).kv_heads
+    q, k = layer.q[:1, :, :tokens, first:], (call.k if layer.k is None else layer.k)[:1, :groups, :tokens, first:]
     pos = call.q_pos[:1, :tokens]
     where = pos
     if position.axes > 1:

@@ -23,6 +23,7 @@ TOKENS = 128
 """Maximum tokens shown: each part is a separate map."""
 SYMBOLS = {
     "content": "scale · qᵢ·kⱼ",
+    "decoupled": "scale · qᴿᵢ·kᴿⱼ",
     "rotation": "scale · (q′ᵢ·k′ⱼ − qᵢ·kⱼ)",
     "content·content": "scale · (cᵢ·cⱼ + cᵢ·pⱼ + pᵢ·cⱼ + pᵢ·pⱼ)",
 }
@@ -67,6 +68,8 @@ def _names(question: Question, head: Head) -> dict[str, Said]:
 def _formula(head: Head) -> str:
     """The score as a symbolic sum; parts that are not a product of q and k are b(i, j)."""
     symbols = [SYMBOLS[name] for name in head.parts if name in SYMBOLS]
+    if "decoupled" in head.parts:
+        symbols[0] = "scale · qᶜᵢ·kᶜⱼ"
     return "score = " + " + ".join([*symbols, *["b(i, j)"] * sum(name not in PRODUCTS for name in head.parts)])
 
 
@@ -139,13 +142,14 @@ def _planes(question: Question, head: Head, window: Window, pair: tuple[int, int
     if found is None:
         return None
     query, key = pair
-    after = _in_planes(head.mapped_q[query], head.mapped_k[key], found.basis) * layer.call.scale
+    first = layer.attention.content_dim
+    after = _in_planes(head.mapped_q[query, first:], head.mapped_k[key, first:], found.basis) * layer.call.scale
     labels = [*(number(rate) for rate in found.rates.tolist())]
-    series = [(both("split.turned"), after.tolist())]
+    series = [(both("split.rotated"), after.tolist())]
     if found.basis is not None:
         q = layer.attention.sharpened(layer.q, layer.call.q_pos)[head.batch, head.index]
-        before = _in_planes(q[query], head.k[key], found.basis) * layer.call.scale
-        series.insert(0, (both("split.unturned"), before.tolist()))
+        before = _in_planes(q[query, first:], head.k[key, first:], found.basis) * layer.call.scale
+        series.insert(0, (both("split.unrotated"), before.tolist()))
     if len(after) > len(labels):
         labels.append("0")  # the unrotated part
     return Bars(

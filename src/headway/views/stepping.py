@@ -17,7 +17,8 @@ from headway.inspect.explain import spread
 from headway.inspect.head import Cell, Head
 from headway.inspect.split import PRODUCTS, maps
 from headway.inspect.watch import MATRICES
-from headway.views.attending import asked, formula, way
+from headway.latent import LatentAttention
+from headway.views.attending import choice_of, formula, way
 from headway.views.question import Question
 from headway.views.to_figures import Window, block, matrix, pairs, part_name, refuse_beyond, spans, told, vectors
 
@@ -82,9 +83,25 @@ def _notes(question: Question, head: Head, window: Window) -> list[Said]:
     notes = window.notes
     if shape.kv_heads != shape.heads:
         notes.append(both("stepper.groups", heads=shape.heads, kv_heads=shape.kv_heads, group=head.group))
+    if head.layer.attention.content_dim:
+        notes.append(_decoupled(head))
     if question.position.embeds:
         notes.append(both("stepper.embeds", title=question.position.title))
     return notes
+
+
+def _decoupled(head: Head) -> Said:
+    """Which columns are the decoupled part."""
+    attention = head.layer.attention
+    return both("stepper.decoupled", first=attention.content_dim, last=attention.shape.head_dim - 1)
+
+
+def _source(head: Head, which: str) -> str:
+    """What Q, K or V is computed from, as a symbol."""
+    attention = head.layer.attention
+    if isinstance(attention, LatentAttention):
+        return "C" if which != "q" else "X" if attention.q_down is None else "C_Q"
+    return "X_shared" if which != "q" and attention.borrows else "X"
 
 
 class _Stages:
@@ -98,6 +115,8 @@ class _Stages:
 
     def __iter__(self) -> Iterator[Stage]:
         yield self._x()
+        if isinstance(self.attention, LatentAttention):
+            yield self._latent(self.attention)
         for which in MATRICES:
             yield self._projection(which)
         if self.mapped:
@@ -136,17 +155,31 @@ class _Stages:
             "x.position", "X", dim, f"X = {normed}", [*parts, x], tokens=self.tokens, dim=dim, title=title
         )
 
+    def _latent(self, attention: LatentAttention) -> Stage:
+        formula, figures = "C = RMSNorm(X W_DKV),  K_R = X W_KR", [self._vectors("C", self.head.source("v"))]
+        latents = self.layer.latents
+        if latents is not None and latents.key is not None:
+            figures.append(self._vectors("K_R", latents.key[self.head.batch]))
+        if attention.q_down is not None:
+            formula = f"C_Q = RMSNorm(X W_DQ),  {formula}"
+            figures.insert(0, self._vectors("C_Q", self.head.source("q")))
+        sizes = {"latent": attention.latent_dim, "position": attention.position_dim}
+        return self._stage("latent", "C, K_R", attention.latent_dim + attention.position_dim, formula, figures, **sizes)
+
     def _projection(self, which: str) -> Stage:
-        name = which.upper()
+        name, x = which.upper(), _source(self.head, which)
         made = {"q": self.head.q, "k": self.head.k, "v": self.head.v}[which]
-        x = "X_shared" if which != "q" and self.attention.borrows else "X"
         formula = f"{name} = {x} W_{name}" + (f" + b_{name}" if self.head.bias(which) is not None else "")
-        normalised = which != "v" and self.attention.q_norm is not None
+        normalised = which != "v" and self.attention.qk_norm
         if normalised:
             formula = f"{name} = RMSNorm({formula.removeprefix(f'{name} = ')})"
-        figures = [matrix(same(f"W_{name}"), getattr(self.head.matrices, which)), self._vectors(name, made)]
+        weights = getattr(self.head.matrices, which)
+        figures = [matrix(same(f"W_{name}"), weights), self._vectors(name, made)]
         key = "normed" if normalised else which
-        return self._stage(key, name, self.width, formula, figures, dim=self.attention.shape.dim, width=self.width)
+        if which == "k" and self.attention.content_dim:
+            key, formula = "k.latent", "K = [C W_K, K_R]"
+        dim, width = weights.shape
+        return self._stage(key, name, made.shape[1], formula, figures, x=x, dim=dim, width=width)
 
     def _map(self) -> Stage:
         head, position = self.head, self.question.position
@@ -226,10 +259,8 @@ class _Stages:
             matrix(same("W_O"), linear.weight.detach().T),
             vectors(same("O"), linear(together.to(linear.weight.dtype)), self.window),
         ]
-        inner = shape.heads * shape.head_dim
-        return self._stage(
-            "output", "· W_O", shape.dim, formula, figures, heads=shape.heads, inner=inner, dim=shape.dim
-        )
+        sizes = {"heads": shape.heads, "inner": linear.in_features, "dim": shape.dim}
+        return self._stage("output", "· W_O", shape.dim, formula, figures, **sizes)
 
 
 def projection(question: Question) -> View:
@@ -244,12 +275,13 @@ def projection(question: Question) -> View:
     >>> view.figures[0].left.shape, view.figures[0].right.shape, view.figures[0].out.shape
     ((3, 16), (16, 8), (3, 8))
     """
-    which = asked(question, "matrix", MATRICES)
+    which = choice_of(question, "matrix", MATRICES)
     head, column = Head(question.seen, question.head), question.column
     with torch.no_grad():
         cell = head.cell(which, question.row, column)
         out = head.projected(which)
-    dim, width = head.layer.attention.shape.dim, out.shape[1]
+    x, source = _source(head, which).removesuffix("_shared"), head.source(which)
+    dim, width = source.shape[1], out.shape[1]
     fit = max(1, ROOM // (4 * dim))
     window = Window.of(question, min(TOKENS, fit))
     first = min(max(0, column - fit + 1), max(0, width - fit))
@@ -259,28 +291,28 @@ def projection(question: Question) -> View:
     name = which.upper()
     product = Product(
         both("projection.product", name=name, head=question.head if which == "q" else head.group, layer=question.layer),
-        block(head.x[window.rows]),
+        block(source[window.rows]),
         block(weights[:, columns]),
         None if bias is None else block(bias[columns]),
         block(out[window.rows, columns]),
         window.labels,
-        ("X", f"W_{name}", name),
+        (x, f"W_{name}", name),
         (question.row - window.start, column - first),
     )
     return View(
         "projection",
-        _worked(question, cell, which),
+        _worked(question, cell, which, x),
         (product,),
-        _formula(name, bias),
+        _formula(x, name, bias),
         _cut(head, window, columns, width, which),
     )
 
 
-def _formula(name: str, bias: Tensor | None) -> str:
-    return f"{name.lower()}[i, c] = Σ_m X[i, m] · W_{name}[m, c]" + (" + b[c]" if bias is not None else "")
+def _formula(x: str, name: str, bias: Tensor | None) -> str:
+    return f"{name.lower()}[i, c] = Σ_m {x}[i, m] · W_{name}[m, c]" + (" + b[c]" if bias is not None else "")
 
 
-def _worked(question: Question, cell: Cell, which: str) -> Said:
+def _worked(question: Question, cell: Cell, which: str, x: str) -> Said:
     """The sum of the products, and the largest of them."""
     most = int(cell.products.abs().argmax())
     said = {
@@ -291,6 +323,7 @@ def _worked(question: Question, cell: Cell, which: str) -> Said:
         "sum": number(cell.sum),
         "largest": number(float(cell.products[most])),
         "place": most,
+        "x": x,
     }
     return (
         both("projection.biased", bias=number(cell.bias), **said) if cell.bias else both("projection.finding", **said)
@@ -302,8 +335,10 @@ def _cut(head: Head, window: Window, columns: slice, width: int, which: str) -> 
     notes = window.notes
     if columns.stop - columns.start < width:
         notes.append(both("projection.columns", first=columns.start, last=columns.stop - 1, width=width))
-    if which != "v" and head.layer.attention.q_norm is not None:
+    if which != "v" and head.layer.attention.qk_norm:
         notes.append(both("projection.normed", name=which.upper()))
+    if which == "q" and head.layer.attention.content_dim:
+        notes.append(_decoupled(head))
     shape = head.layer.attention.shape
     if which != "q" and shape.kv_heads != shape.heads:
         notes.append(both("stepper.groups", heads=shape.heads, kv_heads=shape.kv_heads, group=head.group))

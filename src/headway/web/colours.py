@@ -74,7 +74,7 @@ def line_styles(lines: Sequence[tuple[str, int | None]]) -> list[tuple[int, int]
     [(0, 0), (1, 0), (1, 6), (5, 5)]
     """
     known, taken = _known(), set()
-    found = [by_place(n if style is None else style) for n, (_, style) in enumerate(lines)]
+    found = [style_of(n if style is None else style) for n, (_, style) in enumerate(lines)]
     own = [(n, label) for n, (label, style) in enumerate(lines) if style is None and _method(label) in known]
     for n, label in sorted(own, key=lambda one: "(" in one[1]):  # plain forms first
         hue, dash = known[_method(label)]
@@ -84,7 +84,7 @@ def line_styles(lines: Sequence[tuple[str, int | None]]) -> list[tuple[int, int]
     return found
 
 
-def by_place(n: int) -> tuple[int, int]:
+def style_of(n: int) -> tuple[int, int]:
     """Colour and dash of the n-th line; the first 56 differ, because 8 and 7 have no common factor."""
     return n % len(hues()), n % len(dashes())
 

@@ -4,17 +4,12 @@
 //
 // Forward keeps a running maximum and sum per query. Backward recomputes each tile's weights from these. Tasks process
 // tiles in a fixed order and write to their own memory, so that results do not depend on which thread runs which task.
-#include "tile.h"
+#include "boost.h"
+#include "softmax.h"
+#include "tasks.h"
 
-#include <ATen/Parallel.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
-
-#include <atomic>
-#include <exception>
 #include <map>
 #include <numeric>
-#include <type_traits>
 
 namespace headway {
 
@@ -22,41 +17,12 @@ namespace headway {
 constexpr int64_t QUERIES = 96, KEYS = 256, TASK = 384;
 static_assert(TASK % QUERIES == 0);
 
-// Rows as the products need them: in place if they fit, packed otherwise.
-template <typename T>
-struct Rows {
-  const T* start;
-  int64_t stride;
-};
-
-template <typename T, typename In>
-Rows<T> rows_of(const In* from, int64_t stride, int64_t rows, int64_t width, int64_t wide, T* room) {
-  if constexpr (std::is_same_v<T, In>) {
-    if (width == wide) return {from, stride};
-  }
-  pack<T, In>(room, wide, from, stride, rows, width, T(1));
-  return {room, wide};
-}
-
-// Run `work(task, room)` for every task on all threads, the next free thread taking the next task.
-template <typename Work>
-void run(int64_t tasks, size_t bytes, const Work& work) {
-  std::atomic<int64_t> next{0};
-  const int64_t threads = std::min<int64_t>(tasks, at::get_num_threads());
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    Scratch room(bytes);
-    for (int64_t task; (task = next.fetch_add(1)) < tasks;) {
-      work(task, room);
-      room.clear();
-    }
-  });
-}
-
 // What all tasks of a call share: the spans of each sequence and the bounds of each head.
 template <typename T, typename In>
 struct Shared {
   std::vector<std::vector<Span>> q, k;
   std::vector<Bounds<T>> bounds;
+  std::unique_ptr<Products<T>> rows, cols, values;  // the tables of tokens, as far as some pair needs them
 
   explicit Shared(const Call& call) : bounds(call.batch * call.heads) {
     for (int64_t b = 0; b < call.batch; ++b) {
@@ -78,6 +44,17 @@ struct Shared {
       for (int64_t bh = begin; bh < end; ++bh)
         bounds[bh].template measure<In>(call, bh / call.heads, bh % call.heads, q[bh / call.heads], k[bh / call.heads]);
     });
+    int64_t least = call.future, most = -call.past;  // distances
+    for (int64_t b = 0; b < call.batch; ++b)
+      for (const Span& one : q[b])
+        for (const Span& other : k[b])
+          if (one.low <= one.high && other.low <= other.high) {
+            least = std::min(least, std::max(other.low - one.high, -call.past));
+            most = std::max(most, std::min(other.high - one.low, call.future));
+          }
+    rows = std::make_unique<Products<T>>(queries_of(call), call.heads, least, std::max(least, most));
+    cols = std::make_unique<Products<T>>(keys_of(call), call.heads, least, std::max(least, most));
+    values = std::make_unique<Products<T>>(values_of(call), call.heads, least, std::max(least, most));
   }
 };
 
@@ -87,51 +64,24 @@ bool negligible(const Bounds<T>& bounds, const Terms<T>& terms, const Tile& tile
   return bounds.q[iq] * bounds.k[ik] + bounds.rows[iq] + terms.most(tile) - least < bounds.threshold;
 }
 
-// ---------------------------------------------------------------------------------------------------------- forward
-
-// One row of a tile: scores to exp(score - most). Updates `most`, the row's greatest score so far, and `sum`; earlier
-// results of the row must be multiplied by `shrink`.
+// Columns [first, wide) of a row: content x to cap tanh(x / cap), and its derivative to `slope`, if not null.
 template <typename T>
-inline void soften(T* row, int64_t first, int64_t wide, Added<T> added, T& most, T& sum, T& shrink) {
+inline void cap(T* row, int64_t first, int64_t wide, T cap, T* slope) {
   using V = Vectorized<T>;
-  constexpr int64_t lanes = LANES<T>;
-  const V all(added.all);
-  V best(-std::numeric_limits<T>::infinity());
-  if (added.each == nullptr) {
-    for (int64_t j = first; j < wide; j += lanes) best = at::vec::clamp_min(V::loadu(row + j), best);
-    best = best + all;
-  } else {
-    for (int64_t j = first; j < wide; j += lanes) {
-      const V x = V::loadu(row + j) + (V::loadu(added.each + j) + all);
-      x.store(row + j);
-      best = at::vec::clamp_min(x, best);
-    }
+  const V most(cap), inverse(T(1) / cap), one(T(1));
+  for (int64_t j = first; j < wide; j += LANES<T>) {
+    const V t = tanh_of(V::loadu(row + j) * inverse);
+    (most * t).store(row + j);
+    if (slope != nullptr) (one - t * t).store(slope + j);
   }
-  const T now = std::max(most, max_of(best));
-  if (now == -std::numeric_limits<T>::infinity()) {
-    // fully masked, or only NaN, which comparisons miss: NaN must show in the result
-    for (int64_t j = first; j < wide; ++j)
-      if (std::isnan(row[j])) sum = row[j];
-    std::fill(row + first, row + wide, T(0));
-    shrink = T(1);
-    return;
-  }
-  shrink = most == now ? T(1) : std::exp(most - now);
-  most = now;
-  const V shift(added.each == nullptr ? now - added.all : now);
-  V total(T(0));
-  for (int64_t j = first; j < wide; j += lanes) {
-    const V p = exp_negative(V::loadu(row + j) - shift);
-    p.store(row + j);
-    total = total + p;
-  }
-  sum = sum * shrink + sum_of(total);
 }
+
+// ---------------------------------------------------------------------------------------------------------- forward
 
 template <typename T, typename In>
 void forward(const Call& call) {
   const Shared<T, In> shared(call);
-  const bool few = call.decoding && call.queries <= FEW;
+  const bool few = call.decoding && call.queries <= FEW && call.rates == nullptr;
   const int64_t wide_d = round_up(call.dim, LANES<T>), wide_v = round_up(call.dim_v, LANES<T>);
   const int64_t per_head = (call.queries + TASK - 1) / TASK, group = call.heads / call.kv_heads;
   // the heads of a task read the same keys: in decoding, reading them is most of the work
@@ -139,13 +89,13 @@ void forward(const Call& call) {
   const int64_t task_rows = std::min(TASK, round_up(call.queries, ROWS)),
                 columns = std::min(KEYS, round_up(call.keys, PANEL<T>));
   const int64_t tile_rows = std::min(QUERIES, task_rows);
-  const size_t bytes = sizeof(T) *
-                       (together * task_rows * (wide_d + wide_v + 2) + columns * (2 * wide_d + wide_v) +
-                        (tile_rows + 1) * columns + tile_rows + columns + LANES<T>)+64 *
-                       16;
+  const size_t bytes = sizeof(T) * (together * task_rows * (wide_d + wide_v + 2) + columns * (2 * wide_d + wide_v) +
+                                    (tile_rows + 1) * columns + Terms<T>::room(tile_rows, columns)) +
+                       64 * 16 + Boosts<T>::bytes(call, tile_rows, columns);
   std::atomic<int64_t> computed{0}, skipped{0};
+  const Products<T>&rows_tables = *shared.rows, &cols_tables = *shared.cols, &values = *shared.values;
 
-  run(call.batch * per_batch * per_head, bytes, [&](int64_t task, Scratch& room) {
+  const auto work = [&](int64_t task, Scratch& room, const T* tables) {
     const int64_t b = task / per_head / per_batch, h = task / per_head % per_batch * together, h_kv = h / group;
     // the last queries see the most keys: they start first, so that no long task is left for the end
     const int64_t begin = (per_head - 1 - task % per_head) * TASK, end = std::min(call.queries, begin + TASK),
@@ -156,13 +106,27 @@ void forward(const Call& call) {
     T *most = room.take<T>(together * task_rows), *total = room.take<T>(together * task_rows);
     T *k_room = room.take<T>(columns * wide_d), *k_panel = room.take<T>(columns * wide_d),
       *v_room = room.take<T>(columns * wide_v);
-    T *scores = room.take<T>(tile_rows * columns), *line = room.take<T>(tile_rows + columns + LANES<T>),
+    T *scores = room.take<T>(tile_rows * columns), *tile_room = room.take<T>(Terms<T>::room(tile_rows, columns)),
       *row_room = room.take<T>(columns);
+    Boosts<T> boosts(call, b, room, tile_rows, columns);
     std::vector<Terms<T>> terms;
+    std::vector<std::unique_ptr<T[]>> own;  // tables of the task's queries
     std::vector<Dropout> dropout;
     std::vector<Rows<T>> q;
     for (int64_t g = 0; g < together; ++g) {
       terms.emplace_back(call, b, h + g);
+      if (rows_tables) {
+        own.push_back(uninitialised<T>(rows * rows_tables.stride));
+        const auto products = uninitialised<T>(rows_tables.room(rows));
+        rows_tables.tables(b, h + g, begin, rows, own.back().get(), products.get());
+        terms.back().set_rows(
+            {own.back().get() - begin * rows_tables.stride, rows_tables.stride, rows_tables.width, rows_tables.left});
+      }
+      if (cols_tables && tables == nullptr) terms.back().set_cols(&cols_tables, b, h + g);
+      if (tables != nullptr)
+        terms.back().set_cols(
+            {const_cast<T*>(tables) + g * call.keys * cols_tables.stride, cols_tables.stride, cols_tables.width,
+             cols_tables.left});
       dropout.emplace_back(call, b, h + g);
       q.push_back(
           rows_of<T>(
@@ -172,6 +136,8 @@ void forward(const Call& call) {
     std::fill(sums, sums + together * task_rows * wide_v, T(0));
     std::fill(most, most + together * task_rows, -std::numeric_limits<T>::infinity());
     std::fill(total, total + together * task_rows, T(0));
+    // the sum of each row's weights by distance
+    const std::unique_ptr<T[]> shares(values ? new T[together * rows * values.stride]() : nullptr);
 
     // from the keys beside the task's queries outward: decaying weights find their maximum early
     const int64_t blocks = k_spans.size();
@@ -206,7 +172,10 @@ void forward(const Call& call) {
             } else {
               pack<T, In>(k_room, wide_d, k_rows, call.k_row, keys.size(), call.dim, T(call.scale));
               std::fill(k_room + keys.size() * wide_d, k_room + round_up(keys.size(), PANEL<T>) * wide_d, T(0));
-              transpose<T>(k_panel, k_room, wide_d, keys.size(), call.dim);
+              if (boosts.on)
+                boosts.enter(k_room);
+              else
+                transpose<T>(k_panel, k_room, wide_d, keys.size(), call.dim);
             }
           }
           const Rows<T> mine{q[g].start + query * q[g].stride, q[g].stride};
@@ -216,15 +185,18 @@ void forward(const Call& call) {
                 k.start + tile.first * k.stride, k.stride, scores + tile.first, columns);
             for (int64_t i = 0; i < tile.rows(); ++i)
               std::fill(scores + i * columns + tile.last, scores + i * columns + tile.wide, T(0));
+          } else if (boosts.on) {
+            boosts.scores(tile, mine.start, mine.stride, scores, columns);
           } else {
             product<T>(
                 tile.rows(), tile.wide - tile.first, call.dim, mine.start, mine.stride, 1,
                 k_panel + tile.first * call.dim, PANEL<T>, call.dim * PANEL<T>, scores + tile.first, columns, false);
           }
-          terms[g].enter(tile, line);
+          terms[g].enter(tile, columns, tile_room);
           for (int64_t i = 0; i < tile.rows(); ++i) {
             T* row = scores + i * columns;
             T shrink;
+            if (call.softcap != 0) cap<T>(row, tile.first, tile.wide, T(call.softcap), nullptr);
             soften<T>(
                 row, tile.first, tile.wide, terms[g].of_row(i, row_room), most[first_row + i], total[first_row + i],
                 shrink);
@@ -232,6 +204,13 @@ void forward(const Call& call) {
             if (shrink != T(1)) {
               T* sum = sums + (first_row + i) * wide_v;
               for (int64_t d = 0; d < wide_v; ++d) sum[d] *= shrink;
+            }
+            if (values) {
+              T* share = shares.get() + (g * rows + query + i) * values.stride;
+              for (int64_t e = 0; shrink != T(1) && e < values.width; ++e) share[e] *= shrink;
+              terms[g].by_distance(i, [&](int64_t first, int64_t last, int64_t distance) {
+                add_to_table(share, row, values.width, first, last, distance + values.left);
+              });
             }
           }
           product<T>(
@@ -241,19 +220,47 @@ void forward(const Call& call) {
       }
     }
     for (int64_t g = 0; g < together; ++g) {
+      if (values)
+        values.combine(h + g, shares.get() + g * rows * values.stride, rows, sums + g * task_rows * wide_v, wide_v);
       T* kept = static_cast<T*>(call.sums) + ((b * call.heads + h + g) * call.queries + begin) * 2;
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t at = g * task_rows + i;
         const bool seen = total[at] > T(0) || std::isnan(total[at]);
+        T shrink = T(1);
+        if (call.sinks != nullptr && seen) {
+          const T sink = static_cast<const T*>(call.sinks)[h + g], greatest = std::max(most[at], sink);
+          shrink = std::exp(most[at] - greatest);
+          total[at] = total[at] * shrink + std::exp(sink - greatest);
+          most[at] = greatest;
+        }
         const T inverse = seen ? T(1) / total[at] : T(0);
         kept[2 * i] = seen ? most[at] : T(0);
         kept[2 * i + 1] = inverse;
         In* out =
             const_cast<In*>(at_row<In>(call.out, b, call.out_batch, h + g, call.out_head, begin + i, call.out_row));
-        for (int64_t d = 0; d < call.dim_v; ++d) out[d] = static_cast<In>(sums[at * wide_v + d] * inverse);
+        for (int64_t d = 0; d < call.dim_v; ++d) out[d] = static_cast<In>(sums[at * wide_v + d] * (shrink * inverse));
       }
     }
-  });
+  };
+  if (!cols_tables || call.queries <= FEW) {
+    run(call.batch * per_batch * per_head, bytes, [&](int64_t task, Scratch& room) { work(task, room, nullptr); });
+  } else {  // the keys' tables of as many heads as there are threads, then the tasks of these heads
+    const int64_t heads = call.batch * call.heads, some = std::min<int64_t>(heads, at::get_num_threads());
+    const int64_t size = call.keys * cols_tables.stride, blocks = (call.keys + KEYS - 1) / KEYS;
+    const auto tables = uninitialised<T>(some * size);
+    for (int64_t start = 0; start < heads; start += some) {
+      const int64_t now = std::min(some, heads - start);
+      run(now * blocks, sizeof(T) * cols_tables.room(KEYS) + 64, [&](int64_t task, Scratch& room) {
+        const int64_t at = task / blocks, bh = start + at, key = task % blocks * KEYS;
+        cols_tables.tables(
+            bh / call.heads, bh % call.heads, key, std::min(KEYS, call.keys - key),
+            tables.get() + at * size + key * cols_tables.stride, room.take<T>(cols_tables.room(KEYS)));
+      });
+      run(now * per_head, bytes, [&](int64_t task, Scratch& room) {
+        work(start * per_head + task, room, tables.get() + task / per_head * size);
+      });
+    }
+  }
   if (call.tiles != nullptr) {
     call.tiles[0] += computed;
     call.tiles[1] += skipped;
@@ -261,50 +268,6 @@ void forward(const Call& call) {
 }
 
 // --------------------------------------------------------------------------------------------------------- backward
-
-// What backward needs per query: exp(score - most) · inverse is a weight, and `mean` is the mean of the gradients of
-// its weights. A log-sum-exp would be one value instead of two, but eps · |log-sum-exp| less exact.
-template <typename T>
-struct Query {
-  T most, inverse, mean;
-};
-
-// One row of a tile: scores to weights, and their gradients to those of the scores. Returns the sum of the latter.
-// If the row is `whole`, all its keys in this tile, its mean is computed from the same values it is subtracted from, so
-// that rounding errors cancel.
-template <typename T>
-inline T differentiate(
-    T* weight, T* gradient, int64_t first, int64_t wide, Added<T> added, Query<T> query, bool whole) {
-  using V = Vectorized<T>;
-  constexpr int64_t lanes = LANES<T>;
-  const V all(added.all), shift(added.each == nullptr ? query.most - added.all : query.most), inverse(query.inverse);
-  const auto weigh = [&](int64_t j) {
-    V x = V::loadu(weight + j);
-    if (added.each != nullptr) x = x + (V::loadu(added.each + j) + all);
-    const V p = exp_negative(x - shift) * inverse;
-    p.store(weight + j);
-    return p;
-  };
-  V total(T(0));
-  if (whole) {
-    V mean(T(0));
-    for (int64_t j = first; j < wide; j += lanes) mean = at::vec::fmadd(weigh(j), V::loadu(gradient + j), mean);
-    mean = V(sum_of(mean));
-    for (int64_t j = first; j < wide; j += lanes) {
-      const V g = V::loadu(weight + j) * (V::loadu(gradient + j) - mean);
-      g.store(gradient + j);
-      total = total + g;
-    }
-  } else {
-    const V mean(query.mean);
-    for (int64_t j = first; j < wide; j += lanes) {
-      const V g = weigh(j) * (V::loadu(gradient + j) - mean);
-      g.store(gradient + j);
-      total = total + g;
-    }
-  }
-  return sum_of(total);
-}
 
 template <typename T>
 inline void add_to(T* to, const T* from, int64_t count) {
@@ -318,11 +281,24 @@ class Gradients : public Terms<T> {
   using Terms<T>::clamp;
 
   Gradients(const Call& call, int64_t b, int64_t h, int64_t split) : Terms<T>(call, b, h) {
-    const int64_t index = (split * call.batch + b) * call.heads + h;
+    const int64_t bh = b * call.heads + h, index = split * call.batch * call.heads + bh;
     if (call.d_table != nullptr) d_table_ = call.d_table + index * call.width;
     if (call.d_tails != nullptr) d_tails_ = call.d_tails + index * 2;
-    if (call.d_per_key != nullptr) d_per_key_ = static_cast<T*>(call.d_per_key) + (b * call.heads + h) * call.keys;
-    if (call.d_rows != nullptr) d_rows_ = static_cast<T*>(call.d_rows) + index * call.queries * call.rows_width;
+    if (call.d_per_key != nullptr) d_per_key_ = static_cast<T*>(call.d_per_key) + bh * call.keys;
+    if (call.d_curve_level != nullptr) d_level_ = call.d_curve_level + index * call.curve_width;
+    if (call.d_curve_base != nullptr) d_base_ = call.d_curve_base + index * (call.curve_knots + 1);
+    if (call.d_curve_slope != nullptr) d_slope_ = call.d_curve_slope + index * (call.curve_knots + 1);
+    if (call.d_curve_rate != nullptr) d_rate_ = static_cast<T*>(call.d_curve_rate) + index * call.queries;
+    if (call.d_q_slopes != nullptr) d_q_slopes_ = static_cast<T*>(call.d_q_slopes) + index * call.queries;
+    if (call.d_k_slopes != nullptr) d_k_slopes_ = static_cast<T*>(call.d_k_slopes) + bh * call.keys;
+    if (call.d_rows != nullptr)
+      d_rows = {
+          static_cast<T*>(call.d_rows) + index * call.queries * call.rows_width, call.rows_width, call.rows_width,
+          call.rows_left};
+    if (call.d_cols != nullptr)
+      d_cols = {
+          static_cast<T*>(call.d_cols) + bh * call.keys * call.cols_width, call.cols_width, call.cols_width,
+          call.cols_left};
     if (call.d_pairs != nullptr) {  // as broadcast as the pairs themselves
       const int64_t heads = call.pairs_head == 0 ? 1 : call.heads;
       const int64_t head = (call.pairs_batch == 0 ? 0 : b) * heads + (call.pairs_head == 0 ? 0 : h);
@@ -330,10 +306,14 @@ class Gradients : public Terms<T> {
     }
   }
 
-  // As Terms::enter; `sums` is as long as `line`.
-  void enter(const Tile& tile, T* line, T* sums) {
-    Terms<T>::enter(tile, line);
+  Tables<T> d_rows, d_cols;  // the gradients of the tokens' tables, added to
+
+  // As Terms::enter; `sums` has room for rows + 2 columns + lanes values.
+  void enter(const Tile& tile, int64_t columns, T* room, T* sums) {
+    Terms<T>::enter(tile, columns, room);
     sums_ = sums;
+    by_key_ = sums + tile.rows() + columns + LANES<T>;
+    if (d_k_slopes_ != nullptr) std::fill(by_key_ + tile.first, by_key_ + tile.wide, T(0));
     total_ = 0;
     if (tables() && this->line_ != nullptr) std::fill(sums + tile.first, sums + tile.rows() - 1 + tile.wide, T(0));
   }
@@ -356,54 +336,181 @@ class Gradients : public Terms<T> {
       if (this->line_ != nullptr)
         add_to(sums_ + (tile.rows() - 1 - i) + tile.first, gradient + tile.first, tile.last - tile.first);
     }
-    if (d_rows_ != nullptr) {
-      const int64_t width = this->call_.rows_width, entry = tile.distance - i + this->call_.rows_left;
-      T* own = d_rows_ + (tile.q->begin + i) * width;
-      const int64_t begin = clamp(-entry, tile.first, tile.last), end = clamp(width - entry, begin, tile.last);
-      own[0] += std::accumulate(gradient + tile.first, gradient + begin, T(0));
-      add_to(own + entry + begin, gradient + begin, end - begin);
-      own[width - 1] += std::accumulate(gradient + end, gradient + tile.last, T(0));
+    if (d_rows)
+      add_to_table(
+          d_rows.of(tile.q->begin + i), gradient, d_rows.width, tile.first, tile.last, tile.distance - i + d_rows.left);
+    if (curved()) {
+      const T* levels = this->levels_ + (tile.rows() - 1 - i);
+      curve(i, gradient, tile.first, tile.last, tile.distance - i, [&](int64_t j) { return levels[j]; });
+    }
+    if (this->away_ != nullptr) {
+      const T* away = this->away_ + (tile.rows() - 1 - i);
+      if (d_q_slopes_ != nullptr) d_q_slopes_[tile.q->begin + i] += dot(away, gradient, tile.first, tile.wide);
+      if (d_k_slopes_ != nullptr)
+        for (int64_t j = tile.first; j < tile.last; ++j) by_key_[j] += away[j] * gradient[j];
     }
   }
 
-  // The tile is done: its sums by distance go to the table.
-  void leave() {
+  // The tile is done: its sums by distance go to the table, and its gradients by key to the keys' tables.
+  void leave(const T* gradients, int64_t columns) {
     const Tile& tile = *this->tile_;
-    if (!tables() || !tile.regular) return;
+    if (!tile.regular) return;
+    if (d_cols) leave_columns(gradients, columns);
+    if (d_k_slopes_ != nullptr)
+      add_to(d_k_slopes_ + tile.k->begin + tile.first, by_key_ + tile.first, tile.last - tile.first);
+    if (!tables()) return;
     if (this->line_ == nullptr) {
       if (d_table_ != nullptr) d_table_[this->all_entry_] += total_;
       return;
     }
-    const int64_t lowest = this->lowest_distance();
-    for (int64_t u = tile.first; u < tile.rows() - 1 + tile.last; ++u) distance(lowest + u, sums_[u]);
+    add_by_distance(sums_, tile.first, tile.rows() - 1 + tile.last, this->lowest_distance());
   }
 
  private:
-  bool tables() const { return d_table_ != nullptr || d_tails_ != nullptr; }
-
-  void distance(int64_t apart, T gradient) {
-    const int64_t entry = apart + this->call_.left, inside = clamp(entry, this->call_.width);
-    if (d_table_ != nullptr) d_table_[inside] += gradient;
-    if (d_tails_ != nullptr) d_tails_[entry < inside ? 0 : 1] += double(gradient) * double(std::abs(entry - inside));
+  static T dot(const T* one, const T* other, int64_t first, int64_t wide) {
+    Vectorized<T> sum(T(0));
+    for (int64_t j = first; j < wide; j += LANES<T>)
+      sum = at::vec::fmadd(Vectorized<T>::loadu(one + j), Vectorized<T>::loadu(other + j), sum);
+    return sum_of(sum);
   }
 
-  void irregular(int64_t i, const T* gradient) {
+  // The reverse of Terms::enter_columns.
+  void leave_columns(const T* gradients, int64_t columns) {
+    constexpr int64_t lanes = LANES<T>;
     const Tile& tile = *this->tile_;
-    if (!tables() && d_rows_ == nullptr) return;
-    for (int64_t j = tile.first; j < tile.last; ++j) {
-      if (!this->visible(i, j)) continue;
-      const int64_t apart = this->Terms<T>::distance(i, j);
-      if (tables()) distance(apart, gradient[j]);
-      if (d_rows_ != nullptr)
-        d_rows_
-            [(tile.q->begin + i) * this->call_.rows_width +
-             clamp(apart + this->call_.rows_left, this->call_.rows_width)] += gradient[j];
+    const int64_t rows = tile.rows(), padded = round_up(rows, lanes), keys = tile.k->size();
+    if (this->above_stride_ == 0) {
+      T* sums = this->above_;
+      std::fill(sums + tile.first, sums + tile.wide, T(0));
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = tile.first; j < tile.wide; ++j) sums[j] += gradients[i * columns + j];
+      for (int64_t j = tile.first; j < tile.last; ++j) d_cols.of(tile.k->begin + j)[this->above_entry_] += sums[j];
+      return;
+    }
+    T* some = this->above_;  // (lanes, padded)
+    for (int64_t j = tile.first; j < tile.wide; j += lanes) {
+      for (int64_t i = 0; i < rows; i += lanes)
+        at::vec::transpose_mxn<T, lanes, lanes>(gradients + i * columns + j, columns, some + i, padded);
+      for (int64_t m = 0; m < lanes && j + m < keys; ++m) {
+        const T* from = some + m * padded;
+        T* to = d_cols.of(tile.k->begin + j + m);
+        const int64_t entry = tile.distance + d_cols.left + j + m;
+        const int64_t begin = clamp(entry - (d_cols.width - 1), 0, rows), end = clamp(entry + 1, begin, rows);
+        to[d_cols.width - 1] += total_of(from, 0, begin);
+        for (int64_t i = begin; i < end; ++i) to[entry - i] += from[i];
+        to[0] += total_of(from, end, rows);
+      }
     }
   }
 
-  double *d_table_ = nullptr, *d_tails_ = nullptr;
-  T *d_per_key_ = nullptr, *d_rows_ = nullptr, *d_pairs_ = nullptr, *sums_ = nullptr;
+  bool tables() const { return d_table_ != nullptr || d_tails_ != nullptr; }
+
+  // Add gradients [first, last) to the table, where number 0 would be at distance `lowest`.
+  void add_by_distance(const T* gradient, int64_t first, int64_t last, int64_t lowest) {
+    const int64_t width = this->call_.width, entry = lowest + this->call_.left;
+    const int64_t begin = clamp(-entry, first, last), end = clamp(width - entry, begin, last);
+    if (d_table_ != nullptr) {
+      for (int64_t u = first; u < begin; ++u) d_table_[0] += double(gradient[u]);
+      for (int64_t u = begin; u < end; ++u) d_table_[entry + u] += double(gradient[u]);
+      for (int64_t u = end; u < last; ++u) d_table_[width - 1] += double(gradient[u]);
+    }
+    if (d_tails_ != nullptr) {
+      for (int64_t u = first; u < begin; ++u) d_tails_[0] += double(gradient[u]) * double(-entry - u);
+      for (int64_t u = end; u < last; ++u) d_tails_[1] += double(gradient[u]) * double(entry + u - (width - 1));
+    }
+  }
+
+  bool curved() const { return d_level_ != nullptr || d_base_ != nullptr || d_slope_ != nullptr || d_rate_ != nullptr; }
+
+  // The gradients of the curve from columns [first, last) of a row; `apart` is the distance of column 0.
+  template <typename Level>
+  void curve(int64_t i, const T* gradient, int64_t first, int64_t last, int64_t apart, const Level& level) {
+    const int64_t query = this->tile_->q->begin + i, most = this->call_.curve_width - 1;
+    const T rate = this->rate(query), *slope = static_cast<const T*>(this->call_.curve_slope) + this->h_curve_;
+    this->each_piece(query, first, last, apart, [&](const auto& piece) {
+      double product = 0;
+      for (int64_t j = piece.first; j < piece.last; ++j) product += double(gradient[j]) * double(level(j));
+      if (d_base_ != nullptr) d_base_[piece.index] += double(total_of(gradient, piece.first, piece.last));
+      if (d_slope_ != nullptr) d_slope_[piece.index] += product * double(rate);
+      if (d_rate_ != nullptr) d_rate_[query] += T(product * double(slope[piece.index]));
+      if (d_level_ != nullptr)
+        for (int64_t j = piece.first; j < piece.last; ++j)
+          d_level_[std::min(std::abs(apart + j), most)] += double(gradient[j]) * double(piece.slope);
+    });
+  }
+
+  void irregular(int64_t i, const T* gradient) {
+    const bool slopes = d_q_slopes_ != nullptr || d_k_slopes_ != nullptr;
+    if (!tables() && !d_rows && !d_cols && !slopes && !curved()) return;
+    const int64_t query = this->tile_->q->begin + i, keys = this->tile_->k->begin;
+    this->each_stretch(i, [&](int64_t first, int64_t last, int64_t apart) {
+      if (tables()) add_by_distance(gradient, first, last, apart);
+      if (curved()) curve(i, gradient, first, last, apart, [&](int64_t j) { return this->level(std::abs(apart + j)); });
+      if (d_rows) add_to_table(d_rows.of(query), gradient, d_rows.width, first, last, apart + d_rows.left);
+      for (int64_t j = first; d_cols && j < last; ++j)
+        d_cols.of(keys + j)[clamp(apart + j + d_cols.left, d_cols.width)] += gradient[j];
+      for (int64_t j = first; slopes && j < last; ++j) {
+        const T away = T(std::abs(apart + j));
+        if (d_q_slopes_ != nullptr) d_q_slopes_[query] += away * gradient[j];
+        if (d_k_slopes_ != nullptr) d_k_slopes_[keys + j] += away * gradient[j];
+      }
+    });
+  }
+
+  double *d_table_ = nullptr, *d_tails_ = nullptr, *d_level_ = nullptr, *d_base_ = nullptr, *d_slope_ = nullptr;
+  T* d_rate_ = nullptr;
+  T *d_per_key_ = nullptr, *d_pairs_ = nullptr, *sums_ = nullptr, *by_key_ = nullptr, *d_q_slopes_ = nullptr,
+    *d_k_slopes_ = nullptr;
   double total_ = 0;
+};
+
+// The tables of some tokens of a group of heads, which are products, and their gradients, in a task of backward.
+template <typename T>
+class Multiplied {
+ public:
+  Multiplied(const Call& call, const Products<T>& products, bool differentiable, int64_t heads, int64_t tokens)
+      : call_(call), products_(products), size_(products ? tokens * products.stride : 0) {
+    if (!products) return;
+    tables_ = uninitialised<T>(heads * size_);
+    room_ = uninitialised<T>(products.room(STEP));
+    if (!differentiable) return;
+    gradients_.reset(new T[heads * size_]());
+    gathered_.reset(new T[heads * products.gathered()]());
+  }
+
+  // Compute the tables of tokens [begin, begin + tokens) of head g of the group, h of the call; no gradients yet.
+  void compute(int64_t g, int64_t b, int64_t h, int64_t begin, int64_t tokens) {
+    for (int64_t t = 0; t < tokens; t += STEP)
+      products_.tables(
+          b, h, begin + t, std::min(STEP, tokens - t), tables_.get() + g * size_ + t * products_.stride, room_.get());
+    if (gradients_ != nullptr) std::fill_n(gradients_.get() + g * size_, tokens * products_.stride, T(0));
+  }
+  // Those tables, for tokens that are counted from `begin`.
+  Tables<T> tables(int64_t g, int64_t begin) const { return at(tables_.get(), g, begin); }
+  Tables<T> gradients(int64_t g, int64_t begin) const { return at(gradients_.get(), g, begin); }
+
+  // Pass on the gradients of the tables of some tokens, the first of which is token `from` of those computed.
+  void differentiate(int64_t g, int64_t from, int64_t split, int64_t b, int64_t h, int64_t begin, int64_t tokens) {
+    for (int64_t t = 0; gradients_ != nullptr && t < tokens; t += STEP)
+      products_.differentiate(
+          call_, split, b, h, begin + t, std::min(STEP, tokens - t),
+          gradients_.get() + g * size_ + (from + t) * products_.stride, gathered_.get() + g * products_.gathered(),
+          room_.get());
+  }
+  void write(int64_t g, int64_t split, int64_t b, int64_t h) const {
+    if (gradients_ != nullptr) products_.write(call_, split, b, h, gathered_.get() + g * products_.gathered());
+  }
+
+ private:
+  static constexpr int64_t STEP = 96;
+  Tables<T> at(T* start, int64_t g, int64_t begin) const {
+    return {start + g * size_ - begin * products_.stride, products_.stride, products_.width, products_.left};
+  }
+
+  const Call& call_;
+  const Products<T>& products_;
+  const int64_t size_;
+  std::unique_ptr<T[]> tables_, gradients_, gathered_, room_;
 };
 
 // sum_j weight(i, j) (d_out_i v_j) = d_out_i out_i, not needed of rows that are whole. Several rows at a time, since
@@ -430,9 +537,15 @@ void backward(const Call& call) {
   const int64_t wide_d = round_up(call.dim, LANES<T>), wide_v = round_up(call.dim_v, LANES<T>);
   const int64_t group = call.heads / call.kv_heads;
   const int64_t columns = std::min(KEYS, round_up(call.keys, PANEL<T>)), tile_rows = std::min(QUERIES, call.queries);
-  const size_t bytes = sizeof(T) * (columns * (3 * wide_d + 3 * wide_v) + tile_rows * (wide_d + wide_v) +
-                                    (2 * tile_rows + 1) * columns + 2 * (tile_rows + columns + LANES<T>)) +
-                       64 * 16;
+  const int64_t padded_rows = round_up(tile_rows, LANES<T>);  // gradients of a tile are read in whole blocks
+  const size_t bytes =
+      sizeof(T) * (columns * (3 * wide_d + 3 * wide_v) + tile_rows * (wide_d + wide_v) +
+                   (2 * padded_rows + 3) * columns + tile_rows + LANES<T> +
+                   (call.softcap != 0 ? padded_rows * columns : 0) + Terms<T>::room(tile_rows, columns)) +
+      64 * 16 + Boosts<T>::bytes(call, tile_rows, columns);
+  const Products<T>&rows_tables = *shared.rows, &cols_tables = *shared.cols, &values = *shared.values;
+  const bool d_rows_needed = call.d_rows_x != nullptr || call.d_rows_vectors != nullptr,
+             d_cols_needed = call.d_cols_x != nullptr || call.d_cols_vectors != nullptr;
   const T scale = T(call.scale);
 
   std::vector<std::vector<int64_t>> blocks(call.batch);  // number of blocks of keys that a span of queries sees
@@ -502,11 +615,25 @@ void backward(const Call& call) {
     T *v_room = room.take<T>(columns * wide_v), *v_panel = room.take<T>(columns * wide_v),
       *d_v = room.take<T>(columns * wide_v);
     T *q_room = room.take<T>(tile_rows * wide_d), *grad_room = room.take<T>(tile_rows * wide_v);
-    T *weights = room.take<T>(tile_rows * columns), *gradients = room.take<T>(tile_rows * columns),
+    T *weights = room.take<T>(padded_rows * columns), *gradients = room.take<T>(padded_rows * columns),
       *row_room = room.take<T>(columns);
-    T *line = room.take<T>(tile_rows + columns + LANES<T>), *sums = room.take<T>(tile_rows + columns + LANES<T>);
+    T *tile_room = room.take<T>(Terms<T>::room(tile_rows, columns)),
+      *sums = room.take<T>(tile_rows + 2 * columns + LANES<T>);
+    T* caps = call.softcap != 0 ? room.take<T>(padded_rows * columns) : nullptr;
+    Boosts<T> boosts(call, b, room, tile_rows, columns);
     std::vector<Gradients<T>> terms;
     for (int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) terms.emplace_back(call, b, h, split);
+    Multiplied<T> rows_of_heads(call, rows_tables, d_rows_needed, group, call.queries),
+        cols_of_heads(call, cols_tables, d_cols_needed, group, columns),
+        // of values: the gradients of weights, and the weights, by distance
+        shares_of_heads(call, values, call.d_values_vectors != nullptr, group, call.queries);
+    for (int64_t g = 0; values && g < group; ++g) shares_of_heads.compute(g, b, h_kv * group + g, 0, call.queries);
+    if (rows_tables)
+      for (int64_t g = 0; g < group; ++g) {
+        rows_of_heads.compute(g, b, h_kv * group + g, 0, call.queries);
+        terms[g].set_rows(rows_of_heads.tables(g, 0));
+        if (d_rows_needed) terms[g].d_rows = rows_of_heads.gradients(g, 0);
+      }
 
     const int64_t some_queries = shared.q[b].size(), some_keys = shared.k[b].size();
     std::vector<char> begun(group * some_queries, 0);  // whether d_q of a head's span was written
@@ -519,6 +646,10 @@ void backward(const Call& call) {
     const auto write_until = [&](int64_t last) {
       for (; next < last; next += call.splits) {
         const Span& keys = shared.k[b][next];
+        if (boosts.on && next == held) boosts.leave(keys, d_k);
+        if (cols_tables && next == held)
+          for (int64_t g = 0; g < group; ++g)
+            cols_of_heads.differentiate(g, 0, 0, b, h_kv * group + g, keys.begin, keys.size());
         for (int64_t j = 0; j < keys.size(); ++j) {
           In* to_k = const_cast<In*>(
               at_row<In>(call.d_k, b, call.d_k_batch, h_kv, call.d_k_head, keys.begin + j, call.d_k_row));
@@ -545,10 +676,18 @@ void backward(const Call& call) {
             keys.size(), call.dim_v, T(1));
         std::fill(k_room + keys.size() * wide_d, k_room + whole * wide_d, T(0));
         std::fill(v_room + keys.size() * wide_v, v_room + whole * wide_v, T(0));
-        transpose<T>(k_panel, k_room, wide_d, keys.size(), call.dim);
+        if (boosts.on)
+          boosts.enter(k_room);
+        else
+          transpose<T>(k_panel, k_room, wide_d, keys.size(), call.dim);
         transpose<T>(v_panel, v_room, wide_v, keys.size(), call.dim_v);
         std::fill(d_k, d_k + columns * wide_d, T(0));
         std::fill(d_v, d_v + columns * wide_v, T(0));
+        for (int64_t g = 0; cols_tables && g < group; ++g) {
+          cols_of_heads.compute(g, b, h_kv * group + g, keys.begin, keys.size());
+          terms[g].set_cols(cols_of_heads.tables(g, keys.begin));
+          if (d_cols_needed) terms[g].d_cols = cols_of_heads.gradients(g, keys.begin);
+        }
       }
       const int64_t rows = tile.rows(), width = tile.last - tile.first, query = tile.q->begin, bh = b * call.heads + h;
       const Rows<T> q = rows_of<T>(
@@ -557,38 +696,73 @@ void backward(const Call& call) {
       const Rows<T> grad = rows_of<T>(
           at_row<In>(call.grad, b, call.grad_batch, h, call.grad_head, query, call.grad_row), call.grad_row, rows,
           call.dim_v, wide_v, grad_room);
-      product<T>(
-          rows, tile.wide - tile.first, call.dim, q.start, q.stride, 1, k_panel + tile.first * call.dim, PANEL<T>,
-          call.dim * PANEL<T>, weights + tile.first, columns, false);
+      if (boosts.on)
+        boosts.scores(tile, q.start, q.stride, weights, columns);
+      else
+        product<T>(
+            rows, tile.wide - tile.first, call.dim, q.start, q.stride, 1, k_panel + tile.first * call.dim, PANEL<T>,
+            call.dim * PANEL<T>, weights + tile.first, columns, false);
       product<T>(
           rows, tile.wide - tile.first, call.dim_v, grad.start, grad.stride, 1, v_panel + tile.first * call.dim_v,
           PANEL<T>, call.dim_v * PANEL<T>, gradients + tile.first, columns, false);
       Gradients<T>& head = terms[h - h_kv * group];
       const Dropout dropout(call, b, h);
-      head.enter(tile, line, sums);
+      head.enter(tile, columns, tile_room, sums);
       for (int64_t i = 0; i < rows; ++i) {
         T *weight = weights + i * columns, *gradient = gradients + i * columns;
+        if (caps != nullptr) cap<T>(weight, tile.first, tile.wide, T(call.softcap), caps + i * columns);
+        if (values) {
+          const T* table = shares_of_heads.tables(h - h_kv * group, 0).of(query + i);
+          head.by_distance(i, [&](int64_t first, int64_t last, int64_t distance) {
+            add_table(gradient, table, values.width, first, last, distance + values.left);
+          });
+        }
         if (dropout.on) dropout.apply(gradient, query + i, tile.k->begin, tile.first, tile.wide);
         const T sum = differentiate<T>(
             weight, gradient, tile.first, tile.wide, head.of_row(i, row_room), queries[bh * call.queries + query + i],
             blocks[b][iq] == 1);
         head.add(i, gradient, sum);
         if (dropout.on) dropout.apply(weight, query + i, tile.k->begin, tile.first, tile.wide);
+        if (call.d_values_vectors != nullptr) {
+          T* share = shares_of_heads.gradients(h - h_kv * group, 0).of(query + i);
+          head.by_distance(i, [&](int64_t first, int64_t last, int64_t distance) {
+            add_to_table(share, weight, values.width, first, last, distance + values.left);
+          });
+        }
       }
-      head.leave();
+      head.leave(gradients, columns);
+      for (int64_t i = 0; caps != nullptr && i < rows; ++i)
+        for (int64_t j = tile.first; j < tile.wide; ++j) gradients[i * columns + j] *= caps[i * columns + j];
       product<T>(
           width, wide_v, rows, weights + tile.first, 1, columns, grad.start, grad.stride, PANEL<T>,
           d_v + tile.first * wide_v, wide_v, true);
-      product<T>(
-          width, wide_d, rows, gradients + tile.first, 1, columns, q.start, q.stride, PANEL<T>,
-          d_k + tile.first * wide_d, wide_d, true);
       char& started = begun[(h - h_kv * group) * some_queries + iq];
-      product<T>(
-          rows, wide_d, width, gradients + tile.first, columns, 1, k_room + tile.first * wide_d, wide_d, PANEL<T>,
-          d_q_of(h, query), call.d_q_row, started);
+      T* d_q = d_q_of(h, query);
+      if (boosts.on) {
+        for (int64_t i = 0; i < rows && !started; ++i) std::fill_n(d_q + i * call.d_q_row, wide_d, T(0));
+        boosts.gradients(tile, gradients, columns, q.start, q.stride, d_q, call.d_q_row, d_k);
+      } else {
+        product<T>(
+            width, wide_d, rows, gradients + tile.first, 1, columns, q.start, q.stride, PANEL<T>,
+            d_k + tile.first * wide_d, wide_d, true);
+        product<T>(
+            rows, wide_d, width, gradients + tile.first, columns, 1, k_room + tile.first * wide_d, wide_d, PANEL<T>,
+            d_q, call.d_q_row, started);
+      }
       started = 1;
     });
     write_until(some_keys);
+    for (int64_t g = 0; g < group; ++g) {
+      for (int64_t begin = 0; rows_tables && begin < call.queries; begin += QUERIES)
+        rows_of_heads.differentiate(
+            g, begin, split, b, h_kv * group + g, begin, std::min(QUERIES, call.queries - begin));
+      for (int64_t begin = 0; values && begin < call.queries; begin += QUERIES)
+        shares_of_heads.differentiate(
+            g, begin, split, b, h_kv * group + g, begin, std::min(QUERIES, call.queries - begin));
+      shares_of_heads.write(g, split, b, h_kv * group + g);
+      rows_of_heads.write(g, split, b, h_kv * group + g);
+      cols_of_heads.write(g, split, b, h_kv * group + g);
+    }
     for (int64_t g = 0; g < group; ++g)
       for (int64_t iq = 0; iq < some_queries; ++iq)
         for (int64_t i = shared.q[b][iq].begin; !begun[g * some_queries + iq] && i < shared.q[b][iq].end; ++i)
@@ -618,32 +792,6 @@ void backward(const Call& call) {
   }
 }
 
-// Run `work` for the accumulator's type and the inputs'. Returns 0, or 1 with a message of at most 255 characters.
-// kind: 0 float32, 1 bfloat16, 2 float16, 3 float64.
-template <typename Work>
-int by_kind(int kind, char* message, const Work& work) {
-  try {
-    switch (kind) {
-      case 0:
-        work.template operator()<float, float>();
-        break;
-      case 1:
-        work.template operator()<float, c10::BFloat16>();
-        break;
-      case 2:
-        work.template operator()<float, c10::Half>();
-        break;
-      default:
-        work.template operator()<double, double>();
-    }
-    return 0;
-  } catch (const std::exception& error) {
-    std::strncpy(message, error.what(), 255);
-    message[255] = 0;
-    return 1;
-  }
-}
-
 }  // namespace headway
 
 extern "C" int headway_forward(const headway::Call* call, int kind, char* message) {
@@ -655,4 +803,4 @@ extern "C" int headway_backward(const headway::Call* call, int kind, char* messa
 }
 
 // Lets Python check that both sides have the same layout.
-extern "C" int64_t headway_call_size() { return sizeof(headway::Call); }
+extern "C" int64_t attention_call_size() { return sizeof(headway::Call); }

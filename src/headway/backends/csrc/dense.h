@@ -91,6 +91,27 @@ inline Vectorized<double> exp_negative(Vectorized<double> x) {
   return Vectorized<double>::loadu(value);
 }
 
+// tanh(x) to about 1 ulp.
+inline Vectorized<float> tanh_of(Vectorized<float> x) {
+  using V = Vectorized<float>;
+  const V one(1.0f), z = x * x, size = x.abs();
+  V p = at::vec::fmadd(V(-5.70498872745e-3f), z, V(2.06390887954e-2f));
+  p = at::vec::fmadd(p, z, V(-5.37397155531e-2f));
+  p = at::vec::fmadd(p, z, V(1.33314422036e-1f));
+  p = at::vec::fmadd(p, z, V(-3.33332819422e-1f));
+  const V near = at::vec::fmadd(x * z, p, x), e = exp_negative(V(-2.0f) * size);
+  const V far = ((one - e) / (one + e)).copysign(x);
+  return V::blendv(far, near, size < V(0.625f));
+}
+
+inline Vectorized<double> tanh_of(Vectorized<double> x) {
+  constexpr int64_t lanes = LANES<double>;
+  double value[lanes];
+  x.store(value);
+  for (int64_t i = 0; i < lanes; ++i) value[i] = std::tanh(value[i]);
+  return Vectorized<double>::loadu(value);
+}
+
 template <typename T>
 inline T sum_of(Vectorized<T> x) {
   T value[LANES<T>];
@@ -98,6 +119,16 @@ inline T sum_of(Vectorized<T> x) {
   for (int64_t half = LANES<T> / 2; half > 0; half /= 2)
     for (int64_t i = 0; i < half; ++i) value[i] += value[i + half];
   return value[0];
+}
+
+// The sum of row[first ... last).
+template <typename T>
+inline T total_of(const T* row, int64_t first, int64_t last) {
+  Vectorized<T> sum(T(0));
+  for (; first + LANES<T> <= last; first += LANES<T>) sum = sum + Vectorized<T>::loadu(row + first);
+  T total = sum_of(sum), rest = 0;
+  for (; first < last; ++first) rest += row[first];
+  return total + rest;
 }
 
 template <typename T>

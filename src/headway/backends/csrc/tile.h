@@ -1,53 +1,15 @@
 // Biases and masks of a tile of scores, by the positions of its queries and keys.
 #pragma once
 
+#include "call.h"
 #include "dense.h"
+#include "tables.h"
 
 #include <vector>
 
 namespace headway {
 
-// One call; native.py parses these lines to pass the same fields. Strides count elements; T is float, or double for
-// double inputs.
-struct Call {
-  int64_t batch, heads, kv_heads, queries, keys, dim, dim_v;
-  const void *q, *k, *v;
-  int64_t q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row;
-  const int64_t *q_pos, *k_pos, *q_docs, *k_docs;  // documents may be null
-  int64_t q_pos_batch, k_pos_batch, q_docs_batch, k_docs_batch;
-  int64_t past, future;
-  const void* per_key;  // (B, H, K) T, or null
-  int64_t per_key_batch, per_key_head;
-  const void *table, *tails;  // (H, W) and (H, 2) T, or null; contiguous
-  int64_t width, left;
-  const void* rows;  // (B, H, Q, W') T, or null
-  int64_t rows_batch, rows_head, rows_row, rows_width, rows_left;
-  const void* pairs;  // (B, H, Q, K) of one of by_kind's types, contiguous over keys, or null
-  int64_t pairs_batch, pairs_head, pairs_row, pairs_kind;
-  double scale;
-  double dropout;       // share of the weights set to 0
-  const int64_t* seed;  // decides which; null without dropout
-  int64_t skip;         // whether tiles of negligible weight are skipped
-  int64_t decoding;     // no backward will follow
-  void* out;            // (B, H, Q, D_v)
-  int64_t out_batch, out_head, out_row;
-  void* sums;  // (B, H, Q, 2) T, contiguous: a row's greatest score, and 1 / its sum of exp(score - greatest), or 0, 0
-  // backward
-  const void* grad;  // (B, H, Q, D_v)
-  int64_t grad_batch, grad_head, grad_row;
-  int64_t splits;  // number of tasks that share the keys of a head; each has its own d_q, d_table, d_rows
-  void* d_q;       // (S, B, H, Q, wide D) T
-  int64_t d_q_split, d_q_batch, d_q_head, d_q_row;
-  void *d_k, *d_v;  // (B, H_kv, K, D), (B, H_kv, K, D_v)
-  int64_t d_k_batch, d_k_head, d_k_row, d_v_batch, d_v_head, d_v_row;
-  void* d_per_key;            // (B, H, K) T, or null
-  double *d_table, *d_tails;  // (S, B, H, W) and (S, B, H, 2), or null
-  void* d_rows;               // (S, B, H, Q, W') T, or null
-  void* d_pairs;              // T, contiguous, as broadcast as the pairs, or null
-  int64_t* tiles;             // {computed, skipped}, added to
-};
-
-// The dtypes, numbered as in native.py.
+// The dtypes, numbered as in library.py.
 template <typename T>
 constexpr int64_t KIND = -1;
 template <>
@@ -62,7 +24,8 @@ inline constexpr int64_t KIND<double> = 3;
 // Which pairs of one head dropout keeps, as in backends/dropout.py: a hash of the seed and the pair's indices.
 class Dropout {
  public:
-  Dropout(const Call& call, int64_t b, int64_t h)
+  template <typename AnyCall>
+  Dropout(const AnyCall& call, int64_t b, int64_t h)
       : on(call.dropout > 0), factor_(1 / (1 - call.dropout)), least_(uint32_t(call.dropout * 4294967296.0)) {
     if (!on) return;
     head_ = mixed(uint32_t(b * call.heads + h)) ^ uint32_t(*call.seed);
@@ -73,10 +36,21 @@ class Dropout {
   // Zero the dropped columns in [first, wide) of a query's row, whose first key is `key`; scale up the others.
   template <typename T>
   void apply(T* row, int64_t query, int64_t key, int64_t first, int64_t wide) const {
-    const uint32_t start = mixed(head_ ^ (uint32_t(query) + high_)) + uint32_t(key) * STEP, least = least_;
+    const uint32_t begin = start(query) + uint32_t(key) * STEP, least = least_;
     const T factor = T(factor_);
-    for (int64_t j = first; j < wide; ++j) row[j] = mixed(start + uint32_t(j) * STEP) >= least ? row[j] * factor : T(0);
+    for (int64_t j = first; j < wide; ++j) row[j] = mixed(begin + uint32_t(j) * STEP) >= least ? row[j] * factor : T(0);
   }
+
+  // Likewise of one key's weights for several queries, each with its start.
+  template <typename T>
+  void apply(T* column, const uint32_t* starts, int64_t queries, int64_t key) const {
+    const uint32_t step = uint32_t(key) * STEP, least = least_;
+    const T factor = T(factor_);
+    for (int64_t i = 0; i < queries; ++i) column[i] = mixed(starts[i] + step) >= least ? column[i] * factor : T(0);
+  }
+
+  // Where a query's sequence of hashes starts.
+  uint32_t start(int64_t query) const { return mixed(head_ ^ (uint32_t(query) + high_)); }
 
   const bool on;
 
@@ -99,12 +73,19 @@ const In* at_row(
   return static_cast<const In*>(start) + b * b_stride + h * h_stride + r * r_stride;
 }
 
+// Neighbouring tokens of one document whose positions go up by one.
+struct Run {
+  int64_t begin, end;  // counted from the start of its span
+  int64_t pos, doc;    // of the first
+};
+
 // A block of neighbouring tokens and what is known of their positions.
 struct Span {
   int64_t begin, end;         // tokens
   int64_t low, high;          // least and greatest position; low > high when all are padding
   int64_t doc_low, doc_high;  // likewise for documents
   bool unit;                  // positions go up by one, no padding
+  std::vector<Run> runs;      // of all tokens that are not padding
 
   int64_t size() const { return end - begin; }
 };
@@ -113,13 +94,19 @@ inline std::vector<Span> spans(const int64_t* pos, const int64_t* docs, int64_t 
   std::vector<Span> result;
   for (int64_t begin = 0; begin < tokens; begin += step) {
     constexpr int64_t most = std::numeric_limits<int64_t>::max(), least = std::numeric_limits<int64_t>::min();
-    Span span{begin, std::min(tokens, begin + step), most, least, most, least, true};
+    Span span{begin, std::min(tokens, begin + step), most, least, most, least, true, {}};
     for (int64_t i = begin; i < span.end; ++i) {
       span.unit &= pos[i] >= 0 && pos[i] == pos[begin] + (i - begin);
       if (pos[i] < 0) continue;
+      const int64_t doc = docs == nullptr ? 0 : docs[i];
+      const bool more = !span.runs.empty() && span.runs.back().end == i - begin && pos[i] == pos[i - 1] + 1 &&
+                        doc == span.runs.back().doc;
+      if (more)
+        ++span.runs.back().end;
+      else
+        span.runs.push_back({i - begin, i - begin + 1, pos[i], doc});
       span.low = std::min(span.low, pos[i]);
       span.high = std::max(span.high, pos[i]);
-      const int64_t doc = docs == nullptr ? 0 : docs[i];
       span.doc_low = std::min(span.doc_low, doc);
       span.doc_high = std::max(span.doc_high, doc);
     }
@@ -141,8 +128,8 @@ struct Tile {
 };
 
 // Find the columns of a tile to compute; false if all of it is hidden.
-template <typename T>
-bool look(const Call& call, const Span& q, const Span& k, Tile& tile) {
+template <typename T, typename AnyCall>
+bool look(const AnyCall& call, const Span& q, const Span& k, Tile& tile) {
   if (q.low > q.high || k.low > k.high) return false;
   if (k.low - q.high > call.future || k.high - q.low < -call.past) return false;
   if (q.doc_low > k.doc_high || k.doc_low > q.doc_high) return false;
@@ -188,12 +175,34 @@ class Terms {
             call.per_key == nullptr ? nullptr
                                     : at_row<T>(call.per_key, b, call.per_key_batch, h, call.per_key_head, 0, 0)),
         table_(call.table == nullptr ? nullptr : static_cast<const T*>(call.table) + h * call.width),
-        rows_(call.rows == nullptr ? nullptr : at_row<T>(call.rows, b, call.rows_batch, h, call.rows_head, 0, 0)),
+        q_slopes_(
+            call.q_slopes == nullptr ? nullptr
+                                     : at_row<T>(call.q_slopes, b, call.q_slopes_batch, h, call.q_slopes_head, 0, 0)),
+        k_slopes_(
+            call.k_slopes == nullptr ? nullptr
+                                     : at_row<T>(call.k_slopes, b, call.k_slopes_batch, h, call.k_slopes_head, 0, 0)),
+        rows_(given<T>(queries_of(call), b, h)),
+        cols_(given<T>(keys_of(call), b, h)),
+        h_curve_(h * (call.curve_knots + 1)),
+        curve_rate_(b * call.curve_rate_batch),
+        curve_breaks_(b * call.curve_breaks_batch),
         pairs_(b * call.pairs_batch + h * call.pairs_head) {
     if (call.tails != nullptr) {
       past_tail_ = static_cast<const T*>(call.tails)[2 * h];
       future_tail_ = static_cast<const T*>(call.tails)[2 * h + 1];
     }
+  }
+
+  // Tables of tokens that were computed.
+  void set_rows(const Tables<T>& rows) { rows_ = rows; }
+  void set_cols(const Tables<T>& cols) { cols_ = cols; }
+  // The keys' tables, computed entry by entry: for few queries, which need few of them.
+  void set_cols(const Products<T>* products, int64_t b, int64_t h) {
+    single_ = products;
+    b_ = b;
+    h_ = h;
+    cols_.width = products->width;
+    cols_.left = products->left;
   }
 
   // The table at a distance.
@@ -202,24 +211,44 @@ class Terms {
     return table_[inside] + (entry < inside ? past_tail_ : future_tail_) * T(std::abs(entry - inside));
   }
 
-  // Prepare for the rows of a tile. `line` has room for rows + columns + lanes values.
-  void enter(const Tile& tile, T* line) {
+  // Values of workspace for tiles of this size.
+  static int64_t room(int64_t rows, int64_t columns) {
+    return 3 * (rows + columns + LANES<T>)+(round_up(rows, LANES<T>) + LANES<T>)*columns + LANES<T> * (rows + LANES<T>);
+  }
+
+  // Prepare for the rows of a tile, `columns` apart in memory. `room` is workspace until the next tile.
+  void enter(const Tile& tile, int64_t columns, T* room) {
     tile_ = &tile;
-    line_ = nullptr;
+    line_ = away_ = levels_ = nullptr;
+    above_ = nullptr;
     all_ = T(0);
-    if (table_ == nullptr || !tile.regular) return;
+    if (!tile.regular) return;
     const int64_t lowest = lowest_distance(), count = tile.rows() - 1 + tile.wide;
-    const int64_t from = lowest + tile.first + call_.left, to = lowest + count - 1 + call_.left;
-    // a tail whose gradient is needed counts even if it is zero
-    const bool flat = call_.d_tails == nullptr;
-    if (to <= 0 && flat && past_tail_ == T(0)) {
-      all_ = table_[all_entry_ = 0];
-    } else if (from >= call_.width - 1 && flat && future_tail_ == T(0)) {
-      all_ = table_[all_entry_ = call_.width - 1];
-    } else {
-      line_ = line;
-      fill(line, tile.first, count, lowest);
+    if (table_ != nullptr) {
+      const int64_t from = lowest + tile.first + call_.left, to = lowest + count - 1 + call_.left;
+      // a tail whose gradient is needed counts even if it is zero
+      const bool flat = call_.d_tails == nullptr;
+      if (to <= 0 && flat && past_tail_ == T(0)) {
+        all_ = table_[all_entry_ = 0];
+      } else if (from >= call_.width - 1 && flat && future_tail_ == T(0)) {
+        all_ = table_[all_entry_ = call_.width - 1];
+      } else {
+        line_ = room;
+        fill(room, tile.first, count, lowest);
+      }
     }
+    room += tile.rows() + columns + LANES<T>;
+    if (q_slopes_ != nullptr || k_slopes_ != nullptr) {
+      away_ = room;
+      for (int64_t u = tile.first; u < count; ++u) room[u] = T(std::abs(lowest + u));
+    }
+    room += tile.rows() + columns + LANES<T>;
+    if (call_.curve_level != nullptr) {
+      levels_ = room;
+      for (int64_t u = tile.first; u < count; ++u) room[u] = level(std::abs(lowest + u));
+    }
+    room += tile.rows() + columns + LANES<T>;
+    if (cols_ || single_ != nullptr) enter_columns(columns, room);
   }
 
   // What is added to row i of the tile; `row` has room for as many values as the tile is wide.
@@ -229,25 +258,29 @@ class Terms {
       irregular(i, row);
       return {row, T(0)};
     }
-    const T* line = line_ == nullptr ? nullptr : line_ + (tile.rows() - 1 - i);
-    const T* key = per_key_ == nullptr ? nullptr : per_key_ + tile.k->begin;
+    const T* each[3];
+    int count = 0;
+    if (line_ != nullptr) each[count++] = line_ + (tile.rows() - 1 - i);
+    if (per_key_ != nullptr) each[count++] = per_key_ + tile.k->begin;
+    if (above_ != nullptr) each[count++] = above_ + i * above_stride_;
     T all = all_;
     const T* own = nullptr;
     int64_t entry = 0;  // of column 0 in the query's own table
-    if (rows_ != nullptr) {
-      own = rows_ + (tile.q->begin + i) * call_.rows_row;
-      entry = tile.distance - i + call_.rows_left;
+    if (rows_) {
+      own = rows_.of(tile.q->begin + i);
+      entry = tile.distance - i + rows_.left;
       if (entry + tile.wide - 1 <= 0) {
         all += own[0];
         own = nullptr;
-      } else if (entry + tile.first >= call_.rows_width - 1) {
-        all += own[call_.rows_width - 1];
+      } else if (entry + tile.first >= rows_.width - 1) {
+        all += own[rows_.width - 1];
         own = nullptr;
       }
     }
-    const bool simple = own == nullptr && (line == nullptr || key == nullptr);
-    if (!tile.edge && simple && call_.pairs == nullptr) return {line == nullptr ? key : line, all};
-    if (!tile.edge && own == nullptr && line == nullptr && key == nullptr && pairs_are<T>()) return {pair<T>(i), all};
+    if (!tile.edge && own == nullptr && away_ == nullptr && levels_ == nullptr) {
+      if (count <= 1 && call_.pairs == nullptr) return {count == 0 ? nullptr : each[0], all};
+      if (count == 0 && pairs_are<T>()) return {pair<T>(i), all};
+    }
     int64_t first = tile.first, last = tile.last;
     if (tile.edge) {
       first = clamp(-call_.past - tile.distance + i, first, last);
@@ -255,21 +288,39 @@ class Terms {
       std::fill(row + tile.first, row + first, -std::numeric_limits<T>::infinity());
       std::fill(row + last, row + tile.wide, -std::numeric_limits<T>::infinity());
     }
-    if (line != nullptr && key != nullptr) {
-      for (int64_t j = first; j < last; ++j) row[j] = line[j] + key[j];
-    } else if (line != nullptr || key != nullptr) {
-      std::copy((line == nullptr ? key : line) + first, (line == nullptr ? key : line) + last, row + first);
-    } else {
-      std::fill(row + first, row + last, T(0));
+    if (count == 0) std::fill(row + first, row + last, T(0));
+    if (count == 1) std::copy(each[0] + first, each[0] + last, row + first);
+    if (count >= 2)
+      for (int64_t j = first; j < last; ++j) row[j] = each[0][j] + each[1][j];
+    if (count == 3)
+      for (int64_t j = first; j < last; ++j) row[j] += each[2][j];
+    if (own != nullptr) add_table(row, own, rows_.width, first, last, entry);
+    if (away_ != nullptr) {
+      const T* away = away_ + (tile.rows() - 1 - i);
+      const T slope = q_slopes_ == nullptr ? T(0) : q_slopes_[tile.q->begin + i];
+      const T* slopes = k_slopes_ == nullptr ? nullptr : k_slopes_ + tile.k->begin;
+      if (slopes == nullptr)
+        for (int64_t j = first; j < last; ++j) row[j] += away[j] * slope;
+      else
+        for (int64_t j = first; j < last; ++j) row[j] += away[j] * (slope + slopes[j]);
     }
-    if (own != nullptr) {
-      const int64_t begin = clamp(-entry, first, last), end = clamp(call_.rows_width - entry, begin, last);
-      for (int64_t j = first; j < begin; ++j) row[j] += own[0];
-      for (int64_t j = begin; j < end; ++j) row[j] += own[entry + j];
-      for (int64_t j = end; j < last; ++j) row[j] += own[call_.rows_width - 1];
+    if (levels_ != nullptr) {
+      const T* levels = levels_ + (tile.rows() - 1 - i);
+      each_piece(tile.q->begin + i, first, last, tile.distance - i, [&](const Piece& piece) {
+        for (int64_t j = piece.first; j < piece.last; ++j) row[j] += piece.base + piece.slope * levels[j];
+      });
     }
     add_pairs(i, first, last, row);
     return {row, all};
+  }
+
+  // What of row i has a distance, by stretches: columns [first, last), and the distance of column 0.
+  template <typename Work>
+  void by_distance(int64_t i, const Work& work) const {
+    if (tile_->regular)
+      work(tile_->first, tile_->last, tile_->distance - i);
+    else
+      each_stretch(i, work);
   }
 
   // An upper bound of what the table and the keys add to any score of the tile.
@@ -292,15 +343,51 @@ class Terms {
   static int64_t clamp(int64_t x, int64_t low, int64_t high) { return std::min(std::max(x, low), high); }
 
  protected:
-  int64_t lowest_distance() const { return tile_->distance - (tile_->rows() - 1); }
-  int64_t distance(int64_t i, int64_t j) const { return k_pos_[tile_->k->begin + j] - q_pos_[tile_->q->begin + i]; }
-
-  bool visible(int64_t i, int64_t j) const {
-    const int64_t query = tile_->q->begin + i, key = tile_->k->begin + j, apart = k_pos_[key] - q_pos_[query];
-    return k_pos_[key] >= 0 && q_pos_[query] >= 0 && apart <= call_.future && apart >= -call_.past &&
-           (q_docs_ == nullptr || q_docs_[query] == k_docs_[key]);
+  // Columns [first, last) of a row whose values are base + slope · level, in piece `index`.
+  struct Piece {
+    int64_t index, first, last;
+    T base, slope;
+  };
+  T level(int64_t away) const {
+    return static_cast<const T*>(call_.curve_level)[std::min(away, call_.curve_width - 1)];
+  }
+  T rate(int64_t query) const { return static_cast<const T*>(call_.curve_rate)[curve_rate_ + query]; }
+  // The pieces of columns [first, last) of a row; `apart` is the distance of column 0.
+  template <typename Work>
+  void each_piece(int64_t query, int64_t first, int64_t last, int64_t apart, const Work& work) const {
+    const int64_t knots = call_.curve_knots, zero = clamp(-apart, first, last);  // from there on distances are >= 0
+    const int64_t* breaks = call_.curve_breaks + curve_breaks_ + query * knots;
+    const T *base = static_cast<const T*>(call_.curve_base) + h_curve_,
+            *slope = static_cast<const T*>(call_.curve_slope) + h_curve_;
+    const T rate = this->rate(query);
+    for (int64_t index = 0; index <= knots; ++index) {
+      const int64_t low = index == 0 ? 0 : breaks[index - 1];
+      const int64_t high = index == knots ? std::numeric_limits<int64_t>::max() / 4 : breaks[index];
+      if (low >= high) continue;
+      Piece piece{
+          index, clamp(1 - high - apart, first, zero), clamp(1 - low - apart, first, zero), base[index],
+          slope[index] * rate};
+      if (piece.first < piece.last) work(piece);
+      piece.first = clamp(low - apart, zero, last);
+      piece.last = clamp(high - apart, zero, last);
+      if (piece.first < piece.last) work(piece);
+    }
   }
 
+  int64_t lowest_distance() const { return tile_->distance - (tile_->rows() - 1); }
+  // The stretches of columns that row i sees, each with the distance of column 0 if the stretch went on until there.
+  template <typename Work>
+  void each_stretch(int64_t i, const Work& work) const {
+    const int64_t query = tile_->q->begin + i, at = q_pos_[query];
+    if (at < 0) return;
+    for (const Run& run : tile_->k->runs) {
+      if (q_docs_ != nullptr && q_docs_[query] != run.doc) continue;
+      const int64_t apart = run.pos - at - run.begin;
+      const int64_t first = clamp(-call_.past - apart, run.begin, run.end);
+      const int64_t last = clamp(call_.future - apart + 1, first, run.end);
+      if (first < last) work(first, last, apart);
+    }
+  }
   template <typename P>
   bool pairs_are() const {
     return call_.pairs != nullptr && call_.pairs_kind == KIND<P>;
@@ -323,13 +410,21 @@ class Terms {
 
   const Call& call_;
   const int64_t *q_pos_, *k_pos_, *q_docs_, *k_docs_;
-  const T *per_key_, *table_, *rows_;
-  const int64_t pairs_;
+  const T *per_key_, *table_, *q_slopes_, *k_slopes_;
+  Tables<T> rows_, cols_;
+  const Products<T>* single_ = nullptr;
+  int64_t b_ = 0, h_ = 0;
+  const int64_t h_curve_, curve_rate_, curve_breaks_, pairs_;
   T past_tail_ = T(0), future_tail_ = T(0);
   const Tile* tile_ = nullptr;
-  const T* line_ = nullptr;  // the table over the tile's distances, or null
-  T all_ = T(0);             // or its one value there,
-  int64_t all_entry_ = 0;    // which is this entry's
+  const T* line_ = nullptr;    // the table over the tile's distances, or null
+  T all_ = T(0);               // or its one value there,
+  int64_t all_entry_ = 0;      // which is this entry's
+  const T* levels_ = nullptr;  // of the curve, over the tile's distances
+  const T* away_ = nullptr;    // how far apart, over the tile's distances
+  T* above_ = nullptr;         // the keys' tables over the tile,
+  int64_t above_stride_ = 0;   // 0 if all its queries share an entry,
+  int64_t above_entry_ = 0;    // which is this one
 
  private:
   // line[u] = the table at distance lowest + u, for u in [first, count)
@@ -342,20 +437,80 @@ class Terms {
     for (int64_t u = end; u < count; ++u) line[u] = high + future_tail_ * T(entry + u - (call_.width - 1));
   }
 
+  T col(int64_t key, int64_t entry) const {
+    entry = clamp(entry, cols_.width);
+    return single_ == nullptr ? cols_.of(key)[entry] : single_->single(b_, h_, key, entry);
+  }
+
+  // Lay out the keys' tables as rows of the tile: of a vector of keys at a time, each key's entries, which fall with
+  // the query, transposed.
+  void enter_columns(int64_t columns, T* room) {
+    constexpr int64_t lanes = LANES<T>;
+    const Tile& tile = *tile_;
+    const int64_t rows = tile.rows(), keys = tile.k->size(), entry = tile.distance + cols_.left;  // of (0, 0)
+    above_ = room;
+    if (single_ != nullptr) {
+      above_stride_ = columns;
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = tile.first; j < tile.wide; ++j)
+          above_[i * columns + j] = j < keys ? col(tile.k->begin + j, entry + j - i) : T(0);
+      return;
+    }
+    if (entry + tile.wide - 1 <= 0 || entry + tile.first - (rows - 1) >= cols_.width - 1) {
+      above_stride_ = 0;
+      above_entry_ = entry + tile.wide - 1 <= 0 ? 0 : cols_.width - 1;
+      for (int64_t j = tile.first; j < tile.wide; ++j)
+        above_[j] = j < keys ? cols_.of(tile.k->begin + j)[above_entry_] : T(0);
+      return;
+    }
+    above_stride_ = columns;
+    const int64_t padded = round_up(rows, lanes);
+    T* some = room + padded * columns;  // (lanes, padded)
+    for (int64_t j = tile.first; j < tile.wide; j += lanes) {
+      for (int64_t m = 0; m < lanes; ++m) {
+        T* to = some + m * padded;
+        if (j + m >= keys) {
+          std::fill(to, to + padded, T(0));
+          continue;
+        }
+        const T *from = cols_.of(tile.k->begin + j + m), *last = from + (entry + j + m);
+        const int64_t begin = clamp(entry + j + m - (cols_.width - 1), 0, rows);
+        const int64_t end = clamp(entry + j + m + 1, begin, rows);
+        std::fill(to, to + begin, from[cols_.width - 1]);
+        for (int64_t i = begin; i < end; ++i) to[i] = last[-i];
+        std::fill(to + end, to + padded, from[0]);
+      }
+      for (int64_t i = 0; i < rows; i += lanes)
+        at::vec::transpose_mxn<T, lanes, lanes>(some + i, padded, above_ + i * columns + j, columns);
+    }
+  }
+
   void irregular(int64_t i, T* row) const {
     const Tile& tile = *tile_;
-    for (int64_t j = tile.first; j < tile.wide; ++j) {
-      if (j >= tile.last || !visible(i, j)) {
-        row[j] = -std::numeric_limits<T>::infinity();
-        continue;
-      }
-      const int64_t apart = distance(i, j);
-      T sum = table_ == nullptr ? T(0) : at(apart);
-      if (per_key_ != nullptr) sum += per_key_[tile.k->begin + j];
-      if (rows_ != nullptr)
-        sum += rows_[(tile.q->begin + i) * call_.rows_row + clamp(apart + call_.rows_left, call_.rows_width)];
-      row[j] = sum;
-    }
+    const int64_t query = tile.q->begin + i;
+    std::fill(row + tile.first, row + tile.wide, -std::numeric_limits<T>::infinity());
+    each_stretch(i, [&](int64_t first, int64_t last, int64_t apart) {
+      if (table_ != nullptr)
+        fill(row, first, last, apart);
+      else
+        std::fill(row + first, row + last, T(0));
+      const auto add_key = [&](const T* keys) {
+        for (int64_t j = first; j < last; ++j) row[j] += keys[j];
+      };
+      if (per_key_ != nullptr) add_key(per_key_ + tile.k->begin);
+      if (rows_) add_table(row, rows_.of(query), rows_.width, first, last, apart + rows_.left);
+      if (cols_ || single_ != nullptr)
+        for (int64_t j = first; j < last; ++j) row[j] += col(tile.k->begin + j, apart + j + cols_.left);
+      if (q_slopes_ != nullptr)
+        for (int64_t j = first; j < last; ++j) row[j] += T(std::abs(apart + j)) * q_slopes_[query];
+      if (k_slopes_ != nullptr)
+        for (int64_t j = first; j < last; ++j) row[j] += T(std::abs(apart + j)) * k_slopes_[tile.k->begin + j];
+      if (call_.curve_level != nullptr)
+        each_piece(query, first, last, apart, [&](const Piece& piece) {
+          for (int64_t j = piece.first; j < piece.last; ++j)
+            row[j] += piece.base + piece.slope * level(std::abs(apart + j));
+        });
+    });
     add_pairs(i, tile.first, tile.last, row);
   }
 };
@@ -387,7 +542,7 @@ struct Bounds {
   void measure(
       const Call& call, int64_t b, int64_t h, const std::vector<Span>& q_spans, const std::vector<Span>& k_spans) {
     // in decoding, reading the keys and values for their norms would cost more than it saves
-    if (!call.skip || (call.decoding && call.queries <= FEW) || call.pairs != nullptr || !may_decay(call, h)) return;
+    if (!call.skip || (call.decoding && call.queries <= FEW) || !may_decay(call, h)) return;
     const int64_t h_kv = h / (call.heads / call.kv_heads);
     const int64_t* k_pos = call.k_pos + b * call.k_pos_batch;
     const T infinite = std::numeric_limits<T>::infinity();
@@ -435,6 +590,9 @@ struct Bounds {
  private:
   // A table whose values differ little cannot make a weight negligible.
   static bool may_decay(const Call& call, int64_t h) {
+    // of these no bound is known
+    if (call.pairs != nullptr || call.rows_x != nullptr || call.cols != nullptr || call.cols_x != nullptr) return false;
+    if (call.q_slopes != nullptr || call.k_slopes != nullptr || call.curve_level != nullptr) return false;
     if (call.per_key != nullptr || call.rows != nullptr || call.tails != nullptr) return true;
     if (call.table == nullptr) return false;
     const T* table = static_cast<const T*>(call.table) + h * call.width;

@@ -19,14 +19,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.backends import reference, rows
-from headway.backends.base import Call
+from headway.backends.base import Call, full_precision
 from headway.backends.tiled.anywhere import any_positions
-from headway.backends.tiled.blocks import full_precision
 from headway.backends.tiled.steps import unit_steps
 from headway.integers import exporting
-from headway.terms import DenseBias, Difference, LowRankBias, Pairwise
+from headway.terms import Boost, CurveByDistance, DenseBias, Difference, LowRankBias, Pairwise, SlopePerToken
 
-_BY_TILES = (Pairwise, Difference, DenseBias, LowRankBias)
+_BY_TILES = (Boost, CurveByDistance, Pairwise, Difference, DenseBias, LowRankBias, SlopePerToken)
 """Terms that are evaluated tile by tile."""
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool
@@ -21,13 +20,6 @@ FEWEST_ROWS = 16
 ROOM = {"cpu": 2**19}
 """Scores per tile; on a CPU as many as fit its cache. One head's block of queries is one tile even if it is larger."""
 ROOM_ELSEWHERE = 2**25
-
-
-def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Disable autocast, which would round the scores to bfloat16."""
-    if device != "meta" and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()
 
 
 def hull(seen: Bool[Tensor, "batch heads queries keys"]) -> slice:

@@ -12,7 +12,7 @@ from torch import Tensor
 from headway.backends.base import Call
 from headway.backends.diagonal_views import strip
 from headway.masks import is_distance_only, reach
-from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, PerKey
+from headway.terms import ByDistance, PerKey, TablePerKey, TablePerQuery
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def job_of(call: Call, shift: int) -> tuple[Job, Tables]:
     _check_shapes(call)
     by_distance = [term for term in call.terms if isinstance(term, ByDistance)]
     per_key = [term.bias for term in call.terms if isinstance(term, PerKey)]
-    rows = [term for term in call.terms if isinstance(term, ByDistancePerQuery)]
-    columns = [term for term in call.terms if isinstance(term, ByDistancePerKey)]
+    rows = [term for term in call.terms if isinstance(term, TablePerQuery)]
+    columns = [term for term in call.terms if isinstance(term, TablePerKey)]
     past, future = reach(call.mask)
     job = Job(
         # needed only for its mask: tensors of the right shape that keep no memory alive
@@ -105,8 +105,8 @@ def job_of(call: Call, shift: int) -> tuple[Job, Tables]:
     tables = Tables(
         None if line is None else line.expand(heads, -1),
         sum(per_key[1:], start=per_key[0]).to(wide).expand(batch, heads, -1) if per_key else None,
-        tuple(term.table.to(wide).expand(batch, heads, -1, -1) for term in rows),
-        tuple(term.table.to(wide).expand(batch, heads, -1, -1) for term in columns),
+        tuple(term.tables().to(wide).expand(batch, heads, -1, -1) for term in rows),
+        tuple(term.tables().to(wide).expand(batch, heads, -1, -1) for term in columns),
         tuple(term.table.to(wide).expand(heads, -1, -1) for term in call.value_terms),
     )
     return job, tables
@@ -114,10 +114,16 @@ def job_of(call: Call, shift: int) -> tuple[Job, Tables]:
 
 def _check_shapes(call: Call) -> None:
     for term in call.score_terms:
-        tensor: Tensor = term.bias if isinstance(term, PerKey) else term.table  # type: ignore[attr-defined]
-        lead = (1, tensor.shape[0]) if isinstance(term, ByDistance) else tensor.shape[:2]
-        # the whole as one meta tile: raises the same error as every backend
-        call._fitting(tensor.new_empty(()).expand(*lead, call.q.shape[2], call.k.shape[2]), type(term).__name__)
+        match term:
+            case TablePerQuery() | TablePerKey():
+                lead = term.leading
+            case ByDistance():
+                lead = 1, term.table.shape[0]
+            case PerKey():
+                lead = term.bias.shape[0], term.bias.shape[1]
+            case _:
+                raise AssertionError(f"{type(term).__name__} is evaluated by tiles")
+        call.fits(type(term).__name__, *lead, call.q.shape[2], call.k.shape[2])
 
 
 def _varies(terms: Sequence[ByDistance], low: int, high: int) -> tuple[int, int]:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from headway.backends.base import Call
+from headway.backends.base import Call, full_precision
 from headway.backends.diagonal_views import diagonal_sums
-from headway.backends.tiled.blocks import Block, Chunk, Work, full_precision
+from headway.backends.tiled.blocks import Block, Chunk, Work
 from headway.backends.tiled.job import Job, Tables, job_of
 
 

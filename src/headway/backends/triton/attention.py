@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 import triton
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.backends.canonical import Canonical
 from headway.backends.triton import backward as backward_kernels
 from headway.backends.triton import forward as forward_kernels
+from headway.backends.triton import pairs as pair_kernels
 from headway.backends.triton import table as table_kernels
 
 FAR = 2**30
@@ -21,6 +22,8 @@ FAR = 2**30
 ENOUGH = 264
 """Programs that keep a GPU busy: two for each of an H100's 132 multiprocessors. A constant, not a property looked up:
 how sums are divided decides their rounding, and the same call should give the same bits on every GPU of a kind."""
+HELD = 2**24
+"""Entries of a table, summed over some queries each, that are held for the last sum: 64 MiB."""
 WALKED = 1024
 """Desired number of programs of the kernel ``walk``."""
 
@@ -54,6 +57,7 @@ TILES = {
         "queries": (Blocks(64, 64, 4, 3), Blocks(64, 32, 4, 3), Blocks(128, 32, 8, 2)),
         "walk": (Blocks(64, 64, 4, 2), Blocks(64, 64, 8, 3), Blocks(32, 32, 4, 2)),
         "entries": (Blocks(16, 32, 4, 1),) * 3,
+        "pairs": (Blocks(64, 64, 4, 2), Blocks(64, 64, 8, 2), Blocks(64, 64, 8, 1)),
     },
     "tf32x3": {
         "forward": (Blocks(64, 64, 4, 1), Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 1)),
@@ -61,6 +65,7 @@ TILES = {
         "queries": (Blocks(64, 64, 4, 1), Blocks(32, 32, 4, 1), Blocks(16, 16, 4, 1)),
         "walk": (Blocks(64, 64, 8, 2), Blocks(32, 32, 4, 1), Blocks(32, 32, 4, 1)),
         "entries": (Blocks(16, 32, 4, 1),) * 3,
+        "pairs": (Blocks(64, 64, 8, 2), Blocks(64, 64, 8, 1), Blocks(64, 32, 8, 1)),
     },
     "ieee": {  # unrolled products without tensor cores: larger tiles would only use more registers
         "forward": (Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(16, 32, 8, 1)),
@@ -68,12 +73,14 @@ TILES = {
         "queries": (Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(16, 16, 4, 1)),
         "walk": (Blocks(32, 32, 4, 1), Blocks(32, 32, 4, 1), Blocks(16, 16, 4, 1)),
         "entries": (Blocks(16, 32, 4, 1),) * 3,
+        "pairs": (Blocks(32, 32, 4, 1), Blocks(32, 32, 8, 1), Blocks(16, 32, 8, 1)),
     },
 }
 """Tiles by how products are computed (see :func:`precision`), kernel, and heads up to 64, 128 and 256 wide.
 
-The fastest on an H200 among those that fit shared memory and registers; for "ieee", the largest that do not spill
-registers. "keys" computes dk and dv, "queries" dq, "walk" and "entries" the table's gradient.
+The fastest on an H200 among those that fit shared memory and registers; for "ieee" and "pairs", the largest that do
+not spill registers. "keys" computes dk and dv, "queries" dq, "walk" and "entries" the table's gradient, "pairs" that of
+a bias per pair.
 """
 
 
@@ -98,25 +105,32 @@ MANY = 32
 """Entries of a table that one program of ``entries`` or ``unskew`` serves."""
 
 
-def attention(c: Canonical, default_positions: bool) -> Float[Tensor, "batch heads queries dim_v"]:
-    """Attention, differentiable in q, k, v, keys, table, tails and rows.
+def attention(
+    c: Canonical, default_positions: bool, dropout: float = 0.0, seed: Int[Tensor, "1"] | None = None
+) -> Float[Tensor, "batch heads queries dim_v"]:
+    """Attention, differentiable in q, k, v, keys, table, tails, rows and pairs.
 
     Args:
         c: the call.
         default_positions: whether positions are 0, 1, 2 … without padding.
+        dropout: share of the weights that are dropped.
+        seed: decides which, on the CPU; None without dropout.
     """
-    given = (c.left, c.rows_left, min(c.past, FAR), min(c.future, FAR), c.scale)
+    given = (c.left, c.rows_left, min(c.past, FAR), min(c.future, FAR), c.scale, dropout)
     places = (None if default_positions else c.q_pos, None if default_positions else c.k_pos, c.q_docs, c.k_docs)
-    terms = (c.keys, c.table, c.tails, c.rows)
-    out: Tensor = attend_forward(c.q, c.k, c.v, *terms, *places, *given)[0]
+    terms = (c.keys, c.table, c.tails, c.rows, c.pairs)
+    out: Tensor = attend_forward(c.q, c.k, c.v, *terms, *places, seed, *given)[0]
     return out
 
 
 TENSORS = (
-    "Tensor q, Tensor k, Tensor v, Tensor? keys, Tensor? table, Tensor? tails, Tensor? rows, "
-    "Tensor? q_pos, Tensor? k_pos, Tensor? q_docs, Tensor? k_docs"
+    "Tensor q, Tensor k, Tensor v, Tensor? keys, Tensor? table, Tensor? tails, Tensor? rows, Tensor? pairs, "
+    "Tensor? q_pos, Tensor? k_pos, Tensor? q_docs, Tensor? k_docs, Tensor? seed"
 )
-NUMBERS = "int left, int rows_left, int past, int future, float scale"
+NUMBERS = "int left, int rows_left, int past, int future, float scale, float dropout"
+TERMS = slice(3, 8)
+"""Where in :data:`TENSORS` the terms are."""
+COUNT = TENSORS.count("Tensor")
 
 
 @torch.library.custom_op(
@@ -142,33 +156,33 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     "headway::triton_backward",
     mutates_args=(),
     schema=f"(Tensor dout, {TENSORS}, Tensor out, Tensor lse, {NUMBERS}, bool need_keys, bool need_table, "
-    "bool need_tails, bool need_rows) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"bool need_tails, bool need_rows, bool need_pairs) -> ({', '.join(['Tensor'] * TERMS.stop)})",
 )
-def attend_backward(dout: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, keys, table, tails and rows; empty tensors for those not needed."""
-    inputs, (out, lse), numbers, needs = given[:11], given[11:13], given[13:18], given[18:]
+def attend_backward(dout: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    """Gradients of q, k, v, keys, table, tails, rows and pairs; empty tensors for those not needed."""
+    inputs, (out, lse), numbers, needs = given[:COUNT], given[COUNT : COUNT + 2], given[COUNT + 2 : -5], given[-5:]
     return Launch(*inputs, *numbers).backward(dout, out, lse, *needs)
 
 
 @attend_backward.register_fake
 def _(dout: Tensor, *given: Any) -> tuple[Tensor, ...]:
     always = [x.new_empty(x.shape) for x in given[:3]]
-    terms = zip(given[3:7], given[-4:], strict=True)
+    terms = zip(given[TERMS], given[-5:], strict=True)
     return (*always, *[x.new_empty(x.shape) if need else dout.new_empty(0) for x, need in terms])
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:11], *output)
-    ctx.numbers = inputs[11:]
+    ctx.save_for_backward(*inputs[:COUNT], *output)
+    ctx.numbers = inputs[COUNT:]
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, dout: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    terms = zip(ctx.saved_tensors[3:7], ctx.needs_input_grad[3:7], strict=True)
+    terms = zip(ctx.saved_tensors[TERMS], ctx.needs_input_grad[TERMS], strict=True)
     wanted = [x is not None and need for x, need in terms]
     dq, dk, dv, *others = attend_backward(dout, *ctx.saved_tensors, *ctx.numbers, *wanted)
     found = [d if want else None for d, want in zip(others, wanted, strict=True)]
-    return (dq, dk, dv, *found, *[None] * (4 + len(ctx.numbers)))
+    return (dq, dk, dv, *found, *[None] * (COUNT - TERMS.stop + len(ctx.numbers)))
 
 
 attend_forward.register_autograd(_differentiate, setup_context=_keep)
@@ -196,15 +210,18 @@ class Launch:
         table: Tensor | None,
         tails: Tensor | None,
         rows: Tensor | None,
+        pairs: Tensor | None,
         q_pos: Tensor | None,
         k_pos: Tensor | None,
         q_docs: Tensor | None,
         k_docs: Tensor | None,
+        seed: Tensor | None,
         left: int,
         rows_left: int,
         past: int,
         future: int,
         scale: float,
+        dropout: float,
     ) -> None:
         self.q, self.k, self.v = (_rows_contiguous(x) for x in (q, k, v))
         self.batch, self.heads, self.queries, self.dim = q.shape
@@ -215,12 +232,13 @@ class Launch:
         self.q_pos, self.k_pos, self.q_docs, self.k_docs = (
             None if x is None else x.long().contiguous() for x in (q_pos, k_pos, q_docs, k_docs)
         )
+        self.pairs, self.seed, self.dropout = pairs, seed, dropout
         self.left, self.rows_left, self.past, self.future, self.scale = left, rows_left, past, future, scale
         self.width = 1 if table is None else table.shape[1]
         self.rows_width = 1 if rows is None else rows.shape[3]
         self.unit_steps = q_pos is None
         # tile kinds follow from indices alone
-        self.static = self.unit_steps and q_docs is None
+        self.static = self.unit_steps and q_docs is None and pairs is None
         ends = [(-left, self.width - 1 - left)] if table is not None else []
         if rows is not None:
             ends.append((-rows_left, self.rows_width - 1 - rows_left))
@@ -250,9 +268,20 @@ class Launch:
             "past": self.past, "future": self.future, "width": self.width, "left": self.left,
             "rows_width": self.rows_width, "rows_left": self.rows_left, "scale": self.scale,
             "PRECISION": "tf32x3" if how == "tf32x3" else "ieee",
-            **self.widths(),
+            **self.per_pair(), **self.widths(),
         }  # fmt: skip
         return given, sizes
+
+    def per_pair(self) -> dict[str, Any]:
+        """The bias of each pair, and what decides whether dropout keeps it; 32 bits at a time, as signed integers."""
+        pairs, seed = self.pairs, None if self.seed is None else int(self.seed)
+        strides = [0, 0, 0] if pairs is None else [0 if pairs.shape[i] == 1 else pairs.stride(i) for i in range(3)]
+        dropped: tuple[float | None, ...] = (None, None, None, None)
+        if seed is not None:
+            numbers = (seed, seed >> 32, int(self.dropout * 2**32))
+            dropped = (*((x + 2**31) % 2**32 - 2**31 for x in numbers), 1 / (1 - self.dropout))
+        names = ("pairs", "sp_b", "sp_h", "sp_m", "seed", "seed_high", "least_hash", "growth")
+        return dict(zip(names, (pairs, *strides, *dropped), strict=True))
 
     def widths(self) -> dict[str, int]:
         """Head widths, and the powers of two, at least 16, to which a tensor core's tile pads them."""
@@ -360,7 +389,8 @@ class Launch:
         need_table: bool,
         need_tails: bool,
         need_rows: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        need_pairs: bool,
+    ) -> tuple[Tensor, ...]:
         """See :func:`attend_backward`."""
 
         def room(x: Tensor | None, need: bool) -> Tensor:
@@ -368,17 +398,21 @@ class Launch:
 
         dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (self.q, self.k, self.v))
         dkeys, dtable = room(self.keys, need_keys), room(self.table, need_table)
-        dtails, drows = room(self.tails, need_tails), room(self.rows, need_rows)
+        dtails, drows, dpairs = (room(self.tails, need_tails), room(self.rows, need_rows), room(self.pairs, need_pairs))
         if self.empty:
-            return dq.zero_(), dk.zero_(), dv.zero_(), dkeys, dtable, dtails, drows
+            return dq.zero_(), dk.zero_(), dv.zero_(), dkeys, dtable, dtails, drows, dpairs
         dout = _rows_contiguous(dout)
         delta = torch.empty_like(lse, dtype=torch.float32)
         given = {"dout": dout, **_strides(o=dout), "lse": lse, "delta": delta}
 
-        self.backward_keys(given, out, dk, dv, dkeys if need_keys else None)
+        bounds = self.deltas(given, out)
         sides = delta.new_empty(2, *lse.shape) if need_table else None
         beyond = delta.new_empty(2, *lse.shape) if need_tails else None
-        self.backward_queries(given, dq, sides, beyond, drows if need_rows else None)
+        if need_rows and self.q.dtype is not torch.float32:  # ds itself is their gradient: delta must be right before
+            self.backward_queries(given, None, refines=True)
+        refines = need_keys or need_table or need_tails or need_rows or need_pairs
+        self.backward_queries(given, dq, sides, beyond, drows if need_rows else None, refines=refines)
+        self.backward_keys(given, bounds, dk, dv, dkeys if need_keys else None)
         if need_rows and not self.unit_steps and self.rows_width > 2:
             self.entries(given, drows, self.rows_width, self.rows_left, per_row=True)
         if sides is not None:
@@ -389,12 +423,14 @@ class Launch:
             dtable[:, -1] += after
         if beyond is not None:
             dtails.copy_(beyond.sum((1, 3)).T)
-        return dq, dk, dv, dkeys, dtable, dtails, drows
+        if need_pairs:
+            self.pair_gradients(given, dpairs)
+        return dq, dk, dv, dkeys, dtable, dtails, drows, dpairs
 
-    def backward_keys(self, shared: dict[str, Any], out: Tensor, dk: Tensor, dv: Tensor, dkeys: Tensor | None) -> None:
-        """Fill delta, dk, dv and dkeys."""
-        given, sizes = self.tiled("keys")
-        number = given["q_blocks"]
+    def deltas(self, shared: dict[str, Any], out: Tensor) -> dict[str, Tensor | None]:
+        """Fill delta; what bounds the scores of a block of queries, if tiles are skipped by weight."""
+        sizes = self.common("keys")[1]
+        number = triton.cdiv(self.queries, sizes.queries)
         q_norms = lse_floor = None
         if self.trims:
             q_norms, lse_floor = self.q.new_empty(2, self.batch, self.heads, number, dtype=torch.float32)
@@ -403,6 +439,18 @@ class Launch:
             **_strides(q=self.q, o=shared["dout"]), heads=self.heads, queries=self.queries, q_blocks=number,
             **self.widths(), BM=sizes.queries,
         )  # fmt: skip
+        return {"q_norms": q_norms, "lse_floor": lse_floor}
+
+    def backward_keys(
+        self,
+        shared: dict[str, Any],
+        bounds: dict[str, Tensor | None],
+        dk: Tensor,
+        dv: Tensor,
+        dkeys: Tensor | None,
+    ) -> None:
+        """Fill dk, dv and dkeys."""
+        given, sizes = self.tiled("keys")
         programs, groups = given["k_blocks"] * self.batch * self.kv_heads, given["groups"]
         shares = groups if programs < ENOUGH else 1
         if shares > 1:
@@ -410,7 +458,7 @@ class Launch:
                 x.new_empty(self.batch, self.kv_heads, shares, *x.shape[2:], dtype=torch.float32) for x in (dk, dv)
             )
         given |= {"limits": self.limits("queries", sizes.queries), "norms": self.key_norms(sizes.keys)}
-        given |= {"q_norms": q_norms, "lse_floor": lse_floor, "norm_blocks": given["k_blocks"], "shares": shares}
+        given |= {**bounds, "norm_blocks": given["k_blocks"], "shares": shares}
         given |= {"dkeys": dkeys, **self.tile_maxima(sizes), **sizes.launch}
         backward_kernels.backward_keys[(programs * shares,)](
             dk=part_k if shares > 1 else dk, dv=part_v if shares > 1 else dv, **given, **shared
@@ -420,15 +468,33 @@ class Launch:
             dv.copy_(part_v.sum(2))
 
     def backward_queries(
-        self, shared: dict[str, Any], dq: Tensor, sides: Tensor | None, beyond: Tensor | None, drows: Tensor | None
+        self,
+        shared: dict[str, Any],
+        dq: Tensor | None,
+        sides: Tensor | None = None,
+        beyond: Tensor | None = None,
+        drows: Tensor | None = None,
+        *,
+        refines: bool,
     ) -> None:
-        """Fill dq, the sums over rows, and the part of drows that needs no ``walk``."""
+        """Fill dq, the sums over rows, and the part of drows that needs no ``walk``; correct delta if ``refines``."""
         given, sizes = self.tiled("queries")
         given |= {"limits": self.limits("keys", sizes.keys), "norms": self.key_norms(sizes.keys)}
         given |= {"key_max": self.key_maxima(sizes.keys), "norm_blocks": given["k_blocks"]}
-        given |= {"dq": dq, "sides": sides, "beyond": beyond, "drows": drows, **self.tile_maxima(sizes), **sizes.launch}
+        given |= {"dq": dq, "sides": sides, "beyond": beyond, "drows": drows, "REFINES": refines}
+        given |= {**self.tile_maxima(sizes), **sizes.launch}
         programs = given["q_blocks"] * self.batch * self.heads
         backward_kernels.backward_queries[(programs,)](**given, **shared)
+
+    def pair_gradients(self, shared: dict[str, Any], dpairs: Tensor) -> None:
+        """Fill dpairs."""
+        given, sizes = self.common("pairs")
+        batch, heads = dpairs.shape[:2]
+        k_blocks = triton.cdiv(self.keys_len, sizes.keys)
+        pair_kernels.pair_gradients[triton.cdiv(self.queries, sizes.queries) * k_blocks, batch * heads](
+            **given, **shared, q_pos=self.q_pos, k_pos=self.k_pos, dpairs=dpairs, batch=self.batch, pair_heads=heads,
+            k_blocks=k_blocks, BM=sizes.queries, BN=sizes.keys, ONE=self.width == 1, **sizes.launch,
+        )  # fmt: skip
 
     def walk(self, shared: dict[str, Any], dtable: Tensor) -> None:
         """Fill the table's inner entries if positions are indices."""
@@ -458,16 +524,20 @@ class Launch:
     def walk_anywhere(self, shared: dict[str, Any], dtable: Tensor) -> None:
         """Fill the table's inner entries at any positions."""
         number = triton.cdiv(self.queries, self.common("entries")[1].queries)
-        found = dtable.new_zeros(self.batch, self.heads, number, self.width)
-        self.entries(shared, found, self.width, self.left, per_row=False)
+        visits = triton.cdiv(number, max(1, HELD // (self.batch * self.heads * self.width)))
+        found = dtable.new_zeros(self.batch, self.heads, triton.cdiv(number, visits), self.width)
+        self.entries(shared, found, self.width, self.left, visits)
         dtable.copy_(found.sum((0, 2)))
 
-    def entries(self, shared: dict[str, Any], found: Tensor, width: int, left: int, *, per_row: bool) -> None:
+    def entries(
+        self, shared: dict[str, Any], found: Tensor, width: int, left: int, visits: int = 1, *, per_row: bool = False
+    ) -> None:
         """Fill the inner entries of ``found`` at any positions."""
         given, sizes = self.common("entries")
         number, k_blocks = triton.cdiv(self.queries, sizes.queries), triton.cdiv(self.keys_len, sizes.keys)
-        table_kernels.entries[self.batch * self.heads, number, triton.cdiv(width - 2, MANY)](
+        shares = triton.cdiv(number, visits)
+        table_kernels.entries[self.batch * self.heads, shares, triton.cdiv(width - 2, MANY)](
             **given, **shared, q_pos=self.q_pos, k_pos=self.k_pos, limits=self.limits("keys", sizes.keys), found=found,
-            q_blocks=number, k_blocks=k_blocks, out_width=width, out_left=left, BM=sizes.queries, BN=sizes.keys,
-            MANY=MANY, ONE=self.width == 1, PER_ROW=per_row, **sizes.launch,
+            q_blocks=number, k_blocks=k_blocks, visits=visits, out_width=width, out_left=left,
+            BM=sizes.queries, BN=sizes.keys, MANY=MANY, ONE=self.width == 1, PER_ROW=per_row, **sizes.launch,
         )  # fmt: skip

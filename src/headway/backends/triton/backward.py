@@ -4,6 +4,11 @@
     dv = pᵀ · dout      dk = scale · dsᵀ · q     dkeys = Σ_i ds     dq = scale · ds · k     drows[i, d] = ds[i, i + d]
 
 Two kernels, each of which recomputes the weights, so that every sum has one owner: no atomics, the same bits always.
+
+In half precision ``out`` is rounded, and so are the weights it was summed from, so delta errs, by the same for all keys
+of a query; gradients of terms, sums of ds over many keys and queries, collect that. But Σ_j ds should be 0, and what it
+is instead, r, is the error: ``backward_queries`` corrects delta to delta + r for the kernels after it, and its own sums
+Σ_j ds · x to Σ_j ds · x − r · Σ_j p · x.
 """
 
 from __future__ import annotations
@@ -18,11 +23,16 @@ from headway.backends.triton.tiles import (
     GENERAL,
     LOG2E,
     SATURATED,
+    add_at_end,
+    add_at_ends,
     bias,
     count_tiles,
     distances,
     dot,
+    hashed_rows,
     headroom,
+    kept,
+    load_pairs,
     load_rows,
     row_ends,
     saturated_bias,
@@ -76,12 +86,16 @@ def deltas(
         "rows_left",
         "tile_base",
         "tiles",
+        "seed",
+        "seed_high",
+        "least_hash",
     ]
 )
 @no_type_check
 def backward_keys(
     q, k, v, dout, sq_b, sq_h, sq_n, sk_b, sk_h, sk_n, sv_b, sv_h, sv_n, so_b, so_h, so_n,
     q_pos, k_pos, q_docs, k_docs, limits, keys, table, tails, rows, norms, tile_max, q_norms, lse_floor,
+    pairs, sp_b, sp_h, sp_m, seed, seed_high, least_hash, growth,
     lse, delta, dk, dv, dkeys,
     heads, groups, shares, queries, n_keys, q_blocks, k_blocks, norm_blocks,
     past, future, low, high, width, left, rows_width, rows_left, scale, tiny, tile_base, tiles,
@@ -190,9 +204,14 @@ def backward_keys(
                         )
                     if keys is not None:
                         added += c[:, None]
+                    if pairs is not None:
+                        at = pairs + b * sp_b + h * sp_h
+                        per_pair = load_pairs(at, m[None, :], n[:, None], sp_m, queries, n_keys)
+                        added += per_pair
                     factor = LOG2E
                     if (
                         keys is not None
+                        or pairs is not None
                         or tails is not None
                         or (KIND != SATURATED and (table is not None or rows is not None))
                     ):
@@ -205,10 +224,16 @@ def backward_keys(
                         seen = visible(
                             d, m[None, :], n[:, None], queries, n_keys, q_pos, k_pos, q_docs, k_docs, past, future
                         )
+                        if pairs is not None:
+                            seen = seen & (per_pair != float("-inf"))
                         p = tl.where(seen, p, 0.0)
                     w = load_rows(dout_h, m, so_n, queries, DV, BDV, KIND == GENERAL)
-                    grown_v += dot(p.to(w.dtype), w, PRECISION)
                     dp = dot(z, tl.trans(w), PRECISION)
+                    used = p
+                    if seed is not None:
+                        keep = kept(hashed_rows(seed, seed_high, bh, m)[None, :], n[:, None], least_hash)
+                        used, dp = tl.where(keep, p * growth, 0.0), tl.where(keep, dp * growth, 0.0)
+                    grown_v += dot(used.to(w.dtype), w, PRECISION)
                     ds = p * (dp - tl.load(delta_h + m, mask=m < queries, other=0.0)[None, :])
                     grown_k += dot(ds.to(x.dtype), x, PRECISION)
                     if keys is not None:
@@ -234,18 +259,22 @@ def backward_keys(
         "rows_left",
         "tile_base",
         "tiles",
+        "seed",
+        "seed_high",
+        "least_hash",
     ]
 )
 @no_type_check
 def backward_queries(
     q, k, v, dout, sq_b, sq_h, sq_n, sk_b, sk_h, sk_n, sv_b, sv_h, sv_n, so_b, so_h, so_n,
     q_pos, k_pos, q_docs, k_docs, limits, keys, table, tails, rows, norms, tile_max, key_max,
+    pairs, sp_b, sp_h, sp_m, seed, seed_high, least_hash, growth,
     lse, delta, dq, sides, beyond, drows,
     heads, groups, queries, n_keys, q_blocks, k_blocks, norm_blocks,
     past, future, low, high, width, left, rows_width, rows_left, scale, tiny, tile_base, tiles,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
-    STATIC: tl.constexpr, HAS_BAND: tl.constexpr, ONE: tl.constexpr, PRECISION: tl.constexpr,
+    STATIC: tl.constexpr, HAS_BAND: tl.constexpr, ONE: tl.constexpr, REFINES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq of one block of queries, and sums over its rows. Grid: (query blocks · batch · heads,).
 
@@ -253,6 +282,8 @@ def backward_queries(
         sides: Σ_j ds of each query over the keys at the table's first entry, and at its last, (2, B, H, Q), or None.
         beyond: the same, each pair times its steps beyond that entry, for the gradient of the tails; or None.
         drows: the gradient of rows, initially zero; inner entries are filled only if positions are indices; or None.
+        dq: None to do no more than correct delta.
+        REFINES: whether to correct delta.
     """
     i = q_blocks - 1 - tl.program_id(0) % q_blocks
     bh = (tl.program_id(0) // q_blocks).to(tl.int64)
@@ -280,6 +311,10 @@ def backward_queries(
         tails += 2 * h
     if rows is not None:
         rows += bh * queries * rows_width
+    if pairs is not None:
+        pairs += b * sp_b + h * sp_h
+    if seed is not None:
+        hashed = hashed_rows(seed, seed_high, bh, m)
 
     if q_pos is None:
         begin, a, h0, h1, e, end, s1, s2 = segments(m0, queries, n_keys, past, future, low, high, False, BM, BN)
@@ -309,14 +344,17 @@ def backward_queries(
             a, e, own, norms + kv, maxima, tile_base - i * (BM // unit), BN // unit, extra, least
         )
 
-    grown = tl.zeros((BM, BD), tl.float32)
+    if dq is not None:
+        grown = tl.zeros((BM, BD), tl.float32)
+    zero = tl.zeros((BM,), tl.float32)
+    residue = zero  # Σ_j ds
     if sides is not None:
-        side_past, side_future = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
+        at_ends = (zero, zero, zero, zero)
     if beyond is not None:
-        beyond_past, beyond_future = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
+        beyond_ends = (zero, zero, zero, zero)
     if drows is not None:
+        row_past, row_future = zero, zero
         drows += (bh * queries + m) * rows_width
-        row_past, row_future = tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
     for KIND in tl.static_range(3):
         if KIND == GENERAL or (STATIC and (KIND != BAND or HAS_BAND)):
             for t in range(count_tiles(KIND, begin, a, h0, h1, e, end, s1, s2, first, last)):
@@ -339,9 +377,13 @@ def backward_queries(
                     added = bias(d, m[:, None], queries, table, tails, width, left, rows, rows_width, rows_left, ONE)
                 if keys is not None:
                     added += tl.load(keys + n, mask=n < n_keys, other=0.0)[None, :]
+                if pairs is not None:
+                    per_pair = load_pairs(pairs, m[:, None], n[None, :], sp_m, queries, n_keys)
+                    added += per_pair
                 factor = LOG2E
                 if (
                     keys is not None
+                    or pairs is not None
                     or tails is not None
                     or (KIND != SATURATED and (table is not None or rows is not None))
                 ):
@@ -353,32 +395,35 @@ def backward_queries(
                     seen = visible(
                         d, m[:, None], n[None, :], queries, n_keys, q_pos, k_pos, q_docs, k_docs, past, future
                     )
+                    if pairs is not None:
+                        seen = seen & (per_pair != float("-inf"))
                     p = tl.where(seen, p, 0.0)
                 z = load_rows(v, n, sv_n, n_keys, DV, BDV, KIND == GENERAL)
-                ds = p * (dot(w, tl.trans(z), PRECISION) - mean[:, None])
-                grown += dot(ds.to(y.dtype), y, PRECISION)
+                dp = dot(w, tl.trans(z), PRECISION)
+                if seed is not None:
+                    dp = tl.where(kept(hashed[:, None], n[None, :], least_hash), dp * growth, 0.0)
+                ds = p * (dp - mean[:, None])
+                if dq is not None:
+                    grown += dot(ds.to(y.dtype), y, PRECISION)
+                if REFINES:
+                    residue += tl.sum(ds, 1)
                 if KIND == SATURATED:
                     in_past = j < s1
-                    if sides is not None or drows is not None:
-                        found = tl.sum(ds, 1)
                     if sides is not None:
-                        side_past += tl.where(in_past, found, 0.0)
-                        side_future += tl.where(in_past, 0.0, found)
+                        at_ends = add_at_end(at_ends, in_past, ds, p)
                     if drows is not None:
+                        found = tl.sum(ds, 1)
                         row_past += tl.where(in_past, found, 0.0)
                         row_future += tl.where(in_past, 0.0, found)
                     if beyond is not None:
-                        found = tl.sum(ds * steps_beyond(in_past, m[:, None], n[None, :], n0, width, left), 1)
-                        beyond_past += tl.where(in_past, found, 0.0)
-                        beyond_future += tl.where(in_past, 0.0, found)
+                        steps = steps_beyond(in_past, m[:, None], n[None, :], n0, width, left)
+                        beyond_ends = add_at_end(beyond_ends, in_past, ds * steps, p * steps)
                 else:
                     if sides is not None:
-                        in_past = d + left <= 0
-                        side_past += tl.sum(tl.where(in_past, ds, 0.0), 1)
-                        side_future += tl.sum(tl.where(~in_past & (d + left >= width - 1), ds, 0.0), 1)
+                        at_ends = add_at_ends(at_ends, d + left, width, ds, p)
                     if beyond is not None:
-                        beyond_past += tl.sum(ds * tl.maximum(-(d + left), 0).to(tl.float32), 1)
-                        beyond_future += tl.sum(ds * tl.maximum(d + left - (width - 1), 0).to(tl.float32), 1)
+                        steps = tl.maximum(tl.maximum(-(d + left), d + left - (width - 1)), 0).to(tl.float32)
+                        beyond_ends = add_at_ends(beyond_ends, d + left, width, ds * steps, p * steps)
                     if drows is not None:
                         entry = d + rows_left
                         in_past = entry <= 0
@@ -390,15 +435,18 @@ def backward_queries(
                             inner = ~in_past & ~in_future & (m < queries)[:, None] & (n < n_keys)[None, :]
                             tl.store(drows[:, None] + entry, ds, mask=inner)
 
-    store_rows(dq + bh * queries * D, m, queries, grown * scale, D, BD)
+    if dq is not None:
+        store_rows(dq + bh * queries * D, m, queries, grown * scale, D, BD)
     there = m < queries
+    if REFINES:
+        tl.store(delta + bh * queries + m, mean + residue, mask=there)
     side = (tl.num_programs(0) // q_blocks).to(tl.int64) * queries
     if sides is not None:
-        tl.store(sides + bh * queries + m, side_past, mask=there)
-        tl.store(sides + side + bh * queries + m, side_future, mask=there)
+        tl.store(sides + bh * queries + m, at_ends[0] - residue * at_ends[2], mask=there)
+        tl.store(sides + side + bh * queries + m, at_ends[1] - residue * at_ends[3], mask=there)
     if beyond is not None:
-        tl.store(beyond + bh * queries + m, beyond_past, mask=there)
-        tl.store(beyond + side + bh * queries + m, beyond_future, mask=there)
+        tl.store(beyond + bh * queries + m, beyond_ends[0] - residue * beyond_ends[2], mask=there)
+        tl.store(beyond + side + bh * queries + m, beyond_ends[1] - residue * beyond_ends[3], mask=there)
     if drows is not None:
         if rows_width == 1:
             tl.store(drows, row_past + row_future, mask=there)

@@ -24,7 +24,10 @@ from headway.backends.triton.tiles import (
     distances,
     dot,
     fma,
+    hashed_rows,
     headroom,
+    kept,
+    load_pairs,
     load_rows,
     row_ends,
     saturated_bias,
@@ -51,12 +54,16 @@ from headway.backends.triton.tiles import (
         "rows_left",
         "tile_base",
         "tiles",
+        "seed",
+        "seed_high",
+        "least_hash",
     ]
 )
 @no_type_check
 def forward(
     q, k, v, sq_b, sq_h, sq_n, sk_b, sk_h, sk_n, sv_b, sv_h, sv_n,
     q_pos, k_pos, q_docs, k_docs, limits, keys, table, tails, rows, norms, tile_max, key_max,
+    pairs, sp_b, sp_h, sp_m, seed, seed_high, least_hash, growth,
     out, lse,
     heads, groups, queries, n_keys, q_blocks, k_blocks,
     past, future, low, high, width, left, rows_width, rows_left, scale, tiny, tile_base, tiles,
@@ -73,6 +80,9 @@ def forward(
         scale: of q·k; POSITIVE says whether it is above 0.
         norms, tile_max, key_max: what bounds a tile's scores, or None to visit all; see ``trim_by_weight``.
         tiny: log2 of the weight below which a tile is not visited, 2^-32 / keys.
+        pairs: a bias per pair, with its strides, or None.
+        seed, seed_high: the low and high 32 bits of the seed of dropout, or None without.
+        least_hash: pairs with a smaller hash are dropped, the others multiplied by ``growth``.
         tile_base, tiles: the entry of ``tile_max`` for the first query and key, and the number of entries per head.
     """
     # in causal attention the last blocks of queries see the most keys: they start first
@@ -101,6 +111,10 @@ def forward(
         tails += 2 * h
     if rows is not None:
         rows += bh * queries * rows_width
+    if pairs is not None:
+        pairs += b * sp_b + h.to(tl.int64) * sp_h
+    if seed is not None:
+        hashed = hashed_rows(seed, seed_high, bh, m)
 
     if q_pos is None:
         begin, a, h0, h1, e, end, s1, s2 = segments(
@@ -147,8 +161,12 @@ def forward(
                     added = bias(d, m[:, None], queries, table, tails, width, left, rows, rows_width, rows_left, ONE)
                 if keys is not None:
                     added += tl.load(keys + n, mask=n < n_keys, other=0.0)[None, :]
+                if pairs is not None:
+                    per_pair = load_pairs(pairs, m[:, None], n[None, :], sp_m, queries, n_keys)
+                    added += per_pair
                 if (
                     keys is not None
+                    or pairs is not None
                     or tails is not None
                     or (KIND != SATURATED and (table is not None or rows is not None))
                 ):
@@ -163,6 +181,8 @@ def forward(
                     seen = visible(
                         d, m[:, None], n[None, :], queries, n_keys, q_pos, k_pos, q_docs, k_docs, past, future
                     )
+                    if pairs is not None:
+                        seen = seen & (per_pair != float("-inf"))
                     s = tl.where(seen, s, float("-inf"))
                 grown = tl.maximum(top, tl.max(s, 1) * factor + offset)
                 # a row without a visible key so far: −inf − −inf is NaN
@@ -171,6 +191,8 @@ def forward(
                 shrink = tl.exp2(top - zero)
                 total = total * shrink + tl.sum(p, 1)
                 acc *= shrink[:, None]
+                if seed is not None:
+                    p = tl.where(kept(hashed[:, None], n[None, :], least_hash), p, 0.0)
                 z = load_rows(v, n, sv_n, n_keys, DV, BDV, KIND == GENERAL)
                 acc += dot(p.to(z.dtype), z, PRECISION)
                 top = grown
@@ -194,6 +216,8 @@ def forward(
 
     alive = total > 0
     acc = acc / tl.where(alive, total, 1.0)[:, None]
+    if seed is not None:
+        acc *= growth
     found = top.to(lse.dtype.element_ty) + tl.log2(tl.where(alive, total, 1.0)).to(lse.dtype.element_ty)
     base = bh * queries
     if SPLITS > 1:

@@ -16,14 +16,40 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from headway.backends.triton.tiles import LOG2E, bias, distances, dot, load_rows, trim_by_position, visible, weights
+from headway.backends.triton.tiles import (
+    LOG2E,
+    bias,
+    distances,
+    dot,
+    hashed_rows,
+    kept,
+    load_pairs,
+    load_rows,
+    trim_by_position,
+    visible,
+    weights,
+)
 
 
-@triton.jit(do_not_specialize=["diagonals", "nearest", "past", "future", "width", "left", "rows_left"])
+@triton.jit(
+    do_not_specialize=[
+        "diagonals",
+        "nearest",
+        "past",
+        "future",
+        "width",
+        "left",
+        "rows_left",
+        "seed",
+        "seed_high",
+        "least_hash",
+    ]
+)
 @no_type_check
 def walk(
     q, k, v, dout, sq_b, sq_h, sq_n, sk_b, sk_h, sk_n, sv_b, sv_h, sv_n, so_b, so_h, so_n,
     q_docs, k_docs, keys, table, tails, rows, lse, delta, found,
+    pairs, sp_b, sp_h, sp_m, seed, seed_high, least_hash, growth,
     batch, heads, groups, queries, n_keys, diagonals, nearest,
     past, future, width, left, rows_width, rows_left, scale,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
@@ -63,9 +89,13 @@ def walk(
             added += bias(
                 d, m[:, None], queries, None, None, 0, 0, rows + bh * queries * rows_width, rows_width, rows_left, False
             )
+        seen = allowed & (n < n_keys)[None, :]
+        if pairs is not None:
+            per_pair = load_pairs(pairs + b * sp_b + h * sp_h, m[:, None], n[None, :], sp_m, queries, n_keys)
+            added += per_pair
+            seen = seen & (per_pair != float("-inf"))
         log_sum = tl.load(lse + bh * queries + m, mask=m < queries, other=float("inf"))
         p = weights(dot(x, tl.trans(y), PRECISION) * scale + added, LOG2E, -log_sum, 1)
-        seen = allowed & (n < n_keys)[None, :]
         if q_docs is not None:
             doc = tl.load(q_docs + b * queries + m, mask=m < queries, other=0)
             seen = seen & (doc[:, None] == tl.load(k_docs + b * n_keys + n, mask=n < n_keys, other=0)[None, :])
@@ -73,7 +103,11 @@ def walk(
         w = load_rows(dout + b * so_b + h * so_h, m, so_n, queries, DV, BDV, True)
         z = load_rows(v + b * sv_b + hk * sv_h, n, sv_n, n_keys, DV, BDV, True)
         mean = tl.load(delta + bh * queries + m, mask=m < queries, other=0.0)
-        acc += p * (dot(w, tl.trans(z), PRECISION) - mean[:, None])
+        dp = dot(w, tl.trans(z), PRECISION)
+        if seed is not None:
+            keep = kept(hashed_rows(seed, seed_high, bh, m)[:, None], n[None, :], least_hash)
+            dp = tl.where(keep, dp * growth, 0.0)
+        acc += p * (dp - mean[:, None])
     found += ((h * diagonals + diagonal) * SPLITS + split) * BLOCK * BLOCK
     tl.store(found + local[:, None] * BLOCK + local[None, :], acc)
 
@@ -107,28 +141,43 @@ def unskew(
 
 
 @triton.jit(
-    do_not_specialize=["q_blocks", "k_blocks", "past", "future", "width", "left", "rows_left", "out_width", "out_left"]
+    do_not_specialize=[
+        "q_blocks",
+        "k_blocks",
+        "past",
+        "future",
+        "width",
+        "left",
+        "rows_left",
+        "visits",
+        "out_width",
+        "out_left",
+        "seed",
+        "seed_high",
+        "least_hash",
+    ]
 )
 @no_type_check
 def entries(
     q, k, v, dout, sq_b, sq_h, sq_n, sk_b, sk_h, sk_n, sv_b, sv_h, sv_n, so_b, so_h, so_n,
     q_pos, k_pos, q_docs, k_docs, limits, keys, table, tails, rows, lse, delta, found,
-    heads, groups, queries, n_keys, q_blocks, k_blocks,
+    pairs, sp_b, sp_h, sp_m, seed, seed_high, least_hash, growth,
+    heads, groups, queries, n_keys, q_blocks, k_blocks, visits,
     past, future, width, left, rows_width, rows_left, scale, out_width, out_left,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, MANY: tl.constexpr, ONE: tl.constexpr, PER_ROW: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Σ_j ds by inner entry, at any positions. Grid: (batch · heads, query blocks, blocks of MANY entries).
+    """Σ_j ds by inner entry, at any positions. Grid: (batch · heads, shares, blocks of MANY entries).
 
     Args:
-        found: (B, H, Q, out_width) if PER_ROW, of which it fills the inner entries; else (B, H, blocks, out_width).
+        visits: number of query blocks of a share, 1 if PER_ROW.
+        found: (B, H, Q, out_width) if PER_ROW, of which it fills the inner entries; else (B, H, shares, out_width).
         out_width, out_left: of the table, or of rows if PER_ROW.
     """
-    bh, i = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    bh, share = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b, h = bh // heads, bh % heads
     hk = h // groups
-    m = i * BM + tl.arange(0, BM)
     entry = 1 + tl.program_id(2) * MANY + tl.arange(0, MANY)
     inner = entry < out_width - 1
     q_pos += b * queries
@@ -142,33 +191,44 @@ def entries(
         tails += 2 * h
     if rows is not None:
         rows += bh * queries * rows_width
-    x = load_rows(q + b * sq_b + h * sq_h, m, sq_n, queries, D, BD, True)
-    w = load_rows(dout + b * so_b + h * so_h, m, so_n, queries, DV, BDV, True)
-    log_sum = tl.load(lse + bh * queries + m, mask=m < queries, other=float("inf"))
-    mean = tl.load(delta + bh * queries + m, mask=m < queries, other=0.0)
     # keys farther away than these entries cannot contribute to them
     nearest, farthest = tl.min(entry) - out_left, tl.max(entry) - out_left
-    begin, end = trim_by_position(
-        0, k_blocks, m, queries, q_pos, q_docs, limits + b * 4 * k_blocks, k_blocks,
-        tl.minimum(past, -nearest), tl.minimum(future, farthest),
-    )  # fmt: skip
     acc = tl.zeros((BM, MANY), tl.float32)
-    for j in range(begin, end):
-        n = j * BN + tl.arange(0, BN)
-        y = load_rows(k + b * sk_b + hk * sk_h, n, sk_n, n_keys, D, BD, True)
-        z = load_rows(v + b * sv_b + hk * sv_h, n, sv_n, n_keys, DV, BDV, True)
-        d = distances(m[:, None], n[None, :], queries, n_keys, q_pos, k_pos)
-        added = bias(d, m[:, None], queries, table, tails, width, left, rows, rows_width, rows_left, ONE)
-        if keys is not None:
-            added += tl.load(keys + bh * n_keys + n, mask=n < n_keys, other=0.0)[None, :]
-        seen = visible(d, m[:, None], n[None, :], queries, n_keys, q_pos, k_pos, q_docs, k_docs, past, future)
-        s = dot(x, tl.trans(y), PRECISION) * scale + added
-        p = tl.where(seen, weights(s, LOG2E, -log_sum, 1), 0.0)
-        ds = p * (dot(w, tl.trans(z), PRECISION) - mean[:, None])
-        same = (d + out_left)[:, :, None] == entry[None, None, :]
-        acc += tl.sum(tl.where(same, ds[:, :, None], 0.0), 1)
-    if PER_ROW:
-        at = (bh * queries + m)[:, None] * out_width + entry[None, :]
-        tl.store(found + at, acc, mask=(m < queries)[:, None] & inner[None, :])
-    else:
-        tl.store(found + (bh * q_blocks + i) * out_width + entry, tl.sum(acc, 0), mask=inner)
+    for i in range(share * visits, tl.minimum((share + 1) * visits, q_blocks)):
+        m = i * BM + tl.arange(0, BM)
+        x = load_rows(q + b * sq_b + h * sq_h, m, sq_n, queries, D, BD, True)
+        w = load_rows(dout + b * so_b + h * so_h, m, so_n, queries, DV, BDV, True)
+        log_sum = tl.load(lse + bh * queries + m, mask=m < queries, other=float("inf"))
+        mean = tl.load(delta + bh * queries + m, mask=m < queries, other=0.0)
+        begin, end = trim_by_position(
+            0, k_blocks, m, queries, q_pos, q_docs, limits + b * 4 * k_blocks, k_blocks,
+            tl.minimum(past, -nearest), tl.minimum(future, farthest),
+        )  # fmt: skip
+        for j in range(begin, end):
+            n = j * BN + tl.arange(0, BN)
+            y = load_rows(k + b * sk_b + hk * sk_h, n, sk_n, n_keys, D, BD, True)
+            z = load_rows(v + b * sv_b + hk * sv_h, n, sv_n, n_keys, DV, BDV, True)
+            d = distances(m[:, None], n[None, :], queries, n_keys, q_pos, k_pos)
+            added = bias(d, m[:, None], queries, table, tails, width, left, rows, rows_width, rows_left, ONE)
+            if keys is not None:
+                added += tl.load(keys + bh * n_keys + n, mask=n < n_keys, other=0.0)[None, :]
+            seen = visible(d, m[:, None], n[None, :], queries, n_keys, q_pos, k_pos, q_docs, k_docs, past, future)
+            if pairs is not None:
+                per_pair = load_pairs(pairs + b * sp_b + h * sp_h, m[:, None], n[None, :], sp_m, queries, n_keys)
+                added += per_pair
+                seen = seen & (per_pair != float("-inf"))
+            s = dot(x, tl.trans(y), PRECISION) * scale + added
+            p = tl.where(seen, weights(s, LOG2E, -log_sum, 1), 0.0)
+            dp = dot(w, tl.trans(z), PRECISION)
+            if seed is not None:
+                keep = kept(hashed_rows(seed, seed_high, bh, m)[:, None], n[None, :], least_hash)
+                dp = tl.where(keep, dp * growth, 0.0)
+            ds = p * (dp - mean[:, None])
+            same = (d + out_left)[:, :, None] == entry[None, None, :]
+            acc += tl.sum(tl.where(same, ds[:, :, None], 0.0), 1)
+        if PER_ROW:
+            at = (bh * queries + m)[:, None] * out_width + entry[None, :]
+            tl.store(found + at, acc, mask=(m < queries)[:, None] & inner[None, :])
+    if not PER_ROW:
+        at = (bh * tl.num_programs(1) + share) * out_width + entry
+        tl.store(found + at, tl.sum(acc, 0), mask=inner)

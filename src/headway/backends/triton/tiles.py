@@ -28,6 +28,7 @@ SATURATED = tl.constexpr(2)
 LOG2E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(2**30)  # a distance beyond all others; twice it still fits 32 bits
 CHUNK = tl.constexpr(64)  # blocks looked at together when tiles are left out
+STEP = tl.constexpr(0x9E3779B9)  # see backends/dropout.py
 
 
 @triton.jit
@@ -318,6 +319,40 @@ def bias(d, m, queries, table, tails, width, left, rows, rows_width, rows_left, 
 
 @triton.jit
 @no_type_check
+def load_pairs(pairs, m, n, stride, queries, keys):
+    """The biases of a tile's pairs, float32, 0 past the last query or key; ``pairs`` points at this head."""
+    there = (m < queries) & (n < keys)
+    return tl.load(pairs + m.to(tl.int64) * stride + n, mask=there, other=0.0).to(tl.float32)
+
+
+@triton.jit
+@no_type_check
+def mixed(x):
+    """The hash of backends/dropout.py, uint32."""
+    x = x ^ (x >> 16)
+    x = x * 0x7FEB352D
+    x = x ^ (x >> 15)
+    x = x * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+@no_type_check
+def hashed_rows(seed, seed_high, head, m):
+    """What of the hash depends on the query: seed and head, the index b·H + h, are the same for the whole program."""
+    by_head = mixed(mixed(head.to(tl.uint32)) ^ seed.to(tl.uint32))
+    return mixed(by_head ^ (m.to(tl.uint32) + seed_high.to(tl.uint32)))
+
+
+@triton.jit
+@no_type_check
+def kept(hashed, n, least):
+    """Which pairs dropout keeps, as backends/dropout.py does."""
+    return mixed(hashed + n.to(tl.uint32) * STEP) >= least.to(tl.uint32)
+
+
+@triton.jit
+@no_type_check
 def table_ends(table, tails, width):
     """The table's first and last entry and the two slopes beyond them; zeros if absent."""
     past, future, past_slope, future_slope = 0.0, 0.0, 0.0, 0.0
@@ -373,3 +408,34 @@ def steps_beyond(is_past, m, n, n0, width, left):
     edge = tl.where(is_past, -left, width - 1 - left)
     sign = tl.where(is_past, -1.0, 1.0)
     return ((n - n0).to(tl.float32) - (m + edge - n0).to(tl.float32)) * sign
+
+
+@triton.jit
+@no_type_check
+def add_at_ends(sums, entry, width, ds, p):
+    """Add a tile's sums over the keys at or before a table's first entry, and over those at or after its last.
+
+    Args:
+        sums: of each query: Σ ds before and after, then Σ p before and after.
+    """
+    first = entry <= 0
+    last = ~first & (entry >= width - 1)
+    return (
+        sums[0] + tl.sum(tl.where(first, ds, 0.0), 1),
+        sums[1] + tl.sum(tl.where(last, ds, 0.0), 1),
+        sums[2] + tl.sum(tl.where(first, p, 0.0), 1),
+        sums[3] + tl.sum(tl.where(last, p, 0.0), 1),
+    )
+
+
+@triton.jit
+@no_type_check
+def add_at_end(sums, is_past, ds, p):
+    """The same for a saturated tile, all of it at one end."""
+    x, y = tl.sum(ds, 1), tl.sum(p, 1)
+    return (
+        sums[0] + tl.where(is_past, x, 0.0),
+        sums[1] + tl.where(is_past, 0.0, x),
+        sums[2] + tl.where(is_past, y, 0.0),
+        sums[3] + tl.where(is_past, 0.0, y),
+    )

@@ -56,7 +56,7 @@ export function keptViews({ words, updates }, payload, state) {
   let draws = [];
   function show() {
     const views = (kept[state.kept] ?? []).map((view) => drawView(view, words));
-    place.replaceChildren(...(views.length ? views.map(({ element }) => element) : [html("p", { class: "missing" }, prose(words.say("kept.none", { method: state.kept })))]));
+    place.replaceChildren(...(views.length ? views.map(({ element }) => element) : [html("p", { class: "missing" }, prose(words.say("saved.none", { method: state.kept })))]));
     draws = views.map(({ draw }) => draw);
     draws.forEach((draw) => draw());
   }
@@ -66,9 +66,9 @@ export function keptViews({ words, updates }, payload, state) {
     else show();
     shown = true;
   });
-  return html("section", { class: "kept", id: "kept" }, html("h2", {}, words.say("kept.title")),
-    html("p", { class: "quiet" }, words.say("kept.lead", { seed: words.count(seedsOf(results)[0] ?? 0) })),
-    html("label", { class: "select" }, words.say("kept.method"), select),
+  return html("section", { class: "kept", id: "kept" }, html("h2", {}, words.say("saved.title")),
+    html("p", { class: "quiet" }, words.say("saved.lead", { seed: words.count(seedsOf(results)[0] ?? 0) })),
+    html("label", { class: "select" }, words.say("saved.method"), select),
     place);
 }
 

@@ -5,7 +5,7 @@ import { lineChart, swatch } from "./chart.js";
 import { html, svg } from "./dom.js";
 import { announce, frameOf, told } from "./parts.js";
 import { niceTicks } from "./scales.js";
-import { isKnown, methodStyles, placeStyle } from "./styles.js";
+import { isKnown, methodStyles, styleOf } from "./styles.js";
 
 /** @typedef {import("./parts.js").Said} Said */
 /** @typedef {import("./parts.js").Setting} Setting */
@@ -36,7 +36,7 @@ export function lines(given, setting) {
   function describe() {
     const [x, y] = axes();
     const styles = lineStyles(figure.lines);
-    const log = (/** @type {boolean} */ is) => (is ? ` ${words.say("axis.log")}` : "");
+    const log = (/** @type {boolean} */ is) => (is ? words.say("axis.log") : "");
     return {
       label: told(words, figure.title),
       hint: words.say("hint"),
@@ -106,7 +106,7 @@ function pointsOf({ x, log_y }, { values, low, high }) {
 function lineStyles(all) {
   const methods = all.map(({ label }) => ({ spec: label.en, name: label.en.split("(")[0] }));
   const looks = methods.every(({ name }) => isKnown(name)) ? methodStyles(methods) : new Map();
-  return all.map(({ label, style }, i) => (style === null ? looks.get(label.en) ?? placeStyle(i) : placeStyle(style)));
+  return all.map(({ label, style }, i) => (style === null ? looks.get(label.en) ?? styleOf(i) : styleOf(style)));
 }
 
 /**
@@ -131,7 +131,7 @@ export function bars(given, setting) {
     const width = plot.clientWidth;
     if (!width) return;
     plot.setAttribute("aria-label", `${told(words, figure.title)}. ${words.say("hint")}`);
-    legend.replaceChildren(...(figure.series.length > 1 ? names().map((name, i) => html("span", { class: `key hue-${placeStyle(i).hue}` }, html("i", { class: i % 2 ? "hollow" : "", "aria-hidden": "true" }), name)) : []));
+    legend.replaceChildren(...(figure.series.length > 1 ? names().map((name, i) => html("span", { class: `key hue-${styleOf(i).hue}` }, html("i", { class: i % 2 ? "hollow" : "", "aria-hidden": "true" }), name)) : []));
     now = place(width);
     paint(now);
     show();
@@ -173,7 +173,7 @@ export function bars(given, setting) {
       ])),
       ...empty.map((i) => svg("text", { class: "tick", x: left + (i + 0.5) * each, y: y(0) - 5, "text-anchor": "middle" }, "–")).filter((_, i) => each > 10 || i === 0),
       ...figure.series.map(([, values], k) =>
-        svg("path", { class: `column hue-${placeStyle(k).hue}${k % 2 ? " hollow" : ""}`, "data-column": k, d: values.map((value, i) => (value === null || !Number.isFinite(value) ? "" : bar(i, k, value))).join("") })),
+        svg("path", { class: `column hue-${styleOf(k).hue}${k % 2 ? " hollow" : ""}`, "data-column": k, d: values.map((value, i) => (value === null || !Number.isFinite(value) ? "" : bar(i, k, value))).join("") })),
       svg("g", { class: "grid" }, svg("line", { class: "base", x1: left, x2: width - 4, y1: y(0), y2: y(0) })),
       ...figure.labels.flatMap((label, i) => {
         if (i % every) return [];
@@ -261,12 +261,12 @@ export function dials(given, setting) {
   const body = (/** @type {(value: number) => unknown} */ write) => figure.labels.map((label, i) => [label, ...figure.hands.map(([, angles]) => write(angles[i]))]);
 
   function draw() {
-    legend.replaceChildren(...names().map((name, i) => html("span", { class: "key" }, swatch(placeStyle(i)), name)));
+    legend.replaceChildren(...names().map((name, i) => html("span", { class: "key" }, swatch(styleOf(i)), name)));
     row.replaceChildren(...figure.labels.map((label, i) => {
       const hands = figure.hands.map(([, angles], k) => {
         const [x, y] = [Math.cos(angles[i]), Math.sin(angles[i])];
         const reach = 30 - 7 * k; // hands at the same angle stay visible
-        return svg("g", { class: `hue-${placeStyle(k).hue}` },
+        return svg("g", { class: `hue-${styleOf(k).hue}` },
           svg("line", { class: "line", x1: 0, y1: 0, x2: (x * reach).toFixed(2), y2: (-y * reach).toFixed(2) }),
           svg("circle", { class: "marker", cx: (x * reach).toFixed(2), cy: (-y * reach).toFixed(2), r: 3.2 }));
       });

@@ -27,11 +27,12 @@ export function product(given, setting) {
   const matrices = html("div", { class: "matrices" }, maps.left.element, sign("·"), maps.right.element, sign(given.bias ? "+ b =" : "="), maps.out.element);
   const equation = html("p", { class: "equation", "aria-live": "polite" });
   const picture = svg("svg", { class: "running", "aria-hidden": "true" });
+  const keys = html("div", { class: "keys", "aria-hidden": "true" });
   const body = html("tbody");
   const foot = html("tfoot");
   const head = html("tr");
   const scroll = html("div", { class: "scroll products", tabindex: "0", role: "region" }, html("table", {}, html("thead", {}, head), body, foot));
-  const { element, refresh } = frameOf(setting, () => figure, [html("p", { class: "quiet" }, words.say("product.hint")), matrices, equation, html("div", { class: "worked" }, picture, scroll)], { csv: () => csv() });
+  const { element, refresh } = frameOf(setting, () => figure, [html("p", { class: "quiet" }, words.say("product.hint")), matrices, equation, html("div", { class: "worked" }, html("div", {}, keys, picture), scroll)], { csv: () => csv() });
 
   maps.out.element.addEventListener("headway:point", (event) => {
     const { row, column } = /** @type {CustomEvent} */ (event).detail;
@@ -87,6 +88,7 @@ export function product(given, setting) {
     });
     const last = (/** @type {string} */ text, /** @type {number} */ value) => html("tr", {}, html("th", { scope: "row", colspan: "4" }, text), html("td", {}, spoken(value)));
     foot.replaceChildren(...(figure.bias ? [last(words.say("product.bias"), bias)] : []), last(words.say("product.total"), total), last(words.say("product.model"), model), last(words.say("product.difference"), total - model));
+    keys.replaceChildren(...[["product", 3], ["sum", 0]].map(([key, hue]) => html("span", { class: `key hue-${hue}` }, html("i"), words.say(`product.${key}`))));
     trace(steps, bias, model);
   }
 

@@ -67,7 +67,7 @@ export function isKnown(name) {
  * @param {number} n
  * @returns {Style}
  */
-export function placeStyle(n) {
+export function styleOf(n) {
   return { hue: n % HUES, dash: n % DASHES.length };
 }
 

@@ -1,0 +1,112 @@
+"""Calls to the C++ of ``csrc``: its compiled libraries, and arguments laid out as its headers declare them."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headway.backends import compiler
+from headway.shapes import HeadwayError
+
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+"""The dtypes of q, k and v, numbered as in C++."""
+SOURCES = Path(__file__).parent.parent / "csrc"
+
+
+def fields(header: str) -> list[tuple[str, Any]]:
+    """The fields of ``Call`` as a C++ header declares them, the only description of what Python passes.
+
+    >>> fields("struct Call {\\n  int64_t batch;\\n  const void *q, *k;  // pointers\\n};")[-1][0]
+    'k'
+    """
+    (body,) = re.findall(r"struct Call \{\n(.*?)\n\};", header, re.DOTALL)
+    numbers = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
+    found: list[tuple[str, Any]] = []
+    for line in body.split("\n"):
+        code = line.partition("//")[0].strip()
+        if code:
+            declared = re.fullmatch(r"(?:const )?(void|int64_t|double)(\*?) ([\w*, ]+);", code)
+            assert declared, f"csrc has a declaration that Python cannot parse: {code}"
+            kind, star, names = declared.groups()
+            for name in names.split(", "):
+                pointer = bool(star) or name.startswith("*")
+                found.append((name.removeprefix("*"), ctypes.c_void_p if pointer else numbers[kind]))
+    return found
+
+
+@cache
+def struct(header: str) -> Any:
+    """A call, with the layout of ``Call`` in this header of ``csrc``."""
+    declared = fields((SOURCES / header).read_text(encoding="utf-8"))
+    return type("Call", (ctypes.Structure,), {"_fields_": declared})
+
+
+@cache
+def loaded(source: str) -> ctypes.CDLL | str:
+    """The compiled library of this source file of ``csrc``, or the reason why there is none."""
+    try:
+        return ctypes.CDLL(str(compiler.library(SOURCES / source)))
+    except (HeadwayError, OSError) as error:
+        return str(error)
+
+
+def unavailable(source: str = "attention.cpp") -> str | None:
+    """Why there is no such kernel on this machine, or None if there is one; compiles it if needed."""
+    found = loaded(source)
+    return found if isinstance(found, str) else None
+
+
+# what torch.compiler.assume_constant_result sets; calling it would load all of torch.compile, more than a second
+unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def even(x: Tensor) -> Tensor:
+    """The same values with the last dimension contiguous."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+class Arguments:
+    """The arguments of a C++ function; keeps alive the tensors that it reads.
+
+    Args:
+        source: the file of ``csrc`` that defines the function.
+        header: the file of ``csrc`` that declares its ``Call``.
+        dtype: of q, k and v.
+    """
+
+    def __init__(self, source: str, header: str, dtype: torch.dtype) -> None:
+        self.source, self.kind, self.call = source, KINDS[dtype], struct(header)()
+        self._kept: list[Tensor] = []
+
+    def put(self, name: str, x: Tensor, *strides: str) -> None:
+        """Pass a tensor: its address, and the strides of its first dimensions by name ("" is left 0)."""
+        self._kept.append(x)
+        setattr(self.call, name, x.data_ptr())
+        for stride, size in zip(strides, x.stride(), strict=False):
+            if stride:
+                setattr(self.call, f"{name}_{stride}", size)
+
+    def put_rows(self, name: str, x: Tensor | None, *strides: str) -> None:
+        """Pass a tensor whose last dimension the function reads as contiguous; None is a null pointer."""
+        if x is not None:
+            self.put(name, even(x), *strides)
+
+    def run(self, function: str) -> None:
+        """Call the function.
+
+        Raises:
+            MemoryError: when it reports an error.
+        """
+        kernel: Any = loaded(self.source)
+        assert getattr(kernel, f"{Path(self.source).stem}_call_size")() == ctypes.sizeof(self.call), (
+            "Python and the C++ compiler lay out a call differently"
+        )
+        message = ctypes.create_string_buffer(256)
+        if getattr(kernel, function)(ctypes.byref(self.call), self.kind, message):
+            raise MemoryError(f"the CPU kernel failed: {message.value.decode()}")

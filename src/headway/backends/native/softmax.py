@@ -1,0 +1,375 @@
+"""Softmax attention with position terms.
+
+    out_i = Σ_j softmax_j( scale · q_i·k_j + keys[j] + table(k_pos − q_pos) + rows[i](k_pos − q_pos)
+                          + pairs[i, j] ) · v_j
+
+Unmasked tiles are skipped if their weights are so small that all of them together change no row by more than 1/256 of
+its own rounding: the steeper a bias decays, the faster.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headway.backends import canonical, operators
+from headway.backends.base import Call, bad_tokens, transforms
+from headway.backends.native.library import KINDS, Arguments, even
+from headway.backends.native.operation import Operation
+from headway.terms import Boost, CurveByDistance, DenseBias, SlopePerToken, TablePerKey, ValuesByDistance
+
+SOURCE, MEMORY = "attention.cpp", "O(queries + keys): fused"
+
+
+class Given(NamedTuple):
+    """Arguments of forward and backward, see :class:`headway.backends.canonical.Canonical`; first those with gradients.
+
+    ``rows`` are given as such or as products of ``rows_x`` and ``rows_vectors``, and so are ``cols``.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    keys: Tensor | None
+    table: Tensor | None
+    tails: Tensor | None
+    rows: Tensor | None
+    rows_x: Tensor | None
+    rows_vectors: Tensor | None
+    cols: Tensor | None
+    cols_x: Tensor | None
+    cols_vectors: Tensor | None
+    values: Tensor | None
+    q_slopes: Tensor | None
+    k_slopes: Tensor | None
+    curve_level: Tensor | None
+    curve_rate: Tensor | None
+    curve_base: Tensor | None
+    curve_slope: Tensor | None
+    pairs: Tensor | None
+    sinks: Tensor | None
+    q_pos: Tensor
+    k_pos: Tensor
+    q_docs: Tensor | None
+    k_docs: Tensor | None
+    curve_breaks: Tensor | None
+    rows_index: Tensor | None
+    cols_index: Tensor | None
+    rates: Tensor | None
+    seed: Tensor | None
+    past: int
+    future: int
+    left: int
+    rows_left: int
+    cols_left: int
+    values_left: int
+    scale: float
+    softcap: float
+    dropout: float
+
+    @classmethod
+    def schema(cls) -> str:
+        """These arguments as torch declares an operator's."""
+        kinds = {"Tensor": "Tensor", "Tensor | None": "Tensor?", "int": "int", "float": "float"}
+        given = {name: str(getattr(kind, "__forward_arg__", kind)) for name, kind in cls.__annotations__.items()}
+        return ", ".join(f"{kinds[kind]} {name}" for name, kind in given.items())
+
+
+_TERMS = (Boost, CurveByDistance, DenseBias, SlopePerToken, TablePerKey, ValuesByDistance)
+_DIFFERENTIABLE = Given._fields.index("q_pos")
+
+
+def unfit(call: Call) -> str | None:
+    """See :class:`headway.backends.native.Part`."""
+    return canonical.unfit(call, _TERMS, modified=True)
+
+
+def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
+    """See :class:`headway.backends.base.Backend`."""
+    c = canonical.canonical(call, products=True)
+    held: dict[str, Any] = {name: getattr(c, name) for name in Given._fields if hasattr(c, name)}
+    for name, product in (("rows", c.query_products), ("cols", c.key_products)):
+        for part in ("x", "vectors", "index"):
+            held[f"{name}_{part}"] = None if product is None else getattr(product, part)
+    curve, (batch, heads), wide = c.curve, c.q.shape[:2], _wide(c.q)
+    held["curve_breaks"] = None if curve is None else curve.breaks().expand(batch, -1, -1)
+    for name in ("level", "rate", "base", "slope"):
+        held[f"curve_{name}"] = None if curve is None else getattr(curve, name).to(wide)
+    if curve is not None:
+        held["curve_rate"] = held["curve_rate"].expand(batch, -1)
+        for name in ("curve_base", "curve_slope"):
+            held[name] = held[name].expand(heads, -1)
+    given = Given(**held, seed=call.seed, softcap=call.softcap or 0.0, dropout=call.dropout)
+    if call.training or transforms():
+        out = _attention(*given)
+    elif not operators.are_seen(c.q, c.k, c.v):
+        out = inference(*given)
+    else:
+        operators.count(torch.ops.headway.native_inference, 0, 2)
+        out = cast(Tensor, torch.ops.headway.native_inference(*given))
+    return out.to(call.q.dtype)
+
+
+def _arguments(given: Given) -> Arguments:
+    """The arguments that forward and backward share."""
+    arguments, g = Arguments(SOURCE, "call.h", given.q.dtype), given
+    call = arguments.call
+    call.batch, call.heads, call.queries, call.dim = g.q.shape
+    call.kv_heads, call.keys, call.dim_v = g.v.shape[1:]
+    call.past, call.future, call.scale, call.skip, call.dropout = g.past, g.future, g.scale, 1, g.dropout
+    call.left, call.rows_left, call.cols_left, call.values_left = g.left, g.rows_left, g.cols_left, g.values_left
+    for name in ("q", "k", "v", "rows", "rows_x", "cols", "cols_x", "pairs"):
+        arguments.put_rows(name, getattr(g, name), "batch", "head", "row")
+    for name in ("q_pos", "k_pos", "q_docs", "k_docs"):
+        arguments.put_rows(name, getattr(g, name), "batch")
+    arguments.put_rows("per_key", g.keys, "batch", "head")
+    for name in ("q_slopes", "k_slopes"):
+        arguments.put_rows(name, getattr(g, name), "batch", "head")
+    call.softcap = g.softcap
+    for name in ("table", "tails", "sinks", "seed", "rows_index", "cols_index", "rates"):
+        x = getattr(g, name)
+        arguments.put_rows(name, None if x is None else x.contiguous())
+    if g.curve_level is not None and g.curve_breaks is not None:
+        for name in ("curve_level", "curve_base", "curve_slope"):
+            arguments.put(name, getattr(g, name).contiguous())
+        arguments.put_rows("curve_rate", g.curve_rate, "batch")
+        arguments.put("curve_breaks", g.curve_breaks.contiguous(), "batch")
+        call.curve_width, call.curve_knots = g.curve_level.shape[0], g.curve_breaks.shape[-1]
+    if g.table is not None:
+        call.width = g.table.shape[-1]
+    for name, vectors, index in (
+        ("rows", g.rows_vectors, g.rows_index),
+        ("cols", g.cols_vectors, g.cols_index),
+        ("values", g.values, None),
+    ):
+        if vectors is not None:
+            heads, entries, dim = vectors.shape
+            arguments.put_rows(f"{name}_vectors", vectors.contiguous(), "head" if heads > 1 else "")
+            width = entries if index is None else index.shape[0]
+            for field, size in (("width", width), ("entries", entries), ("dim", dim)):
+                setattr(call, f"{name}_{field}", size)
+    for name, table in (("rows", g.rows), ("cols", g.cols)):
+        if table is not None:
+            setattr(call, f"{name}_width", table.shape[-1])
+    if g.rates is not None and g.q.numel() and g.k.numel():
+        call.bound = abs(g.scale) * float(g.q.abs().max() * g.k.abs().max())
+    if g.pairs is not None:
+        call.pairs_kind = KINDS[g.pairs.dtype]
+        for axis, field in ((0, "pairs_batch"), (1, "pairs_head")):
+            if g.pairs.shape[axis] == 1:
+                setattr(call, field, 0)
+    return arguments
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The dtype of sums."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _by_token(shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """The shape (B, H, N, D) as (B, N, H, D), the layout in which W_O reads heads: those of a token side by side."""
+    return shape[0], shape[2], shape[1], shape[3]
+
+
+def _results(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Empty tensors for what forward returns."""
+    out = q.new_empty(_by_token((*q.shape[:3], v.shape[3]))).transpose(1, 2)
+    return out, q.new_empty(*q.shape[:3], 2, dtype=_wide(q))
+
+
+def forward(*given: Any) -> tuple[Tensor, Tensor]:
+    """The output, and each row's greatest score and 1 / its sum of exponentials, (B, H, Q, 2)."""
+    return _compute(Given(*given), inference=False)
+
+
+def inference(*given: Any) -> Tensor:
+    """The output, when no backward pass will follow."""
+    return _compute(Given(*given), inference=True)[0]
+
+
+def _compute(given: Given, inference: bool) -> tuple[Tensor, Tensor]:
+    # looking at the result instead of at what it was made from reads a long cache once, not twice
+    out, sums = _run(given, inference)
+    if math.isfinite(out.sum(dtype=_wide(out))):
+        return out, sums
+    clean, poisoned = _isolated(given)
+    if poisoned is None:
+        return out, sums
+    out, sums = _run(clean, inference)
+    return out.masked_fill_(poisoned[..., None], torch.nan), sums
+
+
+def _of_tokens(given: Given) -> tuple[list[Tensor], list[Tensor]]:
+    """The vectors of every query, (B, H, Q, …), and of every key, (B, H or H_kv, K, …)."""
+    q_slopes, k_slopes = (None if x is None else x[..., None] for x in (given.q_slopes, given.k_slopes))
+    queries = [x for x in (given.q, given.rows, given.rows_x, q_slopes) if x is not None]
+    return queries, [x for x in (given.k, given.v, given.cols, given.cols_x, k_slopes) if x is not None]
+
+
+def _isolated(given: Given) -> tuple[Given, Tensor | None]:
+    """What was given with zeros for tokens whose vectors hold NaN or inf, and which rows, (B, H, Q), see one.
+
+    The kernel multiplies a hidden key's weight, 0, with its value, and 0 · NaN = NaN would reach rows that must not see
+    it. Which rows see one, attention with equal weights tells: of a value that is 1 at bad keys it gives more than 0.
+    """
+    q, k, pairs = given.q, given.k, given.pairs
+    queries, keys = _of_tokens(given)
+    bad_row, bad_key = torch.zeros_like(q[..., 0], dtype=torch.bool), torch.zeros_like(k[..., 0], dtype=torch.bool)
+    for x in queries:
+        bad_row = bad_row | bad_tokens(x)
+    for x in keys:
+        bad_key = bad_key | bad_tokens(x).unflatten(1, (k.shape[1], -1)).any(2)
+    if not (bad_row.any() or bad_key.any()):
+        return given, None
+    share = torch.stack((bad_key, torch.ones_like(bad_key)), -1).to(q.dtype)
+    hidden = None if pairs is None else torch.zeros_like(pairs).masked_fill_(pairs == -torch.inf, -torch.inf)
+    none: dict[str, Any] = dict.fromkeys(Given._fields[3:_DIFFERENTIABLE])
+    equal = Given(*given)._replace(
+        **{**none, "q": torch.zeros_like(q), "k": torch.zeros_like(k), "v": share, "pairs": hidden, "dropout": 0.0}
+    )
+    sees_bad, sees = (_run(equal, inference=True)[0] > 0).unbind(-1)
+
+    def clean(x: Tensor | None, bad: Tensor) -> Tensor | None:
+        if x is None:
+            return None
+        bad = bad.repeat_interleave(x.shape[1] // bad.shape[1], 1)
+        return x.masked_fill(bad[..., None] if x.ndim == 4 else bad, 0.0)
+
+    cleaned: dict[str, Any] = {
+        name: clean(getattr(given, name), bad_row) for name in ("q", "rows", "rows_x", "q_slopes")
+    }
+    cleaned |= {name: clean(getattr(given, name), bad_key) for name in ("k", "v", "cols", "cols_x", "k_slopes")}
+    return given._replace(**cleaned), sees_bad | (bad_row & sees)
+
+
+def _run(given: Given, inference: bool) -> tuple[Tensor, Tensor]:
+    arguments = _arguments(given)
+    out, sums = _results(given.q, given.v)
+    arguments.call.decoding = inference
+    arguments.put("out", out, "batch", "head", "row")
+    arguments.put("sums", sums)
+    arguments.run("headway_forward")
+    return out, sums
+
+
+def _tasks(q: Tensor, k: Tensor, pairs: Tensor | None) -> int:
+    """How many tasks can run at once: one per sequence and key head, fewer if they share a gradient."""
+    sequences = q.shape[0] if pairs is None or pairs.shape[0] > 1 else 1
+    return sequences * (k.shape[1] if pairs is None or pairs.shape[1] > 1 else 1)
+
+
+def _splits(tasks: int, keys: int) -> int:
+    """Number of tasks that share the keys of a head, so that all threads have work until the end.
+
+    Each costs a copy of dQ; the order of summation, and with it the last bit, depends on their number.
+    """
+    threads, most = torch.get_num_threads(), max(1, keys // 256)
+    for splits in range(1, most + 1):
+        turns = math.ceil(tasks * splits / threads)
+        if tasks * splits >= 0.9 * turns * threads:
+            return splits
+    return most
+
+
+def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor]:
+    """The gradients of the first of what was given; an empty tensor for those not needed."""
+    g, needs = Given(*given), dict(zip(Given._fields, needed, strict=False))
+    if not math.isfinite(sum(x.sum(dtype=_wide(x)) for x in itertools.chain(*_of_tokens(g)))):
+        g, poisoned = _isolated(g)
+        if poisoned is not None:
+            grad, out = (x.masked_fill(poisoned[..., None], 0.0) for x in (grad, out))
+    arguments, q, wide = _arguments(g), g.q, _wide(g.q)
+    call, (batch, heads, queries, dim) = arguments.call, g.q.shape
+    splits = call.splits = _splits(_tasks(q, g.k, g.pairs if needs["pairs"] else None), g.k.shape[2])
+    grad = even(grad)
+    for name, given_x in (("out", out), ("grad", grad)):
+        arguments.put(name, given_x, "batch", "head", "row")
+    arguments.put("sums", sums)
+    if g.values is not None:
+        arguments.put_rows("values_x", grad.to(wide), "batch", "head", "row")
+    lanes = 64 // wide.itemsize
+    d_q = q.new_empty(splits, batch, queries, heads, math.ceil(dim / lanes) * lanes, dtype=wide).transpose(2, 3)
+    d_k, d_v = (x.new_empty(_by_token(x.shape)).transpose(1, 2) for x in (g.k, g.v))
+    arguments.put("d_q", d_q, "split", "batch", "head", "row")
+    for name, empty in (("d_k", d_k), ("d_v", d_v)):
+        arguments.put(name, empty, "batch", "head", "row")
+    own, parts = (batch, heads), (splits, batch, heads)  # shapes: in one task each, or a part in every task
+    leading = {
+        **dict.fromkeys(("keys", "cols", "cols_x", "k_slopes"), own),
+        **dict.fromkeys(("table", "tails", "rows", "rows_x", "q_slopes"), parts),
+        **dict.fromkeys(("rows_vectors", "cols_vectors", "values"), parts),
+        **dict.fromkeys(("curve_level", "curve_rate", "curve_base", "curve_slope"), parts),
+        "pairs": (),
+    }
+    found: dict[str, Tensor] = {}
+    for name, lead in leading.items():
+        x: Tensor | None = getattr(g, name)
+        if x is None or not needs[name]:
+            continue
+        of_heads = name in ("table", "tails", "rows_vectors", "cols_vectors", "values", "curve_base", "curve_slope")
+        shape = x.shape[0 if name in ("pairs", "curve_level") else 1 if of_heads or name == "curve_rate" else 2 :]
+        dtype = torch.float64 if name in ("table", "tails", "curve_level", "curve_base", "curve_slope") else wide
+        d_x = q.new_zeros(*lead, *shape, dtype=dtype)
+        arguments.put({"keys": "d_per_key", "values": "d_values_vectors"}.get(name, f"d_{name}"), d_x)
+        found[name] = d_x
+    arguments.run("headway_backward")
+    for name, d_x in found.items():
+        if leading[name] == parts:
+            found[name] = d_x[0] if splits == 1 else d_x.sum(0)
+    if g.sinks is not None and needs["sinks"]:
+        # a sink's weight is what the keys' weights leave of 1; its value is zero
+        mean = (grad.to(wide) * out).sum(-1)
+        weight = (g.sinks[:, None] - sums[..., 0]).exp() * sums[..., 1]
+        found["sinks"] = -(weight * mean).sum((0, 2))
+    return _in_shape(g, needs, found, d_q, d_k, d_v)
+
+
+def _in_shape(
+    given: Given, needs: dict[str, bool], found: dict[str, Tensor], d_q: Tensor, d_k: Tensor, d_v: Tensor
+) -> list[Tensor]:
+    """What the kernel found, in the shapes and dtypes of what was given."""
+    q = given.q
+    whole = d_q[0] if len(d_q) == 1 else d_q.sum(0)
+    if whole.shape != q.shape or whole.dtype != q.dtype:
+        whole = q.new_empty(_by_token(q.shape)).transpose(1, 2).copy_(whole[..., : q.shape[3]])
+    results = [whole, d_k, d_v]
+    for name in Given._fields[3:_DIFFERENTIABLE]:
+        x, d_x = getattr(given, name), found.get(name)
+        if d_x is None:
+            d_x = q.new_empty(0)
+        elif name not in ("pairs", "sinks"):
+            if name == "curve_level":
+                d_x = d_x.sum((0, 1))
+            elif name == "curve_rate":
+                d_x = d_x.sum(1)
+            elif d_x.ndim > x.ndim:
+                d_x = d_x.sum(0)  # over the sequences
+            d_x = d_x.sum_to_size(x.shape)  # one for all heads
+        results.append(d_x if x is None else d_x.to(x.dtype))
+    return results
+
+
+def _gradients(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor]:
+    q, k, v = given[:3]
+    terms = [
+        x.new_empty(x.shape) if need and x is not None else q.new_empty(0)
+        for x, need in zip(given[3:_DIFFERENTIABLE], needed[3:], strict=True)
+    ]
+    return [*(x.new_empty(_by_token(x.shape)).transpose(1, 2) for x in (q, k, v)), *terms]
+
+
+_attention = Operation(
+    *("native", Given.schema(), 2, _DIFFERENTIABLE, forward, backward),
+    *(lambda *given: _results(given[0], given[2]), _gradients),
+)
+# an operator of its own, as thin as torch allows: a step of decoding takes less time than custom_op's checks
+_LIBRARY = torch.library.Library("headway", "FRAGMENT")
+_LIBRARY.define(f"native_inference({Given.schema()}) -> Tensor")
+_LIBRARY.impl("native_inference", inference, "CPU")
+torch.library.register_fake("headway::native_inference", lambda *given: _results(given[0], given[2])[0])
