@@ -45,7 +45,7 @@ ByDistance(fixed table)                                  fcwd--  fcw---  fcwdpt 
 ProductPerQuery(x, vectors) + ValuesByDistance(table)    fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
 no terms, stickbreaking                                  fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
 ByDistance(table, in rows)                               fc-d--  ------  fcwdpt  fc-d--  ------  fcwdpt  fcwdpt
-PerKey(bias) + ByDistancePerQuery(table)                 fcwd--  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+PerKey(bias) + ProductPerQuery(x, vectors)               fcwd--  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
 ByDistance(fixed entry, tails)                           fcwd--  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
 CurveByDistance(level, rate, fixed knots, base, slope)   fcwd--  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
 SlopePerToken(q)                                         fcwd--  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
@@ -104,7 +104,8 @@ def _kind(term: Any) -> str:
     for name, value in vars(term).items():
         if isinstance(value, Tensor) and value.is_floating_point():
             single = isinstance(term, ByDistance) and term.tails is not None and value.shape[1] == 1
-            held.append(("" if value.requires_grad else "fixed ") + ("entry" if single else name))
+            moves = value.requires_grad or name == "vectors"  # which few tokens may compute in another order
+            held.append(("" if moves else "fixed ") + ("entry" if single else name))
             if name == "first" and value.shape[-1] > 1:
                 held.append("neighbours")
         elif name == "row" and value is not None:

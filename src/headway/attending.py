@@ -211,7 +211,7 @@ class Attending(nn.Module):
         else:
             q_pos = as_positions(pos, x)
             if self.embed and pos is None:
-                self.position.check_last(x.shape[1] - 1)
+                self.position.check_length(x)
         given = pos is not None
         if given:  # what stands where padding is, e.g. NaN, must not reach the gradient of W_Q
             x = x.masked_fill((q_pos < 0)[..., None], 0.0)

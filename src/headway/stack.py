@@ -215,7 +215,7 @@ class Stack(nn.Module):
         elif pos is not None:
             pos = as_positions(pos, tokens)
         else:
-            self.position.check_last(tokens.shape[1] - 1)
+            self.position.check_length(tokens)
         if renumbers(self.position, cache):
             pos = self.position.renumber(as_positions(pos, tokens))
         x = self.embedding(tokens) * self.embedding.embedding_dim**0.5

@@ -4,6 +4,8 @@ Its layer needs flash-attn and two Triton kernels, none of which runs on a CPU, 
 k_R has a matrix of its own; keys and values of a head lie side by side in one matrix; rotary pairs dimension i with
 i + d/2; a window of W tokens counts the query's own. DeepSeek-V3 itself: ``core/test_latent.py`` for a layer,
 ``test_patterns_parity.py`` for a model.
+
+No independent code: it runs on GPUs only, and the formula is written out from it.
 """
 
 from __future__ import annotations

@@ -668,7 +668,7 @@ def test_longer_counts_who_gets_worse_as_the_report_does() -> None:
     results = seeds({"a": [2.01, 2.02, 2.0], "b": [2.4, 2.5, 2.6], "c": [1.0, 1.0, 1.1]})
     told = view("longer", asked(results=results)).finding
     assert isinstance(told, dict)
-    assert "1 of 3 methods are worse than at 64" in told["en"]
+    assert "1 of 3 methods are clearly worse than at 64" in told["en"]
 
 
 def test_longer_needs_results() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from headway.backends.base import Call, bad_tokens
-from headway.integers import FAR, readable
+from headway.integers import FAR, exporting, readable
 from headway.masks import Before, Causal, Documents, Window, parts, reach
 from headway.terms import DenseBias
 
@@ -57,7 +57,9 @@ def isolated(call: Call, attend: Callable[[Call], Tensor]) -> tuple[Call, Bool[T
     q = call.q.masked_fill(bad_row[..., None], 0.0)
     k, v = call.k.masked_fill(bad_key[..., None], 0.0), call.v.masked_fill(bad_key[..., None], 0.0)
     with torch.no_grad():
-        sees_bad, sees = counted(call, bad_key) if countable(call) else probed(call, bad_key, attend)
+        sees_bad, sees = (
+            counted(call, bad_key) if countable(call) and not exporting() else probed(call, bad_key, attend)
+        )
     return replace(call, q=q, k=k, v=v), sees_bad | (bad_row & sees)
 
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from headway.display import Displayed
-from headway.integers import FAR, Integers, as_positions, readable
+from headway.integers import FAR, Integers, as_positions, exporting, readable
 from headway.positions.along import Before
 from headway.positions.along import angle_dtype as angle_dtype
 from headway.shapes import HeadShape, HeadwayError, brief
@@ -241,6 +241,13 @@ class Position(Displayed, nn.Module):
         """
         return pos
 
+    def check_length(self, x: Shaped[Tensor, "batch tokens *axes"]) -> None:
+        """:meth:`check_last` for tokens at default positions; nothing where their number is not that of a text: on the
+        meta device, and in an exported program, which serves every length.
+        """
+        if x.device.type != "meta" and not exporting():
+            self.check_last(x.shape[1] - 1)
+
     def check_last(self, last: int) -> None:
         """Refuse a largest position that the method does not reach; by default all do.
 
@@ -392,7 +399,7 @@ class Position(Displayed, nn.Module):
         if self.shape is not None and x.shape[2] != self.shape.dim:
             raise HeadwayError(f"expected embeddings of width {self.shape.dim}, got {x.shape[2]}")
         if pos is None:
-            self.check_last(x.shape[1] - 1)
+            self.check_length(x)
         return self.embed(x, as_positions(pos, x))
 
 

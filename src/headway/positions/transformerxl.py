@@ -19,7 +19,7 @@ from torch import nn
 from headway.integers import exporting
 from headway.positions.base import Position, TermInputs, frequencies
 from headway.shapes import HeadShape, HeadwayError
-from headway.terms import AnyTerm, ByDistancePerQuery, PerKey, ProductPerQuery
+from headway.terms import AnyTerm, PerKey, ProductPerQuery
 
 
 @dataclass(eq=False)
@@ -82,5 +82,5 @@ class TransformerXL(Position):
         biases = PerKey((keys @ (u * look.scale)[..., None])[..., 0])
         if not exporting() and q.shape[0] * q.shape[2] < q.shape[3]:
             # with few queries, as in decoding, map the queries to the sinusoids' width; with many, map each distance
-            return biases, ByDistancePerQuery(rows @ weight @ waves, left)
+            return biases, ProductPerQuery(rows @ weight, waves.mT[None], left)
         return biases, ProductPerQuery(rows, (weight @ waves).mT, left)

