@@ -57,7 +57,6 @@ TERMS: dict[str, Callable[[Leaves], tuple[AnyTerm, ...]]] = {
         SlopePerToken(None, x["sk"]),
         PerKey(x["sk"]),
         ValuesByDistance(x["values"][:1], 2),
-        curve(x),
     ),
 }
 
