@@ -169,3 +169,24 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
                     # dynamo cannot trace into the checks of a dataclass
                     monkeypatch.setattr(member, "__init__", getattr(member.__init__, "__wrapped__", member.__init__))
     jaxtyping.config.update("jaxtyping_disable", True)  # until the next test begins
+
+
+@pytest.fixture
+def tiles(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Tiles of the native kernels: counts {computed, skipped}; with ``tiles.skip = 0`` none is skipped."""
+    import torch
+
+    from headway.backends.native import library
+
+    class Tiles:
+        skip = 1
+        count = torch.zeros(2, dtype=torch.int64)
+
+    inside = library.Arguments.run
+
+    def counted(self: Any, what: str) -> None:
+        self.call.skip, self.call.tiles = Tiles.skip, Tiles.count.data_ptr()
+        inside(self, what)
+
+    monkeypatch.setattr(library.Arguments, "run", counted)
+    return Tiles

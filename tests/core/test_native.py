@@ -176,25 +176,6 @@ def test_two_threads_give_the_same_bits_every_time() -> None:
 # --- skipped tiles ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def tiles(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Counts {computed, skipped}; ``tiles.skip = 0`` skips nothing."""
-
-    class Tiles:
-        skip = 1
-        count = torch.zeros(2, dtype=torch.int64)
-
-    inside = library.Arguments.run
-
-    def counted(self: Any, what: str) -> None:
-        self.call.skip, self.call.tiles = Tiles.skip, Tiles.count.data_ptr()
-        inside(self, what)
-
-    monkeypatch.setattr(library.Arguments, "run", counted)
-    Tiles.count.zero_()
-    return Tiles
-
-
 def decaying(n: int) -> dict[str, tuple[dict[str, Tensor], int]]:
     steps = torch.arange(n)
     return {

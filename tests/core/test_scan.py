@@ -12,7 +12,6 @@ from torch import Tensor
 
 from headway import Causal, Documents, Prefix, Window, attend
 from headway.backends import native
-from headway.backends.native import library
 from headway.terms import ByDistance, Scan
 
 SOURCE = "scan.cpp"
@@ -207,24 +206,6 @@ def test_counting_ends_where_the_table_does() -> None:
 
 
 # --- skipped tiles ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tiles(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Counts {computed, skipped}; ``tiles.skip = 0`` skips nothing."""
-
-    class Tiles:
-        skip = 1
-        count = torch.zeros(2, dtype=torch.int64)
-
-    inside = library.Arguments.run
-
-    def counted(self: Any, what: str) -> None:
-        self.call.skip, self.call.tiles = Tiles.skip, Tiles.count.data_ptr()
-        inside(self, what)
-
-    monkeypatch.setattr(library.Arguments, "run", counted)
-    return Tiles
 
 
 @pytest.mark.parametrize("kind", ["stick", "remainder", "path"])

@@ -143,6 +143,15 @@ class Call:
         self.fits(what, *tile.shape)
         return tile
 
+    def check_terms(self) -> None:
+        """Refuse terms made for another batch size or number of heads, before their tiles are computed."""
+        queries, keys = self.q.shape[2], self.k.shape[2]
+        for term in self.score_terms:
+            for batch, heads in term.leading:
+                self.fits(type(term).__name__, batch, heads, queries, keys)
+        for value in self.value_terms:
+            self.fits("ValuesByDistance", 1, len(value.table), queries, keys)
+
     def fits(self, what: str, batch: int, heads: int, queries: int, keys: int) -> None:
         """Refuse a mask or term made for another batch size or number of heads.
 

@@ -31,7 +31,6 @@ from headway.terms import (
     SlopePerToken,
     TablePerKey,
     TablePerQuery,
-    ValuesByDistance,
     raster,
 )
 
@@ -159,7 +158,7 @@ def canonical(call: Call, products: bool = False) -> Canonical:
             ids, key_ids = part.of(call.q_pos, call.k_pos)
             call.fits("a mask", max(len(ids), len(key_ids)), 1, queries, keys)
             q_docs, k_docs = ids.expand(batch, -1), key_ids.expand(batch, -1)
-    _check_shapes(call)
+    call.check_terms()
     pairs = [term.bias for term in call.terms if isinstance(term, DenseBias)]
     table, left, tails = _one_table([term for term in call.terms if isinstance(term, ByDistance)])
     rows, rows_left, query_products = _tables([t for t in call.terms if isinstance(t, TablePerQuery)], products)
@@ -208,32 +207,6 @@ def canonical(call: Call, products: bool = False) -> Canonical:
     )
 
 
-def _check_shapes(call: Call) -> None:
-    """Refuse terms made for another number of sequences or heads.
-
-    Raises:
-        HeadwayError: when there is one.
-    """
-    queries, keys = call.q.shape[2], call.k.shape[2]
-    for term in call.terms:
-        if isinstance(term, PerKey):
-            call.fits("PerKey", term.bias.shape[0], term.bias.shape[1], queries, keys)
-        elif isinstance(term, ByDistance):
-            call.fits("ByDistance", 1, len(term.table), queries, keys)
-        elif isinstance(term, TablePerQuery | TablePerKey):
-            call.fits(type(term).__name__, *term.leading, queries, keys)
-        elif isinstance(term, ValuesByDistance):
-            call.fits("ValuesByDistance", 1, len(term.table), queries, keys)
-        elif isinstance(term, CurveByDistance):
-            call.fits("CurveByDistance", term.rate.shape[0], max(len(term.base), len(term.slope)), queries, keys)
-        elif isinstance(term, SlopePerToken):
-            for side in (term.q, term.k):
-                if side is not None:
-                    call.fits("SlopePerToken", side.shape[0], side.shape[1], queries, keys)
-        elif isinstance(term, DenseBias):
-            call.fits("DenseBias", *term.bias.shape)
-
-
 def _boosted(call: Call, wide: torch.dtype) -> tuple[tuple[Tensor, Tensor, Tensor], float, Tensor | None]:
     """q, k and v, the scale, and the rates at which products of q·k decay; all in the accumulator's dtype if any do."""
     term = next((term for term in call.terms if isinstance(term, Boost)), None)
@@ -259,11 +232,11 @@ def _one_dense(biases: Sequence[Tensor], known: tuple[torch.dtype, ...]) -> Tens
     return total if total.stride(-1) == 1 else total.contiguous()
 
 
-def _reach(terms: Sequence[ByDistance]) -> tuple[int, Int[Tensor, " distances"]]:
-    """The entry of distance 0, and all distances, of the shortest table that covers every term's."""
-    left = max(term.left for term in terms)
-    right = max(term.table.shape[-1] - 1 - term.left for term in terms)
-    return left, torch.arange(-left, right + 1, device=terms[0].table.device)
+def _reach(tables: Sequence[tuple[Tensor, int]]) -> tuple[int, Int[Tensor, " distances"]]:
+    """The entry of distance 0, and all distances, of the shortest table that covers each; given with theirs."""
+    left = max(entry for _, entry in tables)
+    right = max(table.shape[-1] - 1 - entry for table, entry in tables)
+    return left, torch.arange(-left, right + 1, device=tables[0][0].device)
 
 
 def _one_table(terms: Sequence[ByDistance]) -> tuple[Tensor | None, int, Tensor | None]:
@@ -274,7 +247,7 @@ def _one_table(terms: Sequence[ByDistance]) -> tuple[Tensor | None, int, Tensor 
     tail = sum(tails[1:], start=tails[0]) if tails else None
     if len(terms) == 1:
         return terms[0].table, terms[0].left, tail
-    left, distances = _reach(terms)
+    left, distances = _reach([(term.table, term.left) for term in terms])
     origin = torch.zeros_like(distances[:1])[None]
     tables = [replace(term, row=None).tile(origin, distances[None])[0, :, 0] for term in terms]
     return sum(tables[1:], start=tables[0]), left, tail
@@ -292,10 +265,8 @@ def _tables(terms: Sequence[Tables], products: bool) -> tuple[Tensor | None, int
             return None, terms[0].left, terms[0]
         return terms[0].tables(), terms[0].left, None
     tables = [(term.tables(), term.left) for term in terms]
-    left = max(left for _, left in tables)
-    right = max(table.shape[-1] - 1 - left for table, left in tables)
-    distances = torch.arange(-left, right + 1, device=tables[0][0].device)
-    every = [table[..., (distances + left).clamp(0, table.shape[-1] - 1)] for table, left in tables]
+    left, distances = _reach(tables)
+    every = [table[..., (distances + entry).clamp(0, table.shape[-1] - 1)] for table, entry in tables]
     return sum(every[1:], start=every[0]), left, None
 
 

@@ -129,10 +129,9 @@ class Fire(Position):
         if self._below(look.q_pos):
             share = self.share(offset.abs(), torch.zeros_like(offset))
             return (ByDistance(self.bias(share, look).T, left),)
-        level = self.level(torch.arange(int(offset.abs().max()) + 1, device=look.q.device))
+        most = max(left, len(offset) - 1 - left)
+        level = self.level(torch.arange(most + 1, device=look.q.device))
         return (CurveByDistance.of_network(level, self.rate(look.q_pos), *self.network(look)),)
 
     def _below(self, pos: Tensor) -> bool:
-        if not readable(pos, anywhere=True):
-            return False
         return pos.numel() == 0 or int(pos.max()) < self.threshold().item()

@@ -22,7 +22,7 @@ from headway.terms.pairs import (
     ValuesByDistance,
     raster,
 )
-from headway.terms.rows import PATH_BLOCK, MixHeads, PathProduct, RowTerm, Scan, from_the_end
+from headway.terms.rows import PATH_BLOCK, MixHeads, PathProduct, RowTerm, Scan, finite, from_the_end
 from headway.terms.tokens import (
     ByDistancePerKey,
     ByDistancePerQuery,
@@ -61,6 +61,7 @@ __all__ = [
     "Term",
     "Tile",
     "ValuesByDistance",
+    "finite",
     "from_the_end",
     "raster",
 ]

@@ -63,6 +63,11 @@ class Term:
             HeadwayError: when it was made for another number.
         """
 
+    @property
+    def leading(self) -> tuple[tuple[int, int], ...]:
+        """For how many sequences and heads its tensors are, all or 1 for all; none if only its tiles tell."""
+        return ()
+
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
         """The values added for queries ``rows`` and keys ``cols``, (B or 1, H or 1, q, k).
 
@@ -99,6 +104,11 @@ class PerKey(Term):
     def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
         """See :meth:`Term.fits`."""
         expect_size(self, "bias", 2, "keys", keys)
+
+    @property
+    def leading(self) -> tuple[tuple[int, int], ...]:
+        """See :attr:`Term.leading`."""
+        return ((self.bias.shape[0], self.bias.shape[1]),)
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
         """See :meth:`Term.tile`."""
@@ -178,6 +188,11 @@ class ByDistance(Term):
             raise HeadwayError(f"expected slopes as a float tensor, one per head or one for all, got {got}")
         return cls(torch.zeros_like(slope)[:, None], 0, torch.stack((slope, slope), 1))
 
+    @property
+    def leading(self) -> tuple[tuple[int, int], ...]:
+        """See :attr:`Term.leading`."""
+        return ((1, self.table.shape[0]),)
+
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
         """See :meth:`Term.tile`."""
         if self.row is not None:
@@ -237,6 +252,11 @@ class DenseBias(Term):
                 f"expected the bias of DenseBias over {queries} queries and {keys} keys, including cached ones, "
                 f"got shape {tuple(self.bias.shape)}"
             )
+
+    @property
+    def leading(self) -> tuple[tuple[int, int], ...]:
+        """See :attr:`Term.leading`."""
+        return ((self.bias.shape[0], self.bias.shape[1]),)
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
         """See :meth:`Term.tile`."""

@@ -81,7 +81,7 @@ def _in_groups(x: Shaped[Tensor, "batch heads queries dim"], heads: int) -> Shap
     return x.reshape(x.shape[0], heads, x.shape[1] // heads * x.shape[2], x.shape[3])
 
 
-def _finite(x: Tensor, dtype: torch.dtype) -> Tensor:
+def finite(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Replace NaN and inf by zeros, because their product with a masked pair's zero would turn a sum into NaN."""
     return x.to(dtype).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
@@ -135,7 +135,7 @@ class Scan(RowTerm):
         count = from_the_end(self._gates(content.to(wide), seen, rows, cols), seen, self.inclusive)
         if self.table is None:
             return count
-        table = _finite(self.table[:, :, rows], wide).expand(*count.shape[:3], -1)
+        table = finite(self.table[:, :, rows], wide).expand(*count.shape[:3], -1)
         count = count.clamp(max=table.shape[-1] - 1)
         entry = count.detach().nan_to_num(nan=0.0)  # NaN is not a valid index; it stays in the result
         below, above = (table.gather(-1, which.long()) for which in (entry.floor(), entry.ceil()))
@@ -144,7 +144,7 @@ class Scan(RowTerm):
     def _gates(self, content: Tensor, seen: Tensor | None, rows: slice, cols: slice) -> Tensor:
         if self.left is None or self.right is None:
             return _zero_where_masked(content, seen).sigmoid()
-        left, right = (_finite(x, content.dtype) for x in (self.left[:, :, rows], self.right[:, :, cols]))
+        left, right = (finite(x, content.dtype) for x in (self.left[:, :, rows], self.right[:, :, cols]))
         product = _in_groups(left, right.shape[1]) @ right.mT
         product = product.reshape(len(product), *left.shape[1:3], right.shape[2])
         # before log σ, whose gradient would be NaN where masked
@@ -205,7 +205,7 @@ class PathProduct(RowTerm):
         """See :meth:`RowTerm.rows`."""
         wide = torch.promote_types(content.dtype, torch.float32)
         tile = (self.q[:, :, rows], self.k[:, :, cols], self.w[:, :, cols], self.beta[:, :, cols])
-        q, k, w, beta = (_finite(x, wide) for x in tile)
+        q, k, w, beta = (finite(x, wide) for x in tile)
         beta = beta * (k_pos[:, None, cols] >= 0)
         groups = w.shape[1]
         q, k = _in_groups(q, groups), k.repeat_interleave(groups // k.shape[1], 1)

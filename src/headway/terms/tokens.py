@@ -32,9 +32,15 @@ class TablePerToken(Term):
         raise NotImplementedError
 
     @property
-    def leading(self) -> tuple[int, int]:
-        """For how many sequences and heads there are tables: all, or 1 for all."""
+    def of_tokens(self) -> tuple[str, Float[Tensor, "#batch #heads tokens _"]]:
+        """The tensor that has a row for each token, and its name."""
         raise NotImplementedError
+
+    @property
+    def leading(self) -> tuple[tuple[int, int], ...]:
+        """See :attr:`Term.leading`."""
+        _, rows = self.of_tokens
+        return ((rows.shape[0], rows.shape[1]),)
 
 
 def _looked_up(table: Tensor, entry: Tensor) -> Tensor:
@@ -45,6 +51,10 @@ def _looked_up(table: Tensor, entry: Tensor) -> Tensor:
 class TablePerQuery(TablePerToken):
     """A table by distance for each query."""
 
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """See :meth:`Term.fits`."""
+        expect_size(self, self.of_tokens[0], 2, "queries", queries)
+
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
         """See :meth:`Term.tile`."""
         table = self.tables()[:, :, rows]
@@ -53,6 +63,10 @@ class TablePerQuery(TablePerToken):
 
 class TablePerKey(TablePerToken):
     """A table by distance for each key."""
+
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """See :meth:`Term.fits`."""
+        expect_size(self, self.of_tokens[0], 2, "keys", keys)
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
         """See :meth:`Term.tile`."""
@@ -77,9 +91,9 @@ class _Given(TablePerToken):
         return self.table[:, :, tokens]
 
     @property
-    def leading(self) -> tuple[int, int]:
-        """See :attr:`TablePerToken.leading`."""
-        return self.table.shape[0], self.table.shape[1]
+    def of_tokens(self) -> tuple[str, Float[Tensor, "#batch #heads tokens width"]]:
+        """See :attr:`TablePerToken.of_tokens`."""
+        return "table", self.table
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +105,6 @@ class ByDistancePerQuery(_Given, TablePerQuery):
         left: the entry of distance 0.
     """
 
-    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
-        """See :meth:`Term.fits`."""
-        expect_size(self, "table", 2, "queries", queries)
-
 
 @dataclass(frozen=True, eq=False)
 class ByDistancePerKey(_Given, TablePerKey):
@@ -104,10 +114,6 @@ class ByDistancePerKey(_Given, TablePerKey):
         table: one value per key and distance, (B or 1, H or 1, K, W).
         left: the entry of distance 0.
     """
-
-    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
-        """See :meth:`Term.fits`."""
-        expect_size(self, "table", 2, "keys", keys)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +147,9 @@ class _Product(TablePerToken):
         return self.x[:, :, tokens] @ vectors.mT
 
     @property
-    def leading(self) -> tuple[int, int]:
-        """See :attr:`TablePerToken.leading`."""
-        return self.x.shape[0], self.x.shape[1]
+    def of_tokens(self) -> tuple[str, Float[Tensor, "#batch heads tokens dim"]]:
+        """See :attr:`TablePerToken.of_tokens`."""
+        return "x", self.x
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,9 +172,9 @@ class ProductPerQuery(_Product, TablePerQuery):
     [1.0, 2.5, 2.5]
     """
 
-    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
-        """See :meth:`Term.fits`."""
-        expect_size(self, "x", 2, "queries", queries)
+    def given(self) -> ByDistancePerQuery:
+        """The same with its tables computed."""
+        return ByDistancePerQuery(self.tables(), self.left)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,9 +190,9 @@ class ProductPerKey(_Product, TablePerKey):
         index: which of the vectors serves a distance, (W,); default each has its own.
     """
 
-    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
-        """See :meth:`Term.fits`."""
-        expect_size(self, "x", 2, "keys", keys)
+    def given(self) -> ByDistancePerKey:
+        """The same with its tables computed."""
+        return ByDistancePerKey(self.tables(), self.left)
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +223,11 @@ class SlopePerToken(Term):
             expect_size(self, "q", 2, "queries", queries)
         if self.k is not None:
             expect_size(self, "k", 2, "keys", keys)
+
+    @property
+    def leading(self) -> tuple[tuple[int, int], ...]:
+        """See :attr:`Term.leading`."""
+        return tuple((x.shape[0], x.shape[1]) for x in (self.q, self.k) if x is not None)
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
         """See :meth:`Term.tile`."""
@@ -298,6 +309,11 @@ class CurveByDistance(Term):
         expect_size(self, "rate", 1, "queries", queries)
         expect_size(self, "base", 0, "heads", heads, 1)
         expect_size(self, "slope", 0, "heads", heads, 1)
+
+    @property
+    def leading(self) -> tuple[tuple[int, int], ...]:
+        """See :attr:`Term.leading`."""
+        return ((self.rate.shape[0], max(len(self.base), len(self.slope))),)
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
         """See :meth:`Term.tile`."""

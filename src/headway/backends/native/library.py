@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,39 @@ def unavailable(source: str = "attention.cpp") -> str | None:
 unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+@cache
+def _kernel(source: str, header: str) -> Any:
+    """The library, once both sides are known to lay out a call alike."""
+    kernel: Any = loaded(source)
+    assert getattr(kernel, f"{Path(source).stem}_call_size")() == ctypes.sizeof(struct(header)), (
+        "Python and the C++ compiler lay out a call differently"
+    )
+    return kernel
+
+
+def wide_of(x: Tensor) -> torch.dtype:
+    """The dtype of sums."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def by_token(shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """The shape (B, H, N, D) as (B, N, H, D), the layout in which W_O reads heads: those of a token side by side."""
+    return shape[0], shape[2], shape[1], shape[3]
+
+
+def splits_of(tasks: int, keys: int) -> int:
+    """Number of tasks that share the keys of a head, so that all threads have work until the end.
+
+    Each costs a copy of dQ; the order of summation, and with it the last bit, depends on their number.
+    """
+    threads, most = torch.get_num_threads(), max(1, keys // 256)
+    for splits in range(1, most + 1):
+        turns = math.ceil(tasks * splits / threads)
+        if tasks * splits >= 0.9 * turns * threads:
+            return splits
+    return most
+
+
 def even(x: Tensor) -> Tensor:
     """The same values with the last dimension contiguous."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
@@ -81,7 +116,7 @@ class Arguments:
     """
 
     def __init__(self, source: str, header: str, dtype: torch.dtype) -> None:
-        self.source, self.kind, self.call = source, KINDS[dtype], struct(header)()
+        self.source, self.header, self.kind, self.call = source, header, KINDS[dtype], struct(header)()
         self._kept: list[Tensor] = []
 
     def put(self, name: str, x: Tensor, *strides: str) -> None:
@@ -103,10 +138,7 @@ class Arguments:
         Raises:
             MemoryError: when it reports an error.
         """
-        kernel: Any = loaded(self.source)
-        assert getattr(kernel, f"{Path(self.source).stem}_call_size")() == ctypes.sizeof(self.call), (
-            "Python and the C++ compiler lay out a call differently"
-        )
+        kernel = _kernel(self.source, self.header)
         message = ctypes.create_string_buffer(256)
         if getattr(kernel, function)(ctypes.byref(self.call), self.kind, message):
             raise MemoryError(f"the CPU kernel failed: {message.value.decode()}")

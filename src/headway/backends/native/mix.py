@@ -18,7 +18,7 @@ from torch import Tensor
 from headway.backends import canonical, operators
 from headway.backends.base import Call, transforms
 from headway.backends.canonical import Canonical
-from headway.backends.native.library import Arguments, even
+from headway.backends.native.library import Arguments, even, wide_of
 from headway.backends.native.operation import Operation
 from headway.integers import FAR, readable
 from headway.terms import ByDistance, MixHeads
@@ -54,7 +54,7 @@ def unfit(call: Call) -> str | None:
 
 def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     """See :class:`headway.backends.base.Backend`."""
-    term, heads, wide = _mixed(call), call.q.shape[1], torch.promote_types(call.q.dtype, torch.float32)
+    term, heads, wide = _mixed(call), call.q.shape[1], wide_of(call.q)
     first, first_bias, second = (x.to(wide) for x in (term.first, term.first_bias, term.second))
     c, order = canonical.canonical(replace(call, terms=term.bias)), None
     if term.order is not None and term.first.shape[-1] > 1:
@@ -94,7 +94,7 @@ def _in_order(c: Canonical, order: Tensor | None) -> tuple[Canonical, Tensor | N
 
 
 def _arguments(*given: Any) -> Arguments:
-    """The arguments that forward and backward share; q, k and v in the accumulator's dtype, padded by :func:`_wide`."""
+    """The arguments that forward and backward share; q, k and v in the accumulator's dtype and :func:`_padded`."""
     q, k, v, table, tails, first, first_bias, second, q_pos, k_pos, q_docs, k_docs, order, seed = given[:_TENSORS]
     past, future, left, scale, dropout = given[_TENSORS:]
     arguments = Arguments(SOURCE, "mix.h", q.dtype)
@@ -113,16 +113,16 @@ def _arguments(*given: Any) -> Arguments:
     return arguments
 
 
-def _wide(x: Tensor) -> Tensor:
+def _padded(x: Tensor) -> Tensor:
     """In the accumulator's dtype, with zeros up to a width that is a multiple of 16."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x.to(wide_of(x))
     missing = -x.shape[-1] % 16 if x.shape[-1] else 16
     return even(torch.nn.functional.pad(x, (0, missing)) if missing else x)
 
 
 def _results(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Empty tensors for what forward returns."""
-    sums = q.new_empty(*q.shape[:3], 2, dtype=torch.promote_types(q.dtype, torch.float32))
+    sums = q.new_empty(*q.shape[:3], 2, dtype=wide_of(q))
     return q.new_empty(*q.shape[:3], v.shape[3]), sums
 
 
@@ -132,7 +132,7 @@ def forward(*given: Any) -> tuple[Tensor, Tensor]:
 
 
 def _compute(given: tuple[Any, ...], inference: bool) -> tuple[Tensor, Tensor]:
-    q, k, v = (_wide(x) for x in given[:3])
+    q, k, v = (_padded(x) for x in given[:3])
     arguments = _arguments(q, k, v, *given[3:])
     arguments.call.decoding = inference
     out, sums = _results(q, v)
@@ -144,12 +144,12 @@ def _compute(given: tuple[Any, ...], inference: bool) -> tuple[Tensor, Tensor]:
 
 def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor]:
     """The gradients of the first of what was given; an empty tensor for those not needed."""
-    q, k, v = (_wide(x) for x in given[:3])
+    q, k, v = (_padded(x) for x in given[:3])
     arguments = _arguments(q, k, v, *given[3:])
     call, batch = arguments.call, q.shape[0]
     call.splits = splits = min(-(-torch.get_num_threads() // max(batch, 1)), max(1, q.shape[2] // 32))
     for name, x in (("out", out), ("grad", grad)):
-        arguments.put_rows(name, _wide(x), "batch", "head", "row")
+        arguments.put_rows(name, _padded(x), "batch", "head", "row")
     arguments.put("sums", sums)
     shared = [q.new_zeros(splits, *x.shape) for x in (k, v)]
     weights = [q.new_zeros(splits, batch, *x.shape, dtype=torch.float64) for x in given[3:_DIFFERENTIABLE]]

@@ -19,10 +19,9 @@ from torch.nn.functional import pad
 
 from headway.backends import canonical
 from headway.backends.base import Call
-from headway.backends.native.library import Arguments
+from headway.backends.native.library import Arguments, splits_of, wide_of
 from headway.backends.native.operation import Operation
-from headway.backends.native.softmax import _splits, _wide
-from headway.terms import PATH_BLOCK, PathProduct, PerKey
+from headway.terms import PATH_BLOCK, PathProduct, PerKey, finite
 
 SOURCE, MEMORY = "path.cpp", "O(queries + keys): fused"
 QUERIES = 128
@@ -58,19 +57,18 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     """See :class:`headway.backends.base.Backend`."""
     (term,) = (term for term in call.terms if isinstance(term, PathProduct))
     c = canonical.canonical(replace(call, terms=tuple(term for term in call.terms if isinstance(term, PerKey))))
-    wide = _wide(call.q)
+    wide = wide_of(call.q)
     lanes = 64 // wide.itemsize
     rest = -call.k.shape[2] % PATH_BLOCK
 
     def rows(x: Tensor, heads: int) -> Tensor:
         """Keys of so many heads, in whole blocks, their width padded."""
-        finite = x.to(wide).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).repeat_interleave(heads // x.shape[1], 1)
-        return pad(finite, (0, -x.shape[-1] % lanes, 0, rest))
+        return pad(finite(x, wide).repeat_interleave(heads // x.shape[1], 1), (0, -x.shape[-1] % lanes, 0, rest))
 
     w_heads = term.w.shape[1]
     k, w, v = rows(term.k, w_heads), rows(term.w, w_heads), rows(call.v, call.v.shape[1])
-    q = pad(term.q.to(wide).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) * call.scale, (0, -term.q.shape[-1] % lanes))
-    beta = term.beta.to(wide).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) * (c.k_pos[:, None] >= 0)
+    q = pad(finite(term.q, wide) * call.scale, (0, -term.q.shape[-1] % lanes))
+    beta = finite(term.beta, wide) * (c.k_pos[:, None] >= 0)
     per_key = None if c.keys is None else pad(c.keys, (0, rest)).contiguous()
     k_docs = None if c.k_docs is None else pad(c.k_docs, (0, rest)).contiguous()
     q_docs = None if c.q_docs is None else c.q_docs.contiguous()
@@ -90,7 +88,7 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
 def _arguments(*given: Any) -> Arguments:
     """The arguments that forward and backward share."""
     q, k, v, w, beta, per_key, q_pos, k_pos, q_docs, k_docs, seed = given[:_TENSORS]
-    arguments = Arguments("path.cpp", "path.h", q.dtype)
+    arguments = Arguments(SOURCE, "path.h", q.dtype)
     call = arguments.call
     call.batch, call.heads, call.queries, call.dim = q.shape
     call.w_heads, call.kv_heads, call.dim_v = w.shape[1], v.shape[1], v.shape[3]
@@ -123,7 +121,7 @@ def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given
     """The gradients of the first six inputs; an empty tensor for per_key if there is none."""
     arguments, per_key = _arguments(*given), given[5]
     q, k, v, w, beta = given[:5]
-    splits = arguments.call.splits = _splits(q.shape[0] * v.shape[1], q.shape[2])
+    splits = arguments.call.splits = splits_of(q.shape[0] * v.shape[1], q.shape[2])
     for name, x in (("out", out), ("grad", grad), ("sums", sums)):
         arguments.put(name, x.contiguous())
     d_q, d_k, d_w, d_beta = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, w, beta))

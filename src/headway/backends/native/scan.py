@@ -20,16 +20,16 @@ from torch import Tensor
 
 from headway.backends import canonical, operators
 from headway.backends.base import Call, transforms
-from headway.backends.native.library import Arguments, even
+from headway.backends.native.library import Arguments, by_token, even, splits_of, wide_of
 from headway.backends.native.operation import Operation
-from headway.backends.native.softmax import _by_token, _splits, _wide
+from headway.backends.rows import NORMALISE
 from headway.masks import Before, Mask, parts
 from headway.terms import Scan
 
 SOURCE, MEMORY = "scan.cpp", "O(queries · keys / 256): fused"
 BLOCK = 256
 """Keys between two borders, as in C++."""
-STICKS = ("stickbreaking", "stickbreaking+remainder")
+STICKS = NORMALISE[1:]
 
 _GIVEN = (
     "Tensor q, Tensor k, Tensor v, Tensor? table, Tensor? left, Tensor? right, Tensor? slope, "
@@ -94,7 +94,7 @@ def _gates(call: Call) -> tuple[Tensor | None, ...]:
         return None, None, None, None
     (term,) = call.terms
     assert isinstance(term, Scan)
-    (batch, heads, queries, _), keys, wide = call.q.shape, call.k.shape[2], _wide(call.q)
+    (batch, heads, queries, _), keys, wide = call.q.shape, call.k.shape[2], wide_of(call.q)
     table, left, right, slope = term.table, term.left, term.right, term.slope
     if table is not None:
         call.fits("the table of Scan", table.shape[0], table.shape[1], queries, keys)
@@ -139,10 +139,10 @@ def _finite(x: Tensor) -> Tensor:
 
 def _results(*given: Any) -> tuple[Tensor, ...]:
     """Empty tensors for what forward returns."""
-    (q, k, v), normalise, wide = given[:3], given[_TENSORS + 2], _wide(given[0])
+    (q, k, v), normalise, wide = given[:3], given[_TENSORS + 2], wide_of(given[0])
     batch, heads, queries, _ = q.shape
     shape = (batch, heads, queries, v.shape[3])
-    out = q.new_empty(_by_token(shape)).transpose(1, 2)
+    out = q.new_empty(by_token(shape)).transpose(1, 2)
     sums = q.new_empty(batch, heads, 2, queries, dtype=wide)
     borders = q.new_empty(batch, heads, 2, -(-k.shape[2] // BLOCK), queries, dtype=wide)
     # a gate's gradient sums up errors of the mean of a row's gradients, which is computed from the output
@@ -178,10 +178,10 @@ def backward(
     """The gradients of q, k, v, table, left, right and slope; an empty tensor for those not needed."""
     arguments = _arguments(*given)
     q, k, v, table, left, right, slope = given[:7]
-    call, wide = arguments.call, _wide(q)
+    call, wide = arguments.call, wide_of(q)
     batch, heads, queries, dim = q.shape
     kv_heads, keys, dim_v = k.shape[1], k.shape[2], v.shape[3]
-    splits = call.splits = _splits(batch * kv_heads, queries)
+    splits = call.splits = splits_of(batch * kv_heads, queries)
     grad = even(grad)
     for name, x in (("out", out), ("grad", grad)):
         arguments.put(name, x, "batch", "head", "row")
@@ -240,7 +240,7 @@ def _like(x: Tensor, given: Tensor) -> Tensor:
     """Without padding, in the dtype of what was given."""
     if x.shape == given.shape and x.dtype == given.dtype:
         return x
-    return given.new_empty(_by_token(given.shape)).transpose(1, 2).copy_(x[..., : given.shape[3]])
+    return given.new_empty(by_token(given.shape)).transpose(1, 2).copy_(x[..., : given.shape[3]])
 
 
 def _gradients(
@@ -251,7 +251,7 @@ def _gradients(
         x.new_empty(x.shape) if need and x is not None else q.new_empty(0)
         for x, need in zip(given[3:7], needed[3:], strict=True)
     ]
-    return [*(x.new_empty(_by_token(x.shape)).transpose(1, 2) for x in (q, k, v)), *terms]
+    return [*(x.new_empty(by_token(x.shape)).transpose(1, 2) for x in (q, k, v)), *terms]
 
 
 _attention = Operation(*("native_scan", _GIVEN, 4, 7, forward, backward, _results, _gradients))

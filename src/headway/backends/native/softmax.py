@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -20,9 +19,18 @@ from torch import Tensor
 
 from headway.backends import canonical, operators
 from headway.backends.base import Call, bad_tokens, transforms
-from headway.backends.native.library import KINDS, Arguments, even
+from headway.backends.native.library import KINDS, Arguments, by_token, even, splits_of, wide_of
 from headway.backends.native.operation import Operation
-from headway.terms import Boost, CurveByDistance, DenseBias, SlopePerToken, TablePerKey, ValuesByDistance
+from headway.terms import (
+    Boost,
+    CurveByDistance,
+    DenseBias,
+    ProductPerKey,
+    ProductPerQuery,
+    SlopePerToken,
+    TablePerKey,
+    ValuesByDistance,
+)
 
 SOURCE, MEMORY = "attention.cpp", "O(queries + keys): fused"
 
@@ -83,6 +91,28 @@ class Given(NamedTuple):
 
 _TERMS = (Boost, CurveByDistance, DenseBias, SlopePerToken, TablePerKey, ValuesByDistance)
 _DIFFERENTIABLE = Given._fields.index("q_pos")
+_AXES = {
+    "keys": "bhk",
+    "table": "hw",
+    "tails": "he",
+    "q_slopes": "bhq",
+    "k_slopes": "bhk",
+    "values": "hwx",
+    "rows": "bhqw",
+    "rows_x": "bhqx",
+    "rows_vectors": "hwx",
+    "cols": "bhkw",
+    "cols_x": "bhkx",
+    "cols_vectors": "hwx",
+    "curve_level": "w",
+    "curve_rate": "bq",
+    "curve_base": "hp",
+    "curve_slope": "hp",
+}
+"""The axes of the inputs whose gradients are sums, b for sequences and h for heads. Each task has its own part of them,
+(splits, B, H, …), unless one task alone adds to it; the parts are summed over the axes that the input does not have."""
+_OF_ONE_TASK = ("keys", "cols", "cols_x", "k_slopes")
+_IN_DOUBLE = ("table", "tails", "curve_level", "curve_base", "curve_slope")
 
 
 def unfit(call: Call) -> str | None:
@@ -93,19 +123,18 @@ def unfit(call: Call) -> str | None:
 def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     """See :class:`headway.backends.base.Backend`."""
     c = canonical.canonical(call, products=True)
-    held: dict[str, Any] = {name: getattr(c, name) for name in Given._fields if hasattr(c, name)}
-    for name, product in (("rows", c.query_products), ("cols", c.key_products)):
-        for part in ("x", "vectors", "index"):
-            held[f"{name}_{part}"] = None if product is None else getattr(product, part)
-    curve, (batch, heads), wide = c.curve, c.q.shape[:2], _wide(c.q)
-    held["curve_breaks"] = None if curve is None else curve.breaks().expand(batch, -1, -1)
-    for name in ("level", "rate", "base", "slope"):
-        held[f"curve_{name}"] = None if curve is None else getattr(curve, name).to(wide)
-    if curve is not None:
-        held["curve_rate"] = held["curve_rate"].expand(batch, -1)
-        for name in ("curve_base", "curve_slope"):
-            held[name] = held[name].expand(heads, -1)
-    given = Given(**held, seed=call.seed, softcap=call.softcap or 0.0, dropout=call.dropout)
+    rows, rows_vectors, rows_index = _product(c.query_products)
+    cols, cols_vectors, cols_index = _product(c.key_products)
+    level, rate, base, slope, breaks = (None,) * 5 if c.curve is None else _curve(c.curve, c.q)
+    given = Given._make(
+        (
+            *(c.q, c.k, c.v, c.keys, c.table, c.tails, c.rows, rows, rows_vectors, c.cols, cols, cols_vectors),
+            *(c.values, c.q_slopes, c.k_slopes, level, rate, base, slope, c.pairs, c.sinks),
+            *(c.q_pos, c.k_pos, c.q_docs, c.k_docs, breaks, rows_index, cols_index, c.rates, call.seed),
+            *(c.past, c.future, c.left, c.rows_left, c.cols_left, c.values_left),
+            *(c.scale, call.softcap or 0.0, call.dropout),
+        )
+    )
     if call.training or transforms():
         out = _attention(*given)
     elif not operators.are_seen(c.q, c.k, c.v):
@@ -114,6 +143,18 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
         operators.count(torch.ops.headway.native_inference, 0, 2)
         out = cast(Tensor, torch.ops.headway.native_inference(*given))
     return out.to(call.q.dtype)
+
+
+def _product(term: ProductPerQuery | ProductPerKey | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    return (None, None, None) if term is None else (term.x, term.vectors, term.index)
+
+
+def _curve(curve: CurveByDistance, q: Tensor) -> tuple[Tensor, ...]:
+    """Level, rate, base, slope and breaks, for all sequences and heads, in the accumulator's dtype."""
+    (batch, heads), wide = q.shape[:2], wide_of(q)
+    base, slope = (x.to(wide).expand(heads, -1) for x in (curve.base, curve.slope))
+    rate, breaks = curve.rate.to(wide).expand(batch, -1), curve.breaks().expand(batch, -1, -1)
+    return curve.level.to(wide), rate, base, slope, breaks
 
 
 def _arguments(given: Given) -> Arguments:
@@ -167,20 +208,10 @@ def _arguments(given: Given) -> Arguments:
     return arguments
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    """The dtype of sums."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _by_token(shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """The shape (B, H, N, D) as (B, N, H, D), the layout in which W_O reads heads: those of a token side by side."""
-    return shape[0], shape[2], shape[1], shape[3]
-
-
 def _results(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Empty tensors for what forward returns."""
-    out = q.new_empty(_by_token((*q.shape[:3], v.shape[3]))).transpose(1, 2)
-    return out, q.new_empty(*q.shape[:3], 2, dtype=_wide(q))
+    out = q.new_empty(by_token((*q.shape[:3], v.shape[3]))).transpose(1, 2)
+    return out, q.new_empty(*q.shape[:3], 2, dtype=wide_of(q))
 
 
 def forward(*given: Any) -> tuple[Tensor, Tensor]:
@@ -196,7 +227,7 @@ def inference(*given: Any) -> Tensor:
 def _compute(given: Given, inference: bool) -> tuple[Tensor, Tensor]:
     # looking at the result instead of at what it was made from reads a long cache once, not twice
     out, sums = _run(given, inference)
-    if math.isfinite(out.sum(dtype=_wide(out))):
+    if math.isfinite(out.sum(dtype=wide_of(out))):
         return out, sums
     clean, poisoned = _isolated(given)
     if poisoned is None:
@@ -264,29 +295,16 @@ def _tasks(q: Tensor, k: Tensor, pairs: Tensor | None) -> int:
     return sequences * (k.shape[1] if pairs is None or pairs.shape[1] > 1 else 1)
 
 
-def _splits(tasks: int, keys: int) -> int:
-    """Number of tasks that share the keys of a head, so that all threads have work until the end.
-
-    Each costs a copy of dQ; the order of summation, and with it the last bit, depends on their number.
-    """
-    threads, most = torch.get_num_threads(), max(1, keys // 256)
-    for splits in range(1, most + 1):
-        turns = math.ceil(tasks * splits / threads)
-        if tasks * splits >= 0.9 * turns * threads:
-            return splits
-    return most
-
-
 def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor]:
     """The gradients of the first of what was given; an empty tensor for those not needed."""
     g, needs = Given(*given), dict(zip(Given._fields, needed, strict=False))
-    if not math.isfinite(sum(x.sum(dtype=_wide(x)) for x in itertools.chain(*_of_tokens(g)))):
+    if not math.isfinite(sum(x.sum(dtype=wide_of(x)) for x in itertools.chain(*_of_tokens(g)))):
         g, poisoned = _isolated(g)
         if poisoned is not None:
             grad, out = (x.masked_fill(poisoned[..., None], 0.0) for x in (grad, out))
-    arguments, q, wide = _arguments(g), g.q, _wide(g.q)
+    arguments, q, wide = _arguments(g), g.q, wide_of(g.q)
     call, (batch, heads, queries, dim) = arguments.call, g.q.shape
-    splits = call.splits = _splits(_tasks(q, g.k, g.pairs if needs["pairs"] else None), g.k.shape[2])
+    splits = call.splits = splits_of(_tasks(q, g.k, g.pairs if needs["pairs"] else None), g.k.shape[2])
     grad = even(grad)
     for name, given_x in (("out", out), ("grad", grad)):
         arguments.put(name, given_x, "batch", "head", "row")
@@ -295,64 +313,43 @@ def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given
         arguments.put_rows("values_x", grad.to(wide), "batch", "head", "row")
     lanes = 64 // wide.itemsize
     d_q = q.new_empty(splits, batch, queries, heads, math.ceil(dim / lanes) * lanes, dtype=wide).transpose(2, 3)
-    d_k, d_v = (x.new_empty(_by_token(x.shape)).transpose(1, 2) for x in (g.k, g.v))
+    d_k, d_v = (x.new_empty(by_token(x.shape)).transpose(1, 2) for x in (g.k, g.v))
     arguments.put("d_q", d_q, "split", "batch", "head", "row")
     for name, empty in (("d_k", d_k), ("d_v", d_v)):
         arguments.put(name, empty, "batch", "head", "row")
-    own, parts = (batch, heads), (splits, batch, heads)  # shapes: in one task each, or a part in every task
-    leading = {
-        **dict.fromkeys(("keys", "cols", "cols_x", "k_slopes"), own),
-        **dict.fromkeys(("table", "tails", "rows", "rows_x", "q_slopes"), parts),
-        **dict.fromkeys(("rows_vectors", "cols_vectors", "values"), parts),
-        **dict.fromkeys(("curve_level", "curve_rate", "curve_base", "curve_slope"), parts),
-        "pairs": (),
-    }
     found: dict[str, Tensor] = {}
-    for name, lead in leading.items():
+    for name, axes in _AXES.items():
         x: Tensor | None = getattr(g, name)
-        if x is None or not needs[name]:
-            continue
-        of_heads = name in ("table", "tails", "rows_vectors", "cols_vectors", "values", "curve_base", "curve_slope")
-        shape = x.shape[0 if name in ("pairs", "curve_level") else 1 if of_heads or name == "curve_rate" else 2 :]
-        dtype = torch.float64 if name in ("table", "tails", "curve_level", "curve_base", "curve_slope") else wide
-        d_x = q.new_zeros(*lead, *shape, dtype=dtype)
-        arguments.put({"keys": "d_per_key", "values": "d_values_vectors"}.get(name, f"d_{name}"), d_x)
-        found[name] = d_x
+        if x is not None and needs[name]:
+            lead = (batch, heads) if name in _OF_ONE_TASK else (splits, batch, heads)
+            own = x.shape[sum(axis in "bh" for axis in axes) :]
+            found[name] = q.new_zeros(*lead, *own, dtype=torch.float64 if name in _IN_DOUBLE else wide)
+            arguments.put({"keys": "d_per_key", "values": "d_values_vectors"}.get(name, f"d_{name}"), found[name])
+    d_pairs = None if g.pairs is None or not needs["pairs"] else q.new_zeros(g.pairs.shape, dtype=wide)
+    if d_pairs is not None:
+        arguments.put("d_pairs", d_pairs)
     arguments.run("headway_backward")
-    for name, d_x in found.items():
-        if leading[name] == parts:
-            found[name] = d_x[0] if splits == 1 else d_x.sum(0)
+    found = {name: _summed(name, parts, getattr(g, name)) for name, parts in found.items()}
+    if d_pairs is not None:
+        found["pairs"] = d_pairs
     if g.sinks is not None and needs["sinks"]:
         # a sink's weight is what the keys' weights leave of 1; its value is zero
         mean = (grad.to(wide) * out).sum(-1)
         weight = (g.sinks[:, None] - sums[..., 0]).exp() * sums[..., 1]
         found["sinks"] = -(weight * mean).sum((0, 2))
-    return _in_shape(g, needs, found, d_q, d_k, d_v)
-
-
-def _in_shape(
-    given: Given, needs: dict[str, bool], found: dict[str, Tensor], d_q: Tensor, d_k: Tensor, d_v: Tensor
-) -> list[Tensor]:
-    """What the kernel found, in the shapes and dtypes of what was given."""
-    q = given.q
-    whole = d_q[0] if len(d_q) == 1 else d_q.sum(0)
+    whole = d_q[0] if splits == 1 else d_q.sum(0)
     if whole.shape != q.shape or whole.dtype != q.dtype:
-        whole = q.new_empty(_by_token(q.shape)).transpose(1, 2).copy_(whole[..., : q.shape[3]])
-    results = [whole, d_k, d_v]
-    for name in Given._fields[3:_DIFFERENTIABLE]:
-        x, d_x = getattr(given, name), found.get(name)
-        if d_x is None:
-            d_x = q.new_empty(0)
-        elif name not in ("pairs", "sinks"):
-            if name == "curve_level":
-                d_x = d_x.sum((0, 1))
-            elif name == "curve_rate":
-                d_x = d_x.sum(1)
-            elif d_x.ndim > x.ndim:
-                d_x = d_x.sum(0)  # over the sequences
-            d_x = d_x.sum_to_size(x.shape)  # one for all heads
-        results.append(d_x if x is None else d_x.to(x.dtype))
-    return results
+        whole = q.new_empty(by_token(q.shape)).transpose(1, 2).copy_(whole[..., :dim])
+    rest = Given._fields[3:_DIFFERENTIABLE]
+    return [whole, d_k, d_v, *(found[n].to(getattr(g, n).dtype) if n in found else q.new_empty(0) for n in rest)]
+
+
+def _summed(name: str, parts: Tensor, x: Tensor) -> Tensor:
+    """The gradient of x from its parts."""
+    if name not in _OF_ONE_TASK:
+        parts = parts[0] if len(parts) == 1 else parts.sum(0)
+    over = [dim for dim, axis in enumerate("bh") if axis not in _AXES[name]]
+    return (parts.sum(over) if over else parts).sum_to_size(x.shape)  # which may be one for all heads
 
 
 def _gradients(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor]:
@@ -361,7 +358,7 @@ def _gradients(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *giv
         x.new_empty(x.shape) if need and x is not None else q.new_empty(0)
         for x, need in zip(given[3:_DIFFERENTIABLE], needed[3:], strict=True)
     ]
-    return [*(x.new_empty(_by_token(x.shape)).transpose(1, 2) for x in (q, k, v)), *terms]
+    return [*(x.new_empty(by_token(x.shape)).transpose(1, 2) for x in (q, k, v)), *terms]
 
 
 _attention = Operation(

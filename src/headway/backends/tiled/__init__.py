@@ -23,10 +23,10 @@ from headway.backends.base import Call, full_precision
 from headway.backends.tiled.anywhere import any_positions
 from headway.backends.tiled.steps import unit_steps
 from headway.integers import exporting
-from headway.terms import Boost, CurveByDistance, DenseBias, Difference, LowRankBias, Pairwise, SlopePerToken
+from headway.terms import ByDistance, PerKey, TablePerKey, TablePerQuery, ValuesByDistance
 
-_BY_TILES = (Boost, CurveByDistance, Pairwise, Difference, DenseBias, LowRankBias, SlopePerToken)
-"""Terms that are evaluated tile by tile."""
+_KINDS = PerKey | ByDistance | TablePerQuery | TablePerKey | ValuesByDistance
+"""Terms with steps of their own; others are evaluated tile by tile."""
 
 
 def refuses(call: Call) -> str | None:
@@ -48,7 +48,7 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     with full_precision(call.device):
         shift = None if torch.compiler.is_compiling() else _shift(call)
         held = call.whole_rows is not None or call.row is not None or call.dropout > 0
-        if shift is None or held or any(isinstance(term, _BY_TILES) for term in call.terms):
+        if shift is None or held or not all(isinstance(term, _KINDS) for term in call.terms):
             return any_positions(call)
         return unit_steps(call, shift)
 

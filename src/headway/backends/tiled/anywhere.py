@@ -19,10 +19,14 @@ from headway.backends.rows import by_key_head
 from headway.backends.tiled import blocks
 from headway.backends.tiled.blocks import hull
 from headway.integers import readable
+from headway.terms import ProductPerKey, ProductPerQuery
 
 
 def any_positions(call: Call) -> Tensor:
     """Attention of a call with any positions, masks and terms."""
+    # products of tokens and distances once, not again for each block
+    terms = tuple(term.given() if isinstance(term, ProductPerQuery | ProductPerKey) else term for term in call.terms)
+    call = replace(call, terms=terms)
     wide = torch.promote_types(call.q.dtype, torch.float32)
     q, k, v = (x.to(wide) for x in (call.q, call.k, call.v))
     size = max(1, blocks.ROWS // call.groups)

@@ -83,7 +83,7 @@ def job_of(call: Call, shift: int) -> tuple[Job, Tables]:
     """
     (batch, heads, queries, _), keys = call.q.shape, call.k.shape[2]
     wide = torch.promote_types(call.q.dtype, torch.float32)
-    _check_shapes(call)
+    call.check_terms()
     by_distance = [term for term in call.terms if isinstance(term, ByDistance)]
     per_key = [term.bias for term in call.terms if isinstance(term, PerKey)]
     rows = [term for term in call.terms if isinstance(term, TablePerQuery)]
@@ -110,20 +110,6 @@ def job_of(call: Call, shift: int) -> tuple[Job, Tables]:
         tuple(term.table.to(wide).expand(heads, -1, -1) for term in call.value_terms),
     )
     return job, tables
-
-
-def _check_shapes(call: Call) -> None:
-    for term in call.score_terms:
-        match term:
-            case TablePerQuery() | TablePerKey():
-                lead = term.leading
-            case ByDistance():
-                lead = 1, term.table.shape[0]
-            case PerKey():
-                lead = term.bias.shape[0], term.bias.shape[1]
-            case _:
-                raise AssertionError(f"{type(term).__name__} is evaluated by tiles")
-        call.fits(type(term).__name__, *lead, call.q.shape[2], call.k.shape[2])
 
 
 def _varies(terms: Sequence[ByDistance], low: int, high: int) -> tuple[int, int]:
