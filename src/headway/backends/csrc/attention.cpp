@@ -242,7 +242,7 @@ void forward(const Call& call) {
       }
     }
   };
-  if (!cols_tables || call.queries <= FEW) {
+  if (!cols_tables || few) {
     run(call.batch * per_batch * per_head, bytes, [&](int64_t task, Scratch& room) { work(task, room, nullptr); });
   } else {  // the keys' tables of as many heads as there are threads, then the tasks of these heads
     const int64_t heads = call.batch * call.heads, some = std::min<int64_t>(heads, at::get_num_threads());
