@@ -1,0 +1,242 @@
+"""Give the attentions of a transformers model headway's kernels, in place, and take them back."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+
+from headway.hf.families import table
+from headway.hf.forms import Form, eager_of, form_of
+from headway.hf.interface import NAME
+from headway.shapes import HeadwayError, brief
+
+TESTED = "5.24"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was done to one kind of attention in a model.
+
+    Args:
+        kind: name of its class.
+        names: names of its modules.
+        position: how position enters, where headway computes it.
+        reason: why it was left alone; None when it was accelerated.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    position: str
+    reason: str | None = None
+
+
+@dataclass
+class Accelerated:
+    """What :func:`accelerate` did to a model; made for printing.
+
+    Args:
+        model: the model.
+        parts: one for each kind of attention.
+        configs: the configurations that were changed, with the implementation that each had.
+        classes: the modules that were changed, with the class that each had.
+    """
+
+    model: PreTrainedModel
+    parts: tuple[Part, ...]
+    configs: list[tuple[Any, str | None]] = field(default_factory=list, repr=False)
+    classes: list[tuple[nn.Module, type]] = field(default_factory=list, repr=False)
+
+    def undo(self) -> None:
+        """Give the model back its own code; its parameters were never touched."""
+        for config, name in self.configs:
+            config._attn_implementation_internal = name
+        for module, kind in self.classes:
+            module.__class__ = kind
+            module.__dict__.pop("headway_form", None)
+        self.configs.clear()
+        self.classes.clear()
+
+    def __str__(self) -> str:
+        rows = [type(self.model).__name__]
+        for part in self.parts:
+            many = f"{len(part.names)} × {part.kind}"
+            done = f"left alone: {part.reason}" if part.reason else f"headway · {part.position}"
+            rows.append(f"  {many:<36} {done}")
+        return "\n".join(rows)
+
+
+def accelerate(model: PreTrainedModel, *, quiet: bool = False) -> Accelerated:
+    """Let a transformers model compute attention with headway's kernels, in place.
+
+    Parameters, their names, hooks and files stay as they are; position biases stay tables, buckets and slopes instead
+    of a number for every pair of tokens. What is not known is left alone and named. Where a model is asked for its
+    attentions, its own code computes them.
+
+    Args:
+        model: any model of transformers; on a version that was not tested it is refused.
+        quiet: do not print what was done.
+
+    Raises:
+        HeadwayError: when it is no transformers model, transformers has another version than those tested, or nothing
+            in the model can be accelerated.
+
+    >>> from transformers import T5Config, T5EncoderModel
+    >>> small = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    >>> print(accelerate(T5EncoderModel(small), quiet=True))
+    T5EncoderModel
+      2 × T5Attention                      headway · T5 buckets, a table by distance
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise HeadwayError(
+            f"expected a model of transformers, got {type(model).__name__}: for a wrapper (DDP, peft) pass the model inside"
+        )
+    check_version()
+    done = Accelerated(model, ())
+    parts = []
+    for unit in _units(model):
+        parts += _accelerate(unit, done)
+    done.parts = tuple(parts)
+    if not done.configs:
+        why = "; ".join(dict.fromkeys(f"{part.kind}: {part.reason}" for part in parts if part.reason))
+        raise HeadwayError(f"expected attentions that headway can compute, got none in {type(model).__name__}: {why}")
+    if not quiet:
+        print(done)
+    return done
+
+
+def check_version() -> None:
+    """Refuse versions of transformers that were not tested.
+
+    Raises:
+        HeadwayError: saying which to install.
+    """
+    if transformers.__version__.split(".")[:2] != TESTED.split("."):
+        raise HeadwayError(
+            f"expected transformers {TESTED}, with which headway.hf is tested, got {transformers.__version__}: "
+            f"pip install 'transformers=={TESTED}.*'"
+        )
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """The attentions of a model that read the same configuration, and so are accelerated together or not at all."""
+
+    config: Any
+    attentions: list[tuple[str, nn.Module]]
+
+
+def _units(model: nn.Module) -> list[_Unit]:
+    units: dict[int, _Unit] = {}
+    for name, module in model.named_modules():
+        config = getattr(module, "config", None)
+        if config is not None and _looks_like_attention(type(module)):
+            units.setdefault(id(config), _Unit(config, [])).attentions.append((name, module))
+    return list(units.values())
+
+
+def _accelerate(unit: _Unit, done: Accelerated) -> list[Part]:
+    """Accelerate a unit, and say so for each kind of attention in it."""
+    kinds: dict[type, list[str]] = {}
+    for name, module in unit.attentions:
+        kinds.setdefault(type(module), []).append(name)
+    reasons = {kind: _reason(kind, unit) for kind in kinds}
+    shared = next((f"it shares a configuration with {kind.__name__}" for kind, why in reasons.items() if why), None)
+    if shared is None:
+        done.configs.append((unit.config, unit.config._attn_implementation))
+        unit.config._attn_implementation_internal = NAME
+    parts = []
+    for kind, names in kinds.items():
+        family = table().get(kind.__name__)
+        position = getattr(family, "position", "position outside the attention, as the model adds it")
+        parts.append(Part(kind.__name__, tuple(names), position, reasons[kind] or shared))
+    if shared is None:
+        for _, module in unit.attentions:
+            _swap(module, done)
+    return parts
+
+
+def _reason(kind: type, unit: _Unit) -> str | None:
+    """Why attentions of this class must be left alone; None when they can be accelerated."""
+    family = table().get(kind.__name__)
+    for module in (module for _, module in unit.attentions if type(module) is kind):
+        why = None if family is None else getattr(family, "unfit", lambda module: None)(module)
+        if why is not None:
+            return str(why)
+    if family is not None and not _uses_interface(kind):
+        return None
+    if not _uses_interface(kind):
+        return "it does not use transformers' attention interface, and no family of headway.hf knows it"
+    if unit.config._attn_implementation not in ("sdpa", "eager"):
+        return f"its implementation is {unit.config._attn_implementation!r}, which headway does not replace"
+    if getattr(unit.config, "output_attentions", False):
+        return "its configuration asks for attentions"
+    if _special(inspect.getmodule(kind)):
+        return "its code makes masks of its own for SDPA"
+    eager = eager_of(kind)
+    if eager is None or form_of(eager) is None:
+        return "its formula is not one that headway knows"
+    return None
+
+
+def _swap(module: nn.Module, done: Accelerated) -> None:
+    """Put the family's mixin before the module's class, and remember its formula."""
+    kind = type(module)
+    mixin = table().get(kind.__name__)
+    if _uses_interface(kind):
+        eager = eager_of(kind)
+        module.__dict__["headway_form"] = form_of(eager) if eager is not None else Form()
+    if mixin is not None:
+        module.__class__ = mixed(mixin, kind)
+    done.classes.append((module, kind))
+
+
+@cache
+def mixed(mixin: type, kind: type) -> type:
+    """A class of attention with its family's mixin before it; it keeps its name, and can be pickled."""
+    made = type(kind.__name__, (mixin, kind), {"__module__": kind.__module__, "__reduce_ex__": _reduce})
+    return made
+
+
+def _reduce(self: nn.Module, protocol: Any) -> Any:
+    mixin, kind = type(self).__bases__
+    return _remake, (mixin, kind), self.__dict__
+
+
+def _remake(mixin: type, kind: type) -> nn.Module:
+    made: nn.Module = object.__new__(mixed(mixin, kind))
+    return made
+
+
+@cache
+def _looks_like_attention(kind: type) -> bool:
+    if kind.__name__ in table():
+        return True
+    if not kind.__module__.startswith("transformers.models.") or "ttention" not in kind.__name__:
+        return False
+    return _uses_interface(kind) or "softmax" in inspect.getsource(kind)
+
+
+@cache
+def _uses_interface(kind: type) -> bool:
+    return "get_interface" in _code(kind)
+
+
+def _code(kind: type) -> tuple[str, ...]:
+    """The names that a class's forward uses."""
+    forward = next((vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base)), None)
+    found: tuple[str, ...] = getattr(inspect.unwrap(forward), "__code__", _code.__code__).co_names if forward else ()
+    return found
+
+
+@cache
+def _special(file: Any) -> bool:
+    """Whether a model's file does something else for SDPA by name."""
+    source = inspect.getsource(file)
+    return re.search(r"_attn_implementation\s*(==|in)\s*\(?\s*(\"eager\", )?\"sdpa\"", source) is not None

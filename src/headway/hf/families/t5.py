@@ -1,0 +1,81 @@
+"""T5 and its relatives: one number for each head and bucket of distances, made in the first block and handed on.
+
+The bias stays a table by distance, (heads, distances up to the last bucket); the zeros that cross-attention hands from
+block to block are dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headway.hf.interface import Bias
+from headway.terms import ByDistance
+
+
+@dataclass(frozen=True, eq=False)
+class Buckets(Bias):
+    """A value per head and distance, the same beyond the table's ends.
+
+    Args:
+        table: (H, W).
+        left: the entry of distance 0.
+        start: see :class:`headway.hf.interface.Bias`.
+    """
+
+    table: Float[Tensor, "heads width"]
+    left: int
+    start: int | Tensor
+
+    def terms(self) -> tuple[ByDistance, ...]:
+        """See :meth:`headway.hf.interface.Bias.terms`."""
+        return (ByDistance(self.table, self.left),)
+
+    def dense(self, queries: int, keys: int) -> Tensor:
+        """See :meth:`headway.hf.interface.Bias.dense`."""
+        q_pos, k_pos = (torch.arange(n, device=self.table.device)[None] for n in (queries, keys))
+        return ByDistance(self.table, self.left).tile(q_pos + self.start, k_pos)
+
+    def to(self, *args: Any, **kwargs: Any) -> Buckets:
+        """See :meth:`headway.hf.interface.Bias.to`."""
+        return replace(self, table=self.table.to(*args, **kwargs))
+
+
+class BucketAttention:
+    """Put before an attention of T5's kind: its ``compute_bias`` returns a table instead of a tensor (1, H, Q, K)."""
+
+    position = "T5 buckets, a table by distance"
+
+    @property
+    def has_relative_attention_bias(self) -> bool:
+        """True, so that an attention without a bias asks for one too, and gets none instead of zeros."""
+        return True
+
+    @has_relative_attention_bias.setter
+    def has_relative_attention_bias(self, value: bool) -> None:
+        self.__dict__["has_relative_attention_bias"] = value
+
+    def compute_bias(self, query_length: int, key_length: int, device: Any = None, past_seen_tokens: Any = 0) -> Any:
+        """The bias of this attention; None where it has none."""
+        own: Any = self
+        if not own.__dict__["has_relative_attention_bias"]:
+            return None
+        far = own.relative_attention_max_distance  # distances beyond share the last bucket
+        row: Tensor = super().compute_bias(1, 2 * far + 1, device=device, past_seen_tokens=far)  # type: ignore[misc]
+        return Buckets(row[0, :, 0], far, past_seen_tokens)
+
+
+ATTENTIONS = {
+    "T5Attention": BucketAttention,
+    "MT5Attention": BucketAttention,
+    "UMT5Attention": BucketAttention,
+    "LongT5Attention": BucketAttention,
+    "SwitchTransformersAttention": BucketAttention,
+    "UdopAttention": BucketAttention,
+    "Pix2StructTextAttention": BucketAttention,
+    "Pop2PianoAttention": BucketAttention,
+}

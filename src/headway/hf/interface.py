@@ -1,0 +1,190 @@
+"""The attention that transformers' models call by the name "headway", through its ``AttentionInterface``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.utils.output_capturing import _active_collector
+
+from headway.functional import attend
+from headway.hf.forms import Form, eager_of, form_of
+from headway.hf.lazy_mask import LazyMask, headway_mask
+from headway.integers import Positions
+from headway.masks import Causal, Dense, KeyPadding, Mask
+from headway.shapes import HeadwayError
+from headway.terms import AnyTerm, DenseBias
+
+NAME = "headway"
+
+
+class Bias:
+    """A position bias handed through a model in place of its (1, H, Q, K) tensor; key j is at position j.
+
+    Attributes:
+        start: position of the first query: how many tokens a cache holds.
+    """
+
+    start: int | Tensor
+
+    @property
+    def moved(self) -> bool:
+        """Whether the first query is anywhere but at position 0."""
+        return isinstance(self.start, Tensor) or self.start != 0
+
+    def terms(self) -> tuple[AnyTerm, ...]:
+        """It, as terms of headway."""
+        raise NotImplementedError
+
+    def dense(self, queries: int, keys: int) -> Tensor:
+        """It, for all pairs, (1, H, Q, K)."""
+        raise NotImplementedError
+
+    def to(self, *args: Any, **kwargs: Any) -> Bias:
+        """It, on another device."""
+        raise NotImplementedError
+
+
+def form(module: nn.Module) -> Form:
+    """The formula of an attention, see :mod:`headway.hf.forms`.
+
+    Raises:
+        HeadwayError: when it is not known.
+    """
+    known: Form | None = getattr(module, "headway_form", None)
+    if known is None:
+        eager = eager_of(type(module))
+        known = None if eager is None else form_of(eager)
+        if known is None:
+            raise HeadwayError(
+                f"expected an attention whose formula headway knows, got {type(module).__name__}: call "
+                f"headway.hf.accelerate(model), which leaves such attentions alone"
+            )
+        module.headway_form = known  # type: ignore[assignment]
+    return known
+
+
+def headway_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    position_bias: Any = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as transformers calls it: its arguments and results are those of ``sdpa_attention_forward``.
+
+    Weights are returned only when the model was asked for attentions; they are then computed by the model's own code.
+    """
+    what = form(module)
+    causal = _causal(module, is_causal, query.shape[2])
+    softcap = softcap if what.softcap else None
+    if _asked_for_weights(kwargs):
+        passed = {"scaling": scaling, "dropout": dropout, **({"softcap": softcap} if what.softcap else {}), **kwargs}
+        return _by_the_model(module, query, key, value, attention_mask, causal, position_bias, **passed)
+    if scaling is None and what.scale == "head_dim":
+        scaling = module.head_dim**-0.5  # type: ignore[operator]
+    sinks = getattr(module, "sinks", None) if what.sinks else None
+    if query.shape[2] == 1 and softcap is None and sinks is None and not isinstance(attention_mask, LazyMask):
+        # one query: torch's operator is as fast, and what is made for it grows with the keys alone
+        if isinstance(position_bias, Bias):
+            position_bias = position_bias.dense(1, key.shape[2]).to(query.dtype)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, False, position_bias=position_bias
+        )
+    mask, added, q_pos, k_pos = _placed(query, key, attention_mask, causal, position_bias)
+    terms = (*_terms(position_bias), *(() if added is None else (DenseBias(added),)))
+    out = attend(
+        query,
+        key,
+        value,
+        mask=mask,
+        terms=terms,
+        q_pos=q_pos,
+        k_pos=k_pos,
+        scale=scaling,
+        softcap=softcap,
+        sinks=sinks,
+        dropout=dropout,
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _asked_for_weights(kwargs: dict[str, Any]) -> bool:
+    collected = _active_collector.get()
+    return bool(kwargs.get("output_attentions")) or any("attentions" in key for key in collected or ())
+
+
+def _terms(position_bias: Any) -> tuple[AnyTerm, ...]:
+    if position_bias is None:
+        return ()
+    return position_bias.terms() if isinstance(position_bias, Bias) else (DenseBias(position_bias),)
+
+
+def _causal(module: nn.Module, is_causal: bool | None, queries: int) -> bool:
+    """Whether a call without a mask is causal: as transformers' ``sdpa_attention_forward``."""
+    return queries > 1 and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+
+
+def _placed(
+    query: Tensor, key: Tensor, attention_mask: Any, causal: bool, position_bias: Any
+) -> tuple[Mask | None, Tensor | None, Positions | None, Positions | None]:
+    """The mask, the bias added by a float mask, and the positions of queries and keys; None where they are 0, 1, 2 …"""
+    queries, keys = query.shape[2], key.shape[2]
+    if isinstance(attention_mask, LazyMask):
+        lazy = attention_mask
+        if lazy.shape[3] != keys:
+            raise HeadwayError(f"expected a mask over {keys} keys, got one over {lazy.shape[3]}")
+        return (lazy.mask, None, None, None) if lazy.plain else (lazy.mask, None, lazy.q_pos, lazy.k_pos)
+    q_pos = k_pos = None
+    if queries != keys or (isinstance(position_bias, Bias) and position_bias.moved):
+        start = position_bias.start if isinstance(position_bias, Bias) else 0
+        q_pos = torch.arange(queries, device=query.device)[None] + start
+        k_pos = torch.arange(keys, device=query.device)[None]
+    if attention_mask is None:
+        return Causal() if causal else None, None, q_pos, k_pos
+    if attention_mask.dtype is torch.bool and attention_mask.shape[1:3] == (1, 1):
+        return KeyPadding(attention_mask[:, 0, 0]), None, q_pos, k_pos
+    whole = attention_mask.expand(-1, -1, queries, -1)
+    return (Dense(whole), None, q_pos, k_pos) if whole.dtype is torch.bool else (None, whole, q_pos, k_pos)
+
+
+def _by_the_model(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    causal: bool,
+    position_bias: Any,
+    **passed: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The model's own attention, which returns its weights."""
+    queries, keys = query.shape[2], key.shape[2]
+    if attention_mask is None and causal:
+        attention_mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()[None, None]
+    if isinstance(attention_mask, LazyMask):
+        attention_mask = attention_mask.dense()
+    if attention_mask is not None and attention_mask.dtype is torch.bool:
+        least = torch.finfo(query.dtype).min
+        attention_mask = query.new_zeros(attention_mask.shape).masked_fill(~attention_mask, least)
+    if isinstance(position_bias, Bias):
+        position_bias = position_bias.dense(queries, keys).to(query.dtype)
+    if position_bias is not None:
+        passed["position_bias"] = position_bias
+    eager = eager_of(type(module))
+    assert eager is not None
+    result: tuple[Tensor, Tensor | None] = eager(module, query, key, value, attention_mask, **passed)
+    return result
+
+
+AttentionInterface.register(NAME, headway_attention)
+AttentionMaskInterface.register(NAME, headway_mask)

@@ -1,0 +1,186 @@
+"""The mask that transformers' models hand from their forward to every attention, as a mask of headway.
+
+transformers describes a mask by nested functions of indices and evaluates them for each pair. Those functions are read
+here: causal, windows, chunks, packed documents and their combinations become masks by position, nothing n²; a function
+that is not known is evaluated as transformers would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
+
+from headway.integers import FAR, Positions, readable
+from headway.masks import Causal, Documents, Mask, Window
+from headway.masks.base import And, Or
+
+SEES_ALL = object()
+
+
+@dataclass(frozen=True, eq=False)
+class LazyMask:
+    """Stands for transformers' boolean mask (batch, 1, queries, keys), which is made only where something else reads it.
+
+    Args:
+        mask: which keys each query may see; None is all.
+        q_pos: the index of each query in its sequence, (1, Q).
+        k_pos: the index of each key, (B or 1, K); −1 is padding.
+        plain: whether both count from 0 without padding.
+        batch: number of sequences.
+    """
+
+    mask: Mask | None
+    q_pos: Positions
+    k_pos: Positions
+    plain: bool
+    batch: int
+
+    def dense(self) -> Tensor:
+        """The boolean tensor that this stands for."""
+        seen = (self.k_pos >= 0)[:, None, None]
+        if self.mask is not None:
+            seen = seen & self.mask.tile(self.q_pos, self.k_pos)
+        return seen.expand(self.batch, -1, *self.shape[2:])
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B, 1, Q, K)."""
+        return torch.Size((self.batch, 1, self.q_pos.shape[1], self.k_pos.shape[1]))
+
+    def size(self, axis: int | None = None) -> Any:
+        """As of the tensor."""
+        return self.shape if axis is None else self.shape[axis]
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """The mask on another device; as a tensor where another dtype is asked for."""
+        moved = self.q_pos.to(*args, **kwargs)
+        if moved.dtype is not self.q_pos.dtype:
+            return self.dense().to(*args, **kwargs)
+        return replace(self, q_pos=moved, k_pos=self.k_pos.to(moved.device))
+
+    def __getitem__(self, part: Any) -> Any:
+        whole = self.shape
+        if isinstance(part, tuple) and len(part) == 4 and all(isinstance(x, slice) for x in part):
+            if all(x.indices(n) == (0, n, 1) for x, n in zip(part, whole, strict=True)):
+                return self
+        return self.dense()[part]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.dense(), name)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Called by torch's functions: they get the tensor."""
+        made = torch.utils._pytree.tree_map_only(cls, cls.dense, (args, kwargs or {}))
+        return function(*made[0], **made[1])
+
+    def __invert__(self) -> Tensor:
+        return ~self.dense()
+
+    def __and__(self, other: Any) -> Tensor:
+        return self.dense() & other
+
+    def __or__(self, other: Any) -> Tensor:
+        return self.dense() | other
+
+
+def headway_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: Any = None,
+    use_vmap: bool = False,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> LazyMask | Tensor | None:
+    """What transformers calls to make a mask: a :class:`LazyMask`, or a tensor as for SDPA where that is as good.
+
+    Its arguments are those of ``transformers.masking_utils.sdpa_mask``.
+    """
+    if isinstance(attention_mask, LazyMask):
+        return attention_mask
+    queries = torch.arange(q_length, device=device)[None] + q_offset
+    keys = torch.arange(kv_length, device=device)[None] + kv_offset
+    read = None if q_length == 1 or use_vmap else _read(mask_function, queries, keys)
+    if read is None:
+        made: Tensor | None = sdpa_mask(
+            batch_size,
+            q_length,
+            kv_length,
+            q_offset,
+            kv_offset,
+            mask_function,
+            attention_mask,
+            use_vmap=use_vmap,
+            device=device,
+            **kwargs,
+        )
+        return made
+    known = isinstance(q_offset, int) and not torch.compiler.is_compiling()
+    plain = known and q_offset == 0 and kv_offset == 0 and kv_length == q_length
+    if attention_mask is not None and not (readable(attention_mask) and bool(attention_mask.all())):
+        real = attention_mask.bool()[:, kv_offset : kv_offset + kv_length]
+        real = torch.nn.functional.pad(real, (0, kv_length - real.shape[1]))
+        keys, plain = keys.masked_fill(~real, -1), False
+    mask = None if read is SEES_ALL else read
+    if mask is None and plain and kwargs.get("allow_is_bidirectional_skip", False):
+        return None
+    return LazyMask(mask, queries, keys, plain, batch_size)
+
+
+def _read(function: Callable[..., Any], queries: Positions, keys: Positions) -> Any:
+    """A mask function as a mask; SEES_ALL where every query sees every key; None where it is not known."""
+    if function is causal_mask_function:
+        return Causal()
+    if function is bidirectional_mask_function:
+        return SEES_ALL
+    held = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    given = {name: cell.cell_contents for name, cell in held.items()}
+    match getattr(function, "__module__", ""), function.__qualname__.partition(".")[0]:
+        case "transformers.masking_utils", "and_masks":
+            return _joined(And, given["mask_functions"], queries, keys)
+        case "transformers.masking_utils", "or_masks":
+            return _joined(Or, given["mask_functions"], queries, keys)
+        case "transformers.masking_utils", "sliding_window_overlay":
+            return Window(given["sliding_window"] - 1, FAR)
+        case "transformers.masking_utils", "sliding_window_bidirectional_overlay":
+            return Window(given["sliding_window"], given["sliding_window"])
+        case "transformers.masking_utils", "chunked_overlay":
+            ids = [(pos - given["left_padding"][:, None]) // given["chunk_size"] for pos in (queries, keys)]
+            return Documents(*ids)
+        case "transformers.masking_utils", "packed_sequence_mask_function":
+            return Documents(given["packed_sequence_mask"])
+        case "transformers.masking_utils", "remap_positions_for_packed_sequence":
+            return _read(given["mask_function"], queries, keys)  # within a document, distances are those of indices
+        case "transformers.masking_utils", "blockwise_overlay":
+            blocks = given["block_sequence_ids"]
+            own = [blocks.gather(1, pos.expand(len(blocks), -1)) for pos in (queries, keys)]
+            return Documents(own[0].masked_fill(own[0] < 0, -1), own[1].masked_fill(own[1] < 0, -2))
+    return None
+
+
+def _joined(join: type[And] | type[Or], functions: Any, queries: Positions, keys: Positions) -> Any:
+    sides = [_read(function, queries, keys) for function in functions]
+    if any(side is None for side in sides):
+        return None
+    if join is Or and SEES_ALL in sides:
+        return SEES_ALL
+    masks = [side for side in sides if side is not SEES_ALL]
+    if not masks:
+        return SEES_ALL
+    whole = masks[0]
+    for mask in masks[1:]:
+        whole = join(whole, mask)
+    return whole
