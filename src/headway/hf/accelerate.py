@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from headway.hf.families import table
 from headway.hf.forms import Form, eager_of, form_of
 from headway.hf.interface import NAME
-from headway.shapes import HeadwayError, brief
+from headway.shapes import HeadwayError
 
 TESTED = "5.24"
 
@@ -95,7 +95,7 @@ def accelerate(model: PreTrainedModel, *, quiet: bool = False) -> Accelerated:
     """
     if not isinstance(model, PreTrainedModel):
         raise HeadwayError(
-            f"expected a model of transformers, got {type(model).__name__}: for a wrapper (DDP, peft) pass the model inside"
+            f"expected a model of transformers, got {type(model).__name__}: of DDP or peft pass the model inside"
         )
     check_version()
     done = Accelerated(model, ())
@@ -200,8 +200,7 @@ def _swap(module: nn.Module, done: Accelerated) -> None:
 @cache
 def mixed(mixin: type, kind: type) -> type:
     """A class of attention with its family's mixin before it; it keeps its name, and can be pickled."""
-    made = type(kind.__name__, (mixin, kind), {"__module__": kind.__module__, "__reduce_ex__": _reduce})
-    return made
+    return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__, "__reduce_ex__": _reduce})
 
 
 def _reduce(self: nn.Module, protocol: Any) -> Any:

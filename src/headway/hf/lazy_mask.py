@@ -24,7 +24,7 @@ SEES_ALL = object()
 
 @dataclass(frozen=True, eq=False)
 class LazyMask:
-    """Stands for transformers' boolean mask (batch, 1, queries, keys), which is made only where something else reads it.
+    """Stands for transformers' boolean mask (batch, 1, queries, keys), made only where something else reads it.
 
     Args:
         mask: which keys each query may see; None is all.
@@ -64,11 +64,9 @@ class LazyMask:
         return replace(self, q_pos=moved, k_pos=self.k_pos.to(moved.device))
 
     def __getitem__(self, part: Any) -> Any:
-        whole = self.shape
-        if isinstance(part, tuple) and len(part) == 4 and all(isinstance(x, slice) for x in part):
-            if all(x.indices(n) == (0, n, 1) for x, n in zip(part, whole, strict=True)):
-                return self
-        return self.dense()[part]
+        parts = part if isinstance(part, tuple) and len(part) == 4 else (None,) * 4
+        whole = all(isinstance(x, slice) and x.indices(n) == (0, n, 1) for x, n in zip(parts, self.shape, strict=True))
+        return self if whole else self.dense()[part]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
