@@ -63,7 +63,8 @@ def gradients(model: nn.Module, run: Run) -> tuple[Tensor, dict[str, Tensor]]:
 def far(found: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest entry expected."""
     assert found.shape == expected.shape
-    return float((found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-12))
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
 
 
 def same(model: Any, run: Run, within: float = 1e-10) -> None:

@@ -134,10 +134,11 @@ class _Unit:
 
 def _units(model: nn.Module) -> list[_Unit]:
     units: dict[int, _Unit] = {}
+    nearest: dict[str, Any] = {}  # the configuration of each module, or of the nearest one around it
     for name, module in model.named_modules():
-        config = getattr(module, "config", None)
-        if config is not None and _looks_like_attention(type(module)):
-            units.setdefault(id(config), _Unit(config, [])).attentions.append((name, module))
+        nearest[name] = getattr(module, "config", None) or nearest.get(name.rpartition(".")[0])
+        if _looks_like_attention(type(module)):
+            units.setdefault(id(nearest[name]), _Unit(nearest[name], [])).attentions.append((name, module))
     return list(units.values())
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from headway.hf.interface import Bias
 from headway.terms import ByDistance
@@ -22,23 +22,32 @@ class Buckets(Bias):
     """A value per head and distance, the same beyond the table's ends.
 
     Args:
-        table: (H, W).
+        owner: the attention that has the buckets' values.
+        table: its values by distance, (H, W).
         left: the entry of distance 0.
         start: see :class:`headway.hf.interface.Bias`.
     """
 
+    owner: BucketAttention
     table: Float[Tensor, "heads width"]
     left: int
     start: int | Tensor
 
+    def _by_distance(self) -> ByDistance:
+        table = self.table
+        if torch.is_grad_enabled() and not table.requires_grad and self.owner.trained():
+            # made under no_grad, in the first of the two passes of a reentrant checkpoint
+            table = self.owner.by_distance(table.device).to(table)
+        return ByDistance(table, self.left)
+
     def terms(self) -> tuple[ByDistance, ...]:
         """See :meth:`headway.hf.interface.Bias.terms`."""
-        return (ByDistance(self.table, self.left),)
+        return (self._by_distance(),)
 
     def dense(self, queries: int, keys: int) -> Tensor:
         """See :meth:`headway.hf.interface.Bias.dense`."""
         q_pos, k_pos = (torch.arange(n, device=self.table.device)[None] for n in (queries, keys))
-        return ByDistance(self.table, self.left).tile(q_pos + self.start, k_pos)
+        return self._by_distance().tile(q_pos + self.start, k_pos)
 
     def to(self, *args: Any, **kwargs: Any) -> Buckets:
         """See :meth:`headway.hf.interface.Bias.to`."""
@@ -49,6 +58,8 @@ class BucketAttention:
     """Put before an attention of T5's kind: its ``compute_bias`` returns a table instead of a tensor (1, H, Q, K)."""
 
     position = "T5 buckets, a table by distance"
+    relative_attention_max_distance: int
+    relative_attention_bias: nn.Module
 
     @property
     def has_relative_attention_bias(self) -> bool:
@@ -59,14 +70,22 @@ class BucketAttention:
     def has_relative_attention_bias(self, value: bool) -> None:
         self.__dict__["has_relative_attention_bias"] = value
 
+    def trained(self) -> bool:
+        """Whether the values of the buckets get gradients."""
+        return any(parameter.requires_grad for parameter in self.relative_attention_bias.parameters())
+
+    def by_distance(self, device: Any) -> Float[Tensor, "heads width"]:
+        """The bias for every distance up to the largest; those beyond share the last bucket."""
+        far = self.relative_attention_max_distance
+        own: Any = super()
+        row: Tensor = own.compute_bias(1, 2 * far + 1, device=device, past_seen_tokens=far)
+        return row[0, :, 0]
+
     def compute_bias(self, query_length: int, key_length: int, device: Any = None, past_seen_tokens: Any = 0) -> Any:
         """The bias of this attention; None where it has none."""
-        own: Any = self
-        if not own.__dict__["has_relative_attention_bias"]:
+        if not self.__dict__["has_relative_attention_bias"]:
             return None
-        far = own.relative_attention_max_distance  # distances beyond share the last bucket
-        row: Tensor = super().compute_bias(1, 2 * far + 1, device=device, past_seen_tokens=far)  # type: ignore[misc]
-        return Buckets(row[0, :, 0], far, past_seen_tokens)
+        return Buckets(self, self.by_distance(device), self.relative_attention_max_distance, past_seen_tokens)
 
 
 ATTENTIONS = {
