@@ -98,9 +98,7 @@ def test_decoding_by_parts_is_one_pass():
         whole = model(input_ids=ids, decoder_input_ids=words).logits
         state, parts = None, []
         for start, end in ((0, 9), (9, 22), (22, 23), (23, 29)):
-            step = model(
-                input_ids=ids, decoder_input_ids=words[:, start:end], cache=state, use_cache=True
-            )
+            step = model(input_ids=ids, decoder_input_ids=words[:, start:end], cache=state, use_cache=True)
             state = step.cache
             parts.append(step.logits)
     assert far(torch.cat(parts, 1), whole) < 1e-10

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from headway.hf.families import table
 from headway.hf.forms import Form, eager_of, form_of
-from headway.hf.interface import NAME
+from headway.hf.interface import NAMES
 from headway.shapes import HeadwayError
 
 TESTED = "5.24"
@@ -105,6 +105,7 @@ def accelerate(model: PreTrainedModel, *, quiet: bool = False) -> Accelerated:
     done.parts = tuple(parts)
     if not done.configs:
         why = "; ".join(dict.fromkeys(f"{part.kind}: {part.reason}" for part in parts if part.reason))
+        why = why or "it has no attention of transformers"
         raise HeadwayError(f"expected attentions that headway can compute, got none in {type(model).__name__}: {why}")
     if not quiet:
         print(done)
@@ -151,7 +152,7 @@ def _accelerate(unit: _Unit, done: Accelerated) -> list[Part]:
     shared = next((f"it shares a configuration with {kind.__name__}" for kind, why in reasons.items() if why), None)
     if shared is None:
         done.configs.append((unit.config, unit.config._attn_implementation))
-        unit.config._attn_implementation_internal = NAME
+        unit.config._attn_implementation_internal = NAMES[unit.config._attn_implementation]
     parts = []
     for kind, names in kinds.items():
         family = table().get(kind.__name__)
@@ -174,12 +175,14 @@ def _reason(kind: type, unit: _Unit) -> str | None:
         return None
     if not _uses_interface(kind):
         return "it does not use transformers' attention interface, and no family of headway.hf knows it"
-    if unit.config._attn_implementation not in ("sdpa", "eager"):
+    if unit.config._attn_implementation not in NAMES:
         return f"its implementation is {unit.config._attn_implementation!r}, which headway does not replace"
     if getattr(unit.config, "output_attentions", False):
         return "its configuration asks for attentions"
     if _special(inspect.getmodule(kind)):
         return "its code makes masks of its own for SDPA"
+    if family is None and re.search(r"isinstance\((attention_)?mask", inspect.getsource(kind)):
+        return "its code changes masks"
     eager = eager_of(kind)
     if eager is None or form_of(eager) is None:
         return "its formula is not one that headway knows"
@@ -220,7 +223,7 @@ def _looks_like_attention(kind: type) -> bool:
         return True
     if not kind.__module__.startswith("transformers.models.") or "ttention" not in kind.__name__:
         return False
-    return _uses_interface(kind) or "softmax" in inspect.getsource(kind)
+    return _uses_interface(kind) or bool(re.search(r"softmax|scaled_dot", inspect.getsource(kind), re.IGNORECASE))
 
 
 @cache

@@ -12,13 +12,14 @@ from transformers.utils.output_capturing import _active_collector
 
 from headway.functional import attend
 from headway.hf.forms import Form, eager_of, form_of
-from headway.hf.lazy_mask import LazyMask, headway_mask
+from headway.hf.lazy_mask import LazyMask, headway_eager_mask, headway_mask
 from headway.integers import Positions
 from headway.masks import Causal, Dense, KeyPadding, Mask
 from headway.shapes import HeadwayError
 from headway.terms import AnyTerm, DenseBias
 
-NAME = "headway"
+NAMES = {"sdpa": "headway", "eager": "headway_eager"}
+"""What each of transformers' implementations is replaced by: they differ in what a call without a mask means."""
 
 
 class Bias:
@@ -100,6 +101,9 @@ def headway_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, False, position_bias=position_bias
         )
+    if attention_mask is None and causal and key.shape[2] > query.shape[2]:
+        # the first pass over an empty static cache
+        key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
     mask, added, q_pos, k_pos = _placed(query, key, attention_mask, causal, position_bias)
     terms = (*_terms(position_bias), *(() if added is None else (DenseBias(added),)))
     out = attend(
@@ -130,8 +134,10 @@ def _terms(position_bias: Any) -> tuple[AnyTerm, ...]:
 
 
 def _causal(module: nn.Module, is_causal: bool | None, queries: int) -> bool:
-    """Whether a call without a mask is causal: as transformers' ``sdpa_attention_forward``."""
-    return queries > 1 and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    """Whether a call without a mask is causal: never in transformers' eager attention, by a flag with SDPA."""
+    if queries == 1 or module.config._attn_implementation == NAMES["eager"]:  # type: ignore[union-attr]
+        return False
+    return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
 
 
 def _placed(
@@ -141,8 +147,8 @@ def _placed(
     queries, keys = query.shape[2], key.shape[2]
     if isinstance(attention_mask, LazyMask):
         lazy = attention_mask
-        if lazy.shape[3] != keys:
-            raise HeadwayError(f"expected a mask over {keys} keys, got one over {lazy.shape[3]}")
+        if lazy.shape[3] > keys:
+            lazy = lazy.first(keys)
         return (lazy.mask, None, None, None) if lazy.plain else (lazy.mask, None, lazy.q_pos, lazy.k_pos)
     q_pos = k_pos = None
     if queries != keys or (isinstance(position_bias, Bias) and position_bias.moved):
@@ -186,5 +192,7 @@ def _by_the_model(
     return result
 
 
-AttentionInterface.register(NAME, headway_attention)
-AttentionMaskInterface.register(NAME, headway_mask)
+for name in NAMES.values():
+    AttentionInterface.register(name, headway_attention)
+AttentionMaskInterface.register(NAMES["sdpa"], headway_mask)
+AttentionMaskInterface.register(NAMES["eager"], headway_eager_mask)

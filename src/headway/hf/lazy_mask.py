@@ -13,7 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
+from transformers.masking_utils import (
+    _ignore_causal_mask_sdpa,
+    bidirectional_mask_function,
+    causal_mask_function,
+    prepare_padding_mask,
+    sdpa_mask,
+)
 
 from headway.integers import FAR, Positions, readable
 from headway.masks import Causal, Documents, Mask, Window
@@ -55,6 +61,10 @@ class LazyMask:
     def size(self, axis: int | None = None) -> Any:
         """As of the tensor."""
         return self.shape if axis is None else self.shape[axis]
+
+    def first(self, keys: int) -> LazyMask:
+        """The mask over this many keys, those after them left out."""
+        return replace(self, k_pos=self.k_pos[:, :keys], plain=False)
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """The mask on another device; as a tensor where another dtype is asked for."""
@@ -99,16 +109,23 @@ def headway_mask(
     kv_offset: int = 0,
     mask_function: Callable[..., Any] = causal_mask_function,
     attention_mask: Any = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
     **kwargs: Any,
 ) -> LazyMask | Tensor | None:
     """What transformers calls to make a mask: a :class:`LazyMask`, or a tensor as for SDPA where that is as good.
 
-    Its arguments are those of ``transformers.masking_utils.sdpa_mask``.
+    It is None where it is for SDPA: there the attention's own flag ``is_causal`` decides. Its arguments are those of
+    ``transformers.masking_utils.sdpa_mask``.
     """
     if isinstance(attention_mask, LazyMask):
         return attention_mask
+    if allow_is_causal_skip:
+        real = prepare_padding_mask(attention_mask, kv_length, kv_offset)
+        if _ignore_causal_mask_sdpa(real, q_length, kv_length, q_offset, kv_offset, local_size):
+            return None
     queries = torch.arange(q_length, device=device)[None] + q_offset
     keys = torch.arange(kv_length, device=device)[None] + kv_offset
     read = None if q_length == 1 or use_vmap else _read(mask_function, queries, keys)
@@ -121,6 +138,8 @@ def headway_mask(
             kv_offset,
             mask_function,
             attention_mask,
+            local_size=local_size,
+            allow_is_causal_skip=allow_is_causal_skip,
             use_vmap=use_vmap,
             device=device,
             **kwargs,
@@ -138,6 +157,11 @@ def headway_mask(
     return LazyMask(mask, queries, keys, plain, batch_size)
 
 
+def headway_eager_mask(*args: Any, **kwargs: Any) -> LazyMask | Tensor | None:
+    """As :func:`headway_mask`, but never None for a causal mask, as for transformers' eager attention."""
+    return headway_mask(*args, **kwargs | {"allow_is_causal_skip": False})
+
+
 def _read(function: Callable[..., Any], queries: Positions, keys: Positions) -> Any:
     """A mask function as a mask; SEES_ALL where every query sees every key; None where it is not known."""
     if function is causal_mask_function:
@@ -152,7 +176,7 @@ def _read(function: Callable[..., Any], queries: Positions, keys: Positions) -> 
         case "transformers.masking_utils", "or_masks":
             return _joined(Or, given["mask_functions"], queries, keys)
         case "transformers.masking_utils", "sliding_window_overlay":
-            return Window(given["sliding_window"] - 1, FAR)
+            return Window(given["sliding_window"] - 1, FAR) if given["sliding_window"] > 0 else None
         case "transformers.masking_utils", "sliding_window_bidirectional_overlay":
             return Window(given["sliding_window"], given["sliding_window"])
         case "transformers.masking_utils", "chunked_overlay":

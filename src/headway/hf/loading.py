@@ -1,0 +1,54 @@
+"""Open a checkpoint folder of transformers: safetensors only, nothing downloaded, no code of its own run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, PreTrainedModel
+
+from headway.hf.accelerate import check_version
+from headway.shapes import HeadwayError, brief
+
+
+def load(path: str | Path) -> PreTrainedModel:
+    """A model from a folder, as transformers' own class; nothing is downloaded, unpickled or executed.
+
+    Args:
+        path: the folder, with config.json and safetensors.
+
+    Raises:
+        HeadwayError: when the folder has no configuration or no safetensors, names an architecture that transformers
+            does not have, or its weights do not fit.
+    """
+    check_version()
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise HeadwayError(f"expected a checkpoint folder of transformers with a config.json, got {brief(str(path))}")
+    if not any(folder.glob("*.safetensors")):
+        raise HeadwayError(
+            f"expected weights as safetensors in {folder}, got none: a pickled .bin file could run code; save the model "
+            "again with save_pretrained"
+        )
+    try:
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise HeadwayError(f"expected a config.json that transformers can read in {folder}, got {error}") from error
+    names = getattr(config, "architectures", None) or []
+    kind = getattr(transformers, names[0], None) if names else None
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        raise HeadwayError(
+            f"expected an architecture of transformers in {folder / 'config.json'}, got {brief(names[0] if names else None)}"
+        )
+    try:
+        made, report = kind.from_pretrained(
+            folder, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        raise HeadwayError(f"expected weights that fit {names[0]} in {folder}, got {error}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise HeadwayError(f"expected every weight of {names[0]} in {folder}, got none for {brief(', '.join(missing))}")
+    model: PreTrainedModel = made
+    return model

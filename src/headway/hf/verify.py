@@ -1,0 +1,176 @@
+"""Compare a model before and after acceleration: output, loss and the gradient of every parameter."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headway.hf.accelerate import Accelerated, accelerate
+from headway.hf.inputs import SIDES, longest, random_inputs, result
+
+LENGTHS = (1, 33, 150, 600)
+TIMES = 2.0
+"""How many times the error of the model's own code, against float64, ours may be."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One input: errors against the model's own code in float64, each relative to the largest value.
+
+    Args:
+        tokens: length of the sequences.
+        padding: on which side, or "none".
+        own: of the output, by the model's own code.
+        ours: of the output, accelerated.
+        own_gradient: the largest of all parameters' gradients, by the model's own code.
+        our_gradient: likewise, accelerated.
+        parameter: which parameter that is.
+        loss: |loss accelerated − loss of the model's own code|.
+    """
+
+    tokens: int
+    padding: str
+    own: float
+    ours: float
+    own_gradient: float
+    our_gradient: float
+    parameter: str
+    loss: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether ours is at most twice as far from float64 as the model's own code."""
+        return self.ours <= TIMES * self.own + 1e-12 and self.our_gradient <= TIMES * self.own_gradient + 1e-12
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What :func:`verify` found; made for printing.
+
+    Args:
+        done: what was accelerated.
+        rows: one for each input.
+    """
+
+    done: Accelerated
+    rows: tuple[Difference, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all of them passed."""
+        return all(row.passed for row in self.rows)
+
+    def __str__(self) -> str:
+        head = f"{'tokens':>6}  {'padding':<7}  {'output: own':>11}  {'ours':>8}  {'gradients: own':>14}  {'ours':>8}  {'loss':>8}"
+        lines = [
+            str(self.done),
+            "",
+            "errors against the model's own code in float64, relative to the largest value",
+            head,
+        ]
+        for row in self.rows:
+            lines.append(
+                f"{row.tokens:>6}  {row.padding:<7}  {row.own:>11.1e}  {row.ours:>8.1e}  {row.own_gradient:>14.1e}  "
+                f"{row.our_gradient:>8.1e}  {row.loss:>8.1e}{'' if row.passed else f'  too far: {row.parameter}'}"
+            )
+        verdict = "as exact as the model's own code" if self.passed else "less exact than the model's own code"
+        return "\n".join([*lines, f"{verdict}: at most {TIMES:g} times its error is allowed"])
+
+
+def verify(
+    model: PreTrainedModel,
+    *,
+    lengths: Sequence[int] = LENGTHS,
+    inputs: Sequence[Mapping[str, Any]] | None = None,
+) -> Verified:
+    """Compare a model with itself accelerated, on random inputs of several lengths with and without padding.
+
+    The reference is a copy of the model in float64 that runs the model's own code; the model is left as it was.
+
+    Args:
+        model: any model of transformers that :func:`headway.hf.accelerate` takes.
+        lengths: tokens of the random inputs; those beyond the model's longest are left out.
+        inputs: what to call the model with instead.
+
+    Raises:
+        HeadwayError: as :func:`headway.hf.accelerate`.
+
+    >>> from transformers import T5Config, T5EncoderModel
+    >>> small = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    >>> verify(T5EncoderModel(small), lengths=(1, 40)).passed
+    True
+    """
+    training = model.training
+    model.eval()
+    exact = copy.deepcopy(model).double()
+    kept = {name: parameter.grad for name, parameter in model.named_parameters()}
+    done: Accelerated | None = None
+    rows = []
+    try:
+        for tokens, side, given in _given(model, lengths, inputs):
+            truth, own = _run(exact, given), _run(model, given)
+            done = accelerate(model, quiet=True)
+            ours = _run(model, given)
+            done.undo()
+            rows.append(_difference(tokens, side, given, truth, own, ours))
+    finally:
+        if done is not None:
+            done.undo()
+        model.train(training)
+        for name, parameter in model.named_parameters():
+            parameter.grad = kept[name]
+    assert done is not None
+    return Verified(done, tuple(rows))
+
+
+Run = tuple[Tensor, float, dict[str, Tensor]]
+
+
+def _given(model: PreTrainedModel, lengths: Sequence[int], inputs: Any) -> list[tuple[int, str, Mapping[str, Any]]]:
+    if inputs is not None:
+        first = [next(iter(given.values())) for given in inputs]
+        return [(x.shape[1], "given", given) for x, given in zip(first, inputs, strict=True)]
+    if model.main_input_name != "input_ids":
+        return [(lengths[-1], "none", random_inputs(model, lengths[-1]))]
+    limit = longest(model)
+    fitting = [n for n in lengths if limit is None or n <= limit]
+    return [(n, side, random_inputs(model, n, side=side)) for n in fitting for side in (SIDES if n > 1 else SIDES[:1])]
+
+
+def _run(model: PreTrainedModel, given: Mapping[str, Any]) -> Run:
+    """The output on real tokens, a loss, and its gradients."""
+    model.zero_grad()
+    dtype = next(model.parameters()).dtype
+    moved = {key: x.to(dtype) if x.is_floating_point() else x for key, x in given.items()}
+    out = result(model(**moved))
+    real = given.get("attention_mask")
+    if real is not None and out.shape[:2] == real.shape:
+        out = out * real.bool().view(*real.shape, *[1] * (out.ndim - 2))
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    loss = (out.double() * weights.to(out.device)).mean()
+    loss.backward()
+    grads = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return out.detach().double(), loss.item(), grads
+
+
+def _difference(tokens: int, side: str, given: Any, truth: Run, own: Run, ours: Run) -> Difference:
+    largest = max(float(grad.abs().max()) for grad in truth[2].values())
+
+    def off(run: Run) -> dict[str, float]:
+        return {name: float((run[2][name] - grad).abs().max()) / largest for name, grad in truth[2].items()}
+
+    def far(run: Run) -> float:
+        return float((run[0] - truth[0]).abs().max() / truth[0].abs().max().clamp(min=1e-30))
+
+    before, after = off(own), off(ours)
+    worst = max(after, key=after.__getitem__)
+    return Difference(
+        tokens, side, far(own), far(ours), max(before.values()), after[worst], worst, abs(ours[1] - own[1])
+    )
