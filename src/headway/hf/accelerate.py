@@ -175,6 +175,8 @@ def _reason(kind: type, unit: _Unit) -> str | None:
         return None
     if not _uses_interface(kind):
         return "it does not use transformers' attention interface, and no family of headway.hf knows it"
+    if unit.config._attn_implementation in NAMES.values():
+        return "it is accelerated already: take that back with undo() first"
     if unit.config._attn_implementation not in NAMES:
         return f"its implementation is {unit.config._attn_implementation!r}, which headway does not replace"
     if getattr(unit.config, "output_attentions", False):

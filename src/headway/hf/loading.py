@@ -28,8 +28,8 @@ def load(path: str | Path) -> PreTrainedModel:
         raise HeadwayError(f"expected a checkpoint folder of transformers with a config.json, got {brief(str(path))}")
     if not any(folder.glob("*.safetensors")):
         raise HeadwayError(
-            f"expected weights as safetensors in {folder}, got none: a pickled .bin file could run code; save the model "
-            "again with save_pretrained"
+            f"expected weights as safetensors in {folder}, got none: a pickled .bin file could run code; save "
+            "the model again with save_pretrained"
         )
     try:
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -38,9 +38,8 @@ def load(path: str | Path) -> PreTrainedModel:
     names = getattr(config, "architectures", None) or []
     kind = getattr(transformers, names[0], None) if names else None
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
-        raise HeadwayError(
-            f"expected an architecture of transformers in {folder / 'config.json'}, got {brief(names[0] if names else None)}"
-        )
+        found = brief(names[0] if names else None)
+        raise HeadwayError(f"expected an architecture of transformers in {folder / 'config.json'}, got {found}")
     try:
         made, report = kind.from_pretrained(
             folder, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True

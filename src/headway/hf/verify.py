@@ -67,7 +67,7 @@ class Verified:
         return all(row.passed for row in self.rows)
 
     def __str__(self) -> str:
-        head = f"{'tokens':>6}  {'padding':<7}  {'output: own':>11}  {'ours':>8}  {'gradients: own':>14}  {'ours':>8}  {'loss':>8}"
+        head = "tokens  padding  output: own      ours  gradients: own      ours      loss"
         lines = [
             str(self.done),
             "",
