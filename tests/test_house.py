@@ -37,6 +37,7 @@ FLOORS = (
     ("training",),
     ("views",),
     ("catalogue", "compare", "bench"),
+    ("hf",),
     ("studio",),
     ("cli",),
     ("__main__",),

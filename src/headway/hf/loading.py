@@ -9,6 +9,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 from headway.hf.accelerate import check_version
+from headway.hf.inputs import of_family
 from headway.shapes import HeadwayError, brief
 
 
@@ -51,3 +52,30 @@ def load(path: str | Path) -> PreTrainedModel:
         raise HeadwayError(f"expected every weight of {names[0]} in {folder}, got none for {brief(', '.join(missing))}")
     model: PreTrainedModel = made
     return model
+
+
+def open_model(name: str) -> PreTrainedModel:
+    """A model from a folder, or a family of transformers at a small size, see :func:`headway.hf.inputs.of_family`.
+
+    Args:
+        name: the folder, or the family.
+
+    Raises:
+        HeadwayError: as :func:`load` and ``of_family``.
+    """
+    return load(name) if Path(name).is_dir() or "/" in name else of_family(name)
+
+
+def as_lengths(text: str) -> tuple[int, ...]:
+    """Numbers of tokens separated by commas.
+
+    Raises:
+        HeadwayError: when they are not whole numbers of at least 1.
+
+    >>> as_lengths("256, 512")
+    (256, 512)
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise HeadwayError(f"expected numbers of tokens separated by commas, such as 256,512, got {brief(text)}")
+    return tuple(map(int, parts))
