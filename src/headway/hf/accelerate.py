@@ -12,12 +12,16 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
+from headway.functional import plan
 from headway.hf.families import table
 from headway.hf.forms import Form, eager_of, form_of
 from headway.hf.interface import NAMES
+from headway.positions import parse
 from headway.shapes import HeadwayError
 
 TESTED = "5.24"
+TOKENS = 2048
+"""Length of the text that the report names a backend and memory for."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,27 @@ class Part:
         kind: name of its class.
         names: names of its modules.
         position: how position enters, where headway computes it.
+        plan: which backend computes a text of 2,048 tokens here, how exactly, and in how much memory.
+        memory: bytes of the position bias of such a text, in one layer, before and after; None where there is none.
         reason: why it was left alone; None when it was accelerated.
     """
 
     kind: str
     names: tuple[str, ...]
     position: str
+    plan: str = ""
+    memory: tuple[int, int] | None = None
     reason: str | None = None
+
+    def __str__(self) -> str:
+        many = f"{len(self.names)} × {self.kind}"
+        if self.reason:
+            return f"{many:<36} left alone: {self.reason}"
+        parts = [self.position, self.plan]
+        if self.memory is not None:
+            before, after = (n / 2**20 for n in self.memory)
+            parts.append(f"bias of {TOKENS:,} tokens {before:,.0f} → {after:.2g} MiB")
+        return f"{many:<36} headway: {' · '.join(parts)}"
 
 
 @dataclass
@@ -66,9 +84,7 @@ class Accelerated:
     def __str__(self) -> str:
         rows = [type(self.model).__name__]
         for part in self.parts:
-            many = f"{len(part.names)} × {part.kind}"
-            done = f"left alone: {part.reason}" if part.reason else f"headway · {part.position}"
-            rows.append(f"  {many:<36} {done}")
+            rows.append(f"  {part}")
         return "\n".join(rows)
 
 
@@ -89,9 +105,8 @@ def accelerate(model: PreTrainedModel, *, quiet: bool = False) -> Accelerated:
 
     >>> from transformers import T5Config, T5EncoderModel
     >>> small = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
-    >>> print(accelerate(T5EncoderModel(small), quiet=True))
-    T5EncoderModel
-      2 × T5Attention                      headway · T5 buckets, a table by distance
+    >>> accelerate(T5EncoderModel(small), quiet=True).parts[0].position
+    'T5 buckets, a table by distance'
     """
     if not isinstance(model, PreTrainedModel):
         raise HeadwayError(
@@ -138,14 +153,15 @@ def _units(model: nn.Module) -> list[_Unit]:
     nearest: dict[str, Any] = {}  # the configuration of each module, or of the nearest one around it
     for name, module in model.named_modules():
         nearest[name] = getattr(module, "config", None) or nearest.get(name.rpartition(".")[0])
-        if _looks_like_attention(type(module)):
+        kind: Any = type(module)
+        if _looks_like_attention(kind):
             units.setdefault(id(nearest[name]), _Unit(nearest[name], [])).attentions.append((name, module))
     return list(units.values())
 
 
 def _accelerate(unit: _Unit, done: Accelerated) -> list[Part]:
     """Accelerate a unit, and say so for each kind of attention in it."""
-    kinds: dict[type, list[str]] = {}
+    kinds: dict[Any, list[str]] = {}
     for name, module in unit.attentions:
         kinds.setdefault(type(module), []).append(name)
     reasons = {kind: _reason(kind, unit) for kind in kinds}
@@ -157,14 +173,24 @@ def _accelerate(unit: _Unit, done: Accelerated) -> list[Part]:
     for kind, names in kinds.items():
         family = table().get(kind.__name__)
         position = getattr(family, "position", "position outside the attention, as the model adds it")
-        parts.append(Part(kind.__name__, tuple(names), position, reasons[kind] or shared))
+        module = next(module for _, module in unit.attentions if type(module) is kind)
+        memory = getattr(family, "memory", lambda module, tokens: None)(module, TOKENS)
+        plan = _plan(getattr(family, "like", "none"), module)
+        parts.append(Part(kind.__name__, tuple(names), position, plan, memory, reasons[kind] or shared))
     if shared is None:
         for _, module in unit.attentions:
             _swap(module, done)
     return parts
 
 
-def _reason(kind: type, unit: _Unit) -> str | None:
+def _plan(method: str, module: nn.Module) -> str:
+    """What headway would run for one of its own methods of the same kind, on the module's device."""
+    device = next(module.parameters()).device
+    found = plan(parse(method), tokens=TOKENS, heads=8, head_dim=64, device=device)
+    return f"{found.route} · {found.exactness} · {found.memory}"
+
+
+def _reason(kind: Any, unit: _Unit) -> str | None:
     """Why attentions of this class must be left alone; None when they can be accelerated."""
     family = table().get(kind.__name__)
     for module in (module for _, module in unit.attentions if type(module) is kind):
@@ -193,7 +219,7 @@ def _reason(kind: type, unit: _Unit) -> str | None:
 
 def _swap(module: nn.Module, done: Accelerated) -> None:
     """Put the family's mixin before the module's class, and remember its formula."""
-    kind = type(module)
+    kind: Any = type(module)
     mixin = table().get(kind.__name__)
     if _uses_interface(kind):
         eager = eager_of(kind)
@@ -204,7 +230,7 @@ def _swap(module: nn.Module, done: Accelerated) -> None:
 
 
 @cache
-def mixed(mixin: type, kind: type) -> type:
+def mixed(mixin: Any, kind: Any) -> type:
     """A class of attention with its family's mixin before it; it keeps its name, and can be pickled."""
     return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__, "__reduce_ex__": _reduce})
 
@@ -220,7 +246,7 @@ def _remake(mixin: type, kind: type) -> nn.Module:
 
 
 @cache
-def _looks_like_attention(kind: type) -> bool:
+def _looks_like_attention(kind: Any) -> bool:
     if kind.__name__ in table():
         return True
     if not kind.__module__.startswith("transformers.models.") or "ttention" not in kind.__name__:
@@ -229,7 +255,7 @@ def _looks_like_attention(kind: type) -> bool:
 
 
 @cache
-def _uses_interface(kind: type) -> bool:
+def _uses_interface(kind: Any) -> bool:
     return "get_interface" in _code(kind)
 
 

@@ -83,7 +83,7 @@ def form_of(eager: Callable[..., Any]) -> Form | None:
         try:
             for sinks in (False, True):
                 if _agrees(eager, sinks, softcap, bias, 0.3):
-                    scales: tuple[str | None, ...] = ("width", "head_dim")
+                    scales = ("width", "head_dim")
                     named = parameters["scaling"].default is inspect.Parameter.empty
                     fits = (scale for scale in scales if not named and _agrees(eager, sinks, softcap, bias, scale))
                     return Form(None if named else next(fits), sinks, softcap, bias)

@@ -109,20 +109,21 @@ def of_family(name: str) -> PreTrainedModel:
         raise HeadwayError(
             f"expected a folder or a family of transformers such as t5, deberta-v2 or llama, got {brief(name)}"
         )
-    kind = CONFIG_MAPPING[name]
+    kind: Any = CONFIG_MAPPING[name]
     plain = kind()
-    sizes = {key: size for key, size in SIZES.items() if type(getattr(plain, key, None)) is int}
+    sizes: dict[str, Any] = {key: size for key, size in SIZES.items() if type(getattr(plain, key, None)) is int}
     if "image_size" in plain.to_dict():
         sizes = {}
     if getattr(plain, "pad_token_id", None) is not None:
         sizes["pad_token_id"] = 0
     if name == "deberta-v2":  # DeBERTa-v3's settings
-        sizes |= {"relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm"}  # type: ignore[dict-item]
-        sizes |= {"share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}  # type: ignore[dict-item]
+        sizes |= {"relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm"}
+        sizes |= {"share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
     try:
         config = kind(**sizes)
         torch.manual_seed(0)
-        model = encoder_of(AutoModel.from_config(config))
+        auto: Any = AutoModel
+        model = encoder_of(auto.from_config(config))
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise HeadwayError(
             f"expected a family that can be made with 4 layers of width 512, got {name}: {error}"

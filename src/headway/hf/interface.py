@@ -92,7 +92,7 @@ def headway_attention(
         passed = {"scaling": scaling, "dropout": dropout, **({"softcap": softcap} if what.softcap else {}), **kwargs}
         return _by_the_model(module, query, key, value, attention_mask, causal, position_bias, **passed)
     if scaling is None and what.scale == "head_dim":
-        scaling = module.head_dim**-0.5  # type: ignore[operator]
+        scaling = float(module.head_dim) ** -0.5  # type: ignore[arg-type]
     sinks = getattr(module, "sinks", None) if what.sinks else None
     if query.shape[2] == 1 and softcap is None and sinks is None and not isinstance(attention_mask, LazyMask):
         # one query: torch's operator is as fast, and what is made for it grows with the keys alone
@@ -123,7 +123,7 @@ def headway_attention(
 
 
 def _asked_for_weights(kwargs: dict[str, Any]) -> bool:
-    collected = _active_collector.get()
+    collected: Any = _active_collector.get()  # type: ignore[no-untyped-call]
     return bool(kwargs.get("output_attentions")) or any("attentions" in key for key in collected or ())
 
 

@@ -94,10 +94,10 @@ class LazyMask:
     def __invert__(self) -> Tensor:
         return ~self.dense()
 
-    def __and__(self, other: Any) -> Tensor:
+    def __and__(self, other: Any) -> Any:
         return self.dense() & other
 
-    def __or__(self, other: Any) -> Tensor:
+    def __or__(self, other: Any) -> Any:
         return self.dense() | other
 
 
@@ -105,7 +105,7 @@ def headway_mask(
     batch_size: int,
     q_length: int,
     kv_length: int,
-    q_offset: int | Tensor = 0,
+    q_offset: Any = 0,
     kv_offset: int = 0,
     mask_function: Callable[..., Any] = causal_mask_function,
     attention_mask: Any = None,
@@ -146,7 +146,7 @@ def headway_mask(
         )
         return made
     known = isinstance(q_offset, int) and not torch.compiler.is_compiling()
-    plain = known and q_offset == 0 and kv_offset == 0 and kv_length == q_length
+    plain = known and bool(q_offset == 0 and kv_offset == 0 and kv_length == q_length)
     if attention_mask is not None and not (readable(attention_mask) and bool(attention_mask.all())):
         real = attention_mask.bool()[:, kv_offset : kv_offset + kv_length]
         real = torch.nn.functional.pad(real, (0, kv_length - real.shape[1]))

@@ -37,20 +37,20 @@ def load(path: str | Path) -> PreTrainedModel:
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise HeadwayError(f"expected a config.json that transformers can read in {folder}, got {error}") from error
     names = getattr(config, "architectures", None) or []
-    kind = getattr(transformers, names[0], None) if names else None
+    kind: Any = getattr(transformers, names[0], None) if names else None
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
         found = brief(names[0] if names else None)
         raise HeadwayError(f"expected an architecture of transformers in {folder / 'config.json'}, got {found}")
     try:
-        made, report = kind.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             folder, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise HeadwayError(f"expected weights that fit {names[0]} in {folder}, got {error}") from error
-    missing = sorted(report["missing_keys"])
+    model: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise HeadwayError(f"expected every weight of {names[0]} in {folder}, got none for {brief(', '.join(missing))}")
-    model: PreTrainedModel = made
     return model
 
 

@@ -107,7 +107,7 @@ def verify(
     True
     """
     training = model.training
-    model.eval()
+    model.train(False)
     exact = copy.deepcopy(model).double()
     kept = {name: parameter.grad for name, parameter in model.named_parameters()}
     done: Accelerated | None = None

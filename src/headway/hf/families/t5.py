@@ -58,6 +58,7 @@ class BucketAttention:
     """Put before an attention of T5's kind: its ``compute_bias`` returns a table instead of a tensor (1, H, Q, K)."""
 
     position = "T5 buckets, a table by distance"
+    like = "t5"
     relative_attention_max_distance: int
     relative_attention_bias: nn.Module
 
@@ -69,6 +70,13 @@ class BucketAttention:
     @has_relative_attention_bias.setter
     def has_relative_attention_bias(self, value: bool) -> None:
         self.__dict__["has_relative_attention_bias"] = value
+
+    @staticmethod
+    def memory(module: Any, tokens: int) -> tuple[int, int]:
+        """Bytes of the bias of a text, before and after."""
+        number = next(module.parameters()).element_size()
+        width = 2 * module.relative_attention_max_distance + 1
+        return module.n_heads * tokens**2 * number, module.n_heads * width * number
 
     def trained(self) -> bool:
         """Whether the values of the buckets get gradients."""
