@@ -27,7 +27,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help compare studio test check tests proofs mutants docs bench bars gpu targets update newest ranges picture clean
+.PHONY: help compare studio test check tests proofs mutants docs bench bars gpu targets update newest ranges families picture clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -100,6 +100,10 @@ update: $(TOOLS)/ready
 
 newest ranges: $(TOOLS)/ready
 	$(TOOLS)/bin/python tests/environments.py $@ $(ARGS)
+
+# docs/families.md: models of transformers, before and after; some of them only with FAMILIES="t5 bloom"
+families: .venv/ready-dev
+	$(BIN)/python docs/families.py $(FAMILIES)
 
 # the README's pictures, from a real comparison and a real measurement
 picture: .venv/ready-dev compare

@@ -87,14 +87,14 @@ def test_folders_that_are_no_checkpoint(folder, tmp_path):
         with pytest.raises(HeadwayError, match=match):
             load(folder)
 
-    broken("an architecture of transformers .*got 'Nonsense'", architectures=["Nonsense"])
+    broken(r"an architecture of transformers .*got 'Nonsense'", architectures=["Nonsense"])
     broken("an architecture of transformers", architectures=["AutoModel"])
     broken("a config.json that transformers can read", model_type="nonsense")
     broken("expected weights that fit", weights=weights[:-40])
     broken("expected weights that fit", d_model=32)
     broken("expected every weight", num_layers=2)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(HeadwayError, match="a pickled .bin file could run code"):
+    with pytest.raises(HeadwayError, match=r"a pickled .bin file could run code"):
         load(folder)
 
 

@@ -1,0 +1,91 @@
+"""Write docs/families.md: which models of transformers headway accelerates, how exactly, and how much faster.
+
+Run by ``make families``, on a quiet machine; each row is measured by what ``headway verify`` and ``headway accelerate
+--bench`` run. ``python docs/families.py t5 bloom`` measures those families again and keeps the other rows.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headway.bench.measure import environment
+from headway.hf.accelerate import accelerate
+from headway.hf.bench import time_model
+from headway.hf.inputs import of_family
+from headway.hf.verify import verify
+from headway.shapes import HeadwayError
+
+FAMILIES = (
+    "t5", "mt5", "umt5", "switch_transformers", "longt5", "udop", "pop2piano", "bloom", "mpt", "falcon", "deberta",
+    "deberta-v2", "xlnet", "mpnet", "swin", "swinv2", "donut-swin", "beit", "layoutlmv3", "wav2vec2-conformer",
+    "seamless_m4t", "wavlm", "inkling_mm_model", "llama", "mistral", "qwen3", "gemma3_text", "gpt2", "bert",
+    "modernbert", "vit",
+)  # fmt: skip
+LENGTHS = (512, 1024, 2048, 4096)
+ROWS = Path(__file__).with_name("families.json")
+PAGE = Path(__file__).with_name("families.md")
+
+
+def measured(name: str) -> dict[str, Any]:
+    """One row; a family that is left alone says why."""
+    model = of_family(name)
+    try:
+        done = accelerate(model, quiet=True)
+    except HeadwayError as error:
+        return {"status": str(error)}
+    done.undo()
+    part = next(part for part in done.parts if part.reason is None)
+    text = model.main_input_name == "input_ids"
+    checked = verify(model, lengths=(33, 300) if text else (300,))
+    worst = max(checked.rows, key=lambda row: row.ours)
+    timings = list(time_model(model, LENGTHS if text else (512,), modes=("forward+backward",), rounds=3))
+    return {
+        "status": part.position if checked.passed else "less exact than its own code",
+        "output": worst.ours,
+        "gradient": max(row.our_gradient for row in checked.rows),
+        "speed": {str(each.tokens): round(each.speed, 2) for each in timings},
+        "memory": round(timings[-1].own_memory / timings[-1].our_memory, 2),
+    }
+
+
+def page(rows: dict[str, Any], machine: dict[str, Any]) -> str:
+    """All rows as Markdown."""
+    head = [
+        "# Families of transformers, measured",
+        "",
+        "Made by `make families`; see [other people's models](transformers.md). 4 layers, width 512, 8 heads,",
+        "float32, one text, random weights (vision models: their default size and one image); times are forward and",
+        "backward of the whole model, the fastest of transformers' own implementations ÷ headway, medians in one run. Errors are the",
+        "largest difference from transformers' own code in float64, relative to the largest value. Memory is the",
+        "peak of transformers' own code ÷ that of headway at the longest text.",
+        "",
+        f"Measured on {machine.get('processor', machine.get('cpu_capability'))}, {machine['threads']} threads, "
+        f"torch {machine['torch']}.",
+        "",
+        "| family | position | output | gradients | 512 | 1,024 | 2,048 | 4,096 | memory |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        if "speed" not in row:
+            head.append(f"| `{name}` | left alone: {row['status'].rpartition('got none in ')[2]} | | | | | | | |")
+            continue
+        speeds = [f"{row['speed'][str(n)]:.2f}" if str(n) in row["speed"] else "–" for n in LENGTHS]
+        cells = [row["status"], f"{row['output']:.0e}", f"{row['gradient']:.0e}", *speeds, f"{row['memory']:.2f}"]
+        head.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(head) + "\n"
+
+
+if __name__ == "__main__":
+    kept = json.loads(ROWS.read_text())["rows"] if ROWS.exists() else {}
+    here = environment(torch.float32, "cpu")
+    for family in sys.argv[1:] or FAMILIES:
+        kept[family] = measured(family)
+        print(family, kept[family], flush=True)
+        rows = {name: kept[name] for name in FAMILIES if name in kept}
+        ROWS.write_text(json.dumps({"machine": here, "rows": rows}, indent=1) + "\n")
+        PAGE.write_text(page(rows, here))
