@@ -60,9 +60,9 @@ def page(rows: dict[str, Any], machine: dict[str, Any]) -> str:
         "",
         "Made by `make families`; see [other people's models](transformers.md). 4 layers, width 512, 8 heads,",
         "float32, one text, random weights (vision models: their default size and one image); times are forward and",
-        "backward of the whole model, the fastest of transformers' own implementations ÷ headway, medians in one run. Errors are the",
-        "largest difference from transformers' own code in float64, relative to the largest value. Memory is the",
-        "peak of transformers' own code ÷ that of headway at the longest text.",
+        "backward of the whole model, the fastest of transformers' own implementations ÷ headway, medians in one run.",
+        "Errors are the largest difference from transformers' own code in float64, relative to the largest value.",
+        "Memory is the peak of transformers' own code ÷ that of headway at the longest text.",
         "",
         f"Measured on {machine.get('processor', machine.get('cpu_capability'))}, {machine['threads']} threads, "
         f"torch {machine['torch']}.",
