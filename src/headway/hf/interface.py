@@ -12,7 +12,7 @@ from transformers.utils.output_capturing import _active_collector
 
 from headway.functional import attend
 from headway.hf.forms import Form, eager_of, form_of
-from headway.hf.lazy_mask import LazyMask, headway_eager_mask, headway_mask
+from headway.hf.lazy_mask import LazyMask, as_added, headway_eager_mask, headway_mask
 from headway.integers import Positions
 from headway.masks import Causal, Dense, KeyPadding, Mask
 from headway.shapes import HeadwayError
@@ -135,7 +135,8 @@ def _terms(position_bias: Any) -> tuple[AnyTerm, ...]:
 
 def _causal(module: nn.Module, is_causal: bool | None, queries: int) -> bool:
     """Whether a call without a mask is causal: never in transformers' eager attention, by a flag with SDPA."""
-    if queries == 1 or module.config._attn_implementation == NAMES["eager"]:  # type: ignore[union-attr]
+    name = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    if queries == 1 or name == NAMES["eager"]:
         return False
     return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
 
@@ -177,11 +178,7 @@ def _by_the_model(
     queries, keys = query.shape[2], key.shape[2]
     if attention_mask is None and causal:
         attention_mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()[None, None]
-    if isinstance(attention_mask, LazyMask):
-        attention_mask = attention_mask.dense()
-    if attention_mask is not None and attention_mask.dtype is torch.bool:
-        least = torch.finfo(query.dtype).min
-        attention_mask = query.new_zeros(attention_mask.shape).masked_fill(~attention_mask, least)
+    attention_mask = as_added(attention_mask, query)
     if isinstance(position_bias, Bias):
         position_bias = position_bias.dense(queries, keys).to(query.dtype)
     if position_bias is not None:
