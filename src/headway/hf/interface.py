@@ -86,6 +86,7 @@ def headway_attention(
     Weights are returned only when the model was asked for attentions; they are then computed by the model's own code.
     """
     what = form(module)
+    query, key, value = _in_one_dtype(query, key, value)
     causal = _causal(module, is_causal, query.shape[2])
     softcap = softcap if what.softcap else None
     if _asked_for_weights(kwargs):
@@ -120,6 +121,14 @@ def headway_attention(
         dropout=dropout,
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def _in_one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values as autocast hands them to torch's attention: rotated ones are wider than others."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device) or tensors[0].dtype is torch.float64:
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 
 
 def _asked_for_weights(kwargs: dict[str, Any]) -> bool:
