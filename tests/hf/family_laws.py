@@ -159,7 +159,14 @@ def same_decoding(model: Any, n: int = 23, static: bool = True) -> None:
     ways += [{"cache_implementation": "static"}] if static else []
     real = padding(3, n, "left")
     for way in ways:
-        asked = {"attention_mask": real, "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0, **way}
+        asked = {
+            "attention_mask": real,
+            "max_new_tokens": 6,
+            "min_new_tokens": 6,
+            "do_sample": False,
+            "pad_token_id": 0,
+            **way,
+        }
         expected = model.generate(tokens(3, n), **asked)
         with accelerated(model):
             assert torch.equal(model.generate(tokens(3, n), **asked), expected), way

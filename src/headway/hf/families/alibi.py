@@ -114,7 +114,12 @@ class MptAttention:
     headway_form = Form()
 
     def forward(
-        self, hidden_states: Tensor, position_bias: Any = None, cache: Any = None, attention_mask: Any = None, **kwargs: Any
+        self,
+        hidden_states: Tensor,
+        position_bias: Any = None,
+        cache: Any = None,
+        attention_mask: Any = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """As the model's own, which computes wherever the mask is a tensor."""
         own: Any = self
@@ -216,7 +221,9 @@ def _falcon_alibi(own: Any, file: Any, hidden_states: Tensor, mask: Any) -> Tens
             f"expected Falcon's mask as one value per token, (batch, keys), because its ALiBi counts tokens, got "
             f"{kind_of(mask)}"
         )
-    made: Tensor = file.build_alibi_tensor(real.long().expand(len(hidden_states), -1), own.num_heads, hidden_states.dtype)
+    made: Tensor = file.build_alibi_tensor(
+        real.long().expand(len(hidden_states), -1), own.num_heads, hidden_states.dtype
+    )
     return made
 
 

@@ -144,7 +144,9 @@ class DebertaV2Attention(_Attention):
         """Why it must be left alone."""
         if module.relative_attention and module.position_buckets > 0:
             if module.position_buckets < 4 or module.max_relative_positions - 1 <= module.position_buckets // 2:
-                return f"its position_buckets are {module.position_buckets}, of {module.max_relative_positions} distances"
+                return (
+                    f"its position_buckets are {module.position_buckets}, of {module.max_relative_positions} distances"
+                )
         return None
 
     def takes(self, hidden_states: Tensor, query_states: Any) -> bool:
