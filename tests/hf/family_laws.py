@@ -78,7 +78,7 @@ def hooks_fire(model: Any, run: Run, names: tuple[str, ...]) -> None:
     for _ in range(2):
         fired: list[str] = []
         held = [
-            module.register_forward_hook(lambda *_, name=name: fired.append(name))
+            module.register_forward_hook(lambda *_, name=name, fired=fired: fired.append(name))
             for name, module in model.named_modules()
             if name.endswith(names)
         ]
@@ -91,7 +91,8 @@ def hooks_fire(model: Any, run: Run, names: tuple[str, ...]) -> None:
         counts.append(sorted(fired))
         for handle in held:
             handle.remove()
-    assert counts[0] == counts[1] and counts[0]
+    assert counts[0] == counts[1]
+    assert counts[0]
 
 
 def same_with_lora(model: Any, run: Run, targets: list[str]) -> None:

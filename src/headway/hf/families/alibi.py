@@ -80,7 +80,7 @@ class BloomAttention:
         if output_attentions or not isinstance(attention_mask, LazyMask):
             mask = as_added(attention_mask, hidden_states)
             passed = {"layer_past": layer_past, "use_cache": use_cache, "output_attentions": output_attentions}
-            return super().forward(hidden_states, residual, alibi, mask, **passed, **kwargs)  # type: ignore[misc]
+            return super().forward(hidden_states, residual, alibi, mask, **passed, **kwargs)  # type: ignore[misc, no-any-return]
         q, k, v = own._reshape(own.query_key_value(hidden_states))
         if layer_past is not None:
             k, v = layer_past.update(k, v, own.layer_idx)
@@ -96,7 +96,7 @@ MPT = "headway_mpt"
 
 
 def mpt_mask(*args: Any, **kwargs: Any) -> LazyMask | Tensor:
-    """A mask of MPT's: a :class:`LazyMask`, or for one query, and where it is not known, a tensor, True where hidden."""
+    """A mask of MPT's: a :class:`LazyMask`; for one query, or where it is not known, a tensor, True where hidden."""
     made = headway_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
     assert made is not None
     return made if isinstance(made, LazyMask) else ~made
@@ -125,7 +125,7 @@ class MptAttention:
         own: Any = self
         if not isinstance(attention_mask, LazyMask) or kwargs:
             mask = ~attention_mask if isinstance(attention_mask, LazyMask) else attention_mask
-            return super().forward(hidden_states, position_bias, cache, mask, **kwargs)  # type: ignore[misc]
+            return super().forward(hidden_states, position_bias, cache, mask, **kwargs)  # type: ignore[misc, no-any-return]
         joint = own.Wqkv(hidden_states)
         if own.clip_qkv:
             joint = joint.clamp(-own.clip_qkv, own.clip_qkv)
@@ -137,7 +137,7 @@ class MptAttention:
             keys = k.shape[2]
             if position_bias.shape[2] < keys:
                 raise HeadwayError(
-                    f"expected at most max_seq_len={position_bias.shape[2]} keys, over which the model makes its ALiBi, "
+                    f"expected at most max_seq_len={position_bias.shape[2]} keys, for which the model makes its ALiBi, "
                     f"got {keys}: raise config.max_seq_len"
                 )
             bias = KeyBias(position_bias[None, :, 0, position_bias.shape[2] - keys :])
@@ -156,7 +156,7 @@ class MptBlock:
         """As the model's own."""
         asked = kwargs.get("output_attentions", args[2] if len(args) > 2 else False)
         mask = ~attention_mask if asked and isinstance(attention_mask, LazyMask) else attention_mask
-        return super().forward(hidden_states, position_bias, mask, *args, **kwargs)  # type: ignore[misc]
+        return super().forward(hidden_states, position_bias, mask, *args, **kwargs)  # type: ignore[misc, no-any-return]
 
 
 class FalconAttention:
@@ -188,7 +188,7 @@ class FalconAttention:
     ) -> tuple[Tensor, Tensor | None]:
         """As the model's own, which computes attentions where they are asked for; ``alibi`` is made here."""
         own: Any = self
-        file = sys.modules[type(own).__module__]
+        file: Any = sys.modules[type(own).__module__]
         if own.config.alibi:
             alibi = _falcon_alibi(own, file, hidden_states, attention_mask)
         if output_attentions:
@@ -197,10 +197,10 @@ class FalconAttention:
                 added = alibi.view(len(hidden_states), own.num_heads, 1, -1) * own.inv_norm_factor
                 mask = added.masked_fill(mask < -1, torch.finfo(mask.dtype).min)
             more = {"use_cache": use_cache, "output_attentions": True, "position_embeddings": position_embeddings}
-            return super().forward(hidden_states, alibi, mask, position_ids, layer_past, **more, **kwargs)  # type: ignore[misc]
+            return super().forward(hidden_states, alibi, mask, position_ids, layer_past, **more, **kwargs)  # type: ignore[misc, no-any-return]
         q, k, v = (x.transpose(1, 2) for x in own._split_heads(own.query_key_value(hidden_states)))
         if alibi is None:
-            q, k = file.apply_rotary_pos_emb(q, k, *position_embeddings)  # type: ignore[attr-defined]
+            q, k = file.apply_rotary_pos_emb(q, k, *position_embeddings)
         if layer_past is not None:
             k, v = layer_past.update(k, v, own.layer_idx)
         bias = None if alibi is None else KeyBias(alibi.view(len(q), own.num_heads, -1) * own.inv_norm_factor)

@@ -142,11 +142,9 @@ class DebertaV2Attention(_Attention):
     @staticmethod
     def unfit(module: Any) -> str | None:
         """Why it must be left alone."""
-        if module.relative_attention and module.position_buckets > 0:
-            if module.position_buckets < 4 or module.max_relative_positions - 1 <= module.position_buckets // 2:
-                return (
-                    f"its position_buckets are {module.position_buckets}, of {module.max_relative_positions} distances"
-                )
+        buckets = module.position_buckets if module.relative_attention else 0
+        if 0 < buckets < 4 or (buckets > 0 and module.max_relative_positions - 1 <= buckets // 2):
+            return f"its position_buckets are {buckets}, of {module.max_relative_positions} distances"
         return None
 
     def takes(self, hidden_states: Tensor, query_states: Any) -> bool:
