@@ -12,7 +12,6 @@ import pkgutil
 from functools import cache
 
 
-@cache
 def family_of(kind: type) -> type | None:
     """The mixin of a class of transformers, found by its name or by "file.name"; None when it has no family."""
     if not kind.__module__.startswith("transformers.models."):

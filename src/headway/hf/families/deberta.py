@@ -81,7 +81,7 @@ class _Attention:
             if own.relative_attention and relative_pos is None:
                 relative_pos = own.distances(hidden_states, query_states)
             passed = (output_attentions, query_states, relative_pos, rel_embeddings)
-            return super().forward(hidden_states, mask, *passed)  # type: ignore[misc]
+            return super().forward(hidden_states, mask, *passed)  # type: ignore[misc, no-any-return]
         q, k, v = own.heads(hidden_states, query_states)
         terms: tuple[AnyTerm, ...] = ()
         if own.relative_attention:
@@ -110,7 +110,8 @@ class DebertaAttention(_Attention):
     def distances(self, hidden_states: Tensor, query_states: Any) -> Tensor:
         """The distance of every pair, as the model's own."""
         queries = hidden_states if query_states is None else query_states
-        made: Tensor = sys.modules[type(self).__module__].build_relative_position(queries, hidden_states)  # type: ignore[attr-defined]
+        file: Any = sys.modules[type(self).__module__]
+        made: Tensor = file.build_relative_position(queries, hidden_states)
         return made
 
     def heads(self, hidden_states: Tensor, query_states: Any) -> tuple[Tensor, Tensor, Tensor]:
