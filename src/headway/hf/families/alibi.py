@@ -55,6 +55,7 @@ class BloomAttention:
     """Put before BLOOM's attention."""
 
     position = POSITION
+    like = "alibi"
     headway_form = Form()
 
     @staticmethod
@@ -110,6 +111,7 @@ class MptAttention:
     """Put before MPT's attention."""
 
     position = POSITION
+    like = "alibi"
     implementation = MPT
     headway_form = Form()
 
@@ -156,13 +158,14 @@ class MptBlock:
         """As the model's own."""
         asked = kwargs.get("output_attentions", args[2] if len(args) > 2 else False)
         mask = ~attention_mask if asked and isinstance(attention_mask, LazyMask) else attention_mask
-        return super().forward(hidden_states, position_bias, mask, *args, **kwargs)  # type: ignore[misc, no-any-return]
+        return super().forward(hidden_states, position_bias, mask, *args, **kwargs)  # type: ignore[misc]
 
 
 class FalconAttention:
     """Put before Falcon's attention, with ALiBi or with rotary positions."""
 
     position = f"{POSITION}, or rotary"
+    like = "alibi"
     headway_form = Form()
 
     @staticmethod

@@ -45,6 +45,7 @@ class Encoder:
     """Put before DeBERTa's encoders, which make the distance and the mask of every pair of tokens."""
 
     position = "distances and masks, not one per pair"
+    like = "deberta"
 
     def get_attention_mask(self, attention_mask: Any) -> Any:
         """The mask of the layers; a tensor as the model's own where it is given for every pair."""
@@ -63,6 +64,16 @@ class _Attention:
     """What the attentions of both files share."""
 
     position = "DeBERTa's products with relative embeddings, by buckets"
+    like = "deberta"
+
+    @staticmethod
+    def memory(module: Any, tokens: int) -> tuple[int, int] | None:
+        """Bytes of the bias of a text before, and of the projected relative embeddings after."""
+        if not module.relative_attention:
+            return None
+        number = next(module.parameters()).element_size() * len(module.pos_att_type)
+        rows = 2 * getattr(module, "pos_ebd_size", min(module.max_relative_positions, tokens))
+        return module.num_attention_heads * tokens**2 * number, rows * module.all_head_size * number
 
     def forward(
         self,
@@ -193,7 +204,8 @@ class DebertaV2Attention(_Attention):
         if buckets > 0:
             file: Any = sys.modules[type(self).__module__]
             away = file.make_log_bucket_position(away, buckets, own.max_relative_positions).long()
-        return (away + span).clamp(0, 2 * span - 1)
+        found: Tensor = (away + span).clamp(0, 2 * span - 1)
+        return found
 
 
 def _root(q: Tensor, parts: int) -> Float[Tensor, ""]:
@@ -202,7 +214,8 @@ def _root(q: Tensor, parts: int) -> Float[Tensor, ""]:
 
 
 def _split(x: Tensor, own: Any) -> Float[Tensor, "batch heads tokens dim"]:
-    return x.unflatten(-1, (own.num_attention_heads, -1)).transpose(1, 2)
+    heads: int = own.num_attention_heads
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 ATTENTIONS = {

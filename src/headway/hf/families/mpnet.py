@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from headway.hf.families.t5 import Buckets
@@ -20,22 +21,39 @@ class MPNetEncoder:
     """Put before MPNet's encoder: its bias is a table instead of a tensor (B, H, N, N)."""
 
     position = POSITION
+    like = "t5"
+
+    def trained(self) -> bool:
+        """See :class:`headway.hf.families.t5.BucketAttention`."""
+        own: Any = self
+        return any(parameter.requires_grad for parameter in own.relative_attention_bias.parameters())
+
+    def by_distance(self, device: Any) -> Float[Tensor, "heads width"]:
+        """See :class:`headway.hf.families.t5.BucketAttention`."""
+        own: Any = self
+        away = torch.arange(-FAR, FAR + 1, device=device)
+        row: Tensor = own.relative_attention_bias(own.relative_position_bucket(away, num_buckets=32))
+        return row.T
 
     def compute_position_bias(self, x: Tensor, position_ids: Any = None, num_buckets: int = 32) -> Any:
         """The bias of all layers."""
-        own: Any = self
-        if position_ids is not None:
+        if position_ids is not None or num_buckets != 32:
             return super().compute_position_bias(x, position_ids, num_buckets)  # type: ignore[misc]
-        away = torch.arange(-FAR, FAR + 1, device=x.device)
-        table = own.relative_attention_bias(own.relative_position_bucket(away, num_buckets=num_buckets)).T
-        return Buckets(table, FAR, 0)
+        return Buckets(self, self.by_distance(x.device), FAR, 0)
 
 
 class MPNetSelfAttention:
     """Put before MPNet's attention."""
 
     position = POSITION
+    like = "t5"
     headway_form = Form()
+
+    @staticmethod
+    def memory(module: Any, tokens: int) -> tuple[int, int]:
+        """See :class:`headway.hf.families.t5.BucketAttention`."""
+        number = next(module.parameters()).element_size() * module.num_attention_heads
+        return tokens**2 * number, (2 * FAR + 1) * number
 
     def forward(
         self,

@@ -40,6 +40,7 @@ class XLNetModel:
     """Put before XLNet's model, whose forward makes masks and segments for every pair of tokens."""
 
     position = "masks and segments, not one per pair"
+    like = "transformerxl"
 
     def forward(
         self,
@@ -64,8 +65,8 @@ class XLNetModel:
         known = own.attn_type == "bi" and not own.bi_data and (input_ids is None) is not (inputs_embeds is None)
         if asked or not known or any(one is not None for one in given):
             passed = (input_ids, attention_mask, mems, perm_mask, target_mapping, token_type_ids, input_mask)
-            passed += (inputs_embeds, use_mems, output_attentions, output_hidden_states, return_dict)
-            return super().forward(*passed, **kwargs)  # type: ignore[misc]
+            ways = (inputs_embeds, use_mems, output_attentions, output_hidden_states, return_dict)
+            return super().forward(*passed, *ways, **kwargs)  # type: ignore[misc]
         if use_mems is None:
             use_mems = own.config.use_mems_train if own.training else own.config.use_mems_eval
         embedded = (
@@ -97,6 +98,7 @@ class XLNetRelativeAttention:
     """Put before XLNet's attention."""
 
     position = "Transformer-XL's products by distance, and segments"
+    like = "transformerxl"
 
     def forward(self, h: Tensor, g: Any, attn_mask_h: Any, *args: Any, **kwargs: Any) -> Any:
         """As the model's own."""
