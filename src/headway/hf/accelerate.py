@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from headway.functional import plan
-from headway.hf.families import table
+from headway.hf.families import family_of
 from headway.hf.forms import Form, eager_of, form_of
 from headway.hf.interface import NAMES
 from headway.positions import parse
@@ -168,10 +168,12 @@ def _accelerate(unit: _Unit, done: Accelerated) -> list[Part]:
     shared = next((f"it shares a configuration with {kind.__name__}" for kind, why in reasons.items() if why), None)
     if shared is None:
         done.configs.append((unit.config, unit.config._attn_implementation))
-        unit.config._attn_implementation_internal = NAMES[unit.config._attn_implementation]
+        asked = (getattr(family_of(kind), "implementation", None) for kind in kinds)
+        name = NAMES[unit.config._attn_implementation]
+        unit.config._attn_implementation_internal = next(filter(None, asked), name)
     parts = []
     for kind, names in kinds.items():
-        family = table().get(kind.__name__)
+        family = family_of(kind)
         position = getattr(family, "position", "position outside the attention, as the model adds it")
         module = next(module for _, module in unit.attentions if type(module) is kind)
         memory = getattr(family, "memory", lambda module, tokens: None)(module, TOKENS)
@@ -192,19 +194,19 @@ def _plan(method: str, module: nn.Module) -> str:
 
 def _reason(kind: Any, unit: _Unit) -> str | None:
     """Why attentions of this class must be left alone; None when they can be accelerated."""
-    family = table().get(kind.__name__)
+    family = family_of(kind)
     for module in (module for _, module in unit.attentions if type(module) is kind):
         why = None if family is None else getattr(family, "unfit", lambda module: None)(module)
         if why is not None:
             return str(why)
-    if family is not None and not _uses_interface(kind):
-        return None
-    if not _uses_interface(kind):
+    if family is None and not _uses_interface(kind):
         return "it does not use transformers' attention interface, and no family of headway.hf knows it"
-    if unit.config._attn_implementation in NAMES.values():
+    if str(unit.config._attn_implementation).startswith("headway"):
         return "it is accelerated already: take that back with undo() first"
     if unit.config._attn_implementation not in NAMES:
         return f"its implementation is {unit.config._attn_implementation!r}, which headway does not replace"
+    if not _uses_interface(kind):
+        return None
     if getattr(unit.config, "output_attentions", False):
         return "its configuration asks for attentions"
     if _special(inspect.getmodule(kind)):
@@ -220,7 +222,7 @@ def _reason(kind: Any, unit: _Unit) -> str | None:
 def _swap(module: nn.Module, done: Accelerated) -> None:
     """Put the family's mixin before the module's class, and remember its formula."""
     kind: Any = type(module)
-    mixin = table().get(kind.__name__)
+    mixin = family_of(kind)
     if _uses_interface(kind):
         eager = eager_of(kind)
         module.__dict__["headway_form"] = form_of(eager) if eager is not None else Form()
@@ -247,7 +249,7 @@ def _remake(mixin: type, kind: type) -> nn.Module:
 
 @cache
 def _looks_like_attention(kind: Any) -> bool:
-    if kind.__name__ in table():
+    if family_of(kind) is not None:
         return True
     if not kind.__module__.startswith("transformers.models.") or "ttention" not in kind.__name__:
         return False

@@ -12,7 +12,7 @@ from transformers.utils.output_capturing import _active_collector
 
 from headway.functional import attend
 from headway.hf.forms import Form, eager_of, form_of
-from headway.hf.lazy_mask import LazyMask, headway_eager_mask, headway_mask
+from headway.hf.lazy_mask import LazyMask, as_added, headway_eager_mask, headway_mask
 from headway.integers import Positions
 from headway.masks import Causal, Dense, KeyPadding, Mask
 from headway.shapes import HeadwayError
@@ -86,6 +86,7 @@ def headway_attention(
     Weights are returned only when the model was asked for attentions; they are then computed by the model's own code.
     """
     what = form(module)
+    query, key, value = _in_one_dtype(query, key, value)
     causal = _causal(module, is_causal, query.shape[2])
     softcap = softcap if what.softcap else None
     if _asked_for_weights(kwargs):
@@ -122,6 +123,14 @@ def headway_attention(
     return out.transpose(1, 2).contiguous(), None
 
 
+def _in_one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values as autocast hands them to torch's attention: rotated ones are wider than others."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device) or tensors[0].dtype is torch.float64:
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
+
+
 def _asked_for_weights(kwargs: dict[str, Any]) -> bool:
     collected: Any = _active_collector.get()  # type: ignore[no-untyped-call]
     return bool(kwargs.get("output_attentions")) or any("attentions" in key for key in collected or ())
@@ -135,7 +144,8 @@ def _terms(position_bias: Any) -> tuple[AnyTerm, ...]:
 
 def _causal(module: nn.Module, is_causal: bool | None, queries: int) -> bool:
     """Whether a call without a mask is causal: never in transformers' eager attention, by a flag with SDPA."""
-    if queries == 1 or module.config._attn_implementation == NAMES["eager"]:  # type: ignore[union-attr]
+    name = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    if queries == 1 or name == NAMES["eager"]:
         return False
     return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
 
@@ -177,11 +187,7 @@ def _by_the_model(
     queries, keys = query.shape[2], key.shape[2]
     if attention_mask is None and causal:
         attention_mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()[None, None]
-    if isinstance(attention_mask, LazyMask):
-        attention_mask = attention_mask.dense()
-    if attention_mask is not None and attention_mask.dtype is torch.bool:
-        least = torch.finfo(query.dtype).min
-        attention_mask = query.new_zeros(attention_mask.shape).masked_fill(~attention_mask, least)
+    attention_mask = as_added(attention_mask, query)
     if isinstance(position_bias, Bias):
         position_bias = position_bias.dense(queries, keys).to(query.dtype)
     if position_bias is not None:

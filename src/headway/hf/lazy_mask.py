@@ -68,10 +68,10 @@ class LazyMask:
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """The mask on another device; as a tensor where another dtype is asked for."""
-        moved = self.q_pos.to(*args, **kwargs)
-        if moved.dtype is not self.q_pos.dtype:
+        device, dtype = torch._C._nn._parse_to(*args, **kwargs)[:2]
+        if dtype not in (None, torch.bool):
             return self.dense().to(*args, **kwargs)
-        return replace(self, q_pos=moved, k_pos=self.k_pos.to(moved.device))
+        return replace(self, q_pos=self.q_pos.to(device), k_pos=self.k_pos.to(device))
 
     def __getitem__(self, part: Any) -> Any:
         parts = part if isinstance(part, tuple) and len(part) == 4 else (None,) * 4
@@ -99,6 +99,14 @@ class LazyMask:
 
     def __or__(self, other: Any) -> Any:
         return self.dense() | other
+
+
+def as_added(mask: LazyMask | Tensor | None, like: Tensor) -> Tensor | None:
+    """A mask as the models' own code adds it to scores: 0 where a key is visible, otherwise the least of ``like``."""
+    seen = mask.dense() if isinstance(mask, LazyMask) else mask
+    if seen is None or seen.dtype is not torch.bool:
+        return seen
+    return like.new_zeros(seen.shape).masked_fill(~seen, torch.finfo(like.dtype).min)
 
 
 def headway_mask(

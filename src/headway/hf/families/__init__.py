@@ -12,6 +12,14 @@ import pkgutil
 from functools import cache
 
 
+def family_of(kind: type) -> type | None:
+    """The mixin of a class of transformers, found by its name or by "file.name"; None when it has no family."""
+    if not kind.__module__.startswith("transformers.models."):
+        return None
+    file = kind.__module__.rpartition(".")[2]
+    return table().get(f"{file}.{kind.__name__}") or table().get(kind.__name__)
+
+
 @cache
 def table() -> dict[str, type]:
     """For the name of each class, the mixin of its family."""

@@ -22,13 +22,13 @@ class Buckets(Bias):
     """A value per head and distance, the same beyond the table's ends.
 
     Args:
-        owner: the attention that has the buckets' values.
+        owner: the module that has the buckets' values: ``trained`` and ``by_distance`` of :class:`BucketAttention`.
         table: its values by distance, (H, W).
         left: the entry of distance 0.
         start: see :class:`headway.hf.interface.Bias`.
     """
 
-    owner: BucketAttention
+    owner: Any
     table: Float[Tensor, "heads width"]
     left: int
     start: int | Tensor
