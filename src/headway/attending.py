@@ -367,10 +367,15 @@ def place_parameters(module: nn.Module, device: torch.device | str | None, dtype
     """Parameters made anew, empty, on a device and of a dtype; None leaves them as they are."""
     if device is not None:
         module.to_empty(device=device)
+    check_dtype(dtype)
     if dtype is not None:
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise HeadwayError(f"expected dtype as a floating dtype, as torch.bfloat16, got {brief(dtype)}")
         module.to(dtype)
+
+
+def check_dtype(dtype: object) -> None:
+    """Refuse what is neither None nor a floating dtype."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise HeadwayError(f"expected dtype as a floating dtype, as torch.bfloat16, got {brief(dtype)}")
 
 
 def renumbers(position: Position, cache: object) -> bool:
