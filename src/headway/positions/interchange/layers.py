@@ -82,7 +82,7 @@ class LayerPosition:
     layer_type: str = FULL
     scale: float | None = None
     softcap: float | None = None
-    latent: Mapping[str, int | None] | None = None
+    latent: Mapping[str, Any] | None = None
     beside: Mapping[str, Any] = field(default_factory=dict)
 
 
