@@ -172,7 +172,7 @@ class Attending(nn.Module):
             grad: the gradients of the last backward instead.
 
         Raises:
-            HeadwayError: when there is no such head, or no gradient yet.
+            HeadwayError: when there is no such head, no gradient yet, or a projection is more than a matrix.
 
         >>> import headway
         >>> headway.Attention(dim=64, heads=8).head(3).q.shape
@@ -185,7 +185,8 @@ class Attending(nn.Module):
         group = index // (shape.heads // shape.kv_heads)
 
         def matrix(linear: nn.Linear, number: int, heads: int, by_input: bool = False) -> Tensor:
-            weight = linear.weight.grad if grad else linear.weight.detach()
+            found = as_matrix(linear)
+            weight = found.grad if grad else found.detach()
             if weight is None:
                 raise HeadwayError("expected gradients, got none: call backward() on a loss first")
             return weight.chunk(heads, 1 if by_input else 0)[number].T
@@ -355,6 +356,22 @@ def check_fits(projection: nn.Module, **given: Tensor | None) -> None:
             raise HeadwayError(f"expected {name} on {weight.device}, where the weights are, got {x.device}")
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
             raise HeadwayError(f"expected {name} of {weight.dtype}, as the weights are, got {x.dtype}")
+
+
+def as_matrix(projection: nn.Module) -> Tensor:
+    """The matrix of a projection, (outputs, inputs).
+
+    Raises:
+        HeadwayError: when it has been replaced by more than a matrix, e.g. one with an adapter, or quantized.
+    """
+    weight = projection.weight if isinstance(projection, nn.Linear) else None
+    if not isinstance(weight, Tensor) or type(weight).__module__.partition(".")[0] != "torch":
+        what = type(projection if weight is None else weight)
+        raise HeadwayError(
+            f"expected a projection that is one matrix, torch.nn.Linear, got {what.__module__}.{what.__name__}: merge "
+            f"an adapter into it first, as merge_and_unload() of peft does, and quantize a copy"
+        )
+    return weight
 
 
 def normed(norm: nn.RMSNorm, x: Float[Tensor, "*rest width"]) -> Float[Tensor, "*rest width"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,12 +17,6 @@ from headway.strict_json import parse_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _SAVED = Record({"model": Named(Anything())}, {"headway": Anything()})
-
-
-class Configured(Protocol):
-    """A model with a configuration."""
-
-    config: Any
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
