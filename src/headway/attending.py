@@ -172,7 +172,7 @@ class Attending(nn.Module):
             grad: the gradients of the last backward instead.
 
         Raises:
-            HeadwayError: when there is no such head, or no gradient yet.
+            HeadwayError: when there is no such head, no gradient yet, or a projection is more than a matrix.
 
         >>> import headway
         >>> headway.Attention(dim=64, heads=8).head(3).q.shape
@@ -185,7 +185,8 @@ class Attending(nn.Module):
         group = index // (shape.heads // shape.kv_heads)
 
         def matrix(linear: nn.Linear, number: int, heads: int, by_input: bool = False) -> Tensor:
-            weight = linear.weight.grad if grad else linear.weight.detach()
+            found = as_matrix(linear)
+            weight = found.grad if grad else found.detach()
             if weight is None:
                 raise HeadwayError("expected gradients, got none: call backward() on a loss first")
             return weight.chunk(heads, 1 if by_input else 0)[number].T
@@ -357,6 +358,22 @@ def check_fits(projection: nn.Module, **given: Tensor | None) -> None:
             raise HeadwayError(f"expected {name} of {weight.dtype}, as the weights are, got {x.dtype}")
 
 
+def as_matrix(projection: nn.Module) -> Tensor:
+    """The matrix of a projection, (outputs, inputs).
+
+    Raises:
+        HeadwayError: when it has been replaced by more than a matrix, e.g. one with an adapter, or quantized.
+    """
+    weight = projection.weight if isinstance(projection, nn.Linear) else None
+    if not isinstance(weight, Tensor) or type(weight).__module__.partition(".")[0] != "torch":
+        what = type(projection if weight is None else weight)
+        raise HeadwayError(
+            f"expected a projection that is one matrix, torch.nn.Linear, got {what.__module__}.{what.__name__}: merge "
+            f"an adapter into it first, as merge_and_unload() of peft does, and quantize a copy"
+        )
+    return weight
+
+
 def normed(norm: nn.RMSNorm, x: Float[Tensor, "*rest width"]) -> Float[Tensor, "*rest width"]:
     """x normalised in the dtype of the norm's weight, so that autocast, which narrows x, does not narrow the norm."""
     out: Tensor = norm(x.to(norm.weight.dtype))
@@ -367,10 +384,15 @@ def place_parameters(module: nn.Module, device: torch.device | str | None, dtype
     """Parameters made anew, empty, on a device and of a dtype; None leaves them as they are."""
     if device is not None:
         module.to_empty(device=device)
+    check_dtype(dtype)
     if dtype is not None:
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise HeadwayError(f"expected dtype as a floating dtype, as torch.bfloat16, got {brief(dtype)}")
         module.to(dtype)
+
+
+def check_dtype(dtype: object) -> None:
+    """Refuse what is neither None nor a floating dtype."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise HeadwayError(f"expected dtype as a floating dtype, as torch.bfloat16, got {brief(dtype)}")
 
 
 def renumbers(position: Position, cache: object) -> bool:

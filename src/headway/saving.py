@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,18 +19,12 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _SAVED = Record({"model": Named(Anything())}, {"headway": Anything()})
 
 
-class Configured(Protocol):
-    """A model with a configuration."""
-
-    config: Any
-
-
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers in a model's state_dict, shared ones once, under their first name."""
     kept, found = model.state_dict().keys(), {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name in kept:
-            found[name] = tensor.detach().contiguous()
+            found[name] = tensor
     return found
 
 
@@ -40,7 +34,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> Path:
 
     folder = Path(path)
     held = {"headway": __version__, "model": model.config.plain()}
-    weights = {name: tensor.cpu() for name, tensor in weights_of(model).items()}
+    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in weights_of(model).items()}
     write_output(folder / WEIGHTS, as_bytes(weights, {"format": "pt"}))
     write_output(folder / CONFIG, json.dumps(held, indent=1, ensure_ascii=False) + "\n")
     return folder
@@ -63,10 +57,10 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def fill(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load a folder's weights into a model.
+    """Load a folder's weights into a model, whose parameters take the dtypes they have there.
 
     Raises:
-        HeadwayError: when a weight is missing, unknown, or has another shape.
+        HeadwayError: when a weight is missing, unknown, has another shape, or is no floating number.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -91,4 +85,7 @@ def fill(model: nn.Module, path: str | os.PathLike[str]) -> None:
                 f"expected {name} in {file} of shape {tuple(tensor.shape)}, as {CONFIG} says, got "
                 f"{tuple(given[name].shape)}"
             )
-        tensor.copy_(given[name])
+        if given[name].is_floating_point() != tensor.is_floating_point():
+            raise HeadwayError(f"expected {name} in {file} of a dtype as {tensor.dtype}, got {given[name].dtype}")
+    for name, tensor in expected.items():
+        tensor.data = given[name]

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.attending import Attending, place_parameters
+from headway.attending import Attending, check_dtype, place_parameters
 from headway.attention import Attention
 from headway.config import TransformerConfig as TransformerConfig
 from headway.integers import Array, Integers, as_positions
@@ -165,9 +165,15 @@ class Transformer(nn.Module):
     ) -> Transformer:
         """The model that :meth:`save` wrote, in evaluation mode.
 
+        Args:
+            path: the folder.
+            device: where to put the model; default the CPU.
+            dtype: of its parameters, each rounded at most once; default what they have in the file.
+
         Raises:
             HeadwayError: when a file is missing or damaged, or weights do not fit the configuration.
         """
+        check_dtype(dtype)
         model = cls.from_config(read_config(path))
         fill(model, path)
         return model.to(device=device, dtype=dtype).eval()

@@ -138,7 +138,22 @@ def test_a_saved_model_is_the_same_model(name: str, tmp_path: Path) -> None:
     assert sum(x.numel() for x in held.values()) == sum(
         x.numel() for x in [*model.parameters(), *(b for n, b in model.named_buffers() if n in model.state_dict())]
     )
-    assert Transformer.load(tmp_path / "new" / "model", dtype=torch.bfloat16).embedding.weight.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_it_has_the_weights_of_the_file_rounded_once(dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Transformer(**BASE, position="t5", tie=True, dtype=dtype)
+    model.save(tmp_path)
+    for other in (None, torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        again = Transformer.load(tmp_path, dtype=other)
+        assert again.head.weight is again.embedding.weight
+        for name, weight in model.state_dict().items():
+            expected, got = weight.to(other or dtype), again.state_dict()[name]
+            assert got.dtype is expected.dtype
+            assert torch.equal(got, expected), name
+    with refusal("expected dtype as a floating dtype, as torch.bfloat16, got torch.int8"):
+        Transformer.load(tmp_path, dtype=torch.int8)
 
 
 def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
@@ -151,6 +166,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
         (lambda w: w.pop("stack.position.weight"), "got a file without stack.position.weight"),
         (lambda w: w.update(more=torch.zeros(1)), "got a file with unknown more"),
         (lambda w: w.update({"embedding.weight": torch.zeros(2, 2)}), "embedding.weight in .* of shape"),
+        (lambda w: w.update({"embedding.weight": w["embedding.weight"].int()}), "as torch.float32, got torch.int32"),
     ):
         changed = dict(weights)
         change(changed)

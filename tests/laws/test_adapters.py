@@ -47,6 +47,27 @@ def test_lora_is_trained_saved_loaded_and_merged(tmp_path: Path) -> None:
     torch.testing.assert_close(merged(tokens), changed, rtol=1e-4, atol=1e-4)
 
 
+def test_heads_have_no_matrix_of_their_own_until_an_adapter_is_merged() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from headway.inspect import record, split
+
+    config = LoraConfig(r=4, target_modules=["q"], init_lora_weights=False)
+    adapted, tokens = get_peft_model(model("sinusoidal"), config).eval(), ids()
+    attention = adapted.base_model.model.stack.attentions()[0]
+    with pytest.raises(HeadwayError, match=r"^expected a projection that is one matrix, .* got peft.*Linear: merge an"):
+        attention.head(0)
+    with record(adapted.base_model.model) as trace:
+        changed = adapted(tokens)
+    with pytest.raises(HeadwayError, match=r"^expected a projection that is one matrix"):
+        split(trace[0])
+    merged = adapted.merge_and_unload()
+    x = torch.randn(3, 32)
+    head = merged.stack.attentions()[0].head(1).q
+    torch.testing.assert_close(x @ head, merged.stack.attentions()[0].q(x)[:, 8:16])
+    torch.testing.assert_close(merged(tokens), changed, rtol=1e-4, atol=1e-4)
+
+
 def with_lora(attention: LatentAttention) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
 
@@ -106,6 +127,10 @@ def test_torchao_quantizes_attention_with_a_cache(kind: type[Attention | LatentA
     torch.manual_seed(0)
     attention, x = kind(32, 4, position="rotary", mask=Causal()).eval(), torch.randn(2, 9, 32)
     changes(attention, quantized, x)
+    with pytest.raises(
+        HeadwayError, match=r"expected a projection that is one matrix, .*torchao.*and quantize a copy$"
+    ):
+        attention.head(0)
     cache = KVCache()
     with torch.no_grad():
         parts = [attention(x[:, :8], cache=cache), attention(x[:, 8:], cache=cache)]

@@ -451,7 +451,7 @@ WRONG: list[tuple[dict, str]] = [
     ({"architectures": ["Mine"], "rope_theta": 1e4}, "expected pairing='half' or pairing='interleaved', because"),
     ({"model_type": "gpt_oss"}, "expected rope_parameters or rope_scaling, because gpt_oss has no usual rotation"),
     ({"model_type": "gptj", "rotary_dim": 8}, "expected head_dim, or hidden_size and num_attention_heads, beside"),
-    ({"model_type": "deepseek_v3", "qk_rope_head_dim": 64}, "expected heads that rotate from their first entry on"),
+    ({"model_type": "longcat_flash", "qk_rope_head_dim": 64}, "expected a model_type whose latent attention is known"),
     (
         {"model_type": "nanochat"},
         "expected a rotation that headway has, got model_type 'nanochat': it rotates in reverse",

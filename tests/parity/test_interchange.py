@@ -271,8 +271,8 @@ def test_what_is_not_known_is_named() -> None:
     ):
         from_hf({"position_embedding_type": "relative_key_query", "max_position_embeddings": 9})
     with refusal(
-        "expected heads that rotate from their first entry on, got qk_rope_head_dim: multi-head latent attention "
-        "rotates entries of their own at the end of a head"
+        "expected a model_type whose latent attention is known, as deepseek_v3, beside qk_rope_head_dim, got None: "
+        "build the method yourself, see `headway methods`"
     ):
         from_hf({"qk_rope_head_dim": 64, "rope_theta": 1e4})
     with refusal(

@@ -91,6 +91,9 @@ GIVEN: dict[str, dict[str, Any]] = {
 """Odd values of what is particular to a family, and what its smallest configuration needs."""
 ELSEWHERE = {
     "esm": "a learned table unless it says so: test_families",
+    **dict.fromkeys(
+        (kind for kind, family in FAMILIES.items() if family.latent), "latent attention: test_latent_families"
+    ),
     "falcon": "its attention has no interface: test_families",
     "gpt_neo": "a learned table: test_families",
     "gpt_neox_japanese": "its attention has no interface: test_families",
@@ -184,6 +187,19 @@ def test_with_other_rotations(kind: str) -> None:
     check(kind, rope_parameters={"rope_type": "default", "rope_theta": 321.0})
     check(kind, rope_parameters={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, **part})
     check(kind, rope_parameters={"rope_type": "dynamic", "factor": 2.0, **part}, max_position_embeddings=16)
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"sliding_window": 5, "sliding_window_size": 5, "attention_chunk_size": 5, "swa_rope_theta": 1e4}]
+)
+def test_mimo_without_rope_parameters(given: dict[str, Any]) -> None:
+    """As in its published file: the keys of the authors' code, from which transformers has its defaults."""
+    pattern = {"hybrid_layer_pattern": [0, 1, 1, 1, 1, 0, 1, 1], "partial_rotary_factor": 0.334} if given else {}
+    config = tiny(installed("mimo_v2_flash"), rope_parameters=None, head_dim=32, **given)
+    file = {key: value for key, value in config.to_dict().items() if key not in ("rope_parameters", "layer_types")}
+    told = [(x.position.spec(), str(x.mask)) for x in layers_from_hf({**file, "rope_theta": 5e6, **given, **pattern})]
+    assert told == [(x.position.spec(), str(x.mask)) for x in layers_from_hf(config)]
+    check("mimo_v2_flash", rope_parameters=None, head_dim=32, **given)
 
 
 @pytest.mark.slow

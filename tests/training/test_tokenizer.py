@@ -117,6 +117,62 @@ def test_ids_are_the_library_s_own_but_for_the_space_before_the_text() -> None:
         assert len(own) < len(text.encode())
 
 
+def t5(scheme: dict[str, Any]) -> dict[str, Any]:
+    """As T5's: pieces with scores of whole words, without bytes for what has no piece."""
+    pieces = [
+        "<pad>",
+        "</s>",
+        "<unk>",
+        "▁",
+        "▁the",
+        "▁cat",
+        "cat",
+        "▁ca",
+        "ts",
+        "s",
+        "t",
+        "h",
+        "e",
+        ",",
+        "é",
+        "▁é",
+        "猫",
+    ]
+    metaspace = {"type": "Metaspace", "replacement": "▁", "split": True, **scheme}
+    model = {"type": "Unigram", "unk_id": 2, "vocab": [[piece, -float(len(piece))] for piece in pieces]}
+    pre_tokenizer = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]}
+    special = [{**SPECIAL, "id": i, "content": pieces[i]} for i in range(3)]
+    values = {"added_tokens": special, "model": model, "pre_tokenizer": pre_tokenizer, "decoder": metaspace}
+    return {"version": "1.0", **values}
+
+
+@pytest.mark.parametrize("scheme", [{"prepend_scheme": "always"}, {"add_prefix_space": True}], ids=["new", "old"])
+def test_words_of_t5(scheme: dict[str, Any]) -> None:
+    values = json.dumps(t5(scheme))
+    words, theirs = TokenizerJson(values.encode()), tokenizers.Tokenizer.from_str(values)
+    for text in ("the cats, thé 猫 cat", "cat", "é é", "猫the"):
+        ids = words.encode(f" {text}".encode()).tolist()
+        assert ids == theirs.encode(text, add_special_tokens=False).ids
+        assert theirs.decode(ids) == text
+        assert "".join(stream_text(words, ids)) == f" {text}"
+    for text in ("", " ", "   ", "cats", "the  cat ", " the"):  # where theirs adds or loses spaces
+        ids = words.encode(text.encode()).tolist()
+        assert words.decode(ids) == text.encode()
+        assert "".join(stream_text(words, ids)) == text
+    for text, got in (("the\ncat", "<unk>"), ("the dog", "<unk>")):
+        with pytest.raises(
+            HeadwayError, match=f"expected a tokenizer that gives the text back exactly, .* into '{got}"
+        ):
+            words.encode(text.encode())
+    with pytest.raises(HeadwayError, match="has no tokens for single bytes, got the byte 0xFF"):
+        words.encode(b"\xff")
+
+
+def test_words_without_the_spaces_between_them() -> None:
+    with pytest.raises(HeadwayError, match="gives the text back exactly"):
+        TokenizerJson(json.dumps(t5({"prepend_scheme": "first"})).encode()).encode(b"the cat")
+
+
 def test_special_tokens_in_a_text_are_text() -> None:
     words = TokenizerJson(json.dumps(byte_level()).encode())
     ids = words.encode(b"a<|endoftext|>b").tolist()

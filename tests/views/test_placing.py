@@ -671,6 +671,15 @@ def test_longer_counts_who_gets_worse_as_the_report_does() -> None:
     assert "1 of 3 methods are clearly worse than at 64" in told["en"]
 
 
+def test_longer_of_one_seed_speaks_of_one() -> None:
+    results = seeds({"a": [1.0], "b": [1.3]})
+    for given, said in (([0], "of one seed"), ([0, 1], "mean and range over 2 seeds")):
+        results["settings"]["seeds"] = given
+        title = view("longer", asked(results=results)).figures[0].title
+        assert isinstance(title, dict)
+        assert title["en"].endswith(said)
+
+
 def test_longer_needs_results() -> None:
     with refusal("expected results of headway compare, got none: give those of a folder it wrote"):
         view("longer", asked())

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from headway.attending import as_matrix
 from headway.attention import Attention
 from headway.backends.rows import by_key_head
 from headway.inspect.record import Layer, Stream, full_precision, wide
@@ -180,7 +181,7 @@ def _content_and_position(layer: Layer, stream: Stream, which: str) -> tuple[Ten
     if isinstance(attention, LatentAttention):
         position = _through_latents(attention, wide(layer.x), part, query)
     else:
-        position = by_head(part @ wide(linear.weight.detach()).T)
+        position = by_head(part @ wide(as_matrix(linear).detach()).T)
     if attention.qk_norm:  # RMSNorm divides by one value per token and head
         assert isinstance(attention, Attention)
         norm = attention.q_norm if query else attention.k_norm
@@ -213,7 +214,7 @@ def _through_latents(attention: LatentAttention, x: Tensor, part: Tensor, query:
     """Queries or keys of every head, decoupled part included, from a part of the input x, (B, H, N, d_k)."""
 
     def times(linear: nn.Linear, x: Tensor) -> Tensor:
-        return x @ wide(linear.weight.detach()).T
+        return x @ wide(as_matrix(linear).detach()).T
 
     def up(linear: nn.Linear, x: Tensor) -> Tensor:
         parts: Tensor = times(linear, x).unflatten(-1, (attention.heads, -1))

@@ -29,16 +29,19 @@ TOKENIZER = "tokenizer.json"
 """The copy of the file in a run's folder."""
 _EXACT = ("ByteLevel", "Metaspace", "Replace", "ByteFallback", "Fuse", "Strip")
 """Decoders that give a token the same bytes wherever it stands; Fuse changes nothing, Strip only the text's ends."""
+_BY_WORDS = ["WhitespaceSplit", "Metaspace"]
+"""T5's pre-tokenizers: words of a text, each with U+2581 before it; spaces in a row would become one."""
 _LOSSLESS = "take another tokenizer, or bytes or bpe, which read any text"
 
 
 class TokenizerJson:
-    """The vocabulary of a ``tokenizer.json``, byte-level (GPT-2, Llama 3) or with byte fallback (Llama 2, Gemma).
+    """The vocabulary of a ``tokenizer.json``, byte-level (GPT-2), with byte fallback (Llama 2, Gemma) or by words (T5).
 
-    Losses are reported per byte, so encoding is exact or refused: ``decode(encode(data)) == data``. What the file says
-    beyond the division of a text into tokens is not used: special tokens are not added, and those that occur in the
-    text are read as text; no space is put before the text (``add_prefix_space``, ``prepend_scheme``, ``Prepend``);
-    nothing is truncated, padded or drawn at random (dropout). Bytes that are not UTF-8 become single-byte tokens.
+    Losses are reported per byte, so encoding is exact or refused: ``decode(encode(data)) == data``. What the file
+    says beyond the division of a text into tokens is not used: special tokens are not added, and those that occur in
+    the text are read as text; no space is put before the text (``add_prefix_space``, ``prepend_scheme``,
+    ``Prepend``); nothing is truncated, padded or drawn at random (dropout); T5's words keep the spaces between them.
+    Bytes that are not UTF-8 become single-byte tokens.
 
     Args:
         data: content of the file.
@@ -166,6 +169,9 @@ def _without_prefix(part: Any) -> Any:
         if isinstance(made.get(members), list):
             made[members] = [_without_prefix(one) for one in made[members]]
             made[members] = [one for one in made[members] if one is not None]
+            kinds = [one.get("type") for one in part[members] if isinstance(one, Mapping)]
+            if kinds == _BY_WORDS and part[members][1].get("prepend_scheme", "always") == "always":
+                return made[members][1]  # which splits at the same spaces, and keeps them
     if made.get("type") == "Prepend":
         return None
     if made.get("type") == "Metaspace":

@@ -47,7 +47,7 @@ def longer(question: Question) -> View:
         _finding(summary),
         [
             Lines(
-                _said("longer.figure", unit=unit, seeds=seeds),
+                _said("longer.figure" if seeds > 1 else "longer.figure.one", unit=unit, seeds=seeds),
                 [float(length) for length in lengths],
                 lines,
                 (both("longer.axis"), both(unit.key)),

@@ -17,6 +17,7 @@ OTHER_LAYERS = ("linear_attention", "conv", "recurrent", "moe", "mlp", "cross_at
 """Layers in which tokens of the text do not attend to each other; they have no position method."""
 LEGACY = {
     "attention": FULL,
+    "indexed_attention": FULL,
     "hybrid": FULL,
     "hybrid_sliding": SLIDING,
     "mamba": "linear_attention",
@@ -111,6 +112,16 @@ def _jamba(values: Values, count: int) -> list[str]:
     return [FULL if i % period == offset % period else "linear_attention" for i in range(count)]
 
 
+def _mimo(values: Values, count: int) -> list[str]:
+    """MiMo-V2: the first layer and every sixth are full, unless hybrid_layer_pattern lists the windows by 1."""
+    if "hybrid_layer_pattern" not in values:
+        return [FULL, *every(6)(values, count)[1:]]
+    windows = values.numbers("hybrid_layer_pattern")
+    if len(windows) != count or not set(windows) <= {0.0, 1.0}:
+        raise HeadwayError(f"expected hybrid_layer_pattern of {count} zeros and ones, got {short(list(windows))}")
+    return [SLIDING if window else FULL for window in windows]
+
+
 def _linear(period: int) -> Pattern:
     def types(values: Values, count: int) -> list[str]:
         n = values.whole("full_attention_interval", default=period)
@@ -171,6 +182,7 @@ class Family:
         layout: as in :class:`headway.positions.MRope`; "" if it has none.
         per_layer: keys that list a fact for each layer, and are read.
         needs: keys that determine a layer's mask or scale and have no default; they may be null.
+        latent: whether its attention is latent (MLA), and position acts on the decoupled part alone, as a whole.
     """
 
     pairing: str = "half"
@@ -190,6 +202,7 @@ class Family:
     layout: str = ""
     per_layer: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    latent: bool = False
 
 
 _LLAMA, _GLM = Family(), Family("interleaved")
@@ -205,6 +218,7 @@ _MODERNBERT = Family(
     window_key="local_attention",
 )
 _NONE = Family(pairing="")
+_LATENT = replace(_GLM, latent=True)
 _MUST = ("rope_parameters", "rope_scaling")
 
 FAMILIES: dict[str, Family] = {
@@ -224,6 +238,9 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(names("glm4_moe persimmon phi"), Family(fraction=0.5)),
     **dict.fromkeys(names("gpt_neox stablelm"), Family(fraction=0.25)),
     **dict.fromkeys(names("qwen2 qwen3"), Family(pattern=_late)),
+    **dict.fromkeys(
+        names("axk1 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa mistral4 sarvam_mla youtu"), _LATENT
+    ),
     "qwen2_5_omni_text": _QWEN_VL,
     "qwen3_omni_moe_text": replace(_QWEN3_VL, base=1e6),
     **dict.fromkeys(names("mistral mixtral phi3 phimoe phi4_multimodal starcoder2 doge"), Family(window="all")),
@@ -283,6 +300,7 @@ FAMILIES: dict[str, Family] = {
         window_key="sliding_window_size",
         pattern=_listed("local_layer_ids", SLIDING, FULL, lambda count: [i for i in range(count) if (i + 1) % 6]),
     ),
+    "kimi_linear": replace(_NONE, latent=True, must=("layer_types",)),
     "kolibri1": Family(pattern=every(5), still=(FULL,)),
     "laguna": Family(nested=True, must=("rope_parameters",)),
     "lfm2": Family(base=1e6, pattern=_listed("full_attn_idxs", FULL, "conv", range)),
@@ -292,7 +310,8 @@ FAMILIES: dict[str, Family] = {
         _GLM, base=500000.0, pattern=_chunks, per_layer=("no_rope_layers",), needs=("attention_chunk_size",)
     ),
     "mellum": Family(nested=True, must=("rope_parameters",)),
-    "mimo_v2_flash": Family(pattern=None, nested=True, must=("rope_parameters",)),
+    "minicpm3": Family(latent=True),
+    "mimo_v2_flash": Family(base=5e6, fraction=0.334, pattern=_mimo, nested=True, local=Local("swa_rope_theta")),
     "minimax": Family(base=1e6, window="all"),
     "minimax_m2": Family(base=5e6),
     "ministral": Family(window="all"),
@@ -325,6 +344,9 @@ FAMILIES: dict[str, Family] = {
     "ultrabert": Family(causal=False, both=True, nested=True, must=("rope_parameters",)),
 }
 """By model type, with "_" for "-"; see :func:`family`."""
+
+BY_KEY = frozenset(names("axk1 deepseek_v3 glm4_moe_lite mistral4 sarvam_mla youtu"))
+"""Families whose pairing ``rope_interleave`` decides: interleaved if it is missing, half if it is null."""
 
 PARTIAL = frozenset(
     names(

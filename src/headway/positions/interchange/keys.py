@@ -14,7 +14,7 @@ HARMLESS = frozenset(
         "num_sliding_attention_heads swa_head_dim swa_num_attention_heads swa_num_key_value_heads "
         "qk_nope_head_dim keep_window_size norm_rel_ebd position_id_per_seconds layer_type "
         "dropout_positions positional_dropout max_trained_positions max_source_positions max_target_positions "
-        "mtp_local_layer_ids mtp_hybrid_override_pattern"
+        "swa_v_head_dim add_swa_attention_sink_bias mtp_local_layer_ids mtp_hybrid_override_pattern"
     )
 )
 """Keys that sound like position but do not affect the positions of tokens."""
@@ -31,7 +31,7 @@ PATTERNS = frozenset(
     names(
         "sliding_window_pattern global_attn_every_n_layers max_window_layers no_rope_layer_interval "
         "full_attention_interval full_attn_idxs attn_layer_indices attn_layer_offset attn_layer_period "
-        "local_layer_ids prefix_dense_sliding_window_pattern hybrid_override_pattern"
+        "local_layer_ids prefix_dense_sliding_window_pattern hybrid_override_pattern hybrid_layer_pattern"
     )
 )
 """Keys that determine the types of layers; irrelevant if each layer's type is listed."""
@@ -57,7 +57,7 @@ READ = (
             "position_buckets position_embedding_type position_embeddings_type pretrained_window_sizes "
             "qk_rope_head_dim rel_extent relative_attention relative_attention_max_distance "
             "relative_attention_num_buckets rope_interleave rope_local_base_freq rope_pct rotary_embedding_base "
-            "sinusoidal_pos_embds theta use_absolute_embeddings"
+            "sinusoidal_pos_embds swa_rope_theta theta use_absolute_embeddings"
         )
     )
 )

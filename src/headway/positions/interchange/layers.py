@@ -28,6 +28,7 @@ from headway.positions.interchange.rotations import (
     rope_for,
     rope_of,
     rotation,
+    sharpened,
     types_of,
 )
 from headway.positions.interchange.values import Values, names, short
@@ -49,6 +50,15 @@ OF_DECODERS = frozenset(
 """Causal models without rotation."""
 
 
+LATENT = {
+    "latent_dim": "kv_lora_rank",
+    "head_dim": "qk_nope_head_dim",
+    "position_dim": "qk_rope_head_dim",
+    "value_dim": "v_head_dim",
+}
+"""Sizes of latent attention, and their keys."""
+
+
 @dataclass(frozen=True, eq=False)
 class LayerPosition:
     """The position and mask of one layer: use them as ``Attention(…, position=layer.position, mask=layer.mask)``.
@@ -61,6 +71,8 @@ class LayerPosition:
         layer_type: what the configuration calls such layers.
         scale: multiplies q·k; None is 1/√d_k.
         softcap: bounds scores, see :func:`headway.functional.attend`; None is no bound.
+        latent: sizes of a layer with latent attention, on whose decoupled part position acts:
+            ``LatentAttention(dim, heads, **layer.latent, position=layer.position, …)``. None for plain attention.
         beside: facts about these layers that ``Attention`` has no argument for, by the configuration's keys: the code
             that builds the model must apply them.
     """
@@ -70,6 +82,7 @@ class LayerPosition:
     layer_type: str = FULL
     scale: float | None = None
     softcap: float | None = None
+    latent: Mapping[str, Any] | None = None
     beside: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -275,6 +288,8 @@ class Reading:
                 f"{short(values.get('attention_type') or 'block_sparse')}: take from_hf for the positions, and give "
                 f"the masks yourself"
             )
+        if self.kind == "mimo_v2_flash":
+            values.known("attention_chunk_size")  # which nothing reads
         if kind == CHUNKED:
             return Causal() & Chunks(values.whole("attention_chunk_size"))
         if kind == SLIDING or (known is not None and known.window == "all" and self._windowed()):
@@ -309,6 +324,8 @@ class Reading:
         if key not in values:
             raise HeadwayError(f"expected {key} beside layers of type {SLIDING}, got none: add it to the configuration")
         width = values.whole(key)
+        if self.kind == "mimo_v2_flash" and "sliding_window_size" in values:  # the keys before the query alone
+            width = values.whole("sliding_window_size") + 1
         if key == "local_attention":  # both sides together
             width //= 2
         if causal:
@@ -331,7 +348,23 @@ class Reading:
         inner = values.inner("attn_config") if self.kind == "mpt" else Values({})
         if "softmax_scale" in inner:
             return inner.number("softmax_scale")
+        if known is not None and known.latent and known.pairing:
+            return sharpened(values, rope_of(values, known))
         return known.scale if known is not None else None
+
+    def latent(self) -> dict[str, int | None] | None:
+        """The sizes of latent attention by the names of :class:`headway.LatentAttention`; None if it is not latent."""
+        values = self.values
+        if self.known is None or not self.known.latent:
+            return None
+        if "index_topk" in values:
+            raise HeadwayError(
+                f"expected queries that see all keys before them, got index_topk={short(values.get('index_topk'))}: a "
+                f"learned index picks which; take from_hf for the positions"
+            )
+        sizes = {ours: values.whole(theirs) for ours, theirs in LATENT.items()}
+        low = values.whole("q_lora_rank") if "q_lora_rank" in values else None
+        return {**sizes, "query_latent_dim": low}
 
     def whole(self) -> tuple[LayerPosition, ...]:
         """One :class:`LayerPosition` per layer.
@@ -361,6 +394,7 @@ class Reading:
             more["scale_attn_by_inverse_layer_idx"] = True
         if values.get("use_bidirectional_attention") == "vision":
             more["use_bidirectional_attention"] = "vision"
+        latent = self.latent()
         self.check(masks=True)
         return tuple(
             LayerPosition(
@@ -369,6 +403,7 @@ class Reading:
                 layer.type,
                 None if layer.position is None else self.scale(layer.type),
                 None if layer.position is None else softcap,
+                None if layer.position is None else latent,
                 {**layer.beside, **more} if layer.position is not None else {},
             )
             for number, (layer, kind) in enumerate(zip(self.layers, types, strict=True))

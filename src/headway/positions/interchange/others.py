@@ -157,10 +157,10 @@ def _families(values: Values, kind: str) -> Position | None:
             return _swin(values, kind)
         case "inkling_text":
             return inkling(values)
-    if "qk_rope_head_dim" in values:
+    if "qk_rope_head_dim" in values and not (kind in FAMILIES and FAMILIES[kind].latent):
         raise HeadwayError(
-            "expected heads that rotate from their first entry on, got qk_rope_head_dim: multi-head latent attention "
-            "rotates entries of their own at the end of a head"
+            f"expected a model_type whose latent attention is known, as deepseek_v3, beside qk_rope_head_dim, got "
+            f"{values.get('model_type')!r}: build the method yourself, see `headway methods`"
         )
     return None
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from headway.positions.base import Position
-from headway.positions.interchange.families import FULL, PARTIAL, Family
+from headway.positions.interchange.families import BY_KEY, FULL, PARTIAL, Family
 from headway.positions.interchange.values import Values, short
 from headway.positions.mrope import MRope
 from headway.positions.none import NoPosition
@@ -35,7 +36,10 @@ def pairing_of(values: Values, known: Family | None, pairing: str | None) -> str
     kind = values.get("model_type")
     said = {"pairing": pairing} if pairing else {}
     said |= {key: PAIRINGS[values.flag(key)] for key in INTERLEAVED if key in values}
-    if known is not None and known.pairing:
+    if str(kind).replace("-", "_") in BY_KEY:
+        values.entries.get("rope_interleave", True) or said.setdefault("rope_interleave", "half")
+        said = said or {f"model_type {kind!r}": "interleaved"}
+    elif known is not None and known.pairing:
         said = {f"model_type {kind!r}": known.pairing} | said
     elif not said and kind is None and not values.get("architectures"):
         return "half"  # a rope dictionary alone has no model type; the convention of transformers
@@ -111,6 +115,8 @@ def rotation(
                 (local.full_key, known.base if known else None) if layer_type == FULL else (local.key, local.base)
             )
             base = values.number(key, default=fallback) if key else None
+    elif local is not None and layer_type != FULL and values.entries.get(local.key) == rope.get("rope_theta"):
+        values.known(local.key)  # redundant
     fallback = known.base if known is not None else 10000.0
     bases = {key: values.number(key) for key in BASES if key in values}
     if known is not None and str(values.get("model_type")).startswith("gpt_neox") and "rope_theta" in bases:
@@ -127,7 +133,7 @@ def rotation(
         "base": base
         if base is not None
         else rope.number("rope_theta", default=values.number(*BASES, default=fallback)),
-        "fraction": _fraction(values, rope, known),
+        "fraction": _latent_fraction(values, rope) if known and known.latent else _fraction(values, rope, known),
         "pairing": pairing,
     }
     kind = str(rope.get("rope_type", "type") or "default")
@@ -196,6 +202,25 @@ def _fraction(values: Values, rope: Values, known: Family | None) -> float:
             f"of {width} entries and {found}"
         )
     return share
+
+
+def _latent_fraction(values: Values, rope: Values) -> float:
+    """All of the decoupled part rotates; some files give its share of a head."""
+    found, part = rope.number("partial_rotary_factor", default=1.0), values.whole("qk_rope_head_dim", default=64)
+    if found != 1 and abs(found * (part + values.whole("qk_nope_head_dim")) - part) > 0.01:
+        raise HeadwayError(
+            f"expected a decoupled part that rotates whole, qk_rope_head_dim={part}, got partial_rotary_factor={found}"
+        )
+    return 1.0
+
+
+def sharpened(values: Values, rope: Values) -> float | None:
+    """The factor of q·k in latent attention with YaRN: 1/√d_k times (0.1·mscale_all_dim·ln s + 1)²; None is 1/√d_k."""
+    mscale = rope.number("mscale_all_dim", default=0.0)
+    if not mscale or rope.get("rope_type", "type") in (None, "default"):
+        return None
+    width = values.whole("qk_nope_head_dim") + values.whole("qk_rope_head_dim")
+    return (0.1 * mscale * math.log(max(_factor(values, rope), 1.0)) + 1) ** 2 / math.sqrt(width)
 
 
 def _need(rope: Values, key: str) -> float:

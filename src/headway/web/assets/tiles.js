@@ -162,7 +162,7 @@ export function zoomed(given, setting, fetchTile) {
     // the overview first, finer tiles over it when they arrive
     for (const one of new Set([figure.levels - 1, Math.min(figure.levels - 1, level + 2), level])) lay(context, one, dark, one === level || one === figure.levels - 1);
     const side = 2 ** level;
-    state.textContent = failure || (coming.size || wishes.length ? words.say("long.loading") : words.say("long.each", { side: words.count(side) }));
+    state.textContent = failure || (coming.size || wishes.length ? words.say("long.loading") : words.say(side > 1 ? "long.each" : "long.each.one", { side: words.count(side) }));
     legend.draw(figure.overview, limits(), { masked: Boolean(figure.overview.hidden) });
     label();
     show();
@@ -359,7 +359,7 @@ export function zoomed(given, setting, fetchTile) {
     return {
       head: [figure.overview.axes.map((one) => told(words, one)).join(" \\ "), ...columns.map(String)],
       rows: rows.map((row) => [String(row), ...columns.map((column) => cell(valueAt(levelNow(), row, column)))]),
-      note: words.say("long.each", { side: words.count(side) }),
+      note: words.say(side > 1 ? "long.each" : "long.each.one", { side: words.count(side) }),
     };
   }
 
