@@ -215,7 +215,8 @@ def _root(q: Tensor, parts: int) -> Float[Tensor, ""]:
 
 def _split(x: Tensor, own: Any) -> Float[Tensor, "batch heads tokens dim"]:
     heads: int = own.num_attention_heads
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    split: Tensor = x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return split
 
 
 ATTENTIONS = {
