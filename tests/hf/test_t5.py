@@ -200,3 +200,48 @@ def test_adapters_and_hooks():
         )
         logits()(model)
     assert seen
+
+
+@pytest.mark.filterwarnings("ignore")  # Trainer warns of what this machine lacks
+def test_trainer_learns_the_same(tmp_path):
+    rows = [{"input_ids": tokens(1, 24, seed=i)[0], "labels": tokens(1, 9, seed=i + 50)[0]} for i in range(8)]
+
+    def losses(model):
+        options = hf.TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=4,
+            per_device_train_batch_size=4,
+            logging_steps=1,
+            learning_rate=1e-2,
+            report_to=[],
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+            gradient_accumulation_steps=2,
+        )
+        trainer = hf.Trainer(model=model, args=options, train_dataset=rows)
+        trainer.train()
+        return torch.tensor([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+
+    model = pair()
+    expected = losses(copy.deepcopy(model))
+    with accelerated(model):
+        found = losses(model)
+    assert len(found) == 4
+    assert found[0] != found[-1]
+    assert torch.allclose(found, expected, rtol=0, atol=2e-4)  # Trainer rounds to four digits
+
+
+def test_wrapped_for_many_processes(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        model = pair()
+        expected = logits()(model)
+        with accelerated(model):
+            wrapped = torch.nn.parallel.DistributedDataParallel(model)
+            found = logits()(wrapped)
+            found.sum().backward()
+        assert far(found, expected) < 1e-10
+        assert model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.grad is not None
+    finally:
+        torch.distributed.destroy_process_group()
