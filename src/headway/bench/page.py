@@ -16,7 +16,7 @@ from headway.web.page import document, strings_of
 Row = Mapping[str, Any]
 PLAIN = "plain SDPA"
 """The contender that all others are divided by: torch's fused attention without any position."""
-_HEAD = ("method", "computed by", "ms", "tax", "memory", "error", "÷ eager", "same bits")
+_HEAD = ("method", "computed by", "ms", "tax", "floor", "memory", "error", "÷ eager", "same bits")
 
 
 def bench_text(results: Results) -> str:
@@ -111,6 +111,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row["contender"],
         _number(row["seconds"], 1e3),
         _number(row["ratio"]),
+        _number(row["floor"]),
         _number(row["memory_ratio"]),
         "–" if row["error"] is None else f"{row['error']:.1e}",
         _number(row["error_ratio"]),
@@ -128,5 +129,7 @@ def _bars(bars: Iterable[Row]) -> str:
     for bar in bars:
         got = "–" if bar["measured"] is None else f"{bar['measured']:.2f}"
         why = f" ({bar['reason']})" if bar["reason"] else ""
+        if bar["floor"] is not None:
+            why += f" (floor {bar['floor']:.2f}{', met by it' if bar['by'] == 'floor' else ''})"
         lines.append(f"{'pass' if bar['passed'] else 'FAIL'}  {got:>6} {bar['bar']:<6}  {bar['name']}{why}")
     return "\n".join(lines)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import torch
 
 from headway.bench.cases import Case, TooLarge, Unsupported
-from headway.bench.contenders import Contender, Work, eager, plain
+from headway.bench.contenders import OURS, Contender, Work, eager, ours, plain
+from headway.bench.floor import products
 from headway.bench.measure import error, interleaved, median_ratio, repeats_for, same
 from headway.bench.page import PLAIN
 from headway.memory import peak_memory
@@ -40,6 +41,8 @@ class Row:
         ratio: the tax, the median over rounds of its time ÷ plain attention's.
         low: the smallest of these ratios.
         high: the largest of these ratios.
+        floor: what its products would cost at plain attention's speed, see :mod:`headway.bench.floor`; for our own
+            backends.
         rounds: number of rounds.
         gflops: GFLOP/s, counting the operations of plain attention only, not those of the bias.
         peak_bytes: peak memory, inputs, outputs and gradients included.
@@ -60,6 +63,7 @@ class Row:
     ratio: float | None = None
     low: float | None = None
     high: float | None = None
+    floor: float | None = None
     rounds: int = 0
     gflops: float | None = None
     peak_bytes: int | None = None
@@ -91,6 +95,7 @@ class Group:
     base_count: int = field(init=False)
     base_samples: list[float] = field(init=False, default_factory=list)
     truths: dict[str, tuple[dict[str, torch.Tensor], float] | None] = field(init=False, default_factory=dict)
+    nones: dict[str, float | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.base = plain("none", self.case)
@@ -106,6 +111,19 @@ class Group:
             except (TooLarge, torch.cuda.OutOfMemoryError):
                 self.truths[method] = None
         return self.truths[method]
+
+    def floor(self, row: Row, work: Work) -> float | None:
+        """The floor of a timed row; None for what is not ours, or where its backend refuses ``none``."""
+        name = work.name
+        if not name.startswith(OURS):
+            return None
+        if row.method == "none":
+            self.nones[name] = row.ratio
+        elif name not in self.nones:
+            entry = Entry("none", name, ours(name.removeprefix(OURS)))
+            self.nones[name] = measured(entry, self).ratio
+        none = self.nones[name]
+        return None if none is None else none * products(work.built) / products(self.base.built)
 
     def row(self, method: str, name: str) -> Row:
         """An empty row of this case."""
@@ -165,6 +183,7 @@ def measured(entry: Entry, group: Group, keep: Callable[[Row, str, int, float], 
                 for number, one in enumerate(seconds):
                     if keep is not None:
                         keep(row, who, number, one)
+            row.floor = group.floor(row, work)
     except Exception as problem:
         row.status, row.reason = trouble(problem)
     return row
