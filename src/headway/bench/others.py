@@ -111,7 +111,12 @@ def flex(method: str, case: Case) -> Work:
     return Work(case, built, built.runs(core), "FlexAttention")
 
 
-def _imported(name: str, extra: str) -> Any:
+def imported(name: str, extra: str) -> Any:
+    """A module of another library.
+
+    Raises:
+        Unsupported: when it is not installed.
+    """
     import importlib
 
     try:
@@ -124,8 +129,8 @@ def _imported(name: str, extra: str) -> Any:
 
 def x_transformers(method: str, case: Case) -> Work:
     """x-transformers' ``Attend`` on its flash path, with its own position modules."""
-    attend_module = _imported("x_transformers.attend", "x-transformers")
-    library = _imported("x_transformers.x_transformers", "x-transformers")
+    attend_module = imported("x_transformers.attend", "x-transformers")
+    library = imported("x_transformers.x_transformers", "x-transformers")
     if case.kv_heads != case.heads:
         raise Unsupported("grouped-query attention is not implemented here")
     built = build(method, case)
@@ -179,8 +184,8 @@ class _Precomputed(nn.Module):
 
 def huggingface(method: str, case: Case) -> Work:
     """transformers' ``T5Attention`` without its projections: its bias, and its default attention core."""
-    module = _imported("transformers.models.t5.modeling_t5", "transformers")
-    config_module = _imported("transformers.models.t5.configuration_t5", "transformers")
+    module = imported("transformers.models.t5.modeling_t5", "transformers")
+    config_module = imported("transformers.models.t5.configuration_t5", "transformers")
     if case.kv_heads != case.heads:
         raise Unsupported("it needs as many key heads as query heads")
     built = build(method, case)

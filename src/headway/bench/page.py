@@ -130,6 +130,6 @@ def _bars(bars: Iterable[Row]) -> str:
         got = "–" if bar["measured"] is None else f"{bar['measured']:.2f}"
         why = f" ({bar['reason']})" if bar["reason"] else ""
         if bar["floor"] is not None:
-            why += f" (floor {bar['floor']:.2f}{', met by it' if bar['by'] == 'floor' else ''})"
+            why += f" (floor {bar['floor']:.2f}{', met by it' if bar['met_by'] == 'floor' else ''})"
         lines.append(f"{'pass' if bar['passed'] else 'FAIL'}  {got:>6} {bar['bar']:<6}  {bar['name']}{why}")
     return "\n".join(lines)

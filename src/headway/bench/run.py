@@ -14,7 +14,7 @@ import torch
 
 from headway.backends import BACKENDS
 from headway.bench.bars import bars, measure_bars
-from headway.bench.cases import Case
+from headway.bench.cases import DECODING, Case
 from headway.bench.contenders import OURS, materialised, ours
 from headway.bench.measure import environment
 from headway.bench.others import others_for
@@ -108,7 +108,7 @@ def outcome(results: Mapping[str, Any]) -> int:
 def cases(settings: Bench) -> Iterator[Case]:
     """The cases of a benchmark: those with a backward pass first, short ones before long ones."""
     for mode in settings.modes:
-        for mask in settings.masks[:1] if mode == "decode" else settings.masks:
+        for mask in settings.masks[:1] if mode in DECODING else settings.masks:
             for length in sorted(settings.lengths):
                 yield Case(
                     length,

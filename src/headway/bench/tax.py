@@ -33,7 +33,7 @@ class Row:
         method: the method.
         contender: the implementation.
         length: tokens.
-        mode: "forward+backward", "forward" or "decode".
+        mode: the mode of the case.
         mask: "causal" or "full".
         status: "ok", "unsupported", "out of memory" or "failed".
         reason: why there are no measurements.
@@ -75,12 +75,13 @@ class Row:
 
 @dataclass
 class Entry:
-    """A row to measure: a method and a contender."""
+    """A row to measure: a method and a contender; its time or only its memory, with or without its error."""
 
     method: str
     name: str
     prepare: Contender
     timed: bool = True
+    exact: bool = True
 
 
 @dataclass
@@ -140,12 +141,12 @@ class Group:
             self.check(row, self.base, self.base.step())
         return row
 
-    def check(self, row: Row, work: Work, got: dict[str, torch.Tensor]) -> None:
-        """Compare a contender's result with a second run, and with float64 if that is affordable."""
+    def check(self, row: Row, work: Work, got: dict[str, torch.Tensor], exact: bool = True) -> None:
+        """Compare a contender's result with a second run, and with float64 if that is wanted and affordable."""
         row.repeats = same(got, work.step())
-        if self.case.length <= EXACT_UP_TO and (truth := self.truth(row.method)) is not None:
-            exact, fair = truth
-            row.error = error(got, exact)
+        if exact and self.case.length <= EXACT_UP_TO and (truth := self.truth(row.method)) is not None:
+            values, fair = truth
+            row.error = error(got, values)
             row.error_ratio = row.error / fair if fair else None
 
 
@@ -169,7 +170,7 @@ def measured(entry: Entry, group: Group, keep: Callable[[Row, str, int, float], 
         row.contender = work.name
         first = work.step()
         if group.thorough:
-            group.check(row, work, first)
+            group.check(row, work, first, entry.exact)
         del first
         row.peak_bytes, count = peak_and_repeats(work)
         row.memory_ratio = row.peak_bytes / group.base_peak

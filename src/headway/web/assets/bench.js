@@ -29,7 +29,7 @@ import { byteSize, grouped, threeDigits } from "./words.js";
  * @property {number | null} error_ratio
  * @property {boolean | null} repeats
  */
-/** @typedef {{ name: string, bar: string, measured: number | null, floor: number | null, by: "bar" | "floor" | null, passed: boolean, reason: string | null }} Bar */
+/** @typedef {{ name: string, bar: string, measured: number | null, floor: number | null, met_by: "bar" | "floor" | null, passed: boolean, reason: string | null }} Bar */
 /**
  * @typedef {object} Payload
  * @property {{ rows: Row[], bars: Bar[], settings: Record<string, any>, environment: Record<string, any>, complete: boolean, created?: string, command?: string | null }} results
@@ -65,7 +65,7 @@ export function render(element, payload) {
   const isPlain = (/** @type {Row} */ row) => row.contender === payload.plain;
   const times = (/** @type {number} */ value) => `${grouped(value, value < 9.995 ? 2 : 1)} ×`;
   const kindName = (/** @type {Row} */ { mode, mask }) =>
-    mode === "decode" ? words.say("bench.mode.decode") : `${words.say(`bench.mode.${mode}`)} · ${words.say(`bench.mask.${mask}`)}`;
+    mode.startsWith("decode") ? words.say(`bench.mode.${mode}`) : `${words.say(`bench.mode.${mode}`)} · ${words.say(`bench.mask.${mask}`)}`;
   const why = (/** @type {Row} */ { status, reason }) => `${words.say(`bench.status.${status}`)}${reason ? words.say("join.colon") + reason : ""}`;
   const milliseconds = (/** @type {number | null} */ seconds) => (seconds === null ? "–" : threeDigits(1e3 * seconds));
 
@@ -217,7 +217,7 @@ export function render(element, payload) {
             html("td", {}, bar.bar),
             html("td", {}, bar.measured === null ? "–" : threeDigits(bar.measured)),
             html("td", {}, finite(bar.floor) === null ? "–" : threeDigits(/** @type {number} */ (bar.floor))),
-            html("td", {}, words.say(bar.by === "floor" ? "bench.bars.near" : bar.passed ? "bench.bars.pass" : "bench.bars.fail"))))))));
+            html("td", {}, words.say(bar.met_by === "floor" ? "bench.bars.near" : bar.passed ? "bench.bars.pass" : "bench.bars.fail"))))))));
   }
 
   function rowTable() {
