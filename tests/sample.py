@@ -253,7 +253,7 @@ def bench(*, bars: bool = False, complete: bool = True) -> dict[str, Any]:
                     "method": method, "contender": contender, "length": length, "mode": mode, "mask": mask,
                     "status": "ok", "reason": None, "seconds": None, "ratio": None, "low": None, "high": None,
                     "floor": None, "rounds": 0, "gflops": None, "peak_bytes": None, "memory_ratio": None, "error": None,
-                    "error_ratio": None, "repeats": None,
+                    "error_ratio": None, "repeats": None, "head_dim": 64, "dtype": "float32",
                 }  # fmt: skip
                 if isinstance(tax, tuple):
                     row["status"], row["reason"] = tax
@@ -273,7 +273,8 @@ def bench(*, bars: bool = False, complete: bool = True) -> dict[str, Any]:
         {"name": "time of fox by headway (auto) ÷ plain SDPA, 8,192 tokens, causal, width 64", "bar": "≤ 0.6",
          "measured": 0.72, "floor": 0.5, "met_by": None, "passed": False, "reason": None},
         {"name": "time of t5 by headway (tiled) ÷ plain SDPA, 4,096 tokens, causal, width 64", "bar": "≤ 1.6",
-         "measured": None, "floor": None, "met_by": None, "passed": False, "reason": "headway (tiled): unsupported: there is no backend tiled"},
+         "measured": None, "floor": None, "met_by": None, "passed": False,
+         "reason": "headway (tiled): unsupported: there is no backend tiled"},
     ]  # fmt: skip
     return {
         "format": 1,

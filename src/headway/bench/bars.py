@@ -18,7 +18,6 @@ from headway.bench.page import PLAIN
 from headway.bench.settings import Bench, rounds_for
 from headway.bench.tax import EXACT_UP_TO, Entry, Group, Row, measured, without_base
 
-
 NEAR = 1.2
 """A target of time is also met within this factor of the floor, see :mod:`headway.bench.floor`."""
 

@@ -1,9 +1,9 @@
-"""Whole layers of attention with DeBERTa's method, ours and transformers': projections included, forward and backward."""
+"""Whole layers of attention with DeBERTa's method, ours and transformers': with projections, both passes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn

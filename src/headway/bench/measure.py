@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,22 @@ def available_memory(device: str) -> int:
     return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2)
 
 
+def processor() -> str:
+    """The name of the CPU, as the system tells it."""
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None  # not Linux
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def environment(dtype: torch.dtype, device: str) -> dict[str, Any]:
     """The machine and the versions that affect speed."""
     found: dict[str, Any] = {
@@ -103,12 +121,13 @@ def environment(dtype: torch.dtype, device: str) -> dict[str, Any]:
     }
     if device == "cpu":
         found |= {
+            "processor": processor(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),
         }
     else:
-        found["device"] = torch.cuda.get_device_name()
+        found |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "triton": _version("triton")}
     return found | {"matmul_gflops": round(matmul_peak(dtype, device), 1)}
 
 

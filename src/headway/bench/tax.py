@@ -35,7 +35,7 @@ class Row:
         length: tokens.
         mode: the mode of the case.
         mask: "causal" or "full".
-        status: "ok", "unsupported", "out of memory" or "failed".
+        status: "ok", "unsupported", "out of memory", "failed" or, for lack of time, "left out".
         reason: why there are no measurements.
         seconds: median of its samples.
         ratio: the tax, the median over rounds of its time ÷ plain attention's.
@@ -50,6 +50,8 @@ class Row:
         error: largest error against float64, see :func:`headway.bench.measure.error`.
         error_ratio: error ÷ that of plain PyTorch in the same dtype.
         repeats: whether two runs gave the same bits.
+        head_dim: width of a head.
+        dtype: of q, k and v.
     """
 
     method: str
@@ -71,6 +73,14 @@ class Row:
     error: float | None = None
     error_ratio: float | None = None
     repeats: bool | None = None
+    head_dim: int = 64
+    dtype: str = "float32"
+
+    @classmethod
+    def of(cls, case: Case, method: str, contender: str, status: str = "ok", reason: str | None = None) -> Row:
+        """A row of a case without measurements."""
+        given = (method, contender, case.length, case.mode, case.mask, status, reason)
+        return cls(*given, head_dim=case.head_dim, dtype=case.dtype)
 
 
 @dataclass
@@ -128,7 +138,7 @@ class Group:
 
     def row(self, method: str, name: str) -> Row:
         """An empty row of this case."""
-        return Row(method, name, self.case.length, self.case.mode, self.case.mask)
+        return Row.of(self.case, method, name)
 
     def base_row(self) -> Row:
         """Plain attention itself, over all its samples."""
@@ -153,7 +163,7 @@ class Group:
 def without_base(case: Case, problem: Exception) -> Row:
     """The only row of a case in which plain attention cannot be measured."""
     status, reason = trouble(problem)
-    return Row("none", PLAIN, case.length, case.mode, case.mask, status, reason)
+    return Row.of(case, "none", PLAIN, status, reason)
 
 
 def measured(entry: Entry, group: Group, keep: Callable[[Row, str, int, float], None] | None = None) -> Row:

@@ -14,7 +14,7 @@ import { byteSize, grouped, threeDigits } from "./words.js";
  * @property {number} length
  * @property {string} mode
  * @property {string} mask
- * @property {"ok" | "unsupported" | "out of memory" | "failed"} status
+ * @property {"ok" | "unsupported" | "out of memory" | "failed" | "left out"} status
  * @property {string | null} reason
  * @property {number | null} seconds
  * @property {number | null} ratio
@@ -28,11 +28,13 @@ import { byteSize, grouped, threeDigits } from "./words.js";
  * @property {number | null} error
  * @property {number | null} error_ratio
  * @property {boolean | null} repeats
+ * @property {number} head_dim
+ * @property {string} dtype
  */
 /** @typedef {{ name: string, bar: string, measured: number | null, floor: number | null, met_by: "bar" | "floor" | null, passed: boolean, reason: string | null }} Bar */
 /**
  * @typedef {object} Payload
- * @property {{ rows: Row[], bars: Bar[], settings: Record<string, any>, environment: Record<string, any>, complete: boolean, created?: string, command?: string | null }} results
+ * @property {{ rows: Row[], bars: Bar[], checked?: { of: number, exact: number }, settings: Record<string, any>, environment: Record<string, any>, complete: boolean, created?: string, command?: string | null }} results
  * @property {Record<string, Record<string, string>>} strings
  * @property {string} plain the contender that all others are divided by
  */
@@ -40,7 +42,7 @@ import { byteSize, grouped, threeDigits } from "./words.js";
 /** @type {(keyof Row)[]} */
 const COLUMNS = [
   "method", "contender", "length", "mode", "mask", "status", "seconds", "ratio", "low", "high", "floor", "rounds",
-  "gflops", "peak_bytes", "memory_ratio", "error", "error_ratio", "repeats", "reason",
+  "gflops", "peak_bytes", "memory_ratio", "error", "error_ratio", "repeats", "head_dim", "dtype", "reason",
 ];
 
 /**
@@ -53,8 +55,12 @@ export function render(element, payload) {
   const { rows, bars, environment } = results;
   const methods = [...new Set(rows.map(({ method }) => method))];
   const styles = methodStyles(methods.map((spec) => ({ spec, name: spec.split("(")[0] })));
-  const keyOf = (/** @type {Row} */ { mode, mask }) => `${mode}/${mask}`;
-  const kinds = [...new Set(rows.map(keyOf))];
+  const shapes = new Set(rows.map(({ head_dim, dtype }) => `${head_dim}/${dtype}`));
+  const keyOf = (/** @type {Row} */ { mode, mask, head_dim, dtype }) => [mode, mask, ...(shapes.size > 1 ? [head_dim, dtype] : [])].join("/");
+  // what was only checked against float64 has no figure
+  const timed = rows.filter((row) => row.contender === payload.plain && row.ratio !== null);
+  const kinds = [...new Set((timed.length ? timed : rows).map(keyOf))];
+  const leftOut = rows.filter(({ status }) => status === "left out").length;
   let chosen = kinds[0];
   /** @type {import("./words.js").Words} */
   let words;
@@ -64,15 +70,20 @@ export function render(element, payload) {
   const isOurs = (/** @type {Row} */ row) => row.contender.startsWith("headway");
   const isPlain = (/** @type {Row} */ row) => row.contender === payload.plain;
   const times = (/** @type {number} */ value) => `${grouped(value, value < 9.995 ? 2 : 1)} ×`;
-  const kindName = (/** @type {Row} */ { mode, mask }) =>
-    mode.startsWith("decode") ? words.say(`bench.mode.${mode}`) : `${words.say(`bench.mode.${mode}`)} · ${words.say(`bench.mask.${mask}`)}`;
+  const kindName = (/** @type {Row} */ { mode, mask, head_dim, dtype }) =>
+    [
+      words.say(`bench.mode.${mode}`),
+      ...(mode.startsWith("decode") ? [] : [words.say(`bench.mask.${mask}`)]),
+      ...(shapes.size > 1 ? [words.say("bench.width", { n: head_dim }), dtype] : []),
+    ].join(" · ");
   const why = (/** @type {Row} */ { status, reason }) => `${words.say(`bench.status.${status}`)}${reason ? words.say("join.colon") + reason : ""}`;
   const milliseconds = (/** @type {number | null} */ seconds) => (seconds === null ? "–" : threeDigits(1e3 * seconds));
 
   /** @param {import("./frame.js").Shell} shell */
   function content(shell) {
     ({ words, updates } = shell);
-    const machine = environment.device ?? words.say("bench.threads", { n: environment.threads ?? "?", capability: environment.cpu_capability ?? "" });
+    const threads = () => words.say("bench.threads", { n: environment.threads ?? "?", capability: environment.cpu_capability ?? "" });
+    const machine = environment.device ?? [environment.processor, threads()].filter(Boolean).join(" · ");
     const facts = [
       machine,
       results.settings.dtype,
@@ -85,7 +96,9 @@ export function render(element, payload) {
       html("section", { class: "findings" },
         html("h2", {}, words.say("bench.read.title")),
         !results.complete && html("div", { class: "warning", role: "note" }, html("p", {}, words.say("bench.interrupted"))),
-        html("p", {}, prose(words.say("bench.read")))),
+        html("p", {}, prose(words.say("bench.read"))),
+        results.checked && html("p", {}, words.say("bench.checked", { n: results.checked.exact, all: results.checked.of })),
+        leftOut > 0 && html("p", {}, words.say("bench.left", { n: leftOut }))),
       bars.length > 0 && barTable(),
       rows.length > 0 && figure(),
       rows.length > 0 && curves(),
