@@ -28,7 +28,8 @@ from headway.bench.page import PLAIN
 from headway.bench.run import SAMPLES, bench, entries_for, outcome
 from headway.bench.settings import MODES, Bench, rounds_for
 from headway.bench.tax import Entry, Group, Row, measured
-from headway.bench.training import Steps, steps_text, time_steps
+from headway.bench.training import Measured, Steps, steps_text, time_steps
+from headway.compare.settings import CORE
 from headway.positions import methods
 
 SMALL: dict[str, Any] = {"heads": 4, "head_dim": 8, "lengths": (12,), "rounds": 2}
@@ -527,13 +528,48 @@ def test_operations_and_bytes_are_counted_by_hand() -> None:
 
 
 def test_training_steps_are_measured_beside_others() -> None:
-    steps = Steps.like({"heads": 2, "head_dim": 8, "lengths": (8,), "batch": 2, "rounds": 1})
+    given = {"heads": 2, "head_dim": 8, "lengths": (8,), "batch": 2, "rounds": 1}
+    steps = Steps.like(given)
     assert steps == Steps(dim=16, heads=2, length=8, batch=2, rounds=1)
-    found = time_steps(steps)
-    assert [one.name for one in found][:2] == ["headway", "nn.TransformerEncoder"]
-    assert found[0].parameters == found[1].parameters
-    assert found[0].ratio == 1
-    assert "nn.TransformerEncoder" in steps_text(found)
+    assert steps.methods == CORE
+    found = {(one.name, one.method): one for one in time_steps(steps)}
+    assert list(found) == [
+        *(("headway", method) for method in CORE),
+        ("nn.TransformerEncoder", "none"),
+        *(("x-transformers", method) for method in CORE if method != "shaw"),
+    ]
+    assert found["headway", "none"].parameters == found["nn.TransformerEncoder", "none"].parameters
+    assert found["headway", "none"].tax == found["headway", "none"].ratio == 1
+    # x-transformers has no output bias, and its own norms: methods add the same
+    for method in ("learned", "t5"):
+        added = [
+            found[name, method].parameters - found[name, "none"].parameters for name in ("headway", "x-transformers")
+        ]
+        assert added[1] == (8 * 16 if method == "learned" else 32 * 2)
+    assert Steps.like({"methods": ("rotary",)}).methods == ("none", "rotary")
+    with refusal("expected position methods with --training, got the term rows"):
+        Steps.like({"methods": ("t5", "rows")})
+
+
+def test_the_target_of_a_training_step() -> None:
+    slow = Measured("headway", "rotary", 1000, 2.0, 1.06, 1.0)
+    assert not slow.passed
+    assert replace(slow, tax=1.05).passed
+    assert replace(slow, method="path").passed
+    assert replace(slow, name="x-transformers").passed
+    text = steps_text([slow, replace(slow, name="x-transformers", ratio=0.5)])
+    assert text.splitlines()[-2].split() == [
+        "headway",
+        "rotary",
+        "1,000",
+        "2",
+        "1.060",
+        "above",
+        "the",
+        "target,",
+        "1.05",
+    ]
+    assert text.splitlines()[-1].split() == ["x-transformers", "rotary", "1,000", "2", "1.060", "0.500"]
 
 
 def test_training_steps_that_do_not_fit() -> None:

@@ -292,6 +292,11 @@ def check_method(method: str) -> None:
             raise HeadwayError(f"{error}; and the terms {', '.join(_TERMS)}") from None
 
 
+def is_term(method: str) -> bool:
+    """Whether it is a single term, not a position method."""
+    return method in _TERMS
+
+
 def build(method: str, case: Case, *, wide: bool = False) -> Built:
     """Create a method's inputs and parameters for a case.
 

@@ -57,7 +57,8 @@ def products(built: Built) -> int:
 
     step = built.runs(look)
     seen.clear()  # in decoding the cached tokens ran
-    with _Counter() as counter, torch.set_grad_enabled(built.case.backward):
+    counter = _Counter()
+    with counter, torch.set_grad_enabled(built.case.backward):
         step()
         (call,) = seen
         _backward([call.q, call.k, *_tensors(call.terms)], list(built.leaves.values()))
@@ -85,8 +86,8 @@ def _of_term(term: AnyTerm, case: Case, pairs: int, dim_v: int) -> int:
             return case.batch * case.heads * dim_v * entries(term, case)
         case LowRankBias():
             return pairs * term.q.shape[-1]
-        case Scan(left=Tensor()):
-            return pairs * term.left.shape[-1]
+        case Scan(left=Tensor() as left):
+            return pairs * int(left.shape[-1])
         case PathProduct():
             return 2 * pairs * term.q.shape[-1]
         case MixHeads():
@@ -122,7 +123,9 @@ class _Counter(TorchDispatchMode):
     FlopCounterMode would, but its hooks on modules fail where gradients of tensors inside one are asked for.
     """
 
-    flops = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

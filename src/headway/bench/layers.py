@@ -84,7 +84,7 @@ def _work(name: str, built: Built, module: nn.Module, x: Tensor, layer: Callable
     module.to(case.device, case.torch_dtype).requires_grad_(case.backward)
 
     def forward() -> Tensor:
-        out: Tensor = layer(x)
-        return out.unflatten(-1, (case.heads, case.head_dim)).transpose(1, 2)  # as the gradient of the case is given
+        out: Tensor = layer(x).unflatten(-1, (case.heads, case.head_dim))
+        return out.transpose(1, 2)  # as the gradient of the case is given
 
     return Layer(case, built, forward, name, leaves={"x": x, **dict(module.named_parameters())})

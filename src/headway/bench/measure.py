@@ -7,28 +7,30 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from headway._version import __version__
 
+Name = TypeVar("Name", bound=Hashable)
+
 SAMPLE = {"cpu": 0.01, "cuda": 0.02}
 """Minimum seconds per sample; shorter work is repeated within it."""
 
 
 def interleaved(
-    work: Mapping[str, Callable[[], object]], rounds: int, repeats: int | Mapping[str, int], device: str = "cpu"
-) -> dict[str, list[float]]:
+    work: Mapping[Name, Callable[[], object]], rounds: int, repeats: int | Mapping[Name, int], device: str = "cpu"
+) -> dict[Name, list[float]]:
     """Seconds per call of each piece of work, one sample per round; within a round they take turns.
 
     Each should have run once before, because the first call includes one-time work.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in work}
+    seconds: dict[Name, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
         for name, step in work.items():
             count = repeats if isinstance(repeats, int) else repeats[name]
