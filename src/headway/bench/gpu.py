@@ -112,7 +112,7 @@ def serve(link: Connection, device: str, dtype: str) -> None:
     """
     warnings.simplefilter("ignore")  # what compilers say is not for this terminal
     torch.backends.cudnn.allow_tf32 = False  # the reference's convolutions must not be rounded either
-    link.send(environment(getattr(torch, dtype), device))
+    link.send(environment(torch.float32 if device == "cpu" else getattr(torch, dtype), device))
     groups: dict[Case, Group] = {}
     while True:
         rows = answer(link.recv(), groups)
@@ -232,12 +232,12 @@ class Watch:
         """The rows of a job, its own last."""
         if (why := self._no_time(job)) is not None:
             return [asdict(Row.of(job.case, job.method, job.contender, "left out", why))]
-        limit = 0.0
+        limit = self._limit()
         try:
             if self._process is None:
                 self._start()
             self._link.send(job)
-            limit = max(0.0, min(self.longest, self.deadline - time.monotonic()))
+            limit = self._limit()
             if not self._link.poll(limit):
                 raise TimeoutError
             rows, usable = self._link.recv()
@@ -270,9 +270,12 @@ class Watch:
         self._process = context.Process(target=self.serve, args=(its, self.device, self.dtype), daemon=True)
         self._process.start()
         its.close()
-        if not self._link.poll(max(0.0, self.deadline - time.monotonic())):
+        if not self._link.poll(self._limit()):
             raise TimeoutError
         self.environment = self._link.recv()
+
+    def _limit(self) -> float:
+        return max(0.0, min(self.longest, self.deadline - time.monotonic()))
 
     def _no_time(self, job: Job) -> str | None:
         """Why a job is left out, given how long the method took at another length."""
