@@ -357,6 +357,23 @@ def test_the_floor_is_marked_and_every_method_has_a_line(open_report: Open) -> N
             assert sorted((int(x), float(y)) for x, y in drawn) == sorted((row["length"], row[key]) for row in shown)
 
 
+def test_a_benchmark_of_several_widths_with_checks_and_rows_left_out(open_report: Open) -> None:
+    made = bench()
+    few = [row for row in made["rows"] if row["mode"] == "forward+backward" and row["mask"] == "causal"]
+    untimed = [{**row, "length": 301, "ratio": None, "seconds": None} for row in few if row["length"] == 512]
+    missing = {**few[1], "status": "left out", "reason": "there was no time left", "ratio": None}
+    wide = [{**row, "head_dim": 128} for row in [*few, missing]]
+    page = open_report({**made, "rows": [*few, *wide, *untimed], "checked": {"of": 9, "exact": 8}})
+    names = [one.inner_text() for one in page.locator("#figure-tax [data-kind]").all()]
+    assert names == [f"forward + backward · causal · width {width} · float32" for width in (64, 128)]
+    assert page.locator("#figure-tax [data-length]").count() == 2
+    assert "301" not in page.locator("#figure-lengths").inner_text()
+    told = page.locator(".findings").inner_text()
+    assert "8 of 9 checks against float64" in told
+    assert "1 measurements were left out" in told
+    assert "left out: there was no time left" in page.locator("#results").inner_text()
+
+
 def test_another_mode_of_a_benchmark_can_be_chosen(open_report: Open) -> None:
     page = open_report(bench())
     assert page.locator("#figure-tax [data-length]").count() == 2

@@ -6,6 +6,7 @@ Everything else is ``headway bench``.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ NEEDS = (2, 11)
 
 def problem() -> str | None:
     """Why nothing can be measured here, in one sentence; None if it can."""
+    # torch's profiler, which counts memory, reads this when torch is loaded; otherwise it writes to the terminal
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     try:
         import jaxtyping
         import numpy

@@ -59,7 +59,8 @@ export function render(element, payload) {
   const keyOf = (/** @type {Row} */ { mode, mask, head_dim, dtype }) => [mode, mask, ...(shapes.size > 1 ? [head_dim, dtype] : [])].join("/");
   // what was only checked against float64 has no figure
   const timed = rows.filter((row) => row.contender === payload.plain && row.ratio !== null);
-  const kinds = [...new Set((timed.length ? timed : rows).map(keyOf))];
+  const drawn = timed.length ? rows.filter((row) => timed.some((one) => one.length === row.length && keyOf(one) === keyOf(row))) : rows;
+  const kinds = [...new Set(drawn.map(keyOf))];
   const leftOut = rows.filter(({ status }) => status === "left out").length;
   let chosen = kinds[0];
   /** @type {import("./words.js").Words} */
@@ -113,12 +114,12 @@ export function render(element, payload) {
   function figure() {
     const panels = html("div", { class: "panels tax" });
     const buttons = kinds.map((kind) => {
-      const one = /** @type {Row} */ (rows.find((row) => keyOf(row) === kind));
+      const one = /** @type {Row} */ (drawn.find((row) => keyOf(row) === kind));
       return html("button", { type: "button", "data-kind": kind, onclick: () => { chosen = kind; updates.forEach((update) => update()); } }, kindName(one));
     });
     const draw = () => {
       buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(kinds[i] === chosen)));
-      const shown = rows.filter((row) => keyOf(row) === chosen);
+      const shown = drawn.filter((row) => keyOf(row) === chosen);
       const scale = logScale(shown);
       const lengths = [...new Set(shown.map(({ length }) => length))];
       panels.replaceChildren(...lengths.map((length) => panel(length, shown.filter((row) => row.length === length), scale)));
@@ -147,7 +148,7 @@ export function render(element, payload) {
   }
 
   function curve(key) {
-    const shown = rows.filter((row) => keyOf(row) === chosen && isOurs(row) && finite(row[key]) !== null);
+    const shown = drawn.filter((row) => keyOf(row) === chosen && isOurs(row) && finite(row[key]) !== null);
     const named = [...new Set(shown.map(({ method }) => method))];
     return {
       label: words.say(`bench.curve.${key}`),
