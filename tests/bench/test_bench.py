@@ -29,7 +29,7 @@ from headway.bench.run import SAMPLES, bench, entries_for, outcome
 from headway.bench.settings import MODES, Bench, rounds_for
 from headway.bench.tax import Entry, Group, Row, measured
 from headway.bench.training import Measured, Steps, steps_text, time_steps
-from headway.compare.settings import CORE
+from headway.config import CORE
 from headway.positions import methods
 
 SMALL: dict[str, Any] = {"heads": 4, "head_dim": 8, "lengths": (12,), "rounds": 2}

@@ -27,7 +27,7 @@ from headway.bench.others import OTHERS, others_for
 from headway.bench.page import PLAIN, bench_text, row_text, write_bench
 from headway.bench.run import FORMAT, outcome
 from headway.bench.tax import EXACT_UP_TO, Entry, Group, Row, measured, trouble
-from headway.compare.settings import CORE
+from headway.config import CORE
 from headway.output import write_output
 from headway.positions import methods, parse
 from headway.shapes import HeadShape, HeadwayError

@@ -20,8 +20,7 @@ from torch.nn.functional import cross_entropy
 from headway.bench.cases import is_term
 from headway.bench.measure import interleaved, median_ratio, processor
 from headway.bench.settings import Bench
-from headway.compare.settings import CORE
-from headway.config import DEEPEST, MOST, Width
+from headway.config import CORE, DEEPEST, MOST, Width
 from headway.schema import Whole
 from headway.settings import Settings
 from headway.shapes import HeadwayError
