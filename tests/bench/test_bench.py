@@ -408,6 +408,9 @@ def test_a_bar_holds_or_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     held, near = judged([Bar(TINY, "t5", 1.05), Bar(TINY, "fox", 0.6)])
     assert (near["passed"], near["measured"], near["floor"], near["met_by"]) == (True, 1.07, 0.9, "floor")
     assert held["met_by"] == "bar"
+    fake({(name, "headway (auto)"): 1.07 for name in ("none", "fox")}, monkeypatch)
+    for bar in (Bar(TINY, "none", 0.6), Bar(replace(TINY, mode="decode"), "fox", 0.6)):
+        assert judged([bar])[0]["met_by"] is None
     fake({("fox", "headway (auto)"): 1.081}, monkeypatch)
     (failed,) = judged([Bar(TINY, "fox", 0.6)])
     assert (held["passed"], held["measured"], held["bar"], held["reason"]) == (True, 1.05, "≤ 1.05", None)

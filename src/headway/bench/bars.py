@@ -26,7 +26,7 @@ NEAR = 1.2
 class Bar:
     """One target: time or memory of a method, divided by that of a baseline, stays below, or above, a limit.
 
-    Time divided by plain attention's may also stay below :data:`NEAR` times its floor.
+    Time divided by plain attention's may also stay below :data:`NEAR` times its floor, see :attr:`floored`.
 
     Args:
         case: the shape.
@@ -45,6 +45,13 @@ class Bar:
     by: str = "auto"
     against: tuple[str, str] | None = None
     least: bool = False
+
+    @property
+    def floored(self) -> bool:
+        """Whether the floor counts: not for ``none``, whose floor is its own time, nor in decoding, where products take
+        next to none of it.
+        """
+        return self.method != "none" and not self.case.decodes
 
     @property
     def needs(self) -> list[tuple[str, str]]:
@@ -74,7 +81,7 @@ class Bar:
             found["floor"] = rows[self.needs[0]].floor
         if ratio >= self.limit if self.least else ratio <= self.limit:
             found["met_by"] = "bar"
-        elif found["floor"] is not None and ratio <= NEAR * found["floor"]:
+        elif self.floored and found["floor"] is not None and ratio <= NEAR * found["floor"]:
             found["met_by"] = "floor"
         return {**found, "passed": found["met_by"] is not None}
 
