@@ -48,6 +48,16 @@ def test_what_precedes_attention_is_counted_too() -> None:
     assert path > 0
 
 
+def test_vectors_of_distances_that_do_not_occur_are_not_demanded() -> None:
+    both = replace(CAUSAL, mode="forward+backward")
+    plain, dim = HEADS * PAIRS * 2 * DIM, HEADS * DIM
+    tables = 2 * HEADS * DIM * PAIRS  # of a query or key as many distances as it sees
+    for case, times in ((CAUSAL, 1), (both, 3)):
+        for method in ("deberta(clip=7)", "deberta(clip=100)"):  # 14 rows or 200, of which 7 occur
+            made = 2 * TOKENS * dim * dim
+            assert products(build(method, case)) == times * (plain + tables + made)
+
+
 @pytest.mark.parametrize("mode", ["forward", "decode"])
 @pytest.mark.parametrize("mask", ["causal", "full"])
 @pytest.mark.parametrize("index", [None, torch.tensor([0, 0, 1, 2, 2])])

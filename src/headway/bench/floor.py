@@ -13,7 +13,7 @@ demands them: over the pairs that the mask leaves, and for tables only over the 
     mixed heads           pairs of one head · 3 F H · kernel
 
 What a method computes before attention (rotations, gates, networks, projected vectors) is counted by torch while it
-runs. A product has two gradients of its own size, so that backward takes twice as many; scores that a kernel computes
+runs, less the vectors of distances that do not occur. A product has two gradients of its own size, so that backward takes twice as many; scores that a kernel computes
 again are not counted, on either side. A tax below the floor is possible: weights that vanish need no products.
 """
 
@@ -40,6 +40,9 @@ from headway.terms import (
     ValuesByDistance,
 )
 
+Product = ProductPerQuery | ProductPerKey | ValuesByDistance
+"""Terms of products with a vector per distance."""
+
 
 def products(built: Built) -> int:
     """Multiply-adds that a method demands on a case, those before attention included.
@@ -57,12 +60,19 @@ def products(built: Built) -> int:
 
     step = built.runs(look)
     seen.clear()  # in decoding the cached tokens ran
-    counter = _Counter()
+    counter, leaves = _Counter(), list(built.leaves.values())
     with counter, torch.set_grad_enabled(built.case.backward):
         step()
         (call,) = seen
-        _backward([call.q, call.k, *_tensors(call.terms)], list(built.leaves.values()))
-    return inside(call, built.case) * (3 if built.case.backward else 1) + counter.flops // 2
+        _backward([call.q, call.k, *_tensors(call.terms)], leaves)
+        before = float(counter.flops)
+        for term in call.terms:  # without vectors of distances that do not occur
+            if isinstance(term, ProductPerQuery | ProductPerKey):
+                total = counter.flops
+                _backward([term.vectors], leaves)
+                made = counter.made(term.vectors) + counter.flops - total
+                before -= made * (1 - occurring(term, built.case) / term.vectors.shape[1])
+    return inside(call, built.case) * (3 if built.case.backward else 1) + round(before / 2)
 
 
 def inside(call: CoreCall, case: Case) -> int:
@@ -95,12 +105,28 @@ def _of_term(term: AnyTerm, case: Case, pairs: int, dim_v: int) -> int:
     return 0  # numbers that are added, and Boost, whose products take the place of q·k
 
 
-def entries(term: ProductPerQuery | ProductPerKey | ValuesByDistance, case: Case) -> int:
+def entries(term: Product, case: Case) -> int:
     """Entries of a table by distance that occur, summed over the tokens it is for, in one head.
 
     >>> entries(ValuesByDistance(torch.zeros(1, 3, 8), 1), Case(4))  # a query reaches itself and all before it
     7
     """
+    first, last = _reached(term, case)
+    return int((last - first + 1).sum())
+
+
+def occurring(term: Product, case: Case) -> int:
+    """Entries that any token reaches.
+
+    >>> occurring(ValuesByDistance(torch.zeros(1, 3, 8), 1), Case(4))
+    2
+    """
+    first, last = _reached(term, case)
+    return int(last.max() - first.min() + 1)
+
+
+def _reached(term: Product, case: Case) -> tuple[Tensor, Tensor]:
+    """The first and the last entry that each token reaches, numbered without the distances that share one."""
     q_pos, k_pos = (pos[0] for pos in case.positions())
     causal = case.mask == "causal"
     if isinstance(term, ProductPerKey):
@@ -112,9 +138,9 @@ def entries(term: ProductPerQuery | ProductPerKey | ValuesByDistance, case: Case
     index = None if isinstance(term, ValuesByDistance) else term.index
     vectors = term.table if isinstance(term, ValuesByDistance) else term.vectors
     index = torch.arange(vectors.shape[1], device=low.device) if index is None else index
-    changes = torch.cat((index.new_zeros(1), (index.diff() != 0).cumsum(0)))  # neighbours that share a vector
-    first, last = (changes[(x + term.left).clamp(0, len(index) - 1)] for x in (low, high))
-    return int((last - first + 1).sum())
+    number = torch.cat((index.new_zeros(1), (index.diff() != 0).cumsum(0)))
+    first, last = (number[(x + term.left).clamp(0, len(index) - 1)] for x in (low, high))
+    return first, last
 
 
 class _Counter(TorchDispatchMode):
@@ -126,11 +152,21 @@ class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
+        self._made: dict[int, int] = {}  # by address: views are what they view
+
+    def made(self, x: Tensor) -> int:
+        """The operations that a tensor was computed with."""
+        return self._made.get(x.untyped_storage().data_ptr(), 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if (formula := flop_registry.get(func.overloadpacket)) is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        formula, own = flop_registry.get(func.overloadpacket), 0
+        if formula is not None:
+            own = formula(*args, **(kwargs or {}), out_val=out)
+        self.flops += own
+        total = own + sum({x.untyped_storage().data_ptr(): self.made(x) for x in _tensors(args)}.values())
+        for x in _tensors(out):
+            self._made[x.untyped_storage().data_ptr()] = total
         return out
 
 
@@ -138,7 +174,7 @@ def _backward(made: list[Tensor], leaves: list[Tensor]) -> None:
     """Run backward from what the method hands to attention."""
     made = [x for x in made if x.grad_fn is not None]
     if made:
-        torch.autograd.grad(made, leaves, [torch.zeros_like(x) for x in made], allow_unused=True)
+        torch.autograd.grad(made, leaves, [torch.zeros_like(x) for x in made], retain_graph=True, allow_unused=True)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
