@@ -83,6 +83,10 @@ def test_the_floor_is_the_share_of_products_at_the_speed_of_none() -> None:
     row = measured(Entry("shaw(clip=2)", "headway: tiled", ours("tiled")), group)
     share = 1 + BY_HAND["shaw(clip=2)"] / (HEADS * PAIRS * 2 * DIM)
     assert row.floor == pytest.approx(group.nones["headway: tiled"] * share)
+    group.nones["headway: tiled"] = "broken"  # type: ignore[assignment]
+    without = measured(Entry("shaw(clip=2)", "headway: tiled", ours("tiled")), group)
+    assert (without.status, without.floor) == ("ok", None)
+    assert str(without.reason).startswith("without a floor: TypeError")
     none = measured(Entry("none", "headway: tiled", ours("tiled")), group)
     assert none.floor == none.ratio == group.nones["headway: tiled"]
 

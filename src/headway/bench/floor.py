@@ -13,8 +13,9 @@ demands them: over the pairs that the mask leaves, and for tables only over the 
     mixed heads           pairs of one head · 3 F H · kernel
 
 What a method computes before attention (rotations, gates, networks, projected vectors) is counted by torch while it
-runs, less the vectors of distances that do not occur. A product has two gradients of its own size, so that backward takes twice as many; scores that a kernel computes
-again are not counted, on either side. A tax below the floor is possible: weights that vanish need no products.
+runs, less the vectors of distances that do not occur. A product has two gradients of its own size, so that backward
+takes twice as many; scores that a kernel computes again are not counted, on either side. A tax below the floor is
+possible: weights that vanish need no products.
 """
 
 from __future__ import annotations

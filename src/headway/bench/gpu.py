@@ -8,6 +8,7 @@ that crashes, hangs, or ruins the GPU's context is replaced, and its row has the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import time
@@ -114,9 +115,10 @@ def serve(link: Connection, device: str, dtype: str) -> None:
     torch.backends.cudnn.allow_tf32 = False  # the reference's convolutions must not be rounded either
     link.send(environment(torch.float32 if device == "cpu" else getattr(torch, dtype), device))
     groups: dict[Case, Group] = {}
-    while True:
-        rows = answer(link.recv(), groups)
-        link.send(([asdict(row) for row in rows], rows[-1].status != "failed" or usable(device)))
+    with contextlib.suppress(EOFError):  # the process that watches is gone
+        while True:
+            rows = answer(link.recv(), groups)
+            link.send(([asdict(row) for row in rows], rows[-1].status != "failed" or usable(device)))
 
 
 def answer(job: Job, groups: dict[Case, Group]) -> list[Row]:
@@ -267,7 +269,7 @@ class Watch:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._link, its = context.Pipe()
-        self._process = context.Process(target=self.serve, args=(its, self.device, self.dtype), daemon=True)
+        self._process = context.Process(target=self.serve, args=(its, self.device, self.dtype))
         self._process.start()
         its.close()
         if not self._link.poll(self._limit()):

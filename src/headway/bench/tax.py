@@ -36,7 +36,7 @@ class Row:
         mode: the mode of the case.
         mask: "causal" or "full".
         status: "ok", "unsupported", "out of memory", "failed" or, for lack of time, "left out".
-        reason: why there are no measurements.
+        reason: why there are no measurements, or no floor.
         seconds: median of its samples.
         ratio: the tax, the median over rounds of its time ÷ plain attention's.
         low: the smallest of these ratios.
@@ -194,7 +194,10 @@ def measured(entry: Entry, group: Group, keep: Callable[[Row, str, int, float], 
                 for number, one in enumerate(seconds):
                     if keep is not None:
                         keep(row, who, number, one)
-            row.floor = group.floor(row, work)
+            try:
+                row.floor = group.floor(row, work)
+            except Exception as problem:
+                row.reason = f"without a floor: {trouble(problem)[1]}"
     except Exception as problem:
         row.status, row.reason = trouble(problem)
     return row
