@@ -15,6 +15,8 @@ NORMS = ("rms", "layer")
 ACTIVATIONS = ("gelu", "swiglu")
 INITS = ("xavier", "normal", "gpt2", "t5", "orthogonal")
 OPTIMIZERS = ("sgd", "adam", "adamw")
+CORE = ("none", "sinusoidal", "learned", "rotary", "alibi", "t5", "shaw")
+"""The methods compared by default: a baseline, and the best known method of each kind."""
 WIDEST, DEEPEST, MOST, STEPS = 1 << 16, 1024, 1 << 24, 1_000_000
 """The maximum width or number of heads, of layers, of counts (tokens, windows), and of training steps: every checkpoint
 holds the history of all steps so far."""

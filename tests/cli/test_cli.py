@@ -268,7 +268,7 @@ BAD = {
     "bench lengths": ("bench --lengths 1,x", "expected --lengths as whole numbers like 64,128,256, got '1,x'"),
     "bench mode": (
         "bench --modes sideways",
-        "expected mode to be one of forward+backward, forward, decode, got 'sideways'",
+        "expected mode to be one of forward+backward, forward, decode, decode-static, got 'sideways'",
     ),
     "bench backend": ("bench --backends magic", "expected backend to be one of auto, all, "),
     "bench folder": ("bench --out {tmp}/empty.txt", "expected a folder to write to, got"),

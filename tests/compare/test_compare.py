@@ -10,7 +10,7 @@ import torch
 from headway.compare import run as module
 from headway.compare.cells import RESULTS
 from headway.compare.run import Comparison, compare
-from headway.compare.settings import CORE
+from headway.config import CORE
 from headway.figures.words import LANGUAGES, strings
 from headway.positions import Position, methods
 from headway.shapes import HeadwayError

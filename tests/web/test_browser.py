@@ -342,6 +342,38 @@ def test_bars_of_the_tax_start_at_plain_attention(open_report: Open) -> None:
         assert right - left == pytest.approx(abs(math.log(ratio)) * max(lengths.values()) / max(lengths), abs=1.5)
 
 
+def test_the_floor_is_marked_and_every_method_has_a_line(open_report: Open) -> None:
+    made = bench()
+    page = open_report(made)
+    ours = [row for row in made["rows"] if row["contender"].startswith("headway") and row["mask"] == "causal"]
+    for mode in ("forward+backward", "decode"):
+        page.click(f'#figure-tax [data-kind="{mode}/causal"]')
+        shown = [row for row in ours if row["mode"] == mode]
+        assert page.locator("#figure-tax .floor").count() == len(shown)
+        for key in ("ratio", "memory_ratio"):
+            drawn = page.eval_on_selector_all(
+                f"[data-curve={key}] .marker[data-y]", "found => found.map(one => [one.dataset.x, one.dataset.y])"
+            )
+            assert sorted((int(x), float(y)) for x, y in drawn) == sorted((row["length"], row[key]) for row in shown)
+
+
+def test_a_benchmark_of_several_widths_with_checks_and_rows_left_out(open_report: Open) -> None:
+    made = bench()
+    few = [row for row in made["rows"] if row["mode"] == "forward+backward" and row["mask"] == "causal"]
+    untimed = [{**row, "length": 301, "ratio": None, "seconds": None} for row in few if row["length"] == 512]
+    missing = {**few[1], "status": "left out", "reason": "there was no time left", "ratio": None}
+    wide = [{**row, "head_dim": 128} for row in [*few, missing]]
+    page = open_report({**made, "rows": [*few, *wide, *untimed], "checked": {"of": 9, "exact": 8}})
+    names = [one.inner_text() for one in page.locator("#figure-tax [data-kind]").all()]
+    assert names == [f"forward + backward · causal · width {width} · float32" for width in (64, 128)]
+    assert page.locator("#figure-tax [data-length]").count() == 2
+    assert "301" not in page.locator("#figure-lengths").inner_text()
+    told = page.locator(".findings").inner_text()
+    assert "8 of 9 checks against float64" in told
+    assert "1 measurements were left out" in told
+    assert "left out: there was no time left" in page.locator("#results").inner_text()
+
+
 def test_another_mode_of_a_benchmark_can_be_chosen(open_report: Open) -> None:
     page = open_report(bench())
     assert page.locator("#figure-tax [data-length]").count() == 2
@@ -367,8 +399,9 @@ def test_every_row_of_a_benchmark_is_in_its_table_and_csv(open_report: Open) -> 
 
 def test_the_projects_bars_say_pass_or_fail(open_report: Open) -> None:
     page = open_report(bench(bars=True))
-    assert [row.inner_text() for row in page.locator("#bars tbody td:last-child").all()] == ["pass", "fail", "fail"]
-    assert "2 of 3 are not met" in page.locator(".results").first.inner_text()
+    outcomes = [row.inner_text() for row in page.locator("#bars tbody td:last-child").all()]
+    assert outcomes == ["pass", "pass, within 1.2 × its floor", "fail", "fail"]
+    assert "2 of 4 are not met" in page.locator(".results").first.inner_text()
     assert open_report(bench()).locator("#bars").count() == 0
 
 

@@ -289,6 +289,7 @@ def test_a_benchmark_in_the_terminal() -> None:
         "by",
         "ms",
         "tax",
+        "floor",
         "memory",
         "error",
         "÷",
@@ -298,7 +299,8 @@ def test_a_benchmark_in_the_terminal() -> None:
     ]
     assert "unsupported: FlexAttention has no backward on a CPU" in text
     assert "out of memory: needs 48.5 GiB" in text
-    assert re.search(r"^pass +0\.93 ≤ 0\.95 ", text, re.MULTILINE)
+    assert re.search(r"^pass +0\.93 ≤ 0\.95 .*\(floor 0\.80\)$", text, re.MULTILINE)
+    assert re.search(r"^pass +0\.95 ≤ 0\.9 .*\(floor 0\.80, met by it\)$", text, re.MULTILINE)
     assert re.search(r"^FAIL +0\.72 ≤ 0\.6 ", text, re.MULTILINE)
     assert re.search(r"^FAIL +– ≤ 1\.6 .*there is no backend tiled\)$", text, re.MULTILINE)
     assert text.endswith("Interrupted: the results so far are saved.")

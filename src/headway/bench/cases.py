@@ -34,6 +34,10 @@ _GATE = 4.35  # mean of x, where the mean of sigmoid(N(x, 1)) is 0.98
 _SEED = 0
 
 
+DECODING = ("decode", "decode-static")
+"""Modes with one query and a cache."""
+
+
 class Unsupported(Exception):
     """A contender cannot run a case; the message is the reason shown in the table."""
 
@@ -48,7 +52,8 @@ class Case:
 
     Args:
         length: number of keys, and of queries except in decoding.
-        mode: "forward+backward", "forward" or "decode": the last of ``length`` tokens, with the others cached.
+        mode: "forward+backward", "forward", "decode": the last of ``length`` tokens, with the others cached; or
+            "decode-static": the same in a cache of fixed size, which it fills.
         mask: "causal" or "full".
         batch: sequences.
         heads: query heads.
@@ -71,7 +76,7 @@ class Case:
     @property
     def decodes(self) -> bool:
         """Whether it is one query with a cache."""
-        return self.mode == "decode"
+        return self.mode in DECODING
 
     @property
     def backward(self) -> bool:
@@ -204,8 +209,12 @@ class _RewindableCache(KVCache):
     """A cache that can be shortened to an earlier length, so that one step can be run repeatedly."""
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first tokens, at no cost."""
-        self._length = length
+        """Forget all but the first tokens, at next to no cost."""
+        if self.size is None:
+            self._length = length
+        elif self._filled is not None:
+            self._filled.fill_(length)
+            self._store["pos"][:, length:] = -1
 
 
 @dataclass
@@ -247,7 +256,8 @@ class Built:
         core = how if isinstance(how, Core) else _Core(how)
         if not self.case.decodes:
             return lambda: self.heads.compute(core, self.x, self.q, self.k, self.v)
-        before, cache = self.case.length - 1, _RewindableCache()
+        before = self.case.length - 1
+        cache = _RewindableCache(self.case.length if self.case.mode == "decode-static" else None)
         if before:  # the attention of the cached tokens is not part of the measurement
             q, k, v = self.q.expand(-1, -1, before, -1), self.k[:, :, :before], self.v[:, :, :before]
             with torch.no_grad():
@@ -280,6 +290,11 @@ def check_method(method: str) -> None:
             parse(method)
         except HeadwayError as error:
             raise HeadwayError(f"{error}; and the terms {', '.join(_TERMS)}") from None
+
+
+def is_term(method: str) -> bool:
+    """Whether it is a single term, not a position method."""
+    return method in _TERMS
 
 
 def build(method: str, case: Case, *, wide: bool = False) -> Built:

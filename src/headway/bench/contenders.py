@@ -21,6 +21,9 @@ from headway.bench.page import PLAIN
 from headway.functional import _load, check
 from headway.terms import AnyTerm, RowTerm, Term, ValuesByDistance
 
+OURS = "headway: "
+"""What the names of our contenders begin with; the backend's name follows."""
+
 
 @dataclass
 class Work:
@@ -107,7 +110,7 @@ def ours(backend: str) -> Contender:
         ((name, memory),) = accepts
         if memory.startswith("O(queries · keys)"):
             fits(case)
-        return Work(case, built, built.runs(Core(name)), f"headway: {name}")
+        return Work(case, built, built.runs(Core(name)), OURS + name)
 
     return prepare
 

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from headway._version import __version__
 
+Name = TypeVar("Name", bound=Hashable)
+
 SAMPLE = {"cpu": 0.01, "cuda": 0.02}
 """Minimum seconds per sample; shorter work is repeated within it."""
 
 
 def interleaved(
-    work: Mapping[str, Callable[[], object]], rounds: int, repeats: int | Mapping[str, int], device: str = "cpu"
-) -> dict[str, list[float]]:
+    work: Mapping[Name, Callable[[], object]], rounds: int, repeats: int | Mapping[Name, int], device: str = "cpu"
+) -> dict[Name, list[float]]:
     """Seconds per call of each piece of work, one sample per round; within a round they take turns.
 
     Each should have run once before, because the first call includes one-time work.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in work}
+    seconds: dict[Name, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
         for name, step in work.items():
             count = repeats if isinstance(repeats, int) else repeats[name]
@@ -93,6 +97,22 @@ def available_memory(device: str) -> int:
     return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2)
 
 
+def processor() -> str:
+    """The name of the CPU, as the system tells it."""
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None  # not Linux
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def environment(dtype: torch.dtype, device: str) -> dict[str, Any]:
     """The machine and the versions that affect speed."""
     found: dict[str, Any] = {
@@ -103,12 +123,13 @@ def environment(dtype: torch.dtype, device: str) -> dict[str, Any]:
     }
     if device == "cpu":
         found |= {
+            "processor": processor(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),
         }
     else:
-        found["device"] = torch.cuda.get_device_name()
+        found |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "triton": _version("triton")}
     return found | {"matmul_gflops": round(matmul_peak(dtype, device), 1)}
 
 

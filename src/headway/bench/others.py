@@ -4,10 +4,12 @@
   computed, not looked up.
 - x-transformers: its ``Attend`` on the flash path, with its own T5 bias, ALiBi bias or rotary embedding.
 - transformers: ``T5Attention`` without its projections, so that it computes only the bias and the core.
+- flash-attn and fla, on a GPU: the kernels of FlashAttention 2, also with ALiBi's slopes, and of forgetting gates.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from headway.bench.cases import Built, Case, CoreCall, Unsupported, build
 from headway.bench.contenders import Contender, Work, biases, fits
 from headway.positions import T5, Alibi, Rotary
+from headway.positions.alibi import slopes
 from headway.terms import ByDistance, PerKey, TablePerKey, TablePerQuery, Term
 
 
@@ -30,11 +33,20 @@ class Other:
         name: for the table.
         methods: the methods it has.
         prepare: prepares its work.
+        module: what is imported for it.
+        on: the device it is for; None is all.
     """
 
     name: str
     methods: tuple[str, ...]
     prepare: Contender
+    module: str
+    on: str | None = None
+
+    @property
+    def installed(self) -> bool:
+        """Whether it can be imported."""
+        return importlib.util.find_spec(self.module) is not None
 
 
 def _score_mod(terms: tuple[Any, ...]) -> Callable[..., Tensor] | None:
@@ -111,9 +123,12 @@ def flex(method: str, case: Case) -> Work:
     return Work(case, built, built.runs(core), "FlexAttention")
 
 
-def _imported(name: str, extra: str) -> Any:
-    import importlib
+def imported(name: str, extra: str) -> Any:
+    """A module of another library.
 
+    Raises:
+        Unsupported: when it is not installed.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # its own use of torch
@@ -124,8 +139,8 @@ def _imported(name: str, extra: str) -> Any:
 
 def x_transformers(method: str, case: Case) -> Work:
     """x-transformers' ``Attend`` on its flash path, with its own position modules."""
-    attend_module = _imported("x_transformers.attend", "x-transformers")
-    library = _imported("x_transformers.x_transformers", "x-transformers")
+    attend_module = imported("x_transformers.attend", "x-transformers")
+    library = imported("x_transformers.x_transformers", "x-transformers")
     if case.kv_heads != case.heads:
         raise Unsupported("grouped-query attention is not implemented here")
     built = build(method, case)
@@ -179,8 +194,8 @@ class _Precomputed(nn.Module):
 
 def huggingface(method: str, case: Case) -> Work:
     """transformers' ``T5Attention`` without its projections: its bias, and its default attention core."""
-    module = _imported("transformers.models.t5.modeling_t5", "transformers")
-    config_module = _imported("transformers.models.t5.configuration_t5", "transformers")
+    module = imported("transformers.models.t5.modeling_t5", "transformers")
+    config_module = imported("transformers.models.t5.configuration_t5", "transformers")
     if case.kv_heads != case.heads:
         raise Unsupported("it needs as many key heads as query heads")
     built = build(method, case)
@@ -227,14 +242,51 @@ def _embedding(embedding: nn.Embedding, built: Built, case: Case) -> Tensor:
     return embedding.weight
 
 
+def flash_attn(method: str, case: Case) -> Work:
+    """FlashAttention 2 from the package flash-attn: without position, or with ALiBi's slopes."""
+    library = imported("flash_attn", "flash-attn")
+    built = build(method, case)
+    if method not in ("none", "alibi"):
+        raise Unsupported("it has the published slopes only")
+    fixed = slopes(case.heads, built.q.device).float() if method == "alibi" else None
+
+    def forward() -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (built.q, built.k, built.v))
+        out: Tensor = library.flash_attn_func(q, k, v, causal=case.causal, alibi_slopes=fixed)
+        return out.transpose(1, 2)
+
+    return Work(case, built, forward, "flash-attn")
+
+
+def fla(method: str, case: Case) -> Work:
+    """The kernel of forgetting gates in flash-linear-attention."""
+    library = imported("fla.ops.forgetting_attn", "fla")
+    if not case.causal:
+        raise Unsupported("its attention is causal")
+    built = build(method, case)
+
+    def forward() -> Tensor:
+        q, k, v = (x.transpose(1, 2).contiguous() for x in (built.q, built.k, built.v))
+        gates = built.position.mark(built.x)
+        out: Tensor = library.parallel_forgetting_attn(q, k, v, gates, scale=case.scale)
+        return out.transpose(1, 2)
+
+    return Work(case, built, forward, "fla")
+
+
 def others_for(method: str, case: Case) -> list[Other]:
     """The libraries that have this method; none for decoding, which is not implemented here for any of them."""
-    return [] if case.decodes else [other for other in OTHERS if method.partition("(")[0] in other.methods]
+    if case.decodes:
+        return []
+    name = method.partition("(")[0]
+    return [other for other in OTHERS if name in other.methods and other.on in (None, case.device)]
 
 
 OTHERS = (
-    Other("FlexAttention", ("none", "t5", "alibi", "fox", "rows", "table"), flex),
-    Other("x-transformers", ("none", "t5", "alibi", "rotary"), x_transformers),
-    Other("transformers T5Attention", ("t5",), huggingface),
+    Other("FlexAttention", ("none", "t5", "alibi", "fox", "rows", "table"), flex, "torch"),
+    Other("x-transformers", ("none", "t5", "alibi", "rotary"), x_transformers, "x_transformers"),
+    Other("transformers T5Attention", ("t5",), huggingface, "transformers"),
+    Other("flash-attn", ("none", "alibi"), flash_attn, "flash_attn", "cuda"),
+    Other("fla", ("fox",), fla, "fla", "cuda"),
 )
 """The methods each library has; the table has rows for these only."""

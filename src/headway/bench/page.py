@@ -16,7 +16,7 @@ from headway.web.page import document, strings_of
 Row = Mapping[str, Any]
 PLAIN = "plain SDPA"
 """The contender that all others are divided by: torch's fused attention without any position."""
-_HEAD = ("method", "computed by", "ms", "tax", "memory", "error", "÷ eager", "same bits")
+_HEAD = ("method", "computed by", "ms", "tax", "floor", "memory", "error", "÷ eager", "same bits")
 
 
 def bench_text(results: Results) -> str:
@@ -26,8 +26,16 @@ def bench_text(results: Results) -> str:
         results: the dictionary that ``headway bench`` saves.
     """
     blocks = [_machine(results)]
-    for _, rows in groupby(results.get("rows") or (), key=_shape):
-        blocks.append(_block(list(rows)))
+    every = results.get("rows") or ()
+    kinds = {(row["head_dim"], row["dtype"]) for row in every}
+    for _, rows in groupby(every, key=_shape):
+        blocks.append(_block(list(rows), named=len(kinds) > 1))
+    if checked := results.get("checked"):
+        blocks.append(
+            f"{checked['exact']} of {checked['of']} checks against float64 within twice plain PyTorch's error."
+        )
+    if left := sum(row["status"] == "left out" for row in every):
+        blocks.append(f"{left} measurements left out for lack of time.")
     if results.get("bars"):
         blocks.append(_bars(results["bars"]))
     if not results.get("complete", True):
@@ -40,6 +48,8 @@ def row_text(row: Row) -> str:
     place = f"{row['length']:,} tokens {row['mode']} {row['mask']}"
     if row["status"] != "ok":
         return f"{row['method']}, {row['contender']}, {place}: {row['status']}: {row['reason']}"
+    if row["ratio"] is None and row["memory_ratio"] is None:
+        return f"{row['method']}, {row['contender']}, {place}: error {row['error']:.1e}"
     if row["ratio"] is None:
         return f"{row['method']}, {row['contender']}, {place}: {row['memory_ratio']:.2f} × plain attention's memory"
     return f"{row['method']}, {row['contender']}, {place}: {row['ratio']:.2f} × plain attention"
@@ -62,7 +72,7 @@ def bench_page(results: Results) -> str:
 
 
 def _shape(row: Row) -> tuple[Any, ...]:
-    return row["length"], row["mode"], row["mask"]
+    return row["length"], row["mode"], row["mask"], row["head_dim"], row["dtype"]
 
 
 def _machine(results: Results) -> str:
@@ -71,12 +81,14 @@ def _machine(results: Results) -> str:
     if machine.get("device"):
         parts.append(str(machine["device"]))
     else:
+        parts += filter(None, [machine.get("processor")])
         parts.append(
             f"{machine.get('threads')} threads of {machine.get('cores')} cores, {machine.get('cpu_capability')}"
         )
-    parts.append(f"matrix products {machine.get('matmul_gflops'):,.0f} GFLOP/s")
+    if finite(machine.get("matmul_gflops")):
+        parts.append(f"matrix products {machine['matmul_gflops']:,.0f} GFLOP/s")
     shape = ""
-    if not settings.get("bars"):
+    if settings.get("heads"):
         heads = f"{settings.get('heads')} heads"
         if settings.get("kv_heads"):
             heads += f" ({settings['kv_heads']} key heads)"
@@ -84,10 +96,12 @@ def _machine(results: Results) -> str:
     return shape + " · ".join(parts)
 
 
-def _block(rows: list[Row]) -> str:
+def _block(rows: list[Row], named: bool) -> str:
     first = rows[0]
     base = next((row for row in rows if row["contender"] == PLAIN), None)
     title = f"{first['length']:,} tokens · {first['mode']} · {first['mask']}"
+    if named:
+        title += f" · width {first['head_dim']} · {first['dtype']}"
     if base is not None and finite(base["seconds"]):
         title += f" · plain attention {measured(1e3 * base['seconds'])} ms, {measured(base['gflops'])} GFLOP/s"
     lines = [_HEAD] + [_cells(row) for row in rows]
@@ -111,6 +125,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row["contender"],
         _number(row["seconds"], 1e3),
         _number(row["ratio"]),
+        _number(row["floor"]),
         _number(row["memory_ratio"]),
         "–" if row["error"] is None else f"{row['error']:.1e}",
         _number(row["error_ratio"]),
@@ -128,5 +143,7 @@ def _bars(bars: Iterable[Row]) -> str:
     for bar in bars:
         got = "–" if bar["measured"] is None else f"{bar['measured']:.2f}"
         why = f" ({bar['reason']})" if bar["reason"] else ""
+        if bar["floor"] is not None:
+            why += f" (floor {bar['floor']:.2f}{', met by it' if bar['met_by'] == 'floor' else ''})"
         lines.append(f"{'pass' if bar['passed'] else 'FAIL'}  {got:>6} {bar['bar']:<6}  {bar['name']}{why}")
     return "\n".join(lines)

@@ -14,8 +14,8 @@ import torch
 
 from headway.backends import BACKENDS
 from headway.bench.bars import bars, measure_bars
-from headway.bench.cases import Case
-from headway.bench.contenders import materialised, ours
+from headway.bench.cases import DECODING, Case
+from headway.bench.contenders import OURS, materialised, ours
 from headway.bench.measure import environment
 from headway.bench.others import others_for
 from headway.bench.settings import Bench, rounds_for
@@ -108,7 +108,7 @@ def outcome(results: Mapping[str, Any]) -> int:
 def cases(settings: Bench) -> Iterator[Case]:
     """The cases of a benchmark: those with a backward pass first, short ones before long ones."""
     for mode in settings.modes:
-        for mask in settings.masks[:1] if mode == "decode" else settings.masks:
+        for mask in settings.masks[:1] if mode in DECODING else settings.masks:
             for length in sorted(settings.lengths):
                 yield Case(
                     length,
@@ -130,7 +130,7 @@ def entries_for(settings: Bench, case: Case) -> list[Entry]:
     if settings.backends == ("all",) and case.queries > REFERENCE_UP_TO:
         names = tuple(name for name in names if name != "reference")
     for method in settings.methods:
-        entries += [Entry(method, f"headway: {name}", ours(name)) for name in names]
+        entries += [Entry(method, OURS + name, ours(name)) for name in names]
         if settings.baselines:
             if method not in ("none", "rotary", "shaw"):  # those have no bias to materialise
                 entries.append(Entry(method, "SDPA + bias tensor", materialised))

@@ -10,7 +10,7 @@ from headway.schema import Whole, Words, require
 from headway.settings import Settings
 from headway.shapes import HeadShape, HeadwayError
 
-MODES = ("forward+backward", "forward", "decode")
+MODES = ("forward+backward", "forward", "decode", "decode-static")
 MASKS = ("causal", "full")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -22,8 +22,9 @@ class Bench(Settings):
     Args:
         methods: position methods, e.g. none,t5,rotary(base=500000), or all, and single terms: rows, table.
         lengths: sequence lengths in tokens.
-        modes: passes to time: forward+backward, forward, and decode (the last of so many tokens, with the rest cached).
-        masks: causal, full; decode is the same under both and is measured once.
+        modes: passes to time: forward+backward, forward, decode (the last of so many tokens, with the rest cached),
+            and decode-static (the same in a cache of fixed size).
+        masks: causal, full; decoding is the same under both and is measured once.
         backends: auto (the one attention would choose), all (each that accepts the call), or names.
         baselines: also measure torch's own implementations and other libraries.
         batch: sequences per batch.

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import torch
 
 from headway.bench.cases import Case, TooLarge, Unsupported
-from headway.bench.contenders import Contender, Work, eager, plain
+from headway.bench.contenders import OURS, Contender, Work, eager, ours, plain
+from headway.bench.floor import products
 from headway.bench.measure import error, interleaved, median_ratio, repeats_for, same
 from headway.bench.page import PLAIN
 from headway.memory import peak_memory
@@ -32,14 +33,16 @@ class Row:
         method: the method.
         contender: the implementation.
         length: tokens.
-        mode: "forward+backward", "forward" or "decode".
+        mode: the mode of the case.
         mask: "causal" or "full".
-        status: "ok", "unsupported", "out of memory" or "failed".
-        reason: why there are no measurements.
+        status: "ok", "unsupported", "out of memory", "failed" or, for lack of time, "left out".
+        reason: why there are no measurements, or no floor.
         seconds: median of its samples.
         ratio: the tax, the median over rounds of its time ÷ plain attention's.
         low: the smallest of these ratios.
         high: the largest of these ratios.
+        floor: what its products would cost at plain attention's speed, see :mod:`headway.bench.floor`; for our own
+            backends.
         rounds: number of rounds.
         gflops: GFLOP/s, counting the operations of plain attention only, not those of the bias.
         peak_bytes: peak memory, inputs, outputs and gradients included.
@@ -47,6 +50,8 @@ class Row:
         error: largest error against float64, see :func:`headway.bench.measure.error`.
         error_ratio: error ÷ that of plain PyTorch in the same dtype.
         repeats: whether two runs gave the same bits.
+        head_dim: width of a head.
+        dtype: of q, k and v.
     """
 
     method: str
@@ -60,6 +65,7 @@ class Row:
     ratio: float | None = None
     low: float | None = None
     high: float | None = None
+    floor: float | None = None
     rounds: int = 0
     gflops: float | None = None
     peak_bytes: int | None = None
@@ -67,16 +73,25 @@ class Row:
     error: float | None = None
     error_ratio: float | None = None
     repeats: bool | None = None
+    head_dim: int = 64
+    dtype: str = "float32"
+
+    @classmethod
+    def of(cls, case: Case, method: str, contender: str, status: str = "ok", reason: str | None = None) -> Row:
+        """A row of a case without measurements."""
+        given = (method, contender, case.length, case.mode, case.mask, status, reason)
+        return cls(*given, head_dim=case.head_dim, dtype=case.dtype)
 
 
 @dataclass
 class Entry:
-    """A row to measure: a method and a contender."""
+    """A row to measure: a method and a contender; its time or only its memory, with or without its error."""
 
     method: str
     name: str
     prepare: Contender
     timed: bool = True
+    exact: bool = True
 
 
 @dataclass
@@ -91,6 +106,7 @@ class Group:
     base_count: int = field(init=False)
     base_samples: list[float] = field(init=False, default_factory=list)
     truths: dict[str, tuple[dict[str, torch.Tensor], float] | None] = field(init=False, default_factory=dict)
+    nones: dict[str, float | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.base = plain("none", self.case)
@@ -107,9 +123,22 @@ class Group:
                 self.truths[method] = None
         return self.truths[method]
 
+    def floor(self, row: Row, work: Work) -> float | None:
+        """The floor of a timed row; None for what is not ours, or where its backend refuses ``none``."""
+        name = work.name
+        if not name.startswith(OURS):
+            return None
+        if row.method == "none":
+            self.nones[name] = row.ratio
+        elif name not in self.nones:
+            entry = Entry("none", name, ours(name.removeprefix(OURS)))
+            self.nones[name] = measured(entry, self).ratio
+        none = self.nones[name]
+        return None if none is None else none * products(work.built) / products(self.base.built)
+
     def row(self, method: str, name: str) -> Row:
         """An empty row of this case."""
-        return Row(method, name, self.case.length, self.case.mode, self.case.mask)
+        return Row.of(self.case, method, name)
 
     def base_row(self) -> Row:
         """Plain attention itself, over all its samples."""
@@ -122,19 +151,19 @@ class Group:
             self.check(row, self.base, self.base.step())
         return row
 
-    def check(self, row: Row, work: Work, got: dict[str, torch.Tensor]) -> None:
-        """Compare a contender's result with a second run, and with float64 if that is affordable."""
+    def check(self, row: Row, work: Work, got: dict[str, torch.Tensor], exact: bool = True) -> None:
+        """Compare a contender's result with a second run, and with float64 if that is wanted and affordable."""
         row.repeats = same(got, work.step())
-        if self.case.length <= EXACT_UP_TO and (truth := self.truth(row.method)) is not None:
-            exact, fair = truth
-            row.error = error(got, exact)
+        if exact and self.case.length <= EXACT_UP_TO and (truth := self.truth(row.method)) is not None:
+            values, fair = truth
+            row.error = error(got, values)
             row.error_ratio = row.error / fair if fair else None
 
 
 def without_base(case: Case, problem: Exception) -> Row:
     """The only row of a case in which plain attention cannot be measured."""
     status, reason = trouble(problem)
-    return Row("none", PLAIN, case.length, case.mode, case.mask, status, reason)
+    return Row.of(case, "none", PLAIN, status, reason)
 
 
 def measured(entry: Entry, group: Group, keep: Callable[[Row, str, int, float], None] | None = None) -> Row:
@@ -151,7 +180,7 @@ def measured(entry: Entry, group: Group, keep: Callable[[Row, str, int, float], 
         row.contender = work.name
         first = work.step()
         if group.thorough:
-            group.check(row, work, first)
+            group.check(row, work, first, entry.exact)
         del first
         row.peak_bytes, count = peak_and_repeats(work)
         row.memory_ratio = row.peak_bytes / group.base_peak
@@ -165,6 +194,10 @@ def measured(entry: Entry, group: Group, keep: Callable[[Row, str, int, float], 
                 for number, one in enumerate(seconds):
                     if keep is not None:
                         keep(row, who, number, one)
+            try:
+                row.floor = group.floor(row, work)
+            except Exception as problem:
+                row.reason = f"without a floor: {trouble(problem)[1]}"
     except Exception as problem:
         row.status, row.reason = trouble(problem)
     return row

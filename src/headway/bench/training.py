@@ -1,4 +1,4 @@
-"""Whole training steps: ``headway bench --training`` runs our decoder beside others of its size.
+"""Whole training steps: ``headway bench --training`` runs our decoder with each method beside others of its size.
 
 Each contender does the same work on the same batches: embedding, layers, output matrix tied to the embedding,
 cross-entropy, backward, gradient clipping, fused AdamW. Rounds are interleaved, because a machine's speed drifts, and
@@ -17,15 +17,20 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from headway.bench.measure import interleaved, median_ratio
-from headway.config import DEEPEST, MOST, Width
+from headway.bench.cases import is_term
+from headway.bench.measure import interleaved, median_ratio, processor
+from headway.bench.settings import Bench
+from headway.config import CORE, DEEPEST, MOST, Width
 from headway.schema import Whole
 from headway.settings import Settings
 from headway.shapes import HeadwayError
 from headway.transformer import Transformer
 
+OURS = "headway"
 REPEATS = 5
 """Steps per measurement."""
+MOST_TAX = 1.05
+"""Target: the most time that a step with a core method takes, ÷ one without position."""
 
 
 class TorchDecoder(nn.Module):
@@ -47,23 +52,41 @@ class TorchDecoder(nn.Module):
         return out
 
 
-def contenders(vocab: int, dim: int, layers: int, heads: int, length: int) -> dict[str, nn.Module]:
-    """Decoders of one size, without position, by name; x-transformers only if it is installed."""
-    models: dict[str, nn.Module] = {
-        "headway": Transformer(vocab, dim, layers, heads, position="none", norm="layer", bias=True),
-        "nn.TransformerEncoder": TorchDecoder(vocab, dim, layers, heads, length),
+THEIRS: dict[str, dict[str, bool]] = {
+    "none": {},
+    "sinusoidal": {"scaled_sinu_pos_emb": True},
+    "learned": {"use_abs_pos_emb": True},
+    "rotary": {"rotary_pos_emb": True},
+    "alibi": {"alibi_pos_bias": True},
+    "t5": {"rel_pos_bias": True},
+}
+"""The options of x-transformers that give a method, of those it has."""
+
+
+def contenders(steps: Steps, vocab: int = 256) -> dict[tuple[str, str], nn.Module]:
+    """Decoders of one size by library and method; x-transformers only if it is installed."""
+    dim, layers, heads = steps.dim, steps.layers, steps.heads
+    models: dict[tuple[str, str], nn.Module] = {
+        (OURS, method): Transformer(vocab, dim, layers, heads, position=method, norm="layer", bias=True)
+        for method in steps.methods
     }
+    models["nn.TransformerEncoder", "none"] = TorchDecoder(vocab, dim, layers, heads, steps.length)
     try:
         from x_transformers import Decoder, TransformerWrapper
     except ImportError:
         return models
-    models["x-transformers"] = TransformerWrapper(
-        num_tokens=vocab,
-        max_seq_len=length,
-        use_abs_pos_emb=False,
-        tie_embedding=True,
-        attn_layers=Decoder(dim=dim, depth=layers, heads=heads, attn_dim_head=dim // heads, attn_flash=True),
-    )
+    for method in filter(THEIRS.__contains__, steps.methods):
+        embedded = {"use_abs_pos_emb": False, "scaled_sinu_pos_emb": False}
+        inside = {name: on for name, on in THEIRS[method].items() if name not in embedded}
+        models["x-transformers", method] = TransformerWrapper(
+            num_tokens=vocab,
+            max_seq_len=steps.length,
+            tie_embedding=True,
+            attn_layers=Decoder(
+                dim=dim, depth=layers, heads=heads, attn_dim_head=dim // heads, attn_flash=method != "t5", **inside
+            ),
+            **{name: THEIRS[method].get(name, on) for name, on in embedded.items()},
+        )
     return models
 
 
@@ -92,6 +115,7 @@ class Steps(Settings):
         length: tokens per window.
         batch: windows per step.
         rounds: interleaved rounds of :data:`REPEATS` steps each.
+        methods: position methods; ``none``, which the others are divided by, is always among them.
 
     Raises:
         HeadwayError: on values below 1.
@@ -103,11 +127,20 @@ class Steps(Settings):
     length: Annotated[int, Whole(1, MOST)] = 64
     batch: Annotated[int, Whole(1, MOST)] = 32
     rounds: Annotated[int, Whole(1, MOST)] = 15
+    methods: tuple[str, ...] = CORE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "methods", tuple(dict.fromkeys(("none", *self.methods))))
 
     @classmethod
     def like(cls, options: Mapping[str, Any]) -> Steps:
         """From the given options of :class:`headway.bench.settings.Bench`."""
         given = {name: options[name] for name in ("heads", "batch", "rounds") if name in options}
+        if "methods" in options:
+            given["methods"] = Bench(methods=options["methods"]).methods
+            if terms := [name for name in given["methods"] if is_term(name)]:
+                raise HeadwayError(f"expected position methods with --training, got the term {terms[0]}")
         if "lengths" in options:
             if len(options["lengths"]) != 1:
                 raise HeadwayError(f"expected one of --lengths with --training, got {list(options['lengths'])}")
@@ -121,44 +154,61 @@ class Measured:
     """One decoder's speed.
 
     Args:
-        name: name of the decoder.
+        name: name of the library.
+        method: its position method.
         parameters: number of parameters.
         tokens_per_second: median over the rounds.
-        ratio: ours ÷ theirs, median over the rounds.
+        tax: its time ÷ ours without position, median over the rounds.
+        ratio: our time with this method ÷ its time, median over the rounds.
     """
 
     name: str
+    method: str
     parameters: int
     tokens_per_second: float
+    tax: float
     ratio: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether it meets the target: ours, with a core method, takes at most :data:`MOST_TAX`."""
+        return self.name != OURS or self.method not in CORE or self.tax <= MOST_TAX
 
 
 def time_steps(steps: Steps) -> list[Measured]:
     """Measure a training step of every decoder, in interleaved rounds; ours comes first."""
     torch.manual_seed(0)
     windows = torch.randint(256, (steps.batch, steps.length + 1))
-    models = contenders(256, steps.dim, steps.layers, steps.heads, steps.length)
-    work = {name: train_step(model, windows) for name, model in models.items()}
+    models = contenders(steps)
+    work = {who: train_step(model, windows) for who, model in models.items()}
     for step in work.values():
         step()  # the first call includes one-time work
     seconds = interleaved(work, steps.rounds, REPEATS)
     return [
         Measured(
-            name,
+            *who,
             sum(p.numel() for p in model.parameters()),
-            steps.batch * steps.length / statistics.median(seconds[name]),
-            median_ratio(seconds[name], seconds["headway"]),
+            steps.batch * steps.length / statistics.median(seconds[who]),
+            median_ratio(seconds[who], seconds[OURS, "none"]),
+            median_ratio(seconds[OURS, who[1]], seconds[who]),
         )
-        for name, model in models.items()
+        for who, model in models.items()
     ]
 
 
 def steps_text(found: Sequence[Measured]) -> str:
-    """The measured decoders as a table, with the version of torch and its threads."""
+    """The measured decoders as a table, with the processor, the version of torch and its threads."""
+    columns = (
+        f"{'decoder':<24}{'position':<24}{'parameters':>12}{'tokens/s':>12}{'÷ ours without':>16}{'ours ÷ it':>12}"
+    )
     lines = [
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians",
+        f"{processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads, medians",
         "",
-        f"{'decoder':<24}{'parameters':>12}{'tokens/s':>12}{'ours ÷ theirs':>16}",
+        columns,
     ]
-    rows = [f"{one.name:<24}{one.parameters:>12,}{one.tokens_per_second:>12,.0f}{one.ratio:>16.3f}" for one in found]
-    return "\n".join([*lines, *rows])
+    for one in found:
+        ratio = "" if one.name == OURS else f"{one.ratio:.3f}"
+        missed = "" if one.passed else f"  above the target, {MOST_TAX}"
+        name = f"{one.name:<24}{one.method:<24}{one.parameters:>12,}{one.tokens_per_second:>12,.0f}"
+        lines.append(f"{name}{one.tax:>16.3f}{ratio:>12}{missed}".rstrip())
+    return "\n".join(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from headway.config import DEEPEST, MOST, OPTIMIZERS, STEPS, Width
+from headway.config import CORE, DEEPEST, MOST, OPTIMIZERS, STEPS, Width
 from headway.schema import LARGEST, Number, Whole, Words, shown
 from headway.settings import Settings
 from headway.shapes import HeadwayError
@@ -22,8 +22,6 @@ DEFAULTS: dict[str, dict[str, int]] = {
 """Defaults per task; with them, :data:`CORE` takes about four minutes on two cores, ten for copy."""
 BY_TASK: Any = None
 """Marks a field whose default depends on the task, see :data:`DEFAULTS`."""
-CORE = ("none", "sinusoidal", "learned", "rotary", "alibi", "t5", "shaw")
-"""The methods compared by default: a baseline, and the best known method of each kind."""
 WAYS = ("linear", "ntk", "dynamic", "yarn", "drope")
 """Extensions of trained models to longer texts, see :mod:`headway.compare.extending`."""
 LONGEST = 2**20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -103,7 +104,12 @@ def _step(forward: Forward, keep: Callable[..., None], differentiate: Callable[.
     def vmap(info: Any, in_dims: tuple[Any, ...], *given: Any) -> Any:
         return _one_by_one(step.apply, info, in_dims, given)
 
-    members = {"forward": forward, "setup_context": keep, "backward": differentiate, "vmap": vmap}
+    def run(*given: Any) -> Any:
+        return forward(*given)
+
+    # torch reads it in every call: from a kernel's many arguments that would take longer than all else around it
+    run.__signature__ = inspect.signature(run)  # type: ignore[attr-defined]
+    members = {"forward": run, "setup_context": keep, "backward": differentiate, "vmap": vmap}
     step: Any = type("Attention", (torch.autograd.Function,), {k: staticmethod(f) for k, f in members.items()})
     return step
 
