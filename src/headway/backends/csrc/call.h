@@ -14,6 +14,10 @@ struct Call {
   const int64_t *q_pos, *k_pos, *q_docs, *k_docs;  // documents may be null
   int64_t q_pos_batch, k_pos_batch, q_docs_batch, k_docs_batch;
   int64_t past, future;
+  const int64_t *mask, *mask_q, *mask_k;  // what else hides pairs, see mask.h, or null
+  int64_t mask_steps, mask_q_leaf, mask_q_batch, mask_k_leaf, mask_k_batch;
+  const void* mask_table;  // (B, H, rows, columns) bytes, contiguous over columns, or null
+  int64_t mask_table_batch, mask_table_head, mask_table_row;
   const void* per_key;  // (B, H, K) T, or null
   int64_t per_key_batch, per_key_head;
   const void *table, *tails;  // (H, W) and (H, 2) T, or null; contiguous
