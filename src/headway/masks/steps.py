@@ -1,4 +1,4 @@
-"""Masks as steps that kernels evaluate pair by pair: comparisons of a number per query and one per key, joined by & and |.
+"""Masks as steps that kernels evaluate pair by pair: comparisons of a number per query and per key, joined by & and |.
 
 A comparison shows query i key j if low <= key number − query number <= high. Masks by distance compare positions,
 Documents ids, Chunks and Strided positions divided by their size and what is left of that. Dense and Blocks look up a
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -102,7 +103,10 @@ def steps(masks: Sequence[Mask], q_pos: Positions, k_pos: Positions) -> Steps:
         if number:
             found.extend((AND, 0, 0))
     q, k = (_stacked([leaf[side] for leaf in leaves]) for side in (0, 1))
-    return Steps(found, q, k, tables[0] if tables else None)
+    table = tables[0] if tables else None
+    if table is not None and table.stride(-1) != 1:
+        table = table.contiguous()
+    return Steps(found, q, k, table)
 
 
 def _compared(mask: Mask, q_pos: Tensor, k_pos: Tensor) -> Leaf:
@@ -121,7 +125,8 @@ def _compared(mask: Mask, q_pos: Tensor, k_pos: Tensor) -> Leaf:
         case Strided(stride):
             return 0, 0, q_pos % stride, k_pos % stride
         case Prefix(length):
-            most = length[:, None] if isinstance(length, Tensor) else min(int(length), FAR)  # type: ignore[call-overload]
+            given: Any = length
+            most = given[:, None] if isinstance(given, Tensor) else min(given, FAR)
             return 0, 0, torch.zeros_like(q_pos), (k_pos >= most).long()
         case KeyPadding():
             return 0, 0, torch.zeros_like(q_pos), (~mask.of(k_pos)).long()
@@ -133,7 +138,9 @@ def _entries(mask: Dense | Blocks, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor
     if isinstance(mask, Blocks):
         return mask.of(q_pos, k_pos)
     mask.tile(q_pos, k_pos)  # checks its size
-    return torch.arange(q_pos.shape[1], device=q_pos.device)[None], torch.arange(k_pos.shape[1], device=k_pos.device)[None]
+    return torch.arange(q_pos.shape[1], device=q_pos.device)[None], torch.arange(k_pos.shape[1], device=k_pos.device)[
+        None
+    ]
 
 
 def _stacked(numbers: Sequence[Tensor]) -> Tensor:

@@ -157,7 +157,9 @@ class Arguments:
         leaf = [kind for kind in steps[::3] if kind in (COMPARE, LOOK_UP)].index(LOOK_UP)
         for numbers, size in ((q[leaf], table.shape[2]), (k[leaf], table.shape[3])):
             if numbers.numel() and int(numbers.max()) >= size:
-                raise HeadwayError(f"expected positions in {size} blocks of the mask, got one in {int(numbers.max())}")
+                raise HeadwayError(
+                    f"expected positions in {size} blocks of the mask, got one in block {int(numbers.max())}"
+                )
 
     def run(self, function: str) -> None:
         """Call the function.

@@ -28,7 +28,8 @@ SOURCE, MEMORY = "mix.cpp", "O(queries + keys): fused"
 _GIVEN = (
     "Tensor q, Tensor k, Tensor v, Tensor table, Tensor tails, Tensor first, Tensor first_bias, Tensor second, "
     "Tensor q_pos, Tensor k_pos, Tensor? q_docs, Tensor? k_docs, Tensor? order, Tensor? seed, "
-    "Tensor? mask_q, Tensor? mask_k, Tensor? mask_table, int[] mask, int past, int future, int left, float scale, float dropout"
+    "Tensor? mask_q, Tensor? mask_k, Tensor? mask_table, int[] mask, "
+    "int past, int future, int left, float scale, float dropout"
 )
 """Arguments of forward and backward, named as in ``mix.h``."""
 _TENSORS, _DIFFERENTIABLE = _GIVEN.count("Tensor"), 8
@@ -96,7 +97,9 @@ def _in_order(c: Canonical, order: Tensor | None) -> tuple[Canonical, Tensor | N
 
 def _arguments(*given: Any) -> Arguments:
     """The arguments that forward and backward share; q, k and v in the accumulator's dtype and :func:`_padded`."""
-    q, k, v, table, tails, first, first_bias, second, q_pos, k_pos, q_docs, k_docs, order, seed, *mask = given[:_TENSORS]
+    q, k, v, table, tails, first, first_bias, second, q_pos, k_pos, q_docs, k_docs, order, seed, *mask = given[
+        :_TENSORS
+    ]
     steps, past, future, left, scale, dropout = given[_TENSORS:]
     arguments = Arguments(SOURCE, "mix.h", q.dtype)
     call = arguments.call
