@@ -39,7 +39,9 @@ def masks(tokens: int = TOKENS) -> dict[str, Mask]:
         "a tensor": Dense(seen),
         "a tensor or a window": Dense(seen.mT[None, None]) & Window(200, 100) | Window(9, 4),
         "before": Before() | Prefix(1),
-        "documents twice": documents & Documents((number // 40)[None]) | KeyPadding((number % 50 == 7)[None]),
+        "documents twice": documents
+        & Documents((number // 40)[None])
+        & (Causal() | KeyPadding((number % 50 == 7)[None])),
         "nothing": Causal() & Blocks(torch.zeros(1, 1, dtype=torch.bool), tokens),
     }
 
