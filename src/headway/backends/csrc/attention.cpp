@@ -294,7 +294,7 @@ class Gradients : public Terms<T> {
     if (call.d_curve_level != nullptr) d_level_ = call.d_curve_level + index * call.curve_width;
     if (call.d_curve_base != nullptr) d_base_ = call.d_curve_base + index * (call.curve_knots + 1);
     if (call.d_curve_slope != nullptr) d_slope_ = call.d_curve_slope + index * (call.curve_knots + 1);
-    if (call.d_curve_rate != nullptr) d_rate_ = static_cast<T*>(call.d_curve_rate) + index * call.queries;
+    if (call.d_curve_rate != nullptr) d_rate_ = call.d_curve_rate + index * call.queries;
     if (call.d_q_slopes != nullptr) d_q_slopes_ = static_cast<T*>(call.d_q_slopes) + index * call.queries;
     if (call.d_k_slopes != nullptr) d_k_slopes_ = static_cast<T*>(call.d_k_slopes) + bh * call.keys;
     if (call.d_rows != nullptr)
@@ -438,7 +438,7 @@ class Gradients : public Terms<T> {
       for (int64_t j = piece.first; j < piece.last; ++j) product += double(gradient[j]) * double(level(j));
       if (d_base_ != nullptr) d_base_[piece.index] += double(total_of(gradient, piece.first, piece.last));
       if (d_slope_ != nullptr) d_slope_[piece.index] += product * double(rate);
-      if (d_rate_ != nullptr) d_rate_[query] += T(product * double(slope[piece.index]));
+      if (d_rate_ != nullptr) d_rate_[query] += product * double(slope[piece.index]);
       if (d_level_ != nullptr)
         for (int64_t j = piece.first; j < piece.last; ++j)
           d_level_[std::min(std::abs(apart + j), most)] += double(gradient[j]) * double(piece.slope);
@@ -464,7 +464,7 @@ class Gradients : public Terms<T> {
   }
 
   double *d_table_ = nullptr, *d_tails_ = nullptr, *d_level_ = nullptr, *d_base_ = nullptr, *d_slope_ = nullptr;
-  T* d_rate_ = nullptr;
+  double* d_rate_ = nullptr;
   T *d_per_key_ = nullptr, *d_pairs_ = nullptr, *sums_ = nullptr, *by_key_ = nullptr, *d_q_slopes_ = nullptr,
     *d_k_slopes_ = nullptr;
   double total_ = 0;

@@ -116,7 +116,7 @@ _AXES = {
 """The axes of the inputs whose gradients are sums, b for sequences and h for heads. Each task has its own part of them,
 (splits, B, H, …), unless one task alone adds to it; the parts are summed over the axes that the input does not have."""
 _OF_ONE_TASK = ("keys", "cols", "cols_x", "k_slopes")
-_IN_DOUBLE = ("table", "tails", "curve_level", "curve_base", "curve_slope")
+_IN_DOUBLE = ("table", "tails", "curve_level", "curve_rate", "curve_base", "curve_slope")
 
 
 def unfit(call: Call) -> str | None:
