@@ -323,7 +323,8 @@ def assert_as_exact(
         truth: by draw, the same in float64.
         atom: a coarser rounding than the dtype's.
         jump: what share of its largest number a gradient may be off besides, where a rounding may put a number on the
-            other side of a kink.
+            other side of a kink. Such a jump reaches one query and few keys: all but one in a hundred of their
+            gradients, and half of them, err at most twice as much as plain PyTorch's.
     """
     for name in truth[0]:
         assert {draw[name].dtype for draw in got} == {draw[name].dtype for draw in plain}
@@ -335,8 +336,18 @@ def assert_as_exact(
         # gradients of q and k are differences of values as large as those of v; with a single key they cancel
         scale = max(largest, *(exact["dv"].abs().max().item() for exact in truth)) if name in ("dq", "dk") else largest
         least = max(atom, torch.finfo(got[0][name].dtype).eps) * max(1.0, scale)
-        least += 0.0 if name == "out" else jump * largest
+        if jump and name in ("dq", "dk"):
+            for share in (0.5, 0.99):
+                most, fair_most = (_error_of(share, name, draws, truth) for draws in (got, plain))
+                assert most <= 2 * fair_most + least, f"{share} of {name} err by {most:.3g}, not {fair_most:.3g}"
+        least += 0.0 if name in ("out", "dv") else jump * largest  # where nothing jumps
         assert error <= 2 * fair + least, f"{name} errs by {error:.3g}, plain PyTorch by {fair:.3g}"
+
+
+def _error_of(share: float, name: str, draws: list[dict], truth: list[dict]) -> float:
+    """The largest error of any number of a token and head, in the best ``share`` of them."""
+    errors = [(x[name].double() - exact[name]).abs().amax(-1) for x, exact in zip(draws, truth, strict=True)]
+    return torch.stack(errors).flatten().quantile(share, interpolation="lower").item()
 
 
 def follows(

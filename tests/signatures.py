@@ -27,31 +27,31 @@ FEW, MANY = 9, 40
 COLUMNS = ("native", "sdpa", "few", "triton", "flex", "tiled", "reference")
 ACCEPTS = """
                                                          native  sdpa    few     triton  flex    tiled   reference
-no terms                                                 fcwd--  fcw---  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
-ByDistance(fixed entry, fixed tails)                     fcwd--  fcw---  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
-Scan(inclusive, table)                                   fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
-MixHeads(first, first_bias, second)                      fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
-MixHeads(first, neighbours, first_bias, second)          fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
-ProductPerQuery(x, vectors) + ProductPerKey(x, vectors)  fcwd--  ------  fcwdpt  ------  fcwdpt  fcwdpt  fcwdpt
-ByDistance(table)                                        fcwd--  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
-PerKey(bias)                                             fcwd--  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
-SlopePerToken(q, k)                                      fcwd--  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
-Scan(left, right, fixed slope)                           fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
-Boost(q, k, fixed basis, fixed rates)                    fcwd--  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
-ProductPerQuery(x, vectors)                              fcwd--  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
-PathProduct(q, k, w, beta)                               fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
-no terms, wider heads                                    fcwd--  fcw---  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
-ByDistance(fixed table)                                  fcwd--  fcw---  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
-ProductPerQuery(x, vectors) + ValuesByDistance(table)    fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
-no terms, stickbreaking                                  fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
-ByDistance(table, in rows)                               fc-d--  ------  fcwdpt  fc-d--  ------  fcwdpt  fcwdpt
-PerKey(bias) + ProductPerQuery(x, vectors)               fcwd--  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
-ByDistance(fixed entry, tails)                           fcwd--  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
-CurveByDistance(level, rate, fixed knots, base, slope)   fcwd--  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
-SlopePerToken(q)                                         fcwd--  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
-SlopePerToken(k)                                         fcwd--  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
-PathProduct(q, k, w, beta) + PerKey(bias)                fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
-no terms, stickbreaking+remainder                        fcwd--  ------  ------  ------  ------  fcwdpt  fcwdpt
+no terms                                                 fcwdpt  fcw---  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+ByDistance(fixed entry, fixed tails)                     fcwdpt  fcw---  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+Scan(inclusive, table)                                   fcwdpt  ------  ------  ------  ------  fcwdpt  fcwdpt
+MixHeads(first, first_bias, second)                      fcwdpt  ------  ------  ------  ------  fcwdpt  fcwdpt
+MixHeads(first, neighbours, first_bias, second)          fcwdpt  ------  ------  ------  ------  fcwdpt  fcwdpt
+ProductPerQuery(x, vectors) + ProductPerKey(x, vectors)  fcwdpt  ------  fcwdpt  ------  fcwdpt  fcwdpt  fcwdpt
+ByDistance(table)                                        fcwdpt  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+PerKey(bias)                                             fcwdpt  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+SlopePerToken(q, k)                                      fcwdpt  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
+Scan(left, right, fixed slope)                           fcwdpt  ------  ------  ------  ------  fcwdpt  fcwdpt
+Boost(q, k, fixed basis, fixed rates)                    fcwdpt  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
+ProductPerQuery(x, vectors)                              fcwdpt  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+PathProduct(q, k, w, beta)                               fcwdpt  ------  ------  ------  ------  fcwdpt  fcwdpt
+no terms, wider heads                                    fcwdpt  fcw---  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+ByDistance(fixed table)                                  fcwdpt  fcw---  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+ProductPerQuery(x, vectors) + ValuesByDistance(table)    fcwdpt  ------  ------  ------  ------  fcwdpt  fcwdpt
+no terms, stickbreaking                                  fcwdpt  ------  ------  ------  ------  fcwdpt  fcwdpt
+ByDistance(table, in rows)                               fcwdpt  ------  fcwdpt  fc-d--  ------  fcwdpt  fcwdpt
+PerKey(bias) + ProductPerQuery(x, vectors)               fcwdpt  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+ByDistance(fixed entry, tails)                           fcwdpt  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+CurveByDistance(level, rate, fixed knots, base, slope)   fcwdpt  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
+SlopePerToken(q)                                         fcwdpt  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
+SlopePerToken(k)                                         fcwdpt  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
+PathProduct(q, k, w, beta) + PerKey(bias)                fcwdpt  ------  ------  ------  ------  fcwdpt  fcwdpt
+no terms, stickbreaking+remainder                        fcwdpt  ------  ------  ------  ------  fcwdpt  fcwdpt
 """
 """The masks with which a backend accepts the terms of a signature: f full, c causal, w window, d causal and documents,
 p prefix, t a tensor. "few" is sdpa with few queries. triton and flex are asked about a GPU, the others about a CPU."""

@@ -456,9 +456,10 @@ def test_a_plan_tells_what_it_costs() -> None:
     assert str(plan(methods()["t5"](), **ask)) == f"t5: {fused}"
     assert str(plan(methods()["none"](), **ask, mask=Window(3))) == f"none: {fused}"
     assert str(plan(methods()["shaw"](), **ask)) == f"shaw: {fused}"
-    lines = str(plan(methods()["shaw"](), **ask, mask=Prefix(3))).splitlines()
+    assert str(plan(methods()["shaw"](), **ask, mask=Prefix(3))) == f"shaw: {fused}"
+    lines = str(plan(methods()["shaw"](), **ask, mask=Prefix(3), device="cuda")).splitlines()
     assert lines[0].startswith("shaw: tiled · exact")
-    assert lines[1] == "  not native: the mask Prefix is not a conjunction of Causal, Window and Documents"
+    assert lines[1] == "  not native: it runs on the CPU, not on cuda"
     assert [line.split()[1].removesuffix(":") for line in lines[1:]] == ["native", "sdpa", "triton", "flex"]
 
 

@@ -126,15 +126,17 @@ def test_rows_that_see_nothing_are_zero_and_pass_nothing_on() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("taps", [1, 3])
 def test_as_exact_as_plain_pytorch(taps: int, dtype: torch.dtype) -> None:
+    """Errors scatter: in forty draws those of the network's gradients were 0.2 to 3.9 times plain PyTorch's, as often
+    smaller as larger, and the worst of all were smaller. So the worst of several draws counts, on both sides.
+    """
     found: list[list[dict[str, Tensor]]] = [[], [], []]
-    for _ in range(3):
-        drawn = inputs(taps, 200, 200, heads=8, kv_heads=8, hidden=32, dim=16)
-        drawn["tails"] *= 0.1
+    for _ in range(6):
+        drawn = inputs(taps, 160, 160, heads=4, kv_heads=4, hidden=32, dim=16)
         given = {name: x.to(dtype) for name, x in drawn.items()}
         found[0].append(run(given, "native", mask=Causal()))
         found[1].append(run(given, "reference", mask=Causal()))
         found[2].append(run({name: x.double() for name, x in given.items()}, "reference", mask=Causal()))
-    assert_as_exact(*found)
+    assert_as_exact(*found, jump=1e-2)
 
 
 def test_two_threads_give_the_same_bits_every_time() -> None:

@@ -10,7 +10,7 @@ import torch
 from common import assert_as_exact, refusal
 from torch import Tensor
 
-from headway import Causal, Documents, Prefix, Window, attend
+from headway import Causal, Dense, Documents, Window, attend
 from headway.backends import native
 from headway.terms import ByDistance, Scan
 
@@ -293,6 +293,7 @@ def test_strides_do_not_matter() -> None:
         torch.testing.assert_close(got[name], exact)
 
 
+SEEN = Dense(torch.ones(5, 5, dtype=torch.bool))
 REFUSED = {
     "a term beside a stick": (
         {"normalise": "stickbreaking", "terms": [ByDistance.linear(torch.tensor([-1.0]))]},
@@ -307,8 +308,8 @@ REFUSED = {
         "the kernel of Scan does not look up sums of log σ, which are below 0, in a table",
     ),
     "a mask": (
-        {"normalise": "stickbreaking", "mask": Causal() | Prefix(2)},
-        "the mask Or is not a conjunction of Causal, Window and Documents",
+        {"normalise": "stickbreaking", "mask": SEEN & SEEN},
+        "the mask contains more than one boolean tensor or Blocks",
     ),
     "a softcap": ({"terms": [Scan(False)], "softcap": 2.0}, "fused kernels do not support softcap=2.0"),
 }

@@ -1,7 +1,7 @@
 """A call in canonical form for fused kernels: whatever masks and terms were given, at most one tensor of each kind.
 
     score(i, j) = scale · q_i·k_j + keys[j] + table(k_pos − q_pos) + rows[i](k_pos − q_pos)
-    visible(i, j): −past <= k_pos − q_pos <= future, the same document, no padding
+    visible(i, j): −past <= k_pos − q_pos <= future, the same document, no padding, and what `mask` shows
 
 Terms of a kind are summed and masks intersected here, in differentiable plain torch on O(queries + keys) values, so a
 kernel implements each kind once. :func:`unfit` names what has no canonical form.
@@ -19,7 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.backends.base import Call
-from headway.masks import Causal, Documents, Window, parts, reach
+from headway.integers import FAR
+from headway.masks import Causal, Documents, Mask, Steps, is_distance_only, parts, reach, stepless, steps
 from headway.terms import (
     Boost,
     ByDistance,
@@ -68,6 +69,7 @@ class Canonical:
         scale: multiplies q·k.
         pairs: added per pair, (B or 1, H or 1, Q, K), in its own dtype if that is q's or the accumulator's; or None.
         rates: how fast each product of q·k decays per step of distance, (D,), or None.
+        mask: the masks that are neither a reach nor documents, or None.
     """
 
     q: Float[Tensor, "batch heads queries dim"]
@@ -98,18 +100,23 @@ class Canonical:
     pairs: Float[Tensor, "#batch #heads queries keys"] | None = None
     sinks: Float[Tensor, " heads"] | None = None
     rates: Float[Tensor, " dim"] | None = None
+    mask: Steps | None = None
 
 
 TERMS: tuple[type, ...] = (PerKey, ByDistance, TablePerQuery)
 
 
-def unfit(call: Call, also: tuple[type, ...] = (), modified: bool = False) -> str | None:
+def unfit(
+    call: Call, also: tuple[type, ...] = (), modified: bool = False, masked: bool = False, by_head: bool = False
+) -> str | None:
     """Why a call has no canonical form, or None when it has one. Depends on kinds, never on values.
 
     Args:
         call: the call.
         also: terms that the kernel supports besides :data:`TERMS`.
         modified: whether it supports a softcap and sinks.
+        masked: whether it supports masks other than a conjunction of Causal, Window and Documents.
+        by_head: whether these may differ between heads.
     """
     if (reason := call.by_rows if modified else call.whole_rows) is not None:
         return f"fused kernels do not support {reason}"
@@ -117,19 +124,18 @@ def unfit(call: Call, also: tuple[type, ...] = (), modified: bool = False) -> st
     for term in call.terms:
         if not isinstance(term, known):
             return f"the term {type(term).__name__} is none of {', '.join(one.__name__ for one in known)}"
-    masks = parts(call.mask)
-    for part in masks:
-        if not isinstance(part, Causal | Window | Documents):
-            return f"the mask {type(part).__name__} is not a conjunction of Causal, Window and Documents"
+    _, _, others = _masks(call)
+    if others and not masked:
+        return f"the mask {type(others[0]).__name__} is not a conjunction of Causal, Window and Documents"
+    if (reason := stepless(others, by_head)) is not None:
+        return reason
     rows = {getattr(term, "row", None) for term in call.terms if not isinstance(term, PerKey)}
-    if call.row is not None and (len(rows) > 1 or any(isinstance(part, Window) for part in masks)):
-        return f"a term by distance in rows of {call.row} is combined with a term or mask by another distance"
+    if call.row is not None and len(rows) > 1:
+        return f"a term by distance in rows of {call.row} is combined with a term by another distance"
     if sum(isinstance(term, CurveByDistance) for term in call.terms) > 1:
         return "more than one term is a curve by distance"
     if len(call.value_terms) > 1:
         return "more than one term is added to values"
-    if sum(isinstance(part, Documents) for part in masks) > 1:
-        return "the mask contains Documents twice"
     boosts = [term for term in call.terms if isinstance(term, Boost)]
     if len(boosts) > 1:
         return "the term Boost is given twice"
@@ -138,6 +144,21 @@ def unfit(call: Call, also: tuple[type, ...] = (), modified: bool = False) -> st
     if boosts and torch.is_grad_enabled() and boosts[0].rates.requires_grad:
         return "it gives no gradient for the rates of Boost"
     return None
+
+
+def _masks(call: Call) -> tuple[list[Mask], Documents | None, list[Mask]]:
+    """Masks that are a reach, the first Documents, and all other masks of a conjunction."""
+    near: list[Mask] = []
+    documents: Documents | None = None
+    others: list[Mask] = []
+    for part in parts(call.mask):
+        if isinstance(part, Documents) and documents is None:
+            documents = part
+        elif is_distance_only(part) and (call.row is None or isinstance(part, Causal)):
+            near.append(part)  # distances in an image have the same sign, not the same size
+        else:
+            others.append(part)
+    return near, documents, others
 
 
 def canonical(call: Call, products: bool = False) -> Canonical:
@@ -151,13 +172,14 @@ def canonical(call: Call, products: bool = False) -> Canonical:
     batch, heads, queries, _ = call.q.shape
     keys = call.k.shape[2]
     wide = torch.promote_types(call.q.dtype, torch.float32)
-    past, future = reach(call.mask)
+    near, documents, others = _masks(call)
+    reaches = [reach(part) for part in (near if call.row is not None else [*near, *others])]
+    past, future = (min([FAR, *sides]) for sides in zip(*reaches, strict=True)) if reaches else (FAR, FAR)
     q_docs, k_docs = None, None
-    for part in parts(call.mask):
-        if isinstance(part, Documents):
-            ids, key_ids = part.of(call.q_pos, call.k_pos)
-            call.fits("a mask", max(len(ids), len(key_ids)), 1, queries, keys)
-            q_docs, k_docs = ids.expand(batch, -1), key_ids.expand(batch, -1)
+    if documents is not None:
+        ids, key_ids = documents.of(call.q_pos, call.k_pos)
+        call.fits("a mask", max(len(ids), len(key_ids)), 1, queries, keys)
+        q_docs, k_docs = ids.expand(batch, -1), key_ids.expand(batch, -1)
     call.check_terms()
     pairs = [term.bias for term in call.terms if isinstance(term, DenseBias)]
     table, left, tails = _one_table([term for term in call.terms if isinstance(term, ByDistance)])
@@ -204,7 +226,20 @@ def canonical(call: Call, products: bool = False) -> Canonical:
         _one_dense(pairs, (call.q.dtype, wide)),
         None if call.sinks is None else call.sinks.to(wide),
         rates,
+        _steps(call, others) if others else None,
     )
+
+
+def _steps(call: Call, masks: Sequence[Mask]) -> Steps:
+    """The masks for all sequences and heads."""
+    (batch, heads, queries, _), keys = call.q.shape, call.k.shape[2]
+    found = steps(masks, call.q_pos, call.k_pos)
+    size, of_heads = found.q.shape[1], 1
+    if found.table is not None:
+        size, of_heads = max(size, found.table.shape[0]), found.table.shape[1]
+    call.fits("a mask", max(size, found.k.shape[1]), of_heads, queries, keys)
+    q, k = found.q.expand(-1, batch, -1), found.k.expand(-1, batch, -1)
+    return Steps(found.steps, q, k, None if found.table is None else found.table.expand(batch, heads, -1, -1))
 
 
 def _boosted(call: Call, wide: torch.dtype) -> tuple[tuple[Tensor, Tensor, Tensor], float, Tensor | None]:

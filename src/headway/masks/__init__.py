@@ -9,6 +9,7 @@
 from headway.masks.base import ALL, And, Before, Causal, Dense, Mask, Or, Visible, Window, as_mask, distance
 from headway.masks.patterns import Blocks, Chunks, Documents, KeyPadding, Prefix, Strided
 from headway.masks.reading import divided, fitted, from_hf, is_distance_only, padding, parts, reach
+from headway.masks.steps import Steps, stepless, steps
 
 __all__ = [
     "ALL",
@@ -23,6 +24,7 @@ __all__ = [
     "Mask",
     "Or",
     "Prefix",
+    "Steps",
     "Strided",
     "Visible",
     "Window",
@@ -35,4 +37,6 @@ __all__ = [
     "padding",
     "parts",
     "reach",
+    "stepless",
+    "steps",
 ]

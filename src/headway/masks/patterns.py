@@ -126,14 +126,25 @@ class Blocks(Mask):
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Visible:
         """See :meth:`Mask.tile`."""
-        query, key = (pos[:, part].clamp(min=0) // self.size for pos, part in ((q_pos, rows), (k_pos, cols)))
+        query, key = self.of(q_pos[:, rows], k_pos[:, cols])
+        return self.visible[:, query[..., None], key[:, None, :]].transpose(0, 1)
+
+    def of(
+        self, q_pos: Positions, k_pos: Positions
+    ) -> tuple[Int[Tensor, "#batch queries"], Int[Tensor, "#batch keys"]]:
+        """The block of each query and of each key.
+
+        Raises:
+            HeadwayError: when a position lies past the last block.
+        """
+        query, key = (pos.clamp(min=0) // self.size for pos in (q_pos, k_pos))
         for block, count, what in ((query, self.visible.shape[1], "query"), (key, self.visible.shape[2], "key")):
             if readable(block) and block.numel() and int(block.max()) >= count:
                 raise HeadwayError(
                     f"expected positions in {count} {what} blocks of {self.size} tokens, got one in block "
                     f"{int(block.max())}: give Blocks more blocks"
                 )
-        return self.visible[:, query[..., None], key[:, None, :]].transpose(0, 1)
+        return query, key
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,9 +213,17 @@ class KeyPadding(Mask):
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Visible:
         """See :meth:`Mask.tile`."""
+        return self.of(k_pos)[:, None, None, cols].expand(-1, -1, q_pos[:, rows].shape[1], -1)
+
+    def of(self, k_pos: Positions) -> Bool[Tensor, "#batch keys"]:
+        """Which keys are tokens.
+
+        Raises:
+            HeadwayError: when it is made for another number of keys.
+        """
         if self.real.shape[1] != k_pos.shape[1]:
             raise HeadwayError(
                 f"expected KeyPadding over {k_pos.shape[1]} keys, including cached ones, got one over "
                 f"{self.real.shape[1]}"
             )
-        return self.real[:, None, None, cols].expand(-1, -1, q_pos[:, rows].shape[1], -1)
+        return self.real

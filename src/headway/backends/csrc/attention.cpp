@@ -21,6 +21,7 @@ static_assert(TASK % QUERIES == 0);
 template <typename T, typename In>
 struct Shared {
   std::vector<std::vector<Span>> q, k;
+  Shown shown;
   std::vector<Bounds<T>> bounds;
   std::unique_ptr<Products<T>> rows, cols, values;  // the tables of tokens, as far as some pair needs them
 
@@ -40,6 +41,7 @@ struct Shared {
       k.push_back(spans(
           call.k_pos + b * call.k_pos_batch, docs ? call.k_docs + b * call.k_docs_batch : nullptr, call.keys, KEYS));
     }
+    shown.measure(call, q, k);
     at::parallel_for(0, call.batch * call.heads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t bh = begin; bh < end; ++bh)
         bounds[bh].template measure<In>(call, bh / call.heads, bh % call.heads, q[bh / call.heads], k[bh / call.heads]);
@@ -55,6 +57,10 @@ struct Shared {
     rows = std::make_unique<Products<T>>(queries_of(call), call.heads, least, std::max(least, most));
     cols = std::make_unique<Products<T>>(keys_of(call), call.heads, least, std::max(least, most));
     values = std::make_unique<Products<T>>(values_of(call), call.heads, least, std::max(least, most));
+  }
+
+  bool look(const Call& call, int64_t b, int64_t h, int64_t iq, int64_t ik, Tile& tile) const {
+    return headway::look<T>(call, q[b][iq], k[b][ik], shown.of(b, h, iq, ik), tile);
   }
 };
 
@@ -150,9 +156,9 @@ void forward(const Call& call) {
       bool packed = false;
       Rows<T> k{}, v{};
       for (int64_t iq = begin / QUERIES; iq * QUERIES < end; ++iq) {
-        Tile tile;
-        if (!look<T>(call, q_spans[iq], keys, tile)) continue;
         for (int64_t g = 0; g < together; ++g) {
+          Tile tile;
+          if (!shared.look(call, b, h + g, iq, ik, tile)) continue;
           const int64_t query = iq * QUERIES - begin, first_row = g * task_rows + query;
           if (negligible(
                   shared.bounds[b * call.heads + h + g], terms[g], tile, iq, ik,
@@ -288,7 +294,7 @@ class Gradients : public Terms<T> {
     if (call.d_curve_level != nullptr) d_level_ = call.d_curve_level + index * call.curve_width;
     if (call.d_curve_base != nullptr) d_base_ = call.d_curve_base + index * (call.curve_knots + 1);
     if (call.d_curve_slope != nullptr) d_slope_ = call.d_curve_slope + index * (call.curve_knots + 1);
-    if (call.d_curve_rate != nullptr) d_rate_ = static_cast<T*>(call.d_curve_rate) + index * call.queries;
+    if (call.d_curve_rate != nullptr) d_rate_ = call.d_curve_rate + index * call.queries;
     if (call.d_q_slopes != nullptr) d_q_slopes_ = static_cast<T*>(call.d_q_slopes) + index * call.queries;
     if (call.d_k_slopes != nullptr) d_k_slopes_ = static_cast<T*>(call.d_k_slopes) + bh * call.keys;
     if (call.d_rows != nullptr)
@@ -432,7 +438,7 @@ class Gradients : public Terms<T> {
       for (int64_t j = piece.first; j < piece.last; ++j) product += double(gradient[j]) * double(level(j));
       if (d_base_ != nullptr) d_base_[piece.index] += double(total_of(gradient, piece.first, piece.last));
       if (d_slope_ != nullptr) d_slope_[piece.index] += product * double(rate);
-      if (d_rate_ != nullptr) d_rate_[query] += T(product * double(slope[piece.index]));
+      if (d_rate_ != nullptr) d_rate_[query] += product * double(slope[piece.index]);
       if (d_level_ != nullptr)
         for (int64_t j = piece.first; j < piece.last; ++j)
           d_level_[std::min(std::abs(apart + j), most)] += double(gradient[j]) * double(piece.slope);
@@ -458,7 +464,7 @@ class Gradients : public Terms<T> {
   }
 
   double *d_table_ = nullptr, *d_tails_ = nullptr, *d_level_ = nullptr, *d_base_ = nullptr, *d_slope_ = nullptr;
-  T* d_rate_ = nullptr;
+  double* d_rate_ = nullptr;
   T *d_per_key_ = nullptr, *d_pairs_ = nullptr, *sums_ = nullptr, *by_key_ = nullptr, *d_q_slopes_ = nullptr,
     *d_k_slopes_ = nullptr;
   double total_ = 0;
@@ -548,13 +554,8 @@ void backward(const Call& call) {
              d_cols_needed = call.d_cols_x != nullptr || call.d_cols_vectors != nullptr;
   const T scale = T(call.scale);
 
-  std::vector<std::vector<int64_t>> blocks(call.batch);  // number of blocks of keys that a span of queries sees
-  for (int64_t b = 0; b < call.batch; ++b)
-    for (const Span& q : shared.q[b])
-      blocks[b].push_back(std::count_if(shared.k[b].begin(), shared.k[b].end(), [&](const Span& k) {
-        Tile tile;
-        return look<T>(call, q, k, tile);
-      }));
+  // number of blocks of keys that a span of queries sees
+  const std::vector<std::vector<int64_t>> blocks = blocks_seen(call, shared);
   std::vector<Query<T>> queries(call.batch * call.heads * call.queries);
   std::vector<std::vector<T>> least(call.batch * call.heads);  // lowest logarithm of a sum, per span of queries
   at::parallel_for(0, call.batch * call.heads, 1, [&](int64_t begin, int64_t end) {
@@ -562,8 +563,7 @@ void backward(const Call& call) {
       const T* sums = static_cast<const T*>(call.sums) + bh * call.queries * 2;
       const std::vector<Span>& q_spans = shared.q[bh / call.heads];
       for (size_t iq = 0; iq < q_spans.size(); ++iq) {
-        summarise<T, In>(
-            call, bh, q_spans[iq], sums, blocks[bh / call.heads][iq] == 1, queries.data() + bh * call.queries);
+        summarise<T, In>(call, bh, q_spans[iq], sums, blocks[bh][iq] == 1, queries.data() + bh * call.queries);
         T lowest = std::numeric_limits<T>::infinity();
         for (int64_t i = q_spans[iq].begin; i < q_spans[iq].end; ++i)
           lowest = std::min(lowest, sums[2 * i] - std::log(sums[2 * i + 1]));
@@ -587,7 +587,7 @@ void backward(const Call& call) {
         const int64_t bh = b * call.heads + h;
         for (int64_t iq = 0; iq < int64_t(q_spans.size()); ++iq) {
           Tile tile;
-          if (!look<T>(call, q_spans[iq], k_spans[ik], tile)) continue;
+          if (!shared.look(call, b, h, iq, ik, tile)) continue;
           if (negligible(shared.bounds[bh], terms, tile, iq, ik, least[bh][iq]))
             skipped.fetch_add(1, std::memory_order_relaxed);
           else
@@ -720,7 +720,7 @@ void backward(const Call& call) {
         if (dropout.on) dropout.apply(gradient, query + i, tile.k->begin, tile.first, tile.wide);
         const T sum = differentiate<T>(
             weight, gradient, tile.first, tile.wide, head.of_row(i, row_room), queries[bh * call.queries + query + i],
-            blocks[b][iq] == 1);
+            blocks[bh][iq] == 1);
         head.add(i, gradient, sum);
         if (dropout.on) dropout.apply(weight, query + i, tile.k->begin, tile.first, tile.wide);
         if (call.d_values_vectors != nullptr) {

@@ -14,6 +14,10 @@ struct Call {
   const int64_t *q_pos, *k_pos, *q_docs, *k_docs;  // documents may be null
   int64_t q_pos_batch, k_pos_batch, q_docs_batch, k_docs_batch;
   int64_t past, future;
+  const int64_t *mask, *mask_q, *mask_k;  // what else hides pairs, see mask.h, or null
+  int64_t mask_steps, mask_q_leaf, mask_q_batch, mask_k_leaf, mask_k_batch;
+  const void* mask_table;  // (B, H, rows, columns) bytes, contiguous over columns, or null
+  int64_t mask_table_batch, mask_table_head, mask_table_row;
   const void* per_key;  // (B, H, K) T, or null
   int64_t per_key_batch, per_key_head;
   const void *table, *tails;  // (H, W) and (H, 2) T, or null; contiguous
@@ -65,12 +69,12 @@ struct Call {
   void *d_cols, *d_cols_x, *d_cols_vectors;  // (B, H, K, W''), (1, B, H, K, X) and (S, B, H, E, X) T, or null
   const void* values_x;                      // the gradient of the output again, (B, H, Q, D_v) T
   int64_t values_x_batch, values_x_head, values_x_row;
-  void* d_values_vectors;                                // (S, B, H, E, D_v) T, or null
-  double *d_curve_level, *d_curve_base, *d_curve_slope;  // (S, B, H, W), (S, B, H, K + 1) and the same, or null
-  void* d_curve_rate;                                    // (S, B, H, Q) T, or null
-  void *d_q_slopes, *d_k_slopes;                         // (S, B, H, Q) and (B, H, K) T, or null
-  void* d_pairs;                                         // T, contiguous, as broadcast as the pairs, or null
-  int64_t* tiles;                                        // {computed, skipped}, added to
+  void* d_values_vectors;                // (S, B, H, E, D_v) T, or null
+  double *d_curve_level, *d_curve_rate;  // (S, B, H, W) and (S, B, H, Q), or null
+  double *d_curve_base, *d_curve_slope;  // (S, B, H, K + 1), or null
+  void *d_q_slopes, *d_k_slopes;         // (S, B, H, Q) and (B, H, K) T, or null
+  void* d_pairs;                         // T, contiguous, as broadcast as the pairs, or null
+  int64_t* tiles;                        // {computed, skipped}, added to
 };
 
 }  // namespace headway

@@ -312,6 +312,7 @@ class Network {
         k_pos_(call.k_pos + b * call.k_pos_batch),
         q_docs_(call.q_docs == nullptr ? nullptr : call.q_docs + b * call.q_docs_batch),
         k_docs_(call.k_docs == nullptr ? nullptr : call.k_docs + b * call.k_docs_batch),
+        mask_(call, b, 0),
         order_(call.order == nullptr ? nullptr : call.order + b * call.order_batch),
         table_(static_cast<const T*>(call.table)),
         tails_(static_cast<const T*>(call.tails)),
@@ -344,12 +345,13 @@ class Network {
     if (a.q.low > a.q.high || own.low > own.high) return false;
     if (own.low - a.q.high > call_.future || own.high - a.q.low < -call_.past) return false;
     if (a.q.doc_low > own.doc_high || own.doc_low > a.q.doc_high) return false;
+    if (mask_.of(query, query + rows, begin, end) == Mask::HIDDEN) return false;
     a.k = span(k_pos_, k_docs_, std::max<int64_t>(0, begin - reach), std::min(call_.keys, end + reach));
     a.key = begin - pad;
     a.from = a.k.begin - a.key;
     a.to = a.k.end - a.key;
     a.regular = a.q.unit && a.k.unit && a.q.doc_low == a.q.doc_high && a.k.doc_low == a.k.doc_high &&
-                a.q.doc_low == a.k.doc_low;
+                a.q.doc_low == a.k.doc_low && mask_.of(query, query + rows, a.k.begin, a.k.end) == Mask::ALL;
     a.first = pad;
     a.last = pad + end - begin;
     if (a.regular) {
@@ -388,8 +390,9 @@ class Network {
     row.whole = false;
     bool any = false;
     std::fill(room_.seen, room_.seen + s_.stride, T(0));
+    const uint8_t* shown = mask_ ? mask_.row(a.q.begin + i, a.k.begin, a.k.end) - a.from : nullptr;
     for (int64_t c = a.from; c < a.to; ++c) {
-      if (!visible(i, c)) continue;
+      if (!visible(i, c) || (shown != nullptr && !shown[c])) continue;
       room_.seen[c] = T(1);
       any |= c >= low && c < high;
       const int64_t entry = k_pos_[a.key + c] - q_pos_[a.q.begin + i] + call_.left;
@@ -708,7 +711,9 @@ class Network {
   const Sizes<T>& s_;
   const Shared<T>& shared_;
   const Room<T>& room_;
-  const int64_t *q_pos_, *k_pos_, *q_docs_, *k_docs_, *order_;
+  const int64_t *q_pos_, *k_pos_, *q_docs_, *k_docs_;
+  const Mask mask_;
+  const int64_t* order_;
   const T *table_, *tails_, *first_bias_;
   std::vector<T> zeros_;
   std::vector<int64_t> entry_, near_;

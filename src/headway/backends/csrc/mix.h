@@ -15,6 +15,10 @@ struct Call {
   const int64_t* order;  // ascending: keys are neighbours whose numbers are; null if those beside each other are
   int64_t q_pos_batch, k_pos_batch, q_docs_batch, k_docs_batch, order_batch;
   int64_t past, future;
+  const int64_t *mask, *mask_q, *mask_k;  // what else hides pairs, see mask.h, or null
+  int64_t mask_steps, mask_q_leaf, mask_q_batch, mask_k_leaf, mask_k_batch;
+  const void* mask_table;  // (B, H, rows, columns) bytes, contiguous over columns, or null
+  int64_t mask_table_batch, mask_table_head, mask_table_row;
   int64_t hidden, taps;
   const void *table, *tails;  // by distance, (H + taps F, W) and (.., 2) T: the bias B, and first B of each tap
   int64_t width, left;

@@ -45,6 +45,7 @@ class Sight {
         k_pos_(call.k_pos + b * call.blocks * BLOCK),
         q_docs_(call.q_docs == nullptr ? nullptr : call.q_docs + b * call.queries),
         k_docs_(call.k_docs == nullptr ? nullptr : call.k_docs + b * call.blocks * BLOCK),
+        mask_(call, b, 0),
         first(call.queries, call.blocks * BLOCK),
         last(call.queries, -1) {
     for (int64_t begin = 0; begin < call.blocks * BLOCK; begin += BLOCK) {
@@ -98,8 +99,12 @@ class Sight {
   Added<T> added(int64_t i, int64_t block, const T* per_key, T* row) const {
     const T* each = per_key == nullptr ? nullptr : per_key + block * BLOCK;
     if (clear(i, block)) return {each, T(0)};
-    for (int64_t j = 0; j < BLOCK; ++j)
-      row[j] = !visible(i, block * BLOCK + j) ? -std::numeric_limits<T>::infinity() : each == nullptr ? T(0) : each[j];
+    const int64_t key = block * BLOCK;
+    const uint8_t* shown = mask_ ? mask_.row(i, key, key + BLOCK) : nullptr;
+    for (int64_t j = 0; j < BLOCK; ++j) {
+      const bool seen = within(i, key + j) && (shown == nullptr || shown[j]);
+      row[j] = !seen ? -std::numeric_limits<T>::infinity() : each == nullptr ? T(0) : each[j];
+    }
     return {row, T(0)};
   }
 
@@ -108,14 +113,18 @@ class Sight {
     const Keys& keys = blocks_[block];
     return q_pos_[i] >= 0 && keys.low <= keys.high && keys.low - q_pos_[i] <= call_.future &&
            keys.high - q_pos_[i] >= -call_.past &&
-           (q_docs_ == nullptr || (q_docs_[i] >= keys.doc_low && q_docs_[i] <= keys.doc_high));
+           (q_docs_ == nullptr || (q_docs_[i] >= keys.doc_low && q_docs_[i] <= keys.doc_high)) &&
+           shown(i, block) != Mask::HIDDEN;
   }
   bool clear(int64_t i, int64_t block) const {
     const Keys& keys = blocks_[block];
     return keys.simple && q_pos_[i] >= 0 && keys.high - q_pos_[i] <= call_.future &&
-           keys.low - q_pos_[i] >= -call_.past && (q_docs_ == nullptr || q_docs_[i] == keys.doc_low);
+           keys.low - q_pos_[i] >= -call_.past && (q_docs_ == nullptr || q_docs_[i] == keys.doc_low) &&
+           shown(i, block) == Mask::ALL;
   }
-  bool visible(int64_t i, int64_t j) const {
+  Mask::State shown(int64_t i, int64_t block) const { return mask_.of(i, i + 1, block * BLOCK, (block + 1) * BLOCK); }
+  bool visible(int64_t i, int64_t j) const { return within(i, j) && mask_.visible(i, j); }
+  bool within(int64_t i, int64_t j) const {
     const int64_t apart = k_pos_[j] - q_pos_[i];
     return q_pos_[i] >= 0 && k_pos_[j] >= 0 && apart <= call_.future && apart >= -call_.past &&
            (q_docs_ == nullptr || q_docs_[i] == k_docs_[j]);
@@ -123,6 +132,7 @@ class Sight {
 
   const Call& call_;
   const int64_t *q_pos_, *k_pos_, *q_docs_, *k_docs_;
+  const Mask mask_;
   std::vector<Keys> blocks_;
 
  public:

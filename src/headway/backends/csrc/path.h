@@ -16,6 +16,10 @@ struct Call {
   const int64_t *q_pos, *k_pos;  // (B, Q), (B, n)
   const int64_t *q_docs, *k_docs;
   int64_t past, future;
+  const int64_t *mask, *mask_q, *mask_k;  // what else hides pairs, see mask.h, or null
+  int64_t mask_steps, mask_q_leaf, mask_q_batch, mask_k_leaf, mask_k_batch;
+  const void* mask_table;  // (B, H, rows, columns) bytes, contiguous over columns, or null
+  int64_t mask_table_batch, mask_table_head, mask_table_row;
   double dropout;       // share of the weights set to 0
   const int64_t* seed;  // decides which; null without dropout
   void* out;            // (B, H, Q, D_v) T

@@ -43,6 +43,7 @@ void in_lanes(int64_t wide, const Work& work) {
 template <typename T, typename In>
 struct Shared {
   std::vector<std::vector<Span>> q, k;
+  Shown shown;
   std::vector<std::vector<T>> longest_q, longest_k;  // per head and block; of keys, scaled, that block's and all before
   std::vector<T> negligible;  // per head: of a stick's rest, or of the logarithm of a weight; below it, stop
 
@@ -58,11 +59,16 @@ struct Shared {
       k.push_back(spans(
           call.k_pos + b * call.k_pos_batch, docs ? call.k_docs + b * call.k_docs_batch : nullptr, call.keys, KEYS));
     }
+    shown.measure(call, q, k);
     // in decoding, reading the keys and values for their norms would cost more than it saves
     if (!call.skip || (call.decoding && call.queries <= FEW) || !(call.stick || rule_of(call) == Rule::PATH)) return;
     at::parallel_for(0, call.batch * call.heads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t bh = begin; bh < end; ++bh) measure(call, bh / call.heads, bh % call.heads);
     });
+  }
+
+  bool look(const Call& call, int64_t b, int64_t h, int64_t iq, int64_t ik, Tile& tile) const {
+    return headway::look<T>(call, q[b][iq], k[b][ik], shown.of(b, h, iq, ik), tile);
   }
 
  private:
@@ -509,7 +515,7 @@ void forward(const Call& call) {
     // the last queries see the most keys: they start first, so that no long task is left for the end
     const int64_t begin = (per_head - 1 - task % per_head) * TASK, end = std::min(call.queries, begin + TASK);
     const std::vector<Span>&q_spans = shared.q[b], &k_spans = shared.k[b];
-    const Hidden<T> hidden(call, b);
+    const Hidden<T> hidden(call, b, h);
     const Dropout dropout(call, b, h);
     const T slope = call.slope == nullptr ? T(1) : static_cast<const T*>(call.slope)[h],
             negligible = shared.negligible[bh];
@@ -558,7 +564,7 @@ void forward(const Call& call) {
         const int64_t iq = begin / QUERIES + r;
         const State<T>& state = states[r];
         Tile tile;
-        if (!look<T>(call, q_spans[iq], keys, tile)) continue;
+        if (!shared.look(call, b, h, iq, ik, tile)) continue;
         const int64_t rows = tile.rows(), wide = round_up(rows, LANES<T>);
         T* border = borders == nullptr ? nullptr : borders + ik * call.queries + tile.q->begin;
         if (!done[r]) {
@@ -687,13 +693,7 @@ void backward(const Call& call) {
   const T scale = T(call.scale);
 
   // how many blocks of keys a block of queries sees, and the means of the gradients of its weights
-  std::vector<std::vector<int64_t>> blocks(call.batch);
-  for (int64_t b = 0; b < call.batch; ++b)
-    for (const Span& q : shared.q[b])
-      blocks[b].push_back(std::count_if(shared.k[b].begin(), shared.k[b].end(), [&](const Span& k) {
-        Tile tile;
-        return look<T>(call, q, k, tile);
-      }));
+  const std::vector<std::vector<int64_t>> blocks = blocks_seen(call, shared);
   std::vector<T> means(call.stick ? 0 : call.batch * call.heads * call.queries);
   if (!call.stick)
     at::parallel_for(0, call.batch * call.heads, 1, [&](int64_t begin, int64_t end) {
@@ -718,9 +718,10 @@ void backward(const Call& call) {
   for (int64_t bh = 0; bh < call.batch * call.heads; ++bh)
     for (int64_t iq = 0; iq < int64_t(shared.q[bh / call.heads].size()); ++iq)
       for (int64_t ik = 0; ik < some_blocks; ++ik) {
-        const Span &q = shared.q[bh / call.heads][iq], &k = shared.k[bh / call.heads][ik];
+        const int64_t b = bh / call.heads;
         Tile tile;
-        if (look<T>(call, q, k, tile) && *border_of(bh, ik, q.begin) != -INFINITE<T>)
+        if (shared.look(call, b, bh % call.heads, iq, ik, tile) &&
+            *border_of(bh, ik, shared.q[b][iq].begin) != -INFINITE<T>)
           length[bh / group * call.splits + iq % call.splits] += tile.rows() * (tile.last - tile.first);
       }
   std::stable_sort(order.begin(), order.end(), [&](int64_t one, int64_t other) { return length[one] > length[other]; });
@@ -731,7 +732,8 @@ void backward(const Call& call) {
                   b = task / call.splits / call.kv_heads;
     const std::vector<Span>&q_spans = shared.q[b], &k_spans = shared.k[b];
     const int64_t some_queries = q_spans.size(), some_keys = k_spans.size();
-    const Hidden<T> hidden(call, b);
+    std::vector<Hidden<T>> hidden_of;
+    for (int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) hidden_of.emplace_back(call, b, h);
     T *k_room = room.take<T>(columns * wide_d), *v_room = room.take<T>(columns * wide_v);
     T *d_k = room.take<T>(columns * wide_d), *d_v = room.take<T>(columns * wide_v);
     T *q_room = room.take<T>(block * wide_d), *grad_room = room.take<T>(block * wide_v);
@@ -762,7 +764,8 @@ void backward(const Call& call) {
           Tile tile;
           const int64_t bh = b * call.heads + h, query = q_spans[iq].begin;
           const T* border = border_of(bh, ik, query);
-          if (!look<T>(call, q_spans[iq], keys, tile) || *border == -INFINITE<T>) continue;
+          if (!shared.look(call, b, h, iq, ik, tile) || *border == -INFINITE<T>) continue;
+          const Hidden<T>& hidden = hidden_of[h - h_kv * group];
           computed.fetch_add(1, std::memory_order_relaxed);
           if (!held) {
             held = true;
@@ -828,7 +831,7 @@ void backward(const Call& call) {
             std::fill(std::copy_n(sums, rows, forth.most), forth.most + lanes, T(0));
             std::fill(std::copy_n(sums + call.queries, rows, inverse), inverse + lanes, T(0));
             std::fill(std::copy_n(means.data() + bh * call.queries + query, rows, mean), mean + lanes, T(0));
-            const Softmax<T> softmax{forth.most, inverse, mean, blocks[b][iq] == 1};
+            const Softmax<T> softmax{forth.most, inverse, mean, blocks[bh][iq] == 1};
             const Targets<T> targets{
                 call.d_table == nullptr ? nullptr
                                         : static_cast<T*>(call.d_table) + (bh * call.queries + query) * call.width,

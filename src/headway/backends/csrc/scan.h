@@ -15,6 +15,10 @@ struct Call {
   const int64_t *q_pos, *k_pos, *q_docs, *k_docs;  // documents may be null
   int64_t q_pos_batch, k_pos_batch, q_docs_batch, k_docs_batch;
   int64_t past, future;
+  const int64_t *mask, *mask_q, *mask_k;  // what else hides pairs, see mask.h, or null
+  int64_t mask_steps, mask_q_leaf, mask_q_batch, mask_k_leaf, mask_k_batch;
+  const void* mask_table;  // (B, H, rows, columns) bytes, contiguous over columns, or null
+  int64_t mask_table_batch, mask_table_head, mask_table_row;
   double scale;
   double dropout;       // share of the weights set to 0
   const int64_t* seed;  // decides which; null without dropout
@@ -138,8 +142,9 @@ struct Stick {
 template <typename T>
 class Hidden {
  public:
-  Hidden(const Call& call, int64_t b)
+  Hidden(const Call& call, int64_t b, int64_t h)
       : call_(call),
+        mask_(call, b, h),
         q_pos_(call.q_pos + b * call.q_pos_batch),
         k_pos_(call.k_pos + b * call.k_pos_batch),
         q_docs_(call.q_docs == nullptr ? nullptr : call.q_docs + b * call.q_docs_batch),
@@ -156,13 +161,18 @@ class Hidden {
   bool own(int64_t query, int64_t key) const {
     const int64_t apart = k_pos_[key] - q_pos_[query];
     return k_pos_[key] >= 0 && q_pos_[query] >= 0 && apart <= 0 && apart >= -call_.past &&
-           (q_docs_ == nullptr || q_docs_[query] == k_docs_[key]);
+           (q_docs_ == nullptr || q_docs_[query] == k_docs_[key]) && mask_.visible(query, key);
   }
 
   // Set the hidden pairs of keys [first, last) to `value`.
   void fill(const Tile& tile, int64_t first, int64_t last, T* values, int64_t stride, T value) const {
     if (!tile.edge) return;
     const int64_t rows = tile.rows();
+    for (int64_t i = 0; tile.masked && i < rows; ++i) {
+      const uint8_t* seen = mask_.row(tile.q->begin + i, tile.k->begin + first, tile.k->begin + last) - first;
+      for (int64_t j = first; j < last; ++j)
+        if (!seen[j]) values[j * stride + i] = value;
+    }
     for (int64_t j = first; j < last; ++j) {
       T* row = values + j * stride;
       if (tile.regular) {
@@ -177,6 +187,7 @@ class Hidden {
 
  private:
   const Call& call_;
+  const Mask mask_;
   const int64_t *q_pos_, *k_pos_, *q_docs_, *k_docs_;
 };
 

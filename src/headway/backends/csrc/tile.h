@@ -3,6 +3,7 @@
 
 #include "call.h"
 #include "dense.h"
+#include "mask.h"
 #include "tables.h"
 
 #include <vector>
@@ -123,14 +124,16 @@ struct Tile {
   int64_t distance;     // of the first query and key; that of (i, j) is distance + j - i if regular
   bool regular;         // it is, and all pairs are of one document
   bool edge;            // some pair in [first, wide) is hidden
+  bool masked;          // perhaps by the call's mask
 
   int64_t rows() const { return q->size(); }
 };
 
-// Find the columns of a tile to compute; false if all of it is hidden.
+// Find the columns of a tile to compute, of which the call's mask shows what `state` says; false if all of it is
+// hidden.
 template <typename T, typename AnyCall>
-bool look(const AnyCall& call, const Span& q, const Span& k, Tile& tile) {
-  if (q.low > q.high || k.low > k.high) return false;
+bool look(const AnyCall& call, const Span& q, const Span& k, Mask::State state, Tile& tile) {
+  if (state == Mask::HIDDEN || q.low > q.high || k.low > k.high) return false;
   if (k.low - q.high > call.future || k.high - q.low < -call.past) return false;
   if (q.doc_low > k.doc_high || k.doc_low > q.doc_high) return false;
   tile.q = &q;
@@ -150,8 +153,27 @@ bool look(const AnyCall& call, const Span& q, const Span& k, Tile& tile) {
     if (tile.first >= tile.last) return false;
   }
   tile.wide = round_up(tile.last, LANES<T>);
-  tile.edge |= tile.wide != tile.last;
+  tile.masked = state == Mask::SOME;
+  tile.edge |= tile.masked || tile.wide != tile.last;
   return true;
+}
+
+// By sequence and head, how many blocks of keys each span of queries sees.
+template <typename AnyCall, typename AnyShared>
+std::vector<std::vector<int64_t>> blocks_seen(const AnyCall& call, const AnyShared& shared) {
+  std::vector<std::vector<int64_t>> seen(call.batch * call.heads);
+  for (int64_t bh = 0; bh < call.batch * call.heads; ++bh) {
+    const int64_t b = bh / call.heads, h = bh % call.heads;
+    for (int64_t iq = 0; iq < int64_t(shared.q[b].size()); ++iq) {
+      int64_t blocks = 0;
+      for (int64_t ik = 0; ik < int64_t(shared.k[b].size()); ++ik) {
+        Tile tile;
+        blocks += shared.look(call, b, h, iq, ik, tile);
+      }
+      seen[bh].push_back(blocks);
+    }
+  }
+  return seen;
 }
 
 // What is added to one row of a tile: `each[column]` if not null, and `all`.
@@ -181,6 +203,7 @@ class Terms {
         k_slopes_(
             call.k_slopes == nullptr ? nullptr
                                      : at_row<T>(call.k_slopes, b, call.k_slopes_batch, h, call.k_slopes_head, 0, 0)),
+        mask_(call, b, h),
         rows_(given<T>(queries_of(call), b, h)),
         cols_(given<T>(keys_of(call), b, h)),
         h_curve_(h * (call.curve_knots + 1)),
@@ -256,6 +279,7 @@ class Terms {
     const Tile& tile = *tile_;
     if (!tile.regular) {
       irregular(i, row);
+      hide(i, tile.first, tile.last, row);
       return {row, T(0)};
     }
     const T* each[3];
@@ -311,6 +335,7 @@ class Terms {
       });
     }
     add_pairs(i, first, last, row);
+    hide(i, first, last, row);
     return {row, all};
   }
 
@@ -408,9 +433,18 @@ class Terms {
     if (pairs_are<c10::Half>()) add(pair<c10::Half>(i));
   }
 
+  // What the call's mask hides of columns [first, last) of row i.
+  void hide(int64_t i, int64_t first, int64_t last, T* row) const {
+    if (!tile_->masked || first >= last) return;
+    const int64_t key = tile_->k->begin;
+    const uint8_t* seen = mask_.row(tile_->q->begin + i, key + first, key + last) - first;
+    for (int64_t j = first; j < last; ++j) row[j] = seen[j] ? row[j] : -std::numeric_limits<T>::infinity();
+  }
+
   const Call& call_;
   const int64_t *q_pos_, *k_pos_, *q_docs_, *k_docs_;
   const T *per_key_, *table_, *q_slopes_, *k_slopes_;
+  const Mask mask_;
   Tables<T> rows_, cols_;
   const Products<T>* single_ = nullptr;
   int64_t b_ = 0, h_ = 0;

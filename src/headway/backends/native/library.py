@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from headway.backends import compiler
+from headway.backends.canonical import Canonical
+from headway.masks.steps import COMPARE, LOOK_UP
 from headway.shapes import HeadwayError
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -106,6 +108,11 @@ def even(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
+def mask_of(c: Canonical) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[int]]:
+    """A call's mask as arguments of an operator: a number per query and per key for each leaf, the table, and steps."""
+    return (None, None, None, []) if c.mask is None else (c.mask.q, c.mask.k, c.mask.table, c.mask.steps)
+
+
 class Arguments:
     """The arguments of a C++ function; keeps alive the tensors that it reads.
 
@@ -131,6 +138,28 @@ class Arguments:
         """Pass a tensor whose last dimension the function reads as contiguous; None is a null pointer."""
         if x is not None:
             self.put(name, even(x), *strides)
+
+    def put_mask(self, steps: list[int], q: Tensor | None, k: Tensor | None, table: Tensor | None) -> None:
+        """Pass a mask, see :class:`headway.masks.Steps`.
+
+        Raises:
+            HeadwayError: when a token lies outside the table.
+        """
+        if q is None or k is None:
+            return
+        self.put("mask", torch.tensor(steps))
+        self.call.mask_steps = len(steps) // 3
+        self.put_rows("mask_q", q, "leaf", "batch")
+        self.put_rows("mask_k", k, "leaf", "batch")
+        if table is None:
+            return
+        self.put_rows("mask_table", table, "batch", "head", "row")
+        leaf = [kind for kind in steps[::3] if kind in (COMPARE, LOOK_UP)].index(LOOK_UP)
+        for numbers, size in ((q[leaf], table.shape[2]), (k[leaf], table.shape[3])):
+            if numbers.numel() and int(numbers.max()) >= size:
+                raise HeadwayError(
+                    f"expected positions in {size} blocks of the mask, got one in block {int(numbers.max())}"
+                )
 
     def run(self, function: str) -> None:
         """Call the function.

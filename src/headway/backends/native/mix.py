@@ -18,7 +18,7 @@ from torch import Tensor
 from headway.backends import canonical, operators
 from headway.backends.base import Call, transforms
 from headway.backends.canonical import Canonical
-from headway.backends.native.library import Arguments, even, wide_of
+from headway.backends.native.library import Arguments, even, mask_of, wide_of
 from headway.backends.native.operation import Operation
 from headway.integers import FAR, readable
 from headway.terms import ByDistance, MixHeads
@@ -28,6 +28,7 @@ SOURCE, MEMORY = "mix.cpp", "O(queries + keys): fused"
 _GIVEN = (
     "Tensor q, Tensor k, Tensor v, Tensor table, Tensor tails, Tensor first, Tensor first_bias, Tensor second, "
     "Tensor q_pos, Tensor k_pos, Tensor? q_docs, Tensor? k_docs, Tensor? order, Tensor? seed, "
+    "Tensor? mask_q, Tensor? mask_k, Tensor? mask_table, int[] mask, "
     "int past, int future, int left, float scale, float dropout"
 )
 """Arguments of forward and backward, named as in ``mix.h``."""
@@ -49,7 +50,7 @@ def unfit(call: Call) -> str | None:
             return f"the kernel of MixHeads mixes biases of the kind ByDistance, not {type(bias).__name__}"
     if call.dropout and term.order is not None and term.first.shape[-1] > 1:
         return "the kernel of MixHeads does not support dropout where tokens are not in the order of the text"
-    return canonical.unfit(replace(call, terms=term.bias))
+    return canonical.unfit(replace(call, terms=term.bias), masked=True)
 
 
 def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
@@ -67,7 +68,7 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     table, tails = (torch.cat((x, taps @ x)) for x in (table, tails))
     given = (
         *(c.q, c.k, c.v, table, tails, first[:, :heads], first_bias, second),
-        *(c.q_pos, c.k_pos, c.q_docs, c.k_docs, order, call.seed),
+        *(c.q_pos, c.k_pos, c.q_docs, c.k_docs, order, call.seed, *mask_of(c)),
         *(c.past, c.future, c.left, c.scale, call.dropout),
     )
     if call.training or transforms() or operators.are_seen(c.q, c.k, c.v):
@@ -90,18 +91,22 @@ def _in_order(c: Canonical, order: Tensor | None) -> tuple[Canonical, Tensor | N
     order, index = order.sort(stable=True, dim=1)
     k, v = (x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])) for x in (c.k, c.v))
     k_docs = None if c.k_docs is None else c.k_docs.gather(1, index)
-    return replace(c, k=k, v=v, k_pos=c.k_pos.gather(1, index), k_docs=k_docs), order
+    mask = None if c.mask is None else replace(c.mask, k=c.mask.k.gather(2, index.expand_as(c.mask.k)))
+    return replace(c, k=k, v=v, k_pos=c.k_pos.gather(1, index), k_docs=k_docs, mask=mask), order
 
 
 def _arguments(*given: Any) -> Arguments:
     """The arguments that forward and backward share; q, k and v in the accumulator's dtype and :func:`_padded`."""
-    q, k, v, table, tails, first, first_bias, second, q_pos, k_pos, q_docs, k_docs, order, seed = given[:_TENSORS]
-    past, future, left, scale, dropout = given[_TENSORS:]
+    q, k, v, table, tails, first, first_bias, second, q_pos, k_pos, q_docs, k_docs, order, seed, *mask = given[
+        :_TENSORS
+    ]
+    steps, past, future, left, scale, dropout = given[_TENSORS:]
     arguments = Arguments(SOURCE, "mix.h", q.dtype)
     call = arguments.call
     call.batch, call.heads, call.queries, call.dim = q.shape
     call.kv_heads, call.keys, call.dim_v = v.shape[1:]
     call.past, call.future, call.left, call.scale, call.dropout = past, future, left, scale, dropout
+    arguments.put_mask(steps, *mask)
     call.hidden, call.taps, call.width = second.shape[1], second.shape[2], table.shape[1]
     for name, x in (("q", q), ("k", k), ("v", v)):
         arguments.put_rows(name, x, "batch", "head", "row")

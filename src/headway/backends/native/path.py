@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from headway.backends import canonical
 from headway.backends.base import Call
-from headway.backends.native.library import Arguments, splits_of, wide_of
+from headway.backends.native.library import Arguments, mask_of, splits_of, wide_of
 from headway.backends.native.operation import Operation
 from headway.terms import PATH_BLOCK, PathProduct, PerKey, finite
 
@@ -30,7 +30,7 @@ QUERIES = 128
 _GIVEN = (
     "Tensor q, Tensor k, Tensor v, Tensor w, Tensor beta, Tensor? per_key, "
     "Tensor q_pos, Tensor k_pos, Tensor? q_docs, Tensor? k_docs, Tensor? seed, "
-    "int past, int future, float dropout"
+    "Tensor? mask_q, Tensor? mask_k, Tensor? mask_table, int[] mask, int past, int future, float dropout"
 )
 """Arguments of forward and backward; all contiguous, keys and widths padded, q times the scale."""
 _TENSORS, _DIFFERENTIABLE = _GIVEN.count("Tensor"), 6
@@ -50,7 +50,7 @@ def unfit(call: Call) -> str | None:
             return f"the kernel of PathProduct supports no other term besides it but PerKey, not {type(other).__name__}"
     if not (term.q is call.q and term.k is call.k and term.scale == call.scale):
         return "the queries, keys and scale of PathProduct are not those of the call"
-    return canonical.unfit(replace(call, terms=tuple(others)))
+    return canonical.unfit(replace(call, terms=tuple(others)), masked=True)
 
 
 def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
@@ -80,20 +80,23 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
         pad(beta, (0, rest)).contiguous(),
         per_key,
     )
+    mask_q, mask_k, mask_table, steps = mask_of(c)
+    mask = (mask_q, None if mask_k is None else pad(mask_k, (0, rest)), mask_table, steps)
     masks = (c.q_pos.contiguous(), pad(c.k_pos, (0, rest), value=-1).contiguous(), q_docs, k_docs, call.seed)
-    out: Tensor = _attention(*tensors, *masks, c.past, c.future, call.dropout)
+    out: Tensor = _attention(*tensors, *masks, *mask, c.past, c.future, call.dropout)
     return out[..., : call.v.shape[-1]].to(call.q.dtype)
 
 
 def _arguments(*given: Any) -> Arguments:
     """The arguments that forward and backward share."""
-    q, k, v, w, beta, per_key, q_pos, k_pos, q_docs, k_docs, seed = given[:_TENSORS]
+    q, k, v, w, beta, per_key, q_pos, k_pos, q_docs, k_docs, seed, *mask = given[:_TENSORS]
     arguments = Arguments(SOURCE, "path.h", q.dtype)
     call = arguments.call
     call.batch, call.heads, call.queries, call.dim = q.shape
     call.w_heads, call.kv_heads, call.dim_v = w.shape[1], v.shape[1], v.shape[3]
     call.blocks, call.whole = k.shape[2] // PATH_BLOCK, q.shape[2] > PATH_BLOCK
-    call.past, call.future, call.dropout = given[_TENSORS:]
+    steps, call.past, call.future, call.dropout = given[_TENSORS:]
+    arguments.put_mask(steps, *mask)
     for name, x in (("q", q), ("k", k), ("v", v), ("w", w), ("beta", beta)):
         arguments.put(name, x.contiguous())
     masks = (("q_pos", q_pos), ("k_pos", k_pos), ("q_docs", q_docs), ("k_docs", k_docs), ("seed", seed))

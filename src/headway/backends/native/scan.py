@@ -20,7 +20,7 @@ from torch import Tensor
 
 from headway.backends import canonical, operators
 from headway.backends.base import Call, transforms
-from headway.backends.native.library import Arguments, by_token, even, splits_of, wide_of
+from headway.backends.native.library import Arguments, by_token, even, mask_of, splits_of, wide_of
 from headway.backends.native.operation import Operation
 from headway.backends.rows import NORMALISE
 from headway.masks import Before, Mask, parts
@@ -34,6 +34,7 @@ STICKS = NORMALISE[1:]
 _GIVEN = (
     "Tensor q, Tensor k, Tensor v, Tensor? table, Tensor? left, Tensor? right, Tensor? slope, "
     "Tensor q_pos, Tensor k_pos, Tensor? q_docs, Tensor? k_docs, Tensor? seed, "
+    "Tensor? mask_q, Tensor? mask_k, Tensor? mask_table, int[] mask, "
     "int past, int future, str normalise, bool inclusive, float scale, float dropout"
 )
 """Arguments of forward and backward, named as in :class:`headway.terms.Scan` and
@@ -55,7 +56,7 @@ def unfit(call: Call) -> str | None:
     for term in call.terms:
         if isinstance(term, Scan) and term.left is not None and term.table is not None:
             return "the kernel of Scan does not look up sums of log σ, which are below 0, in a table"
-    return canonical.unfit(_plain(call))
+    return canonical.unfit(_plain(call), masked=True, by_head=True)
 
 
 def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
@@ -65,7 +66,7 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     future = min(c.future, -1) if stick else c.future
     given = (
         *(c.q, c.k, c.v, *_gates(call)),
-        *(c.q_pos, c.k_pos, c.q_docs, c.k_docs, call.seed),
+        *(c.q_pos, c.k_pos, c.q_docs, c.k_docs, call.seed, *mask_of(c)),
         *(c.past, future, call.normalise, _inclusive(call), c.scale, call.dropout),
     )
     if call.training or transforms() or operators.are_seen(c.q, c.k, c.v):
@@ -109,13 +110,14 @@ def _gates(call: Call) -> tuple[Tensor | None, ...]:
 
 def _arguments(*given: Any) -> Arguments:
     """The arguments that forward and backward share."""
-    q, k, v, table, left, right, slope, q_pos, k_pos, q_docs, k_docs, seed = given[:_TENSORS]
-    past, future, normalise, inclusive, scale, dropout = given[_TENSORS:]
+    q, k, v, table, left, right, slope, q_pos, k_pos, q_docs, k_docs, seed, *mask = given[:_TENSORS]
+    steps, past, future, normalise, inclusive, scale, dropout = given[_TENSORS:]
     arguments = Arguments(SOURCE, "scan.h", q.dtype)
     call = arguments.call
     call.batch, call.heads, call.queries, call.dim = q.shape
     call.kv_heads, call.keys, call.dim_v = k.shape[1], k.shape[2], v.shape[3]
     call.past, call.future, call.scale, call.skip, call.dropout = past, future, scale, 1, dropout
+    arguments.put_mask(steps, *mask)
     call.stick, call.remainder, call.inclusive = normalise in STICKS, normalise.endswith("+remainder"), inclusive
     if table is not None:
         call.width = table.shape[-1]
@@ -139,7 +141,7 @@ def _finite(x: Tensor) -> Tensor:
 
 def _results(*given: Any) -> tuple[Tensor, ...]:
     """Empty tensors for what forward returns."""
-    (q, k, v), normalise, wide = given[:3], given[_TENSORS + 2], wide_of(given[0])
+    (q, k, v), normalise, wide = given[:3], given[_TENSORS + 3], wide_of(given[0])
     batch, heads, queries, _ = q.shape
     shape = (batch, heads, queries, v.shape[3])
     out = q.new_empty(by_token(shape)).transpose(1, 2)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from headway.backends import canonical, operators
 from headway.backends.base import Call, bad_tokens, transforms
-from headway.backends.native.library import KINDS, Arguments, by_token, even, splits_of, wide_of
+from headway.backends.native.library import KINDS, Arguments, by_token, even, mask_of, splits_of, wide_of
 from headway.backends.native.operation import Operation
 from headway.terms import (
     Boost,
@@ -71,6 +71,10 @@ class Given(NamedTuple):
     cols_index: Tensor | None
     rates: Tensor | None
     seed: Tensor | None
+    mask_q: Tensor | None
+    mask_k: Tensor | None
+    mask_table: Tensor | None
+    mask: list[int]
     past: int
     future: int
     left: int
@@ -84,7 +88,7 @@ class Given(NamedTuple):
     @classmethod
     def schema(cls) -> str:
         """These arguments as torch declares an operator's."""
-        kinds = {"Tensor": "Tensor", "Tensor | None": "Tensor?", "int": "int", "float": "float"}
+        kinds = {"Tensor": "Tensor", "Tensor | None": "Tensor?", "list[int]": "int[]", "int": "int", "float": "float"}
         given = {name: str(getattr(kind, "__forward_arg__", kind)) for name, kind in cls.__annotations__.items()}
         return ", ".join(f"{kinds[kind]} {name}" for name, kind in given.items())
 
@@ -112,12 +116,12 @@ _AXES = {
 """The axes of the inputs whose gradients are sums, b for sequences and h for heads. Each task has its own part of them,
 (splits, B, H, …), unless one task alone adds to it; the parts are summed over the axes that the input does not have."""
 _OF_ONE_TASK = ("keys", "cols", "cols_x", "k_slopes")
-_IN_DOUBLE = ("table", "tails", "curve_level", "curve_base", "curve_slope")
+_IN_DOUBLE = ("table", "tails", "curve_level", "curve_rate", "curve_base", "curve_slope")
 
 
 def unfit(call: Call) -> str | None:
     """See :class:`headway.backends.native.Part`."""
-    return canonical.unfit(call, _TERMS, modified=True)
+    return canonical.unfit(call, _TERMS, modified=True, masked=True, by_head=True)
 
 
 def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
@@ -131,6 +135,7 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
             *(c.q, c.k, c.v, c.keys, c.table, c.tails, c.rows, rows, rows_vectors, c.cols, cols, cols_vectors),
             *(c.values, c.q_slopes, c.k_slopes, level, rate, base, slope, c.pairs, c.sinks),
             *(c.q_pos, c.k_pos, c.q_docs, c.k_docs, breaks, rows_index, cols_index, c.rates, call.seed),
+            *mask_of(c),
             *(c.past, c.future, c.left, c.rows_left, c.cols_left, c.values_left),
             *(c.scale, call.softcap or 0.0, call.dropout),
         )
@@ -169,6 +174,7 @@ def _arguments(given: Given) -> Arguments:
         arguments.put_rows(name, getattr(g, name), "batch", "head", "row")
     for name in ("q_pos", "k_pos", "q_docs", "k_docs"):
         arguments.put_rows(name, getattr(g, name), "batch")
+    arguments.put_mask(g.mask, g.mask_q, g.mask_k, g.mask_table)
     arguments.put_rows("per_key", g.keys, "batch", "head")
     for name in ("q_slopes", "k_slopes"):
         arguments.put_rows(name, getattr(g, name), "batch", "head")
