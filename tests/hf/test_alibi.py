@@ -79,6 +79,13 @@ def test_logits_and_gradients(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_hidden_tokens_in_between_do_not_count(name: str) -> None:
+    real = torch.ones(2, 31, dtype=torch.long)
+    real[0, 7:15] = 0
+    same(made(name), lambda m: m(tokens(2, 31), attention_mask=real).logits[real.bool()])
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_training_and_copies(name: str, tmp_path: Path) -> None:
     model = made(name)
     family_laws.same_in_training(model, logits)
