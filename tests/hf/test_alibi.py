@@ -21,6 +21,7 @@ from transformers import (
 )
 
 import headway.hf
+from headway.hf.float64 import in_float64
 from headway.shapes import HeadwayError
 
 DRY = {"attention_dropout": 0.0, "hidden_dropout": 0.0}
@@ -63,7 +64,7 @@ def made(name: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def wide() -> Iterator[None]:
-    with family_laws.in_double():
+    with in_float64():
         yield
 
 

@@ -14,6 +14,7 @@ from models import accelerated, as_exact, far, padding, randomised, same, tokens
 from transformers import DebertaConfig, DebertaModel, DebertaV2Config, DebertaV2ForMaskedLM, DebertaV2Model
 
 import headway.hf
+from headway.hf.float64 import in_float64
 from headway.shapes import HeadwayError
 
 SHARED = {
@@ -67,7 +68,7 @@ def made(name: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def wide() -> Iterator[None]:
-    with family_laws.in_double():
+    with in_float64():
         yield
 
 
