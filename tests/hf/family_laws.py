@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +14,6 @@ from models import Run, accelerated, far, gradients, padding, same, tokens
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-
-@contextmanager
-def in_double() -> Iterator[None]:
-    """Lets code that computes its softmax in float32 compute it in float64 when its model is in float64."""
-    narrowed, softmax = torch.Tensor.float, nn.functional.softmax
-
-    def own_softmax(x: Tensor, dim: int = -1, dtype: Any = None, **kwargs: Any) -> Tensor:
-        return softmax(x, dim, dtype=None if x.dtype is torch.float64 else dtype)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(torch.Tensor, "float", lambda x: x if x.dtype is torch.float64 else narrowed(x))
-        patched.setattr(nn.functional, "softmax", own_softmax)
-        yield
 
 
 def same_with_padding(model: Any, n: int = 41, **inputs: Any) -> None:

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 import headway.hf
+from headway.hf.float64 import in_float64
 from headway.shapes import HeadwayError
 
 DRY = {"attention_dropout": 0.0, "hidden_dropout": 0.0}
@@ -63,7 +64,7 @@ def made(name: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def wide() -> Iterator[None]:
-    with family_laws.in_double():
+    with in_float64():
         yield
 
 
@@ -76,6 +77,13 @@ def logits(model: Any, n: int = 41) -> torch.Tensor:
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_gradients(name: str) -> None:
     family_laws.same_with_padding(made(name))
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_hidden_tokens_in_between_do_not_count(name: str) -> None:
+    real = torch.ones(2, 31, dtype=torch.long)
+    real[0, 7:15] = 0
+    same(made(name), lambda m: m(tokens(2, 31), attention_mask=real).logits[real.bool()])
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)

@@ -14,6 +14,7 @@ from models import accelerated, as_exact, far, padding, randomised, same, tokens
 from transformers import DebertaConfig, DebertaModel, DebertaV2Config, DebertaV2ForMaskedLM, DebertaV2Model
 
 import headway.hf
+from headway.hf.float64 import in_float64
 from headway.shapes import HeadwayError
 
 SHARED = {
@@ -45,7 +46,7 @@ MODELS: dict[str, Any] = {
         share_att_key=False,
         conv_kernel_size=3,
         position_biased_input=True,
-        max_position_embeddings=64,
+        max_position_embeddings=75,
         max_relative_positions=30,
     ),
     "v2-to-keys": lambda: second(pos_att_type=["c2p"], position_buckets=9),
@@ -67,7 +68,7 @@ def made(name: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def wide() -> Iterator[None]:
-    with family_laws.in_double():
+    with in_float64():
         yield
 
 
@@ -79,7 +80,7 @@ def states(model: Any) -> torch.Tensor:
 @pytest.mark.parametrize("name", MODELS)
 def test_states_and_gradients(name: str) -> None:
     """Longer than every bucket and position."""
-    family_laws.same_with_padding(made(name), 61)
+    family_laws.same_with_padding(made(name), 71)
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)

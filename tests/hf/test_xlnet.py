@@ -63,12 +63,16 @@ def test_training_copies_and_files(tmp_path: Path) -> None:
     family_laws.same_files(model, tmp_path)
 
 
-def test_dropout_differs_between_texts() -> None:
-    model = randomised(XLNetModel(XLNetConfig(**{**CONFIG, "dropout": 0.5})), torch.float32).train()
+def test_each_text_drops_its_own_distances() -> None:
+    model = randomised(XLNetModel(XLNetConfig(**{**CONFIG, "dropout": 0.5})), torch.float32)
+    rows = []
+    held = model.layer[0].register_forward_pre_hook(lambda layer, given: rows.append(given[4]))
     with accelerated(model):
-        twice = model(tokens(1, 9).expand(2, -1))[0]
-        twice.sum().backward()
-    assert far(*twice.detach()) > 1e-3
+        model.train()(tokens(2, 9), attention_mask=padding(2, 9, "left"))[0].sum().backward()
+        model.eval()(tokens(2, 9))
+    held.remove()
+    assert [len(one[0]) for one in rows] == [2, 1]
+    assert not torch.equal(rows[0][:, 0], rows[0][:, 1])
 
 
 def test_narrow_dtypes() -> None:

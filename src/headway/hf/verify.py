@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headway.hf.accelerate import Accelerated, accelerate
+from headway.hf.float64 import in_float64
 from headway.hf.inputs import SIDES, longest, random_inputs, result
 
 LENGTHS = (1, 33, 150, 600)
@@ -114,7 +115,9 @@ def verify(
     rows = []
     try:
         for tokens, side, given in _given(model, lengths, inputs):
-            truth, own = _run(exact, given), _run(model, given)
+            with in_float64():
+                truth = _run(exact, given)
+            own = _run(model, given)
             done = accelerate(model, quiet=True)
             ours = _run(model, given)
             done.undo()

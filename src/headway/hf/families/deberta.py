@@ -196,9 +196,9 @@ class DebertaV2Attention(_Attention):
         """The row of the relative embeddings for each distance of a key from a query, as far as rows differ."""
         own: Any = self
         far, buckets, span = own.max_relative_positions, own.position_buckets, own.pos_ebd_size
-        if buckets % 2:  # the last row of an odd number of buckets is further away
+        if buckets > 0 and buckets % 2:  # then one more row follows, further away
             middle = buckets // 2
-            far = 1 + int(middle * ((far - 1) / middle) ** (middle / (middle - 1))) if buckets > 0 else far
+            far = 2 + int(middle * ((far - 1) / middle) ** (middle / (middle - 1)))
         far = max(min(far, q.shape[2] - 1), 1)
         away = torch.arange(far, -far - 1, -1, device=q.device)  # query minus key
         if buckets > 0:

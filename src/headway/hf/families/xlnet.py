@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headway.functional import attend
+from headway.integers import readable
 from headway.terms import AnyTerm, LowRankBias, ProductPerQuery
 
 
@@ -145,7 +146,7 @@ def _real(attention_mask: Any, input_mask: Any) -> Tensor | None:
     if attention_mask is None and input_mask is None:
         return None
     real: Tensor = (1.0 - attention_mask if input_mask is None else input_mask) <= 0
-    return None if bool(real.all()) else real
+    return None if readable(real) and bool(real.all()) else real
 
 
 def _segments(ids: Any, dtype: torch.dtype) -> Tensor | None:
