@@ -26,19 +26,36 @@ t5 = randomised(
     ),
     torch.float32,
 )
+bloom = randomised(
+    hf.BloomForCausalLM(hf.BloomConfig(vocab_size=96, hidden_size=42, n_layer=1, n_head=3, hidden_dropout=0.0)),
+    torch.float32,
+)
+deberta = randomised(
+    hf.DebertaV2Model(
+        hf.DebertaV2Config(
+            vocab_size=96, hidden_size=42, num_hidden_layers=1, num_attention_heads=3, intermediate_size=48,
+            relative_attention=True, position_buckets=8, max_position_embeddings=64, pos_att_type=["p2c", "c2p"],
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )
+    ),
+    torch.float32,
+)  # fmt: skip
 
 
 def run(model, n=31):
-    if model.config.is_encoder_decoder:
+    if getattr(model, "_orig_mod", model).config.is_encoder_decoder:
         return model(
             input_ids=tokens(2, n), attention_mask=padding(2, n, "right"), decoder_input_ids=tokens(2, 20)
         ).logits
-    return model(input_ids=tokens(2, n), attention_mask=padding(2, n, "right"), use_cache=False).logits
+    more = {"use_cache": False} if hasattr(model, "lm_head") else {}
+    return model(input_ids=tokens(2, n), attention_mask=padding(2, n, "right"), **more)[0]
 
 
-for model in (llama, t5):
+for model in (llama, t5, bloom, deberta):
     with accelerated(model):
         if sys.argv[1] == "step":
+            if model is deberta:
+                continue
             given = {"input_ids": tokens(1, 9), "max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
             expected = model.generate(**given, cache_implementation="static", disable_compile=True)
             assert torch.equal(model.generate(**given, cache_implementation="static"), expected)

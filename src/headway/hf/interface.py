@@ -132,7 +132,9 @@ def _in_one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _asked_for_weights(kwargs: dict[str, Any]) -> bool:
-    collected: Any = _active_collector.get()  # type: ignore[no-untyped-call]
+    # a ContextVar cannot be traced; while compiling, transformers keeps what it collects in a plain variable
+    compiling, active = torch.compiler.is_compiling(), _active_collector
+    collected: Any = active.global_var if compiling else active.get()  # type: ignore[no-untyped-call]
     return bool(kwargs.get("output_attentions")) or any("attentions" in key for key in collected or ())
 
 
