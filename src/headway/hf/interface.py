@@ -89,7 +89,7 @@ def headway_attention(
     query, key, value = _in_one_dtype(query, key, value)
     causal = _causal(module, is_causal, query.shape[2])
     softcap = softcap if what.softcap else None
-    if _asked_for_weights(kwargs):
+    if asked_for_weights(kwargs):
         passed = {"scaling": scaling, "dropout": dropout, **({"softcap": softcap} if what.softcap else {}), **kwargs}
         return _by_the_model(module, query, key, value, attention_mask, causal, position_bias, **passed)
     if scaling is None and what.scale == "head_dim":
@@ -131,7 +131,8 @@ def _in_one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 
 
-def _asked_for_weights(kwargs: dict[str, Any]) -> bool:
+def asked_for_weights(kwargs: dict[str, Any]) -> bool:
+    """Whether a model that hands these arguments on was asked for attention weights."""
     collected: Any = _active_collector.get()  # type: ignore[no-untyped-call]
     return bool(kwargs.get("output_attentions")) or any("attentions" in key for key in collected or ())
 
