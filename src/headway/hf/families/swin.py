@@ -7,9 +7,8 @@ different edges of the image do not see each other: they are masked as documents
 
 from __future__ import annotations
 
-from typing import Any
-
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
