@@ -1,8 +1,9 @@
 """Swin and its relatives: attention in windows of an image, with one number for each head and offset in two dimensions.
 
-The bias stays a table by distance, (heads, offsets of rows and columns). Tokens of shifted windows that come from
-different edges of the image do not see each other: they are masked as documents, where the models' own code adds −100
-(V2: −200) to their scores, which leaves them a share of e^−100.
+Windows are small: the bias of the pairs of tokens of one window, (heads, tokens, tokens), and for shifted windows the
+−100 that the models add between tokens from different edges of the image, (windows, heads, tokens, tokens), are made
+once per layer and shared by all images of a batch. A kernel reads them faster than it looks up offsets, and the formula
+stays the models' own; scores and weights are not materialised.
 """
 
 from __future__ import annotations
@@ -10,14 +11,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.functional import attend
 from headway.hf.interface import asked_for_weights
-from headway.masks import Documents
-from headway.positions.swin import by_offset
+from headway.terms import DenseBias
 
 
 def in_windows(
@@ -25,7 +24,7 @@ def in_windows(
     k: Float[Tensor, "batch heads tokens dim"],
     v: Float[Tensor, "batch heads tokens dim"],
     table: Float[Tensor, "offsets heads"],
-    window: tuple[int, int],
+    index: Int[Tensor, " pairs"],
     mask: Float[Tensor, "windows tokens tokens"] | None,
     scale: float,
     dropout: float,
@@ -36,20 +35,21 @@ def in_windows(
         q: queries; the windows of an image are consecutive in the batch.
         k: keys.
         v: values.
-        table: one value per offset, query minus key, and head.
-        window: rows and columns of a window.
-        mask: of each window of an image: 0 where a pair of tokens sees each other, an equivalence; None is everywhere.
+        table: one value per offset and head.
+        index: the offset of each pair of tokens.
+        mask: what is added in each window of an image; None is nothing.
         scale: multiplies q·k.
         dropout: share of the weights that are dropped.
     """
-    height, width = window
-    bias = by_offset(table.T.unflatten(1, (2 * height - 1, 2 * width - 1)))
-    documents = None
-    if mask is not None:
-        first = (mask == 0).to(torch.uint8).argmax(-1)  # the first token that each token sees names its region
-        documents = Documents(first.repeat(len(q) // len(first), 1))
+    batch, heads, tokens, _ = q.shape
+    # embedding's backward sums equal entries densely; indexing's would sort them first
+    bias = nn.functional.embedding(index, table).T.unflatten(1, (tokens, tokens))
     q, k = q.to(v.dtype), k.to(v.dtype)
-    return attend(q, k, v, mask=documents, terms=(bias,), scale=scale, dropout=dropout).transpose(1, 2).flatten(2)
+    if mask is not None:  # the windows of an image as more heads
+        bias = (bias + mask[:, None]).flatten(0, 1)
+        q, k, v = (x.unflatten(0, (-1, len(mask))).flatten(1, 2) for x in (q, k, v))
+    out = attend(q, k, v, terms=(DenseBias(bias[None]),), scale=scale, dropout=dropout)
+    return out.reshape(batch, heads, tokens, -1).transpose(1, 2).flatten(2)
 
 
 def _heads(x: Tensor, dim: int) -> Tensor:
@@ -57,42 +57,43 @@ def _heads(x: Tensor, dim: int) -> Tensor:
     return x.unflatten(-1, (-1, dim)).transpose(1, 2)
 
 
-def _fits(hidden_states: Tensor, window: tuple[int, int]) -> bool:
-    return hidden_states.shape[1] == window[0] * window[1]
+def _fits(hidden_states: Tensor, index: Tensor) -> bool:
+    return hidden_states.shape[1] ** 2 == index.numel()
 
 
 class TableAttention:
     """Put before a ``SwinSelfAttention`` of the older kind: its own table of biases."""
 
-    position = "Swin's bias, a table by offset in two dimensions"
+    position = "Swin's bias, of the pairs of a window, once per layer"
 
     def forward(self, hidden_states: Tensor, attention_mask: Any = None, output_attentions: Any = False) -> Any:
-        """As of the class, without a tensor of all pairs."""
+        """As of the class, without scores of all pairs."""
         own: Any = self
-        if output_attentions or not _fits(hidden_states, own.window_size):
+        if output_attentions or not _fits(hidden_states, own.relative_position_index):
             return super().forward(hidden_states, attention_mask, output_attentions)  # type: ignore[misc]
         q, k, v = (_heads(x(hidden_states), own.attention_head_size) for x in (own.query, own.key, own.value))
         table, scale = own.relative_position_bias_table, own.attention_head_size**-0.5
         dropout = own.dropout.p if own.dropout.training else 0.0
-        return (in_windows(q, k, v, table, own.window_size, attention_mask, scale, dropout),)
+        return (in_windows(q, k, v, table, own.relative_position_index.flatten(), attention_mask, scale, dropout),)
 
 
 class CosineAttention:
     """Put before an attention of Swin V2: cosines times a learned scale, and a bias from a network of the offset."""
 
-    position = "Swin V2's continuous bias, a table by offset in two dimensions"
+    position = "Swin V2's continuous bias, of the pairs of a window, once per layer"
 
     def forward(self, hidden_states: Tensor, attention_mask: Any = None, output_attentions: Any = False) -> Any:
-        """As of the class, without a tensor of all pairs."""
+        """As of the class, without scores of all pairs."""
         own: Any = self
-        if output_attentions or not _fits(hidden_states, own.window_size):
+        if output_attentions or not _fits(hidden_states, own.relative_position_index):
             return super().forward(hidden_states, attention_mask, output_attentions)  # type: ignore[misc]
         q, k, v = (_heads(x(hidden_states), own.attention_head_size) for x in (own.query, own.key, own.value))
         q = nn.functional.normalize(q, dim=-1) * own.logit_scale.clamp(max=math.log(100)).exp()
         k = nn.functional.normalize(k, dim=-1)
         table = 16 * own.continuous_position_bias_mlp(own.relative_coords_table).flatten(0, 2).sigmoid()
+        mask = None if attention_mask is None else 2 * attention_mask  # its own code adds it twice
         dropout = own.dropout.p if own.dropout.training else 0.0
-        return (in_windows(q, k, v, table, own.window_size, attention_mask, 1.0, dropout),)
+        return (in_windows(q, k, v, table, own.relative_position_index.flatten(), mask, 1.0, dropout),)
 
 
 class SwinAttention:
@@ -101,14 +102,14 @@ class SwinAttention:
     position = TableAttention.position
 
     def forward(self, hidden_states: Tensor, attention_mask: Any = None, **kwargs: Any) -> Any:
-        """As of the class, without a tensor of all pairs."""
+        """As of the class, without scores of all pairs."""
         own: Any = self
         bias = own.relative_position_bias
-        if asked_for_weights(kwargs) or not _fits(hidden_states, bias.window_size):
+        if asked_for_weights(kwargs) or not _fits(hidden_states, bias.relative_position_index):
             return super().forward(hidden_states, attention_mask, **kwargs)  # type: ignore[misc]
         q, k, v = (_heads(x(hidden_states), own.head_dim) for x in (own.q_proj, own.k_proj, own.v_proj))
         table, dropout = bias.relative_position_bias_table, own.attention_dropout if own.training else 0.0
-        out = in_windows(q, k, v, table, bias.window_size, attention_mask, own.scaling, dropout)
+        out = in_windows(q, k, v, table, bias.relative_position_index, attention_mask, own.scaling, dropout)
         return own.o_proj(out), None
 
 
