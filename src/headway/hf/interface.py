@@ -89,7 +89,7 @@ def headway_attention(
     query, key, value = _in_one_dtype(query, key, value)
     causal = _causal(module, is_causal, query.shape[2])
     softcap = softcap if what.softcap else None
-    if _asked_for_weights(kwargs):
+    if asked_for_weights(kwargs):
         passed = {"scaling": scaling, "dropout": dropout, **({"softcap": softcap} if what.softcap else {}), **kwargs}
         return _by_the_model(module, query, key, value, attention_mask, causal, position_bias, **passed)
     if scaling is None and what.scale == "head_dim":
@@ -131,7 +131,8 @@ def _in_one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 
 
-def _asked_for_weights(kwargs: dict[str, Any]) -> bool:
+def asked_for_weights(kwargs: dict[str, Any]) -> bool:
+    """Whether a model was asked for its attentions, by an argument or by what collects its outputs."""
     # a ContextVar cannot be traced; while compiling, transformers keeps what it collects in a plain variable
     compiling, active = torch.compiler.is_compiling(), _active_collector
     collected: Any = active.global_var if compiling else active.get()  # type: ignore[no-untyped-call]
