@@ -54,7 +54,8 @@ def in_windows(
 
 def _heads(x: Tensor, dim: int) -> Tensor:
     """(B, n, H·dim) → (B, H, n, dim)."""
-    return x.unflatten(-1, (-1, dim)).transpose(1, 2)
+    split: Tensor = x.unflatten(-1, (-1, dim)).transpose(1, 2)
+    return split
 
 
 def _fits(hidden_states: Tensor, index: Tensor) -> bool:
