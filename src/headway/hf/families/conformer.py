@@ -59,7 +59,9 @@ class ConformerAttention:
         own: Any = self
         kind = own.position_embeddings_type
         if kind not in ("relative", "relative_key") or (kind == "relative" and relative_position_embeddings is None):
-            return super().forward(hidden_states, attention_mask, relative_position_embeddings, **kwargs)  # type: ignore[misc]
+            if relative_position_embeddings is not None:
+                kwargs["relative_position_embeddings"] = relative_position_embeddings
+            return super().forward(hidden_states, attention_mask, **kwargs)  # type: ignore[misc]
         q, k, v = (
             x(hidden_states).unflatten(-1, (-1, own.head_size)).transpose(1, 2)
             for x in (own.linear_q, own.linear_k, own.linear_v)
@@ -80,9 +82,24 @@ class ConformerAttention:
         return own.linear_out(out.flatten(2)), weights
 
 
+class ChunkedEncoder:
+    """Put before the encoder of SeamlessM4T v2, whose queries see their own chunk and some before it."""
+
+    position = "its mask: one value per token, one per pair for sounds longer than a chunk"
+
+    def _apply_chunk_attention(self, attention_mask: Tensor | None, hidden_states: Tensor) -> Tensor | None:
+        """The mask of the layers; in a single chunk that of the tokens, since every query sees the whole chunk."""
+        own: Any = self
+        if hidden_states.shape[1] <= own.config.speech_encoder_chunk_size:
+            return attention_mask
+        made: Tensor = super()._apply_chunk_attention(attention_mask, hidden_states)  # type: ignore[misc]
+        return made
+
+
 ATTENTIONS = {
     "Wav2Vec2ConformerSelfAttention": ConformerAttention,
     "Wav2Vec2BertSelfAttention": ConformerAttention,
     "SeamlessM4TConformerSelfAttention": ConformerAttention,
     "SeamlessM4Tv2ConformerSelfAttention": ConformerAttention,
+    "SeamlessM4Tv2ConformerEncoder": ChunkedEncoder,
 }
