@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ class LazyMask:
     k_pos: Positions
     plain: bool
     batch: int
+    ndim: ClassVar[int] = 4
 
     def dense(self) -> Tensor:
         """The boolean tensor that this stands for."""
