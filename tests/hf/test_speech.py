@@ -14,6 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.seamless_m4t.modeling_seamless_m4t import SeamlessM4TSpeechEncoder as SPEECH
 from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder as SPEECH_2
 
+import headway.hf
+from headway.shapes import HeadwayError
+
 SMALL: dict[str, Any] = {"hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
 STILL = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop")
 STILL += ("speech_encoder_dropout", "conformer_conv_dropout", "final_dropout", "ffn_dropout", "adaptor_dropout")
@@ -93,6 +96,13 @@ def test_values_and_gradients(kind: str, padded: bool) -> None:
     same(built(kind), run(kind, padded=padded))
 
 
+def test_every_chunk_before() -> None:
+    """A negative number of chunks before a query's own is all of them."""
+    model = built("seamless 2 chunks")
+    model.config.speech_encoder_left_chunk_num = -1
+    same(model, run("seamless 2 chunks", padded=True))
+
+
 @every_kind
 def test_training(kind: str) -> None:
     """In training, with gradient checkpointing; and a single token."""
@@ -108,7 +118,7 @@ def test_exact(kind: str) -> None:
     as_exact(built(kind, torch.float32), run(kind), torch.bfloat16)
 
 
-@pytest.mark.parametrize("kind", ["conformer", "bert", "wavlm", "seamless", "seamless 2"])
+@pytest.mark.parametrize("kind", ["conformer", "bert", "wavlm", "seamless"])
 def test_attentions(kind: str) -> None:
     """Attentions, where asked for, are those of the model's own code."""
     model = built(kind)
@@ -133,7 +143,7 @@ class NoPairs(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("kind", ["conformer", "bert", "wavlm", "seamless", "seamless 2"])
+@pytest.mark.parametrize("kind", ["conformer", "bert", "wavlm", "seamless", "seamless 2", "seamless 2 chunks"])
 def test_no_pairs(kind: str) -> None:
     """No bias of all pairs of tokens is made; the model's own code makes some."""
     model = built(kind, torch.float32)
@@ -141,3 +151,22 @@ def test_no_pairs(kind: str) -> None:
         run(kind, n=61)(model)
     with accelerated(model), NoPairs():
         run(kind, n=61)(model).sum().backward()
+
+
+def test_eager_seamless() -> None:
+    """SeamlessM4T v2's eager code adds its boolean mask to scores: it is left alone by name."""
+    model = built("seamless 2")
+    model.set_attn_implementation("eager")
+    with pytest.raises(HeadwayError, match="adds 1 to visible scores"):
+        headway.hf.accelerate(model)
+
+
+def test_all_of_seamless() -> None:
+    """In the whole model, every attention is accelerated: those of texts and units too."""
+    layers = ("encoder_layers", "decoder_layers", "t2u_encoder_layers", "t2u_decoder_layers")
+    heads = ("encoder_attention_heads", "decoder_attention_heads")
+    sizes = dict.fromkeys(layers, 1) | dict.fromkeys(heads, 3) | {"vocab_size": 50}
+    config = hf.SeamlessM4TConfig(**SEAMLESS | sizes)
+    with accelerated(hf.SeamlessM4TForSpeechToText(config)) as done:
+        assert all(part.reason is None for part in done.parts)
+        assert {part.kind for part in done.parts} == {"SeamlessM4TConformerSelfAttention", "SeamlessM4TAttention"}

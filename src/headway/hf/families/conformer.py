@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.hf.interface import Bias, headway_attention
+from headway.hf.lazy_mask import LazyMask
+from headway.masks import Blocks
 from headway.terms import ProductPerQuery
 
 
@@ -85,15 +87,28 @@ class ConformerAttention:
 class ChunkedEncoder:
     """Put before the encoder of SeamlessM4T v2, whose queries see their own chunk and some before it."""
 
-    position = "its mask: one value per token, one per pair for sounds longer than a chunk"
+    position = "chunks, not a mask of all pairs"
 
-    def _apply_chunk_attention(self, attention_mask: Tensor | None, hidden_states: Tensor) -> Tensor | None:
-        """The mask of the layers; in a single chunk that of the tokens, since every query sees the whole chunk."""
+    @staticmethod
+    def unfit(module: Any) -> str | None:
+        """Why it must be left alone."""
+        if module.config._attn_implementation == "eager" and module.config.speech_encoder_chunk_size is not None:
+            return "its eager implementation adds 1 to visible scores instead of hiding others: use 'sdpa'"
+        return None
+
+    def _apply_chunk_attention(self, attention_mask: Tensor | None, hidden_states: Tensor) -> LazyMask:
+        """The mask of the layers."""
         own: Any = self
-        if hidden_states.shape[1] <= own.config.speech_encoder_chunk_size:
-            return attention_mask
-        made: Tensor = super()._apply_chunk_attention(attention_mask, hidden_states)  # type: ignore[misc]
-        return made
+        size, before = own.config.speech_encoder_chunk_size, own.config.speech_encoder_left_chunk_num
+        batch, tokens = hidden_states.shape[:2]
+        pos = torch.arange(tokens, device=hidden_states.device)[None]
+        mask = None
+        if tokens > size:
+            chunk = torch.arange(-(-tokens // size), device=pos.device)
+            away = chunk[:, None] - chunk
+            mask = Blocks((away >= 0) & (away <= (before if before >= 0 else tokens)), size)
+        keys = pos if attention_mask is None else pos.masked_fill(~attention_mask.bool(), -1)
+        return LazyMask(mask, pos, keys, attention_mask is None, batch)
 
 
 ATTENTIONS = {
