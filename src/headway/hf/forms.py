@@ -15,13 +15,15 @@ from functools import cache
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from headway.backends.reference import run
 from headway.functional import check
-from headway.terms import DenseBias
+from headway.terms import AnyTerm, ByDistancePerQuery, DenseBias
 
 _KNOWN = {"module", "query", "key", "value", "attention_mask", "scaling", "dropout", "kwargs", "softcap"}
-_KNOWN |= {"position_bias", "sliding_window", "query_states", "key_states", "value_states"}
+_KNOWN |= {"position_bias", "sinks", "sliding_window", "query_states", "key_states", "value_states"}
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ class Form:
         sinks: whether it uses ``module.sinks``.
         softcap: whether it takes a softcap.
         bias: whether it takes a position bias.
+        token_sinks: whether it takes a sink for each head and query.
     """
 
     scale: str | None = "width"
     sinks: bool = False
     softcap: bool = False
     bias: bool = False
+    token_sinks: bool = False
 
 
 def eager_of(kind: type) -> Callable[..., Any] | None:
@@ -62,6 +66,19 @@ def _names(function: Any) -> tuple[str, ...]:
     return function.__code__.co_names if hasattr(function, "__code__") else ()
 
 
+def with_token_sinks(
+    terms: tuple[AnyTerm, ...], sinks: Float[Tensor, "batch heads queries 1"] | None
+) -> tuple[tuple[AnyTerm, ...], Float[Tensor, " heads"] | None]:
+    """Terms and sinks per head that amount to a sink for each query: it is subtracted from all scores of the query.
+
+    >>> with_token_sinks((), torch.ones(1, 2, 3, 1))[1].tolist()
+    [0.0, 0.0]
+    """
+    if sinks is None:
+        return terms, None
+    return (*terms, ByDistancePerQuery(-sinks, 0)), sinks.new_zeros(sinks.shape[1])
+
+
 class _Probe(torch.nn.Module):
     """Has what an attention function may read of its module."""
 
@@ -77,22 +94,23 @@ def form_of(eager: Callable[..., Any]) -> Form | None:
     parameters = inspect.signature(eager).parameters
     if not parameters.keys() <= _KNOWN:
         return None
-    softcap, bias = "softcap" in parameters, "position_bias" in parameters
+    extras = tuple(name for name in ("softcap", "position_bias", "sinks") if name in parameters)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("cpu"):
         torch.manual_seed(0)
         try:
             for sinks in (False, True):
-                if _agrees(eager, sinks, softcap, bias, 0.3):
+                if _agrees(eager, sinks, extras, 0.3):
                     scales = ("width", "head_dim")
                     named = parameters["scaling"].default is inspect.Parameter.empty
-                    fits = (scale for scale in scales if not named and _agrees(eager, sinks, softcap, bias, scale))
-                    return Form(None if named else next(fits), sinks, softcap, bias)
+                    fits = (scale for scale in scales if not named and _agrees(eager, sinks, extras, scale))
+                    taken = ("softcap" in extras, "position_bias" in extras, "sinks" in extras)
+                    return Form(None if named else next(fits), sinks, *taken)
         except (StopIteration, AttributeError, TypeError, RuntimeError, ValueError, KeyError):
             return None
     return None
 
 
-def _agrees(eager: Callable[..., Any], sinks: bool, softcap: bool, bias: bool, scale: float | str) -> bool:
+def _agrees(eager: Callable[..., Any], sinks: bool, extras: tuple[str, ...], scale: float | str) -> bool:
     """Whether the function computes this formula, with and without a mask, grouped heads, and each extra."""
     for heads, groups in ((3, 1), (4, 2)):
         kv_heads = heads // groups
@@ -104,7 +122,8 @@ def _agrees(eager: Callable[..., Any], sinks: bool, softcap: bool, bias: bool, s
         added = torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, torch.finfo(torch.float64).min)
         table = torch.randn(1, heads, 4, 6, dtype=torch.float64)
         number = {"width": 5**-0.5, "head_dim": 7**-0.5}.get(str(scale), scale)
-        for more in ({}, *([{"softcap": 1.5}] if softcap else ()), *([{"position_bias": table}] if bias else ())):
+        values = {"softcap": 1.5, "position_bias": table, "sinks": torch.randn(2, heads, 4, 1, dtype=torch.float64)}
+        for more in ({}, *({name: values[name]} for name in extras)):
             passed: dict[str, Any] = {"scaling": None if isinstance(scale, str) else scale, "dropout": 0.0, **more}
             try:
                 out = eager(module, q, k, v, added, **passed)[0].transpose(1, 2)
@@ -112,9 +131,9 @@ def _agrees(eager: Callable[..., Any], sinks: bool, softcap: bool, bias: bool, s
                 if groups > 1:
                     break
                 raise
-            terms = (DenseBias(table),) if "position_bias" in more else ()
+            terms, zeros = with_token_sinks((DenseBias(table),) if "position_bias" in more else (), more.get("sinks"))
             given = (seen, terms, range(4), range(6), number, "softmax", more.get("softcap"))
-            expected = run(check(q, k, v, *given, module.sinks if sinks else None))  # type: ignore[arg-type]
+            expected = run(check(q, k, v, *given, module.sinks if sinks else zeros))  # type: ignore[arg-type]
             if not torch.allclose(out.double(), expected, rtol=0, atol=1e-5):
                 return False
     return True

@@ -11,7 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils.output_capturing import _active_collector
 
 from headway.functional import attend
-from headway.hf.forms import Form, eager_of, form_of
+from headway.hf.forms import Form, eager_of, form_of, with_token_sinks
 from headway.hf.lazy_mask import LazyMask, as_added, headway_eager_mask, headway_mask
 from headway.integers import Positions
 from headway.masks import Causal, Dense, KeyPadding, Mask
@@ -79,6 +79,7 @@ def headway_attention(
     is_causal: bool | None = None,
     position_bias: Any = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention as transformers calls it: its arguments and results are those of ``sdpa_attention_forward``.
@@ -88,14 +89,15 @@ def headway_attention(
     what = form(module)
     query, key, value = _in_one_dtype(query, key, value)
     causal = _causal(module, is_causal, query.shape[2])
-    softcap = softcap if what.softcap else None
+    softcap, sinks = softcap if what.softcap else None, sinks if what.token_sinks else None
     if asked_for_weights(kwargs):
-        passed = {"scaling": scaling, "dropout": dropout, **({"softcap": softcap} if what.softcap else {}), **kwargs}
+        extras = {"softcap": softcap} if what.softcap else {"sinks": sinks} if what.token_sinks else {}
+        passed = {"scaling": scaling, "dropout": dropout, **extras, **kwargs}
         return _by_the_model(module, query, key, value, attention_mask, causal, position_bias, **passed)
     if scaling is None and what.scale == "head_dim":
         scaling = float(module.head_dim) ** -0.5  # type: ignore[arg-type]
-    sinks = getattr(module, "sinks", None) if what.sinks else None
-    if query.shape[2] == 1 and softcap is None and sinks is None and not isinstance(attention_mask, LazyMask):
+    taken = getattr(module, "sinks", None) if what.sinks else sinks
+    if query.shape[2] == 1 and softcap is None and taken is None and not isinstance(attention_mask, LazyMask):
         # one query: torch's operator is as fast, and what is made for it grows with the keys alone
         if isinstance(position_bias, Bias):
             position_bias = position_bias.dense(1, key.shape[2]).to(query.dtype)
@@ -107,6 +109,8 @@ def headway_attention(
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
     mask, added, q_pos, k_pos = _placed(query, key, attention_mask, causal, position_bias)
     terms = (*_terms(position_bias), *(() if added is None else (DenseBias(added),)))
+    if taken is sinks:
+        terms, taken = with_token_sinks(terms, sinks)
     out = attend(
         query,
         key,
@@ -117,7 +121,7 @@ def headway_attention(
         k_pos=k_pos,
         scale=scaling,
         softcap=softcap,
-        sinks=sinks,
+        sinks=taken,
         dropout=dropout,
     )
     return out.transpose(1, 2).contiguous(), None

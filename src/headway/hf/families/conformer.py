@@ -28,12 +28,13 @@ class Products(Bias):
         x: a vector for each query, (B, H, Q, D).
         vectors: one for each distance, (H or 1, W, D).
         left: the entry of distance 0.
+        start: see :class:`headway.hf.interface.Bias`.
     """
 
     x: Float[Tensor, "batch heads queries dim"]
     vectors: Float[Tensor, "#heads width dim"]
     left: int
-    start = 0
+    start: int | Tensor = 0
 
     def terms(self) -> tuple[ProductPerQuery, ...]:
         """See :meth:`headway.hf.interface.Bias.terms`."""
@@ -42,7 +43,7 @@ class Products(Bias):
     def dense(self, queries: int, keys: int) -> Tensor:
         """See :meth:`headway.hf.interface.Bias.dense`."""
         q_pos, k_pos = (torch.arange(n, device=self.x.device)[None] for n in (queries, keys))
-        return self.terms()[0].tile(q_pos, k_pos)
+        return self.terms()[0].tile(q_pos + self.start, k_pos)
 
     def to(self, *args: Any, **kwargs: Any) -> Products:
         """See :meth:`headway.hf.interface.Bias.to`."""
