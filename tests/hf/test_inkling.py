@@ -61,7 +61,7 @@ def test_decoding(kind: str) -> None:
     """With a cache as in one pass; generation as the model's own, left-padded."""
     with in_float64():
         # their own norms narrow to float32, where a token alone is rounded otherwise
-        same_decoding(built(kind), static=kind == "inkling", within=1e-5)
+        same_decoding(built(kind), static=False, within=1e-5)
 
 
 @every_kind

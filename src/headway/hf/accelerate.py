@@ -168,9 +168,9 @@ def _accelerate(unit: _Unit, done: Accelerated) -> list[Part]:
     shared = next((f"it shares a configuration with {kind.__name__}" for kind, why in reasons.items() if why), None)
     if shared is None:
         done.configs.append((unit.config, unit.config._attn_implementation))
-        asked = (getattr(family_of(kind), "implementation", None) for kind in kinds)
-        name = NAMES[unit.config._attn_implementation]
-        unit.config._attn_implementation_internal = next(filter(None, asked), name)
+        own = unit.config._attn_implementation
+        asked = (getattr(family_of(kind), "implementation", {}).get(own) for kind in kinds)
+        unit.config._attn_implementation_internal = next(filter(None, asked), NAMES[own])
     parts = []
     for kind, names in kinds.items():
         family = family_of(kind)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -112,7 +112,7 @@ class MptAttention:
 
     position = POSITION
     like = "alibi"
-    implementation = MPT
+    implementation: ClassVar[dict[str, str]] = {"sdpa": MPT, "eager": MPT}
     headway_form = Form()
 
     def forward(
