@@ -122,7 +122,11 @@ def _agrees(eager: Callable[..., Any], sinks: bool, extras: tuple[str, ...], sca
         added = torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, torch.finfo(torch.float64).min)
         table = torch.randn(1, heads, 4, 6, dtype=torch.float64)
         number = {"width": 5**-0.5, "head_dim": 7**-0.5}.get(str(scale), scale)
-        values = {"softcap": 1.5, "position_bias": table, "sinks": torch.randn(2, heads, 4, 1, dtype=torch.float64)}
+        values: dict[str, Any] = {
+            "softcap": 1.5,
+            "position_bias": table,
+            "sinks": torch.randn(2, heads, 4, 1, dtype=torch.float64),
+        }
         for more in ({}, *({name: values[name]} for name in extras)):
             passed: dict[str, Any] = {"scaling": None if isinstance(scale, str) else scale, "dropout": 0.0, **more}
             try:

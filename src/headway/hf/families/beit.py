@@ -61,7 +61,7 @@ class Data2VecVisionAttention:
             patches = tuple(side // own.config.patch_size for side in resolution)
             tokens = hidden_states.shape[1]
             biases.append(own.relative_position_bias(patches, interpolate_pos_encoding, dim_size=tokens))
-        terms = (DenseBias(sum(biases)),) if biases else ()
+        terms = (DenseBias(biases[0] if len(biases) == 1 else biases[0] + biases[1]),) if biases else ()
         dropout = own.dropout.p if own.training else 0.0
         out = attend(q, k, v, terms=terms, scale=own.attention_head_size**-0.5, dropout=dropout)
         return (out.transpose(1, 2).flatten(2),)

@@ -82,7 +82,7 @@ class RelativeAttention:
             for x in (own.q_proj, own.k_proj, own.v_proj)
         )
         q = q * own.scaling
-        passed = {"dropout": own.dropout if own.training else 0.0, "scaling": 1.0, "is_causal": False}
+        passed: dict[str, Any] = {"dropout": own.dropout if own.training else 0.0, "scaling": 1.0, "is_causal": False}
         out, _ = headway_attention(own, q, k, v, attention_mask, **passed, position_bias=position_bias.bias(q))
         return own.out_proj(out.flatten(2)), None
 
