@@ -112,3 +112,4 @@ def test_layoutlmv3(biases: dict[str, bool], way: str) -> None:
     same(model, run)
     with accelerated(model) as done:
         assert [part.reason for part in done.parts] == [None]
+        assert "once per forward by the model's own code" in done.parts[0].position

@@ -71,7 +71,7 @@ class RelativeLogits:
 class RelativePositionBias:
     """Put before Inkling 2's ``Inkling2RelativePositionBias``."""
 
-    position = f"{RelativeLogits.position}, which the model's own code makes for every pair, once per forward"
+    position = f"{RelativeLogits.position}; the distance of each pair, once per forward, by the model's own code"
     like = "inkling"
 
     def forward(self, hidden_states: Tensor, relative_distance: Tensor, position_ids: Tensor) -> Profiles:
@@ -81,7 +81,19 @@ class RelativePositionBias:
         return profiles(r, own.proj, relative_distance[0, 0], relative_distance.shape[1])
 
 
+class Attention:
+    """Put before the attentions, which are as the classes' own."""
+
+    position = "the bias of its submodule"
+    like = "inkling"
+
+
 ATTENTIONS = {
+    "InklingAttention": Attention,
+    "Inkling2SlidingAttention": Attention,
+    "Inkling2FullAttention": Attention,
+    "Inkling2LoopSlidingAttention": Attention,
+    "Inkling2LoopFullAttention": Attention,
     "InklingRelativeLogits": RelativeLogits,
     "Inkling2RelativePositionBias": RelativePositionBias,
     "Inkling2LoopRelativePositionBias": RelativePositionBias,
