@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from headway import Causal, Dense, Documents, HeadwayError, Prefix, Window, attend
-from headway.masks import Chunks
+from headway.masks import And, Chunks, Or
 from headway.terms import ByDistance, ByDistancePerKey, ByDistancePerQuery, Pairwise, PerKey, Scan, ValuesByDistance
 
 EPS = {torch.float64: 2e-10, torch.float32: 4e-5, torch.bfloat16: 0.08}
@@ -208,9 +208,9 @@ class RandomCall:
     # --- what backends accept ---------------------------------------------------------------------------------------
 
     def native_accepts(self) -> bool:
-        """Whether native is to take it: tables, images of one width, a Scan or a stick alone, one & of masks."""
+        """Whether native is to take it: tables, images of one width, a Scan or a stick alone, one boolean tensor."""
         tables = {"ByDistance", "ByDistancePerQuery", "ByDistancePerKey", "ValuesByDistance"}
-        parts, plain = _parts(self.mask), {"PerKey", "in rows", *tables}
+        plain = {"PerKey", "in rows", *tables}
         if self.normalise != "softmax":
             plain = set()
         elif self.kinds == ["Scan"]:
@@ -221,13 +221,9 @@ class RandomCall:
             return False
         if not set(self.kinds) <= plain:
             return False
-        if any(type(part) not in (Causal, Window, Documents) for part in parts):
+        if "in rows" in self.kinds and (set(self.kinds) - {"PerKey", "in rows"} or len(self.rows) > 1):
             return False
-        if "in rows" in self.kinds and (
-            any(type(part) is Window for part in parts) or set(self.kinds) - {"PerKey", "in rows"} or len(self.rows) > 1
-        ):
-            return False
-        return sum(type(part) is Documents for part in parts) <= 1
+        return sum(type(part) is Dense for part in _parts(self.mask)) <= 1
 
     def few_accept(self) -> bool:
         """Whether torch's fused attention is to take it because it has few queries."""
@@ -245,7 +241,7 @@ class RandomCall:
 def _parts(mask: Any) -> list[Any]:
     if mask is None:
         return []
-    return [*_parts(mask.first), *_parts(mask.second)] if type(mask).__name__ == "And" else [mask]
+    return [*_parts(mask.first), *_parts(mask.second)] if isinstance(mask, And | Or) else [mask]
 
 
 def _entry(call: RandomCall, left: int, width: int, row: int | None = None) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,9 @@ import torch
 from common import attention, every_method, named, transformer
 from options import Option, models
 
-from headway import Causal, Documents, Window, attend
+from headway import Causal, Dense, Documents, HeadwayError, Prefix, Window, attend
 from headway.backends import native
+from headway.masks import Blocks, Chunks
 from headway.terms import ByDistance
 
 
@@ -75,6 +76,17 @@ def test_attend_by_itself() -> None:
     q = torch.randn(1, 4, 7, 8)
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(q, q, q, mask=Causal()), attend(q, q, q, mask=Causal()))
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason="there is no C++ compiler")
+def test_masks_of_native() -> None:
+    q = torch.randn(1, 2, 130, 16)
+    mask = (Dense(torch.rand(130, 260)[:, ::2] < 0.5) | Prefix(3)) & Chunks(30)
+    few = Causal() & Blocks(torch.ones(2, 3, dtype=torch.bool), 64)
+    compiled = torch.compile(lambda q, mask: attend(q, q, q, mask=mask, backend="native"), backend="eager")
+    torch.testing.assert_close(compiled(q, mask), attend(q, q, q, mask=mask, backend="reference"))
+    with pytest.raises(HeadwayError, match="expected positions in 2 blocks of the mask, got one in block 2"):
+        compiled(q, few)
 
 
 @pytest.mark.skipif(native.unavailable() is not None, reason="there is no C++ compiler")

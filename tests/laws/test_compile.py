@@ -21,6 +21,7 @@ SHORT = [
     "test_transformer[t5]",
     "test_attend_by_itself",
     "test_masks_that_meet_tensors",
+    "test_masks_of_native",
     "test_one_step_of_decoding_for_all_lengths[rotary]",
     "test_hidden_nan_in_generated_code",
     "test_one_query_in_generated_code[2]",
