@@ -26,7 +26,7 @@ FAMILIES = (
     "seamless_m4t", "wavlm", "inkling_mm_model", "llama", "mistral", "qwen3", "gemma3_text", "gpt2", "bert",
     "modernbert", "vit",
 )  # fmt: skip
-LENGTHS = (512, 1024, 2048, 4096)
+LENGTHS = (512, 1024, 2048)
 ROWS = Path(__file__).with_name("families.json")
 PAGE = Path(__file__).with_name("families.md")
 
@@ -67,12 +67,12 @@ def page(rows: dict[str, Any], machine: dict[str, Any]) -> str:
         f"Measured on {machine.get('processor', machine.get('cpu_capability'))}, {machine['threads']} threads, "
         f"torch {machine['torch']}.",
         "",
-        "| family | position | output | gradients | 512 | 1,024 | 2,048 | 4,096 | memory |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| family | position | output | gradients | 512 | 1,024 | 2,048 | memory |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
         if "speed" not in row:
-            head.append(f"| `{name}` | left alone: {row['status'].rpartition('got none in ')[2]} | | | | | | | |")
+            head.append(f"| `{name}` | left alone: {row['status'].rpartition('got none in ')[2]} | | | | | | |")
             continue
         speeds = [f"{row['speed'][str(n)]:.2f}" if str(n) in row["speed"] else "–" for n in LENGTHS]
         cells = [row["status"], f"{row['output']:.0e}", f"{row['gradient']:.0e}", *speeds, f"{row['memory']:.2f}"]

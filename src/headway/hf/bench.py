@@ -70,7 +70,7 @@ def time_model(
     contenders = {name: _with(model, name) for name in _implementations(model)}
     ours = copy.deepcopy(model)
     accelerate(ours, quiet=True)
-    for tokens in lengths:
+    for tokens in sorted(lengths):
         given = random_inputs(model, tokens, rows=1)
         for mode in modes:
             work = {name: _step(each, given, mode) for name, each in (contenders | {"headway": ours}).items()}
@@ -81,6 +81,8 @@ def time_model(
             medians = {name: statistics.median(times) for name, times in seconds.items()}
             fastest = min(contenders, key=medians.__getitem__)
             memory = {name: peak_memory(work[name], model.device.type) for name in (fastest, "headway")}
+            # what is far behind at one length is left out of longer ones
+            contenders = {name: each for name, each in contenders.items() if medians[name] < 1.5 * medians[fastest]}
             yield Timing(
                 tokens, mode, fastest, medians[fastest], medians["headway"], memory[fastest], memory["headway"]
             )
