@@ -293,14 +293,28 @@ def test_accelerating_twice_says_so():
         headway.hf.accelerate(model)
 
 
-@pytest.mark.parametrize("what", ["training", "inference", "step"])
-def test_compiled_is_eager(what):
+LONG = [("training", "t5"), ("training", "deberta"), ("training", "llama")]
+LONG += [("inference", "t5"), ("inference", "deberta"), ("inference", "bloom")]
+
+
+def compiled(*what):
     """In a process without shape checks, which torch.compile cannot trace."""
     run = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", Path(__file__).with_name("compiled.py"), what],
+        [sys.executable, "-W", "error::UserWarning", Path(__file__).with_name("compiled.py"), *what],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+
+
+@pytest.mark.parametrize("what", [("training", "bloom"), ("inference", "llama"), ("step", "llama", "t5")], ids="-".join)
+def test_compiled_is_eager(what):
+    compiled(*what)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", LONG, ids="-".join)
+def test_compiled_is_eager_for_more(what):
+    compiled(*what)
