@@ -190,7 +190,7 @@ def test_a_map_is_zoomed_to_single_tokens(open_page: Open) -> None:
     plot.focus()
     for _ in range(12):
         page.mouse.wheel(0, -120)
-    page.wait_for_function("document.querySelector('.zooming .quiet').textContent === 'each cell is 1 × 1 pairs'")
+    page.wait_for_function("document.querySelector('.zooming .quiet').textContent === 'each cell is one pair'")
     page.keyboard.press("Escape")
     page.keyboard.press("ArrowDown")
     seen = set()
