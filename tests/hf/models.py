@@ -83,6 +83,17 @@ def same(model: Any, run: Run, within: float = 1e-10) -> None:
     assert all(torch.equal(restored[name], grad) for name, grad in grads.items())
 
 
+def same_generation(model: Any, n: int, side: str, new: int, **how: Any) -> None:
+    """Tokens equal, and scores too, of texts padded on a side."""
+    given = {"input_ids": tokens(2, n), "attention_mask": padding(2, n, side), "max_new_tokens": new}
+    given |= {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True, "output_scores": True}
+    expected = model.generate(**given, **how)
+    with accelerated(model):
+        found = model.generate(**given, **how)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert far(torch.stack(found.scores), torch.stack(expected.scores)) < 1e-10
+
+
 def as_exact(model: Any, run: Run, dtype: torch.dtype, times: float = 2.0) -> None:
     """In a narrower dtype: at most twice the error of the model's own code, against float64."""
     truth = run(copy.deepcopy(model).double()).detach()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
-from models import accelerated, as_exact, far, padding, randomised, same, tokens
+from models import accelerated, as_exact, far, padding, randomised, same, same_generation, tokens
 from torch import nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -174,14 +174,7 @@ def test_packed_texts():
     "how", [{}, {"num_beams": 3}, {"cache_implementation": "static"}], ids=["greedy", "beams", "static"]
 )
 def test_generation(name, how):
-    model = decoder(name)
-    given = {"input_ids": tokens(2, 20), "attention_mask": padding(2, 20, "left"), "max_new_tokens": 15}
-    given |= {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True, "output_scores": True}
-    expected = model.generate(**given, **how)
-    with accelerated(model):
-        found = model.generate(**given, **how)
-    assert torch.equal(found.sequences, expected.sequences)
-    assert far(torch.stack(found.scores), torch.stack(expected.scores)) < 1e-10
+    same_generation(decoder(name), 20, "left", 15, **how)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -8,7 +8,7 @@ import io
 import pytest
 import torch
 import transformers as hf
-from models import accelerated, as_exact, far, padding, randomised, same, tokens
+from models import accelerated, as_exact, far, padding, randomised, same, same_generation, tokens
 
 SMALL = {
     "vocab_size": 96,
@@ -81,14 +81,7 @@ def test_a_mask_with_four_axes():
 @pytest.mark.parametrize("name", ["t5", "umt5"])
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}])
 def test_generation_keeps_the_bias_past_the_cache(name, how):
-    model = pair(name)
-    given = {"input_ids": tokens(2, 30), "attention_mask": padding(2, 30, "right"), "max_new_tokens": 30}
-    given |= {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True, "output_scores": True}
-    expected = model.generate(**given, **how)
-    with accelerated(model):
-        found = model.generate(**given, **how)
-    assert torch.equal(found.sequences, expected.sequences)
-    assert far(torch.stack(found.scores), torch.stack(expected.scores)) < 1e-10
+    same_generation(pair(name), 30, "right", 30, **how)
 
 
 def test_decoding_by_parts_is_one_pass():

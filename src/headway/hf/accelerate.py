@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from headway.functional import plan
 from headway.hf.families import family_of
-from headway.hf.forms import Form, eager_of, form_of
+from headway.hf.forms import formula
 from headway.hf.interface import NAMES
 from headway.positions import parse
 from headway.shapes import HeadwayError
@@ -176,9 +176,13 @@ def _accelerate(unit: _Unit, done: Accelerated) -> list[Part]:
         family = family_of(kind)
         position = getattr(family, "position", "position outside the attention, as the model adds it")
         module = next(module for _, module in unit.attentions if type(module) is kind)
+        reason = reasons[kind] or shared
+        if reason is not None:
+            parts.append(Part(kind.__name__, tuple(names), position, reason=reason))
+            continue
         memory = getattr(family, "memory", lambda module, tokens: None)(module, TOKENS)
         plan = _plan(getattr(family, "like", "none"), module)
-        parts.append(Part(kind.__name__, tuple(names), position, plan, memory, reasons[kind] or shared))
+        parts.append(Part(kind.__name__, tuple(names), position, plan, memory))
     if shared is None:
         for _, module in unit.attentions:
             _swap(module, done)
@@ -213,8 +217,7 @@ def _reason(kind: Any, unit: _Unit) -> str | None:
         return "its code makes masks of its own for SDPA"
     if family is None and re.search(r"isinstance\((attention_)?mask", inspect.getsource(kind)):
         return "its code changes masks"
-    eager = eager_of(kind)
-    if eager is None or form_of(eager) is None:
+    if formula(kind) is None:
         return "its formula is not one that headway knows"
     return None
 
@@ -224,8 +227,7 @@ def _swap(module: nn.Module, done: Accelerated) -> None:
     kind: Any = type(module)
     mixin = family_of(kind)
     if _uses_interface(kind):
-        eager = eager_of(kind)
-        module.__dict__["headway_form"] = form_of(eager) if eager is not None else Form()
+        module.__dict__["headway_form"] = formula(kind)
     if mixin is not None:
         module.__class__ = mixed(mixin, kind)
     done.classes.append((module, kind))

@@ -66,6 +66,12 @@ def _names(function: Any) -> tuple[str, ...]:
     return function.__code__.co_names if hasattr(function, "__code__") else ()
 
 
+def formula(kind: type) -> Form | None:
+    """The formula of a class of attention; None when it is not known."""
+    eager = eager_of(kind)
+    return None if eager is None else form_of(eager)
+
+
 def with_token_sinks(
     terms: tuple[AnyTerm, ...], sinks: Float[Tensor, "batch heads queries 1"] | None
 ) -> tuple[tuple[AnyTerm, ...], Float[Tensor, " heads"] | None]:

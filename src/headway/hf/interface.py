@@ -11,7 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils.output_capturing import _active_collector
 
 from headway.functional import attend
-from headway.hf.forms import Form, eager_of, form_of, with_token_sinks
+from headway.hf.forms import Form, eager_of, formula, with_token_sinks
 from headway.hf.lazy_mask import LazyMask, as_added, headway_eager_mask, headway_mask
 from headway.integers import Positions
 from headway.masks import Causal, Dense, KeyPadding, Mask
@@ -57,8 +57,7 @@ def form(module: nn.Module) -> Form:
     """
     known: Form | None = getattr(module, "headway_form", None)
     if known is None:
-        eager = eager_of(type(module))
-        known = None if eager is None else form_of(eager)
+        known = formula(type(module))
         if known is None:
             raise HeadwayError(
                 f"expected an attention whose formula headway knows, got {type(module).__name__}: call "

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.hf.families.t5 import Buckets
+from headway.hf.families.t5 import BucketOwner, Buckets
 from headway.hf.forms import Form
 from headway.hf.interface import Bias, headway_attention
 from headway.hf.lazy_mask import as_added
@@ -17,19 +17,14 @@ POSITION = "T5 buckets, a table by distance"
 FAR = 128  # distances from here on share a bucket: the model's own code takes this for every configuration
 
 
-class MPNetEncoder:
+class MPNetEncoder(BucketOwner):
     """Put before MPNet's encoder: its bias is a table instead of a tensor (B, H, N, N)."""
 
     position = POSITION
     like = "t5"
 
-    def trained(self) -> bool:
-        """See :class:`headway.hf.families.t5.BucketAttention`."""
-        own: Any = self
-        return any(parameter.requires_grad for parameter in own.relative_attention_bias.parameters())
-
     def by_distance(self, device: Any) -> Float[Tensor, "heads width"]:
-        """See :class:`headway.hf.families.t5.BucketAttention`."""
+        """See :meth:`headway.hf.families.t5.BucketOwner.by_distance`."""
         own: Any = self
         away = torch.arange(-FAR, FAR + 1, device=device)
         row: Tensor = own.relative_attention_bias(own.relative_position_bucket(away, num_buckets=32))

@@ -22,13 +22,13 @@ class Buckets(Bias):
     """A value per head and distance, the same beyond the table's ends.
 
     Args:
-        owner: the module that has the buckets' values: ``trained`` and ``by_distance`` of :class:`BucketAttention`.
+        owner: the module that has the buckets' values.
         table: its values by distance, (H, W).
         left: the entry of distance 0.
         start: see :class:`headway.hf.interface.Bias`.
     """
 
-    owner: Any
+    owner: BucketOwner
     table: Float[Tensor, "heads width"]
     left: int
     start: int | Tensor
@@ -54,13 +54,26 @@ class Buckets(Bias):
         return replace(self, table=self.table.to(*args, **kwargs))
 
 
-class BucketAttention:
+class BucketOwner:
+    """A module that has one value for each head and bucket of distances."""
+
+    relative_attention_bias: nn.Module
+
+    def trained(self) -> bool:
+        """Whether the values of the buckets get gradients."""
+        return any(parameter.requires_grad for parameter in self.relative_attention_bias.parameters())
+
+    def by_distance(self, device: Any) -> Float[Tensor, "heads width"]:
+        """The bias for every distance up to the largest; those beyond share the last bucket."""
+        raise NotImplementedError
+
+
+class BucketAttention(BucketOwner):
     """Put before an attention of T5's kind: its ``compute_bias`` returns a table instead of a tensor (1, H, Q, K)."""
 
     position = "T5 buckets, a table by distance"
     like = "t5"
     relative_attention_max_distance: int
-    relative_attention_bias: nn.Module
 
     @property
     def has_relative_attention_bias(self) -> bool:
@@ -78,12 +91,8 @@ class BucketAttention:
         width = 2 * module.relative_attention_max_distance + 1
         return module.n_heads * tokens**2 * number, module.n_heads * width * number
 
-    def trained(self) -> bool:
-        """Whether the values of the buckets get gradients."""
-        return any(parameter.requires_grad for parameter in self.relative_attention_bias.parameters())
-
     def by_distance(self, device: Any) -> Float[Tensor, "heads width"]:
-        """The bias for every distance up to the largest; those beyond share the last bucket."""
+        """See :meth:`BucketOwner.by_distance`."""
         far = self.relative_attention_max_distance
         own: Any = super()
         row: Tensor = own.compute_bias(1, 2 * far + 1, device=device, past_seen_tokens=far)
