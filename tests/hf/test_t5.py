@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import io
 
+import family_laws
 import pytest
 import torch
 import transformers as hf
@@ -159,22 +159,8 @@ def test_no_bias_for_every_pair_of_tokens():
 
 def test_copies_pickles_and_files(tmp_path):
     model = pair()
-    run = logits()
-    names = list(model.state_dict())
-    model.save_pretrained(tmp_path / "before")
-    with accelerated(model):
-        expected = run(model)
-        assert list(model.state_dict()) == names
-        model.save_pretrained(tmp_path / "after")
-        assert torch.equal(run(copy.deepcopy(model)), expected)
-        held = io.BytesIO()
-        torch.save(model, held)
-        held.seek(0)
-        assert torch.equal(run(torch.load(held, weights_only=False)), expected)
-    files = sorted(path.name for path in (tmp_path / "before").iterdir())
-    assert files == sorted(path.name for path in (tmp_path / "after").iterdir())
-    for name in files:
-        assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "after" / name).read_bytes(), name
+    family_laws.same_files(model, tmp_path)
+    family_laws.same_copies(model, logits())
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it by its old name

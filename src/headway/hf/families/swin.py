@@ -62,39 +62,47 @@ def _fits(hidden_states: Tensor, index: Tensor) -> bool:
     return hidden_states.shape[1] ** 2 == index.numel()
 
 
-class TableAttention:
+class _WindowAttention:
+    """What the attentions with projections ``query``, ``key`` and ``value`` share."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Any = None, output_attentions: Any = False) -> Any:
+        """As of the class, without scores of all pairs."""
+        own: Any = self
+        if output_attentions or not _fits(hidden_states, own.relative_position_index):
+            return super().forward(hidden_states, attention_mask, output_attentions)  # type: ignore[misc]
+        q, k, v = (_heads(x(hidden_states), own.attention_head_size) for x in (own.query, own.key, own.value))
+        q, k, table, mask, scale = self.scored(q, k, attention_mask)
+        dropout = own.dropout.p if own.dropout.training else 0.0
+        return (in_windows(q, k, v, table, own.relative_position_index.flatten(), mask, scale, dropout),)
+
+    def scored(self, q: Tensor, k: Tensor, mask: Any) -> tuple[Tensor, Tensor, Tensor, Any, float]:
+        """Queries, keys, table, mask and scale as the class has them."""
+        raise NotImplementedError
+
+
+class TableAttention(_WindowAttention):
     """Put before a ``SwinSelfAttention`` of the older kind: its own table of biases."""
 
     position = "Swin's bias, of the pairs of a window, once per layer"
 
-    def forward(self, hidden_states: Tensor, attention_mask: Any = None, output_attentions: Any = False) -> Any:
-        """As of the class, without scores of all pairs."""
+    def scored(self, q: Tensor, k: Tensor, mask: Any) -> tuple[Tensor, Tensor, Tensor, Any, float]:
+        """See :meth:`_WindowAttention.scored`."""
         own: Any = self
-        if output_attentions or not _fits(hidden_states, own.relative_position_index):
-            return super().forward(hidden_states, attention_mask, output_attentions)  # type: ignore[misc]
-        q, k, v = (_heads(x(hidden_states), own.attention_head_size) for x in (own.query, own.key, own.value))
-        table, scale = own.relative_position_bias_table, own.attention_head_size**-0.5
-        dropout = own.dropout.p if own.dropout.training else 0.0
-        return (in_windows(q, k, v, table, own.relative_position_index.flatten(), attention_mask, scale, dropout),)
+        return q, k, own.relative_position_bias_table, mask, own.attention_head_size**-0.5
 
 
-class CosineAttention:
+class CosineAttention(_WindowAttention):
     """Put before an attention of Swin V2: cosines times a learned scale, and a bias from a network of the offset."""
 
     position = "Swin V2's continuous bias, of the pairs of a window, once per layer"
 
-    def forward(self, hidden_states: Tensor, attention_mask: Any = None, output_attentions: Any = False) -> Any:
-        """As of the class, without scores of all pairs."""
+    def scored(self, q: Tensor, k: Tensor, mask: Any) -> tuple[Tensor, Tensor, Tensor, Any, float]:
+        """See :meth:`_WindowAttention.scored`."""
         own: Any = self
-        if output_attentions or not _fits(hidden_states, own.relative_position_index):
-            return super().forward(hidden_states, attention_mask, output_attentions)  # type: ignore[misc]
-        q, k, v = (_heads(x(hidden_states), own.attention_head_size) for x in (own.query, own.key, own.value))
         q = nn.functional.normalize(q, dim=-1) * own.logit_scale.clamp(max=math.log(100)).exp()
-        k = nn.functional.normalize(k, dim=-1)
         table = 16 * own.continuous_position_bias_mlp(own.relative_coords_table).flatten(0, 2).sigmoid()
-        mask = None if attention_mask is None else 2 * attention_mask  # its own code adds it twice
-        dropout = own.dropout.p if own.dropout.training else 0.0
-        return (in_windows(q, k, v, table, own.relative_position_index.flatten(), mask, 1.0, dropout),)
+        twice = None if mask is None else 2 * mask  # its own code adds it twice
+        return q, nn.functional.normalize(k, dim=-1), table, twice, 1.0
 
 
 class SwinAttention:
