@@ -33,6 +33,9 @@ pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"no ke
 Leaves = dict[str, Tensor]
 W, X = 23, 11
 INDEX = torch.arange(W) * 7 // 9
+WIDE = 256
+# neighbours that go down by one, stay, and jump
+DOWN = torch.cat((torch.arange(99, 49, -1), torch.full((80,), 49), torch.arange(126) * 37 % 100))
 
 
 def curve(x: Leaves) -> CurveByDistance:
@@ -45,6 +48,14 @@ TERMS: dict[str, Callable[[Leaves], tuple[AnyTerm, ...]]] = {
     "both, vectors shared": lambda x: (
         ProductPerQuery(x["xq"], x["eq"][:1], W // 2, INDEX),
         ProductPerKey(x["xk"], x["ek"], W // 3, INDEX),
+    ),
+    "as wide as the text": lambda x: (
+        ProductPerQuery(x["xq"], x["wide"], WIDE // 2),
+        ProductPerKey(x["xk"], x["wide"], WIDE - 40),
+    ),
+    "index in runs": lambda x: (
+        ProductPerQuery(x["xq"], x["wide"], WIDE // 2, DOWN),
+        ProductPerKey(x["xk"], x["wide"][:1], WIDE // 3, DOWN),
     ),
     "a table per key": lambda x: (ByDistancePerKey(x["cols"], 3),),
     "slopes": lambda x: (SlopePerToken(x["sq"], x["sk"]),),
@@ -76,6 +87,7 @@ def draw(queries: int, keys: int, heads: int = 4, kv_heads: int = 2, dim: int = 
         "xk": 0.3 * r(2, heads, keys, X),
         "ek": r(heads, W, X),
         "cols": r(2, heads, keys, W),
+        "wide": r(heads, WIDE, X),
         "sq": -0.1 * r(2, heads, queries).abs(),
         "sk": -0.1 * r(2, heads, keys).abs(),
         "values": r(heads, W, dim_v),
@@ -142,7 +154,7 @@ def test_documents_padding_and_other_queries_than_keys(name: str) -> None:
         compare(draw(few, 130), TERMS[name], mask=Causal(), q_pos=k_pos[-few:], k_pos=k_pos)
 
 
-@pytest.mark.parametrize("name", ["both, vectors shared", "values", "a curve", "slopes"])
+@pytest.mark.parametrize("name", ["both, vectors shared", "as wide as the text", "index in runs", "values", "a curve", "slopes"])
 def test_keys_divided_among_threads(name: str) -> None:
     before = torch.get_num_threads()
     try:

@@ -105,14 +105,24 @@ class Deberta(Position):
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """q·K^r for every query and distance, k·Q^r for every key and distance."""
-        q, k, dtype = look.q, look.k.repeat_interleave(look.q.shape[1] // look.k.shape[1], 1), look.q.dtype
-        key_rows, query_rows = (
-            self.vectors.to(dtype) @ look.of_heads(weight).to(dtype).mT  # (H, rows, D)
-            for weight in (self.key_weight, self.query_weight)
-        )
-        offset, left = look.offsets(self.clip, self.clip)
-        to_keys, to_queries = self.row(-offset), self.row(offset if self.reverse else -offset)
+        q, k = look.q, look.k.repeat_interleave(look.q.shape[1] // look.k.shape[1], 1)
+        offset, past = look.offsets(self.clip, self.clip)
+        future = offset.shape[0] - 1 - past
+        keys, low = self._rows(look, self.key_weight, future, past)
+        queries, lowest = self._rows(look, self.query_weight, *((past, future) if self.reverse else (future, past)))
         return (
-            ProductPerQuery(q * look.scale, key_rows, left, to_keys),
-            ProductPerKey(k * (look.scale / math.sqrt(3)), query_rows, left, to_queries),
+            ProductPerQuery(q * look.scale, keys, past, self.row(-offset) - low),
+            ProductPerKey(
+                k * (look.scale / math.sqrt(3)), queries, past, self.row(offset if self.reverse else -offset) - lowest
+            ),
         )
+
+    def _rows(
+        self, look: TermInputs, weight: Float[Tensor, "heads head_dim dim"], below: int, above: int
+    ) -> tuple[Float[Tensor, "heads rows head_dim"], int]:
+        """P W of the rows for distances -below ... above, and the first of them."""
+        side = self.buckets or self.clip
+        exact = self.buckets // 2 if self.buckets else side
+        first, last = (side + sign * (n if n <= exact else side) for sign, n in ((-1, below), (1, above)))
+        first, last, dtype = max(first, 0), min(last, 2 * side - 1), look.q.dtype
+        return self.vectors[first : last + 1].to(dtype) @ look.of_heads(weight).to(dtype).mT, first

@@ -46,17 +46,9 @@ struct Shared {
       for (int64_t bh = begin; bh < end; ++bh)
         bounds[bh].template measure<In>(call, bh / call.heads, bh % call.heads, q[bh / call.heads], k[bh / call.heads]);
     });
-    int64_t least = call.future, most = -call.past;  // distances
-    for (int64_t b = 0; b < call.batch; ++b)
-      for (const Span& one : q[b])
-        for (const Span& other : k[b])
-          if (one.low <= one.high && other.low <= other.high) {
-            least = std::min(least, std::max(other.low - one.high, -call.past));
-            most = std::max(most, std::min(other.high - one.low, call.future));
-          }
-    rows = std::make_unique<Products<T>>(queries_of(call), call.heads, least, std::max(least, most));
-    cols = std::make_unique<Products<T>>(keys_of(call), call.heads, least, std::max(least, most));
-    values = std::make_unique<Products<T>>(values_of(call), call.heads, least, std::max(least, most));
+    rows = std::make_unique<Products<T>>(call, queries_of(call));
+    cols = std::make_unique<Products<T>>(call, keys_of(call));
+    values = std::make_unique<Products<T>>(call, values_of(call));
   }
 
   bool look(const Call& call, int64_t b, int64_t h, int64_t iq, int64_t ik, Tile& tile) const {
@@ -87,6 +79,7 @@ inline void cap(T* row, int64_t first, int64_t wide, T cap, T* slope) {
 template <typename T, typename In>
 void forward(const Call& call) {
   const Shared<T, In> shared(call);
+  const Products<T>&rows_tables = *shared.rows, &cols_tables = *shared.cols, &values = *shared.values;
   const bool few = call.decoding && call.queries <= FEW && call.rates == nullptr;
   const int64_t wide_d = round_up(call.dim, LANES<T>), wide_v = round_up(call.dim_v, LANES<T>);
   const int64_t per_head = (call.queries + TASK - 1) / TASK, group = call.heads / call.kv_heads;
@@ -97,9 +90,9 @@ void forward(const Call& call) {
   const int64_t tile_rows = std::min(QUERIES, task_rows);
   const size_t bytes = sizeof(T) * (together * task_rows * (wide_d + wide_v + 2) + columns * (2 * wide_d + wide_v) +
                                     (tile_rows + 1) * columns + Terms<T>::room(tile_rows, columns)) +
-                       64 * 16 + Boosts<T>::bytes(call, tile_rows, columns);
+                       sizeof(T) * (together * task_rows * (rows_tables.stride + values.stride) + rows_tables.room()) +
+                       64 * 20 + Boosts<T>::bytes(call, tile_rows, columns);
   std::atomic<int64_t> computed{0}, skipped{0};
-  const Products<T>&rows_tables = *shared.rows, &cols_tables = *shared.cols, &values = *shared.values;
 
   const auto work = [&](int64_t task, Scratch& room, const T* tables) {
     const int64_t b = task / per_head / per_batch, h = task / per_head % per_batch * together, h_kv = h / group;
@@ -116,17 +109,17 @@ void forward(const Call& call) {
       *row_room = room.take<T>(columns);
     Boosts<T> boosts(call, b, room, tile_rows, columns);
     std::vector<Terms<T>> terms;
-    std::vector<std::unique_ptr<T[]>> own;  // tables of the task's queries
+    T *own = room.take<T>(together * task_rows * rows_tables.stride),  // tables of the task's queries
+        *products = room.take<T>(rows_tables.room());
     std::vector<Dropout> dropout;
     std::vector<Rows<T>> q;
     for (int64_t g = 0; g < together; ++g) {
       terms.emplace_back(call, b, h + g);
       if (rows_tables) {
-        own.push_back(uninitialised<T>(rows * rows_tables.stride));
-        const auto products = uninitialised<T>(rows_tables.room(rows));
-        rows_tables.tables(b, h + g, begin, rows, own.back().get(), products.get());
+        T* mine = own + g * task_rows * rows_tables.stride;
+        rows_tables.tables(b, h + g, begin, rows, mine, products);
         terms.back().set_rows(
-            {own.back().get() - begin * rows_tables.stride, rows_tables.stride, rows_tables.width, rows_tables.left});
+            {mine - begin * rows_tables.stride, rows_tables.stride, rows_tables.width, rows_tables.left});
       }
       if (cols_tables && tables == nullptr) terms.back().set_cols(&cols_tables, b, h + g);
       if (tables != nullptr)
@@ -142,8 +135,9 @@ void forward(const Call& call) {
     std::fill(sums, sums + together * task_rows * wide_v, T(0));
     std::fill(most, most + together * task_rows, -std::numeric_limits<T>::infinity());
     std::fill(total, total + together * task_rows, T(0));
-    // the sum of each row's weights by distance
-    const std::unique_ptr<T[]> shares(values ? new T[together * rows * values.stride]() : nullptr);
+    T* shares = room.take<T>(together * task_rows * values.stride);  // the sum of each row's weights by distance
+    for (int64_t g = 0; values && g < together; ++g)
+      values.clear(b, begin, rows, shares + g * task_rows * values.stride);
 
     // from the keys beside the task's queries outward: decaying weights find their maximum early
     const int64_t blocks = k_spans.size();
@@ -212,7 +206,7 @@ void forward(const Call& call) {
               for (int64_t d = 0; d < wide_v; ++d) sum[d] *= shrink;
             }
             if (values) {
-              T* share = shares.get() + (g * rows + query + i) * values.stride;
+              T* share = shares + (first_row + i) * values.stride;
               for (int64_t e = 0; shrink != T(1) && e < values.width; ++e) share[e] *= shrink;
               terms[g].by_distance(i, [&](int64_t first, int64_t last, int64_t distance) {
                 add_to_table(share, row, values.width, first, last, distance + values.left);
@@ -227,7 +221,8 @@ void forward(const Call& call) {
     }
     for (int64_t g = 0; g < together; ++g) {
       if (values)
-        values.combine(h + g, shares.get() + g * rows * values.stride, rows, sums + g * task_rows * wide_v, wide_v);
+        values.combine(
+            b, h + g, begin, rows, shares + g * task_rows * values.stride, sums + g * task_rows * wide_v, wide_v);
       T* kept = static_cast<T*>(call.sums) + ((b * call.heads + h + g) * call.queries + begin) * 2;
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t at = g * task_rows + i;
@@ -256,11 +251,11 @@ void forward(const Call& call) {
     const auto tables = uninitialised<T>(some * size);
     for (int64_t start = 0; start < heads; start += some) {
       const int64_t now = std::min(some, heads - start);
-      run(now * blocks, sizeof(T) * cols_tables.room(KEYS) + 64, [&](int64_t task, Scratch& room) {
+      run(now * blocks, sizeof(T) * cols_tables.room() + 64, [&](int64_t task, Scratch& room) {
         const int64_t at = task / blocks, bh = start + at, key = task % blocks * KEYS;
         cols_tables.tables(
             bh / call.heads, bh % call.heads, key, std::min(KEYS, call.keys - key),
-            tables.get() + at * size + key * cols_tables.stride, room.take<T>(cols_tables.room(KEYS)));
+            tables.get() + at * size + key * cols_tables.stride, room.take<T>(cols_tables.room()));
       });
       run(now * per_head, bytes, [&](int64_t task, Scratch& room) {
         work(start * per_head + task, room, tables.get() + task / per_head * size);
@@ -384,7 +379,7 @@ class Gradients : public Terms<T> {
   void leave_columns(const T* gradients, int64_t columns) {
     constexpr int64_t lanes = LANES<T>;
     const Tile& tile = *this->tile_;
-    const int64_t rows = tile.rows(), padded = round_up(rows, lanes), keys = tile.k->size();
+    const int64_t rows = tile.rows(), keys = tile.k->size();
     if (this->above_stride_ == 0) {
       T* sums = this->above_;
       std::fill(sums + tile.first, sums + tile.wide, T(0));
@@ -393,20 +388,28 @@ class Gradients : public Terms<T> {
       for (int64_t j = tile.first; j < tile.last; ++j) d_cols.of(tile.k->begin + j)[this->above_entry_] += sums[j];
       return;
     }
-    T* some = this->above_;  // (lanes, padded)
-    for (int64_t j = tile.first; j < tile.wide; j += lanes) {
-      for (int64_t i = 0; i < rows; i += lanes)
-        at::vec::transpose_mxn<T, lanes, lanes>(gradients + i * columns + j, columns, some + i, padded);
-      for (int64_t m = 0; m < lanes && j + m < keys; ++m) {
-        const T* from = some + m * padded;
-        T* to = d_cols.of(tile.k->begin + j + m);
-        const int64_t entry = tile.distance + d_cols.left + j + m;
-        const int64_t begin = clamp(entry - (d_cols.width - 1), 0, rows), end = clamp(entry + 1, begin, rows);
-        to[d_cols.width - 1] += total_of(from, 0, begin);
-        for (int64_t i = begin; i < end; ++i) to[entry - i] += from[i];
-        to[0] += total_of(from, end, rows);
+    T some[lanes * lanes];
+    this->each_square(tile.distance + d_cols.left, [&](int64_t i, int64_t j, int64_t lowest, auto kind) {
+      const T* from = gradients + i * columns + j;
+      T* to = d_cols.of(tile.k->begin + j);
+      if (kind == Terms<T>::Square::INSIDE) {
+        at::vec::transpose_mxn<T, lanes, lanes>(from + (lanes - 1) * columns, -columns, some, lanes);
+        to += lowest;
+        for (int64_t m = 0; m < lanes; ++m, to += d_cols.stride + 1)
+          (Vectorized<T>::loadu(to) + Vectorized<T>::loadu(some + m * lanes)).store(to);
+        return;
       }
-    }
+      if (kind == Terms<T>::Square::END) {
+        Vectorized<T> sum(T(0));
+        for (int64_t r = 0; r < lanes; ++r) sum = sum + Vectorized<T>::loadu(from + r * columns);
+        sum.store(some);
+        for (int64_t m = 0; m < lanes; ++m) to[m * d_cols.stride + clamp(lowest, d_cols.width)] += some[m];
+        return;
+      }
+      for (int64_t m = 0; m < lanes && j + m < keys; ++m, to += d_cols.stride)
+        for (int64_t r = 0; r < lanes && i + r < rows; ++r)
+          to[clamp(lowest + lanes - 1 - r + m, d_cols.width)] += from[r * columns + m];
+    });
   }
 
   bool tables() const { return d_table_ != nullptr || d_tails_ != nullptr; }
@@ -474,49 +477,50 @@ class Gradients : public Terms<T> {
 template <typename T>
 class Multiplied {
  public:
-  Multiplied(const Call& call, const Products<T>& products, bool differentiable, int64_t heads, int64_t tokens)
-      : call_(call), products_(products), size_(products ? tokens * products.stride : 0) {
+  Multiplied(const Products<T>& products, bool differentiable, int64_t heads, int64_t tokens, Scratch& room)
+      : products_(products), size_(tokens * products.stride) {
     if (!products) return;
-    tables_ = uninitialised<T>(heads * size_);
-    room_ = uninitialised<T>(products.room(STEP));
+    tables_ = room.take<T>(heads * size_);
+    room_ = room.take<T>(products.room());
     if (!differentiable) return;
-    gradients_.reset(new T[heads * size_]());
-    gathered_.reset(new T[heads * products.gathered()]());
+    gradients_ = room.take<T>(heads * size_);
+    gathered_ = room.take<T>(heads * products.gathered());
+    std::fill_n(gathered_, heads * products.gathered(), T(0));
+  }
+
+  // What it takes of a scratch.
+  static size_t bytes(const Products<T>& products, int64_t heads, int64_t tokens) {
+    if (!products) return 0;
+    return sizeof(T) * (heads * (2 * tokens * products.stride + products.gathered()) + products.room()) + 64 * 4;
   }
 
   // Compute the tables of tokens [begin, begin + tokens) of head g of the group, h of the call; no gradients yet.
   void compute(int64_t g, int64_t b, int64_t h, int64_t begin, int64_t tokens) {
-    for (int64_t t = 0; t < tokens; t += STEP)
-      products_.tables(
-          b, h, begin + t, std::min(STEP, tokens - t), tables_.get() + g * size_ + t * products_.stride, room_.get());
-    if (gradients_ != nullptr) std::fill_n(gradients_.get() + g * size_, tokens * products_.stride, T(0));
+    products_.tables(b, h, begin, tokens, tables_ + g * size_, room_);
+    if (gradients_ != nullptr) products_.clear(b, begin, tokens, gradients_ + g * size_);
   }
   // Those tables, for tokens that are counted from `begin`.
-  Tables<T> tables(int64_t g, int64_t begin) const { return at(tables_.get(), g, begin); }
-  Tables<T> gradients(int64_t g, int64_t begin) const { return at(gradients_.get(), g, begin); }
+  Tables<T> tables(int64_t g, int64_t begin) const { return at(tables_, g, begin); }
+  Tables<T> gradients(int64_t g, int64_t begin) const { return at(gradients_, g, begin); }
 
-  // Pass on the gradients of the tables of some tokens, the first of which is token `from` of those computed.
-  void differentiate(int64_t g, int64_t from, int64_t split, int64_t b, int64_t h, int64_t begin, int64_t tokens) {
-    for (int64_t t = 0; gradients_ != nullptr && t < tokens; t += STEP)
+  // Pass on the gradients of the tables that were computed last.
+  void differentiate(int64_t g, int64_t split, int64_t b, int64_t h, int64_t begin, int64_t tokens) {
+    if (gradients_ != nullptr)
       products_.differentiate(
-          call_, split, b, h, begin + t, std::min(STEP, tokens - t),
-          gradients_.get() + g * size_ + (from + t) * products_.stride, gathered_.get() + g * products_.gathered(),
-          room_.get());
+          split, b, h, begin, tokens, gradients_ + g * size_, gathered_ + g * products_.gathered(), room_);
   }
   void write(int64_t g, int64_t split, int64_t b, int64_t h) const {
-    if (gradients_ != nullptr) products_.write(call_, split, b, h, gathered_.get() + g * products_.gathered());
+    if (gradients_ != nullptr) products_.write(split, b, h, gathered_ + g * products_.gathered());
   }
 
  private:
-  static constexpr int64_t STEP = 96;
   Tables<T> at(T* start, int64_t g, int64_t begin) const {
     return {start + g * size_ - begin * products_.stride, products_.stride, products_.width, products_.left};
   }
 
-  const Call& call_;
   const Products<T>& products_;
   const int64_t size_;
-  std::unique_ptr<T[]> tables_, gradients_, gathered_, room_;
+  T *tables_ = nullptr, *gradients_ = nullptr, *gathered_ = nullptr, *room_ = nullptr;
 };
 
 // sum_j weight(i, j) (d_out_i v_j) = d_out_i out_i, not needed of rows that are whole. Several rows at a time, since
@@ -540,6 +544,7 @@ void summarise(const Call& call, int64_t bh, const Span& span, const T* sums, bo
 template <typename T, typename In>
 void backward(const Call& call) {
   const Shared<T, In> shared(call);
+  const Products<T>&rows_tables = *shared.rows, &cols_tables = *shared.cols, &values = *shared.values;
   const int64_t wide_d = round_up(call.dim, LANES<T>), wide_v = round_up(call.dim_v, LANES<T>);
   const int64_t group = call.heads / call.kv_heads;
   const int64_t columns = std::min(KEYS, round_up(call.keys, PANEL<T>)), tile_rows = std::min(QUERIES, call.queries);
@@ -548,8 +553,8 @@ void backward(const Call& call) {
       sizeof(T) * (columns * (3 * wide_d + 3 * wide_v) + tile_rows * (wide_d + wide_v) +
                    (2 * padded_rows + 3) * columns + tile_rows + LANES<T> +
                    (call.softcap != 0 ? padded_rows * columns : 0) + Terms<T>::room(tile_rows, columns)) +
-      64 * 16 + Boosts<T>::bytes(call, tile_rows, columns);
-  const Products<T>&rows_tables = *shared.rows, &cols_tables = *shared.cols, &values = *shared.values;
+      64 * 16 + Boosts<T>::bytes(call, tile_rows, columns) + Multiplied<T>::bytes(rows_tables, group, call.queries) +
+      Multiplied<T>::bytes(cols_tables, group, columns) + Multiplied<T>::bytes(values, group, call.queries);
   const bool d_rows_needed = call.d_rows_x != nullptr || call.d_rows_vectors != nullptr,
              d_cols_needed = call.d_cols_x != nullptr || call.d_cols_vectors != nullptr;
   const T scale = T(call.scale);
@@ -623,10 +628,10 @@ void backward(const Call& call) {
     Boosts<T> boosts(call, b, room, tile_rows, columns);
     std::vector<Gradients<T>> terms;
     for (int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) terms.emplace_back(call, b, h, split);
-    Multiplied<T> rows_of_heads(call, rows_tables, d_rows_needed, group, call.queries),
-        cols_of_heads(call, cols_tables, d_cols_needed, group, columns),
+    Multiplied<T> rows_of_heads(rows_tables, d_rows_needed, group, call.queries, room),
+        cols_of_heads(cols_tables, d_cols_needed, group, columns, room),
         // of values: the gradients of weights, and the weights, by distance
-        shares_of_heads(call, values, call.d_values_vectors != nullptr, group, call.queries);
+        shares_of_heads(values, call.d_values_vectors != nullptr, group, call.queries, room);
     for (int64_t g = 0; values && g < group; ++g) shares_of_heads.compute(g, b, h_kv * group + g, 0, call.queries);
     if (rows_tables)
       for (int64_t g = 0; g < group; ++g) {
@@ -649,7 +654,7 @@ void backward(const Call& call) {
         if (boosts.on && next == held) boosts.leave(keys, d_k);
         if (cols_tables && next == held)
           for (int64_t g = 0; g < group; ++g)
-            cols_of_heads.differentiate(g, 0, 0, b, h_kv * group + g, keys.begin, keys.size());
+            cols_of_heads.differentiate(g, 0, b, h_kv * group + g, keys.begin, keys.size());
         for (int64_t j = 0; j < keys.size(); ++j) {
           In* to_k = const_cast<In*>(
               at_row<In>(call.d_k, b, call.d_k_batch, h_kv, call.d_k_head, keys.begin + j, call.d_k_row));
@@ -753,12 +758,8 @@ void backward(const Call& call) {
     });
     write_until(some_keys);
     for (int64_t g = 0; g < group; ++g) {
-      for (int64_t begin = 0; rows_tables && begin < call.queries; begin += QUERIES)
-        rows_of_heads.differentiate(
-            g, begin, split, b, h_kv * group + g, begin, std::min(QUERIES, call.queries - begin));
-      for (int64_t begin = 0; values && begin < call.queries; begin += QUERIES)
-        shares_of_heads.differentiate(
-            g, begin, split, b, h_kv * group + g, begin, std::min(QUERIES, call.queries - begin));
+      rows_of_heads.differentiate(g, split, b, h_kv * group + g, 0, call.queries);
+      shares_of_heads.differentiate(g, split, b, h_kv * group + g, 0, call.queries);
       shares_of_heads.write(g, split, b, h_kv * group + g);
       rows_of_heads.write(g, split, b, h_kv * group + g);
       cols_of_heads.write(g, split, b, h_kv * group + g);

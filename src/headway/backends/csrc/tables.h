@@ -4,6 +4,8 @@
 #include "call.h"
 #include "dense.h"
 
+#include <ATen/Parallel.h>
+
 #include <memory>
 #include <vector>
 
@@ -21,6 +23,7 @@ struct Tables {
 
 // The tokens of a call that have tables, its queries or its keys, and where these come from.
 struct Side {
+  bool queries;
   int64_t tokens;
   const void* table;
   int64_t batch, head, row, width, left;
@@ -33,21 +36,25 @@ struct Side {
 };
 
 inline Side queries_of(const Call& c) {
-  return {c.queries,    c.rows,     c.rows_batch,        c.rows_head,    c.rows_row,     c.rows_width,
-          c.rows_left,  c.rows_x,   c.rows_vectors,      c.rows_index,   c.rows_x_batch, c.rows_x_head,
-          c.rows_x_row, c.rows_dim, c.rows_vectors_head, c.rows_entries, c.d_rows_x,     c.d_rows_vectors};
+  return {true,           c.queries,      c.rows,          c.rows_batch,
+          c.rows_head,    c.rows_row,     c.rows_width,    c.rows_left,
+          c.rows_x,       c.rows_vectors, c.rows_index,    c.rows_x_batch,
+          c.rows_x_head,  c.rows_x_row,   c.rows_dim,      c.rows_vectors_head,
+          c.rows_entries, c.d_rows_x,     c.d_rows_vectors};
 }
 
 inline Side keys_of(const Call& c) {
-  return {c.keys,       c.cols,     c.cols_batch,        c.cols_head,    c.cols_row,     c.cols_width,
-          c.cols_left,  c.cols_x,   c.cols_vectors,      c.cols_index,   c.cols_x_batch, c.cols_x_head,
-          c.cols_x_row, c.cols_dim, c.cols_vectors_head, c.cols_entries, c.d_cols_x,     c.d_cols_vectors};
+  return {false,           c.keys,       c.cols,     c.cols_batch,        c.cols_head,    c.cols_row,
+          c.cols_width,    c.cols_left,  c.cols_x,   c.cols_vectors,      c.cols_index,   c.cols_x_batch,
+          c.cols_x_head,   c.cols_x_row, c.cols_dim, c.cols_vectors_head, c.cols_entries, c.d_cols_x,
+          c.d_cols_vectors};
 }
 
 // The vectors that are added to values: to the output, Σ weights by distance · vectors. Their x is the output's
 // gradient.
 inline Side values_of(const Call& c) {
   Side side{};
+  side.queries = true;
   side.tokens = c.queries;
   side.width = c.values_width;
   side.left = c.values_left;
@@ -93,63 +100,72 @@ std::unique_ptr<T[]> uninitialised(int64_t count) {
   return std::unique_ptr<T[]>(new T[count]);
 }
 
-// Computes tables x · vectors, a block of tokens at a time, for the distances [least, most] that some pair has.
+// Computes tables x · vectors, a block of tokens at a time, for the distances that some pair has: of a block, only the
+// entries that it reaches. The others are left as they are, and may be anything.
 template <typename T>
 class Products {
  public:
-  Products(const Side& side, int64_t heads, int64_t least, int64_t most) : side_(side) {
+  // Tokens of a block.
+  static constexpr int64_t STEP = 96;
+
+  Products(const Call& call, const Side& side) : call_(call), side_(side) {
     if (!side.multiplies()) return;
-    const auto entry = [&](int64_t distance) {
-      return std::min(std::max<int64_t>(distance + side.left, 0), side.width - 1);
-    };
-    low_ = entry(least);
-    width = std::max(entry(most) - low_ + 1, int64_t(1));
+    for (int64_t b = 0; b < call.batch; ++b)
+      others_.push_back(
+          side.queries ? range_of(call.k_pos + b * call.k_pos_batch, call.keys)
+                       : range_of(call.q_pos + b * call.q_pos_batch, call.queries));
+    Range all = NONE;
+    for (int64_t b = 0; b < call.batch; ++b) all = all.with(reached(b, 0, side.tokens));
+    if (all.empty()) all = {0, 0};
+    low_ = all.low;
+    width = all.size();
     left = side.left - low_;
-    int64_t last = low_ + width - 1;
-    first_ = low_;
-    if (side.index != nullptr) {
-      const auto ends = std::minmax_element(side.index + low_, side.index + low_ + width);
-      first_ = *ends.first;
-      last = *ends.second;
+    for (int64_t d = 0; d < width && side.index != nullptr; ++d) {
+      const int64_t entry = side.index[low_ + d];
+      if (!runs_.empty() && runs_.back().takes(d, entry))
+        runs_.back().add(entry);
+      else
+        runs_.push_back({d, d + 1, entry, 0});
     }
-    count_ = last - first_ + 1;
+    const Range kept = entries({0, width - 1});
+    first_ = kept.low;
+    count_ = kept.size();
+    for (Run& run : runs_) run.entry -= first_;
     wide_ = round_up(side.dim, LANES<T>);
-    columns_ = round_up(count_, LANES<T>);
-    stride = side.index == nullptr ? columns_ : round_up(width, LANES<T>);
-    const int64_t kinds = side.vectors_head == 0 ? 1 : heads, padded = round_up(count_, PANEL<T>);
+    columns_ = apart(count_);
+    stride = side.index == nullptr ? columns_ : apart(width);
+    const int64_t kinds = side.vectors_head == 0 ? 1 : call.heads, padded = round_up(count_, PANEL<T>);
     rows_ = uninitialised<T>(kinds * padded * wide_);
     panels_ = uninitialised<T>(kinds * padded * side.dim);
-    for (int64_t h = 0; h < kinds; ++h) {
-      const T* from = static_cast<const T*>(side.vectors) + h * side.vectors_head + first_ * side.dim;
-      T* rows = rows_.get() + h * padded * wide_;
-      pack<T, T>(rows, wide_, from, side.dim, count_, side.dim, T(1));
-      std::fill(rows + count_ * wide_, rows + padded * wide_, T(0));
-      transpose<T>(panels_.get() + h * padded * side.dim, rows, wide_, padded, side.dim);
-    }
+    at::parallel_for(0, kinds, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t h = begin; h < end; ++h) {
+        const T* from = static_cast<const T*>(side.vectors) + h * side.vectors_head + first_ * side.dim;
+        T* rows = rows_.get() + h * padded * wide_;
+        pack<T, T>(rows, wide_, from, side.dim, count_, side.dim, T(1));
+        std::fill(rows + count_ * wide_, rows + padded * wide_, T(0));
+        transpose<T>(panels_.get() + h * padded * side.dim, rows, wide_, padded, side.dim);
+      }
+    });
   }
 
   explicit operator bool() const { return side_.multiplies(); }
 
-  // Room that the functions below need for this many tokens.
-  int64_t room(int64_t tokens) const { return tokens * (columns_ + 2 * wide_); }
+  // Room that the functions below need.
+  int64_t room() const { return *this ? STEP * (columns_ + 2 * wide_) : 0; }
 
   // The tables of tokens [begin, begin + tokens) at `to`, `stride` apart.
   void tables(int64_t b, int64_t h, int64_t begin, int64_t tokens, T* to, T* room) const {
-    const T* x = vectors_of(b, h, begin);
-    T* products = side_.index == nullptr ? to : room;
-    if (tokens <= FEW) {
-      T* packed = room + tokens * columns_;
-      pack<T, T>(packed, wide_, x, side_.x_row, tokens, side_.dim, T(1));
-      products_of_few<T>(tokens, count_, wide_, T(1), packed, wide_, rows(h), wide_, products, columns_);
-    } else {
-      const int64_t padded = round_up(count_, PANEL<T>), kind = side_.vectors_head == 0 ? 0 : h;
-      product<T>(
-          tokens, columns_, side_.dim, x, side_.x_row, 1, panels_.get() + kind * padded * side_.dim, PANEL<T>,
-          side_.dim * PANEL<T>, products, columns_, false);
-    }
-    if (side_.index == nullptr) return;
-    for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t d = 0; d < width; ++d) to[t * stride + d] = products[t * columns_ + side_.index[low_ + d] - first_];
+    each_block(b, begin, tokens, [&](int64_t t, int64_t some, Range reach) {
+      some_tables(b, h, begin + t, some, reach, to + t * stride, room);
+    });
+  }
+
+  // Entries of tables to zero, as far as they are reached.
+  void clear(int64_t b, int64_t begin, int64_t tokens, T* tables) const {
+    each_block(b, begin, tokens, [&](int64_t t, int64_t some, Range reach) {
+      for (T* row = tables + t * stride; some > 0; --some, row += stride)
+        std::fill(row + reach.low, row + reach.high + 1, T(0));
+    });
   }
 
   // The product of one token's vector with that of a distance's entry.
@@ -161,8 +177,12 @@ class Products {
   }
 
   // Add tables · vectors, the reverse of `tables`, to rows of width round_up(dim, lanes).
-  void combine(int64_t h, const T* tables, int64_t tokens, T* to, int64_t to_row) const {
-    product<T>(tokens, wide_, count_, tables, stride, 1, rows(h), wide_, PANEL<T>, to, to_row, true);
+  void combine(int64_t b, int64_t h, int64_t begin, int64_t tokens, const T* tables, T* to, int64_t to_row) const {
+    each_block(b, begin, tokens, [&](int64_t t, int64_t some, Range reach) {
+      product<T>(
+          some, wide_, reach.size(), tables + t * stride + reach.low, stride, 1, rows(h) + reach.low * wide_, wide_,
+          PANEL<T>, to + t * to_row, to_row, true);
+    });
   }
 
   // Values that gather the gradient of the vectors, see `differentiate`.
@@ -170,40 +190,171 @@ class Products {
 
   // From the gradients of tokens' tables: d_x of these tokens, split `split` of the call's; d_vectors is added to.
   void differentiate(
-      const Call& call, int64_t split, int64_t b, int64_t h, int64_t begin, int64_t tokens, const T* d_tables,
-      T* d_vectors, T* room) const {
-    const T* gradients = d_tables;
-    T *folded = room, *packed = room + tokens * columns_, *d_x = packed + tokens * wide_;
-    if (side_.index != nullptr) {
-      std::fill(folded, folded + tokens * columns_, T(0));
-      for (int64_t t = 0; t < tokens; ++t)
-        for (int64_t d = 0; d < width; ++d)
-          folded[t * columns_ + side_.index[low_ + d] - first_] += d_tables[t * stride + d];
-      gradients = folded;
-    }
-    if (side_.d_vectors != nullptr) {
-      pack<T, T>(packed, wide_, vectors_of(b, h, begin), side_.x_row, tokens, side_.dim, T(1));
-      product<T>(count_, wide_, tokens, gradients, 1, columns_, packed, wide_, PANEL<T>, d_vectors, wide_, true);
-    }
-    if (side_.d_x != nullptr) {
-      product<T>(tokens, wide_, count_, gradients, columns_, 1, rows(h), wide_, PANEL<T>, d_x, wide_, false);
-      T* to =
-          static_cast<T*>(side_.d_x) + (((split * call.batch + b) * call.heads + h) * side_.tokens + begin) * side_.dim;
-      for (int64_t t = 0; t < tokens; ++t) std::copy_n(d_x + t * wide_, side_.dim, to + t * side_.dim);
-    }
+      int64_t split, int64_t b, int64_t h, int64_t begin, int64_t tokens, const T* d_tables, T* d_vectors,
+      T* room) const {
+    each_block(b, begin, tokens, [&](int64_t t, int64_t some, Range reach) {
+      differentiate_some(split, b, h, begin + t, some, reach, d_tables + t * stride, d_vectors, room);
+    });
   }
 
   // Write what `differentiate` gathered to the call's gradient.
-  void write(const Call& call, int64_t split, int64_t b, int64_t h, const T* d_vectors) const {
+  void write(int64_t split, int64_t b, int64_t h, const T* d_vectors) const {
     if (side_.d_vectors == nullptr) return;
     T* to = static_cast<T*>(side_.d_vectors) +
-            (((split * call.batch + b) * call.heads + h) * side_.entries + first_) * side_.dim;
+            (((split * call_.batch + b) * call_.heads + h) * side_.entries + first_) * side_.dim;
     for (int64_t e = 0; e < count_; ++e) std::copy_n(d_vectors + e * wide_, side_.dim, to + e * side_.dim);
   }
 
   int64_t width = 0, left = 0, stride = 0;
 
  private:
+  // Whole numbers from low to high, none if low > high.
+  struct Range {
+    int64_t low, high;
+    bool empty() const { return low > high; }
+    int64_t size() const { return high - low + 1; }
+    Range with(Range other) const { return {std::min(low, other.low), std::max(high, other.high)}; }
+  };
+  static constexpr Range NONE{std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::min()};
+
+  // Neighbouring distances [begin, end) whose entries in `index` are `entry`, entry + step, entry + 2 step …
+  struct Run {
+    int64_t begin, end, entry, step;
+
+    bool takes(int64_t d, int64_t next) const {
+      const int64_t size = end - begin, jump = next - (entry + (size - 1) * step);
+      return d == end && (size == 1 ? std::abs(jump) <= 1 : jump == step);
+    }
+    void add(int64_t next) {
+      if (end - begin == 1) step = next - entry;
+      ++end;
+    }
+    // what of it lies in a range of distances
+    Run within(Range reach) const {
+      const int64_t from = std::max(begin, reach.low);
+      return {from, std::max(from, std::min(end, reach.high + 1)), entry + (from - begin) * step, step};
+    }
+  };
+
+  static Range range_of(const int64_t* pos, int64_t tokens) {
+    Range found = NONE;
+    for (int64_t i = 0; i < tokens; ++i)
+      if (pos[i] >= 0) found = found.with({pos[i], pos[i]});
+    return found;
+  }
+
+  // Rows whose distance is a power of two would share few sets of the cache.
+  static int64_t apart(int64_t width) {
+    width = round_up(width, LANES<T>);
+    return width % 64 == 0 ? width + LANES<T> : width;
+  }
+
+  // The entries of the table that some tokens reach, before `low_` is known.
+  Range reached(int64_t b, int64_t begin, int64_t tokens) const {
+    const int64_t* pos = side_.queries ? call_.q_pos + b * call_.q_pos_batch : call_.k_pos + b * call_.k_pos_batch;
+    const Range own = range_of(pos + begin, tokens), other = others_[b];
+    if (own.empty() || other.empty()) return NONE;
+    const Range q = side_.queries ? own : other, k = side_.queries ? other : own;
+    const int64_t least = std::max(k.low - q.high, -call_.past), most = std::min(k.high - q.low, call_.future);
+    if (least > most) return NONE;
+    const auto entry = [&](int64_t distance) {
+      return std::min(std::max<int64_t>(distance + side_.left, 0), side_.width - 1);
+    };
+    return {entry(least), entry(most)};
+  }
+
+  // The vectors that some distances need, counted from `first_`.
+  Range entries(Range reach) const {
+    if (side_.index == nullptr) return {reach.low + low_ - first_, reach.high + low_ - first_};
+    Range found = NONE;
+    for (const Run& whole : runs_) {
+      const Run run = whole.within(reach);
+      if (run.begin == run.end) continue;
+      const int64_t last = run.entry + (run.end - 1 - run.begin) * run.step;
+      found = found.with({std::min(run.entry, last), std::max(run.entry, last)});
+    }
+    return found;
+  }
+
+  // Work on blocks of tokens, each with the number of its first, its size and what it reaches.
+  template <typename Work>
+  void each_block(int64_t b, int64_t begin, int64_t tokens, const Work& work) const {
+    for (int64_t t = 0; t < tokens; t += STEP) {
+      const int64_t some = std::min(STEP, tokens - t);
+      const Range reach = reached(b, begin + t, some);
+      if (!reach.empty()) work(t, some, Range{reach.low - low_, reach.high - low_});
+    }
+  }
+
+  void some_tables(int64_t b, int64_t h, int64_t begin, int64_t tokens, Range reach, T* to, T* room) const {
+    const T* x = vectors_of(b, h, begin);
+    T* products = side_.index == nullptr ? to : room;
+    const Range needed = entries(reach);
+    const int64_t first = needed.low / PANEL<T> * PANEL<T>, count = needed.high + 1 - first;  // in whole panels
+    if (tokens <= FEW) {
+      T* packed = room + tokens * columns_;
+      pack<T, T>(packed, wide_, x, side_.x_row, tokens, side_.dim, T(1));
+      products_of_few<T>(
+          tokens, count, wide_, T(1), packed, wide_, rows(h) + first * wide_, wide_, products + first, columns_);
+    } else {
+      const int64_t padded = round_up(count_, PANEL<T>), kind = side_.vectors_head == 0 ? 0 : h;
+      product<T>(
+          tokens, round_up(count, LANES<T>), side_.dim, x, side_.x_row, 1,
+          panels_.get() + (kind * padded + first) * side_.dim, PANEL<T>, side_.dim * PANEL<T>, products + first,
+          columns_, false);
+    }
+    for (const Run& whole : runs_) {
+      const Run run = whole.within(reach);
+      for (int64_t t = 0; t < tokens; ++t) {
+        T* table = to + t * stride;
+        const T* from = products + t * columns_ + run.entry;
+        if (run.step == 0) std::fill(table + run.begin, table + run.end, *from);
+        if (run.step > 0) std::copy_n(from, run.end - run.begin, table + run.begin);
+        if (run.step < 0)
+          for (int64_t d = run.begin; d < run.end; ++d) table[d] = from[run.begin - d];
+      }
+    }
+  }
+
+  void differentiate_some(
+      int64_t split, int64_t b, int64_t h, int64_t begin, int64_t tokens, Range reach, const T* d_tables, T* d_vectors,
+      T* room) const {
+    const Range needed = entries(reach);
+    const T* gradients = d_tables;
+    T *folded = room, *packed = room + tokens * columns_, *d_x = packed + tokens * wide_;
+    if (side_.index != nullptr) {
+      for (int64_t t = 0; t < tokens; ++t) std::fill_n(folded + t * columns_ + needed.low, needed.size(), T(0));
+      for (const Run& whole : runs_) {
+        const Run run = whole.within(reach);
+        for (int64_t t = 0; t < tokens; ++t) {
+          const T* table = d_tables + t * stride;
+          T* sums = folded + t * columns_ + run.entry;
+          if (run.step == 0) *sums += total_of(table, run.begin, run.end);
+          if (run.step > 0)
+            for (int64_t d = run.begin; d < run.end; ++d) sums[d - run.begin] += table[d];
+          if (run.step < 0)
+            for (int64_t d = run.begin; d < run.end; ++d) sums[run.begin - d] += table[d];
+        }
+      }
+      gradients = folded;
+    }
+    gradients += needed.low;
+    if (side_.d_vectors != nullptr) {
+      pack<T, T>(packed, wide_, vectors_of(b, h, begin), side_.x_row, tokens, side_.dim, T(1));
+      product<T>(
+          needed.size(), wide_, tokens, gradients, 1, columns_, packed, wide_, PANEL<T>, d_vectors + needed.low * wide_,
+          wide_, true);
+    }
+    if (side_.d_x != nullptr) {
+      product<T>(
+          tokens, wide_, needed.size(), gradients, columns_, 1, rows(h) + needed.low * wide_, wide_, PANEL<T>, d_x,
+          wide_, false);
+      T* to = static_cast<T*>(side_.d_x) +
+              (((split * call_.batch + b) * call_.heads + h) * side_.tokens + begin) * side_.dim;
+      for (int64_t t = 0; t < tokens; ++t) std::copy_n(d_x + t * wide_, side_.dim, to + t * side_.dim);
+    }
+  }
+
   const T* vectors_of(int64_t b, int64_t h, int64_t token) const {
     return static_cast<const T*>(side_.x) + b * side_.x_batch + h * side_.x_head + token * side_.x_row;
   }
@@ -212,7 +363,10 @@ class Products {
   }
   int64_t row_of(int64_t entry) const { return side_.index == nullptr ? entry : side_.index[low_ + entry] - first_; }
 
+  const Call& call_;
   const Side side_;
+  std::vector<Range> others_;  // by sequence, the positions of the other side's tokens
+  std::vector<Run> runs_;      // of `index`
   int64_t low_ = 0, first_ = 0, count_ = 0, wide_ = 0, columns_ = 0;
   std::unique_ptr<T[]> rows_, panels_;
 };

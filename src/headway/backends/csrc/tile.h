@@ -236,7 +236,7 @@ class Terms {
 
   // Values of workspace for tiles of this size.
   static int64_t room(int64_t rows, int64_t columns) {
-    return 3 * (rows + columns + LANES<T>)+(round_up(rows, LANES<T>) + LANES<T>)*columns + LANES<T> * (rows + LANES<T>);
+    return 3 * (rows + columns + LANES<T>)+round_up(rows, LANES<T>) * columns;
   }
 
   // Prepare for the rows of a tile, `columns` apart in memory. `room` is workspace until the next tile.
@@ -368,6 +368,25 @@ class Terms {
   static int64_t clamp(int64_t x, int64_t low, int64_t high) { return std::min(std::max(x, low), high); }
 
  protected:
+  // Squares of a tile, a vector wide: whether their entries are all inside of the keys' tables, or all one end.
+  enum class Square { INSIDE, END, OTHER };
+  // Work on squares from query i and key j of the tile on; `entry` is that of query 0 and key 0. `lowest` is the entry
+  // of the last query and the first key, the lowest.
+  template <typename Work>
+  void each_square(int64_t entry, const Work& work) const {
+    constexpr int64_t lanes = LANES<T>;
+    const int64_t rows = tile_->rows(), keys = tile_->k->size();
+    for (int64_t j = tile_->first; j < tile_->wide; j += lanes)
+      for (int64_t i = 0; i < rows; i += lanes) {
+        const int64_t lowest = entry + j - (i + lanes - 1), highest = lowest + 2 * (lanes - 1);
+        const bool whole = j + lanes <= keys && i + lanes <= rows;
+        Square kind = Square::OTHER;
+        if (whole && (highest <= 0 || lowest >= cols_.width - 1)) kind = Square::END;
+        if (whole && lowest >= 0 && highest < cols_.width) kind = Square::INSIDE;
+        work(i, j, lowest, kind);
+      }
+  }
+
   // Columns [first, last) of a row whose values are base + slope · level, in piece `index`.
   struct Piece {
     int64_t index, first, last;
@@ -476,8 +495,7 @@ class Terms {
     return single_ == nullptr ? cols_.of(key)[entry] : single_->single(b_, h_, key, entry);
   }
 
-  // Lay out the keys' tables as rows of the tile: of a vector of keys at a time, each key's entries, which fall with
-  // the query, transposed.
+  // Lay out the keys' tables as rows of the tile.
   void enter_columns(int64_t columns, T* room) {
     constexpr int64_t lanes = LANES<T>;
     const Tile& tile = *tile_;
@@ -498,25 +516,23 @@ class Terms {
       return;
     }
     above_stride_ = columns;
-    const int64_t padded = round_up(rows, lanes);
-    T* some = room + padded * columns;  // (lanes, padded)
-    for (int64_t j = tile.first; j < tile.wide; j += lanes) {
-      for (int64_t m = 0; m < lanes; ++m) {
-        T* to = some + m * padded;
-        if (j + m >= keys) {
-          std::fill(to, to + padded, T(0));
-          continue;
-        }
-        const T *from = cols_.of(tile.k->begin + j + m), *last = from + (entry + j + m);
-        const int64_t begin = clamp(entry + j + m - (cols_.width - 1), 0, rows);
-        const int64_t end = clamp(entry + j + m + 1, begin, rows);
-        std::fill(to, to + begin, from[cols_.width - 1]);
-        for (int64_t i = begin; i < end; ++i) to[i] = last[-i];
-        std::fill(to + end, to + padded, from[0]);
+    each_square(entry, [&](int64_t i, int64_t j, int64_t lowest, Square kind) {
+      T* to = above_ + i * columns + j;
+      const T* from = cols_.of(tile.k->begin + j);
+      if (kind == Square::INSIDE) {  // its rows upside down: a key's entries fall with the query
+        at::vec::transpose_mxn<T, lanes, lanes>(from + lowest, cols_.stride + 1, to + (lanes - 1) * columns, -columns);
+        return;
       }
-      for (int64_t i = 0; i < rows; i += lanes)
-        at::vec::transpose_mxn<T, lanes, lanes>(some + i, padded, above_ + i * columns + j, columns);
-    }
+      if (kind == Square::END) {
+        T ends[lanes];
+        for (int64_t m = 0; m < lanes; ++m) ends[m] = from[m * cols_.stride + clamp(lowest, cols_.width)];
+        for (int64_t r = 0; r < lanes; ++r) std::copy_n(ends, lanes, to + r * columns);
+        return;
+      }
+      for (int64_t m = 0; m < lanes; ++m, from += cols_.stride)
+        for (int64_t r = 0; r < lanes; ++r)
+          to[r * columns + m] = j + m < keys ? from[clamp(lowest + lanes - 1 - r + m, cols_.width)] : T(0);
+    });
   }
 
   void irregular(int64_t i, T* row) const {
