@@ -180,8 +180,8 @@ class DebertaV2Attention(_Attention):
     def terms(self, q: Tensor, k: Tensor, embeddings: Tensor) -> tuple[AnyTerm, ...]:
         """The products of queries and keys with relative embeddings."""
         own: Any = self
-        rows, index = embeddings[: 2 * own.pos_ebd_size], self.index(q)
-        left = len(index) // 2
+        index, some = self.index(q)
+        rows, left = embeddings[some], len(index) // 2
         to_keys, to_queries = (own.key_proj, own.query_proj) if own.share_att_key else (None, None)
         found: list[AnyTerm] = []
         if "c2p" in own.pos_att_type:
@@ -192,8 +192,10 @@ class DebertaV2Attention(_Attention):
             found.append(ProductPerKey(k, query_rows / self.root(q), left, index))
         return tuple(found)
 
-    def index(self, q: Tensor) -> Int[Tensor, " width"]:
-        """The row of the relative embeddings for each distance of a key from a query, as far as rows differ."""
+    def index(self, q: Tensor) -> tuple[Int[Tensor, " width"], slice]:
+        """The row for each distance of a key from a query, as far as rows differ, and which relative embeddings these
+        rows are.
+        """
         own: Any = self
         far, buckets, span = own.max_relative_positions, own.position_buckets, own.pos_ebd_size
         if buckets > 0 and buckets % 2:  # then one more row follows, further away
@@ -204,8 +206,11 @@ class DebertaV2Attention(_Attention):
         if buckets > 0:
             file: Any = sys.modules[type(self).__module__]
             away = file.make_log_bucket_position(away, buckets, own.max_relative_positions).long()
-        found: Tensor = (away + span).clamp(0, 2 * span - 1)
-        return found
+        rows = (away + span).clamp(0, 2 * span - 1)
+        if far > (buckets // 2 if buckets > 0 else span) or torch.compiler.is_compiling():
+            return rows, slice(0, 2 * span)
+        first = max(span - far, 0)
+        return rows - first, slice(first, span + far + 1)
 
 
 def _root(q: Tensor, parts: int) -> Float[Tensor, ""]:
