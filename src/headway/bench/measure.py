@@ -77,11 +77,17 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def matmul_peak(dtype: torch.dtype, device: str) -> float:
-    """GFLOP/s of the fastest of five large matrix products: the peak of this machine in the same run."""
-    size = 2048 if device == "cpu" else 8192
-    one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    one @ other
-    return 2 * size**3 / min(timed(lambda: one @ other, 1, device) for _ in range(5)) / 1e9
+    """GFLOP/s of the fastest of five large matrix products: the peak of this machine in the same run.
+
+    On a CPU the products grow until one takes 50 ms: without instructions for bfloat16 larger ones would take minutes.
+    """
+    for size in (256, 512, 1024, 2048) if device == "cpu" else (8192,):
+        one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        one @ other
+        seconds = min(timed(lambda a=one, b=other: a @ b, 1, device) for _ in range(5))
+        if seconds > 0.05:
+            break
+    return 2 * size**3 / seconds / 1e9
 
 
 def available_memory(device: str) -> int:
