@@ -70,6 +70,7 @@ class Canonical:
         pairs: added per pair, (B or 1, H or 1, Q, K), in its own dtype if that is q's or the accumulator's; or None.
         rates: how fast each product of q·k decays per step of distance, (D,), or None.
         mask: the masks that are neither a reach nor documents, or None.
+        row: tokens are those of an image with rows this long, and the table is by distances of raster(); 0 if not.
     """
 
     q: Float[Tensor, "batch heads queries dim"]
@@ -101,6 +102,7 @@ class Canonical:
     sinks: Float[Tensor, " heads"] | None = None
     rates: Float[Tensor, " dim"] | None = None
     mask: Steps | None = None
+    row: int = 0
 
 
 TERMS: tuple[type, ...] = (PerKey, ByDistance, TablePerQuery)
@@ -161,13 +163,15 @@ def _masks(call: Call) -> tuple[list[Mask], Documents | None, list[Mask]]:
     return near, documents, others
 
 
-def canonical(call: Call, products: bool = False) -> Canonical:
+def canonical(call: Call, products: bool = False, images: bool = False) -> Canonical:
     """The canonical form of a call that :func:`unfit` accepts.
 
     Args:
         call: the call.
         products: whether the kernel multiplies vectors of tokens and distances itself; otherwise their products are
             materialised as rows and cols.
+        images: whether the kernel reads a table by distances in an image at positions as they are; otherwise they
+            become those of :func:`headway.terms.raster`.
     """
     batch, heads, queries, _ = call.q.shape
     keys = call.k.shape[2]
@@ -194,7 +198,7 @@ def canonical(call: Call, products: bool = False) -> Canonical:
         return sum(there[1:], start=there[0]).expand(batch, heads, *shape) if there else None
 
     q_pos, k_pos = call.q_pos, call.k_pos
-    if call.row is not None:
+    if call.row is not None and not images:
         q_pos, k_pos = raster(q_pos, call.row), raster(k_pos, call.row)
     (q, k, v), scale, rates = _boosted(call, wide)
     return Canonical(
@@ -227,6 +231,7 @@ def canonical(call: Call, products: bool = False) -> Canonical:
         None if call.sinks is None else call.sinks.to(wide),
         rates,
         _steps(call, others) if others else None,
+        (call.row or 0) if images else 0,
     )
 
 

@@ -89,7 +89,7 @@ void forward(const Call& call) {
                 columns = std::min(KEYS, round_up(call.keys, PANEL<T>));
   const int64_t tile_rows = std::min(QUERIES, task_rows);
   const size_t bytes = sizeof(T) * (together * task_rows * (wide_d + wide_v + 2) + columns * (2 * wide_d + wide_v) +
-                                    (tile_rows + 1) * columns + Terms<T>::room(tile_rows, columns)) +
+                                    (tile_rows + 1) * columns + Terms<T>::room(call, tile_rows, columns)) +
                        sizeof(T) * (together * task_rows * (rows_tables.stride + values.stride) + rows_tables.room()) +
                        64 * 20 + Boosts<T>::bytes(call, tile_rows, columns);
   std::atomic<int64_t> computed{0}, skipped{0};
@@ -105,7 +105,7 @@ void forward(const Call& call) {
     T *most = room.take<T>(together * task_rows), *total = room.take<T>(together * task_rows);
     T *k_room = room.take<T>(columns * wide_d), *k_panel = room.take<T>(columns * wide_d),
       *v_room = room.take<T>(columns * wide_v);
-    T *scores = room.take<T>(tile_rows * columns), *tile_room = room.take<T>(Terms<T>::room(tile_rows, columns)),
+    T *scores = room.take<T>(tile_rows * columns), *tile_room = room.take<T>(Terms<T>::room(call, tile_rows, columns)),
       *row_room = room.take<T>(columns);
     Boosts<T> boosts(call, b, room, tile_rows, columns);
     std::vector<Terms<T>> terms;
@@ -309,14 +309,21 @@ class Gradients : public Terms<T> {
 
   Tables<T> d_rows, d_cols;  // the gradients of the tokens' tables, added to
 
-  // As Terms::enter; `sums` has room for rows + 2 columns + lanes values.
+  // Values that `enter` needs for sums.
+  static int64_t sums(const Call& call, int64_t rows, int64_t columns) {
+    return Terms<T>::lines(call, rows) * Terms<T>::apart(rows, columns) + columns;
+  }
+  // As Terms::enter.
   void enter(const Tile& tile, int64_t columns, T* room, T* sums) {
     Terms<T>::enter(tile, columns, room);
     sums_ = sums;
-    by_key_ = sums + tile.rows() + columns + LANES<T>;
+    by_key_ = sums + Terms<T>::lines(this->call_, tile.rows()) * Terms<T>::apart(tile.rows(), columns);
     if (d_k_slopes_ != nullptr) std::fill(by_key_ + tile.first, by_key_ + tile.wide, T(0));
     total_ = 0;
-    if (tables() && this->line_ != nullptr) std::fill(sums + tile.first, sums + tile.rows() - 1 + tile.wide, T(0));
+    if (tables() && this->line_ != nullptr)
+      this->each_line([&](int64_t line, int64_t first, int64_t last, int64_t) {
+        std::fill(sums + line * this->apart_ + first, sums + line * this->apart_ + last, T(0));
+      });
   }
 
   // Add the gradient of the scores of row i; `sum` is its sum.
@@ -335,7 +342,7 @@ class Gradients : public Terms<T> {
     if (tables()) {
       total_ += sum;
       if (this->line_ != nullptr)
-        add_to(sums_ + (tile.rows() - 1 - i) + tile.first, gradient + tile.first, tile.last - tile.first);
+        add_to(this->line_of(sums_, i) + tile.first, gradient + tile.first, tile.last - tile.first);
     }
     if (d_rows)
       add_to_table(
@@ -364,7 +371,9 @@ class Gradients : public Terms<T> {
       if (d_table_ != nullptr) d_table_[this->all_entry_] += total_;
       return;
     }
-    add_by_distance(sums_, tile.first, tile.rows() - 1 + tile.last, this->lowest_distance());
+    this->each_line([&](int64_t line, int64_t first, int64_t last, int64_t apart) {
+      add_by_distance(sums_ + line * this->apart_, first, last, apart);
+    });
   }
 
  private:
@@ -453,7 +462,10 @@ class Gradients : public Terms<T> {
     if (!tables() && !d_rows && !d_cols && !slopes && !curved()) return;
     const int64_t query = this->tile_->q->begin + i, keys = this->tile_->k->begin;
     this->each_stretch(i, [&](int64_t first, int64_t last, int64_t apart) {
-      if (tables()) add_by_distance(gradient, first, last, apart);
+      if (tables())
+        this->each_image_row(this->q_pos_[query], first, last, apart, [&](int64_t first, int64_t last, int64_t apart) {
+          add_by_distance(gradient, first, last, apart);
+        });
       if (curved()) curve(i, gradient, first, last, apart, [&](int64_t j) { return this->level(std::abs(apart + j)); });
       if (d_rows) add_to_table(d_rows.of(query), gradient, d_rows.width, first, last, apart + d_rows.left);
       for (int64_t j = first; d_cols && j < last; ++j)
@@ -551,8 +563,8 @@ void backward(const Call& call) {
   const int64_t padded_rows = round_up(tile_rows, LANES<T>);  // gradients of a tile are read in whole blocks
   const size_t bytes =
       sizeof(T) * (columns * (3 * wide_d + 3 * wide_v) + tile_rows * (wide_d + wide_v) +
-                   (2 * padded_rows + 3) * columns + tile_rows + LANES<T> +
-                   (call.softcap != 0 ? padded_rows * columns : 0) + Terms<T>::room(tile_rows, columns)) +
+                   (2 * padded_rows + 1) * columns + Gradients<T>::sums(call, tile_rows, columns) +
+                   (call.softcap != 0 ? padded_rows * columns : 0) + Terms<T>::room(call, tile_rows, columns)) +
       64 * 16 + Boosts<T>::bytes(call, tile_rows, columns) + Multiplied<T>::bytes(rows_tables, group, call.queries) +
       Multiplied<T>::bytes(cols_tables, group, columns) + Multiplied<T>::bytes(values, group, call.queries);
   const bool d_rows_needed = call.d_rows_x != nullptr || call.d_rows_vectors != nullptr,
@@ -622,8 +634,8 @@ void backward(const Call& call) {
     T *q_room = room.take<T>(tile_rows * wide_d), *grad_room = room.take<T>(tile_rows * wide_v);
     T *weights = room.take<T>(padded_rows * columns), *gradients = room.take<T>(padded_rows * columns),
       *row_room = room.take<T>(columns);
-    T *tile_room = room.take<T>(Terms<T>::room(tile_rows, columns)),
-      *sums = room.take<T>(tile_rows + 2 * columns + LANES<T>);
+    T *tile_room = room.take<T>(Terms<T>::room(call, tile_rows, columns)),
+      *sums = room.take<T>(Gradients<T>::sums(call, tile_rows, columns));
     T* caps = call.softcap != 0 ? room.take<T>(padded_rows * columns) : nullptr;
     Boosts<T> boosts(call, b, room, tile_rows, columns);
     std::vector<Gradients<T>> terms;

@@ -21,8 +21,8 @@ struct Call {
   const void* per_key;  // (B, H, K) T, or null
   int64_t per_key_batch, per_key_head;
   const void *table, *tails;  // (H, W) and (H, 2) T, or null; contiguous
-  int64_t width, left;
-  const void* rows;  // (B, H, Q, W') T, or null
+  int64_t width, left, row;   // row: tokens are those of an image with rows this long, or 0; see Terms::each_line
+  const void* rows;           // (B, H, Q, W') T, or null
   int64_t rows_batch, rows_head, rows_row, rows_width, rows_left;
   const void *rows_x, *rows_vectors;  // instead: (B, H, Q, X) T and (H, E, X) T, whose products the rows are, or null
   const int64_t* rows_index;          // (W') of [0, E), or null

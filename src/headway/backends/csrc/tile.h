@@ -228,16 +228,20 @@ class Terms {
     cols_.left = products->left;
   }
 
-  // The table at a distance.
+  // The table at a distance; in an image, at that of raster().
   T at(int64_t distance) const {
     const int64_t entry = distance + call_.left, inside = clamp(entry, call_.width);
     return table_[inside] + (entry < inside ? past_tail_ : future_tail_) * T(std::abs(entry - inside));
   }
 
   // Values of workspace for tiles of this size.
-  static int64_t room(int64_t rows, int64_t columns) {
-    return 3 * (rows + columns + LANES<T>)+round_up(rows, LANES<T>) * columns;
+  static int64_t room(const Call& call, int64_t rows, int64_t columns) {
+    return (2 + lines(call, rows)) * apart(rows, columns) + round_up(rows, LANES<T>) * columns;
   }
+  // The table over a tile's distances is one line; in an image one for each column that queries are in.
+  static int64_t lines(const Call& call, int64_t rows) { return call.row > 0 ? std::min(call.row, rows) : 1; }
+  // Values of a line, and of whatever else goes over a tile's distances.
+  static int64_t apart(int64_t rows, int64_t columns) { return rows + columns + LANES<T>; }
 
   // Prepare for the rows of a tile, `columns` apart in memory. `room` is workspace until the next tile.
   void enter(const Tile& tile, int64_t columns, T* room) {
@@ -248,7 +252,9 @@ class Terms {
     if (!tile.regular) return;
     const int64_t lowest = lowest_distance(), count = tile.rows() - 1 + tile.wide;
     if (table_ != nullptr) {
-      const int64_t from = lowest + tile.first + call_.left, to = lowest + count - 1 + call_.left;
+      const int64_t last_query = q_pos_[tile.q->begin] + tile.rows() - 1, first_query = q_pos_[tile.q->begin];
+      const int64_t from = raster(last_query, lowest + tile.first) + call_.left,
+                    to = raster(first_query, tile.distance + tile.wide - 1) + call_.left;
       // a tail whose gradient is needed counts even if it is zero
       const bool flat = call_.d_tails == nullptr;
       if (to <= 0 && flat && past_tail_ == T(0)) {
@@ -257,20 +263,23 @@ class Terms {
         all_ = table_[all_entry_ = call_.width - 1];
       } else {
         line_ = room;
-        fill(room, tile.first, count, lowest);
+        apart_ = apart(tile.rows(), columns);
+        each_line([&](int64_t line, int64_t first, int64_t last, int64_t apart) {
+          fill(room + line * apart_, first, last, apart);
+        });
       }
     }
-    room += tile.rows() + columns + LANES<T>;
+    room += lines(call_, tile.rows()) * apart(tile.rows(), columns);
     if (q_slopes_ != nullptr || k_slopes_ != nullptr) {
       away_ = room;
       for (int64_t u = tile.first; u < count; ++u) room[u] = T(std::abs(lowest + u));
     }
-    room += tile.rows() + columns + LANES<T>;
+    room += apart(tile.rows(), columns);
     if (call_.curve_level != nullptr) {
       levels_ = room;
       for (int64_t u = tile.first; u < count; ++u) room[u] = level(std::abs(lowest + u));
     }
-    room += tile.rows() + columns + LANES<T>;
+    room += apart(tile.rows(), columns);
     if (cols_ || single_ != nullptr) enter_columns(columns, room);
   }
 
@@ -284,7 +293,7 @@ class Terms {
     }
     const T* each[3];
     int count = 0;
-    if (line_ != nullptr) each[count++] = line_ + (tile.rows() - 1 - i);
+    if (line_ != nullptr) each[count++] = line_of(line_, i);
     if (per_key_ != nullptr) each[count++] = per_key_ + tile.k->begin;
     if (above_ != nullptr) each[count++] = above_ + i * above_stride_;
     T all = all_;
@@ -355,9 +364,10 @@ class Terms {
     const int64_t nearest = tile.k->high - tile.q->low, furthest = tile.k->low - tile.q->high;
     if (table_ != nullptr) {
       // linear beyond the ends, so the greatest value is at an end of the tile or inside the table
-      bound = std::max(at(furthest), at(nearest));
-      const int64_t from = std::max<int64_t>(furthest + call_.left, 0);
-      const int64_t to = std::min(nearest + call_.left, call_.width - 1);
+      const int64_t low = raster(tile.q->high, furthest), high = raster(tile.q->low, nearest);
+      bound = std::max(at(low), at(high));
+      const int64_t from = std::max<int64_t>(low + call_.left, 0);
+      const int64_t to = std::min(high + call_.left, call_.width - 1);
       if (from <= to) bound = std::max(bound, *std::max_element(table_ + from, table_ + to + 1));
     }
     if (per_key_ != nullptr) bound += *std::max_element(per_key_ + tile.k->begin, per_key_ + tile.k->end);
@@ -419,6 +429,45 @@ class Terms {
   }
 
   int64_t lowest_distance() const { return tile_->distance - (tile_->rows() - 1); }
+
+  // The distance in the table of a token that is `distance` after a query: where rows are those of an image, each
+  // offset of rows and columns has its own, row offset · (2 row − 1) + column offset.
+  int64_t raster(int64_t query, int64_t distance) const {
+    if (call_.row == 0) return distance;
+    const int64_t at = query + distance;
+    return distance + (at / call_.row - (at % call_.row < 0) - query / call_.row) * (call_.row - 1);
+  }
+  // Stretches of numbers [first, last), of which number 0 is `apart` after a query, whose distances in the table go up
+  // by one: work(first, last, distance of number 0).
+  template <typename Work>
+  void each_image_row(int64_t query, int64_t first, int64_t last, int64_t apart, const Work& work) const {
+    if (call_.row == 0) return work(first, last, apart);
+    while (first < last) {
+      const int64_t column = ((query + apart + first) % call_.row + call_.row) % call_.row;
+      const int64_t next = std::min(last, first + call_.row - column);
+      work(first, next, raster(query, apart + first) - first);
+      first = next;
+    }
+  }
+  // The stretches of all lines of a regular tile: work(line, first, last, distance of number 0), where number u is at
+  // distance lowest + u.
+  template <typename Work>
+  void each_line(const Work& work) const {
+    const Tile& tile = *tile_;
+    const int64_t rows = tile.rows(), lines = Terms::lines(call_, rows);
+    for (int64_t line = 0; line < lines; ++line) {
+      const int64_t last = line + (rows - 1 - line) / lines * lines;  // the last of the line's queries
+      each_image_row(
+          q_pos_[tile.q->begin] + line, rows - 1 - last + tile.first, rows - 1 - line + tile.wide,
+          tile.distance - (rows - 1),
+          [&](int64_t first, int64_t last, int64_t apart) { work(line, first, last, apart); });
+    }
+  }
+  // Where row i of the tile begins in lines.
+  template <typename Values>
+  Values* line_of(Values* lines, int64_t i) const {
+    return lines + i % Terms::lines(call_, tile_->rows()) * apart_ + (tile_->rows() - 1 - i);
+  }
   // The stretches of columns that row i sees, each with the distance of column 0 if the stretch went on until there.
   template <typename Work>
   void each_stretch(int64_t i, const Work& work) const {
@@ -470,7 +519,8 @@ class Terms {
   const int64_t h_curve_, curve_rate_, curve_breaks_, pairs_;
   T past_tail_ = T(0), future_tail_ = T(0);
   const Tile* tile_ = nullptr;
-  const T* line_ = nullptr;    // the table over the tile's distances, or null
+  const T* line_ = nullptr;  // the table over the tile's distances, lines that are `apart_` values apart, or null
+  int64_t apart_ = 0;
   T all_ = T(0);               // or its one value there,
   int64_t all_entry_ = 0;      // which is this entry's
   const T* levels_ = nullptr;  // of the curve, over the tile's distances
@@ -541,7 +591,9 @@ class Terms {
     std::fill(row + tile.first, row + tile.wide, -std::numeric_limits<T>::infinity());
     each_stretch(i, [&](int64_t first, int64_t last, int64_t apart) {
       if (table_ != nullptr)
-        fill(row, first, last, apart);
+        each_image_row(q_pos_[query], first, last, apart, [&](int64_t first, int64_t last, int64_t apart) {
+          fill(row, first, last, apart);
+        });
       else
         std::fill(row + first, row + last, T(0));
       const auto add_key = [&](const T* keys) {

@@ -81,6 +81,7 @@ class Given(NamedTuple):
     rows_left: int
     cols_left: int
     values_left: int
+    row: int
     scale: float
     softcap: float
     dropout: float
@@ -126,7 +127,7 @@ def unfit(call: Call) -> str | None:
 
 def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     """See :class:`headway.backends.base.Backend`."""
-    c = canonical.canonical(call, products=True)
+    c = canonical.canonical(call, products=True, images=True)
     rows, rows_vectors, rows_index = _product(c.query_products)
     cols, cols_vectors, cols_index = _product(c.key_products)
     level, rate, base, slope, breaks = (None,) * 5 if c.curve is None else _curve(c.curve, c.q)
@@ -136,7 +137,7 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
             *(c.values, c.q_slopes, c.k_slopes, level, rate, base, slope, c.pairs, c.sinks),
             *(c.q_pos, c.k_pos, c.q_docs, c.k_docs, breaks, rows_index, cols_index, c.rates, call.seed),
             *mask_of(c),
-            *(c.past, c.future, c.left, c.rows_left, c.cols_left, c.values_left),
+            *(c.past, c.future, c.left, c.rows_left, c.cols_left, c.values_left, c.row),
             *(c.scale, call.softcap or 0.0, call.dropout),
         )
     )
@@ -170,6 +171,7 @@ def _arguments(given: Given) -> Arguments:
     call.kv_heads, call.keys, call.dim_v = g.v.shape[1:]
     call.past, call.future, call.scale, call.skip, call.dropout = g.past, g.future, g.scale, 1, g.dropout
     call.left, call.rows_left, call.cols_left, call.values_left = g.left, g.rows_left, g.cols_left, g.values_left
+    call.row = g.row
     for name in ("q", "k", "v", "rows", "rows_x", "cols", "cols_x", "pairs"):
         arguments.put_rows(name, getattr(g, name), "batch", "head", "row")
     for name in ("q_pos", "k_pos", "q_docs", "k_docs"):
