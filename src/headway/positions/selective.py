@@ -139,11 +139,13 @@ class SelectiveRotary(Position):
         rates = frequencies(look.q.shape[-1], self.base, look.q.device)
         total = look.marks[..., (self.conv - 1) * self.rank :].unflatten(-1, (-1, len(rates)))
         total = total.transpose(1, 2) * rates  # (B, H_kv, K, P)
-        groups = self.shape.heads // self.shape.kv_heads
-        heads = torch.arange(self.shape.heads, device=total.device) if look.heads is None else look.heads
-        of_k = total[:, heads[:: look.q.shape[1] // look.k.shape[1]] // groups]
-        k = rotate_pairs(look.k, *waves(of_k, look.k), self.pairing)
+        repeats = look.q.shape[1] // look.k.shape[1]
+        if look.heads is not None:
+            total = total[:, look.heads[::repeats] // (self.shape.heads // self.shape.kv_heads)]
+        cos, sin = waves(total, look.k)
+        k = rotate_pairs(look.k, cos, sin, self.pairing)
         if look.crosses:
             return look.q, k
-        of_q = look.of_queries(total[:, heads // groups], 2)
-        return rotate_pairs(look.q, *waves(of_q, look.q), self.pairing), k
+        # queries turn as the keys of their own tokens
+        cos, sin = (look.of_queries(x if repeats == 1 else x.repeat_interleave(repeats, 1), 2) for x in (cos, sin))
+        return rotate_pairs(look.q, cos, sin, self.pairing), k
