@@ -154,7 +154,10 @@ def test_documents_padding_and_other_queries_than_keys(name: str) -> None:
         compare(draw(few, 130), TERMS[name], mask=Causal(), q_pos=k_pos[-few:], k_pos=k_pos)
 
 
-@pytest.mark.parametrize("name", ["both, vectors shared", "as wide as the text", "index in runs", "values", "a curve", "slopes"])
+DIVIDED = ["both, vectors shared", "as wide as the text", "index in runs", "values", "a curve", "slopes"]
+
+
+@pytest.mark.parametrize("name", DIVIDED)
 def test_keys_divided_among_threads(name: str) -> None:
     before = torch.get_num_threads()
     try:

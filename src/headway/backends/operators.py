@@ -19,11 +19,14 @@ _PLAIN = (Tensor, nn.Parameter)
 
 def are_seen(*tensors: Tensor | None) -> bool:
     """Whether a call with these tensors should be dispatched as an operator."""
+    return torch._C._autograd._profiler_enabled() or are_followed(*tensors)
+
+
+def are_followed(*tensors: Tensor | None) -> bool:
+    """Whether operations on these tensors are compiled, counted, or done by other code than torch's own."""
     if torch.compiler.is_compiling():
         return True
-    if torch._C._len_torch_dispatch_stack() or torch._C._autograd._profiler_enabled():
-        return True
-    return any(x is not None and type(x) not in _PLAIN for x in tensors)
+    return bool(torch._C._len_torch_dispatch_stack()) or any(x is not None and type(x) not in _PLAIN for x in tensors)
 
 
 def count(operator: Any, at: int, products: int) -> None:
