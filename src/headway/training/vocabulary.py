@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -16,6 +17,8 @@ from headway.shapes import HeadwayError
 
 MOST = 2**20
 """Maximum tokens of a vocabulary."""
+SAMPLE = 2**20
+"""Bytes of a text over which bytes per token are averaged."""
 LONGEST = 256
 """Maximum characters of a word; words of ordinary text are shorter."""
 
@@ -36,6 +39,10 @@ class Vocabulary(Protocol):
 
     def encode(self, data: bytes) -> Int64[Tensor, "tokens"]:
         """Turn bytes into ids."""
+        ...
+
+    def encode_stream(self, chunks: Iterable[bytes]) -> Iterator[Int64[Tensor, "tokens"]]:
+        """Turn a text that comes in chunks into the ids that `encode` gives for the whole, some at a time."""
         ...
 
     def decode(self, ids: Iterable[int] | Tensor) -> bytes:
@@ -74,6 +81,10 @@ class Bytes:
         """Turn bytes into ids 0 … 255, one each."""
         # frombuffer shares memory with an immutable object and refuses an empty one; the copy mends both.
         return torch.frombuffer(bytearray(data), dtype=torch.uint8).long() if data else torch.empty(0, dtype=torch.long)
+
+    def encode_stream(self, chunks: Iterable[bytes]) -> Iterator[Int64[Tensor, "tokens"]]:
+        """Turn a text that comes in chunks into ids, a chunk at a time."""
+        return map(self.encode, chunks)
 
     def decode(self, ids: Iterable[int] | Tensor) -> bytes:
         """Turn ids into bytes.
@@ -149,11 +160,11 @@ class Bpe:
         self._tokenizer.pre_tokenizer = _words(tokenizers, longest)
 
     @classmethod
-    def train(cls, data: bytes, *, size: int = 4096) -> Bpe:
+    def train(cls, data: bytes | Iterable[bytes], *, size: int = 4096) -> Bpe:
         """Learn a vocabulary; give it the training part of the text only, or validation leaks into it.
 
         Args:
-            data: the text. Bytes that are not UTF-8 are left out of the learning.
+            data: the text, whole or in chunks. Bytes that are not UTF-8 are left out of the learning.
             size: ids wanted, at least 256. A small text may give fewer.
 
         Raises:
@@ -169,7 +180,8 @@ class Bpe:
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=size, show_progress=False, special_tokens=[], initial_alphabet=alphabet()
         )
-        tokenizer.train_from_iterator(_pieces(data.decode("utf-8", "ignore")), trainer)
+        begun = _Begun((data,) if isinstance(data, bytes) else data, SAMPLE)
+        tokenizer.train_from_iterator(_pieces(begun), trainer)
         # The library hands over the learned rules only as its own JSON.
         import json
 
@@ -177,8 +189,7 @@ class Bpe:
         tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
         merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
         bpe = cls(tokens, merges, 1.0)
-        sample = data[: 1 << 20]
-        bpe.bytes_per_token = len(sample) / len(bpe.encode(sample)) if sample else 1.0
+        bpe.bytes_per_token = len(begun.head) / len(bpe.encode(begun.head)) if begun.head else 1.0
         return bpe
 
     @property
@@ -188,10 +199,13 @@ class Bpe:
 
     def encode(self, data: bytes) -> Int64[Tensor, "tokens"]:
         """Turn bytes into ids; bytes that are not valid UTF-8 become single-byte tokens."""
-        ids: list[int] = []
-        for part in parts(data):
-            ids += [self._single[b] for b in part] if isinstance(part, bytes) else self._tokenizer.encode(part).ids
-        return torch.tensor(ids, dtype=torch.long)
+        return together(self.encode_stream((data,)))
+
+    def encode_stream(self, chunks: Iterable[bytes]) -> Iterator[Int64[Tensor, "tokens"]]:
+        """Turn a text that comes in chunks into ids, a part of it at a time."""
+        for part in parts(chunks):
+            ids = [self._single[b] for b in part] if isinstance(part, bytes) else self._tokenizer.encode(part).ids
+            yield torch.tensor(ids, dtype=torch.long)
 
     def decode(self, ids: Iterable[int] | Tensor) -> bytes:
         """Turn ids into bytes; a single token may be a part of a character.
@@ -238,6 +252,10 @@ class Delimited:
     def encode(self, data: bytes) -> Int64[Tensor, "tokens"]:
         """Turn bytes into ids, without start and end."""
         return self.words.encode(data)
+
+    def encode_stream(self, chunks: Iterable[bytes]) -> Iterator[Int64[Tensor, "tokens"]]:
+        """Turn a text that comes in chunks into ids, without start and end."""
+        return self.words.encode_stream(chunks)
 
     def source(self, data: bytes) -> Int64[Tensor, "tokens"]:
         """What the encoder reads: the ids and ``end``, so that an empty text is not empty."""
@@ -286,29 +304,70 @@ def token_texts(vocabulary: Vocabulary, ids: Iterable[int] | Tensor) -> list[str
     return labels
 
 
-def parts(data: bytes) -> Iterator[str | bytes]:
+def together(ids: Iterable[Int64[Tensor, "some"]]) -> Int64[Tensor, "tokens"]:
+    """Ids that came some at a time, in one tensor."""
+    return torch.cat([torch.empty(0, dtype=torch.long), *ids])
+
+
+def parts(chunks: Iterable[bytes]) -> Iterator[str | bytes]:
     """Text in pieces of at most about a million characters, and between them the runs of bytes that are not UTF-8.
 
-    >>> list(parts(b"a\\xff\\xfeb"))
+    The pieces are the same however the text is divided into chunks; a run may be divided with it.
+
+    >>> list(parts([b"a\\xff\\xfeb"]))
     ['a', b'\\xff\\xfe', 'b']
     """
+    rest = ""
     # surrogateescape turns an invalid byte b into the lone character U+DC00 + b, which no valid text contains.
-    for part in re.split("([\udc80-\udcff]+)", data.decode("utf-8", "surrogateescape")):
-        if part and "\udc80" <= part[0] <= "\udcff":
-            yield part.encode("utf-8", "surrogateescape")
-        else:
-            yield from _pieces(part)
+    for text in _decoded(chunks, "surrogateescape"):
+        *whole, rest = re.split("([\udc80-\udcff]+)", rest + text)
+        for part in whole:
+            if part and "\udc80" <= part[0] <= "\udcff":
+                yield part.encode("utf-8", "surrogateescape")
+            elif left := (yield from _cut(part)):
+                yield left
+        rest = yield from _cut(rest)
+    if rest:
+        yield rest
 
 
-def _pieces(text: str, size: int = 1 << 20) -> Iterator[str]:
+def _pieces(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The same pieces of a text without the bytes that are not UTF-8."""
+    rest = ""
+    for text in _decoded(chunks, "ignore"):
+        rest = yield from _cut(rest + text)
+    if rest:
+        yield rest
+
+
+def _decoded(chunks: Iterable[bytes], errors: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    for chunk in chunks:
+        yield decoder.decode(chunk)
+    yield decoder.decode(b"", final=True)
+
+
+def _cut(text: str, size: int = 1 << 20) -> Generator[str, None, str]:
+    """Pieces of a text, and the rest that is too small to be cut."""
     # The library takes about a hundred bytes per token of a piece; pieces end at line ends, where words end.
     begin = 0
     while len(text) - begin > size:
         cut = text.rfind("\n", begin, begin + size) + 1 or begin + size
         yield text[begin:cut]
         begin = cut
-    if begin < len(text):
-        yield text[begin:]
+    return text[begin:]
+
+
+class _Begun:
+    """Chunks of a text, whose beginning is kept in ``head`` while they pass."""
+
+    def __init__(self, chunks: Iterable[bytes], size: int) -> None:
+        self.chunks, self.size, self.head = chunks, size, b""
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self.chunks:
+            self.head += chunk[: self.size - len(self.head)]
+            yield chunk
 
 
 def _words(tokenizers: Any, longest: int | None) -> Any:
