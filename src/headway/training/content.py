@@ -121,10 +121,6 @@ class Joined:
         """
         return gathered(self._pieces())
 
-    def signature(self) -> str:
-        """What changes when one of the files does."""
-        return signature(self.parts, self.begin, self.end)
-
     def _pieces(self) -> Iterator[bytes]:
         first = max(bisect_right(self._starts, self.begin) - 1, 0)
         for part, start in zip(self.parts[first:], self._starts[first:], strict=False):
@@ -190,9 +186,10 @@ Tell = Callable[[Reading], None]
 """Is called with the progress."""
 
 
-def told(chunks: Iterable[bytes], tell: Tell | None, what: str, name: str, total: int | None) -> Iterator[bytes]:
-    """The same chunks; ``tell`` hears of each."""
-    done = 0
+def told(
+    chunks: Iterable[bytes], tell: Tell | None, what: str, name: str, total: int | None, done: int = 0
+) -> Iterator[bytes]:
+    """The same chunks; ``tell`` hears of each, which come after so many bytes."""
     for chunk in chunks:
         yield chunk
         done += len(chunk)

@@ -35,7 +35,6 @@ class Text:
         results: folders and files skipped because headway wrote them.
         elsewhere: folders skipped because they are on another file system, e.g. /proc.
         column: the column of documents it consists of, see :mod:`headway.training.documents`; None for a text.
-        signature: what changes when one of its files does; None where it was read at once.
     """
 
     data: Content
@@ -45,7 +44,6 @@ class Text:
     results: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
     column: str | None = None
-    signature: str | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -113,15 +111,19 @@ def open_text(path: Path | str | None = None, *, most: int | None = None) -> Tex
         found = _readable(found)
     content = Joined(found.parts)
     if most is not None and len(content) > most:
-        raise HeadwayError(
-            f"expected a text of at most {most:,} bytes, got {len(content):,} in {path}: give a smaller file or "
-            f"folder, or raise the limit with --max-text (max_text in Python)"
-        )
+        raise too_large(str(path), len(content), most)
     if not content.parts:
         raise _nothing(found)
     data = bytes(content) if len(content) <= IN_MEMORY else content
-    used = len(content.parts)
-    return Text(data, str(path), used, found.skipped, found.results, found.elsewhere, signature=content.signature())
+    return Text(data, str(path), len(content.parts), found.skipped, found.results, found.elsewhere)
+
+
+def too_large(name: str, size: int, most: int) -> HeadwayError:
+    """What to say of a text above a limit."""
+    return HeadwayError(
+        f"expected a text of at most {most:,} bytes, got {size:,} in {name}: give a smaller file or folder, or raise "
+        f"the limit with --max-text (max_text in Python)"
+    )
 
 
 @dataclass(frozen=True)

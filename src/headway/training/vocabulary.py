@@ -180,8 +180,10 @@ class Bpe:
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=size, show_progress=False, special_tokens=[], initial_alphabet=alphabet()
         )
-        begun = _Begun((data,) if isinstance(data, bytes) else data, SAMPLE)
-        tokenizer.train_from_iterator(_pieces(begun), trainer)
+        rest: list[bytes] = []
+        chunks = iter((data,) if isinstance(data, bytes) else data)
+        sample = beginning(chunks, rest)
+        tokenizer.train_from_iterator(_pieces(itertools.chain(rest, chunks)), trainer)
         # The library hands over the learned rules only as its own JSON.
         import json
 
@@ -189,7 +191,7 @@ class Bpe:
         tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
         merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
         bpe = cls(tokens, merges, 1.0)
-        bpe.bytes_per_token = len(begun.head) / len(bpe.encode(begun.head)) if begun.head else 1.0
+        bpe.bytes_per_token = len(sample) / len(bpe.encode(sample)) if sample else 1.0
         return bpe
 
     @property
@@ -309,6 +311,20 @@ def together(ids: Iterable[Int64[Tensor, "some"]]) -> Int64[Tensor, "tokens"]:
     return torch.cat([torch.empty(0, dtype=torch.long), *ids])
 
 
+def beginning(chunks: Iterable[bytes], taken: list[bytes] | None = None) -> bytes:
+    """The first :data:`SAMPLE` bytes of a text; ``taken`` gets the chunks that they lie in.
+
+    >>> beginning(iter([b"to be ", b"or not"]))
+    b'to be or not'
+    """
+    found: list[bytes] = [] if taken is None else taken
+    for chunk in chunks:
+        found.append(chunk)
+        if sum(map(len, found)) >= SAMPLE:
+            break
+    return b"".join(found)[:SAMPLE]
+
+
 def parts(chunks: Iterable[bytes]) -> Iterator[str | bytes]:
     """Text in pieces of at most about a million characters, and between them the runs of bytes that are not UTF-8.
 
@@ -356,18 +372,6 @@ def _cut(text: str, size: int = 1 << 20) -> Generator[str, None, str]:
         yield text[begin:cut]
         begin = cut
     return text[begin:]
-
-
-class _Begun:
-    """Chunks of a text, whose beginning is kept in ``head`` while they pass."""
-
-    def __init__(self, chunks: Iterable[bytes], size: int) -> None:
-        self.chunks, self.size, self.head = chunks, size, b""
-
-    def __iter__(self) -> Iterator[bytes]:
-        for chunk in self.chunks:
-            self.head += chunk[: self.size - len(self.head)]
-            yield chunk
 
 
 def _words(tokenizers: Any, longest: int | None) -> Any:
