@@ -46,7 +46,7 @@ _RECORD = Record(
         "format": Whole(_FORMAT, _FORMAT),
         "dtype": Words(("uint8", "uint16", "uint32")),
         "ends": Many(Whole()),
-        "sha256": Words(),
+        "hash": Words(),
     }
 )
 _ROOM = "set HEADWAY_CACHE to a folder with more room"
@@ -173,7 +173,7 @@ def _read(folder: Path) -> Corpus | None:
     if not ends or state[2] != ends[-1] * np.dtype(dtype).itemsize:
         return None
     found = known("tokens", [Part(path, state)], lambda: {"sha256": _sha256(path)})
-    return Corpus(path, dtype, ends) if found["sha256"] == record["sha256"] else None
+    return Corpus(path, dtype, ends) if found["sha256"] == record["hash"] else None
 
 
 def _sha256(path: Path) -> str:
@@ -207,7 +207,7 @@ def _write(folder: Path, parts: Sequence[Iterable[bytes]], words: Vocabulary) ->
             fresh.unlink(missing_ok=True)
             raise
         fsync_folder(folder)
-    record = {"format": _FORMAT, "dtype": dtype, "ends": ends[1:], "sha256": hashed.hexdigest()}
-    keep("tokens", [Part(path, state_of(path))], {"sha256": record["sha256"]})
+    record = {"format": _FORMAT, "dtype": dtype, "ends": ends[1:], "hash": hashed.hexdigest()}
+    keep("tokens", [Part(path, state_of(path))], {"sha256": record["hash"]})
     write_json_atomic(folder / "corpus.json", record)
     return Corpus(path, dtype, tuple(ends[1:]))
