@@ -93,6 +93,8 @@ class Joined:
         self._starts = list(accumulate((part.size + 1 for part in self.parts), initial=0))
         whole = max(self._starts[-1] - 1, 0)
         self.begin, self.end = begin, whole if end is None else end
+        self.sha256: str | None = None
+        """Of the content, once it was found."""
 
     def __len__(self) -> int:
         return self.end - self.begin

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,9 @@ class Stored:
 
     def __init__(self, path: Path, dtype: str, begin: int, end: int) -> None:
         self.path, self.dtype, self.begin, self.end = path, np.dtype(dtype).newbyteorder("<"), begin, end
-        self._file = path.open("rb")
+        with explained(f"reading {path}"):
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
         return self.end - self.begin
@@ -79,7 +82,7 @@ class Stored:
     def __getitem__(self, at: Int64[Tensor, "*some"] | slice) -> Int64[Tensor, "*some"]:
         """The ids at some indices, each at least 0."""
         # Pages that were read count as memory of the process until they are unmapped, so each call maps the file anew.
-        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+        with mmap.mmap(self._file, 0, access=mmap.ACCESS_READ) as pages:
             ids = np.frombuffer(pages, self.dtype, len(self), self.begin * self.dtype.itemsize)
             found = ids[at if isinstance(at, slice) else at.numpy()].astype(np.int64)
             del ids  # pages are unmapped when nothing refers to them

@@ -93,10 +93,12 @@ def _flat(documents: Documents, tell: Tell | None) -> Joined:
     def find() -> dict[str, Any]:
         return _hashed(documents.chunks(tell))
 
-    sha256 = known("documents", documents.found.parts, find, documents.kind, documents.column)["sha256"]
+    sha256: str = known("documents", documents.found.parts, find, documents.kind, documents.column)["sha256"]
     chunks = documents.chunks(tell, "copying")
     flat = corpus(sha256, [chunks], Bytes(), cut=None, name=documents.name, tell=tell)
-    return Joined([Part(flat.path, state_of(flat.path))])
+    joined = Joined([Part(flat.path, state_of(flat.path))])
+    joined.sha256 = sha256
+    return joined
 
 
 def _hashed(chunks: Iterable[bytes]) -> dict[str, Any]:
@@ -115,7 +117,8 @@ def sha256_of(text: Text, tell: Tell | None = None) -> str:
     def find() -> dict[str, Any]:
         return _hashed(told(data.chunks(), tell, "reading", text.name, len(data)))
 
-    return str(known("sha256", data.parts, find, data.begin, data.end)["sha256"])
+    data.sha256 = data.sha256 or known("sha256", data.parts, find, data.begin, data.end)["sha256"]
+    return data.sha256
 
 
 def tokenised(source: Source, words: Vocabulary, tell: Tell | None = None) -> tuple[Tokens, Tokens]:

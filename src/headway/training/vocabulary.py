@@ -17,6 +17,7 @@ from headway.shapes import HeadwayError
 
 MOST = 2**20
 """Maximum tokens of a vocabulary."""
+_PIECE = 2**20
 SAMPLE = 2**20
 """Bytes of a text over which bytes per token are averaged."""
 LONGEST = 256
@@ -363,12 +364,12 @@ def _decoded(chunks: Iterable[bytes], errors: str) -> Iterator[str]:
     yield decoder.decode(b"", final=True)
 
 
-def _cut(text: str, size: int = 1 << 20) -> Generator[str, None, str]:
+def _cut(text: str) -> Generator[str, None, str]:
     """Pieces of a text, and the rest that is too small to be cut."""
     # The library takes about a hundred bytes per token of a piece; pieces end at line ends, where words end.
     begin = 0
-    while len(text) - begin > size:
-        cut = text.rfind("\n", begin, begin + size) + 1 or begin + size
+    while len(text) - begin > _PIECE:
+        cut = text.rfind("\n", begin, begin + _PIECE) + 1 or begin + _PIECE
         yield text[begin:cut]
         begin = cut
     return text[begin:]
