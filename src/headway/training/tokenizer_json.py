@@ -23,7 +23,7 @@ from torch import Tensor
 from headway.shapes import HeadwayError, brief
 from headway.training.files import MOST as LARGEST
 from headway.training.files import parse_json, read_regular
-from headway.training.vocabulary import MOST, alphabet, checked, library, parts, together
+from headway.training.vocabulary import MOST, alphabet, checked, grouped, library, parts, together
 
 TOKENIZER = "tokenizer.json"
 """The copy of the file in a run's folder."""
@@ -114,20 +114,19 @@ class TokenizerJson:
             HeadwayError: as `encode`.
         """
         before = 0
-        for part in parts(chunks):
-            ids = self._ids(part)
-            data = part if isinstance(part, bytes) else part.encode()
-            if (back := b"".join(map(self._bytes.__getitem__, ids))) != data:
-                raise HeadwayError(_difference(self.name, data, back, before))
-            before += len(data)
-            yield torch.tensor(ids, dtype=torch.long)
+        for some in grouped(parts(chunks)):
+            for part, ids in zip([some] if isinstance(some, bytes) else some, self._ids(some), strict=True):
+                data = part if isinstance(part, bytes) else part.encode()
+                if (back := b"".join(map(self._bytes.__getitem__, ids))) != data:
+                    raise HeadwayError(_difference(self.name, data, back, before))
+                before += len(data)
+                yield torch.tensor(ids, dtype=torch.long)
 
-    def _ids(self, part: str | bytes) -> list[int]:
+    def _ids(self, some: list[str] | bytes) -> list[list[int]]:
         try:
-            if isinstance(part, bytes):
-                return [self._single[b] for b in part]
-            ids: list[int] = self._tokenizer.encode(part, add_special_tokens=False).ids
-            return ids
+            if isinstance(some, bytes):
+                return [[self._single[b] for b in some]]
+            return [one.ids for one in self._tokenizer.encode_batch_fast(some, add_special_tokens=False)]
         except KeyError as error:
             raise HeadwayError(
                 f"expected text in UTF-8, because {self.name} has no tokens for single bytes, got the byte "
