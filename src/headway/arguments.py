@@ -31,7 +31,8 @@ MaxText = Annotated[
     int | None, typer.Option(min=1, max=1 << 40, help="Largest text in bytes; default: any, 128 MiB for pairs.")
 ]
 Source = Annotated[
-    str | None, typer.Argument(help="A text file or folder; default: the documentation that ships with Python.")
+    str | None,
+    typer.Argument(help="A text file or folder, or .jsonl or .parquet; default: the documentation of Python."),
 ]
 ModelRun = Annotated[Path | None, typer.Option(help="A run of `headway train`; default: a small untrained model.")]
 NewPosition = Annotated[str, typer.Option(help="Position method of the new model.")]

@@ -115,8 +115,8 @@ class TokenizerJson:
         """
         before = 0
         for some in grouped(parts(chunks)):
-            for part, ids in zip([some] if isinstance(some, bytes) else some, self._ids(some), strict=True):
-                data = part if isinstance(part, bytes) else part.encode()
+            written = [some] if isinstance(some, bytes) else [part.encode() for part in some]
+            for data, ids in zip(written, self._ids(some), strict=True):
                 if (back := b"".join(map(self._bytes.__getitem__, ids))) != data:
                     raise HeadwayError(_difference(self.name, data, back, before))
                 before += len(data)
