@@ -218,20 +218,17 @@ def reading_bar(bars: Progress, screen: Console) -> Callable[[Any], None]:
     shown: dict[tuple[str, str], Any] = {}
 
     def show(reading: Any) -> None:
-        step = reading.what, reading.name
+        step, ended = (reading.what, reading.name), reading.done == reading.total
         if step not in shown:
+            if ended:  # it was too short to be shown
+                return
             for bar in shown.values():
                 bars.update(bar, visible=False)
             shown[step] = bars.add_task(reading.what, total=reading.total, note="")
             if not screen.is_terminal:
                 print(f"{reading.what} {printable(reading.name)}", flush=True)
         size = f"{reading.done / 1e6:,.0f}" + (f" of {reading.total / 1e6:,.0f}" if reading.total else "")
-        ended = reading.done == reading.total
-        bars.update(
-            shown[step],
-            completed=reading.done,
-            note=f"{shortened(printable(reading.name), 40)} · {size} MB",
-            visible=not ended,
-        )
+        note = f"{shortened(printable(reading.name), 40)} · {size} MB"
+        bars.update(shown[step], completed=reading.done, note=note, visible=not ended)
 
     return show

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import re
 import subprocess
@@ -200,6 +201,7 @@ def test_a_corpus_is_written_once_by_several_at_a_time(
     tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, written, results, waited = a_text(tmp_path), [], [], threading.Event()
+    heard: list[Reading] = []
     write = corpus._write
 
     def slowly(*given: Any) -> Any:
@@ -208,6 +210,7 @@ def test_a_corpus_is_written_once_by_several_at_a_time(
         return write(*given)
 
     def tell(reading: Reading) -> None:
+        heard.append(reading)
         if reading.what == "waiting":
             waited.set()
 
@@ -220,6 +223,7 @@ def test_a_corpus_is_written_once_by_several_at_a_time(
     assert len(written) == 1
     assert len(results) == 3
     assert results[0] == results[1] == results[2]
+    assert {reading.total for reading in heard if reading.what == "waiting"} == {None, 0}  # begins and ends
 
 
 @pytest.mark.parametrize(("kind", "least"), [("bytes", 20), pytest.param("bpe", 40, marks=pytest.mark.slow)])
@@ -257,6 +261,14 @@ def test_reading_windows_holds_no_pages(tmp_path: Path) -> None:
     for begin in range(0, size, 2**20):
         assert tokens[torch.arange(begin, begin + 2**20, 4096)].eq(0).all()
     assert held() - before < 2**14  # KiB
+
+
+def test_another_process_opens_the_file_itself(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_bytes(bytes(range(20)))
+    tokens = Stored(tmp_path / "tokens", "uint16", 2, 9)
+    other = pickle.loads(pickle.dumps(tokens))
+    assert other._file != tokens._file
+    assert other[:].tolist() == tokens[:].tolist() == [2 * at + 256 * (2 * at + 1) for at in range(2, 9)]
 
 
 def test_a_vocabulary_of_many_tokens_takes_wider_types(tmp_path: Path, small: Path) -> None:

@@ -26,19 +26,16 @@ from torch import Tensor
 
 from headway.schema import Many, Record, Whole, Words
 from headway.shapes import HeadwayError
-from headway.training.content import CHUNK, Part, Reading, Tell, state_of
+from headway.training.content import CHUNK, Part, Tell, state_of
 from headway.training.files import (
-    FolderLock,
-    clean_leftovers,
     dump_json,
     explained,
     fsync_folder,
-    make_folder,
     read_json,
     temporary,
     write_json_atomic,
 )
-from headway.training.known import keep, known, texts_folder
+from headway.training.known import keep, known, texts_folder, writing
 from headway.training.vocabulary import Bytes, Vocabulary
 
 _FORMAT = 1
@@ -75,6 +72,9 @@ class Stored:
         with explained(f"reading {path}"):
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._file)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # another process opens the file itself
+        return Stored, (self.path, self.dtype.str, self.begin, self.end)
 
     def __len__(self) -> int:
         return self.end - self.begin
@@ -148,9 +148,7 @@ def corpus(
     folder = texts_folder() / hashlib.sha256(dump_json(identity)).hexdigest()[:32]
     if (found := _read(folder)) is not None:
         return found
-    make_folder(folder)
-    with FolderLock(folder, wait=lambda: tell and tell(Reading("waiting", name, 0, None))):
-        clean_leftovers(folder)
+    with writing(folder, name, tell):
         return _read(folder) or _write(folder, parts, words)
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from headway.backends.compiler import cache_folder
 from headway.schema import Anything, Named, Record, Words
 from headway.shapes import HeadwayError
-from headway.training.content import Part, signature
+from headway.training.content import Part, Reading, Tell, signature
 from headway.training.files import FolderLock, clean_leftovers, make_folder, read_json, write_json_atomic
 
 _FACT = Record({"signature": Words(), "values": Named(Anything())})
@@ -27,6 +27,33 @@ _SETTLED = 2 * 10**9
 def texts_folder() -> Path:
     """Where tokenised texts, vocabularies and facts are: ``texts`` in the cache, which may be deleted at any time."""
     return cache_folder() / "texts"
+
+
+@contextlib.contextmanager
+def writing(folder: Path, name: str, tell: Tell | None) -> Iterator[None]:
+    """Be the only one to write in a folder of the cache; another one is waited for, and what killed ones left removed.
+
+    Args:
+        folder: the folder, made if needed.
+        name: what it is for.
+        tell: hears "waiting" while another one is waited for, with a total of 0 when that is over.
+
+    Raises:
+        HeadwayError: when the folder cannot be made or locked.
+    """
+    waited: list[str] = []
+
+    def wait() -> None:
+        waited.append(name)
+        if tell is not None:
+            tell(Reading("waiting", name, 0, None))
+
+    make_folder(folder)
+    with FolderLock(folder, wait):
+        if waited and tell is not None:
+            tell(Reading("waiting", name, 0, 0))
+        clean_leftovers(folder)
+        yield
 
 
 def known(what: str, parts: Iterable[Part], find: Callable[[], dict[str, Any]], *more: object) -> dict[str, Any]:
@@ -55,11 +82,9 @@ def keep(what: str, parts: Iterable[Part], values: dict[str, Any], *more: object
     """Keep a fact about files that nobody else changes."""
     parts = tuple(parts)
     file = _file(what, parts, *more)
-    with contextlib.suppress(HeadwayError):  # where nothing can be kept it is found again
-        make_folder(file.parent)
-        with FolderLock(file.parent, wait=lambda: None):
-            clean_leftovers(file.parent)
-            write_json_atomic(file, {"signature": signature(parts, *more), "values": values})
+    # where nothing can be kept it is found again
+    with contextlib.suppress(HeadwayError), writing(file.parent, what, None):
+        write_json_atomic(file, {"signature": signature(parts, *more), "values": values})
 
 
 def _file(what: str, parts: tuple[Part, ...], *more: object) -> Path:

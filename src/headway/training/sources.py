@@ -17,11 +17,11 @@ from typing import Any
 from headway.schema import Anything, Named
 from headway.shapes import HeadwayError
 from headway.training import text as texts
-from headway.training.content import Content, Joined, Part, Reading, Tell, chunks_of, state_of, told
+from headway.training.content import Content, Joined, Part, Tell, chunks_of, state_of, told
 from headway.training.corpus import Tokens, corpus
 from headway.training.documents import COLUMN, Documents, find_documents
-from headway.training.files import FolderLock, clean_leftovers, dump_json, make_folder, read_json, write_json_atomic
-from headway.training.known import known, texts_folder
+from headway.training.files import dump_json, read_json, write_json_atomic
+from headway.training.known import known, texts_folder, writing
 from headway.training.text import MAX_TEXT, Split, Text, open_text
 from headway.training.vocabularies import Wanted, vocabulary_from_json
 from headway.training.vocabulary import LONGEST, Bytes, Vocabulary, library
@@ -168,9 +168,7 @@ def learned(sources: Sequence[Source], wanted: Wanted, tell: Tell | None = None)
     ]
     identity = {"format": 1, **wanted.plain(), "longest": LONGEST, "from": about, "tokenizers": library().__version__}
     folder = texts_folder() / hashlib.sha256(dump_json(identity)).hexdigest()[:32]
-    make_folder(folder)
-    with FolderLock(folder, wait=lambda: tell and tell(Reading("waiting", wanted.kind, 0, None))):
-        clean_leftovers(folder)
+    with writing(folder, wanted.kind, tell):
         with contextlib.suppress(HeadwayError):  # not there yet, or damaged
             return vocabulary_from_json(read_json(folder / _VOCABULARY, Named(Anything())))
         words = wanted.make(chunks)
