@@ -26,7 +26,7 @@ from headway.training.content import Joined, Part, Reading, state_of
 from headway.training.corpus import Stored
 from headway.training.data import read_data
 from headway.training.settings import TrainSettings
-from headway.training.text import open_text, read_text
+from headway.training.text import Split, open_text, read_text
 from headway.training.vocabularies import Wanted
 from headway.training.vocabulary import Bpe, Bytes, parts
 
@@ -171,8 +171,12 @@ def test_another_content_vocabulary_or_place_of_division_is_another_corpus(tmp_p
     assert before[1]["sha256"] != after[1]["sha256"]
     assert before[2] != after[2]
     assert len(list(small.glob("*/corpus.json"))) == 2 * many
-    TextTask(str(path), train_length=30, longest=200, vocabulary="bpe", vocabulary_size=300)
-    assert len(list(small.glob("*/corpus.json"))) == 2 * many + 1
+    text, words = open_text(path), Bpe.train(TEXT, size=300)
+    for fraction in (0.1, 0.4):
+        split = Split.of(text, length=9, fraction=fraction)
+        train, held_out = sources.tokenised(sources.Source(text, split), words)
+        assert words.decode(train[:]) == bytes(split.train)
+        assert words.decode(held_out[:]) == bytes(split.validation)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "record", "leftover"])
