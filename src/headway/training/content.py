@@ -85,7 +85,7 @@ class Joined:
     ...         _ = Path(folder, name).write_bytes(name.encode() * 3)
     ...     joined = Joined([Part(Path(folder, name), state_of(Path(folder, name))) for name in "ab"])
     ...     len(joined), joined[3], bytes(joined[2:5])
-    (7, 10, b'a\nb')
+    (7, 10, b'a\\nb')
     """
 
     def __init__(self, parts: Iterable[Part], begin: int = 0, end: int | None = None) -> None:

@@ -49,7 +49,7 @@ class MixedBatches:
 
     >>> batches = MixedBatches([torch.arange(100), torch.arange(100, 200)], [0.9, 0.1], length=4, batch=8)
     >>> (batches(0)[0][:, 0] >= 100).tolist()
-    [False, False, False, False, True, False, False, False]
+    [True, False, False, False, False, False, False, False]
     """
 
     def __init__(
