@@ -27,9 +27,12 @@ VOCABULARIES = "bytes, bpe (trained on the text), or the path of a tokenizer.jso
 Out = Annotated[Path, typer.Option(help="Folder for the results; rerun the same command to resume.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=256, help="CPU threads; default: torch's own choice.")]
 Vocabulary = Annotated[str, typer.Option(help=VOCABULARIES)]
-MaxText = Annotated[int | None, typer.Option(min=1, max=1 << 40, help="Largest text in bytes; default: 128 MiB.")]
+MaxText = Annotated[
+    int | None, typer.Option(min=1, max=1 << 40, help="Largest text in bytes; default: any, 128 MiB for pairs.")
+]
 Source = Annotated[
-    str | None, typer.Argument(help="A text file or folder; default: the documentation that ships with Python.")
+    str | None,
+    typer.Argument(help="A text file or folder, or .jsonl or .parquet; default: the documentation of Python."),
 ]
 ModelRun = Annotated[Path | None, typer.Option(help="A run of `headway train`; default: a small untrained model.")]
 NewPosition = Annotated[str, typer.Option(help="Position method of the new model.")]
@@ -121,6 +124,21 @@ def numbers(option: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise HeadwayError(f"expected {option} as whole numbers like 64,128,256, got {text!r}") from None
+
+
+def fractions(option: str, text: str) -> list[float]:
+    """Numbers separated by commas.
+
+    Raises:
+        HeadwayError: on anything else; it names the option.
+
+    >>> fractions("--weights", "0.7,0.3")
+    [0.7, 0.3]
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise HeadwayError(f"expected {option} as numbers like 0.7,0.3, got {shortened(repr(text))}") from None
 
 
 def say(notes: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,3 +211,24 @@ def progress_bars(console: Console) -> Progress:
         transient=True,
         disable=not console.is_terminal,  # otherwise a file or pipe gets an empty line
     )
+
+
+def reading_bar(bars: Progress, screen: Console) -> Callable[[Any], None]:
+    """Shows the preparation of a text, as :class:`headway.training.content.Reading` tells it, in a bar of its own."""
+    shown: dict[tuple[str, str], Any] = {}
+
+    def show(reading: Any) -> None:
+        step, ended = (reading.what, reading.name), reading.done == reading.total
+        if step not in shown:
+            if ended:  # it was too short to be shown
+                return
+            for bar in shown.values():
+                bars.update(bar, visible=False)
+            shown[step] = bars.add_task(reading.what, total=reading.total, note="")
+            if not screen.is_terminal:
+                print(f"{reading.what} {printable(reading.name)}", flush=True)
+        size = f"{reading.done / 1e6:,.0f}" + (f" of {reading.total / 1e6:,.0f}" if reading.total else "")
+        note = f"{shortened(printable(reading.name), 40)} · {size} MB"
+        bars.update(shown[step], completed=reading.done, note=note, visible=not ended)
+
+    return show

@@ -27,7 +27,7 @@ _VECTORS = {
 
 
 def cache_folder() -> Path:
-    """The folder of compiled libraries."""
+    """The folder of compiled libraries, and of tokenised texts."""
     if given := os.environ.get("HEADWAY_CACHE"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headway"

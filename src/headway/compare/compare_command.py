@@ -11,7 +11,7 @@ import typer
 
 from headway.arguments import Out, Source, Threads, check_sizes, chosen, offers, use_threads
 from headway.compare.settings import Comparison
-from headway.console import console, progress_bars
+from headway.console import console, progress_bars, reading_bar
 
 
 @offers(Comparison)
@@ -48,7 +48,7 @@ def command(text: Source = None, out: Out = Path("headway-compare"), threads: Th
                 print(f"{event.cell + 1} of {event.cells}: {name} done", flush=True)
 
         command = "headway " + shlex.join(sys.argv[1:])
-        results = run(comparison, out, command=command, on_event=show)
+        results = run(comparison, out, command=command, on_event=show, on_reading=reading_bar(shown, screen))
     report = write_report(results, out / "report.html")
     for note in results["notes"]:
         screen.print(note, soft_wrap=True)

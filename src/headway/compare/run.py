@@ -36,6 +36,7 @@ from headway.memory import peak_memory
 from headway.positions import Position, parse
 from headway.shapes import HeadwayError
 from headway.training.batches import IGNORED
+from headway.training.content import Tell
 from headway.training.files import FolderLock, clean_leftovers, make_folder, write_json_atomic
 from headway.training.history import History
 from headway.training.loop import Progress, Trainer, evaluating
@@ -76,6 +77,7 @@ def compare(
     *,
     command: str | None = None,
     on_event: Callable[[Event], None] | None = None,
+    on_reading: Tell | None = None,
 ) -> dict[str, Any]:
     """Train and test every unfinished cell, and return the results, which are also written to ``out/results.json``.
 
@@ -86,6 +88,7 @@ def compare(
         out: the folder, created if needed.
         command: the command line that repeats this, for the report.
         on_event: called with the progress.
+        on_reading: called with the progress of preparing a large text.
 
     Raises:
         HeadwayError: when the text is missing or too short, or the folder is in use or not writable.
@@ -100,6 +103,8 @@ def compare(
         vocabulary=comparison.vocabulary,
         vocabulary_size=comparison.vocabulary_size,
         most=comparison.max_text,
+        column=comparison.column,
+        tell=on_reading,
     )
     out = Path(out)
     make_folder(out / "cells")
@@ -300,7 +305,17 @@ def _results(
 ) -> dict[str, Any]:
     train = comparison.train_settings(comparison.seeds[0])
     settings = {**asdict(comparison), **train.plain(), **data, "lr": peak_rate(train)}
-    elsewhere = ("max_text", "positions", "seed", "task", "validate_every", "checkpoint_every", "keep", "length")
+    elsewhere = (
+        "max_text",
+        "column",
+        "positions",
+        "seed",
+        "task",
+        "validate_every",
+        "checkpoint_every",
+        "keep",
+        "length",
+    )
     settings = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in settings.items()

@@ -53,7 +53,8 @@ class Comparison(Settings):
         extend: extensions of trained models to longer texts: linear, ntk, dynamic, yarn, drope, or all. Each model that
             supports an extension is tested before and after it.
         recalibrate: training steps without position for drope; default a fiftieth of ``steps``.
-        max_text: maximum size of the text in bytes; default 128 MiB.
+        max_text: maximum size of the text in bytes; default any.
+        column: column of the documents, for a text in JSONL, parquet or a saved data set.
 
     Raises:
         HeadwayError: on invalid values, before anything is trained.
@@ -77,6 +78,7 @@ class Comparison(Settings):
     extend: tuple[str, ...] = ()
     recalibrate: Annotated[int | None, Whole(1, STEPS)] = None
     max_text: Annotated[int | None, Whole(1, 1 << 40)] = None
+    column: str = "text"
 
     def __post_init__(self) -> None:
         for name, value in DEFAULTS.get(self.task, DEFAULTS["text"]).items():

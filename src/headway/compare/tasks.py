@@ -6,7 +6,6 @@ tokens; the retrieval tasks ask for one item at a known distance.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -18,7 +17,11 @@ from torch.nn.functional import cross_entropy
 
 from headway.shapes import HeadwayError
 from headway.training.batches import IGNORED, Batches, TextBatches, TextValidation, seed_for
-from headway.training.text import Split, read_text
+from headway.training.content import Tell
+from headway.training.corpus import digest
+from headway.training.documents import COLUMN
+from headway.training.sources import Source, learned, open_source, tokenised
+from headway.training.text import Split
 from headway.training.tokenizer_json import TokenizerJson
 from headway.training.vocabularies import Wanted
 
@@ -60,7 +63,9 @@ class TextTask:
         vocabulary: "bytes", "bpe", or the path of a ``tokenizer.json``.
         vocabulary_size: tokens of a BPE vocabulary.
         windows: maximum number of windows to test.
-        most: maximum bytes of the text; None is :data:`headway.training.text.MAX_TEXT`.
+        most: maximum bytes of the text; None is any number.
+        column: the column of documents in JSONL, parquet and saved data sets.
+        tell: is called with the progress of preparing a large text.
 
     Raises:
         HeadwayError: when the text cannot be read or is too short for the lengths.
@@ -76,19 +81,22 @@ class TextTask:
         vocabulary_size: int = 1024,
         windows: int = 32,
         most: int | None = None,
+        column: str = COLUMN,
+        tell: Tell | None = None,
     ) -> None:
         wanted = Wanted.of(vocabulary, vocabulary_size)
-        text = read_text(path, most=most)
+        text = open_source(path, column=column, most=most, tell=tell)
         self.notes = text.notes
         # other tokens are a few bytes each, so its validation part must be longer to hold the longest window
         need = longest if vocabulary == "bytes" else longest * 4
         fraction = min(0.5, max(0.1, 1.5 * (need + train_length) / max(len(text.data), 1)))
         split = Split.of(text, length=train_length, fraction=fraction)
-        self.vocabulary = wanted.make(split.train)
+        source = Source(text, split)
+        self.vocabulary = learned([source], wanted, tell)
         self.name = "Python documentation (built in)" if path is None else text.name
         self.bytes, self.block, self.windows = len(text.data), train_length, windows
         self.vocab = self.vocabulary.size
-        self.train, self.held_out = self.vocabulary.encode(split.train), self.vocabulary.encode(split.validation)
+        self.train, self.held_out = tokenised(source, self.vocabulary, tell)
         self.bytes_per_token = len(split.validation) / max(len(self.held_out), 1)
         spare = len(self.held_out) - longest - 1
         if len(self.train) <= train_length or spare < 0:
@@ -102,11 +110,10 @@ class TextTask:
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`Task.describe`."""
-        data = self.train.numpy().tobytes() + self.held_out.numpy().tobytes()
         return {
             "text": self.name,
             "text_bytes": self.bytes,
-            "text_hash": hashlib.blake2b(data, digest_size=8).hexdigest(),
+            "text_hash": digest(self.train, self.held_out),
             "vocabulary_size": self.vocab,
             **({"tokenizer": self.vocabulary.seal} if isinstance(self.vocabulary, TokenizerJson) else {}),
         }
@@ -281,6 +288,8 @@ def make_task(
     vocabulary: str = "bytes",
     vocabulary_size: int = 1024,
     most: int | None = None,
+    column: str = COLUMN,
+    tell: Tell | None = None,
 ) -> Task:
     """The task of this name: "text", "recall" or "copy"; see :class:`TextTask` for the other arguments.
 
@@ -295,6 +304,8 @@ def make_task(
             vocabulary=vocabulary,
             vocabulary_size=vocabulary_size,
             most=most,
+            column=column,
+            tell=tell,
         )
     if path is not None:
         raise HeadwayError(f"expected no text for task {task}, which makes its own sequences, got {path}")

@@ -235,7 +235,7 @@ class Library:
                 "expected a trained model for windows of another text, got one without a vocabulary for other texts"
             )
         vocabulary: Vocabulary = Bytes() if isinstance(asked.model, OfLive) else self._loaded(asked.model)[1]
-        ids = vocabulary.encode(read_text().data[: 2**18])
+        ids = vocabulary.encode(bytes(read_text().data)[: 2**18])
         length = min(max(len(base.labels), 64), 256, len(ids) // WINDOWS)
         starts = torch.arange(WINDOWS) * ((len(ids) - length) // WINDOWS)
         return {**options, "windows": ids[starts[:, None] + torch.arange(length)]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -64,11 +64,31 @@ def compact(tokens: Int64[Tensor, "tokens"]) -> Tensor:
     return tokens.to(torch.uint8 if largest < 256 else torch.int32)
 
 
-def _check(tokens: Tensor, length: int, batch: int) -> None:
+class TokenStore(Protocol):
+    """Token ids (N,), wherever they are: a tensor, or :class:`headway.training.corpus.Stored`, which is a file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, at: Any, /) -> Tensor:
+        """The ids at some indices or in a slice."""
+        ...
+
+
+def held(tokens: TokenStore) -> TokenStore:
+    """Tokens as windows are taken from them: a tensor in the smallest type, a file as it is."""
+    return compact(tokens) if isinstance(tokens, Tensor) else tokens
+
+
+def check_tokens(tokens: TokenStore, length: int, batch: int) -> None:
+    """Refuse tokens of which no window can be taken.
+
+    Raises:
+        HeadwayError: when they are too few, or no integers in one row.
+    """
     for name, value in (("length", length), ("batch", batch)):
         if value < 1:
             raise HeadwayError(f"expected {name} of at least 1, got {value}")
-    if tokens.ndim != 1 or tokens.is_floating_point():
+    if isinstance(tokens, Tensor) and (tokens.ndim != 1 or tokens.is_floating_point()):
         raise HeadwayError(
             f"expected integer tokens in one row (N,), got {tokens.dtype} of shape {tuple(tokens.shape)}"
         )
@@ -86,7 +106,7 @@ class TextBatches:
     drawn from a generator seeded by (seed, step).
 
     Args:
-        tokens: the text, integers (N,).
+        tokens: the text, integers (N,), in memory or in a file.
         length: tokens in a window.
         batch: windows in a batch.
         seed: which sequence of batches.
@@ -100,10 +120,10 @@ class TextBatches:
     (torch.Size([2, 4]), True, True)
     """
 
-    def __init__(self, tokens: Int64[Tensor, "tokens"], length: int, batch: int, seed: int = 0) -> None:
-        _check(tokens, length, batch)
+    def __init__(self, tokens: TokenStore, length: int, batch: int, seed: int = 0) -> None:
+        check_tokens(tokens, length, batch)
         self.length, self.batch, self.seed = length, batch, seed
-        self._tokens = compact(tokens)
+        self._tokens = held(tokens)
         self._window = torch.arange(length + 1)
 
     def __call__(self, step: int, /) -> tuple[Int64[Tensor, "batch length"], Int64[Tensor, "batch length"]]:
@@ -118,7 +138,7 @@ class TextValidation:
     """Mean loss per token over windows spread evenly through the validation text: the same ones every time.
 
     Args:
-        tokens: the validation text, integers (N,).
+        tokens: the validation text, integers (N,), in memory or in a file.
         length: tokens in a window.
         batch: windows computed at once.
         windows: how many windows at most; they do not overlap.
@@ -133,8 +153,8 @@ class TextValidation:
     5.5452
     """
 
-    def __init__(self, tokens: Int64[Tensor, "tokens"], length: int, batch: int, windows: int = 64) -> None:
-        _check(tokens, length, batch)
+    def __init__(self, tokens: TokenStore, length: int, batch: int, windows: int = 64) -> None:
+        check_tokens(tokens, length, batch)
         if windows < 1:
             raise HeadwayError(f"expected windows of at least 1, got {windows}")
         self.batch = batch
@@ -142,7 +162,7 @@ class TextValidation:
         possible = (len(tokens) - 1) // length
         count = min(windows, possible)
         starts = torch.arange(count) * possible // count * length
-        self._windows = compact(tokens)[starts[:, None] + torch.arange(length + 1)]
+        self._windows = compact(tokens[starts[:, None] + torch.arange(length + 1)])
 
     def __call__(self, model: nn.Module, /) -> float:
         """Return the model's mean loss per token, in nats."""

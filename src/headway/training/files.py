@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -183,27 +183,25 @@ class FolderLock:
 
     Args:
         folder: an existing folder.
+        wait: is called when another process holds the lock; then it is waited for. None does not wait.
 
     Raises:
-        HeadwayError: on entering, when another process holds the lock.
+        HeadwayError: on entering, when another process holds the lock and is not waited for.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, FolderLock(folder):
     ...     pass
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path | str, wait: Callable[[], object] | None = None) -> None:
+        self.folder, self.wait = Path(folder), wait
         self._handle: int | None = None
 
     def __enter__(self) -> FolderLock:
-        # Unix only, and not needed to read a run.
-        import fcntl
-
         with explained(f"locking {self.folder}"):
             handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._take(handle)
             except BlockingIOError:
                 owner = os.pread(handle, 32, 0).decode("ascii", "replace").strip()
                 os.close(handle)
@@ -212,7 +210,7 @@ class FolderLock:
                     f"{f' (id {owner})' if owner.isdigit() else ''} is training there: "
                     f"wait for it, stop it, or choose another folder"
                 ) from None
-            except OSError:
+            except BaseException:  # waiting can be interrupted
                 os.close(handle)
                 raise
             self._handle = handle
@@ -221,6 +219,18 @@ class FolderLock:
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, str(os.getpid()).encode(), 0)
         return self
+
+    def _take(self, handle: int) -> None:
+        # Unix only, and not needed to read a run.
+        import fcntl
+
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if self.wait is None:
+                raise
+            self.wait()
+            fcntl.flock(handle, fcntl.LOCK_EX)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

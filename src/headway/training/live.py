@@ -18,15 +18,15 @@ from torch import Tensor
 
 from headway.inspect.watch import Watch
 from headway.shapes import HeadwayError
-from headway.training.batches import TextBatches, TextValidation
+from headway.training.data import TextData
 from headway.training.history import History
 from headway.training.loop import Observer, Trainer
 from headway.training.run import new_model
 from headway.training.settings import TrainSettings
-from headway.training.text import Split, Text, read_text
+from headway.training.text import Text, read_text
 from headway.training.vocabularies import Wanted
 from headway.training.vocabulary import token_texts
-from headway.training.watching import Watcher, fixed_window
+from headway.training.watching import Watcher
 from headway.transformer import Transformer
 
 EVENTS = 10_000
@@ -83,18 +83,19 @@ class Live:
         if watch_every < 1:
             raise HeadwayError(f"expected watch_every of at least 1 step, got {watch_every}")
         source = read_text() if text is None else Text(text.encode(), "your text")
-        parts = Split.of(source, length=settings.length)
-        self.settings, self.vocabulary = settings, Wanted.of(vocabulary).make(parts.train)
+        data = TextData.of([source], length=settings.length)
+        self.settings, self.vocabulary = settings, data.vocabulary(Wanted.of(vocabulary))
         model = new_model(model_config, self.vocabulary, settings.seed)
         assert isinstance(model, Transformer)
-        training, held_out = self.vocabulary.encode(parts.train), self.vocabulary.encode(parts.validation)
+        ready = data.prepare(self.vocabulary, settings)
+        assert ready.window is not None
         self._watch = Watch(watch_every, ROOM)
         self._trainer = Trainer(
             model,
-            TextBatches(training, settings.length, settings.batch, settings.seed),
+            ready.batches,
             settings,
-            validation=TextValidation(held_out, settings.length, settings.batch),
-            observers=(Watcher(self._watch, fixed_window(held_out, settings.length)), _Turns(self)),
+            validation=ready.validation,
+            observers=(Watcher(self._watch, ready.window), _Turns(self)),
         )
         self._model = model
         # one condition guards everything below; the thread steps without holding it, so that nobody waits to pause

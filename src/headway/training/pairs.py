@@ -85,7 +85,7 @@ def read_pairs(path: Path | str | None, *, most: int | None = None, fraction: fl
         )
     text = read_text(path, most=most)
     split = _columns if Path(path).suffix.lower() == ".tsv" else _fields
-    lines = text.data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n")
+    lines = bytes(text.data).removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n")
     pairs = [split(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
     if len(pairs) < 2:
         raise HeadwayError(f"expected at least two pairs, one to train on and one to validate on, got 1 in {path}")

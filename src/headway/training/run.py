@@ -24,11 +24,13 @@ from headway._version import __version__
 from headway.config import TransformerConfig
 from headway.init import seeded
 from headway.positions import parse
-from headway.schema import PLAIN, Anything, Either, Many, Named, Record, Whole, Words
+from headway.schema import PLAIN, Anything, Either, Many, Named, Number, Record, Whole, Words
 from headway.shapes import HeadwayError
 from headway.sizes import check_size
 from headway.training.checkpoint import Checkpoint, Checkpoints
-from headway.training.data import described, read_data
+from headway.training.content import Tell
+from headway.training.data import Paths, read_data
+from headway.training.documents import COLUMN
 from headway.training.files import (
     FolderLock,
     clean_leftovers,
@@ -59,7 +61,10 @@ _SETTINGS = Record(
         "train": Named(Anything()),  # TrainSettings checks it
         "vocabulary": Named(Anything()),  # vocabulary_from_json checks it
         "vocabulary_request": Record({"kind": Words()}, optional={"size": Whole(), "sha256": Words()}),
-        "text": Record({"name": Words(), "bytes": Whole(), "sha256": Words()}),
+        "text": Record(
+            {"name": Words(), "bytes": Whole(), "sha256": Words()},
+            optional={"column": Words(), "weights": Many(Number(above=0))},
+        ),
         "versions": Named(Words()),
     }
 )
@@ -122,7 +127,7 @@ def _build_model(config: Mapping[str, Any]) -> nn.Module:
 
 
 def train(
-    text: Path | str | None = None,
+    text: Paths = None,
     *,
     out: Path | str,
     model_config: Mapping[str, Any],
@@ -135,12 +140,16 @@ def train(
     watch: int | None = None,
     log_dir: Path | str | None = None,
     max_text: int | None = None,
+    weights: Sequence[float] | None = None,
+    column: str = COLUMN,
+    on_reading: Tell | None = None,
 ) -> RunResult:
     """Train a Transformer on a text, in a folder; the same call again resumes it.
 
     Args:
-        text: a file, a folder, or None for the built-in text; for ``kind="encoder-decoder"`` a file of pairs, see
-            :func:`headway.training.pairs.read_pairs`.
+        text: a file, a folder, or None for the built-in text, of any size (see
+            :func:`headway.training.sources.open_source`), or a list of them; for ``kind="encoder-decoder"`` a file of
+            pairs, see :func:`headway.training.pairs.read_pairs`.
         out: the run folder. New or empty: a run starts. A run with the same settings: it is resumed, or, when it is
             finished, reported as such. Anything else is an error.
         model_config: the model's config without ``vocab``, which the vocabulary decides. What its position method has
@@ -156,7 +165,11 @@ def train(
         watch: record W_Q, W_K and W_V every so many steps, for :func:`headway.training.load_watch`; the training's
             numbers stay the same, and a resumed run may be watched otherwise. Not for pairs, as the next.
         log_dir: write event files for TensorBoard there, see :class:`headway.training.tensorboard.TensorBoard`.
-        max_text: bytes the text may have; None is :data:`headway.training.text.MAX_TEXT`.
+        max_text: bytes that a text may have; None is any number, or :data:`headway.training.text.MAX_TEXT` for pairs.
+        weights: how much of each batch comes from each of several texts, on average; their sum need not be 1. None is
+            by their tokens, as if they were one text.
+        column: the column of documents in JSONL, parquet and saved data sets.
+        on_reading: called with a :class:`headway.training.content.Reading` while a large text is prepared.
 
     Returns:
         The run, its model, and notes.
@@ -166,20 +179,25 @@ def train(
     """
     settings = settings or TrainSettings()
     wanted = Wanted.of(str(vocabulary), vocabulary_size)
-    data = read_data(str(model_config.get("kind", "decoder")), text, length=settings.length, most=max_text)
     folder = Path(out)
+    data = read_data(
+        str(model_config.get("kind", "decoder")),
+        text,
+        length=settings.length,
+        weights=weights,
+        column=None if _is_plain(folder) else column,
+        most=max_text,
+        tell=on_reading,
+    )
     make_folder(folder)
     _refuse_foreign(folder)
     with FolderLock(folder) as lock:
         clean_leftovers(folder)
-        notes: list[str] = list(data.text.notes)
+        notes: list[str] = list(data.notes)
         existing, seal = _existing(folder, notes)
         mark(folder, "run")
         model_config = _for_length(model_config, settings.length, existing, notes)
-        if existing is None:
-            words = data.vocabulary(wanted.make(data.trained_on))
-        else:
-            words = vocabulary_from_json(existing["vocabulary"], folder)
+        words = data.vocabulary(wanted) if existing is None else vocabulary_from_json(existing["vocabulary"], folder)
         whole = {**model_config, "vocab": words.size}
         check_size(whole, tokens=settings.length, batch=settings.batch, training=True)
         model = new_model(model_config, words, settings.seed).to(device)
@@ -189,7 +207,7 @@ def train(
             "train": settings.plain(),
             "vocabulary": words.to_json(),
             "vocabulary_request": wanted.plain(),
-            "text": described(data.text),
+            "text": data.described(),
             "versions": {"headway": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }
         if existing is not None:
@@ -270,6 +288,13 @@ def _existing(folder: Path, notes: list[str]) -> tuple[dict[str, Any] | None, st
         # Before its first checkpoint a run holds nothing to lose: it may start anew with other settings.
         return _read_settings(folder, notes) if Checkpoints(folder / "checkpoints").steps() else (None, None)
     return None, None
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether a folder holds a run that read no column, as headway 0.1.0 read documents' files as they are."""
+    if not Checkpoints(folder / "checkpoints").steps() or not (folder / "settings.json").exists():
+        return False
+    return "column" not in _read_settings(folder)[0]["text"]
 
 
 def _refuse_foreign(folder: Path) -> None:

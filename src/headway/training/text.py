@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 from headway.shapes import HeadwayError
+from headway.training.content import Content, Joined, Part, opened, state_of
 from headway.training.files import explained
 from headway.training.ours import GENERATORS, own_results
 
@@ -18,9 +16,11 @@ from headway.training.ours import GENERATORS, own_results
 _TOOL_FOLDERS = frozenset({"CVS", "__pycache__", "node_modules"})
 _SNIFF = 8192
 MAX_TEXT = 2**27
-"""Default maximum size of a text in bytes: training on more takes several GB of memory."""
+"""Default maximum size in bytes of a text that is held in memory as a whole, as pairs are."""
 MAX_FILES = 100_000
 """Maximum files in a folder: more than anybody's texts, fewer than a whole disk."""
+IN_MEMORY = 2**22
+"""Bytes up to which a text is held in memory; a larger one stays in its files."""
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,22 @@ class Text:
     """Training text as bytes, with its source.
 
     Args:
-        data: the content, arbitrary bytes.
+        data: the content, arbitrary bytes, in memory or read when they are needed.
         name: the path it was read from, or ``"built-in"``.
         files: number of files used.
         skipped: number of files of a folder that were skipped (binary, hidden, or not regular).
         results: folders and files skipped because headway wrote them.
         elsewhere: folders skipped because they are on another file system, e.g. /proc.
+        column: the column of documents it consists of, see :mod:`headway.training.documents`; None for a text.
     """
 
-    data: bytes
+    data: Content
     name: str
     files: int = 1
     skipped: int = 0
     results: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
+    column: str | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -61,12 +63,7 @@ class Text:
 
 
 def read_text(path: Path | str | None = None, *, most: int | None = None) -> Text:
-    """Read the text to train on.
-
-    A single file is read as bytes, binary or not: bytes are the default alphabet. A folder is read recursively in
-    sorted order, its files joined by a newline; skipped are binary files (a NUL in the first 8 KiB), hidden files and
-    folders, links to folders, other file systems, and everything headway itself wrote (see
-    :mod:`headway.training.ours`).
+    """Read a text into memory, as :func:`open_text` finds it.
 
     Args:
         path: a file, a folder, or None for the text of Python's own language reference (`pydoc_data.topics`).
@@ -81,29 +78,88 @@ def read_text(path: Path | str | None = None, *, most: int | None = None) -> Tex
     >>> print(read_text().data[:46].decode().splitlines()[0])
     The "assert" statement
     """
+    text = open_text(path, most=MAX_TEXT if most is None else most)
+    return replace(text, data=bytes(text.data))
+
+
+def open_text(path: Path | str | None = None, *, most: int | None = None) -> Text:
+    """Find the text to train on; one above :data:`IN_MEMORY` stays in its files.
+
+    A single file is read as bytes, binary or not: bytes are the default alphabet. A folder is read recursively in
+    sorted order, its files joined by a newline; skipped are binary files (a NUL in the first 8 KiB), hidden files and
+    folders, links to folders, other file systems, and everything headway itself wrote (see
+    :mod:`headway.training.ours`).
+
+    Args:
+        path: a file, a folder, or None for the text of Python's own language reference (`pydoc_data.topics`).
+        most: maximum bytes; None is any number.
+
+    Returns:
+        The text, with the number of files used and skipped.
+
+    Raises:
+        HeadwayError: when the path does not exist, cannot be read, holds no text, or too much.
+    """
+    if most is not None and most < 1:
+        raise HeadwayError(f"expected a limit of at least 1 byte for the text, got {most}")
     if path is None:
         from pydoc_data.topics import topics
 
         return Text("\n".join(topics[name] for name in sorted(topics)).encode(), "built-in")
-    most = MAX_TEXT if most is None else most
-    if most < 1:
-        raise HeadwayError(f"expected a limit of at least 1 byte for the text, got {most}")
-    path = Path(path)
+    found = find(Path(path))
+    if found.folder:
+        found = _readable(found)
+    content = Joined(found.parts)
+    if most is not None and len(content) > most:
+        raise too_large(str(path), len(content), most)
+    if not content.parts:
+        raise _nothing(found)
+    data = bytes(content) if len(content) <= IN_MEMORY else content
+    return Text(data, str(path), len(content.parts), found.skipped, found.results, found.elsewhere)
+
+
+def too_large(name: str, size: int, most: int) -> HeadwayError:
+    """What to say of a text above a limit."""
+    return HeadwayError(
+        f"expected a text of at most {most:,} bytes, got {size:,} in {name}: give a smaller file or folder, or raise "
+        f"the limit with --max-text (max_text in Python)"
+    )
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a text.
+
+    Args:
+        path: where they were looked for.
+        parts: the files, in order.
+        folder: whether it is a folder; then the other fields say what was skipped, see :class:`Text`.
+    """
+
+    path: Path
+    parts: tuple[Part, ...]
+    folder: bool = False
+    skipped: int = 0
+    results: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
+
+
+def find(path: Path) -> Found:
+    """Find the files of a text without opening them.
+
+    Raises:
+        HeadwayError: when there is nothing at the path, or nothing that can be read.
+    """
     with explained(f"reading the text {path}"):
         kind = _mode(path)
     if kind is None:
         raise HeadwayError(f"expected a text file or a folder, got {path}, which does not exist: check the path")
     if stat.S_ISDIR(kind):
-        return _read_folder(path, most)
+        return _walk(path)
     if not stat.S_ISREG(kind):
         raise HeadwayError(f"expected a text file or a folder, got {path}, which is neither: give a regular file")
-    with explained(f"reading the text {path}"), _opened(path) as (file, size):
-        data = b"" if size > most else file.read(most + 1)
-    if max(size, len(data)) > most:
-        raise _too_large(path, most)
-    if not data:
-        raise HeadwayError(f"expected text in {path}, got an empty file: give a file with content")
-    return Text(data, str(path))
+    with explained(f"reading the text {path}"):
+        return Found(path, (Part(path, state_of(path)),))
 
 
 def _mode(path: Path) -> int | None:
@@ -113,24 +169,19 @@ def _mode(path: Path) -> int | None:
         return None
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """A file and its size; a file replaced by a pipe in the meantime does not block."""
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        yield file, os.fstat(file.fileno()).st_size
-
-
-def _too_large(path: Path, most: int) -> HeadwayError:
+def _nothing(found: Found) -> HeadwayError:
+    if not found.folder:
+        return HeadwayError(f"expected text in {found.path}, got an empty file: give a file with content")
     return HeadwayError(
-        f"expected a text of at most {most:,} bytes, got more in {path}: give a smaller file or folder, or raise the "
-        f"limit with --max-text (max_text in Python); memory is needed for several times the text"
+        f"expected text files in the folder {found.path}, got none ({found.skipped} binary or hidden files skipped"
+        f"{', results of headway left out' if found.results else ''}): "
+        f"give a folder with text, or one file, which is read as bytes whatever it holds"
     )
 
 
-def _read_folder(root: Path, most: int) -> Text:
-    parts: list[bytes] = []
+def _walk(root: Path) -> Found:
+    parts: list[Part] = []
     skipped = seen = 0
-    room = most
     results: list[str] = []
     elsewhere: list[str] = []
 
@@ -154,36 +205,33 @@ def _read_folder(root: Path, most: int) -> Text:
             seen += 1
             if seen > MAX_FILES:
                 raise HeadwayError(
-                    f"expected at most {MAX_FILES:,} files in {root}, got more: give the folder that holds the texts"
+                    f"expected at most {MAX_FILES:,} files in {root}, got more: give the folder that holds the texts, "
+                    f"or write them as lines of a .jsonl"
                 )
             with explained(f"reading the text {file}"):
                 if name.startswith(".") or not file.is_file():
                     skipped += 1
-                    continue
-                with _opened(file) as (opened, size):
-                    if not size:  # empty, or a virtual file of the kernel, which may never end
-                        continue
-                    begin = opened.read(min(_SNIFF, room + 1))
-                    if b"\0" in begin:
-                        skipped += 1
-                        continue
-                    if any(marker in begin for marker in GENERATORS):
-                        results.append(str(file))
-                        continue
-                    if size > room:
-                        raise _too_large(root, most)
-                    data = begin + opened.read(room + 1 - len(begin))
-            room -= len(data) + 1
-            if room < -1:
-                raise _too_large(root, most)
-            parts.append(data)
-    if not parts:
-        raise HeadwayError(
-            f"expected text files in the folder {root}, got none ({skipped} binary or hidden files skipped"
-            f"{', results of headway left out' if results else ''}): "
-            f"give a folder with text, or one file, which is read as bytes whatever it holds"
-        )
-    return Text(b"\n".join(parts), str(root), len(parts), skipped, tuple(results), tuple(elsewhere))
+                else:
+                    parts.append(Part(file, state_of(file)))
+    return Found(root, tuple(parts), True, skipped, tuple(results), tuple(elsewhere))
+
+
+def _readable(found: Found) -> Found:
+    """Without the binary files of a folder, the empty ones, and headway's own pages and pictures."""
+    parts: list[Part] = []
+    skipped, results = found.skipped, list(found.results)
+    for part in found.parts:
+        if not part.size:  # empty, or a virtual file of the kernel, which may never end
+            continue
+        with opened(part.path) as file:
+            begin = file.read(_SNIFF)
+        if b"\0" in begin:
+            skipped += 1
+        elif any(marker in begin for marker in GENERATORS):
+            results.append(str(part.path))
+        else:
+            parts.append(part)
+    return replace(found, parts=tuple(parts), skipped=skipped, results=tuple(results))
 
 
 def _on(device: int, folder: Path) -> bool:
@@ -202,8 +250,8 @@ class Split:
         validation: the last part. Its windows never reach back into ``train``.
     """
 
-    train: bytes
-    validation: bytes
+    train: Content
+    validation: Content
 
     @classmethod
     def of(cls, text: Text, *, length: int, fraction: float = 0.1) -> Split:

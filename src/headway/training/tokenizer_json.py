@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from headway.shapes import HeadwayError, brief
 from headway.training.files import MOST as LARGEST
 from headway.training.files import parse_json, read_regular
-from headway.training.vocabulary import MOST, alphabet, checked, library, parts
+from headway.training.vocabulary import MOST, alphabet, checked, grouped, library, parts, together
 
 TOKENIZER = "tokenizer.json"
 """The copy of the file in a run's folder."""
@@ -105,14 +105,28 @@ class TokenizerJson:
         Raises:
             HeadwayError: where the tokenizer loses something, e.g. the case of letters.
         """
-        ids: list[int] = []
+        return together(self.encode_stream((data,)))
+
+    def encode_stream(self, chunks: Iterable[bytes]) -> Iterator[Int64[Tensor, "tokens"]]:
+        """Turn a text that comes in chunks into ids, a part of it at a time.
+
+        Raises:
+            HeadwayError: as `encode`.
+        """
+        before = 0
+        for some in grouped(parts(chunks)):
+            written = [some] if isinstance(some, bytes) else [part.encode() for part in some]
+            for data, ids in zip(written, self._ids(some), strict=True):
+                if (back := b"".join(map(self._bytes.__getitem__, ids))) != data:
+                    raise HeadwayError(_difference(self.name, data, back, before))
+                before += len(data)
+                yield torch.tensor(ids, dtype=torch.long)
+
+    def _ids(self, some: list[str] | bytes) -> list[list[int]]:
         try:
-            for part in parts(data):
-                ids += (
-                    [self._single[b] for b in part]
-                    if isinstance(part, bytes)
-                    else self._tokenizer.encode(part, add_special_tokens=False).ids
-                )
+            if isinstance(some, bytes):
+                return [[self._single[b] for b in some]]
+            return [one.ids for one in self._tokenizer.encode_batch_fast(some, add_special_tokens=False)]
         except KeyError as error:
             raise HeadwayError(
                 f"expected text in UTF-8, because {self.name} has no tokens for single bytes, got the byte "
@@ -122,9 +136,6 @@ class TokenizerJson:
             raise HeadwayError(
                 f"expected a tokenizer that can read the text, got {_said(error)}: {_LOSSLESS}"
             ) from None
-        if (back := b"".join(map(self._bytes.__getitem__, ids))) != data:
-            raise HeadwayError(_difference(self.name, data, back))
-        return torch.tensor(ids, dtype=torch.long)
 
     def decode(self, ids: Iterable[int] | Tensor) -> bytes:
         """Turn ids into bytes; a single token may be a part of a character.
@@ -215,8 +226,8 @@ def _bytes_of(token: str, decoders: list[Mapping[str, Any]]) -> bytes:
     return token.encode()
 
 
-def _difference(name: str, data: bytes, back: bytes) -> str:
-    """Where a text and what a tokenizer makes of it differ."""
+def _difference(name: str, data: bytes, back: bytes, before: int) -> str:
+    """Where a part of a text, after so many bytes of it, and what a tokenizer makes of it differ."""
     ends = min(len(data), len(back))
     at = next((i for i, (a, b) in enumerate(zip(data, back, strict=False)) if a != b), ends)
     while at and data[at : at + 1] and data[at] & 0xC0 == 0x80:  # to the beginning of the character
@@ -224,5 +235,5 @@ def _difference(name: str, data: bytes, back: bytes) -> str:
     was, now = (part[at : at + 40].decode("utf-8", "replace")[:12] for part in (data, back))
     return (
         f"expected a tokenizer that gives the text back exactly, because losses are per byte, but {name} turns "
-        f"{was!r} at byte {at:,} into {now!r}: {_LOSSLESS}"
+        f"{was!r} at byte {before + at:,} into {now!r}: {_LOSSLESS}"
     )

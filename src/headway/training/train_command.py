@@ -17,11 +17,12 @@ from headway.arguments import (
     check_device,
     check_sizes,
     chosen,
+    fractions,
     offers,
     use_threads,
 )
 from headway.config import TransformerConfig
-from headway.console import console, progress_bars
+from headway.console import console, progress_bars, reading_bar
 from headway.shapes import HeadwayError
 from headway.training.settings import TrainSettings
 
@@ -29,12 +30,21 @@ from headway.training.settings import TrainSettings
 @offers(TransformerConfig, TrainSettings, but=("vocab", "betas", "pattern"))
 def command(
     text: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(
-            help="A text file or folder; default: the documentation that ships with Python. For --kind "
-            "encoder-decoder, pairs: a .tsv of source and target, or a .jsonl."
+            help="Text files or folders of any size, also .jsonl and .parquet; default: the documentation that ships "
+            "with Python. For --kind encoder-decoder, pairs: a .tsv of source and target, or a .jsonl."
         ),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Share of each of several texts, e.g. 0.7,0.3; default: by their tokens.", show_default=False
+        ),
+    ] = None,
+    column: Annotated[
+        str, typer.Option(help="Column of the documents in .jsonl, .parquet or a saved data set.")
+    ] = "text",
     vocabulary: Vocabulary = "bytes",
     vocabulary_size: VocabularySize = 4096,
     max_text: MaxText = None,
@@ -74,7 +84,7 @@ def command(
             shown.update(bar, completed=progress.step, note=note)
 
         result = run(
-            text,
+            text or None,
             out=out,
             model_config=config,
             settings=settings,
@@ -85,6 +95,9 @@ def command(
             watch=watch,
             log_dir=log_dir,
             max_text=max_text,
+            weights=None if weights is None else fractions("--weights", weights),
+            column=column,
+            on_reading=reading_bar(shown, screen),
         )
     for note in result.notes:
         screen.print(note, soft_wrap=True)

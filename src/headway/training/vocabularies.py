@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,8 @@ from headway.schema import Anything, Many, Named, Number, Record, Whole, Words, 
 from headway.shapes import HeadwayError, brief
 from headway.training.files import write_atomic
 from headway.training.tokenizer_json import TOKENIZER, TokenizerJson
-from headway.training.vocabulary import Bpe, Bytes, Delimited, Vocabulary
+from headway.training.vocabulary import Bpe, Bytes, Delimited, Vocabulary, beginning
 
-SAMPLE = 2**20
-"""Bytes of the text over which bytes per token are averaged."""
 _BPE = Record(
     {
         "kind": Words(("bpe",)),
@@ -66,15 +65,16 @@ class Wanted:
             return {"kind": self.kind, "sha256": self.tokenizer.seal}
         return {"kind": self.kind, **({"size": self.size} if self.kind == "bpe" else {})}
 
-    def make(self, data: bytes) -> Vocabulary:
-        """The vocabulary, made from the training part of a text or read from its file.
+    def make(self, data: bytes | Iterable[bytes]) -> Vocabulary:
+        """The vocabulary, made from the training part of a text, whole or in chunks, or read from its file.
 
         Raises:
             HeadwayError: when a tokenizer does not give the text back, or a BPE vocabulary cannot have this size.
         """
         if self.tokenizer is None:
             return Bytes() if self.kind == "bytes" else Bpe.train(data, size=self.size)
-        sample = data[:SAMPLE].decode("utf-8", "ignore").encode()  # it may end within a character
+        head = beginning((data,) if isinstance(data, bytes) else data)
+        sample = head.decode("utf-8", "ignore").encode()  # it may end within a character
         self.tokenizer.bytes_per_token = len(sample) / max(len(self.tokenizer.encode(sample)), 1) or 1.0
         return self.tokenizer
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -16,6 +18,11 @@ from headway.shapes import HeadwayError
 
 MOST = 2**20
 """Maximum tokens of a vocabulary."""
+_PIECE = 2**20
+TOGETHER = min(os.cpu_count() or 1, 8)
+"""Pieces that are encoded at a time, in a thread each; one takes about 30 MB."""
+SAMPLE = 2**20
+"""Bytes of a text over which bytes per token are averaged."""
 LONGEST = 256
 """Maximum characters of a word; words of ordinary text are shorter."""
 
@@ -36,6 +43,10 @@ class Vocabulary(Protocol):
 
     def encode(self, data: bytes) -> Int64[Tensor, "tokens"]:
         """Turn bytes into ids."""
+        ...
+
+    def encode_stream(self, chunks: Iterable[bytes]) -> Iterator[Int64[Tensor, "tokens"]]:
+        """Turn a text that comes in chunks into the ids that `encode` gives for the whole, some at a time."""
         ...
 
     def decode(self, ids: Iterable[int] | Tensor) -> bytes:
@@ -74,6 +85,10 @@ class Bytes:
         """Turn bytes into ids 0 … 255, one each."""
         # frombuffer shares memory with an immutable object and refuses an empty one; the copy mends both.
         return torch.frombuffer(bytearray(data), dtype=torch.uint8).long() if data else torch.empty(0, dtype=torch.long)
+
+    def encode_stream(self, chunks: Iterable[bytes]) -> Iterator[Int64[Tensor, "tokens"]]:
+        """Turn a text that comes in chunks into ids, a chunk at a time."""
+        return map(self.encode, chunks)
 
     def decode(self, ids: Iterable[int] | Tensor) -> bytes:
         """Turn ids into bytes.
@@ -149,11 +164,11 @@ class Bpe:
         self._tokenizer.pre_tokenizer = _words(tokenizers, longest)
 
     @classmethod
-    def train(cls, data: bytes, *, size: int = 4096) -> Bpe:
+    def train(cls, data: bytes | Iterable[bytes], *, size: int = 4096) -> Bpe:
         """Learn a vocabulary; give it the training part of the text only, or validation leaks into it.
 
         Args:
-            data: the text. Bytes that are not UTF-8 are left out of the learning.
+            data: the text, whole or in chunks. Bytes that are not UTF-8 are left out of the learning.
             size: ids wanted, at least 256. A small text may give fewer.
 
         Raises:
@@ -169,7 +184,10 @@ class Bpe:
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=size, show_progress=False, special_tokens=[], initial_alphabet=alphabet()
         )
-        tokenizer.train_from_iterator(_pieces(data.decode("utf-8", "ignore")), trainer)
+        rest: list[bytes] = []
+        chunks = iter((data,) if isinstance(data, bytes) else data)
+        sample = beginning(chunks, rest)
+        tokenizer.train_from_iterator(_pieces(itertools.chain(rest, chunks)), trainer)
         # The library hands over the learned rules only as its own JSON.
         import json
 
@@ -177,7 +195,6 @@ class Bpe:
         tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
         merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
         bpe = cls(tokens, merges, 1.0)
-        sample = data[: 1 << 20]
         bpe.bytes_per_token = len(sample) / len(bpe.encode(sample)) if sample else 1.0
         return bpe
 
@@ -188,10 +205,15 @@ class Bpe:
 
     def encode(self, data: bytes) -> Int64[Tensor, "tokens"]:
         """Turn bytes into ids; bytes that are not valid UTF-8 become single-byte tokens."""
-        ids: list[int] = []
-        for part in parts(data):
-            ids += [self._single[b] for b in part] if isinstance(part, bytes) else self._tokenizer.encode(part).ids
-        return torch.tensor(ids, dtype=torch.long)
+        return together(self.encode_stream((data,)))
+
+    def encode_stream(self, chunks: Iterable[bytes]) -> Iterator[Int64[Tensor, "tokens"]]:
+        """Turn a text that comes in chunks into ids, a part of it at a time."""
+        for some in grouped(parts(chunks)):
+            if isinstance(some, bytes):
+                yield torch.tensor([self._single[b] for b in some], dtype=torch.long)
+            else:
+                yield from (torch.tensor(one.ids, dtype=torch.long) for one in self._tokenizer.encode_batch_fast(some))
 
     def decode(self, ids: Iterable[int] | Tensor) -> bytes:
         """Turn ids into bytes; a single token may be a part of a character.
@@ -238,6 +260,10 @@ class Delimited:
     def encode(self, data: bytes) -> Int64[Tensor, "tokens"]:
         """Turn bytes into ids, without start and end."""
         return self.words.encode(data)
+
+    def encode_stream(self, chunks: Iterable[bytes]) -> Iterator[Int64[Tensor, "tokens"]]:
+        """Turn a text that comes in chunks into ids, without start and end."""
+        return self.words.encode_stream(chunks)
 
     def source(self, data: bytes) -> Int64[Tensor, "tokens"]:
         """What the encoder reads: the ids and ``end``, so that an empty text is not empty."""
@@ -286,29 +312,91 @@ def token_texts(vocabulary: Vocabulary, ids: Iterable[int] | Tensor) -> list[str
     return labels
 
 
-def parts(data: bytes) -> Iterator[str | bytes]:
+def together(ids: Iterable[Int64[Tensor, "some"]]) -> Int64[Tensor, "tokens"]:
+    """Ids that came some at a time, in one tensor."""
+    return torch.cat([torch.empty(0, dtype=torch.long), *ids])
+
+
+def beginning(chunks: Iterable[bytes], taken: list[bytes] | None = None) -> bytes:
+    """The first :data:`SAMPLE` bytes of a text; ``taken`` gets the chunks that they lie in.
+
+    >>> beginning(iter([b"to be ", b"or not"]))
+    b'to be or not'
+    """
+    found: list[bytes] = [] if taken is None else taken
+    for chunk in chunks:
+        found.append(chunk)
+        if sum(map(len, found)) >= SAMPLE:
+            break
+    return b"".join(found)[:SAMPLE]
+
+
+def parts(chunks: Iterable[bytes]) -> Iterator[str | bytes]:
     """Text in pieces of at most about a million characters, and between them the runs of bytes that are not UTF-8.
 
-    >>> list(parts(b"a\\xff\\xfeb"))
+    The pieces are the same however the text is divided into chunks; a run may be divided with it.
+
+    >>> list(parts([b"a\\xff\\xfeb"]))
     ['a', b'\\xff\\xfe', 'b']
     """
+    rest = ""
     # surrogateescape turns an invalid byte b into the lone character U+DC00 + b, which no valid text contains.
-    for part in re.split("([\udc80-\udcff]+)", data.decode("utf-8", "surrogateescape")):
-        if part and "\udc80" <= part[0] <= "\udcff":
-            yield part.encode("utf-8", "surrogateescape")
+    for text in _decoded(chunks, "surrogateescape"):
+        *whole, rest = re.split("([\udc80-\udcff]+)", rest + text)
+        for part in whole:
+            if part and "\udc80" <= part[0] <= "\udcff":
+                yield part.encode("utf-8", "surrogateescape")
+            elif left := (yield from _cut(part)):
+                yield left
+        rest = yield from _cut(rest)
+    if rest:
+        yield rest
+
+
+def grouped(found: Iterable[str | bytes]) -> Iterator[list[str] | bytes]:
+    """The same parts, texts that follow each other together, as many as the library encodes at a time.
+
+    >>> list(grouped(["a", b"\\xff", "b"]))
+    [['a'], b'\\xff', ['b']]
+    """
+    texts: list[str] = []
+    for part in found:
+        if texts and (isinstance(part, bytes) or len(texts) == TOGETHER):
+            yield texts
+            texts = []
+        if isinstance(part, bytes):
+            yield part
         else:
-            yield from _pieces(part)
+            texts.append(part)
+    if texts:
+        yield texts
 
 
-def _pieces(text: str, size: int = 1 << 20) -> Iterator[str]:
+def _pieces(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The same pieces of a text without the bytes that are not UTF-8."""
+    rest = ""
+    for text in _decoded(chunks, "ignore"):
+        rest = yield from _cut(rest + text)
+    if rest:
+        yield rest
+
+
+def _decoded(chunks: Iterable[bytes], errors: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    for chunk in chunks:
+        yield decoder.decode(chunk)
+    yield decoder.decode(b"", final=True)
+
+
+def _cut(text: str) -> Generator[str, None, str]:
+    """Pieces of a text, and the rest that is too small to be cut."""
     # The library takes about a hundred bytes per token of a piece; pieces end at line ends, where words end.
     begin = 0
-    while len(text) - begin > size:
-        cut = text.rfind("\n", begin, begin + size) + 1 or begin + size
+    while len(text) - begin > _PIECE:
+        cut = text.rfind("\n", begin, begin + _PIECE) + 1 or begin + _PIECE
         yield text[begin:cut]
         begin = cut
-    if begin < len(text):
-        yield text[begin:]
+    return text[begin:]
 
 
 def _words(tokenizers: Any, longest: int | None) -> Any:

@@ -36,6 +36,7 @@ from headway.inspect.watch import (
 from headway.schema import Many, Maybe, Number, Record, Whole
 from headway.shapes import HeadwayError
 from headway.sizes import memory
+from headway.training.batches import TokenStore
 from headway.training.files import (
     SEAL,
     check_seal,
@@ -80,13 +81,13 @@ _SCHEMA = Record(
 )
 
 
-def fixed_window(tokens: Tensor, length: int) -> Tensor:
+def fixed_window(tokens: TokenStore, length: int) -> Tensor:
     """The beginning of a text, (1, N), short enough for a model trained at a length.
 
     >>> fixed_window(torch.arange(100), length=8).shape
     torch.Size([1, 8])
     """
-    return tokens[None, : min(WINDOW, length)]
+    return tokens[: min(WINDOW, length)][None]
 
 
 def watch_size(model_config: Mapping[str, Any], settings: TrainSettings, every: int) -> int:
