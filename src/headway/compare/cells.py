@@ -7,6 +7,7 @@ OUT/cells/…/views.json its views
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from headway.schema import (
     Words,
 )
 from headway.shapes import HeadwayError
-from headway.training.files import explained, read_json, set_aside, write_json_atomic
+from headway.training.files import explained, make_folder, read_json, set_aside, write_json_atomic
 
 _COUNT, _TIME = Maybe(Whole()), Maybe(Number(0))
 _CURVE = Record({"steps": Many(Whole()), "loss": Many(Number())})
@@ -41,6 +42,7 @@ _ROW: dict[str, Schema] = {
     "parameters": _COUNT,
     "position_parameters": _COUNT,
     "peak_memory_bytes": Maybe(Number(0)),
+    "threads": Maybe(Whole(1)),
     "seconds": _TIME,
     "tokens_per_second": _TIME,
     "train": _CURVE,
@@ -94,8 +96,18 @@ class Cell:
     seed: int
     known: dict[str, Any] = field(default_factory=dict)
 
+    def read(self, identity: dict[str, Any]) -> None:
+        """Read the results so far without changing anything: another worker may have the cell. Damaged ones are none."""
+        self.known = {}
+        with contextlib.suppress(HeadwayError):
+            found = read_json(self.folder / "cell.json", CELL)
+            self.known = found if found["identity"] == identity else {}
+        self.known["identity"] = identity
+
     def open(self, identity: dict[str, Any], notes: list[str]) -> None:
         """Read the results so far; damaged files are renamed, and their results computed again from the checkpoint."""
+        make_folder(self.folder)
+        self.known = {}
         for path, schema in ((self.folder / "cell.json", CELL), (self.views, VIEWS)):
             if not path.exists() and not path.is_symlink():
                 continue
