@@ -7,11 +7,11 @@ OUT/cells/…/views.json its views
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from headway.compare.claims import Claim
 from headway.schema import (
     PLAIN,
     Anything,
@@ -42,7 +42,6 @@ _ROW: dict[str, Schema] = {
     "parameters": _COUNT,
     "position_parameters": _COUNT,
     "peak_memory_bytes": Maybe(Number(0)),
-    "threads": Maybe(Whole(1)),
     "seconds": _TIME,
     "tokens_per_second": _TIME,
     "train": _CURVE,
@@ -60,7 +59,10 @@ IDENTITY = Record(
         "headway": Words(),
     }
 )
-CELL = Record({"identity": IDENTITY}, optional={**_ROW, "tests": Named(_TEST), "extended": Named(Named(_TEST))})
+CELL = Record(
+    {"identity": IDENTITY},
+    optional={**_ROW, "threads": Whole(1), "tests": Named(_TEST), "extended": Named(Named(_TEST))},
+)
 """cell.json: everything that decides its training, and the results so far."""
 _VIEWS = Many(Named(Anything()))  # figures as plain values, drawn by a page
 VIEWS = Either((_VIEWS, Record({"views": _VIEWS})))
@@ -94,17 +96,29 @@ class Cell:
     folder: Path
     spec: str
     seed: int
+    identity: dict[str, Any]
     known: dict[str, Any] = field(default_factory=dict)
+    claim: Claim | None = None
 
-    def read(self, identity: dict[str, Any]) -> None:
-        """Read the results so far without changing anything: another worker may have the cell. Damaged ones are none."""
-        self.known = {}
-        with contextlib.suppress(HeadwayError):
-            found = read_json(self.folder / "cell.json", CELL)
-            self.known = found if found["identity"] == identity else {}
-        self.known["identity"] = identity
+    @property
+    def name(self) -> str:
+        """Its name among the cells, whichever copy of its folder counts."""
+        return self.folder.name.partition(".")[0]
 
-    def open(self, identity: dict[str, Any], notes: list[str]) -> None:
+    def read(self, notes: list[str]) -> bool:
+        """Read the results so far and change nothing, because another worker may have the cell; False if damaged."""
+        self.known = {"identity": self.identity}
+        try:
+            if self.views.exists():
+                read_json(self.views, VIEWS, notes)
+            if (self.folder / "cell.json").exists():
+                found = read_json(self.folder / "cell.json", CELL, notes)
+                self.known = found if found["identity"] == self.identity else self.known
+        except HeadwayError:
+            return False
+        return True
+
+    def open(self, notes: list[str]) -> None:
         """Read the results so far; damaged files are renamed, and their results computed again from the checkpoint."""
         make_folder(self.folder)
         self.known = {}
@@ -118,9 +132,9 @@ class Cell:
                     aside = set_aside(path)
                 notes.append(f"{error}; set aside as {aside.name}, and made anew")
                 continue
-            if schema is CELL and found["identity"] == identity:
+            if schema is CELL and found["identity"] == self.identity:
                 self.known = found
-        self.known["identity"] = identity
+        self.known["identity"] = self.identity
 
     def extended(self, way: str) -> dict[str, Any]:
         """The tests of its model after this extension."""

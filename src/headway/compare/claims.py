@@ -104,8 +104,12 @@ class Claims:
         """Who made the last claim of a cell."""
         return self._owner(cell, numbers[-1]) if (numbers := self.numbers(cell)) else None
 
-    def take(self, cell: str) -> Claim | None:
+    def take(self, cell: str, copies: bool = True) -> Claim | None:
         """Claim a cell that no live worker has; None if one has it, or was faster.
+
+        Args:
+            cell: the cell's name.
+            copies: whether to copy its folder if a lost worker may still write into it.
 
         Raises:
             HeadwayError: when the folder cannot be written to.
@@ -130,7 +134,8 @@ class Claims:
         if (self._owner(cell, number + 1) or {}).get("token") != token:
             shutil.rmtree(fresh, ignore_errors=True)
             return None
-        return Claim(path, self._folder_for(cell, number + 1), self.lease)
+        folder = self._folder_for(cell, number + 1) if copies else self.out
+        return Claim(path, folder, self.lease)
 
     def _path(self, cell: str, number: int) -> Path:
         return self.out / "claims" / cell / str(number)
@@ -187,7 +192,9 @@ class Claim:
         self.path, self.folder = path, folder
         self.doing: dict[str, Any] = {}
         """What others are told, as plain values."""
-        self.outcome, self.error, self.notes = "interrupted", None, list[str]()
+        self.outcome = "interrupted"
+        self.error: str | None = None
+        self.notes: list[str] = []
         self.lost = False
         """Whether another worker has taken the cell up, because this one had not been heard of for a lease."""
         self._every, self._ended = min(lease / _BEATS, _SLOWEST), threading.Event()

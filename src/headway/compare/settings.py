@@ -54,6 +54,8 @@ class Comparison(Settings):
             supports an extension is tested before and after it.
         recalibrate: training steps without position for drope; default a fiftieth of ``steps``.
         max_text: maximum size of the text in bytes; default 128 MiB.
+        threads: CPU threads of each process; default torch's own choice, or the cores divided by the workers. The last
+            bits of a result depend on it.
 
     Raises:
         HeadwayError: on invalid values, before anything is trained.
@@ -77,6 +79,7 @@ class Comparison(Settings):
     extend: tuple[str, ...] = ()
     recalibrate: Annotated[int | None, Whole(1, STEPS)] = None
     max_text: Annotated[int | None, Whole(1, 1 << 40)] = None
+    threads: Annotated[int | None, Whole(1, 256)] = None
 
     def __post_init__(self) -> None:
         for name, value in DEFAULTS.get(self.task, DEFAULTS["text"]).items():

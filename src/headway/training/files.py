@@ -183,6 +183,7 @@ class FolderLock:
 
     Args:
         folder: an existing folder.
+        shared: let others that share it hold it too; where the file system has no locks, there is none.
 
     Raises:
         HeadwayError: on entering, when another process holds the lock.
@@ -192,8 +193,8 @@ class FolderLock:
     ...     pass
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path | str, shared: bool = False) -> None:
+        self.folder, self.shared = Path(folder), shared
         self._handle: int | None = None
 
     def __enter__(self) -> FolderLock:
@@ -203,7 +204,7 @@ class FolderLock:
         with explained(f"locking {self.folder}"):
             handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, (fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
                 owner = os.pread(handle, 32, 0).decode("ascii", "replace").strip()
                 os.close(handle)
@@ -213,9 +214,12 @@ class FolderLock:
                     f"wait for it, stop it, or choose another folder"
                 ) from None
             except OSError:
-                os.close(handle)
-                raise
+                if not self.shared:
+                    os.close(handle)
+                    raise
             self._handle = handle
+            if self.shared:
+                return self
             # A full disk must not keep a run from being locked: the id only makes the message better.
             with contextlib.suppress(OSError):
                 os.ftruncate(handle, 0)
