@@ -38,7 +38,7 @@ from headway.training.files import is_leftover, make_folder, read_json, write_js
 
 LEASE = 30.0
 """Seconds without a sign of life after which a worker is taken for lost."""
-_BEATS, _SLOWEST = 6, 1.0  # signs of life per lease, at most this many seconds apart
+_BEATS, _SLOWEST = 6, 0.5  # signs of life per lease, at most this many seconds apart
 _ROOM = 512  # bytes of a sign of life: one write in place, which readers on other machines see as soon as they open it
 _OWNER = Record(
     {
@@ -50,7 +50,14 @@ _OWNER = Record(
         "lease": Number(above=0),
     }
 )
-_END = Record({"outcome": Words(("done", "failed", "interrupted")), "error": Maybe(Words()), "notes": Many(Words())})
+_END = Record(
+    {
+        "outcome": Words(("done", "failed", "interrupted")),
+        "error": Maybe(Words()),
+        "notes": Many(Words()),
+        "trained": Many(Whole()),
+    }
+)
 
 
 @dataclass
@@ -195,6 +202,8 @@ class Claim:
         self.outcome = "interrupted"
         self.error: str | None = None
         self.notes: list[str] = []
+        self.trained: tuple[int, ...] = ()
+        """The finished steps before and after it trained; empty if it did not."""
         self.lost = False
         """Whether another worker has taken the cell up, because this one had not been heard of for a lease."""
         self._every, self._ended = min(lease / _BEATS, _SLOWEST), threading.Event()
@@ -215,7 +224,8 @@ class Claim:
         self._thread.join()
         # what cannot be written any more is found out by the others when the lease ends
         with contextlib.suppress(HeadwayError, OSError):
-            end = {"outcome": self.outcome, "error": self.error, "notes": list(dict.fromkeys(self.notes))}
+            notes, trained = list(dict.fromkeys(self.notes)), list(self.trained)
+            end = {"outcome": self.outcome, "error": self.error, "notes": notes, "trained": trained}
             write_json_atomic(self.path / "end.json", end)
 
     def _live(self) -> None:

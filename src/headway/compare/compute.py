@@ -108,6 +108,8 @@ def compute(
     )
     history = trainer.run(stop, lock=cell.claim)
     notes += trainer.notes
+    if cell.claim is not None and (before := trainer.resumed_from or 0) < len(history.steps):
+        cell.claim.trained = before, len(history.steps)
     if history.status == "interrupted":
         return False
     cell.save(status="ok" if history.status == "done" else "diverged", message=history.reason, **_curves(history))

@@ -1,4 +1,4 @@
-"""One worker of a comparison, a process started by :mod:`headway.compare.workers`: ``python -m headway.compare.worker``.
+"""``python -m headway.compare.worker``: one worker of a comparison, started by :mod:`headway.compare.workers`.
 
 It reads what to do as one line of JSON, and stops when its input is closed: so it never outlives who started it.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 def main() -> int:
     """Work until all cells are finished; the exit status is 1 after an error outside of a cell, 130 if interrupted."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # see headway.cli
     try:
         told = json.loads(sys.stdin.buffer.readline())
         stopped = threading.Event()

@@ -223,11 +223,12 @@ class _Crew:
             status = process.poll()
             if status not in (None, 0, 1) and self._replacements > 0:
                 self._replacements -= 1
+                _close(process)
                 self._processes[number] = self._start()
         if not any(process.poll() in (None, 0) for process in self._processes):
             ends = ", ".join(str(process.poll()) for process in self._processes)
             raise HeadwayError(
-                f"expected workers that compute the cells, but all ended early (exit status {ends}), as they say above: "
+                f"expected workers that compute the cells, but all ended early (exit status {ends}), see above: "
                 f"finished work is saved; rerun the command to resume"
             )
 
@@ -236,19 +237,22 @@ class _Crew:
         for process in self._processes:
             if process.poll() is None and (kill or not self._stopped):
                 process.send_signal(signal.SIGKILL if kill else signal.SIGINT)
-                if process.stdin is not None:
-                    with contextlib.suppress(OSError):
-                        process.stdin.close()
+                _close(process)
         self._stopped = True
 
     def close(self) -> None:
         """End those that are left, if this process ends by an error, and wait for all."""
         self.stop()
         for process in self._processes:
-            with contextlib.suppress(OSError):
-                assert process.stdin is not None
-                process.stdin.close()
+            _close(process)
             process.wait()
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    """Close a worker's input, on which it stops."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
 
 
 class _Interrupts:
