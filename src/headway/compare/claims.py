@@ -213,6 +213,11 @@ class Claim:
         self._thread.start()
         return self
 
+    def check(self) -> bool:
+        """Look whether it is lost."""
+        self.lost = self.lost or self.path.with_name(str(int(self.path.name) + 1)).exists()
+        return self.lost
+
     def fail(self, error: str) -> None:
         """Note why the cell cannot be finished."""
         self.outcome, self.error = "failed", error
@@ -229,7 +234,7 @@ class Claim:
             write_json_atomic(self.path / "end.json", end)
 
     def _live(self) -> None:
-        successor, beat = self.path.with_name(str(int(self.path.name) + 1)), 0
+        beat = 0
         while not self._ended.wait(self._every):
             beat += 1
             with contextlib.suppress(OSError):
@@ -239,7 +244,7 @@ class Claim:
                     os.write(handle, said)
                 finally:
                     os.close(handle)
-                self.lost = self.lost or successor.exists()
+                self.check()
 
 
 def current_folder(cells: Path, cell: str) -> Path:

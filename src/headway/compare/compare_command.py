@@ -57,8 +57,10 @@ def command(
         _conclude(_alone(comparison, out, line), out, line)
     else:
         outcome = _with_workers(comparison, out, workers or 1, lease, line)
-        if outcome.written or not rank():  # under torchrun one rank speaks for all
+        if not rank():
             _conclude(outcome.results, out, line, outcome.failures)
+        elif outcome.written:  # under torchrun the first rank speaks for all, if it is not cut off
+            print(f"Report: {out / 'report.html'}")
 
 
 def _alone(comparison: Comparison, out: Path, line: str) -> dict[str, Any]:

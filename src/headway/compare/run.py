@@ -122,7 +122,8 @@ class Job:
     def failure(self, cell: Cell) -> str | None:
         """Why a cell could not be finished since the start; None if nothing has failed."""
         ends = self.claims.ends(cell.name, self.since.get(cell.name, 0))
-        return next((end["error"] or "" for end in ends if end is not None and end["outcome"] == "failed"), None)
+        last = ends[-1] if ends else None  # what a lost worker met with does not count
+        return (last["error"] or "") if last is not None and last["outcome"] == "failed" else None
 
 
 def compare(
@@ -225,9 +226,11 @@ def _work_at(
                 return claim.lost
             claim.outcome = "interrupted" if claim.lost else "done"
         except Exception as error:
-            claim.fail(sentence(error))
             if alone:
+                claim.fail(sentence(error))
                 raise
+            if not claim.check():  # a lost worker's folder may be gone
+                claim.fail(sentence(error))
         finally:
             job.notes += claim.notes
     return True
