@@ -67,7 +67,9 @@ def test_operations_are_those_that_torch_counts(activation: str, position: str) 
 def test_pairs_are_those_of_the_mask(window: int | None) -> None:
     mask = Causal() if window is None else Window(window, 0)
     at = torch.arange(17)[None]
-    assert pairs(17, window) == int(mask.dense(at, at).sum())
+    evaluated = mask.tile(at, at)
+    assert isinstance(evaluated, torch.Tensor)
+    assert pairs(17, window) == int(evaluated.sum())
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_pairs_are_those_of_the_mask(window: int | None) -> None:
     ids=lambda options: options["position"],
 )
 def test_memory_of_a_step_is_within_a_tenth_of_what_is_measured(options: dict[str, Any]) -> None:
-    step = small(**options)
+    step = small(length=1024, **options)
     model = Transformer.from_config(step.setup.model())
     model.stack.checkpointed = step.setup.checkpointing
     ids = torch.randint(64, (1, step.setup.length))
@@ -119,7 +121,7 @@ def test_a_share_of_a_sequence_takes_a_share_of_memory_and_work() -> None:
         ({"context": 4, "devices": 8, "exchange": "ulysses"}, "expected context to divide the 2 key and value heads"),
         ({"position": "rotari"}, "did you mean rotary"),
         ({"head_dim": 15}, "expected an even head width"),
-        ({"mfu": 0.0}, "expected mfu to be a number above 0"),
+        ({"mfu": 0.0}, "expected mfu to be a number in"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(changes: dict[str, Any], message: str) -> None:

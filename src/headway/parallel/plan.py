@@ -1,8 +1,8 @@
 """Memory and time of a training step on many devices, on paper.
 
 A model of P parameters is trained on ``devices`` GPUs: a sequence is spread over ``context`` of them, and groups of
-that many take different sequences. Per device, with N tokens of L layers, C = context, and bytes r of the residual stream,
-a of everything else (4 and 2 under bf16 autocast, 4 and 4 in float32):
+that many take different sequences. Per device, with N tokens of L layers, C = context, and bytes r of the residual
+stream, a of everything else (4 and 2 under bf16 autocast, 4 and 4 in float32):
 
     weights         16 P (weights, gradients, two moments in float32), under FSDP / devices; + what is gathered or cast
     activations     L · N · (2 d (2 r + a) + a (2 H D + 2 H_kv D + m f) + 8 H), or with checkpointing L · N · d r
@@ -210,7 +210,7 @@ class Step:
         # gathered: the layer at work, the next one, and what is outside of layers; DDP's autocast copies all weights
         gathered = 2 * counted.layer + outside if one.parallel == "fsdp" else counted.parameters * low
         copies = gathered * (2 if low else 4)
-        kept, layer = self._activations(one, self.tokens)
+        kept, layer = self._activations()
         logits = min(self.tokens, one.loss_chunk or self.tokens) * one.vocab * ((2 if low else 4) * 2 + 4)
         return {
             "weights": 4 * counted.parameters // held + copies,
@@ -223,14 +223,16 @@ class Step:
             "position": 4 * self.tokens * counted.angles + one.length * (12 * counted.marks + 8 * counted.table),
         }
 
-    @staticmethod
-    def _activations(one: Setup, tokens: int) -> tuple[int, int]:
+    def _activations(self) -> tuple[int, int]:
         """Bytes that a forward pass keeps for the backward pass, and those of one layer among them."""
+        one, tokens = self.setup, self.tokens
         residual, rest = 4, 2 if one.dtype == "bf16" else 4
         queries, keys = one.heads * one.head_dim, one.kv_heads * one.head_dim
         inner = (4 if one.activation == "swiglu" else 2) * one.hidden
         norm = one.dim * (2 * residual + rest)  # its input, the normalised input, and the output for the linear layers
-        layer = tokens * (2 * norm + rest * (2 * queries + 2 * keys + inner) + 8 * one.heads)
+        # marks are computed from the layer's normed input, of which they keep a copy, and under autocast a second one
+        marked = one.dim * (residual + rest % residual) if self.counted.marks else 0
+        layer = tokens * (2 * norm + marked + rest * (2 * queries + 2 * keys + inner) + 8 * one.heads)
         return one.layers * layer + tokens * norm, layer
 
     def _exchanged_memory(self) -> int:
