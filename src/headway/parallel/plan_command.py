@@ -89,8 +89,8 @@ def assumptions(found: Sequence[Step]) -> list[str]:
         f"- --tax {', '.join(taxes)}: {next(one.about for one in described(Setup) if one.name == 'tax')}",
         "",
         "Weights and gradients move during matrix products, and what a ring exchanges during attention. Not counted: "
-        "kernels' workspaces, input and output, products of tokens with vectors per distance (e.g. shaw), waiting for the "
-        "slowest device.",
+        "kernels' workspaces, input and output, products of tokens with vectors per distance (e.g. shaw), waiting for "
+        "the slowest device.",
     ]
 
 
