@@ -27,7 +27,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help compare studio test check tests proofs mutants docs bench bars gpu targets update newest ranges families picture clean
+.PHONY: help compare studio test check tests proofs mutants docs bench bars gpu targets update newest ranges families scale picture clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -104,6 +104,10 @@ newest ranges: $(TOOLS)/ready
 # docs/families.md: models of transformers, before and after; some of them only with FAMILIES="t5 bloom"
 families: .venv/ready-dev
 	$(BIN)/python docs/families.py $(FAMILIES)
+
+# the tables of docs/scale.md
+scale: .venv/ready
+	$(BIN)/python docs/scale.py
 
 # the README's pictures, from a real comparison and a real measurement
 picture: .venv/ready-dev compare

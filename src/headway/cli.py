@@ -21,7 +21,10 @@ from headway._version import __version__
 from headway.console import Checked
 from headway.console import run as run_command
 
-ORDER = ("compare", "studio", "explain", "draw", "train", "generate", "methods", "bench", "accelerate", "verify")
+ORDER = (
+    *("compare", "studio", "explain", "draw", "train", "generate", "methods", "bench", "plan"),
+    *("accelerate", "verify"),
+)
 """Order in ``--help``; other commands follow."""
 _PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 

@@ -105,7 +105,7 @@ def _end(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError | _ReaderGone):
         _drop_output()
         return 141
-    said, status = _sentence(error)
+    said, status = _explained(error)
     with contextlib.suppress(OSError, ValueError):
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -116,7 +116,16 @@ def _end(error: BaseException) -> int:
     return status
 
 
-def _sentence(error: BaseException) -> tuple[str, int]:
+def sentence(error: BaseException) -> str:
+    """An error in one sentence.
+
+    >>> sentence(MemoryError())
+    'expected enough memory, got none left: choose a smaller model, batch or length'
+    """
+    return shortened(printable(_explained(error)[0], keep=" "), _LONGEST)
+
+
+def _explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, HeadwayError):
         return str(error), 2
     if isinstance(error, _usage_errors()):

@@ -141,7 +141,7 @@ def test_interrupted_bench_keeps_its_rows(run, tmp_path, monkeypatch):
 
 
 def test_interrupted_compare_says_how_to_go_on(run, tmp_path, monkeypatch):
-    from headway.compare import run as module
+    from headway.compare import compute as module
 
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from headway.compare import run as module
+from headway.compare import compute as module
 from headway.compare.cells import RESULTS
 from headway.compare.run import Comparison, compare
 from headway.config import CORE

@@ -14,6 +14,7 @@ from headway.compare.extending import extends
 from headway.compare.run import Comparison, compare
 from headway.compare.settings import WAYS
 from headway.positions import parse
+from headway.training.loop import Trainer
 
 SMALL = {"train_length": 8, "test_lengths": (8, 16, 32), "seeds": (0,), "steps": 3, "batch": 2, "dim": 16, "layers": 1}
 SMALL |= {"heads": 2, "positions": ("rotary", "alibi"), "extend": WAYS, "recalibrate": 2}
@@ -41,7 +42,7 @@ def test_every_way_is_measured_beside_the_model_as_trained(tmp_path: Path) -> No
 def test_what_is_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = compare(Comparison(**{**SMALL, "extend": ("yarn",)}), tmp_path)
     trained = []
-    monkeypatch.setattr(module.Trainer, "_loop", lambda self, *args: trained.append(self.settings.steps))
+    monkeypatch.setattr(Trainer, "_loop", lambda self, *args: trained.append(self.settings.steps))
     second = compare(Comparison(**{**SMALL, "extend": ("yarn", "linear")}), tmp_path)
     # the trainer opens the finished run again, and trains nothing
     assert losses(second, "rotary + yarn") == losses(first, "rotary + yarn")

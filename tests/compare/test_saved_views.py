@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from headway.compare import run as module
+from headway.compare import compute as module
 from headway.compare.cells import RESULTS
 from headway.compare.page import page, payload
 from headway.compare.run import Comparison, compare
@@ -68,8 +68,8 @@ def test_a_training_that_was_interrupted_has_its_whole_film(tmp_path: Path, monk
     whole = compare(small(), tmp_path / "whole")["views"]["rotary"]
     run = module.Trainer.run
 
-    def stopped(trainer: Any) -> Any:
-        return run(trainer, stop=lambda: len(trainer.history.steps) >= 5)
+    def stopped(trainer: Any, *_: Any, lock: Any) -> Any:
+        return run(trainer, lock=lock, stop=lambda: len(trainer.history.steps) >= 5)
 
     with monkeypatch.context() as patch:
         patch.setattr(module.Trainer, "run", stopped)

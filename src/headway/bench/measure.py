@@ -8,8 +8,8 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
-from importlib import metadata
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 

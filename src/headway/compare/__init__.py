@@ -2,6 +2,9 @@
 
 settings.py           what is compared
 run.py                all models, one after the other, in a folder that can be resumed
+workers.py, worker.py the same by several processes, on several machines
+claims.py             who computes what
+compute.py            one model: trained, tested, extended
 cells.py              one model's folder
 tasks.py              text, recall, copy
 extending.py          extensions of trained models to longer texts

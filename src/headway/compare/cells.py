@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from headway.compare.claims import Claim
 from headway.schema import (
     PLAIN,
     Anything,
@@ -26,7 +27,7 @@ from headway.schema import (
     Words,
 )
 from headway.shapes import HeadwayError
-from headway.training.files import explained, read_json, set_aside, write_json_atomic
+from headway.training.files import explained, make_folder, read_json, set_aside, write_json_atomic
 
 _COUNT, _TIME = Maybe(Whole()), Maybe(Number(0))
 _CURVE = Record({"steps": Many(Whole()), "loss": Many(Number())})
@@ -58,7 +59,10 @@ IDENTITY = Record(
         "headway": Words(),
     }
 )
-CELL = Record({"identity": IDENTITY}, optional={**_ROW, "tests": Named(_TEST), "extended": Named(Named(_TEST))})
+CELL = Record(
+    {"identity": IDENTITY},
+    optional={**_ROW, "threads": Whole(1), "tests": Named(_TEST), "extended": Named(Named(_TEST))},
+)
 """cell.json: everything that decides its training, and the results so far."""
 _VIEWS = Many(Named(Anything()))  # figures as plain values, drawn by a page
 VIEWS = Either((_VIEWS, Record({"views": _VIEWS})))
@@ -92,10 +96,32 @@ class Cell:
     folder: Path
     spec: str
     seed: int
+    identity: dict[str, Any]
     known: dict[str, Any] = field(default_factory=dict)
+    claim: Claim | None = None
 
-    def open(self, identity: dict[str, Any], notes: list[str]) -> None:
+    @property
+    def name(self) -> str:
+        """Its name among the cells, whichever copy of its folder counts."""
+        return self.folder.name.partition(".")[0]
+
+    def read(self, notes: list[str]) -> bool:
+        """Read the results so far and change nothing, because another worker may have the cell; False if damaged."""
+        self.known = {"identity": self.identity}
+        try:
+            if self.views.exists():
+                read_json(self.views, VIEWS, notes)
+            if (self.folder / "cell.json").exists():
+                found = read_json(self.folder / "cell.json", CELL, notes)
+                self.known = found if found["identity"] == self.identity else self.known
+        except HeadwayError:
+            return False
+        return True
+
+    def open(self, notes: list[str]) -> None:
         """Read the results so far; damaged files are renamed, and their results computed again from the checkpoint."""
+        make_folder(self.folder)
+        self.known = {}
         for path, schema in ((self.folder / "cell.json", CELL), (self.views, VIEWS)):
             if not path.exists() and not path.is_symlink():
                 continue
@@ -106,9 +132,9 @@ class Cell:
                     aside = set_aside(path)
                 notes.append(f"{error}; set aside as {aside.name}, and made anew")
                 continue
-            if schema is CELL and found["identity"] == identity:
+            if schema is CELL and found["identity"] == self.identity:
                 self.known = found
-        self.known["identity"] = identity
+        self.known["identity"] = self.identity
 
     def extended(self, way: str) -> dict[str, Any]:
         """The tests of its model after this extension."""

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +37,14 @@ def extends(position: Position, how: str, *, to: int, trained: int) -> bool:
 
 
 def recalibrated(
-    model: Transformer, task: Task, settings: TrainSettings, steps: int, folder: Path
+    model: Transformer,
+    task: Task,
+    settings: TrainSettings,
+    steps: int,
+    folder: Path,
+    *,
+    stop: Callable[[], bool] | None = None,
+    lock: object | None = None,
 ) -> tuple[Transformer, History]:
     """A copy of a trained model without position, trained for some more steps on further data.
 
@@ -46,10 +54,12 @@ def recalibrated(
         settings: how it was trained.
         steps: training steps without position.
         folder: folder of its checkpoints; an interrupted recalibration there is resumed.
+        stop: see :meth:`headway.training.Trainer.run`.
+        lock: see there.
     """
     batches = task.batches(settings.length, settings.batch, settings.seed)
     other = copy.deepcopy(model)
     other.drop_position()
     again = replace(settings, steps=steps, warmup=None, drop_position=0)
     trainer = Trainer(other, lambda step: batches(settings.steps + step), again, folder=folder)
-    return other, trainer.run()
+    return other, trainer.run(stop, lock=lock)

@@ -7,16 +7,15 @@ resumed, and one extended by lengths, methods or seeds computes only what is new
     OUT/results.json       all results, from which the report is made
     OUT/report.html        the report
     OUT/cells/…/           checkpoints and results of one cell, and for the first seed views of the trained model
+    OUT/claims/…/          who computed it
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -24,28 +23,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from headway._version import __version__
 from headway.compare.cells import Cell
-from headway.compare.extending import recalibrated
-from headway.compare.saved_views import LOOKS, kept_views
+from headway.compare.claims import Claim, Claims, current_folder
+from headway.compare.compute import compute, key, missing, way
 from headway.compare.settings import Comparison, none_left
 from headway.compare.tasks import Task, make_task
-from headway.memory import peak_memory
-from headway.positions import Position, parse
+from headway.console import sentence
+from headway.positions import parse
 from headway.shapes import HeadwayError
-from headway.training.batches import IGNORED
 from headway.training.content import Tell
 from headway.training.files import FolderLock, clean_leftovers, make_folder, write_json_atomic
-from headway.training.history import History
-from headway.training.loop import Progress, Trainer, evaluating
+from headway.training.loop import Progress
 from headway.training.optimizer import peak_rate
 from headway.training.ours import mark
-from headway.training.watching import FOLDER, FolderWatcher
-from headway.transformer import Transformer
 
 FORMAT = 1
+_POLL = 0.5  # seconds between two looks of a worker that has nothing to do
+_KILLED = 3  # deaths of a cell's workers after which it is given up
 
 
 @dataclass(frozen=True)
@@ -71,6 +67,74 @@ class Event:
     length: int | None = None
 
 
+@dataclass
+class Job:
+    """A comparison in its folder, as seen by one of the processes that compute it.
+
+    Args:
+        comparison: what is compared.
+        task: its task.
+        cells: its cells, in order.
+        claims: who computes which of them.
+        notes: what was noticed.
+        since: the last claim of each cell before this comparison was started; what failed then is tried again.
+    """
+
+    comparison: Comparison
+    task: Task
+    cells: list[Cell]
+    claims: Claims
+    notes: list[str]
+    since: dict[str, int]
+
+    @classmethod
+    def of(
+        cls,
+        comparison: Comparison,
+        claims: Claims,
+        since: dict[str, int] | None = None,
+        on_reading: Tell | None = None,
+    ) -> Job:
+        """Read the text, and make the folder.
+
+        Raises:
+            HeadwayError: when no method can be trained, or the text is missing or too short.
+        """
+        # the other tasks have smaller vocabularies than bytes
+        comparison.check_sizes(comparison.vocabulary_size if comparison.vocabulary == "bpe" else 256)
+        task = make_task(
+            comparison.task,
+            comparison.text,
+            train_length=comparison.train_length,
+            longest=max(comparison.test_lengths),
+            vocabulary=comparison.vocabulary,
+            vocabulary_size=comparison.vocabulary_size,
+            most=comparison.max_text,
+            column=comparison.column,
+            tell=on_reading,
+        )
+        make_folder(claims.out / "cells")
+        data = task.describe()
+        cells = [
+            _cell_of(claims.out, comparison, data, spec, seed)
+            for seed in comparison.seeds
+            for spec in comparison.specs()
+        ]
+        notes = list(getattr(task, "notes", ()))
+        return cls(comparison, task, cells, claims, notes, claims.latest() if since is None else since)
+
+    def is_finished(self, cell: Cell) -> bool:
+        """Whether a cell is finished, as its folder says now; nothing is changed."""
+        cell.folder = current_folder(cell.folder.parent, cell.name)
+        return cell.read(self.notes) and missing(self.comparison, cell) is None
+
+    def failure(self, cell: Cell) -> str | None:
+        """Why a cell could not be finished since the start; None if nothing has failed."""
+        ends = self.claims.ends(cell.name, self.since.get(cell.name, 0))
+        last = ends[-1] if ends else None  # what a lost worker met with does not count
+        return (last["error"] or "") if last is not None and last["outcome"] == "failed" else None
+
+
 def compare(
     comparison: Comparison,
     out: str | Path,
@@ -81,7 +145,8 @@ def compare(
 ) -> dict[str, Any]:
     """Train and test every unfinished cell, and return the results, which are also written to ``out/results.json``.
 
-    After ctrl-C the results so far are returned with ``complete`` False, and the same call resumes.
+    After ctrl-C the results so far are returned with ``complete`` False, and the same call resumes. For several
+    processes see :func:`headway.compare.workers.compare_with_workers`.
 
     Args:
         comparison: what to compare.
@@ -93,52 +158,102 @@ def compare(
     Raises:
         HeadwayError: when the text is missing or too short, or the folder is in use or not writable.
     """
-    # the other tasks have smaller vocabularies than bytes
-    comparison.check_sizes(comparison.vocabulary_size if comparison.vocabulary == "bpe" else 256)
-    task = make_task(
-        comparison.task,
-        comparison.text,
-        train_length=comparison.train_length,
-        longest=max(comparison.test_lengths),
-        vocabulary=comparison.vocabulary,
-        vocabulary_size=comparison.vocabulary_size,
-        most=comparison.max_text,
-        column=comparison.column,
-        tell=on_reading,
-    )
     out = Path(out)
-    make_folder(out / "cells")
+    job = Job.of(comparison, Claims(out, threads=torch.get_num_threads()), on_reading=on_reading)
     with FolderLock(out):
         clean_leftovers(out)
         mark(out, "comparison")
-        data, notes = task.describe(), list(getattr(task, "notes", ()))
-        cells = [
-            _open(out, comparison, data, spec, seed, notes) for seed in comparison.seeds for spec in comparison.specs()
-        ]
-        complete = True
         try:
-            for number, cell in enumerate(cells):
-
-                def tell(what: str, progress: Progress | None = None, length: int | None = None) -> None:
-                    if on_event is not None:
-                        on_event(Event(number, len(cells), cell.spec, cell.seed, what, progress, length))  # noqa: B023
-
-                if not _run(comparison, task, cell, tell, notes):
-                    complete = False
-                    break
-                tell("done")
+            complete = work(job, on_event=on_event)
         except KeyboardInterrupt:
             complete = False
-        if all(cell.known.get("status") == "failed" for cell in cells):
-            # an empty report must not replace an earlier one
-            raise HeadwayError(none_left([f"{cell.spec}: {cell.known['message']}" for cell in cells]))
-        results = _results(comparison, data, cells, complete, command, notes)
+        results = gather(job, complete, command)
         write_json_atomic(out / "results.json", results)
     return results
 
 
-def _open(out: Path, comparison: Comparison, data: dict[str, Any], spec: str, seed: int, notes: list[str]) -> Cell:
-    """Open a cell. Its folder's name depends on everything that decides its training, so nothing stale is reused."""
+def work(
+    job: Job,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    on_event: Callable[[Event], None] | None = None,
+    alone: bool = True,
+) -> bool:
+    """Compute cells until all are finished, by this process or others; False if interrupted.
+
+    Args:
+        job: the comparison.
+        stop: whether to stop, asked between steps and tests.
+        on_event: called with the progress of this process.
+        alone: whether an exception in a cell ends it all; otherwise it is noted, and the other cells go on.
+    """
+    left = dict(enumerate(job.cells))
+    while True:
+        idle = True
+        for number, cell in list(left.items()):
+            if stop():
+                return False
+
+            def tell(what: str, progress: Progress | None = None, length: int | None = None) -> None:
+                if on_event is not None:
+                    on_event(Event(number, len(job.cells), cell.spec, cell.seed, what, progress, length))  # noqa: B023
+
+            if not job.is_finished(cell) and job.failure(cell) is None:
+                claim = job.claims.take(cell.name)
+                if claim is None:
+                    continue
+                idle = False
+                if not _work_at(job, cell, claim, tell, stop, alone):
+                    return False
+            if job.is_finished(cell):
+                del left[number]
+                tell("done")
+            elif job.failure(cell) is not None:
+                del left[number]
+        if not left:
+            return True
+        if idle:
+            time.sleep(_POLL)
+
+
+def _work_at(
+    job: Job, cell: Cell, claim: Claim, tell: Callable[..., None], stop: Callable[[], bool], alone: bool
+) -> bool:
+    """Compute a claimed cell; False if interrupted, unless by another worker that has taken it up."""
+
+    def telling(what: str, progress: Progress | None = None, length: int | None = None) -> None:
+        claim.doing = doing(what, progress, length)
+        tell(what, progress, length)
+
+    with claim:
+        killed = job.claims.ends(cell.name, job.since.get(cell.name, 0))[:-1].count(None)  # the last is this one's
+        if killed >= _KILLED:
+            claim.fail(f"its worker was killed {killed} times, maybe for want of memory: take fewer workers")
+            return True
+        cell.claim, cell.folder = claim, claim.folder
+        cell.open(claim.notes)
+        try:
+            if not compute(job.comparison, job.task, cell, telling, claim.notes, lambda: stop() or claim.lost):
+                return claim.lost
+            claim.outcome = "interrupted" if claim.lost else "done"
+        except Exception as error:
+            if alone:
+                claim.fail(sentence(error))
+                raise
+            if not claim.check():  # a lost worker's folder may be gone
+                claim.fail(sentence(error))
+        finally:
+            job.notes += claim.notes
+    return True
+
+
+def doing(what: str, progress: Progress | None, length: int | None) -> dict[str, Any]:
+    """The progress of a cell as plain values, see :attr:`headway.compare.claims.Claim.doing`."""
+    return {"what": what, "length": length, "progress": None if progress is None else asdict(progress)}
+
+
+def _cell_of(out: Path, comparison: Comparison, data: dict[str, Any], spec: str, seed: int) -> Cell:
+    """A cell. Its folder's name depends on everything that decides its training, so nothing stale is reused."""
     identity = {
         "format": FORMAT,
         "spec": spec,
@@ -150,149 +265,30 @@ def _open(out: Path, comparison: Comparison, data: dict[str, Any], spec: str, se
         "headway": __version__,
     }
     digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=5).hexdigest()
-    folder = out / "cells" / f"{spec.partition('(')[0]}-seed{seed}-{digest}"
-    make_folder(folder)
-    cell = Cell(folder, spec, seed)
-    cell.open(identity, notes)
-    return cell
+    return Cell(out / "cells" / f"{spec.partition('(')[0]}-seed{seed}-{digest}", spec, seed, identity)
 
 
-def _run(comparison: Comparison, task: Task, cell: Cell, tell: Callable[..., None], notes: list[str]) -> bool:
-    """Train and test one cell, as far as that is not done; False if it was interrupted."""
-    tests = cell.known.setdefault("tests", {})
-    missing = [length for length in comparison.test_lengths if _key(comparison, length) not in tests]
-    ways = [
-        how
-        for how in comparison.ways(cell.spec)
-        if any(_key(comparison, n) not in cell.extended(_way(comparison, how)) for n in comparison.test_lengths)
-    ]
-    status, shown = cell.known.get("status"), cell.seed == comparison.seeds[0]
-    if status in ("diverged", "failed"):
-        return True
-    if status == "ok" and not missing and not ways and (cell.views.exists() or not shown):
-        return True
-    try:
-        comparison.check_size(cell.spec, task.vocab)
-        model = Transformer(task.vocab, comparison.dim, comparison.layers, comparison.heads, position=cell.spec)
-    except HeadwayError as error:
-        cell.save(status="failed", message=str(error))
-        return True
-    torch.manual_seed(cell.seed)
-    model.reset_parameters()  # from the seed alone: all methods start from the same weights, except those of position
-    settings = comparison.train_settings(cell.seed)
-    batches = task.batches(settings.length, settings.batch, settings.seed)
-    if "peak_memory_bytes" not in cell.known:
-        cell.save(
-            parameters=sum(p.numel() for p in model.parameters()),
-            position_parameters=_position_parameters(model),
-            peak_memory_bytes=_step_memory(model, batches(0)),
-        )
-    watcher = None
-    if shown and not cell.views.exists():
-        window = batches(0)[0][:1]
-        watcher = FolderWatcher(cell.folder / FOLDER, math.ceil(settings.steps / LOOKS), window)
-    trainer = Trainer(
-        model,
-        batches,
-        settings,
-        validation=task.validation(settings.length, settings.batch),
-        folder=cell.folder,
-        on_progress=lambda progress: tell("train", progress),
-        observers=[] if watcher is None else [watcher],
-    )
-    history = trainer.run()
-    notes += trainer.notes
-    if history.status == "interrupted":
-        return False
-    cell.save(status="ok" if history.status == "done" else "diverged", message=history.reason, **_curves(history))
-    if history.status == "done":
-        if watcher is not None:
-            _keep(cell, kept_views(model, task, settings.length, watcher.watched if watcher.watched.steps else None))
-        for length in missing:
-            tell("test", length=length)
-            tests[_key(comparison, length)] = _test(task, model, length)
-            cell.save()
-        for how in ways:
-            if not _extend(comparison, task, cell, model, how, tell):
-                return False
-    return True
+def gather(job: Job, complete: bool, command: str | None) -> dict[str, Any]:
+    """The results so far.
+
+    Raises:
+        HeadwayError: when every cell failed.
+    """
+    comparison, cells = job.comparison, job.cells
+    for cell in cells:
+        job.is_finished(cell)  # reads it
+    if all(cell.known.get("status") == "failed" for cell in cells):
+        # an empty report must not replace an earlier one
+        raise HeadwayError(none_left([f"{cell.spec}: {cell.known['message']}" for cell in cells]))
+    return _results(comparison, job.task.describe(), cells, complete, command, [*job.notes, *_thread_notes(cells)])
 
 
-def _keep(cell: Cell, views: list[dict[str, Any]]) -> None:
-    """Write the views of a cell; the matrices they were made from are no longer needed."""
-    cell.keep(views)
-    shutil.rmtree(cell.folder / FOLDER, ignore_errors=True)
-
-
-def _extend(
-    comparison: Comparison, task: Task, cell: Cell, model: Transformer, how: str, tell: Callable[..., None]
-) -> bool:
-    """Test a trained model after an extension; False if it was interrupted."""
-    way, failure = _way(comparison, how), None
-    if how == "drope":
-        settings = comparison.train_settings(cell.seed)
-        longer, history = recalibrated(model, task, settings, comparison.recalibration, cell.folder / way)
-        if history.status == "interrupted":
-            return False
-        if history.status == "diverged":
-            failure = {"status": "diverged", "message": history.reason}
-    else:
-        longer = model.extended(max(comparison.test_lengths), how, comparison.train_length)
-    for length in comparison.test_lengths:
-        tell("test", length=length)
-        found = _test(task, longer, length) if failure is None else {"length": length, **failure}
-        cell.extended(way)[_key(comparison, length)] = found
-        cell.save()
-    return True
-
-
-def _way(comparison: Comparison, how: str) -> str:
-    """The key under which a cell stores the tests of an extension."""
-    return f"drope-{comparison.recalibration}" if how == "drope" else how
-
-
-def _key(comparison: Comparison, length: int) -> str:
-    """The key under which a cell stores its test at a length; the tested windows depend on the longest length."""
-    return f"{length} of {max(comparison.test_lengths)}"
-
-
-def _test(task: Task, model: Transformer, length: int) -> dict[str, Any]:
-    try:
-        with evaluating(model):
-            found = task.test(model, length)
-    except HeadwayError as error:
-        return {"length": length, "status": "cannot", "message": str(error)}
-    if not math.isfinite(found["loss"]):
-        return {"length": length, "status": "diverged", "message": "the loss is not finite"}
-    return {"length": length, "status": "ok", "message": None, **found}
-
-
-def _position_parameters(model: Transformer) -> int:
-    found = {
-        id(p): p.numel() for module in model.modules() if isinstance(module, Position) for p in module.parameters()
-    }
-    return sum(found.values())
-
-
-def _step_memory(model: Transformer, example: tuple[torch.Tensor, torch.Tensor]) -> int:
-    """Peak memory of one forward and backward pass, gradients included, weights not."""
-
-    def step() -> None:
-        inputs, targets = example
-        cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORED).backward()
-
-    peak = peak_memory(step)
-    model.zero_grad(set_to_none=True)
-    return peak
-
-
-def _curves(history: History) -> dict[str, Any]:
-    return {
-        "train": {"steps": history.steps, "loss": history.loss},
-        "validation": {"steps": history.validation_steps, "loss": history.validation_loss},
-        "seconds": history.seconds,
-        "tokens_per_second": history.tokens_per_second,
-    }
+def _thread_notes(cells: list[Cell]) -> list[str]:
+    """A note if models were trained with different numbers of threads."""
+    used = sorted({cell.known["threads"] for cell in cells if cell.known.get("threads")})
+    if len(used) < 2:
+        return []
+    return [f"models were trained with {' and '.join(map(str, used))} threads: their last bits may differ for that"]
 
 
 def _results(
@@ -341,7 +337,7 @@ def _results(
             if "status" in cell.known
             for row in (_cell(comparison, cell), *_extended_cells(comparison, cell))
         ],
-        "views": {cell.spec: cell.kept() for cell in cells if cell.views.exists()},
+        "views": {cell.spec: cell.kept() for cell in cells if "status" in cell.known and cell.views.exists()},
     }
 
 
@@ -353,7 +349,7 @@ def _extended_cells(comparison: Comparison, cell: Cell) -> list[dict[str, Any]]:
     return [
         {
             **_cell(
-                comparison, replace(cell, known={**cell.known, **empty, "tests": cell.extended(_way(comparison, how))})
+                comparison, replace(cell, known={**cell.known, **empty, "tests": cell.extended(way(comparison, how))})
             ),
             "method": f"{cell.spec} + {how}",
         }
@@ -379,7 +375,7 @@ def _method(spec: str, how: str | None = None) -> dict[str, str]:
 
 def _cell(comparison: Comparison, cell: Cell) -> dict[str, Any]:
     known = cell.known
-    keys = [_key(comparison, length) for length in comparison.test_lengths]
+    keys = [key(comparison, length) for length in comparison.test_lengths]
     tests = [known["tests"][key] for key in keys if key in known["tests"]]
     names = ("status", "message", "parameters", "position_parameters", "peak_memory_bytes", "seconds")
     return {

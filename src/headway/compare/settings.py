@@ -55,6 +55,8 @@ class Comparison(Settings):
         recalibrate: training steps without position for drope; default a fiftieth of ``steps``.
         max_text: maximum size of the text in bytes; default any.
         column: column of the documents, for a text in JSONL, parquet or a saved data set.
+        threads: CPU threads of each process; default torch's own choice, or the cores divided by the workers. The last
+            bits of a result depend on it.
 
     Raises:
         HeadwayError: on invalid values, before anything is trained.
@@ -79,6 +81,7 @@ class Comparison(Settings):
     recalibrate: Annotated[int | None, Whole(1, STEPS)] = None
     max_text: Annotated[int | None, Whole(1, 1 << 40)] = None
     column: str = "text"
+    threads: Annotated[int | None, Whole(1, 256)] = None
 
     def __post_init__(self) -> None:
         for name, value in DEFAULTS.get(self.task, DEFAULTS["text"]).items():

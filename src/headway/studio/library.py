@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from headway.compare.cells import CELL, RESULTS
+from headway.compare.claims import superseded
 from headway.compare.page import page
 from headway.init import seeded
 from headway.inspect.explain import words
@@ -373,7 +374,7 @@ def _entries(folder: Path, kind: str) -> list[Entry]:
     name = folder.name or "run"
     entries = [Entry.of(folder, name, kind)]
     if kind == "comparison":
-        for cell in sorted((folder / "cells").glob("*")):
+        for cell in sorted(set((folder / "cells").glob("*")) - set(superseded(folder / "cells"))):
             if (identity := _identity(cell)) is not None:
                 title = f"{name} / {identity['spec']}, seed {identity['train'].get('seed')}"
                 entries.append(Entry.of(cell, title, "cell"))

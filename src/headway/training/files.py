@@ -184,6 +184,7 @@ class FolderLock:
     Args:
         folder: an existing folder.
         wait: is called when another process holds the lock; then it is waited for. None does not wait.
+        shared: let others that share it hold it too; where the file system has no locks, there is none.
 
     Raises:
         HeadwayError: on entering, when another process holds the lock and is not waited for.
@@ -193,8 +194,8 @@ class FolderLock:
     ...     pass
     """
 
-    def __init__(self, folder: Path | str, wait: Callable[[], object] | None = None) -> None:
-        self.folder, self.wait = Path(folder), wait
+    def __init__(self, folder: Path | str, wait: Callable[[], object] | None = None, shared: bool = False) -> None:
+        self.folder, self.wait, self.shared = Path(folder), wait, shared
         self._handle: int | None = None
 
     def __enter__(self) -> FolderLock:
@@ -210,10 +211,13 @@ class FolderLock:
                     f"{f' (id {owner})' if owner.isdigit() else ''} is training there: "
                     f"wait for it, stop it, or choose another folder"
                 ) from None
-            except BaseException:  # waiting can be interrupted
-                os.close(handle)
-                raise
+            except BaseException as error:  # waiting can be interrupted
+                if not (self.shared and isinstance(error, OSError)):
+                    os.close(handle)
+                    raise
             self._handle = handle
+            if self.shared:
+                return self
             # A full disk must not keep a run from being locked: the id only makes the message better.
             with contextlib.suppress(OSError):
                 os.ftruncate(handle, 0)
@@ -225,7 +229,7 @@ class FolderLock:
         import fcntl
 
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             if self.wait is None:
                 raise

@@ -176,13 +176,13 @@ class Trainer:
         self._checkpoints = None if self.folder is None else Checkpoints(self.folder / "checkpoints", settings.keep)
         self._saved: int | None = None
 
-    def run(self, stop: Callable[[], bool] | None = None, *, lock: FolderLock | None = None) -> History:
+    def run(self, stop: Callable[[], bool] | None = None, *, lock: object | None = None) -> History:
         """Train until done, stopped or diverged; resume first when the folder holds a checkpoint.
 
         Args:
             stop: called after every step; True saves and ends the run as ``"interrupted"``. It is for other threads;
                 ctrl-C and SIGTERM do the same in the main thread (a second ctrl-C acts at once).
-            lock: a lock on ``folder`` that the caller already holds; None takes it for the run.
+            lock: what the caller holds to be the only writer of ``folder``; None takes a `FolderLock` for the run.
 
         Returns:
             The history of the whole run, including the part before a resume. ``"diverged"`` means a loss or gradient

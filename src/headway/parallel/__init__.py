@@ -1,0 +1,1 @@
+"""Many processes: plans of training on many devices."""
