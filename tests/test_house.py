@@ -21,7 +21,8 @@ FLOORS = (
     ("masks",),
     ("terms",),
     ("cache",),
-    ("positions", "backends"),
+    ("backends",),
+    ("positions",),
     ("functional",),
     ("init",),
     ("attending",),
@@ -45,7 +46,7 @@ FLOORS = (
 )
 """From the ground up; a part imports from the floors below its own, and from itself."""
 ALLOWED = {
-    "positions": {"shapes", "schema", "display", "characters", "integers", "masks", "terms", "positions"},
+    "positions": {"shapes", "schema", "display", "characters", "integers", "masks", "terms", "backends", "positions"},
     "backends": {"shapes", "integers", "masks", "terms", "backends"},
     "figures": {"figures", "display"},
     "results": {"results", "figures"},
