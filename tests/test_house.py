@@ -34,6 +34,7 @@ FLOORS = (
     ("figures",),
     ("results", "web"),
     ("plot",),
+    ("parallel",),
     ("training",),
     ("views",),
     ("catalogue", "compare", "bench"),

@@ -76,8 +76,10 @@ class Checked(TyperCommand):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise _Interrupted from None
+        except KeyboardInterrupt as error:
+            interrupted = _Interrupted()
+            interrupted.__dict__.update(error.__dict__)
+            raise interrupted from None
         except BrokenPipeError:
             raise _ReaderGone from None
 
@@ -110,15 +112,24 @@ def _end(error: BaseException) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     _drop_output(error)
-    if sys.stderr is not None:
+    if sys.stderr is not None and not _is_repeated(error):
         with contextlib.suppress(OSError, ValueError):  # nobody reads standard error
             print(f"error: {shortened(printable(said, keep=' '), _LONGEST)}", file=sys.stderr, flush=True)
     return status
 
 
+def _is_repeated(error: BaseException) -> bool:
+    """Whether another of the processes that torchrun started prints it.
+
+    Those that run a command say so, see :func:`headway.parallel.process.as_command`; before that they fail alike.
+    """
+    alike = "MASTER_ADDR" in os.environ and os.environ.get("RANK", "0") != "0"
+    return bool(getattr(error, "repeated", alike))
+
+
 def _sentence(error: BaseException) -> tuple[str, int]:
     if isinstance(error, HeadwayError):
-        return str(error), 2
+        return str(error), getattr(error, "status", 2)
     if isinstance(error, _usage_errors()):
         said = " ".join(str(error.format_message()).split("\n")).rstrip(".")
         where = getattr(getattr(error, "ctx", None), "command_path", "headway")

@@ -22,11 +22,13 @@ from headway.arguments import (
 )
 from headway.config import TransformerConfig
 from headway.console import console, progress_bars
+from headway.parallel.process import as_command, is_first
 from headway.shapes import HeadwayError
+from headway.training.execution import Execution
 from headway.training.settings import TrainSettings
 
 
-@offers(TransformerConfig, TrainSettings, but=("vocab", "betas", "pattern"))
+@offers(TransformerConfig, TrainSettings, Execution, but=("vocab", "betas", "pattern"))
 def command(
     text: Annotated[
         str | None,
@@ -47,17 +49,37 @@ def command(
     threads: Threads = None,
     **given: Any,
 ) -> None:
-    """Train one Transformer on a text, or on pairs; rerun the same command to resume."""
+    """Train one Transformer on a text, or on pairs; rerun the same command to resume.
+
+    `torchrun --nproc-per-node 2 -m headway train …` trains it in two processes.
+    """
+    with as_command():
+        _train(text, vocabulary, vocabulary_size, max_text, out, watch, log_dir, device, threads, given)
+
+
+def _train(
+    text: str | None,
+    vocabulary: str,
+    vocabulary_size: int,
+    max_text: int | None,
+    out: Path,
+    watch: int | None,
+    log_dir: Path | None,
+    device: str,
+    threads: int | None,
+    given: dict[str, Any],
+) -> None:
     use_threads(threads)
     from headway.training.loop import Progress
     from headway.training.run import train as run
     from headway.training.watching import watch_size
 
     settings = TrainSettings(**chosen(TrainSettings, given))
-    config = chosen(TransformerConfig, given)
+    config, execution = chosen(TransformerConfig, given), Execution(**chosen(Execution, given))
     check_device(device, here=True)
     check_sizes(config, vocabulary, vocabulary_size, settings.length, settings.batch)
     screen = console()
+    screen.quiet = not is_first()
     if watch is not None:
         screen.print(watch_note(watch_size(config, settings, watch), watch, out), soft_wrap=True)
     with progress_bars(screen) as shown:
@@ -85,6 +107,7 @@ def command(
             watch=watch,
             log_dir=log_dir,
             max_text=max_text,
+            execution=execution,
         )
     for note in result.notes:
         screen.print(note, soft_wrap=True)
