@@ -77,6 +77,8 @@ def main() -> None:
     """Run the command line; an error prints one line to standard error, see :mod:`headway.console`."""
     # torch's profiler, which counts memory, reads this when torch is loaded; otherwise it writes to the terminal
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    if "RANK" in os.environ:  # torchrun: DDP advises each process against what headway.training.execution needs
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     sys.exit(run_command(app, sys.argv[1:]))
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -141,7 +140,7 @@ class Engine:
         return self._clip(loss)
 
     def _loss(self, inputs: Inputs, targets: Tensor, counted: Tensor) -> Tensor:
-        with self.autocast(), _expected_warning(self.world):
+        with self.autocast():
             logits = predict(self._forward, inputs, self.device).flatten(0, 1)
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
@@ -240,29 +239,19 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
 
 
-def _ddp(model: nn.Module) -> Any:
+def _ddp(model: Any) -> Any:
     from torch.nn.parallel import DistributedDataParallel
 
     persistent = set(model.state_dict())
+    constant = [name for name, _ in model.named_buffers() if name not in persistent]  # need not be told each time
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, constant)
     return DistributedDataParallel(
         model,
-        broadcast_buffers=any(name in persistent for name, _ in model.named_buffers()),
         # Without it, buckets are rebuilt after the first step: sums of more than two processes would be rounded
         # otherwise in the first step after a resume. And a parameter may take no part in a loss.
         find_unused_parameters=True,
         gradient_as_bucket_view=True,
     )
-
-
-@contextlib.contextmanager
-def _expected_warning(world: World) -> Iterator[None]:
-    """Without the advice not to look for unused parameters, see :func:`_ddp`."""
-    if world.kind != "ddp":
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-        yield
 
 
 def _cut(inputs: Inputs, own: slice, rows: int) -> Inputs:
