@@ -179,6 +179,10 @@ def processes(kind: str | None = None, device: torch.device | str = "cpu") -> It
     except BaseException as error:
         failed = True
         _note(error)  # before the connections close, so that what the others see is not the first error
+        if is_lost(error):
+            lost = LostProcess(f"expected {dist.get_world_size()} processes, but one of them ended: start them again")
+            lost.repeated = error.repeated  # type: ignore[attr-defined]
+            raise lost from error
         raise
     finally:
         if _commands:

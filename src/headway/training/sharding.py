@@ -42,7 +42,7 @@ def shard(model: nn.Module, world: World, *, compiled: bool = False) -> list[nn.
     users = Counter(id(p) for block in blocks for p in block.parameters())
     outside = _outside(model, blocks)
     for block in blocks:
-        shared = {p for p in block.parameters() if users[id(p)] > 1}
+        shared = {p for p in block.parameters() if users[id(p)] > 1 or id(p) in outside}
         if all(id(p) in outside for p in shared):  # otherwise the whole block stays with the rest
             if compiled:
                 block.compile()
