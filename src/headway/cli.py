@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import signal
 import sys
 from functools import cache
 from pathlib import Path
@@ -77,9 +78,19 @@ def main() -> None:
     """Run the command line; an error prints one line to standard error, see :mod:`headway.console`."""
     # torch's profiler, which counts memory, reads this when torch is loaded; otherwise it writes to the terminal
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    if "RANK" in os.environ:  # torchrun: DDP advises each process against what headway.training.execution needs
+    if "RANK" in os.environ:  # torchrun started this process as one of several
+        # DDP advises each process against what headway.training.execution needs
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        sys.exit(run_command(app, sys.argv[1:], _is_repeated))
     sys.exit(run_command(app, sys.argv[1:]))
+
+
+def _is_repeated(error: BaseException) -> bool:
+    # torchrun ends all processes as soon as one has ended; the one that says why must not be cut short
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    from headway.parallel.process import is_repeated
+
+    return is_repeated(error)
 
 
 def _version(show: bool) -> None:

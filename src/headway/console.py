@@ -11,7 +11,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,8 +84,16 @@ class Checked(TyperCommand):
             raise _ReaderGone from None
 
 
-def run(app: typer.Typer, arguments: Sequence[str]) -> int:
-    """Run a command line and return its exit status; any error becomes one sentence on standard error."""
+def run(
+    app: typer.Typer, arguments: Sequence[str], is_repeated: Callable[[BaseException], bool] = lambda error: False
+) -> int:
+    """Run a command line and return its exit status; any error becomes one sentence on standard error.
+
+    Args:
+        app: the commands.
+        arguments: of the command line.
+        is_repeated: whether another process prints this error, so that this one need not.
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # it may be missing, or replaced by a test
             stream.reconfigure(errors=READABLE)  # type: ignore[union-attr]
@@ -97,12 +105,12 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     except Exception as error:
         if os.environ.get("HEADWAY_DEBUG", "0") not in ("", "0"):
             raise
-        return _end(error)
+        return _end(error, is_repeated)
     except KeyboardInterrupt as error:
-        return _end(error)
+        return _end(error, is_repeated)
 
 
-def _end(error: BaseException) -> int:
+def _end(error: BaseException, is_repeated: Callable[[BaseException], bool]) -> int:
     """Print in one sentence how a command ended, and return its exit status."""
     if isinstance(error, BrokenPipeError | _ReaderGone):
         _drop_output()
@@ -112,19 +120,10 @@ def _end(error: BaseException) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     _drop_output(error)
-    if sys.stderr is not None and not _is_repeated(error):
+    if sys.stderr is not None and not is_repeated(error):
         with contextlib.suppress(OSError, ValueError):  # nobody reads standard error
             print(f"error: {shortened(printable(said, keep=' '), _LONGEST)}", file=sys.stderr, flush=True)
     return status
-
-
-def _is_repeated(error: BaseException) -> bool:
-    """Whether another of the processes that torchrun started prints it.
-
-    Those that run a command say so, see :func:`headway.parallel.process.as_command`; before that they fail alike.
-    """
-    alike = "MASTER_ADDR" in os.environ and os.environ.get("RANK", "0") != "0"
-    return bool(getattr(error, "repeated", alike))
 
 
 def _sentence(error: BaseException) -> tuple[str, int]:

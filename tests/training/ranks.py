@@ -10,10 +10,11 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,33 +186,33 @@ def same_everywhere(found: list[dict[str, Any]]) -> dict[str, Any]:
     return found[0]
 
 
-def equal(root: Path) -> None:
+def equal(root: Path, thorough: int) -> None:
     """Loss, gradient norm and validation of one process, in every way to compute them."""
     whole = alone(lambda world: trained(world, root / "one"))
     assert whole["loss"][0] > whole["loss"][-1]
-    several = alone(lambda world: trained(world, execution=Execution(accumulate=3)))
-    close(whole, several)
     for kind in ("ddp", "fsdp"):
-        for accumulate in (1, 2):
+        for accumulate in (1, 2) if thorough else (1 + (kind == "fsdp"),):
             folder = root / f"{kind}{accumulate}"
             execution = Execution(accumulate=accumulate)
             found = together(2, kind, lambda w, f=folder, e=execution: trained(w, f, e))
             close(whole, same_everywhere(found))
-        one, other = (read_checkpoint(root / name / "checkpoints" / "step-00000006") for name in ("one", f"{kind}1"))
+        names = "one", f"{kind}{accumulate}"
+        one, other = (read_checkpoint(root / name / "checkpoints" / "step-00000006") for name in names)
         for part in ("model", "optimizer"):
             a, b = getattr(one, part), getattr(other, part)
             assert a.keys() == b.keys()
             assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a), part
-    halves = together(2, "ddp", lambda world: trained(world, model=model_of(dropout=0.2), dtype="bfloat16"))
-    close(whole, halves[0], 0.02)
-    assert halves[0]["loss"] != whole["loss"]
+        if thorough:
+            halves = together(2, kind, lambda world: trained(world, dtype="bfloat16"))
+            close(whole, same_everywhere(halves), 0.02)
+            assert halves[0]["loss"] != whole["loss"]
     print("equal")
 
 
-def resumed(root: Path) -> None:
+def resumed(root: Path, thorough: int) -> None:
     """The same number of processes gives the same bits; another number, and another kind, nearly."""
     whole = {}
-    for kind in ("ddp", "fsdp"):
+    for kind in ("ddp", "fsdp") if thorough else ("fsdp",):
         whole[kind] = together(2, kind, lambda world, kind=kind: trained(world, root / kind))[0]
         together(2, kind, lambda world, kind=kind: stopped(world, root / f"{kind}-cut"))
         found = together(2, kind, lambda world, kind=kind: trained(world, root / f"{kind}-cut"))
@@ -219,12 +220,13 @@ def resumed(root: Path) -> None:
         assert found[0]["loss"] == whole[kind]["loss"]
         assert digest(root / kind) == digest(root / f"{kind}-cut")
         together(2, kind, lambda world, kind=kind: stopped(world, root / f"{kind}-other"))
-    other = together(2, "ddp", lambda world: trained(world, root / "fsdp-other"))[0]
-    close(whole["ddp"], other)
-    assert "'processes': 2, 'parallel': 'fsdp'" in other["notes"][0], other["notes"]
-    last = alone(lambda world: trained(world, root / "ddp-other"))
-    close(whole["ddp"], last)
-    assert last["resumed"] == 2
+        shutil.copytree(root / f"{kind}-other", root / f"{kind}-one")
+        other = together(2, "ddp" if kind == "fsdp" else "fsdp", lambda w, k=kind: trained(w, root / f"{k}-other"))[0]
+        close(whole[kind], other)
+        assert f"'processes': 2, 'parallel': '{kind}'" in other["notes"][0], other["notes"]
+        last = alone(lambda world, kind=kind: trained(world, root / f"{kind}-one"))
+        close(whole[kind], last)
+        assert last["resumed"] == other["resumed"] == 2
     print("resumed")
 
 
@@ -275,9 +277,9 @@ def wait_for(path: Path) -> None:
         time.sleep(0.005)
 
 
-def ends(root: Path) -> None:
+def ends(root: Path, thorough: int) -> None:
     """SIGTERM, divergence, errors and a death in one process end all."""
-    for rank in range(2):
+    for rank in (0, 1) if thorough else (1,):
         begun(root)
         group = Group(2, "ddp", lambda world: long(world, root, 4000))
         wait_for(root / "begun")
@@ -300,11 +302,11 @@ def ends(root: Path) -> None:
         assert not skipped
         assert checkpoint is not None
         assert checkpoint.step >= steps[0]
-    errors(root)
+    errors(root, thorough)
     print("ends")
 
 
-def errors(root: Path) -> None:
+def errors(root: Path, thorough: int) -> None:
     """One sentence from one process."""
 
     def fails(world: World, bad: int) -> None:
@@ -313,7 +315,7 @@ def errors(root: Path) -> None:
         world.sum([1.0])
         Trainer(tiny(), tiny_batches(tiny_settings()), tiny_settings(), world=world).run()
 
-    for bad in range(2):
+    for bad in (0, 1) if thorough else (0,):
         found = Group(2, "ddp", lambda world, bad=bad: fails(world, bad)).end()
         assert found[bad] == (2, ["expected a good rank, got a bad one", False]), found
         assert found[1 - bad] == (LOST, ["expected 2 processes, but one of them ended: start them again", True]), found
@@ -321,6 +323,8 @@ def errors(root: Path) -> None:
     assert [status for status, _ in too_many] == [2, 2], too_many
     assert sorted(said[1] for _, said in too_many) == [False, True], too_many
     assert "expected batch of at least 6 for 2 processes × accumulate=3" in too_many[0][1][0]
+    if not thorough:
+        return
     found = Group(2, "ddp", lambda world: world.same("seed", world.rank)).end()
     assert all("expected the same seed in every process" in said[0] for _, said in found), found
     diverged = together(2, "fsdp", lambda world: trained(world, lr=1e38, optimizer="sgd", clip=None))
@@ -356,53 +360,62 @@ def curves(root: Path) -> None:
                 print("curve", position, size, kind, f"{worst:.1e}")
 
 
+def compiled(root: Path) -> None:
+    """Compiled, with both kinds."""
+    whole = alone(lambda world: trained(world, model=model_of()))
+    for kind in ("ddp", "fsdp"):
+        execution = Execution(compile=True)
+        found = together(2, kind, lambda world, e=execution: trained(world, None, e, model_of()))
+        close(whole, same_everywhere(found), 1e-5)
+    close(whole, alone(lambda world: trained(world, None, Execution(compile=True), model_of())), 1e-5)
+    print("compiled")
+
+
 def killed(root: Path, kills: int, seed: int) -> None:
-    """Kill −9 at random times; resume with the same, and with another number of processes."""
+    """Kill −9 at random times; resume with the same number of processes, then with others."""
     dice = random.Random(seed)
-    expected = together(4, "ddp", lambda world: long(world, root / "whole", 60, seconds=0))[0]
-    ways: Iterator[tuple[int, str]] = iter([])
+    whole = together(4, "ddp", lambda world: long(world, root / "whole", 60, seconds=0))[0]
+    ways = {"same": [(4, "ddp")], "others": [(1, "fsdp"), (2, "ddp"), (2, "fsdp"), (4, "fsdp")]}
     count = 0
-    for fixed in (True, False):
-        folder = root / f"fixed-{fixed}"
-        done = False
-        life = 0
-        while not done or count < kills:
-            if done:
-                folder, done = folder.with_name(folder.name + "+"), False
-            folder.mkdir(exist_ok=True)
-            size, kind = (4, "ddp") if fixed else dice.choice([(1, "fsdp"), (2, "ddp"), (2, "fsdp"), (4, "fsdp")])
-            begun(folder)
-            group = Group(size, kind, lambda world, folder=folder: long(world, folder, 60, seconds=0.02))
-            if life % 3:
-                wait_for(folder / "begun")
-            time.sleep(dice.random() * 0.5)
-            os.kill(dice.choice(group.pids), signal.SIGKILL)
-            statuses = [status for status, _ in group.end()]
-            life += 1
-            done = not any(statuses)
-            count += -signal.SIGKILL in statuses
-            assert set(statuses) <= {0, LOST, -signal.SIGKILL}, statuses
-            if not done:
-                done = False
-            checkpoint, skipped = Checkpoints(folder / "run" / "checkpoints").latest()
-            assert not skipped
-            if checkpoint is not None and checkpoint.step == 60:
-                done = True
-            if count >= kills // (2 if fixed else 1) and not done:
-                together(size, kind, lambda world, folder=folder: long(world, folder, 60, seconds=0))
-                done = True
-            if done:
-                history = History.from_json(
-                    read_checkpoint(folder / "run" / "checkpoints" / "step-00000060").values["history"]
-                )
-                if fixed:
-                    assert history.loss == expected["loss"]
-                    assert digest(folder / "run") == digest(root / "whole" / "run")
-                else:
-                    assert all(abs(a - b) < 1e-4 for a, b in zip(history.loss, expected["loss"], strict=True))
-                if count >= kills // (2 if fixed else 1):
-                    break
+    for name, choice in ways.items():
+        runs, killed = 0, 0
+        while killed < kills // 2:
+            runs += 1
+            folder = root / f"{name}-{runs}"
+            folder.mkdir()
+            killed += one_run(folder, choice, dice)
+            history = History.from_json(read_checkpoint(last_of(folder)).values["history"])
+            assert history.status == "done"
+            if name == "same":
+                assert history.loss == whole["loss"]
+                assert digest(folder / "run") == digest(root / "whole" / "run")
+            assert all(abs(a - b) < 1e-4 for a, b in zip(history.loss, whole["loss"], strict=True))
+        count += killed
     print("kills", count)
+
+
+def last_of(folder: Path) -> Path:
+    return folder / "run" / "checkpoints" / "step-00000060"
+
+
+def one_run(folder: Path, choice: list[tuple[int, str]], dice: random.Random) -> int:
+    """Let a run be killed until it is done; returns how often it was."""
+    kills = 0
+    while not last_of(folder).exists():
+        size, kind = dice.choice(choice)
+        begun(folder)
+        group = Group(size, kind, lambda world: long(world, folder, 60, seconds=0.02))
+        if dice.random() < 0.8:  # otherwise it may be killed while it starts
+            wait_for(folder / "begun")
+        time.sleep(dice.random() * 0.6)
+        os.kill(dice.choice(group.pids), signal.SIGKILL)
+        statuses = [status for status, _ in group.end()]
+        assert set(statuses) <= {0, LOST, -signal.SIGKILL}, statuses
+        kills += -signal.SIGKILL in statuses
+        checkpoint, skipped = Checkpoints(folder / "run" / "checkpoints").latest()
+        assert not skipped
+        assert checkpoint is not None or not (folder / "run" / "checkpoints").exists()
+    return kills
 
 
 if __name__ == "__main__":

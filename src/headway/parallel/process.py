@@ -227,25 +227,25 @@ _commands: list[None] = []
 
 @contextlib.contextmanager
 def as_command() -> Iterator[None]:
-    """Around a command that many processes run: an error is printed by one of them.
+    """Around what a command does: when its group has ended, in whatever way, the process ignores SIGTERM.
 
-    The others' exceptions are marked ``repeated``, which :mod:`headway.console` looks at. After the group has ended,
-    SIGTERM is ignored: torchrun sends it as soon as one process has ended, while another still says why.
+    torchrun sends it as soon as one process has ended, while another still says what came of it.
     """
     _commands.append(None)
     try:
         yield
-    except BaseException as error:
-        if launched():
-            _note(error)
-        raise
     finally:
         _commands.pop()
 
 
+def is_repeated(error: BaseException) -> bool:
+    """Whether another process of the group was the first to have an error, and prints it."""
+    _note(error)
+    return bool(getattr(error, "repeated", False))
+
+
 def _note(error: BaseException) -> None:
-    # typer's Exit carries a status and says nothing
-    if not hasattr(error, "repeated") and not hasattr(error, "exit_code"):
+    if launched() and not hasattr(error, "repeated"):
         error.repeated = not _claim()  # type: ignore[attr-defined]
 
 
