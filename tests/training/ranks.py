@@ -18,14 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 import torch
-
-torch.set_num_threads(1)
-# What the first optimizer and the first sharded model load, for seconds; here once, instead of in every process.
-import torch._dynamo
+import torch._dynamo  # with fsdp what optimizers and sharded models load, here once instead of in every process
 import torch.distributed as dist
-import torch.distributed.fsdp  # noqa: F401
+import torch.distributed.fsdp
 from tiny_model import TOKENS, tiny, tiny_batches, tiny_settings
 from torch import Tensor
 
@@ -215,12 +211,12 @@ def resumed(root: Path, thorough: int) -> None:
     for kind in ("ddp", "fsdp") if thorough else ("fsdp",):
         whole[kind] = together(2, kind, lambda world, kind=kind: trained(world, root / kind))[0]
         together(2, kind, lambda world, kind=kind: stopped(world, root / f"{kind}-cut"))
+        for copy in ("other", "one"):
+            shutil.copytree(root / f"{kind}-cut", root / f"{kind}-{copy}")
         found = together(2, kind, lambda world, kind=kind: trained(world, root / f"{kind}-cut"))
         assert found[0]["resumed"] == found[1]["resumed"] == 2
         assert found[0]["loss"] == whole[kind]["loss"]
         assert digest(root / kind) == digest(root / f"{kind}-cut")
-        together(2, kind, lambda world, kind=kind: stopped(world, root / f"{kind}-other"))
-        shutil.copytree(root / f"{kind}-other", root / f"{kind}-one")
         other = together(2, "ddp" if kind == "fsdp" else "fsdp", lambda w, k=kind: trained(w, root / f"{k}-other"))[0]
         close(whole[kind], other)
         assert f"'processes': 2, 'parallel': '{kind}'" in other["notes"][0], other["notes"]
@@ -323,12 +319,12 @@ def errors(root: Path, thorough: int) -> None:
     assert [status for status, _ in too_many] == [2, 2], too_many
     assert sorted(said[1] for _, said in too_many) == [False, True], too_many
     assert "expected batch of at least 6 for 2 processes × accumulate=3" in too_many[0][1][0]
+    diverged = together(2, "fsdp", lambda world: trained(world, lr=1e38, optimizer="sgd", clip=None))
+    assert same_everywhere(diverged)["status"] == "diverged", diverged
     if not thorough:
         return
     found = Group(2, "ddp", lambda world: world.same("seed", world.rank)).end()
     assert all("expected the same seed in every process" in said[0] for _, said in found), found
-    diverged = together(2, "fsdp", lambda world: trained(world, lr=1e38, optimizer="sgd", clip=None))
-    assert same_everywhere(diverged)["status"] == "diverged", diverged
     # a folder is locked by the first process alone, against all others
     group = Group(2, "ddp", lambda world: long(world, root / "locked"))
     wait_for(root / "locked" / "begun")
@@ -419,7 +415,7 @@ def one_run(folder: Path, choice: list[tuple[int, str]], dice: random.Random) ->
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
+    torch.set_num_threads(1)
     scenario, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
     for name in scenario.split(","):

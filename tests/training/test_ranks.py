@@ -30,6 +30,7 @@ def ranks(*arguments: object) -> str:
         text=True,
         timeout=1800,
         check=False,
+        env={**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -98,11 +99,11 @@ def test_accumulation_drops_the_same_entries_and_differs_by_rounding() -> None:
 
 def test_one_pass_has_the_bits_of_the_mean_loss() -> None:
     settings = tiny_settings(dtype="float32")
-    engine = Engine(tiny(), settings, Execution(), World())
+    engine = Engine(tiny().eval(), settings, Execution(), World())
     inputs, targets = TextBatches(TOKENS, settings.length, settings.batch)(0)
     targets = targets.masked_fill(targets % 3 == 0, -100)
     loss, _ = engine.backward(0, inputs, targets)
-    model = tiny()
+    model = tiny().eval()
     expected = nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
     assert loss == expected.item()
     expected.backward()
