@@ -255,7 +255,7 @@ class Slow(Observer):
 
 
 def long(world: World, root: Path, steps: int = 400, every: int = 1, seconds: float = 0.01) -> dict[str, Any]:
-    settings = tiny_settings(steps=steps, checkpoint_every=every, validate_every=None)
+    settings = tiny_settings(steps=steps, batch=5, checkpoint_every=every, validate_every=None)
     observers = [Slow(root, seconds)]
     batches = tiny_batches(settings)
     trainer = Trainer(tiny(), batches, settings, folder=root / "run", world=world, observers=observers)

@@ -196,7 +196,7 @@ class RowDropout:
 
     It draws for the whole batch and takes its rows, on a CPU the very entries that one process drops; where a tensor
     does not begin with the rows, it draws for all parts and takes its own. Attention's dropout differs from part to
-    part: see docs/training.md.
+    part: see docs/many-processes.md.
     """
 
     def __init__(self) -> None:
