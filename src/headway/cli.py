@@ -7,6 +7,7 @@ A package is imported only when its command runs, so that ``headway --help`` is 
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import os
 import signal
@@ -81,7 +82,11 @@ def main() -> None:
     if "RANK" in os.environ:  # torchrun started this process as one of several
         # DDP advises each process against what headway.training.execution needs
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        sys.exit(run_command(app, sys.argv[1:], _is_repeated))
+        status = run_command(app, sys.argv[1:], _is_repeated)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # its reader is gone
+                stream.flush()
+        os._exit(status)  # a group that failed cannot be taken down in order, see headway.parallel.process
     sys.exit(run_command(app, sys.argv[1:]))
 
 

@@ -6,18 +6,21 @@
         world.tell(values)               # plain values of the first one
 
 What is agreed on travels as numbers and JSON through gloo, beside the gradients, which use NCCL on GPUs. Waiting has no
-time limit: a slow first process is no error. A process that ends, in whatever way, closes its connections: the others'
-next exchange fails, and all end. Of all processes one says why: the first to count up a number in torchrun's store.
+time limit: a slow first process is no error. When a process ends, in whatever way, its connections are closed: the
+others' next exchange fails, and all end. Of all processes one says why: the first to count up a number in torchrun's
+store.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import datetime
 import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -187,9 +190,24 @@ def processes(kind: str | None = None, device: torch.device | str = "cpu") -> It
     finally:
         if _commands:
             _ignore_termination()
-        # NCCL would wait for those that are gone
-        if joined and not (failed and device.type == "cuda"):
-            dist.destroy_process_group()
+        _leave(joined, group, failed)
+
+
+def _leave(joined: bool, group: Any, failed: bool) -> None:
+    """Give a group up.
+
+    Its destructor waits for torch's threads while it holds Python's lock, which such a thread may want for giving back
+    what its last exchange held: after a failure, when exchanges are pending, that is forever. Then the group is kept,
+    and its connections are closed when the process ends.
+    """
+    import torch.distributed as dist
+
+    if failed:
+        for one in (group, dist.group.WORLD):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
+        return
+    time.sleep(0.1)  # without the lock: every exchange is over, and the threads can finish
+    dist.destroy_process_group(None if joined else group)
 
 
 def _own(device: torch.device) -> torch.device:
