@@ -211,7 +211,7 @@ class RowDropout:
         self._rows, self._total, self._part, self._parts = rows, total, part, parts
 
     def attach(self, model: nn.Module) -> list[nn.Dropout]:
-        """Give each dropout of the model this forward; ``del module.forward`` takes it back."""
+        """Give each dropout of the model this forward, until it is deleted."""
         found = [module for module in model.modules() if isinstance(module, nn.Dropout)]
         for module in found:
             module.forward = partial(self.drop, module)  # type: ignore[method-assign]
