@@ -77,7 +77,7 @@ class Group:
         os._exit(status)
 
     def end(self) -> list[tuple[int, Any]]:
-        """Exit status, and what it said, of each process; when one has failed, the others get SIGTERM, as of torchrun."""
+        """Exit status, and what it said, of each process; after a failure the others get SIGTERM, as of torchrun."""
         status: dict[int, int] = {}
         told = False
         while len(status) < len(self.pids):
