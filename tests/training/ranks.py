@@ -1,6 +1,6 @@
 """Trainings of several processes, each of them a fork; run by test_ranks.py in a process of its own.
 
-The parent never computes with torch, so that forking it is safe, and hosts the store, as torchrun does.
+The parent never computes with torch, so that forking it is safe.
 Usage: python ranks.py SCENARIO FOLDER [ARGUMENTS]
 """
 
@@ -39,18 +39,35 @@ from headway.transformer import Transformer
 LOST = 77
 
 
+def store() -> tuple[int, str]:
+    """A process that hosts a store, as torchrun does, and its port; in the parent it would be a thread."""
+    reader, writer = os.pipe()
+    parent, pid = os.getpid(), os.fork()
+    if pid == 0:
+        hosted = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        os.write(writer, str(hosted.port).encode())
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(0)
+    port = os.read(reader, 16).decode()
+    os.close(reader)
+    os.close(writer)
+    return pid, port
+
+
 class Group:
     """Processes that run the same action with a world of theirs; each ends with a JSON value."""
 
     def __init__(self, size: int, kind: str | None, action: Callable[[World], Any]) -> None:
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        self.store, self.pids, self._pipes = store, [], []
+        self._store, port = store()
+        self.pids: list[int] = []
+        self._pipes: list[int] = []
         for rank in range(size):
             reader, writer = os.pipe()
             pid = os.fork()
             if pid == 0:
                 os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
                 os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
                 self._child(kind, action, writer)
             os.close(writer)
@@ -91,6 +108,8 @@ class Group:
                     if pid not in status:
                         os.kill(pid, signal.SIGTERM)
             time.sleep(0.005)
+        os.kill(self._store, signal.SIGKILL)
+        os.waitpid(self._store, 0)
         said = []
         for pipe in self._pipes:
             with os.fdopen(pipe) as reader:
