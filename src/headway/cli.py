@@ -7,8 +7,10 @@ A package is imported only when its command runs, so that ``headway --help`` is 
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import os
+import signal
 import sys
 from functools import cache
 from pathlib import Path
@@ -80,7 +82,23 @@ def main() -> None:
     """Run the command line; an error prints one line to standard error, see :mod:`headway.console`."""
     # torch's profiler, which counts memory, reads this when torch is loaded; otherwise it writes to the terminal
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    if "RANK" in os.environ:  # torchrun started this process as one of several
+        # DDP advises each process against what headway.training.execution needs
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        status = run_command(app, sys.argv[1:], _is_repeated)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # its reader is gone
+                stream.flush()
+        os._exit(status)  # a group that failed cannot be taken down in order, see headway.parallel.process
     sys.exit(run_command(app, sys.argv[1:]))
+
+
+def _is_repeated(error: BaseException) -> bool:
+    # torchrun ends all processes as soon as one has ended; the one that says why must not be cut short
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    from headway.parallel.process import is_repeated
+
+    return is_repeated(error)
 
 
 def _version(show: bool) -> None:

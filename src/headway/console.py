@@ -76,14 +76,24 @@ class Checked(TyperCommand):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise _Interrupted from None
+        except KeyboardInterrupt as error:
+            interrupted = _Interrupted()
+            interrupted.__dict__.update(error.__dict__)
+            raise interrupted from None
         except BrokenPipeError:
             raise _ReaderGone from None
 
 
-def run(app: typer.Typer, arguments: Sequence[str]) -> int:
-    """Run a command line and return its exit status; any error becomes one sentence on standard error."""
+def run(
+    app: typer.Typer, arguments: Sequence[str], is_repeated: Callable[[BaseException], bool] = lambda error: False
+) -> int:
+    """Run a command line and return its exit status; any error becomes one sentence on standard error.
+
+    Args:
+        app: the commands.
+        arguments: of the command line.
+        is_repeated: whether another process prints this error, so that this one need not.
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # it may be missing, or replaced by a test
             stream.reconfigure(errors=READABLE)  # type: ignore[union-attr]
@@ -95,12 +105,12 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     except Exception as error:
         if os.environ.get("HEADWAY_DEBUG", "0") not in ("", "0"):
             raise
-        return _end(error)
+        return _end(error, is_repeated)
     except KeyboardInterrupt as error:
-        return _end(error)
+        return _end(error, is_repeated)
 
 
-def _end(error: BaseException) -> int:
+def _end(error: BaseException, is_repeated: Callable[[BaseException], bool]) -> int:
     """Print in one sentence how a command ended, and return its exit status."""
     if isinstance(error, BrokenPipeError | _ReaderGone):
         _drop_output()
@@ -110,7 +120,7 @@ def _end(error: BaseException) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     _drop_output(error)
-    if sys.stderr is not None:
+    if sys.stderr is not None and not is_repeated(error):
         with contextlib.suppress(OSError, ValueError):  # nobody reads standard error
             print(f"error: {shortened(printable(said, keep=' '), _LONGEST)}", file=sys.stderr, flush=True)
     return status
@@ -127,7 +137,7 @@ def sentence(error: BaseException) -> str:
 
 def _explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, HeadwayError):
-        return str(error), 2
+        return str(error), getattr(error, "status", 2)
     if isinstance(error, _usage_errors()):
         said = " ".join(str(error.format_message()).split("\n")).rstrip(".")
         where = getattr(getattr(error, "ctx", None), "command_path", "headway")

@@ -57,8 +57,8 @@ def life(folder: Path, settings: TrainSettings, report: int | None = None) -> No
         assert checkpoints is not None
         save = checkpoints.save
 
-        def reporting(step: int, *rest: Any) -> Path:
-            path = save(step, *rest)
+        def reporting(step: int, *rest: Any, **named: Any) -> Path:
+            path = save(step, *rest, **named)
             _write(report, b"%d\n" % step)
             return path
 

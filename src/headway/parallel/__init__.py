@@ -1,1 +1,5 @@
-"""Many processes: plans of training on many devices."""
+"""Many processes: the group that torchrun starts, and plans of training on many devices."""
+
+from headway.parallel.process import World, processes
+
+__all__ = ["World", "processes"]

@@ -3,6 +3,7 @@
 from headway.training.batches import Batches, TextBatches, TextValidation
 from headway.training.checkpoint import Checkpoint, Checkpoints, read_checkpoint
 from headway.training.decoding import Beam, beam_search, generate_batch, speculate, stream_beams
+from headway.training.execution import Execution
 from headway.training.files import FolderLock, read_json, write_json_atomic
 from headway.training.history import History
 from headway.training.live import Live
@@ -24,6 +25,7 @@ __all__ = [
     "Checkpoint",
     "Checkpoints",
     "Delimited",
+    "Execution",
     "FolderLock",
     "History",
     "Live",

@@ -12,6 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from headway.shapes import HeadwayError
+from headway.training.validation import mean_loss
 
 IGNORED = -100
 """Targets with this value are ignored in the loss."""
@@ -166,13 +167,17 @@ class TextValidation:
 
     def __call__(self, model: nn.Module, /) -> float:
         """Return the model's mean loss per token, in nats."""
+        return mean_loss(self, model)
+
+    @property
+    def pieces(self) -> int:
+        """Batches, which processes may share."""
+        return -(-len(self._windows) // self.batch)
+
+    def piece(self, number: int, model: nn.Module, /) -> tuple[float, int]:
+        """Sum of the loss over one batch, and its tokens."""
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        total, count = 0.0, 0
-        with torch.no_grad():
-            for part in torch.split(self._windows, self.batch):
-                windows = part.to(device).long()
-                logits = model(windows[:, :-1])
-                loss = F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="sum")
-                total += loss.item()
-                count += part.shape[0] * (part.shape[1] - 1)
-        return total / count
+        windows = self._windows[number * self.batch : (number + 1) * self.batch].to(device).long()
+        logits = model(windows[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="sum")
+        return loss.item(), windows[:, 1:].numel()

@@ -17,13 +17,14 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from headway.parallel.process import World
 from headway.shapes import HeadwayError
 from headway.sizes import memory
 from headway.training.files import (
@@ -37,6 +38,7 @@ from headway.training.files import (
     temporary,
     write_new,
 )
+from headway.training.sharding import is_sharded, local, placed, whole
 
 _FORMAT = 1
 _PARTS = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -63,13 +65,13 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def not_finite(model: nn.Module) -> str | None:
-    """Return the name of a parameter that holds NaN or infinity, or None.
+    """Return the name of a parameter that holds NaN or infinity, in this process's share of it, or None.
 
     >>> not_finite(nn.Linear(2, 3)) is None
     True
     """
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not bool(torch.isfinite(local(parameter)).all()):
             return name
     return None
 
@@ -94,8 +96,15 @@ class Checkpoint:
     optimizer_kind: str | None
     path: Path
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def restore(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, world: World | None = None
+    ) -> None:
         """Put the saved values into a model and an optimizer; on any mismatch both are left as they were.
+
+        Args:
+            model: what to restore; under FSDP its parameters are shares.
+            optimizer: likewise.
+            world: the processes, all of which restore together what :func:`share` gave them.
 
         Raises:
             HeadwayError: on missing or unexpected names, other shapes or dtypes, or another kind of optimizer.
@@ -104,14 +113,17 @@ class Checkpoint:
         _check_names(self.path, "tensors", set(target), set(self.model))
         for name, tensor in target.items():
             _check_like(self.path, name, tensor, self.model[name])
-        state = None if optimizer is None else self._optimizer_state(model, optimizer)
+        world = world or World()
+        state = None if optimizer is None else self._optimizer_state(model, optimizer, world)
         with torch.no_grad():
             for name, tensor in target.items():
-                tensor.copy_(self.model[name])
+                tensor.copy_(placed(world.spread(self.model[name]), tensor))
         if optimizer is not None:
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
-    def _optimizer_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    def _optimizer_state(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World
+    ) -> dict[int, dict[str, Tensor]]:
         kind = type(optimizer).__name__
         if self.optimizer_kind != kind:
             raise HeadwayError(
@@ -133,7 +145,11 @@ class Checkpoint:
             state.setdefault(index[name], {})[what] = tensor
         for i, kept in state.items():
             _check_names(self.path, f"state of parameter {i}", _KEPT[kind], set(kept))
-        return state
+        # after all checks: from here on every process takes part
+        return {
+            i: {what: placed(world.spread(x), torch.zeros(()) if what in _SCALARS else ordered[i]) for what, x in kept}
+            for i, kept in sorted((i, sorted(kept.items())) for i, kept in state.items())
+        }
 
 
 _OTHER = "it was saved from another model or optimizer; build the one it was saved from"
@@ -213,6 +229,36 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     return Checkpoint(step, model, optimizer, state["values"], state["optimizer"], path)
 
 
+def share(checkpoint: Checkpoint | None, world: World) -> Checkpoint | None:
+    """Tell all processes what the first one read; the others' tensors are on the meta device until they are restored.
+
+    So a checkpoint is read once, the folder need not be on every machine, and only the first process holds all of it.
+    """
+    if not world.many:
+        return checkpoint
+    told: dict[str, Any] | None = None
+    if checkpoint is not None:
+        told = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
+        told |= {"path": str(checkpoint.path)}
+        told |= {part: _described(getattr(checkpoint, part)) for part in ("model", "optimizer")}
+    told = world.tell(told)
+    if told is None or checkpoint is not None:
+        return checkpoint
+    empty = {part: _empty(told[part]) for part in ("model", "optimizer")}
+    return Checkpoint(**{**told, **empty, "path": Path(told["path"])})
+
+
+def _described(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {name: [list(x.shape), str(x.dtype).removeprefix("torch.")] for name, x in tensors.items()}
+
+
+def _empty(described: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {
+        name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+        for name, (shape, dtype) in described.items()
+    }
+
+
 def _fingerprint(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
@@ -283,6 +329,8 @@ class Checkpoints:
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
         values: Mapping[str, Any] | None = None,
+        *,
+        write: bool = True,
     ) -> Path:
         """Save a checkpoint; when this returns, it is on the disk and survives a power cut.
 
@@ -291,6 +339,8 @@ class Checkpoints:
             model: its parameters and persistent buffers are saved.
             optimizer: SGD, Adam or AdamW, or None.
             values: plain JSON values to keep with it.
+            write: False in all processes but one: under FSDP they only give their shares, which are gathered one
+                parameter at a time; the files are those of one process.
 
         Returns:
             The checkpoint's folder.
@@ -301,8 +351,10 @@ class Checkpoints:
         """
         if name := not_finite(model):
             raise HeadwayError(f"expected finite weights at step {step}, got NaN or infinity in {name}: not saved")
-        tensors = model_tensors(model)
-        moments = _optimizer_tensors(model, optimizer)
+        tensors = _gathered(model_tensors(model), write)
+        moments = _gathered(_optimizer_tensors(model, optimizer), write)
+        if not write:
+            return self.path(step)
         state = {
             "values": dict(values or {}),
             "optimizer": None if optimizer is None else type(optimizer).__name__,
@@ -366,6 +418,16 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None
             if isinstance(value, Tensor):
                 tensors[f"{name}/{what}"] = value
     return tensors
+
+
+def _gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Whole tensors, those of shares on the CPU; none where they are not kept."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor)
+        if keep:
+            found[name] = full.detach().cpu() if is_sharded(tensor) else tensor
+    return found
 
 
 def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:

@@ -14,17 +14,18 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
+from headway.parallel.process import LostProcess, World, is_lost
 from headway.shapes import HeadwayError
-from headway.training.batches import IGNORED, AnyBatches, predict, seed_for
-from headway.training.checkpoint import Checkpoint, Checkpoints, not_finite
+from headway.training.batches import IGNORED, AnyBatches
+from headway.training.checkpoint import Checkpoint, Checkpoints, not_finite, share
+from headway.training.execution import Engine, Execution
 from headway.training.files import FolderLock, clean_leftovers, make_folder, write_json_atomic
 from headway.training.history import History
-from headway.training.optimizer import build_optimizer, learning_rate
+from headway.training.optimizer import learning_rate
 from headway.training.settings import TrainSettings
+from headway.training.validation import validated
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class _Signals:
-    """Defers ctrl-C or SIGTERM until the current step is finished; a second one acts at once."""
+    """Defers ctrl-C or SIGTERM until the current step is finished; a second one acts at once.
 
-    def __init__(self) -> None:
+    In a group of processes only one that comes later does: the first may come from the terminal and from torchrun.
+    """
+
+    def __init__(self, world: World) -> None:
         self.received = False
+        self._patience, self._since = (5.0 if world.many else 0.0), 0.0
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
@@ -104,10 +109,11 @@ class _Signals:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+        if not self.received:
+            self.received, self._since = True, time.monotonic()
+        elif time.monotonic() - self._since >= self._patience:
             self._restore()
             signal.raise_signal(number)
-        self.received = True
 
     def _restore(self) -> None:
         for number, handler in self._old.items():
@@ -135,6 +141,10 @@ class Trainer:
         on_progress: called with a `Progress`; an exception it raises ends the run.
         extra: plain JSON values stored in each checkpoint; resuming requires the same values.
         observers: notified of every step; results are the same with and without them.
+        execution: how to compute, see :class:`headway.training.Execution`; its ``parallel`` is the world's.
+        world: the processes that train together, of :func:`headway.parallel.processes`. Each of them makes a trainer
+            from the same model, batches and settings; the first one alone writes files, and calls ``on_progress`` and
+            the observers. Default: this process alone.
 
     Raises:
         HeadwayError: when the model has nothing to train, or no position to drop where the settings ask for it.
@@ -159,6 +169,8 @@ class Trainer:
         on_progress: Callable[[Progress], None] | None = None,
         extra: Mapping[str, Any] | None = None,
         observers: Sequence[Observer] = (),
+        execution: Execution | None = None,
+        world: World | None = None,
     ) -> None:
         if settings.drop_position and not callable(getattr(model, "drop_position", None)):
             raise HeadwayError(
@@ -166,9 +178,12 @@ class Trainer:
                 f"got {type(model).__name__}: set drop_position=0"
             )
         self.model, self.batches, self.settings = model, batches, settings
-        self.validation, self.on_progress, self.extra = validation, on_progress, dict(extra or {})
-        self.observers = tuple(observers)
-        self.optimizer = build_optimizer(model, settings)
+        self.world, self.execution = world or World(), execution or Execution()
+        first = self.world.first
+        self.validation, self.on_progress, self.extra = validation, on_progress if first else None, dict(extra or {})
+        self.observers = tuple(observers) if first else ()
+        self._engine = Engine(model, settings, self.execution, self.world)
+        self.optimizer = self._engine.optimizer
         self.folder = None if folder is None else Path(folder)
         self.history = History()
         self.resumed_from: int | None = None
@@ -192,33 +207,41 @@ class Trainer:
             HeadwayError: when another process trains in the folder, a checkpoint there belongs to other settings or
                 another model, or saving fails (a full disk); earlier checkpoints are then intact.
         """
-        device = next(self.model.parameters()).device
-        with contextlib.ExitStack() as held:
-            if self.folder is not None:
-                make_folder(self.folder)
-                if lock is None:
-                    held.enter_context(FolderLock(self.folder))
-            signals = held.enter_context(_Signals())
-            held.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-            self._resume()
-            was_training = [module for module in self.model.modules() if not module.training]
-            self.model.train()
-            try:
-                for observer in self.observers:
-                    held.callback(observer.end, self)
-                    observer.begin(self)
-                self._loop(device, lambda: signals.received or (stop is not None and stop()))
-            finally:
-                for module in was_training:
-                    module.training = False
-            self._write_history()
+        try:
+            with contextlib.ExitStack() as held:
+                self._run(held, stop, lock)
+        except RuntimeError as error:
+            if not (self.world.many and is_lost(error)):
+                raise
+            raise LostProcess(self._lost()) from error
         return self.history
 
-    def _loop(self, device: torch.device, stop: Callable[[], bool]) -> None:
+    def _run(self, held: contextlib.ExitStack, stop: Callable[[], bool] | None, lock: object | None) -> None:
+        device = self._engine.device
+        if self.folder is not None and self.world.first:
+            make_folder(self.folder)
+            if lock is None:
+                held.enter_context(FolderLock(self.folder))
+        signals = held.enter_context(_Signals(self.world))
+        held.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        self._resume()
+        with self._engine.training():
+            for observer in self.observers:
+                held.callback(observer.end, self)
+                observer.begin(self)
+            self._loop(lambda: self.world.any(signals.received or (stop is not None and stop())))
+        self._write_history()
+
+    def _lost(self) -> str:
+        saved = "none was saved" if not self._saved else f"step {self._saved}"
+        return (
+            f"expected {self.world.size} processes to the end, but one of them ended after step "
+            f"{len(self.history.steps)}: what is lost are the steps since the last checkpoint ({saved}); "
+            f"run the same command to resume, with any number of processes"
+        )
+
+    def _loop(self, stop: Callable[[], bool]) -> None:
         settings, model, optimizer, history = self.settings, self.model, self.optimizer, self.history
-        params = [p for group in optimizer.param_groups for p in group["params"]]
-        # An infinite limit measures the norm and scales by exactly 1.
-        clip = math.inf if settings.clip is None else settings.clip
         pace = _Pace(self.on_progress, settings.steps)
         first = len(history.steps)
         history.status, history.reason = "running", None
@@ -228,29 +251,20 @@ class Trainer:
             if drops and step >= settings.positioned:
                 model.drop_position()  # type: ignore[operator]
                 drops = False
-            _seed_generators(seed_for(settings.seed, step, "dropout"), device)
             inputs, targets = self.batches(step)
-            targets = targets.to(device, non_blocking=True)
             rate = learning_rate(step, settings)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            logits = predict(model, inputs, device)
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-            for parameter in params:
-                # zero_grad does the same behind two layers of hooks.
-                parameter.grad = None
-            loss.backward()
-            norm = clip_grad_norm_(params, clip, foreach=True)
-            loss_value, norm_value = _fetch(loss, norm)
-            if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-                self._diverge(step, _why(loss_value, norm_value, targets))
+            loss, norm = self._engine.backward(step, inputs, targets)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self._diverge(step, _why(loss, norm, targets))
                 return
             optimizer.step()
             seconds = time.perf_counter() - begin
             history.steps.append(step + 1)
-            history.loss.append(loss_value)
+            history.loss.append(loss)
             history.lr.append(rate)
-            history.grad_norm.append(norm_value)
+            history.grad_norm.append(norm)
             history.seconds += seconds
             history.tokens += targets.numel()
             found = None
@@ -262,13 +276,13 @@ class Trainer:
                     return
             for observer in self.observers:
                 observer.after(self, step + 1)
-            pace.tell(step + 1, loss_value, seconds, targets.numel(), found, last)
+            pace.tell(step + 1, loss, seconds, targets.numel(), found, last)
             if last:
                 history.status = "done"
             elif stop():
                 history.status = "interrupted"
             if history.status != "running" or _due(step + 1, settings.checkpoint_every, last):
-                if name := not_finite(model):
+                if name := self._not_finite():
                     self._diverge(step + 1, f"the weights {name} overflowed")
                     return
                 self._save(step + 1)
@@ -276,11 +290,15 @@ class Trainer:
                 return
         history.status = "done"
 
+    def _not_finite(self) -> str | None:
+        name = not_finite(self.model)
+        return (name or "of another process") if self.world.any(name is not None) else None
+
     def _validate(self, finished: int) -> float:
         assert self.validation is not None
         self.optimizer.zero_grad(set_to_none=True)
-        with evaluating(self.model), torch.no_grad():
-            found = float(self.validation(self.model))
+        with evaluating(self.model), torch.no_grad(), self._engine.autocast():
+            found = validated(self.validation, self.model, self.world)
         if math.isfinite(found):
             self.history.validation_steps.append(finished)
             self.history.validation_loss.append(found)
@@ -291,7 +309,7 @@ class Trainer:
         self.history.status = "diverged"
         self.history.reason = f"{why}: try a lower learning rate, a longer warm-up, or gradient clipping"
         # A weight can overflow in a step whose gradient was finite; the checkpoints before it stay the last ones.
-        if finished > 0 and not_finite(self.model) is None:
+        if finished > 0 and self._not_finite() is None:
             self._save(finished)
 
     def _save(self, finished: int) -> None:
@@ -302,31 +320,22 @@ class Trainer:
         values = {
             "history": self.history.to_json(),
             "settings": self.settings.plain(),
-            "environment": _environment(self.model),
+            "environment": self._environment(),
             "extra": self.extra,
         }
-        self._checkpoints.save(finished, self.model, self.optimizer, values)
+        self._checkpoints.save(finished, self.model, self.optimizer, values, write=self.world.first)
         self._saved = finished
         self._write_history()
 
     def _write_history(self) -> None:
-        if self.folder is not None:
+        if self.folder is not None and self.world.first:
             write_json_atomic(self.folder / "history.json", self.history.to_json())
 
     def _resume(self) -> None:
         if self._checkpoints is None:
             return
-        assert self.folder is not None
-        clean_leftovers(self.folder)
-        self._checkpoints.clean()
-        checkpoint, skipped = self._checkpoints.latest()
-        self.notes += skipped
+        checkpoint = share(self._latest() if self.world.first else None, self.world)
         if checkpoint is None:
-            if skipped:
-                raise HeadwayError(
-                    f"expected a whole checkpoint in {self._checkpoints.folder}, got only damaged ones ("
-                    f"{'; '.join(skipped)}): move the folder away to start again"
-                )
             return
         history, before = _checked(checkpoint, self.settings, self.extra)
         if before < self.settings.steps:
@@ -334,14 +343,38 @@ class Trainer:
                 f"continued a run of {before} steps to {self.settings.steps}: from step {checkpoint.step + 1} on, the "
                 f"learning rate is that of a run of {self.settings.steps} steps"
             )
-        checkpoint.restore(self.model, self.optimizer)
+        checkpoint.restore(self.model, self.optimizer, self.world)
         if checkpoint.step > self.settings.positioned:
             self.model.drop_position()  # type: ignore[operator]
         self.history = history
         self.resumed_from = self._saved = checkpoint.step
-        here, there = _environment(self.model), checkpoint.values["environment"]
+        here, there = self._environment(), checkpoint.values["environment"]
         if here != there:
             self.notes.append(f"resumed under {here}, saved under {there}: the last bits of results may differ")
+
+    def _latest(self) -> Checkpoint | None:
+        assert self.folder is not None
+        assert self._checkpoints is not None
+        clean_leftovers(self.folder)
+        self._checkpoints.clean()
+        checkpoint, skipped = self._checkpoints.latest()
+        self.notes += skipped
+        if checkpoint is None and skipped:
+            raise HeadwayError(
+                f"expected a whole checkpoint in {self._checkpoints.folder}, got only damaged ones ("
+                f"{'; '.join(skipped)}): move the folder away to start again"
+            )
+        return checkpoint
+
+    def _environment(self) -> dict[str, Any]:
+        """What the last bits of results depend on."""
+        execution, world = self.execution, self.world
+        found = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": self._engine.device.type}
+        if world.many:
+            found |= {"processes": world.size, "parallel": world.kind}
+        if execution.accumulate > 1:
+            found["accumulate"] = execution.accumulate
+        return {**found, "compile": True} if execution.compile else found
 
 
 def _checked(checkpoint: Checkpoint, settings: TrainSettings, extra: Mapping[str, Any]) -> tuple[History, int]:
@@ -430,32 +463,9 @@ def _due(finished: int, every: int | None, last: bool) -> bool:
     return last or (every is not None and finished % every == 0)
 
 
-def _seed_generators(seed: int, device: torch.device) -> None:
-    # torch.manual_seed also walks through every accelerator and formats a stack trace when CUDA is not yet in use:
-    # some hundred microseconds in every step.
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-    elif device.type != "cpu":
-        torch.manual_seed(seed)
-
-
-def _fetch(loss: Tensor, norm: Tensor) -> tuple[float, float]:
-    if loss.device.type == "cpu":
-        return loss.item(), norm.item()
-    # One wait for the device instead of two.
-    both: list[float] = torch.stack((loss.detach().float(), norm.float())).tolist()
-    return both[0], both[1]
-
-
 def _why(loss: float, norm: float, targets: Tensor) -> str:
     if not bool((targets != IGNORED).any()):
         return "the batch has no target but -100, so its loss is not defined"
     if not math.isfinite(loss):
         return f"the loss is {loss}"
     return f"the gradient norm is {norm}"
-
-
-def _environment(model: nn.Module) -> dict[str, Any]:
-    device = next(model.parameters()).device
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device.type}

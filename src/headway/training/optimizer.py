@@ -11,6 +11,7 @@ from torch import nn
 
 from headway.shapes import HeadwayError
 from headway.training.settings import TrainSettings
+from headway.training.sharding import is_sharded
 
 # For small models, with a width of about 128; wide ones need less.
 _PEAK = {"sgd": 0.1, "adam": 3e-3, "adamw": 3e-3}
@@ -87,14 +88,21 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Op
         {"params": [p for p in params if p.ndim >= 2], "weight_decay": decay},
         {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
+    # torch updates sharded parameters apart from others
+    groups = [{**group, "params": some} for group in groups for some in _by_sharding(group["params"]) if some]
     rate = peak_rate(settings)
     fused = _can_fuse(params)
     if settings.optimizer == "sgd":
+        fused = fused and not any(map(is_sharded, params))  # torch has no such kernel
         return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, fused=fused)
     if settings.optimizer == "adam":
         return torch.optim.Adam(groups, lr=rate, betas=settings.betas, fused=fused)
     return torch.optim.AdamW(groups, lr=rate, betas=settings.betas, fused=fused)
+
+
+def _by_sharding(params: Iterable[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    params = list(params)
+    return [p for p in params if not is_sharded(p)], [p for p in params if is_sharded(p)]
 
 
 def _can_fuse(params: Iterable[nn.Parameter]) -> bool:

@@ -24,6 +24,7 @@ from headway.shapes import HeadwayError
 from headway.training.batches import IGNORED, compact, predict, seed_for
 from headway.training.files import parse_json
 from headway.training.text import Text, read_text
+from headway.training.validation import mean_loss
 from headway.training.vocabulary import Delimited
 
 SUFFIXES = (".tsv", ".jsonl")
@@ -199,14 +200,18 @@ class PairValidation:
 
     def __call__(self, model: nn.Module, /) -> float:
         """Return the model's mean loss per token, in nats."""
+        return mean_loss(self, model)
+
+    @property
+    def pieces(self) -> int:
+        """Batches, which processes may share."""
+        return -(-len(self.index) // self.batch)
+
+    def piece(self, number: int, model: nn.Module, /) -> tuple[float, int]:
+        """Sum of the loss over one batch, and the targets that count."""
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        total, count = 0.0, 0
-        with torch.no_grad():
-            for index in torch.split(self.index, self.batch):
-                inputs, targets = self.pairs.examples(index)
-                targets = targets.flatten().to(device)
-                logits = predict(model, inputs, device).flatten(0, 1).float()
-                loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
-                total += loss.item()
-                count += int((targets != IGNORED).sum())
-        return total / count
+        inputs, targets = self.pairs.examples(self.index[number * self.batch : (number + 1) * self.batch])
+        targets = targets.flatten().to(device)
+        logits = predict(model, inputs, device).flatten(0, 1).float()
+        loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+        return loss.item(), int((targets != IGNORED).sum())

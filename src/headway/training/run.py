@@ -11,6 +11,8 @@ tokenizer.json   the vocabulary, where it was a file
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,17 +25,20 @@ from torch import Tensor, nn
 from headway._version import __version__
 from headway.config import TransformerConfig
 from headway.init import seeded
+from headway.parallel.process import World, processes
 from headway.positions import parse
 from headway.schema import PLAIN, Anything, Either, Many, Named, Number, Record, Whole, Words
 from headway.shapes import HeadwayError
 from headway.sizes import check_size
 from headway.training.checkpoint import Checkpoint, Checkpoints
 from headway.training.content import Tell
-from headway.training.data import Paths, read_data
+from headway.training.data import Data, Paths, read_data
 from headway.training.documents import COLUMN
+from headway.training.execution import Execution
 from headway.training.files import (
     FolderLock,
     clean_leftovers,
+    dump_json,
     explained,
     is_leftover,
     make_folder,
@@ -143,8 +148,12 @@ def train(
     weights: Sequence[float] | None = None,
     column: str = COLUMN,
     on_reading: Tell | None = None,
+    execution: Execution | None = None,
 ) -> RunResult:
     """Train a Transformer on a text, in a folder; the same call again resumes it.
+
+    Under torchrun every process makes this call, and all of them train together; see :class:`Execution`. The first one
+    alone writes files and calls ``on_progress``.
 
     Args:
         text: a file, a folder, or None for the built-in text, of any size (see
@@ -161,7 +170,7 @@ def train(
         vocabulary_size: ids wanted, for bpe.
         on_progress: called with a `Progress` now and then.
         stop: asked after every step; True saves and stops.
-        device: where to train.
+        device: where to train; under torchrun "cuda" is a GPU for each process.
         watch: record W_Q, W_K and W_V every so many steps, for :func:`headway.training.load_watch`; the training's
             numbers stay the same, and a resumed run may be watched otherwise. Not for pairs, as the next.
         log_dir: write event files for TensorBoard there, see :class:`headway.training.tensorboard.TensorBoard`.
@@ -170,37 +179,37 @@ def train(
             by their tokens, as if they were one text.
         column: the column of documents in JSONL, parquet and saved data sets.
         on_reading: called with a :class:`headway.training.content.Reading` while a large text is prepared.
+        execution: how to compute: kind of parallelism, gradient accumulation, compilation.
 
     Returns:
-        The run, its model, and notes.
+        The run, its model, and notes. Under fsdp each process holds a share of the model: `load_model` reads all of it.
 
     Raises:
         HeadwayError: on a bad text, setting or folder, with one sentence that says what to do.
     """
-    settings = settings or TrainSettings()
+    settings, execution = settings or TrainSettings(), execution or Execution()
     wanted = Wanted.of(str(vocabulary), vocabulary_size)
     folder = Path(out)
-    data = read_data(
-        str(model_config.get("kind", "decoder")),
-        text,
-        length=settings.length,
-        weights=weights,
-        column=None if _is_plain(folder) else column,
-        most=max_text,
-        tell=on_reading,
-    )
-    make_folder(folder)
-    _refuse_foreign(folder)
-    with FolderLock(folder) as lock:
-        clean_leftovers(folder)
-        notes: list[str] = list(data.notes)
-        existing, seal = _existing(folder, notes)
-        mark(folder, "run")
+    with processes(execution.parallel, device) as world, contextlib.ExitStack() as held:
+        _check_parallel(world, watch, log_dir)
+        data = read_data(
+            str(model_config.get("kind", "decoder")),
+            text,
+            length=settings.length,
+            weights=weights,
+            column=world.tell(None if world.first and _is_plain(folder) else column),
+            most=max_text,
+            tell=on_reading if world.first else None,
+        )
+        notes: list[str] = [*data.notes, *_said(world, execution)]
+        lock, existing, seal = _folder(folder, world, held, notes)
         model_config = _for_length(model_config, settings.length, existing, notes)
-        words = data.vocabulary(wanted) if existing is None else vocabulary_from_json(existing["vocabulary"], folder)
+        words = _vocabulary(wanted, data, existing, folder, world)
         whole = {**model_config, "vocab": words.size}
         check_size(whole, tokens=settings.length, batch=settings.batch, training=True)
-        model = new_model(model_config, words, settings.seed).to(device)
+        model = new_model(model_config, words, settings.seed)
+        if world.kind != "fsdp":  # which moves one block at a time, when it is sharded
+            model.to(world.device)
         record = {
             "format": _FORMAT,
             "model": _plain(getattr(model, "config", model_config)),
@@ -210,6 +219,8 @@ def train(
             "text": data.described(),
             "versions": {"headway": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }
+        alike = {field: record[field] for field in ("model", "train", "vocabulary")} | {"text": _content(record)}
+        world.same("text, model and settings", int(hashlib.sha256(dump_json(alike)).hexdigest()[:13], 16))
         if existing is not None:
             _check_same(folder, existing, record)
         ready = data.prepare(words, settings)
@@ -220,19 +231,83 @@ def train(
             validation=ready.validation,
             folder=folder,
             on_progress=on_progress,
-            observers=_observers(folder, ready.window, record, watch, log_dir),
+            observers=_observers(folder, ready.window, record, watch, log_dir) if world.first else (),
+            execution=execution,
+            world=world,
         )
-        if existing is None or existing["train"]["steps"] != settings.steps:  # new, or continued to more steps
-            seal = write_json_atomic(folder / "settings.json", {**(existing or record), "train": record["train"]})
-        if existing is None:
-            keep(words, folder)
-        trainer.extra = {SETTINGS_SEAL: seal}
+        if world.first:
+            if existing is None or existing["train"]["steps"] != settings.steps:  # new, or continued to more steps
+                seal = write_json_atomic(folder / "settings.json", {**(existing or record), "train": record["train"]})
+            if existing is None:
+                keep(words, folder)
+        trainer.extra = {SETTINGS_SEAL: world.tell(seal)}
         trainer.run(stop, lock=lock)
-    if trainer.resumed_from == settings.steps:
-        notes.append(f"the run in {folder} is already finished: {settings.steps} of {settings.steps} steps")
-    elif trainer.resumed_from is not None:
-        notes.append(f"resumed the run in {folder} after step {trainer.resumed_from} of {settings.steps}")
-    return RunResult(open_run(folder), model, trainer.resumed_from, (*notes, *trainer.notes))
+        if trainer.resumed_from == settings.steps:
+            notes.append(f"the run in {folder} is already finished: {settings.steps} of {settings.steps} steps")
+        elif trainer.resumed_from is not None:
+            notes.append(f"resumed the run in {folder} after step {trainer.resumed_from} of {settings.steps}")
+        run = open_run(folder) if world.first else _unread(folder, record, settings, words, trainer.history)
+    return RunResult(run, model, trainer.resumed_from, (*notes, *trainer.notes))
+
+
+def _check_parallel(world: World, watch: int | None, log_dir: Path | str | None) -> None:
+    if world.kind == "fsdp" and (watch is not None or log_dir is not None):
+        raise HeadwayError(
+            "expected no watch and no log_dir under fsdp, where no process holds whole matrices to look at, got one: "
+            "leave it out, or use parallel=ddp"
+        )
+
+
+def _said(world: World, execution: Execution) -> list[str]:
+    """One sentence on the processes that train, if there are many."""
+    passes = f", {execution.accumulate} passes per step each" if execution.accumulate > 1 else ""
+    return [f"{world.size} processes train together ({world.kind}{passes})"] if world.many else []
+
+
+def _folder(
+    folder: Path, world: World, held: contextlib.ExitStack, notes: list[str]
+) -> tuple[FolderLock | None, dict[str, Any] | None, str | None]:
+    """Lock a run's folder, in the first process, and tell all what it holds: its settings and their seal."""
+    lock, existing, seal = None, None, None
+    if world.first:
+        make_folder(folder)
+        _refuse_foreign(folder)
+        lock = held.enter_context(FolderLock(folder))
+        clean_leftovers(folder)
+        existing, seal = _existing(folder, notes)
+        mark(folder, "run")
+    existing, seal = world.tell((existing, seal))
+    return lock, existing, seal
+
+
+def _vocabulary(
+    wanted: Wanted, data: Data, existing: Mapping[str, Any] | None, folder: Path, world: World
+) -> Vocabulary:
+    """The run's vocabulary, or a new one, which the first process makes."""
+    words = None
+    if world.first and existing is None:
+        words = data.vocabulary(wanted)
+    elif world.first and existing is not None:
+        words = vocabulary_from_json(existing["vocabulary"], folder)
+    plain = world.tell(words.to_json() if words is not None else None)
+    if words is not None:
+        return words
+    # a tokenizer's file need not be where the first process keeps its copy
+    if wanted.tokenizer is not None:
+        return data.vocabulary(wanted)
+    return vocabulary_from_json(plain, folder)
+
+
+def _content(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies a text, wherever it lies."""
+    return {name: value for name, value in record["text"].items() if name != "name"}
+
+
+def _unread(
+    folder: Path, record: Mapping[str, Any], settings: TrainSettings, words: Vocabulary, history: History
+) -> Run:
+    """What a folder says that only the first process can read."""
+    return Run(folder, record["model"], settings, words, record["text"], record["versions"], history)
 
 
 def _observers(
@@ -324,7 +399,10 @@ def _read_settings(folder: Path, notes: list[str] | None = None) -> tuple[dict[s
 def _check_same(folder: Path, existing: dict[str, Any], record: dict[str, Any]) -> None:
     # The text may have moved; what counts is that it is the same.
     # And options that an older headway did not have are as they were without them.
-    usual = {"model": TransformerConfig(1).plain() if "vocab" in record["model"] else {}}
+    usual = {
+        "model": TransformerConfig(1).plain() if "vocab" in record["model"] else {},
+        "train": TrainSettings().plain(),
+    }
 
     def comparable(values: dict[str, Any], field: str) -> dict[str, Any]:
         given = {**usual.get(field, {}), **values[field]}

@@ -12,6 +12,7 @@ from headway.settings import Settings
 from headway.shapes import HeadwayError
 
 SCHEDULES = ("cosine", "constant")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class TrainSettings(Settings):
         schedule: learning-rate schedule: cosine decays to ``floor`` after the warm-up, constant does not.
         floor: final learning rate as a share of the peak, in [0, 1].
         clip: maximum gradient norm; 0 disables clipping.
+        dtype: what matrix products are computed in: float32, or bfloat16 with weights, sums and loss in float32.
         seed: random seed of the initial weights, the data order and dropout.
         validate_every: steps between validations. The last step always validates; with None, only the last.
         checkpoint_every: steps between checkpoints. The last step always saves; with None, only the last.
@@ -59,6 +61,7 @@ class TrainSettings(Settings):
     floor: Annotated[float, Number(0, most=1)] = 0.1
     drop_position: Annotated[int, Whole(0)] = 0
     clip: Annotated[float | None, Number(0)] = 1.0
+    dtype: Annotated[str, Words(DTYPES)] = "float32"
     seed: Annotated[int, Whole(0)] = 0
     validate_every: Annotated[int | None, Whole(1)] = 100
     checkpoint_every: Annotated[int | None, Whole(1)] = 100

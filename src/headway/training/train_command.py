@@ -23,11 +23,13 @@ from headway.arguments import (
 )
 from headway.config import TransformerConfig
 from headway.console import console, progress_bars, reading_bar
+from headway.parallel.process import as_command, is_first
 from headway.shapes import HeadwayError
+from headway.training.execution import Execution
 from headway.training.settings import TrainSettings
 
 
-@offers(TransformerConfig, TrainSettings, but=("vocab", "betas", "pattern"))
+@offers(TransformerConfig, TrainSettings, Execution, but=("vocab", "betas", "pattern"))
 def command(
     text: Annotated[
         list[str] | None,
@@ -55,19 +57,54 @@ def command(
     ] = None,
     device: Annotated[str, typer.Option(help="Device to train on, e.g. cpu or cuda.")] = "cpu",
     threads: Threads = None,
+    parallel: Annotated[
+        str | None,
+        typer.Option(
+            help="Under torchrun: ddp, each process holds the whole model, or fsdp, each holds a share of it.  "
+            "[default: ddp]"
+        ),
+    ] = None,
+    parallel_block: Annotated[
+        bool, typer.Option("--parallel-block", help="Attention and MLP in parallel, with one norm (GPT-J, Cohere).")
+    ] = False,
     **given: Any,
 ) -> None:
-    """Train one Transformer on a text, or on pairs; rerun the same command to resume."""
-    use_threads(threads)
+    """Train one Transformer on a text, or on pairs; rerun the same command to resume.
+
+    `torchrun --nproc-per-node 2 -m headway train …` trains it in two processes.
+    """
+    settings = TrainSettings(**chosen(TrainSettings, given))
+    config = {**chosen(TransformerConfig, given), **({"parallel": True} if parallel_block else {})}
+    execution = Execution(parallel=parallel, **chosen(Execution, given))
+    with as_command():
+        use_threads(threads)
+        check_device(device, here=True)
+        check_sizes(config, vocabulary, vocabulary_size, settings.length, settings.batch)
+        _train(
+            text,
+            settings,
+            config,
+            vocabulary=vocabulary,
+            vocabulary_size=vocabulary_size,
+            max_text=max_text,
+            weights=None if weights is None else fractions("--weights", weights),
+            column=column,
+            out=out,
+            watch=watch,
+            log_dir=log_dir,
+            device=device,
+            execution=execution,
+        )
+
+
+def _train(text: list[str] | None, settings: TrainSettings, config: dict[str, Any], **options: Any) -> None:
+    """Train, and show how it goes; the first of several processes shows it."""
     from headway.training.loop import Progress
     from headway.training.run import train as run
     from headway.training.watching import watch_size
 
-    settings = TrainSettings(**chosen(TrainSettings, given))
-    config = chosen(TransformerConfig, given)
-    check_device(device, here=True)
-    check_sizes(config, vocabulary, vocabulary_size, settings.length, settings.batch)
-    screen = console()
+    screen, out, watch = console(), options["out"], options["watch"]
+    screen.quiet = not is_first()
     if watch is not None:
         screen.print(watch_note(watch_size(config, settings, watch), watch, out), soft_wrap=True)
     with progress_bars(screen) as shown:
@@ -83,22 +120,8 @@ def command(
             note = f"loss {progress.loss:.3f}{validated} · {progress.tokens_per_second:,.0f} tokens/s"
             shown.update(bar, completed=progress.step, note=note)
 
-        result = run(
-            text or None,
-            out=out,
-            model_config=config,
-            settings=settings,
-            vocabulary=vocabulary,
-            vocabulary_size=vocabulary_size,
-            on_progress=show,
-            device=device,
-            watch=watch,
-            log_dir=log_dir,
-            max_text=max_text,
-            weights=None if weights is None else fractions("--weights", weights),
-            column=column,
-            on_reading=reading_bar(shown, screen),
-        )
+        options |= {"on_progress": show, "on_reading": reading_bar(shown, screen)}
+        result = run(text or None, model_config=config, settings=settings, **options)
     for note in result.notes:
         screen.print(note, soft_wrap=True)
     history = result.history
