@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.backends.native import rotate
 from headway.positions.base import Position, frequencies
 from headway.shapes import HeadShape, HeadwayError
 
@@ -157,5 +156,18 @@ def rotate_pairs(
         sin: sine of the angle of each pair.
         pairing: as in :class:`Rotary`.
     """
-    way = rotate.rotate if rotate.fits(x, cos, sin) else rotate.formula
-    return way(x, cos, sin, pairing == "interleaved")
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        from headway.backends.native import rotate
+
+        if rotate.fits(x, cos, sin):
+            return rotate.rotate(x, cos, sin, pairing == "interleaved")
+    width = 2 * cos.shape[-1]
+    turned, rest = x[..., :width].to(cos.dtype), x[..., width:]
+    if pairing == "half":
+        a, b = turned.chunk(2, -1)
+        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+    else:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+    turned = turned.to(x.dtype)
+    return torch.cat((turned, rest), -1) if rest.shape[-1] else turned

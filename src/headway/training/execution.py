@@ -49,6 +49,20 @@ class Execution(Settings):
     accumulate: Annotated[int, Whole(1, 2**16)] = 1
     compile: bool = False
 
+    def said(self, world: World) -> list[str]:
+        """One sentence on the processes that train, if there are many."""
+        passes = f", {self.accumulate} passes per step each" if self.accumulate > 1 else ""
+        return [f"{world.size} processes train together ({world.kind}{passes})"] if world.many else []
+
+
+def check_watched(world: World, *asked: object) -> None:
+    """Refuse what looks at whole matrices under fsdp; None is not asked for."""
+    if world.kind == "fsdp" and any(one is not None for one in asked):
+        raise HeadwayError(
+            "expected no watch and no log_dir under fsdp, where no process holds whole matrices to look at, got one: "
+            "leave it out, or use parallel=ddp"
+        )
+
 
 def rows_of(part: int, parts: int, rows: int) -> slice:
     """The rows of one of several parts, as equal as possible, the larger ones first.

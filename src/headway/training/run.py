@@ -34,7 +34,7 @@ from headway.training.checkpoint import Checkpoint, Checkpoints
 from headway.training.content import Tell
 from headway.training.data import Data, Paths, read_data
 from headway.training.documents import COLUMN
-from headway.training.execution import Execution
+from headway.training.execution import Execution, check_watched
 from headway.training.files import (
     FolderLock,
     clean_leftovers,
@@ -191,7 +191,7 @@ def train(
     wanted = Wanted.of(str(vocabulary), vocabulary_size)
     folder = Path(out)
     with processes(execution.parallel, device) as world, contextlib.ExitStack() as held:
-        _check_parallel(world, watch, log_dir)
+        check_watched(world, watch, log_dir)
         data = read_data(
             str(model_config.get("kind", "decoder")),
             text,
@@ -201,7 +201,7 @@ def train(
             most=max_text,
             tell=on_reading if world.first else None,
         )
-        notes: list[str] = [*data.notes, *_said(world, execution)]
+        notes: list[str] = [*data.notes, *execution.said(world)]
         lock, existing, seal = _folder(folder, world, held, notes)
         model_config = _for_length(model_config, settings.length, existing, notes)
         words = _vocabulary(wanted, data, existing, folder, world)
@@ -248,20 +248,6 @@ def train(
             notes.append(f"resumed the run in {folder} after step {trainer.resumed_from} of {settings.steps}")
         run = open_run(folder) if world.first else _unread(folder, record, settings, words, trainer.history)
     return RunResult(run, model, trainer.resumed_from, (*notes, *trainer.notes))
-
-
-def _check_parallel(world: World, watch: int | None, log_dir: Path | str | None) -> None:
-    if world.kind == "fsdp" and (watch is not None or log_dir is not None):
-        raise HeadwayError(
-            "expected no watch and no log_dir under fsdp, where no process holds whole matrices to look at, got one: "
-            "leave it out, or use parallel=ddp"
-        )
-
-
-def _said(world: World, execution: Execution) -> list[str]:
-    """One sentence on the processes that train, if there are many."""
-    passes = f", {execution.accumulate} passes per step each" if execution.accumulate > 1 else ""
-    return [f"{world.size} processes train together ({world.kind}{passes})"] if world.many else []
 
 
 def _folder(

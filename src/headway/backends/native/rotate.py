@@ -39,24 +39,11 @@ def rotate(
     sin: Float[Tensor, "#batch #heads #tokens pairs"],
     interleaved: bool,
 ) -> Float[Tensor, "batch heads tokens dim"]:
-    """Turn the first pairs of x, see :func:`formula`; the kernel must fit."""
+    """Turn the first pairs of x: entries p and P + p, or 2p and 2p + 1; the kernel must fit."""
     if torch.is_grad_enabled() and (x.requires_grad or cos.requires_grad or sin.requires_grad):
         turned: Tensor = _Rotate.apply(x, cos, sin, interleaved)  # type: ignore[no-untyped-call]
         return turned
     return _turned(x, cos, sin, interleaved)
-
-
-def formula(
-    x: Float[Tensor, "batch heads tokens dim"],
-    cos: Float[Tensor, "#batch #heads #tokens pairs"],
-    sin: Float[Tensor, "#batch #heads #tokens pairs"],
-    interleaved: bool,
-) -> Float[Tensor, "batch heads tokens dim"]:
-    """Turn the first pairs of x: entries p and P + p, or 2p and 2p + 1; computed by plain torch."""
-    a, b, rest = _parts(x, cos, interleaved)
-    parts = (a * cos - b * sin, b * cos + a * sin)
-    turned = (torch.stack(parts, -1).flatten(-2) if interleaved else torch.cat(parts, -1)).to(x.dtype)
-    return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
 
 
 def _arguments(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> tuple[Arguments, Tensor]:
@@ -79,6 +66,8 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
+    """The kernel, forward and backward."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
         ctx.waves = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
@@ -108,17 +97,15 @@ class _Rotate(torch.autograd.Function):
 def _gradients(
     grad: Tensor, x: Tensor | None, cos: Tensor, sin: Tensor, interleaved: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The gradients of the formula, by plain torch."""
-    d_x = formula(grad, cos, -sin, interleaved)
+    """The gradients, as functions that have gradients themselves."""
+    d_x = rotate(grad, cos, -sin, interleaved)
     if x is None:
         return d_x, None, None
-    (a, b, _), (g, h, _) = (_parts(y, cos, interleaved) for y in (x, grad))
+    (a, b), (g, h) = (_pairs(y, cos, interleaved) for y in (x, grad))
     return d_x, (a * g + b * h).sum_to_size(cos.shape), (a * h - b * g).sum_to_size(sin.shape)
 
 
-def _parts(x: Tensor, cos: Tensor, interleaved: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The first and the second entries of pairs, in the dtype of cos, and the rest of x."""
-    width = 2 * cos.shape[-1]
-    pairs = x[..., :width].to(cos.dtype)
-    a, b = (pairs[..., 0::2], pairs[..., 1::2]) if interleaved else pairs.chunk(2, -1)
-    return a, b, x[..., width:]
+def _pairs(x: Tensor, cos: Tensor, interleaved: bool) -> tuple[Tensor, ...]:
+    """The first and the second entries of pairs, in the dtype of cos."""
+    turned = x[..., : 2 * cos.shape[-1]].to(cos.dtype)
+    return (turned[..., 0::2], turned[..., 1::2]) if interleaved else turned.chunk(2, -1)
