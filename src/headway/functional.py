@@ -91,7 +91,7 @@ def attend(
 
 def attend_checked(call: Call, backend: str) -> Float[Tensor, "batch heads queries dim_v"]:
     """Run a call that :func:`check` returned."""
-    call = _folded(call)
+    call = folded(call)
     route = _choose(call, backend)
     chosen = _load(route)
     alone = hasattr(chosen, "isolates") and chosen.isolates(call)
@@ -106,7 +106,7 @@ def attend_checked(call: Call, backend: str) -> Float[Tensor, "batch heads queri
     return out if poisoned is None else out.masked_fill(poisoned[..., None], torch.nan)
 
 
-def _folded(call: Call) -> Call:
+def folded(call: Call) -> Call:
     """The call with low-rank biases appended to queries and keys as more dimensions: q·k + q_b·k_b is one product."""
     found = [term for term in call.terms if isinstance(term, LowRankBias)]
     (batch, heads, queries, _), (_, kv_heads, keys, _) = call.q.shape, call.k.shape

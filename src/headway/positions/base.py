@@ -52,6 +52,7 @@ class TermInputs:
             neighbours in memory are neighbours in the text.
         start: the index of the first query's own key, (1,); None where the queries are the newest keys.
         below: every position is below this, known without reading them; None if unknown.
+        own: the marks of the queries, (B, Q, ...), where their own keys lie anywhere; None where ``start`` says where.
     """
 
     q: Float[Tensor, "batch heads queries dim"]
@@ -67,6 +68,7 @@ class TermInputs:
     order: Int[Tensor, "#batch keys"] | None = None
     start: Int[Tensor, "1"] | None = None
     below: int | None = None
+    own: Tensor | None = None
 
     def of_queries(self, x: Tensor, dim: int) -> Tensor:
         """Of numbers per key in a dimension of x, those of the keys that are the queries themselves."""
@@ -85,6 +87,8 @@ class TermInputs:
         Raises:
             HeadwayError: when the keys belong to another sequence.
         """
+        if self.own is not None and not self.crosses:
+            return self.own
         queries, keys = self.q.shape[2], self.k.shape[2]
         if self.marks is None or self.crosses or queries > keys:
             raise HeadwayError(
@@ -330,6 +334,7 @@ class Position(Displayed, nn.Module):
         order: Int[Tensor, "#batch keys"] | None = None,
         start: Int[Tensor, "1"] | None = None,
         below: int | None = None,
+        own: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, tuple[AnyTerm, ...]]:
         """The inputs of attention: queries and keys after :meth:`transform_qk`, and the terms.
 
@@ -347,8 +352,10 @@ class Position(Displayed, nn.Module):
             order: index in the text of each key.
             start: the index of the first query's own key.
             below: every position is below this.
+            own: the marks of the queries, where their own keys lie anywhere.
         """
-        look = TermInputs(q, k, q_pos, k_pos, scale, marks, heads, sees_future, crosses, absolute, order, start, below)
+        told = (heads, sees_future, crosses, absolute, order, start, below, own)
+        look = TermInputs(q, k, q_pos, k_pos, scale, marks, *told)
         if type(self).transform_qk is not Position.transform_qk:
             q, k = self.transform_qk(look)
             look = replace(look, q=q, k=k)

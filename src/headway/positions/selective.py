@@ -136,14 +136,16 @@ class SelectiveRotary(Position):
         """Rotate queries and all keys by the sums of φ."""
         assert self.shape is not None
         assert look.marks is not None
-        rates = frequencies(look.q.shape[-1], self.base, look.q.device)
-        total = look.marks[..., (self.conv - 1) * self.rank :].unflatten(-1, (-1, len(rates)))
-        total = total.transpose(1, 2) * rates  # (B, H_kv, K, P)
-        groups = self.shape.heads // self.shape.kv_heads
-        heads = torch.arange(self.shape.heads, device=total.device) if look.heads is None else look.heads
-        of_k = total[:, heads[:: look.q.shape[1] // look.k.shape[1]] // groups]
+        rates, groups = frequencies(look.q.shape[-1], self.base, look.q.device), self.shape.heads // self.shape.kv_heads
+        heads = torch.arange(self.shape.heads, device=look.q.device) if look.heads is None else look.heads
+        of_k = self._angles(look.marks, rates)[:, heads[:: look.q.shape[1] // look.k.shape[1]] // groups]
         k = rotate_pairs(look.k, *waves(of_k, look.k), self.pairing)
         if look.crosses:
             return look.q, k
-        of_q = look.of_queries(total[:, heads // groups], 2)
+        of_q = self._angles(look.own_marks(), rates)[:, heads // groups]
         return rotate_pairs(look.q, *waves(of_q, look.q), self.pairing), k
+
+    def _angles(self, marks: Tensor, rates: Tensor) -> Float[Tensor, "batch kv_heads tokens pairs"]:
+        """The sums of φ times the rates."""
+        total = marks[..., (self.conv - 1) * self.rank :].unflatten(-1, (-1, len(rates)))
+        return total.transpose(1, 2) * rates
