@@ -28,6 +28,7 @@ FLOORS = (
     ("attention", "latent"),
     ("stack", "saving"),
     ("transformer",),
+    ("parallel",),
     ("sizes",),
     ("arguments",),
     ("inspect",),

@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -368,6 +369,24 @@ def _choose(call: Call, backend: str) -> str:
             return name
         refusals.append(f"{name}: {reason}")
     raise HeadwayError("no backend can run this call: " + "; ".join(refusals))
+
+
+def part_of(call: Call, backend: str) -> ModuleType:
+    """What computes attention over some of the keys, to be merged: ``partial(call)`` and ``within(call, out, lse)``.
+
+    Raises:
+        HeadwayError: when the named backend does not.
+    """
+    from headway.backends import native
+    from headway.backends.tiled import parts
+
+    reason = native.refuses(call) or (None if native.isolates(call) else "its kernel for such terms takes all keys")
+    if reason is None and backend in ("auto", "native"):
+        return native.softmax
+    if backend not in ("auto", "tiled"):
+        reason = reason if backend == "native" else "it takes all keys of a query at once"
+        raise HeadwayError(f"backend {backend!r} cannot compute a part of the keys: {reason}; backend='auto' can")
+    return parts
 
 
 def _probe(call: Call) -> Tensor:

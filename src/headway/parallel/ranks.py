@@ -124,7 +124,8 @@ def _all_gather(x: Tensor, ranks: Ranks) -> Tensor:
     x = x.contiguous()
     out = x.new_empty(ranks.size, *x.shape)
     if x.numel():
-        dist.all_gather_into_tensor(_bytes(out), _bytes(x), group=ranks.group)
+        gather: Any = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # renamed in torch 2.13
+        gather(_bytes(out), _bytes(x), group=ranks.group)
     return out
 
 

@@ -162,6 +162,8 @@ class Position(Displayed, nn.Module):
     """Whether its terms depend on :attr:`TermInputs.order`."""
     unbroken: ClassVar[bool] = False
     """Whether all tokens between a query and a key are needed, so that a cache must not drop any of them."""
+    by_length: ClassVar[bool] = False
+    """Whether how a pair of tokens is compared depends on the length of the whole text."""
     variants: ClassVar[tuple[str, ...]] = ()
     """Other hyperparameters to test the laws with, e.g. ``rotary(fraction=0.5)``."""
     exempt: ClassVar[dict[str, str]] = {}

@@ -69,7 +69,7 @@ class Randomized(Position):
         if isinstance(self.inside, Randomized):
             raise HeadwayError(f"expected a method whose positions are not drawn already, got {self.method!r}")
         # of every other method a matter of its class
-        for name in ("relative", "per_layer", "normalise", "sequential", "contiguous", "neighbours", "unbroken"):
+        for name in ("relative", "per_layer", "normalise", "sequential", "contiguous", "neighbours", "unbroken", "by_length"):
             vars(self)[name] = getattr(self.inside, name)
 
     @property

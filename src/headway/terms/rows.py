@@ -260,6 +260,8 @@ class MixHeads(RowTerm):
             without padding; None uses neighbours in memory.
     """
 
+    axes: ClassVar[dict[str, str]] = {"order": "bk"}
+
     bias: tuple[Term, ...]
     first: Float[Tensor, "hidden both_heads kernel"]
     first_bias: Float[Tensor, " hidden"]

@@ -157,7 +157,7 @@ def within(
     wide = wide_of(call.q)
     sums = torch.stack((lse.masked_fill(lse == -torch.inf, 0.0), (lse > -torch.inf).to(lse)), -1).to(wide)
     with full_precision(call.device):
-        made: Tensor = _Within.apply(out, sums.contiguous(), *_given(call))  # type: ignore[no-untyped-call]
+        made: Tensor = _Within.apply(out.detach(), sums.contiguous(), *_given(call))  # type: ignore[no-untyped-call]
     return made
 
 

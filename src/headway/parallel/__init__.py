@@ -1,0 +1,31 @@
+"""Many processes: attention over sequences spread over them (context parallelism), and heads divided among them.
+
+>>> import torch
+>>> from headway import Attention, Causal
+>>> from headway.parallel import context_parallel, shard_tokens, unshard
+>>> attention, x = Attention(64, 4, position="alibi", mask=Causal()), torch.randn(2, 10, 64)
+>>> with context_parallel(attention):  # under torchrun, all processes there are
+...     mine, pos = shard_tokens(x)
+...     out = unshard(attention(mine, pos=pos), length=10)
+>>> torch.allclose(out, attention(x), atol=1e-6)
+True
+"""
+
+from headway.parallel.context import Spreading, attend, context_parallel, refuses, sum_gradients
+from headway.parallel.merging import merge
+from headway.parallel.ranks import Ranks
+from headway.parallel.sharding import Layout, shard, shard_tokens, unshard
+
+__all__ = [
+    "Layout",
+    "Ranks",
+    "Spreading",
+    "attend",
+    "context_parallel",
+    "merge",
+    "refuses",
+    "shard",
+    "shard_tokens",
+    "sum_gradients",
+    "unshard",
+]
