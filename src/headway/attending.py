@@ -127,6 +127,8 @@ class Attending(nn.Module):
     sinks: nn.Parameter | None
     spread: Spread | None = None
     """How a sequence is spread over processes, see :func:`headway.parallel.context_parallel`; None is not at all."""
+    own_heads: slice | None = None
+    """Which of the method's heads the layer has, see :func:`headway.parallel.tensor_parallel`; None is all."""
     borrows = False
     """Whether keys and values are those of another layer, see :meth:`headway.Attention.share_kv`."""
     qk_norm = False
@@ -283,8 +285,34 @@ class Attending(nn.Module):
             start=tokens.start,
             below=None if given else max(q.shape[2], k.shape[2]),
             own=tokens.own,
-            heads=heads,
+            heads=self._numbers(heads, q),
         )
+
+    def rotated(
+        self,
+        q: Float[Tensor, "batch heads queries dim"],
+        k: Float[Tensor, "batch kv_heads keys dim"],
+        q_pos: Int[Tensor, "#batch queries *axes"],
+        k_pos: Int[Tensor, "#batch keys *axes"],
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys as the position method rotates them."""
+        if self.own_heads is None:
+            return self.position.rotate(q, k, q_pos, k_pos)
+        groups = self.shape.heads // self.shape.kv_heads
+        with self.position.of_key_heads(slice(self.own_heads.start // groups, self.own_heads.stop // groups)):
+            return self.position.rotate(q, k, q_pos, k_pos)
+
+    def own_sinks(self, q: Tensor, heads: Int[Tensor, " heads"] | None = None) -> Float[Tensor, " heads"] | None:
+        """The sinks of the layer's heads, or of some of them."""
+        numbers = self._numbers(heads, q)
+        return self.sinks if self.sinks is None or numbers is None else self.sinks[numbers]
+
+    def _numbers(self, heads: Int[Tensor, " heads"] | None, q: Tensor) -> Int[Tensor, " heads"] | None:
+        """Which of the method's heads some of the layer's are; default all."""
+        if self.own_heads is None:
+            return heads
+        own = torch.arange(self.own_heads.start, self.own_heads.stop, device=q.device)
+        return own if heads is None else own[heads]
 
     def weighed(
         self,
@@ -302,8 +330,7 @@ class Attending(nn.Module):
     ) -> Float[Tensor, "batch heads queries dim_v"]:
         """The output of every head, or of those that q holds."""
         dropout = (self.dropout, as_seed(seed)) if self.dropout and self.training else ()
-        sinks = self.sinks if self.sinks is None or heads is None else self.sinks[heads]
-        rest = (self.scale, self.position.normalise, self.softcap, sinks, *dropout)
+        rest = (self.scale, self.position.normalise, self.softcap, self.own_sinks(q, heads), *dropout)
         # every way but softmax to weigh scores goes by the keys' order
         compared = mask is not None or bool(terms) or self.position.normalise != "softmax"
         # positions 0, 1, 2 … that nobody gave need not be looked at, and attention may run fused

@@ -235,7 +235,7 @@ class Attention(Attending):
                     "pass the positions of x"
                 )
             tokens, given = Tokens(cache.k, cache.v, cache.pos, cache.marks), True
-            q, _ = self.position.rotate(q, tokens.k[:, :, :0], where, tokens.pos[:, :0])
+            q, _ = self.rotated(q, tokens.k[:, :, :0], where, tokens.pos[:, :0])
         else:
             if context is None and self.spread is None and (given or mask is not None):
                 self.check_order(q_pos, mask)
@@ -276,7 +276,7 @@ class Attention(Attending):
             x = x.masked_fill((q_pos < 0)[..., None], 0.0)
         x = self.position.embed(x, where) if self.embed else x
         q = self._normed(x, q_pos)
-        q, _ = self.position.rotate(q, tokens.k[:, :, :0], where, tokens.pos[:, :0])
+        q, _ = self.rotated(q, tokens.k[:, :, :0], where, tokens.pos[:, :0])
         return self._join(self._attend(q, q_pos, tokens, mask, terms, cache, crosses=False, given=given))
 
     def _queries(
@@ -309,7 +309,7 @@ class Attention(Attending):
         if self.k_norm is not None:
             k = normed(self.k_norm, k)
         marks = self.marked(source, k_pos, cache)
-        q, k = self.position.rotate(q, k, where, k_where)
+        q, k = self.rotated(q, k, where, k_where)
         return q, Tokens(k, v, k_pos, marks) if cache is None else cache.append(k, v, k_pos, marks)
 
     def _attend(

@@ -15,6 +15,7 @@ from headway.parallel.context import Spreading, attend, context_parallel, refuse
 from headway.parallel.merging import merge
 from headway.parallel.ranks import Ranks
 from headway.parallel.sharding import Layout, shard, shard_tokens, unshard
+from headway.parallel.tensor import tensor_parallel
 
 __all__ = [
     "Layout",
@@ -27,5 +28,6 @@ __all__ = [
     "shard",
     "shard_tokens",
     "sum_gradients",
+    "tensor_parallel",
     "unshard",
 ]

@@ -63,9 +63,9 @@ def context_parallel(
     """Let every attention of a model attend over sequences spread over processes; it may be undone.
 
     Tokens are spread by :func:`headway.parallel.shard_tokens`, and the model is given their positions. Each process
-    computes the loss of its own tokens, a share of the sum over all; gradients of parameters are then shares, too, to be
-    summed once over the processes: by :func:`headway.parallel.sum_gradients`, or by DDP or FSDP, which divide the sum by
-    the number of processes (multiply the loss by it).
+    computes the loss of its own tokens, a share of the sum over all. Gradients of parameters are then shares, too, to
+    be summed once over the processes: by :func:`headway.parallel.sum_gradients`, or by DDP or FSDP, which divide the
+    sum by the number of processes, so that the loss has to be multiplied by it.
 
     ==========  =======================================  =========================================================
     how         each process holds                       use it

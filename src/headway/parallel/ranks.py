@@ -71,7 +71,7 @@ class Ranks:
         return parts
 
     def exchanged(self, x: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
-        """``send[r]`` entries of the first axis go to rank r; what all ranks sent to this one, ``receive[r]`` from r."""
+        """What all ranks send to this one, ``receive[r]`` entries of the first axis from rank r; it sends ``send[r]``."""
         if self.size == 1:
             return x
         moved: Tensor = _Exchanged.apply(x, self, list(send), list(receive))  # type: ignore[no-untyped-call]
@@ -101,7 +101,7 @@ class Passing:
         self._tensors = [torch.empty_like(x) for x in sent]
         after, before = ((ranks.rank + step) % ranks.size for step in (1, -1))
         after, before = (dist.get_global_rank(ranks.group, rank) for rank in (after, before))
-        moves = [(dist.isend, _bytes(x), after) for x in sent if x.numel()]
+        moves: list[tuple[Any, Tensor, int]] = [(dist.isend, _bytes(x), after) for x in sent if x.numel()]
         moves += [(dist.irecv, _bytes(x), before) for x in self._tensors if x.numel()]
         self._kept = sent  # until they have left
         if moves:
@@ -134,8 +134,8 @@ def _all_to_all(x: Tensor, ranks: Ranks, send: list[int], receive: list[int]) ->
     out = x.new_empty(sum(receive), *x.shape[1:])
     size = x[:1].numel() * x.element_size()
     if size and (sum(send) or sum(receive)):
-        sizes = ([entries * size for entries in counts] for counts in (receive, send))
-        dist.all_to_all_single(_bytes(out), _bytes(x), *sizes, group=ranks.group)
+        here, there = ([entries * size for entries in counts] for counts in (receive, send))
+        dist.all_to_all_single(_bytes(out), _bytes(x), here, there, group=ranks.group)
     return out
 
 

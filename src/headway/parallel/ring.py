@@ -63,16 +63,17 @@ class Ring:
         def build(q: Tensor, given: Given, source: int) -> Call:
             k, v, pos, *marks = given.tokens
             mask, terms = given.mask, given.terms
-            some = Tokens(k, v, pos, marks[0] if marks else None, own=tokens.marks)
+            some = Tokens(k, v, pos, marks[0] if marks else None, own=given.own)
             q, k, own = layer.prepared(q, k, q_pos, some, mask, None, crosses=crosses, given=True)
             check_given(own)
             rest = (layer.scale, layer.position.normalise, layer.softcap, None, dropout)
             drops = None if seed is None else other_seed(source, seed)
             return check(q, k, v, mask, (*own, *terms), q_pos, pos, *rest, drops, looked_at=True)
 
-        travelling = [tokens.k, tokens.v, tokens.pos, *([] if tokens.marks is None else [tokens.marks])]
+        marks = [] if tokens.marks is None else [tokens.marks]
+        travelling = [tokens.k, tokens.v, tokens.pos, *marks]
         job = Job(self.layout, build, mask, terms, layer.core.backend, _learned(layer), len(travelling))
-        return job.run(q, travelling, layer.sinks)
+        return job.run(q, travelling, layer.own_sinks(q), tokens.marks)
 
     def together(
         self, layer: Attending, tokens: Tokens, mask: Mask | None, terms: tuple[AnyTerm, ...], *, crosses: bool
@@ -127,12 +128,14 @@ class Given:
     """What one part of the keys is computed from.
 
     Args:
-        tokens: keys, values, positions, and what else travels with them.
+        tokens: keys, values, positions, and what a method keeps of each.
+        own: what it keeps of the queries.
         mask: over these keys.
         terms: over these keys, those that were given to the call.
     """
 
     tokens: Sequence[Tensor]
+    own: Tensor | None
     mask: Mask | None
     terms: tuple[AnyTerm, ...]
 
@@ -163,10 +166,10 @@ class Job:
         self.layout, self.build, self.mask, self.terms = layout, build, mask, terms
         self.backend, self.learned, self.tokens = backend, learned, tokens
 
-    def run(self, q: Tensor, travelling: list[Tensor], sinks: Tensor | None) -> Tensor:
+    def run(self, q: Tensor, travelling: list[Tensor], sinks: Tensor | None, own: Tensor | None = None) -> Tensor:
         """The output."""
-        travels, stays = list(travelling), [] if sinks is None else [sinks]
-        self.sunk = len(stays)
+        travels, stays = list(travelling), [x for x in (sinks, own) if x is not None]
+        self.sunk, self.marked = sinks is not None, own is not None
 
         def sort(x: Tensor, axes: str) -> Tensor:
             (travels if "k" in axes else stays).append(x)
@@ -181,6 +184,7 @@ class Job:
     def call(self, q: Tensor, travels: Sequence[Tensor], stays: Sequence[Tensor], source: int) -> Call:
         """The call over the keys that came from a rank."""
         keys, others = iter(travels[self.tokens :]), iter(stays[self.sunk :])
+        own = next(others) if self.marked else None
 
         def take(x: Tensor, axes: str) -> Tensor:
             if "k" in axes:
@@ -190,7 +194,8 @@ class Job:
 
         made = [changed(part, take) for part in self._parts()]
         mask: Any = None if self.mask is None else made.pop(0)
-        return folded(self.build(q, Given(travels[: self.tokens], mask, tuple(made)), source))  # type: ignore[arg-type]
+        given = Given(travels[: self.tokens], own, mask, tuple(made))  # type: ignore[arg-type]
+        return folded(self.build(q, given, source))
 
     def kernel(self, call: Call) -> ModuleType:
         """What computes a part."""
@@ -241,7 +246,7 @@ class _Ring(torch.autograd.Function):
         need = ctx.needs_input_grad[1 : 2 + len(given)]
         enabled, dtype = ctx.autocast
         with torch.autocast(ctx.device, dtype=dtype, enabled=enabled):
-            own, travelling, learned = _around(job, grad.contiguous(), out, lse, q, given, need)
+            own, travelling, learned = _around(job, grad.contiguous(), out.detach(), lse, q, given, need)
         if job.sunk and need[1 + job.travels]:
             # the weight of a sink is what the keys leave of 1, and its value is zero
             sink = given[job.travels].to(lse.dtype)
@@ -285,7 +290,9 @@ class _Sums:
     def __init__(self, of: Sequence[Tensor], need: Sequence[bool]) -> None:
         self.of, self.need = of, need
         self.totals = [
-            torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32), memory_format=torch.contiguous_format)
+            torch.zeros_like(
+                x, dtype=torch.promote_types(x.dtype, torch.float32), memory_format=torch.contiguous_format
+            )
             for x, want in zip(of, need, strict=True)
             if want
         ]

@@ -13,6 +13,8 @@ including cached ones, at every call, and ``normalise`` names an alternative to 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
@@ -162,6 +164,10 @@ class Position(Displayed, nn.Module):
     """Whether its terms depend on :attr:`TermInputs.order`."""
     unbroken: ClassVar[bool] = False
     """Whether all tokens between a query and a key are needed, so that a cache must not drop any of them."""
+    sharding: ClassVar[dict[str, str]] = {}
+    """What the axes of its parameters are for, by their names, and of "marks" behind those of sequences and tokens: h for
+    heads and g for key heads, with equally many entries for each, x for anything else. A parameter that is not named is
+    the same for all heads. So heads can be divided among processes, see :func:`headway.parallel.tensor_parallel`."""
     by_length: ClassVar[bool] = False
     """Whether how a pair of tokens is compared depends on the length of the whole text."""
     variants: ClassVar[tuple[str, ...]] = ()
@@ -284,6 +290,10 @@ class Position(Displayed, nn.Module):
         """The data cached with k and v: :meth:`mark`, then :meth:`carry`; (B, N, ...), or None."""
         marks = self.mark(x)
         return None if marks is None else self.carry(marks, pos, before)
+
+    def of_key_heads(self, heads: slice) -> AbstractContextManager[None]:
+        """Have :meth:`rotate` act on these key heads and their query heads alone, with their part of each parameter."""
+        return _narrowed(self, heads)
 
     def attach(self, shape: HeadShape | int) -> Self:
         """Create the parameters for this shape, once. Attention and Transformer do this themselves.
@@ -411,6 +421,20 @@ class Position(Displayed, nn.Module):
         if pos is None:
             self.check_length(x)
         return self.embed(x, as_positions(pos, x))
+
+
+@contextmanager
+def _narrowed(position: Position, heads: slice) -> Iterator[None]:
+    named = dict(position.named_parameters(recurse=False))
+    parts = {name: named[name] for name, axes in position.sharding.items() if name in named and axes.startswith("g")}
+    for name, whole in parts.items():  # found before what torch.nn.Module looks up
+        if whole.shape[0] > 1:
+            vars(position)[name] = whole[heads]
+    try:
+        yield
+    finally:
+        for name in parts:
+            vars(position).pop(name, None)
 
 
 LARGEST = 2**31 - 1

@@ -56,6 +56,7 @@ class SelectiveRotary(Position):
         "Each token's content gives an angle; queries and keys are rotated by the sum of angles so far."
     )
     summary_zh: ClassVar[str] = "每个词元自行决定旋转多少；查询和键按累计的角度旋转。"
+    sharding: ClassVar[dict[str, str]] = {"outer.weight": "gx", "taps": "xg"}
     per_layer: ClassVar[bool] = True
     sequential: ClassVar[bool] = True
     contiguous: ClassVar[bool] = True
