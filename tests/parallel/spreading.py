@@ -10,17 +10,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from common import randomise
-from torch import Tensor, nn
+from torch import Tensor
 
 from headway import Attention, Causal, Documents, HeadwayError
 from headway.parallel import context_parallel, shard, shard_tokens, sum_gradients, unshard
 from headway.parallel.context import WAYS
-from headway.positions import parse
-
-REFUSED = """
-stickbreaking(remainder=True)   u
-dape                            a r
-"""
 
 
 def started(rank: int, size: int, folder: str, job: Callable[..., None], *given: Any) -> None:

@@ -71,7 +71,7 @@ class Ranks:
         return parts
 
     def exchanged(self, x: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
-        """What all ranks send to this one, ``receive[r]`` entries of the first axis from rank r; it sends ``send[r]``."""
+        """What all ranks send to this one: ``receive[r]`` entries of the first axis from rank r, for ``send[r]``."""
         if self.size == 1:
             return x
         moved: Tensor = _Exchanged.apply(x, self, list(send), list(receive))  # type: ignore[no-untyped-call]

@@ -227,7 +227,8 @@ class _Ring(torch.autograd.Function):
             found = found.to(sums.dtype)
             out, lse = (found, sums) if out is None or lse is None else merge([out, found], [lse, sums])
             parts = parts if passing is None else passing.arrived()
-        assert out is not None and lse is not None
+        assert out is not None
+        assert lse is not None
         if job.sunk:
             sink = stays[0].to(lse.dtype)[:, None].expand_as(lse)
             out, lse = merge([out, torch.zeros_like(out)], [lse, sink])
@@ -290,9 +291,7 @@ class _Sums:
     def __init__(self, of: Sequence[Tensor], need: Sequence[bool]) -> None:
         self.of, self.need = of, need
         self.totals = [
-            torch.zeros_like(
-                x, dtype=torch.promote_types(x.dtype, torch.float32), memory_format=torch.contiguous_format
-            )
+            x.new_zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32))
             for x, want in zip(of, need, strict=True)
             if want
         ]

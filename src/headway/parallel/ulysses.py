@@ -1,8 +1,8 @@
-"""Context parallelism by all-to-all (DeepSpeed Ulysses, arXiv:2309.14509): each rank computes some heads for all tokens.
+"""Context parallelism by all-to-all (DeepSpeed Ulysses, arXiv:2309.14509): each rank has some heads for all tokens.
 
 Queries, keys and values go from "my tokens, all heads" to "all tokens, my heads", and the output goes back. A method
-computes its terms for these heads alone; what it keeps per token is collected whole, because it is small. Heads need not
-divide by the number of ranks; key heads that several ranks need go to all of them.
+computes its terms for these heads alone; what it keeps per token is collected whole, because it is small. Heads need
+not divide by the number of ranks; key heads that several ranks need go to all of them.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ class Ulysses:
         mine = heads.of(self.layout.ranks.rank)
         call = replace(
             call,
-            **{"q": q, "k": k, "v": v},
+            q=q,
+            k=k,
+            v=v,
             q_pos=whole(call.q_pos, 1),
             k_pos=whole(call.k_pos, 1),
             mask=None if call.mask is None else changed(call.mask, change),
@@ -125,8 +127,8 @@ class Ulysses:
     def _heads(self, heads: int) -> Heads:
         if heads < self.layout.ranks.size:
             raise HeadwayError(
-                f"expected at least {self.layout.ranks.size} heads, one for each process, because how='ulysses' divides "
-                f"heads, got {heads}: use how='all-gather' or 'ring'"
+                f"expected at least {self.layout.ranks.size} heads, one for each process, because how='ulysses' "
+                f"divides heads, got {heads}: use how='all-gather' or 'ring'"
             )
         return Heads(heads, self.layout.ranks.size)
 

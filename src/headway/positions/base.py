@@ -165,9 +165,9 @@ class Position(Displayed, nn.Module):
     unbroken: ClassVar[bool] = False
     """Whether all tokens between a query and a key are needed, so that a cache must not drop any of them."""
     sharding: ClassVar[dict[str, str]] = {}
-    """What the axes of its parameters are for, by their names, and of "marks" behind those of sequences and tokens: h for
-    heads and g for key heads, with equally many entries for each, x for anything else. A parameter that is not named is
-    the same for all heads. So heads can be divided among processes, see :func:`headway.parallel.tensor_parallel`."""
+    """What the axes of its parameters are for, by their names, and of "marks" behind those of sequences and tokens: h
+    for heads and g for key heads, with equally many entries for each, x for anything else. A parameter that is not
+    named is the same for all heads. So heads can be divided among processes."""
     by_length: ClassVar[bool] = False
     """Whether how a pair of tokens is compared depends on the length of the whole text."""
     variants: ClassVar[tuple[str, ...]] = ()
