@@ -100,6 +100,8 @@ class Divided:
         layer.o = Row(layer.o, _share(layer.o.in_features, ranks), ranks)
 
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            if not args or getattr(args[0], "ndim", 0) == 2:  # without a batch it calls itself with one
+                return args, kwargs
             entered = tuple(_entered(x, ranks) for x in args)
             return entered, {name: _entered(x, ranks) if name == "context" else x for name, x in kwargs.items()}
 
