@@ -372,7 +372,7 @@ def _choose(call: Call, backend: str) -> str:
 
 
 def part_of(call: Call, backend: str) -> ModuleType:
-    """What computes attention over some of the keys, to be merged: ``partial(call)`` and ``within(call, out, lse)``.
+    """What computes attention over some of the keys, to be merged: ``partial(call)`` and ``within(call, whole)``.
 
     Raises:
         HeadwayError: when the named backend does not.

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headway.backends.base import Partial
 from headway.shapes import HeadwayError
 
 
@@ -48,3 +49,22 @@ def merge(
         out = out + weight[..., None] * part.to(wide).masked_fill((weight == 0)[..., None], 0.0)
     found = total.masked_fill(~alive, 1.0).log() + greatest
     return out.to(outputs[0].dtype), found.masked_fill(~alive, -torch.inf)
+
+
+def joined(first: Partial, second: Partial) -> Partial:
+    """Attention over the keys of both.
+
+    As :func:`merge`, but with the greatest scores apart from the sums: exp(score − greatest) is then as exact for large
+    scores as for small ones, where exp(score − lse) is not. No gradients.
+    """
+    greatest = torch.maximum(first.greatest, second.greatest)
+    base = greatest.masked_fill(greatest == -torch.inf, 0.0)
+    shares = [part.total * (part.greatest - base).exp() for part in (first, second)]
+    total = shares[0] + shares[1]
+    safe = total.masked_fill(total == 0, 1.0)
+    out = sum(
+        (share / safe)[..., None] * part.out.to(total.dtype).masked_fill((share == 0)[..., None], 0.0)
+        for share, part in zip(shares, (first, second), strict=True)
+    )
+    assert isinstance(out, Tensor)
+    return Partial(out, greatest, total)

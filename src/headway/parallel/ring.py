@@ -4,8 +4,9 @@ Each rank attends to the keys that are with it and merges the results by the log
 keys and values around once more, and their gradients with them, to arrive where they belong. So memory is O(tokens of
 the rank), forward and backward; while the next keys arrive, those here are computed with.
 
-    forward    out, lse = merge(out_s, lse_s)                          s the rank that the keys came from
-    backward   ds_ij = exp(s_ij − lse_i) · g_i·(v_j − out_i)           for the keys of s, with lse and out of all
+    forward    out = Σ_s z_s e^(m_s − m) out_s / z                s the rank that keys came from, m and z its rows'
+                                                                  greatest scores and sums of exp(score − m)
+    backward   ds_ij = e^(s_ij − m_i) / z_i · g_i·(v_j − out_i)   for the keys of a rank, with m, z and out of all
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from headway.attending import Attending
-from headway.backends.base import Call
+from headway.backends.base import Call, Partial
 from headway.cache import Tokens
 from headway.functional import check, folded, part_of
 from headway.masks import Mask
 from headway.parallel.axes import changed
-from headway.parallel.merging import merge
+from headway.parallel.merging import joined
 from headway.parallel.sharding import Layout
 from headway.parallel.ulysses import other_seed
 from headway.shapes import HeadwayError
@@ -219,23 +220,21 @@ class _Ring(torch.autograd.Function):
         """Merge the parts as they arrive."""
         travels, stays = given[: job.travels], given[job.travels : len(given) - len(job.learned)]
         ranks, parts = job.layout.ranks, list(travels)
-        out, lse = None, None
+        whole: Partial | None = None
         for step in range(ranks.size):
             passing = ranks.passed(parts) if step < ranks.size - 1 else None
             call = job.call(q, parts, stays, (ranks.rank - step) % ranks.size)
-            found, sums = job.kernel(call).partial(call)
-            found = found.to(sums.dtype)
-            out, lse = (found, sums) if out is None or lse is None else merge([out, found], [lse, sums])
+            found = job.kernel(call).partial(call)
+            whole = found if whole is None else joined(whole, found)
             parts = parts if passing is None else passing.arrived()
-        assert out is not None
-        assert lse is not None
+        assert whole is not None
         if job.sunk:
-            sink = stays[0].to(lse.dtype)[:, None].expand_as(lse)
-            out, lse = merge([out, torch.zeros_like(out)], [lse, sink])
-        out = out.to(q.dtype)
+            sink = stays[0].to(whole.total.dtype)[:, None].expand_as(whole.total)
+            whole = joined(whole, Partial(torch.zeros_like(whole.out), sink, torch.ones_like(sink)))
+        out = whole.out.to(q.dtype)
         ctx.job, ctx.device = job, q.device.type
         ctx.autocast = torch.is_autocast_enabled(ctx.device), torch.get_autocast_dtype(ctx.device)
-        ctx.save_for_backward(out, lse, q, *travels, *stays)
+        ctx.save_for_backward(out, whole.greatest, whole.total, q, *travels, *stays)
         return out
 
     @staticmethod
@@ -243,21 +242,22 @@ class _Ring(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Send the parts around again, and their gradients with them."""
         job: Job = ctx.job
-        out, lse, q, *given = ctx.saved_tensors
+        out, greatest, total, q, *given = ctx.saved_tensors
+        whole = Partial(out.detach(), greatest, total)
         need = ctx.needs_input_grad[1 : 2 + len(given)]
         enabled, dtype = ctx.autocast
         with torch.autocast(ctx.device, dtype=dtype, enabled=enabled):
-            own, travelling, learned = _around(job, grad.contiguous(), out.detach(), lse, q, given, need)
+            own, travelling, learned = _around(job, grad.contiguous(), whole, q, given, need)
         if job.sunk and need[1 + job.travels]:
             # the weight of a sink is what the keys leave of 1, and its value is zero
-            sink = given[job.travels].to(lse.dtype)
-            mean = (grad.to(lse.dtype) * out.to(lse.dtype)).sum(-1)
-            own[1] = -((sink[:, None] - lse).exp() * mean).sum((0, 2)).to(given[job.travels].dtype)
+            sink = given[job.travels].to(total.dtype)
+            mean = (grad.to(total.dtype) * out.to(total.dtype)).sum(-1)
+            own[1] = -((sink[:, None] - greatest).exp() / total * mean).sum((0, 2)).to(given[job.travels].dtype)
         return None, own[0], *travelling, *own[1:], *learned
 
 
 def _around(
-    job: Job, grad: Tensor, out: Tensor, lse: Tensor, q: Tensor, given: Sequence[Tensor], need: Sequence[bool]
+    job: Job, grad: Tensor, whole: Partial, q: Tensor, given: Sequence[Tensor], need: Sequence[bool]
 ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]:
     """The gradients of the queries and of what stays, of what travels, and of parameters."""
     travels, stays, ranks = given[: job.travels], given[job.travels :], job.layout.ranks
@@ -270,7 +270,7 @@ def _around(
         with torch.enable_grad():
             here, there = _leaves([q, *stays], kept_need), _leaves(parts, moved_need)
             call = job.call(here[0], there, here[1:], (ranks.rank - step) % ranks.size)
-            made = job.kernel(call).within(call, out, lse)
+            made = job.kernel(call).within(call, whole)
             wanted = [x for x in (*here, *there) if x.requires_grad] + job.learned
             found = iter(torch.autograd.grad(made, wanted, grad.to(made.dtype), allow_unused=True) if wanted else ())
         kept.add(here, found)

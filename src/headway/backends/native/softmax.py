@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from headway.backends import canonical, operators
-from headway.backends.base import Call, bad_tokens, full_precision, transforms
+from headway.backends.base import Call, Partial, bad_tokens, full_precision, transforms
 from headway.backends.native.library import KINDS, Arguments, by_token, even, mask_of, splits_of, wide_of
 from headway.backends.native.operation import Operation
 from headway.terms import (
@@ -139,23 +139,20 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     return out.to(call.q.dtype)
 
 
-def partial(call: Call) -> tuple[Float[Tensor, "batch heads queries dim_v"], Float[Tensor, "batch heads queries"]]:
-    """The output over these keys alone, and the logarithm of each row's sum of exponentials; without gradients.
-
-    A row that sees no key has −inf.
-    """
+def partial(call: Call) -> Partial:
+    """Attention over these keys alone, to be merged; without gradients."""
     with torch.no_grad(), full_precision(call.device):
         out, sums = forward(*_given(call))
     greatest, inverse = sums.unbind(-1)
-    return out, torch.where(inverse > 0, greatest - inverse.log(), -torch.inf)
+    seen = inverse > 0
+    return Partial(out, torch.where(seen, greatest, -torch.inf), torch.where(seen, 1 / inverse, 0.0))
 
 
-def within(
-    call: Call, out: Float[Tensor, "batch heads queries dim_v"], lse: Float[Tensor, "batch heads queries"]
-) -> Float[Tensor, "batch heads queries dim_v"]:
-    """``out`` itself, with the gradients that these keys have in it, where ``lse`` and ``out`` are of all keys."""
-    wide = wide_of(call.q)
-    sums = torch.stack((lse.masked_fill(lse == -torch.inf, 0.0), (lse > -torch.inf).to(lse)), -1).to(wide)
+def within(call: Call, whole: Partial) -> Float[Tensor, "batch heads queries dim_v"]:
+    """The output over all keys, with the gradients that these keys have in it."""
+    out, seen = whole.out, whole.total > 0
+    of_rows = (torch.where(seen, whole.greatest, 0.0), torch.where(seen, 1 / whole.total, 0.0))
+    sums = torch.stack(of_rows, -1).to(wide_of(call.q))
     with full_precision(call.device):
         made: Tensor = _Within.apply(out.detach(), sums.contiguous(), *_given(call))  # type: ignore[no-untyped-call]
     return made

@@ -1,9 +1,9 @@
 """Attention over some of the keys, to be merged with others, in plain torch: a block of queries at a time.
 
-    lse_i = log Σ_j exp(s_ij),  out_i = Σ_j exp(s_ij − lse_i) v_j          over these keys j alone
-    ds_ij = exp(s_ij − lse_i) · g_i·(v_j − out_i)                          with lse and out over all keys
+    p_ij = exp(s_ij − m_i) / z_i,  z_i = Σ_j exp(s_ij − m_i),  out_i = Σ_j p_ij v_j       over these keys j alone
+    ds_ij = p_ij · g_i·(v_j − out_i)                                                      m, z and out over all keys
 
-The second line is the gradient of Σ_j exp(s_ij − lse_i)·(v_j − out_i), where lse and out are constants.
+The second line is the gradient of Σ_j p_ij·(v_j − out_i), where m, z and out are constants.
 """
 
 from __future__ import annotations
@@ -15,36 +15,30 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headway.backends import rows as whole
-from headway.backends.base import Call, full_precision
+from headway.backends.base import Call, Partial, full_precision
 from headway.backends.rows import by_key_head
 from headway.backends.tiled import blocks
 from headway.backends.tiled.anywhere import computed_again
 from headway.terms import ProductPerKey, ProductPerQuery
 
 
-def partial(call: Call) -> tuple[Float[Tensor, "batch heads queries dim_v"], Float[Tensor, "batch heads queries"]]:
-    """The output over these keys alone, and the logarithm of each row's sum of exponentials; without gradients.
-
-    A row that sees no key has −inf.
-    """
+def partial(call: Call) -> Partial:
+    """Attention over these keys alone, to be merged; without gradients."""
     with torch.no_grad(), full_precision(call.device):
         call, q, k, v = _prepared(call)
         found = [_partial(call, rows, q[:, :, rows], k, v) for rows in _blocks(call)]
-    out, lse = (torch.cat(parts, 2) for parts in zip(*found, strict=True))
-    return out.to(call.v.dtype), lse
+    return Partial(*(torch.cat(parts, 2) for parts in zip(*found, strict=True)))
 
 
-def within(
-    call: Call, out: Float[Tensor, "batch heads queries dim_v"], lse: Float[Tensor, "batch heads queries"]
-) -> Float[Tensor, "batch heads queries dim_v"]:
-    """A tensor of the output's shape with the gradients that these keys have in it, where ``lse`` and ``out`` are of
-    all keys; its values do not matter.
+def within(call: Call, whole: Partial) -> Float[Tensor, "batch heads queries dim_v"]:
+    """A tensor of the output's shape with the gradients that these keys have in the output over all keys; its values
+    do not matter.
     """
     with full_precision(call.device):
         call, q, k, v = _prepared(call)
-        out, lse = out.detach().to(q.dtype), lse.detach().to(q.dtype)
+        constant = [x.detach().to(q.dtype) for x in whole]
         found = [
-            computed_again(_within, call, rows, q[:, :, rows], k, v, out[:, :, rows], lse[:, :, rows])
+            computed_again(_within, call, rows, q[:, :, rows], k, v, *(x[:, :, rows] for x in constant))
             for rows in _blocks(call)
         ]
     return torch.cat(found, 2)
@@ -77,17 +71,21 @@ def _summed(call: Call, part: Call, weights: Tensor, v: Tensor, rows: slice) -> 
     return out
 
 
-def _partial(call: Call, rows: slice, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    part, total = _scores(call, rows, q, k)
-    lse = total.logsumexp(-1)
-    weights = (total - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
-    return _summed(call, part, weights, v, rows), lse
+def _partial(call: Call, rows: slice, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    part, scores = _scores(call, rows, q, k)
+    greatest = scores.amax(-1) if k.shape[2] else scores.new_full(scores.shape[:-1], -torch.inf)
+    weights = (scores - greatest.masked_fill(greatest == -torch.inf, 0.0)[..., None]).exp()
+    total = weights.sum(-1)
+    weights = weights / total.masked_fill(total == 0, 1.0)[..., None]
+    return _summed(call, part, weights, v, rows), greatest, total
 
 
-def _within(call: Call, rows: slice, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Tensor:
-    part, total = _scores(call, rows, q, k)
+def _within(
+    call: Call, rows: slice, q: Tensor, k: Tensor, v: Tensor, out: Tensor, greatest: Tensor, total: Tensor
+) -> Tensor:
+    part, scores = _scores(call, rows, q, k)
     # where nothing is seen no exponential is taken, so that its gradient is zero and not NaN
-    hidden = total == -torch.inf
-    total = total.masked_fill(hidden, 0.0) - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]
-    weights = total.masked_fill(hidden, -torch.inf).exp()
+    hidden = scores == -torch.inf
+    scores = scores.masked_fill(hidden, 0.0) - greatest.masked_fill(greatest == -torch.inf, 0.0)[..., None]
+    weights = scores.masked_fill(hidden, -torch.inf).exp() / total.masked_fill(total == 0, 1.0)[..., None]
     return _summed(call, part, weights, v, rows) - weights.sum(-1, keepdim=True) * out
