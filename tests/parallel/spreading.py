@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from common import assert_as_exact, randomise, refusal
+from common import randomise, refusal
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -292,17 +292,33 @@ def few() -> None:
 
 
 def exact(specs: Sequence[str], options: dict[str, Any]) -> None:
-    """In float32, values and gradients err at most twice as much as plain torch in one process."""
+    """In float32, values and gradients err at most twice as much as in one process."""
     wrong = []
     for spec in specs:
         drawn = [Layer(spec, tokens, **options) for tokens in (13, 30, 41)]
         truth = [case.measured(torch.float64) for case in drawn]
-        plain = [case.measured(torch.float32, backend="reference") for case in drawn]
+        fair = [errors([case.measured(torch.float32, backend=b) for case in drawn], truth) for b in ("auto", "tiled")]
         for how in WAYS:
-            if accepts(spec, how):
-                got = [case.measured(torch.float32, how) for case in drawn]
-                try:
-                    assert_as_exact(got, plain, truth)
-                except AssertionError as error:
-                    wrong.append(f"{spec} by {how}: {error}")
+            if not accepts(spec, how):
+                continue
+            found = errors([case.measured(torch.float32, how) for case in drawn], truth)
+            for name, error in found.items():
+                most = 2 * max(one[name] for one in fair) + torch.finfo(torch.float32).eps
+                if error > most:
+                    wrong.append(f"{spec} by {how}: {name} errs by {error:.3g} of 1, at most {most:.3g}")
     assert not wrong, "\n".join(wrong)
+
+
+def errors(got: list[dict[str, Tensor]], truth: list[dict[str, Tensor]]) -> dict[str, float]:
+    """The largest errors of some draws, each as a share of the largest number, but at least of 1.
+
+    Those of the method's parameters together: each is a sum over all pairs, and some are single numbers, whose error in
+    one process is small by chance.
+    """
+    found: dict[str, float] = {}
+    for one, exact in zip(got, truth, strict=True):
+        for name, y in exact.items():
+            error = (one[name].double() - y).abs().max().item() / max(1.0, y.abs().max().item())
+            group = "the method's parameters" if name.startswith("position.") else name
+            found[group] = max(error, found.get(group, 0.0))
+    return found

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from common import specs
+from memory import peaks
 from spreading import divided, exact, together
 
 from headway import Causal, Window
@@ -31,3 +32,10 @@ def test_every_method_on_four_ranks(part: int, options: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("part", range(4))
 def test_heads_divided_among_four_ranks(part: int, tmp_path: Path) -> None:
     together(tmp_path, 4, divided, specs()[part::4])
+
+
+def test_memory_in_a_ring_falls_with_the_number_of_ranks() -> None:
+    """At 32,768 tokens; above 1/P are the keys and values on their way."""
+    one, two, four = (max(peaks("ring", size)) for size in (1, 2, 4))
+    assert four <= 0.6 * two
+    assert four <= 0.37 * one
