@@ -291,11 +291,16 @@ def few() -> None:
     divided(("alibi", "t5", "grapem(planes=2, shared=False)", "fox", "pope", "stickbreaking"))
 
 
+PARAMETERS = "the method's parameters"
+
+
 def exact(specs: Sequence[str], options: dict[str, Any]) -> None:
-    """In float32, values and gradients err at most twice as much as in one process."""
+    """In float32, values and gradients err at most twice as much as in one process; a method's parameters in a ring three
+    times.
+    """
     wrong = []
     for spec in specs:
-        drawn = [Layer(spec, tokens, **options) for tokens in (13, 30, 41)]
+        drawn = [Layer(spec, tokens, **options) for tokens in (13, 30, 300)]
         truth = [case.measured(torch.float64) for case in drawn]
         fair = [errors([case.measured(torch.float32, backend=b) for case in drawn], truth) for b in ("auto", "tiled")]
         for how in WAYS:
@@ -303,7 +308,9 @@ def exact(specs: Sequence[str], options: dict[str, Any]) -> None:
                 continue
             found = errors([case.measured(torch.float32, how) for case in drawn], truth)
             for name, error in found.items():
-                most = 2 * max(one[name] for one in fair) + torch.finfo(torch.float32).eps
+                # one process sums a short row's weights and gradients in one tile, so that its errors cancel in sums
+                times = 3 if how == "ring" and name == PARAMETERS else 2
+                most = times * max(one[name] for one in fair) + torch.finfo(torch.float32).eps
                 if error > most:
                     wrong.append(f"{spec} by {how}: {name} errs by {error:.3g} of 1, at most {most:.3g}")
     assert not wrong, "\n".join(wrong)
@@ -319,6 +326,6 @@ def errors(got: list[dict[str, Tensor]], truth: list[dict[str, Tensor]]) -> dict
     for one, exact in zip(got, truth, strict=True):
         for name, y in exact.items():
             error = (one[name].double() - y).abs().max().item() / max(1.0, y.abs().max().item())
-            group = "the method's parameters" if name.startswith("position.") else name
+            group = PARAMETERS if name.startswith("position.") else name
             found[group] = max(error, found.get(group, 0.0))
     return found
