@@ -295,8 +295,8 @@ PARAMETERS = "the method's parameters"
 
 
 def exact(specs: Sequence[str], options: dict[str, Any]) -> None:
-    """In float32, values and gradients err at most twice as much as in one process; a method's parameters in a ring three
-    times.
+    """In float32, values and gradients err at most twice as much as in one process; three times for a method's
+    parameters in a ring.
     """
     wrong = []
     for spec in specs:

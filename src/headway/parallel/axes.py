@@ -25,7 +25,7 @@ def changed(part: Part, change: Change) -> Part:
     torch.Size([1, 1, 2])
     """
     if isinstance(part, And | Or):
-        return type(part)(changed(part.first, change), changed(part.second, change))  # type: ignore[return-value]
+        return type(part)(changed(part.first, change), changed(part.second, change))
     if not is_dataclass(part):
         return part
     found: Any = part

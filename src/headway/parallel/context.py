@@ -232,8 +232,8 @@ def sum_gradients(model: nn.Module, mesh: Mesh | None = None) -> None:
     if ranks.size == 1 or not parameters:
         return
     there = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int64)
-    there = ranks.summed(there.to(parameters[0].device)).tolist()
-    for parameter, count in zip(parameters, there, strict=True):
+    counts = ranks.summed(there.to(parameters[0].device)).tolist()
+    for parameter, count in zip(parameters, counts, strict=True):
         if count:
             own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = ranks.summed(own.contiguous())

@@ -195,7 +195,7 @@ class Job:
 
         made = [changed(part, take) for part in self._parts()]
         mask: Any = None if self.mask is None else made.pop(0)
-        given = Given(travels[: self.tokens], own, mask, tuple(made))  # type: ignore[arg-type]
+        given = Given(travels[: self.tokens], own, mask, tuple(made))
         return folded(self.build(q, given, source))
 
     def kernel(self, call: Call) -> ModuleType:

@@ -149,4 +149,5 @@ class SelectiveRotary(Position):
     def _angles(self, marks: Tensor, rates: Tensor) -> Float[Tensor, "batch kv_heads tokens pairs"]:
         """The sums of φ times the rates."""
         total = marks[..., (self.conv - 1) * self.rank :].unflatten(-1, (-1, len(rates)))
-        return total.transpose(1, 2) * rates
+        angles: Tensor = total.transpose(1, 2) * rates
+        return angles
