@@ -256,8 +256,10 @@ def divided(specs: Sequence[str]) -> None:
         case = Layer(spec, 9, heads=8, kv_heads=4, sinks="stick" not in spec, qk_norm=True, bias=True)
         expected = case.measured(torch.float64)
         weights = {name: p.detach().clone() for name, p in case.layer.named_parameters()}
-        if "heads" in case.layer.position.exempt:
-            with refusal("mixes all heads", whole=False):
+        method = spec.partition("(")[0]
+        why = {"dape": "mixes all heads", "dapev2": "mixes all heads", "randomized": "draws new positions"}.get(method)
+        if why is not None:
+            with refusal(f"{method} {why}", whole=False):
                 tensor_parallel(case.layer)
             continue
         parts = tensor_parallel(case.layer)

@@ -68,9 +68,10 @@ def undividable(layer: nn.Module, ranks: int) -> str | None:
         return f"{layer.shape.kv_heads} key heads do not divide among {ranks} processes"
     if "heads" in layer.position.exempt:
         return f"{layer.position.method_name()} mixes all heads"
-    plain = (nn.Linear,)
+    if type(layer.position).renumber is not Position.renumber:
+        return f"{layer.position.method_name()} draws new positions in training, and each process would draw its own"
     for name in "qkvo":
-        if type(getattr(layer, name)) not in plain:
+        if type(getattr(layer, name)) is not nn.Linear:
             return f"the projection {name} is a {type(getattr(layer, name)).__name__}, not torch.nn.Linear"
     return None
 
