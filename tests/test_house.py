@@ -29,6 +29,7 @@ FLOORS = (
     ("attention", "latent"),
     ("stack", "saving"),
     ("transformer",),
+    ("parallel",),
     ("sizes",),
     ("arguments",),
     ("inspect",),

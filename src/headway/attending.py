@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -54,6 +54,30 @@ class Core(nn.Module):
         return attend_checked(call, self.backend)
 
 
+class Spread(Protocol):
+    """What lets a layer attend over a sequence whose tokens are spread over processes, see :mod:`headway.parallel`."""
+
+    def attend(
+        self,
+        layer: Attending,
+        q: Float[Tensor, "batch heads queries dim"],
+        q_pos: Int[Tensor, "#batch queries"],
+        tokens: Tokens,
+        mask: Mask | None,
+        terms: tuple[AnyTerm, ...],
+        *,
+        crosses: bool,
+    ) -> Float[Tensor, "batch heads queries dim_v"]:
+        """The output of every head for this process's queries over the tokens of all processes; arguments are this
+        process's, with marks as :meth:`headway.positions.Position.mark` makes them.
+        """
+
+    def together(
+        self, layer: Attending, tokens: Tokens, mask: Mask | None, terms: tuple[AnyTerm, ...], *, crosses: bool
+    ) -> tuple[Tokens, Mask | None, tuple[AnyTerm, ...]]:
+        """The tokens of all processes in the text's order, and mask and terms over them."""
+
+
 class HeadWeights(NamedTuple):
     """The matrices of one head, as in Q_h = X W_Q; views, so writing into them changes the model.
 
@@ -101,6 +125,10 @@ class Attending(nn.Module):
     softcap: float | None
     log_scale: int | None
     sinks: nn.Parameter | None
+    spread: Spread | None = None
+    """How a sequence is spread over processes, see :func:`headway.parallel.context_parallel`; None is not at all."""
+    own_heads: slice | None = None
+    """Which of the method's heads the layer has, see :func:`headway.parallel.tensor_parallel`; None is all."""
     borrows = False
     """Whether keys and values are those of another layer, see :meth:`headway.Attention.share_kv`."""
     qk_norm = False
@@ -207,6 +235,12 @@ class Attending(nn.Module):
         cache: KVCache | None,
     ) -> tuple[Tensor, Tensor, Tensor, bool]:
         """x with position, its positions, where its tokens lie, and whether positions were given."""
+        if self.spread is not None and (pos is None or cache is not None):
+            got = "none: pass pos" if pos is None else "a cache: leave it out, or undo context_parallel"
+            raise HeadwayError(
+                f"expected positions of the tokens and no cache, because the sequence is spread over processes, got "
+                f"{got}"
+            )
         if pos is None and context is None and cache is not None and cache.begun:
             q_pos = cache.next_pos(x.shape[1])
         else:
@@ -234,8 +268,9 @@ class Attending(nn.Module):
         *,
         crosses: bool,
         given: bool,
+        heads: Int[Tensor, " heads"] | None = None,
     ) -> tuple[Tensor, Tensor, tuple[AnyTerm, ...]]:
-        """Queries, keys and terms as the position method gives them to attention."""
+        """Queries, keys and terms as the position method gives them to attention; ``heads`` are those that q holds."""
         return self.position.prepare(
             q,
             k,
@@ -249,7 +284,35 @@ class Attending(nn.Module):
             order=self._order(cache, tokens.pos) if given else None,
             start=tokens.start,
             below=None if given else max(q.shape[2], k.shape[2]),
+            own=tokens.own,
+            heads=self._numbers(heads, q),
         )
+
+    def rotated(
+        self,
+        q: Float[Tensor, "batch heads queries dim"],
+        k: Float[Tensor, "batch kv_heads keys dim"],
+        q_pos: Int[Tensor, "#batch queries *axes"],
+        k_pos: Int[Tensor, "#batch keys *axes"],
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys as the position method rotates them."""
+        if self.own_heads is None:
+            return self.position.rotate(q, k, q_pos, k_pos)
+        groups = self.shape.heads // self.shape.kv_heads
+        with self.position.of_key_heads(slice(self.own_heads.start // groups, self.own_heads.stop // groups)):
+            return self.position.rotate(q, k, q_pos, k_pos)
+
+    def own_sinks(self, q: Tensor, heads: Int[Tensor, " heads"] | None = None) -> Float[Tensor, " heads"] | None:
+        """The sinks of the layer's heads, or of some of them."""
+        numbers = self._numbers(heads, q)
+        return self.sinks if self.sinks is None or numbers is None else self.sinks[numbers]
+
+    def _numbers(self, heads: Int[Tensor, " heads"] | None, q: Tensor) -> Int[Tensor, " heads"] | None:
+        """Which of the method's heads some of the layer's are; default all."""
+        if self.own_heads is None:
+            return heads
+        own = torch.arange(self.own_heads.start, self.own_heads.stop, device=q.device)
+        return own if heads is None else own[heads]
 
     def weighed(
         self,
@@ -262,17 +325,29 @@ class Attending(nn.Module):
         k_pos: Int[Tensor, "#batch keys"],
         *,
         given: bool,
+        seed: Int[Tensor, "1"] | None = None,
+        heads: Int[Tensor, " heads"] | None = None,
     ) -> Float[Tensor, "batch heads queries dim_v"]:
-        """The output of every head."""
-        dropout = (self.dropout, as_seed(None)) if self.dropout and self.training else ()
-        rest = (self.scale, self.position.normalise, self.softcap, self.sinks, *dropout)
+        """The output of every head, or of those that q holds."""
+        dropout = (self.dropout, as_seed(seed)) if self.dropout and self.training else ()
+        rest = (self.scale, self.position.normalise, self.softcap, self.own_sinks(q, heads), *dropout)
         # every way but softmax to weigh scores goes by the keys' order
         compared = mask is not None or bool(terms) or self.position.normalise != "softmax"
         # positions 0, 1, 2 … that nobody gave need not be looked at, and attention may run fused
         looked_at = given or (compared and q.shape[2] != k.shape[2])
         at = (q_pos, k_pos) if looked_at else (None, None)
-        heads: Tensor = self.core(q, k, v, mask, terms, *at, *rest)
-        return heads
+        out: Tensor = self.core(q, k, v, mask, terms, *at, *rest)
+        return out
+
+    def marked(
+        self, x: Float[Tensor, "batch tokens width"], pos: Int[Tensor, "#batch tokens"], cache: KVCache | None
+    ) -> Tensor | None:
+        """What is kept per token besides keys and values; where a sequence is spread over processes, what the method
+        carries along the text once the tokens are together.
+        """
+        if self.spread is not None:
+            return self.position.mark(x)
+        return self.position.marked(x, pos, self._before(cache, pos))
 
     def restricted(self, mask: Mask | None) -> Mask | None:
         """The mask of a call and the layer's own."""
@@ -287,7 +362,7 @@ class Attending(nn.Module):
         length = (q_pos + 1).clamp(min=self.log_scale).to(torch.promote_types(q.dtype, torch.float32))
         return (q * (length.log() / math.log(self.log_scale))[:, None, :, None]).to(q.dtype)
 
-    def _ordered(self, pos: Int[Tensor, "#batch tokens"], mask: Mask | None) -> None:
+    def check_order(self, pos: Int[Tensor, "#batch tokens"], mask: Mask | None) -> None:
         """Refuse shuffled tokens where a method goes by their order, as far as positions and documents show it."""
         if not self.position.sequential or pos.shape[1] < 2 or not readable(pos):
             return

@@ -235,12 +235,16 @@ class Attention(Attending):
                     "pass the positions of x"
                 )
             tokens, given = Tokens(cache.k, cache.v, cache.pos, cache.marks), True
-            q, _ = self.position.rotate(q, tokens.k[:, :, :0], where, tokens.pos[:, :0])
+            q, _ = self.rotated(q, tokens.k[:, :, :0], where, tokens.pos[:, :0])
         else:
-            if context is None and (given or mask is not None):
-                self._ordered(q_pos, mask)
+            if context is None and self.spread is None and (given or mask is not None):
+                self.check_order(q_pos, mask)
             given |= context_pos is not None or (cache is not None and cache.begun)
             source, k_pos = (x, q_pos) if context is None else self._context(context, context_pos)
+            if self.spread is not None and context is not None and context_pos is None:
+                raise HeadwayError(
+                    "expected context_pos, because the context is spread over processes, got none: pass positions"
+                )
             q, tokens = self._keys_and_values(q, where, source, k_pos, where if context is None else k_pos, cache)
         if shared is not None:
             shared.made = (tokens, q_pos, where, given, cache)
@@ -272,7 +276,7 @@ class Attention(Attending):
             x = x.masked_fill((q_pos < 0)[..., None], 0.0)
         x = self.position.embed(x, where) if self.embed else x
         q = self._normed(x, q_pos)
-        q, _ = self.position.rotate(q, tokens.k[:, :, :0], where, tokens.pos[:, :0])
+        q, _ = self.rotated(q, tokens.k[:, :, :0], where, tokens.pos[:, :0])
         return self._join(self._attend(q, q_pos, tokens, mask, terms, cache, crosses=False, given=given))
 
     def _queries(
@@ -304,8 +308,8 @@ class Attention(Attending):
         k, v = self._split(self.k(source), self.shape.kv_heads), self._split(self.v(source), self.shape.kv_heads)
         if self.k_norm is not None:
             k = normed(self.k_norm, k)
-        marks = self.position.marked(source, k_pos, self._before(cache, k_pos))
-        q, k = self.position.rotate(q, k, where, k_where)
+        marks = self.marked(source, k_pos, cache)
+        q, k = self.rotated(q, k, where, k_where)
         return q, Tokens(k, v, k_pos, marks) if cache is None else cache.append(k, v, k_pos, marks)
 
     def _attend(
@@ -322,6 +326,8 @@ class Attention(Attending):
     ) -> Tensor:
         """The output of every head, (B, H, N, D_v)."""
         mask = self.restricted(mask)
+        if self.spread is not None:
+            return self.spread.attend(self, q, q_pos, tokens, mask, tuple(terms), crosses=crosses)
         q, k, own = self.prepared(q, tokens.k, q_pos, tokens, mask, cache, crosses=crosses, given=given)
         return self.weighed(q, k, tokens.v, mask, (*own, *terms), q_pos, tokens.pos, given=given)
 

@@ -22,6 +22,7 @@ class Tokens(NamedTuple):
         pos: positions, (B, K); -1 is padding.
         marks: what the position method computed per token, (B, K, ...), or None.
         start: the index of the first token of this call; None where its tokens are the last.
+        own: marks of the tokens of this call, (B, N, ...), where those lie anywhere among the others.
     """
 
     k: Float[Tensor, "batch kv_heads keys dim"]
@@ -29,6 +30,7 @@ class Tokens(NamedTuple):
     pos: Int[Tensor, "#batch keys"]
     marks: Tensor | None
     start: Int[Tensor, "1"] | None = None
+    own: Tensor | None = None
 
 
 class KVCache:

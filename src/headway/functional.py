@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ def attend(
 
 def attend_checked(call: Call, backend: str) -> Float[Tensor, "batch heads queries dim_v"]:
     """Run a call that :func:`check` returned."""
-    call = _folded(call)
+    call = folded(call)
     route = _choose(call, backend)
     chosen = _load(route)
     alone = hasattr(chosen, "isolates") and chosen.isolates(call)
@@ -106,7 +107,7 @@ def attend_checked(call: Call, backend: str) -> Float[Tensor, "batch heads queri
     return out if poisoned is None else out.masked_fill(poisoned[..., None], torch.nan)
 
 
-def _folded(call: Call) -> Call:
+def folded(call: Call) -> Call:
     """The call with low-rank biases appended to queries and keys as more dimensions: q·k + q_b·k_b is one product."""
     found = [term for term in call.terms if isinstance(term, LowRankBias)]
     (batch, heads, queries, _), (_, kv_heads, keys, _) = call.q.shape, call.k.shape
@@ -368,6 +369,24 @@ def _choose(call: Call, backend: str) -> str:
             return name
         refusals.append(f"{name}: {reason}")
     raise HeadwayError("no backend can run this call: " + "; ".join(refusals))
+
+
+def part_of(call: Call, backend: str) -> ModuleType:
+    """What computes attention over some of the keys, to be merged: ``partial(call)`` and ``within(call, whole)``.
+
+    Raises:
+        HeadwayError: when the named backend does not.
+    """
+    from headway.backends import native
+    from headway.backends.tiled import parts
+
+    reason = native.refuses(call) or (None if native.isolates(call) else "its kernel for such terms takes all keys")
+    if reason is None and backend in ("auto", "native"):
+        return native.softmax
+    if backend not in ("auto", "tiled"):
+        reason = reason if backend == "native" else "it takes all keys of a query at once"
+        raise HeadwayError(f"backend {backend!r} cannot compute a part of the keys: {reason}; backend='auto' can")
+    return parts
 
 
 def _probe(call: Call) -> Tensor:

@@ -186,8 +186,8 @@ class LatentAttention(Attending):
             batch: Tensor = self(x[None], pos=pos, coordinates=coordinates, **rest)
             return batch[0]
         x, q_pos, where, given = self.placed(x, None, pos, coordinates, cache)
-        if given or mask is not None:
-            self._ordered(q_pos, mask)
+        if self.spread is None and (given or mask is not None):
+            self.check_order(q_pos, mask)
         given |= cache is not None and cache.begun
         q, turned, tokens = self._latent(x, q_pos, where, cache)
         return self._attend(q, turned, q_pos, tokens, mask, terms, cache, absorb=absorb, given=given)
@@ -199,7 +199,7 @@ class LatentAttention(Attending):
         q = self.sharpened(self.q(low).view(*x.shape[:2], self.heads, wide).transpose(1, 2), q_pos)
         q, turned = q.split((self.head_dim, self.position_dim), -1)
         latent, key = self.kv_down(x).split((self.latent_dim, self.position_dim), -1)
-        marks = self.position.marked(x, q_pos, self._before(cache, q_pos))
+        marks = self.marked(x, q_pos, cache)
         turned, key = self.position.rotate(turned, key[:, None], where, where)
         held = torch.cat((normed(self.kv_norm, latent)[:, None], key), -1)
         none = held[..., :0]  # values are in the latent vectors
@@ -221,6 +221,8 @@ class LatentAttention(Attending):
     ) -> Tensor:
         """Attention over latent vectors, or over the keys and values made from them, and the output projection."""
         mask = self.restricted(mask)
+        if self.spread is not None:
+            tokens, mask, terms = self.spread.together(self, tokens, mask, tuple(terms), crosses=False)
         latent, key = tokens.k.tensor_split((self.latent_dim,), -1)  # a method may have made the rotated part wider
         turned, key, own = self.prepared(turned, key, q_pos, tokens, mask, cache, crosses=False, given=given)
         if any(isinstance(term, ValuesByDistance) for term in own):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -163,6 +163,20 @@ class Call:
                 f"expected {what} of shape ({self.q.shape[0]} or 1, {self.q.shape[1]} or 1, queries, keys), "
                 f"got {(batch, heads, queries, keys)}"
             )
+
+
+class Partial(NamedTuple):
+    """Attention over some of the keys, to be merged with others.
+
+    Args:
+        out: the output over these keys alone, (B, H, Q, D_v).
+        greatest: each row's greatest score, (B, H, Q); −inf where it sees no key.
+        total: each row's sum of exp(score − greatest), (B, H, Q); 0 where it sees no key.
+    """
+
+    out: Float[Tensor, "batch heads queries dim_v"]
+    greatest: Float[Tensor, "batch heads queries"]
+    total: Float[Tensor, "batch heads queries"]
 
 
 def bad_tokens(x: Float[Tensor, "*tokens dim"]) -> Bool[Tensor, "*tokens"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -46,9 +46,15 @@ class Mask:
 
     ``&`` and ``|`` combine masks with each other and, on either side, with boolean tensors, which are :class:`Dense`.
 
+    Attributes:
+        axes: what each axis of its tensors is for: b sequences, h heads, q queries, k keys, n keys of the whole text; x
+            is none of these.
+
     >>> torch.eye(2, dtype=torch.bool) & Causal()
     And(first=Dense(visible=(2, 2)), second=Causal())
     """
+
+    axes: ClassVar[dict[str, str]] = {}
 
     __array_ufunc__ = None
     """An array on the left of ``&`` defers to :meth:`__rand__` instead of applying the operator to each entry."""
@@ -180,6 +186,8 @@ class Dense(Mask):
     Raises:
         HeadwayError: when it is not a boolean tensor of 2 to 4 axes.
     """
+
+    axes: ClassVar[dict[str, str]] = {"visible": "bhqn"}
 
     visible: Visible | Bool[Tensor, "#batch queries keys"] | Bool[Tensor, "queries keys"]
 

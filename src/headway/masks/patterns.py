@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -107,6 +107,8 @@ class Blocks(Mask):
     [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
     """
 
+    axes: ClassVar[dict[str, str]] = {"visible": "hxx"}
+
     visible: Bool[Tensor, "*heads query_blocks key_blocks"]
     size: int
 
@@ -159,6 +161,8 @@ class Documents(Mask):
         HeadwayError: when they are not integers.
     """
 
+    axes: ClassVar[dict[str, str]] = {"ids": "bq", "key_ids": "bk"}
+
     ids: Integers
     key_ids: Integers | None = None
 
@@ -199,6 +203,8 @@ class KeyPadding(Mask):
     Args:
         real: True where the key is a token, (B or 1, K); with a cache it covers all keys, the cached ones first.
     """
+
+    axes: ClassVar[dict[str, str]] = {"real": "bk"}
 
     real: Bool[Tensor, "#batch keys"]
 

@@ -77,6 +77,7 @@ class Axial(Position):
     paper: ClassVar[str] = "arXiv:2403.13298"
     summary: ClassVar[str] = "Each part of a head is rotated by one coordinate, such as the row or column of an image."
     summary_zh: ClassVar[str] = "每个头的各部分按不同坐标旋转，例如图像的行与列。"
+    sharding: ClassVar[dict[str, str]] = {"frequency": "gxx"}
     relative: ClassVar[bool] = False
     per_layer: ClassVar[bool] = True
     variants: ClassVar[tuple[str, ...]] = ("axial(dims=3, pairing='interleaved')", "axial(base=10.0, mixed=True)")

@@ -13,6 +13,8 @@ including cached ones, at every call, and ``normalise`` names an alternative to 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
@@ -52,6 +54,7 @@ class TermInputs:
             neighbours in memory are neighbours in the text.
         start: the index of the first query's own key, (1,); None where the queries are the newest keys.
         below: every position is below this, known without reading them; None if unknown.
+        own: the marks of the queries, (B, Q, ...), where their own keys lie anywhere; None where ``start`` says where.
     """
 
     q: Float[Tensor, "batch heads queries dim"]
@@ -67,6 +70,7 @@ class TermInputs:
     order: Int[Tensor, "#batch keys"] | None = None
     start: Int[Tensor, "1"] | None = None
     below: int | None = None
+    own: Tensor | None = None
 
     def of_queries(self, x: Tensor, dim: int) -> Tensor:
         """Of numbers per key in a dimension of x, those of the keys that are the queries themselves."""
@@ -85,6 +89,8 @@ class TermInputs:
         Raises:
             HeadwayError: when the keys belong to another sequence.
         """
+        if self.own is not None and not self.crosses:
+            return self.own
         queries, keys = self.q.shape[2], self.k.shape[2]
         if self.marks is None or self.crosses or queries > keys:
             raise HeadwayError(
@@ -158,6 +164,12 @@ class Position(Displayed, nn.Module):
     """Whether its terms depend on :attr:`TermInputs.order`."""
     unbroken: ClassVar[bool] = False
     """Whether all tokens between a query and a key are needed, so that a cache must not drop any of them."""
+    sharding: ClassVar[dict[str, str]] = {}
+    """What the axes of its parameters are for, by their names, and of "marks" behind those of sequences and tokens: h
+    for heads and g for key heads, with equally many entries for each, x for anything else. A parameter that is not
+    named is the same for all heads. So heads can be divided among processes."""
+    by_length: ClassVar[bool] = False
+    """Whether how a pair of tokens is compared depends on the length of the whole text."""
     variants: ClassVar[tuple[str, ...]] = ()
     """Other hyperparameters to test the laws with, e.g. ``rotary(fraction=0.5)``."""
     exempt: ClassVar[dict[str, str]] = {}
@@ -279,6 +291,10 @@ class Position(Displayed, nn.Module):
         marks = self.mark(x)
         return None if marks is None else self.carry(marks, pos, before)
 
+    def of_key_heads(self, heads: slice) -> AbstractContextManager[None]:
+        """Have :meth:`rotate` act on these key heads and their query heads alone, with their part of each parameter."""
+        return _narrowed(self, heads)
+
     def attach(self, shape: HeadShape | int) -> Self:
         """Create the parameters for this shape, once. Attention and Transformer do this themselves.
 
@@ -330,6 +346,7 @@ class Position(Displayed, nn.Module):
         order: Int[Tensor, "#batch keys"] | None = None,
         start: Int[Tensor, "1"] | None = None,
         below: int | None = None,
+        own: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, tuple[AnyTerm, ...]]:
         """The inputs of attention: queries and keys after :meth:`transform_qk`, and the terms.
 
@@ -347,8 +364,10 @@ class Position(Displayed, nn.Module):
             order: index in the text of each key.
             start: the index of the first query's own key.
             below: every position is below this.
+            own: the marks of the queries, where their own keys lie anywhere.
         """
-        look = TermInputs(q, k, q_pos, k_pos, scale, marks, heads, sees_future, crosses, absolute, order, start, below)
+        told = (heads, sees_future, crosses, absolute, order, start, below, own)
+        look = TermInputs(q, k, q_pos, k_pos, scale, marks, *told)
         if type(self).transform_qk is not Position.transform_qk:
             q, k = self.transform_qk(look)
             look = replace(look, q=q, k=k)
@@ -402,6 +421,20 @@ class Position(Displayed, nn.Module):
         if pos is None:
             self.check_length(x)
         return self.embed(x, as_positions(pos, x))
+
+
+@contextmanager
+def _narrowed(position: Position, heads: slice) -> Iterator[None]:
+    named = dict(position.named_parameters(recurse=False))
+    parts = {name: named[name] for name, axes in position.sharding.items() if name in named and axes.startswith("g")}
+    for name, whole in parts.items():  # found before what torch.nn.Module looks up
+        if whole.shape[0] > 1:
+            vars(position)[name] = whole[heads]
+    try:
+        yield
+    finally:
+        for name in parts:
+            vars(position).pop(name, None)
 
 
 LARGEST = 2**31 - 1

@@ -57,6 +57,7 @@ class ComRope(Position):
     paper: ClassVar[str] = "arXiv:2506.03737"
     summary: ClassVar[str] = "Blocks of queries and keys are rotated by learned commuting rotations."
     summary_zh: ClassVar[str] = "查询和键的各个分块由可学习且两两可交换的旋转矩阵来旋转。"
+    sharding: ClassVar[dict[str, str]] = {"matrix": "gxxx"}
     per_layer: ClassVar[bool] = True
     variants: ClassVar[tuple[str, ...]] = ("comrope(dims=2, block=2, kind='ap')",)
 

@@ -54,6 +54,7 @@ class Deberta(Position):
     paper: ClassVar[str] = "arXiv:2006.03654"
     summary: ClassVar[str] = "Scores add products of queries with relative position vectors, and of keys likewise."
     summary_zh: ClassVar[str] = "分数加上查询与相对位置向量的乘积，以及键与相对位置向量的乘积。"
+    sharding: ClassVar[dict[str, str]] = {"key_weight": "hxx", "query_weight": "hxx"}
     per_layer: ClassVar[bool] = True
 
     variants: ClassVar[tuple[str, ...]] = ("deberta(clip=3, reverse=False)", "deberta(clip=20, buckets=6)")

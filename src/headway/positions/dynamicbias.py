@@ -70,6 +70,8 @@ class DynamicBias(Position):
             fed = self.width if number else 1
             layers += [nn.Linear(fed, self.width), *([nn.LayerNorm(self.width)] if self.norm else []), nn.SiLU()]
         self.mlp = nn.Sequential(*layers, nn.Linear(self.width, shape.heads))
+        # of every other method a matter of its class
+        vars(self)["sharding"] = {f"mlp.{len(layers)}.weight": "hx", f"mlp.{len(layers)}.bias": "h"}
 
     def reset_parameters(self) -> None:
         """Torch's initialisation."""

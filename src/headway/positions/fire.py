@@ -54,6 +54,7 @@ class Fire(Position):
     paper: ClassVar[str] = "arXiv:2310.04418"
     summary: ClassVar[str] = "A small network computes a bias from the distance as a share of the query's position."
     summary_zh: ClassVar[str] = "由小型网络根据距离占查询位置的比例计算每个头的偏置。"
+    sharding: ClassVar[dict[str, str]] = {"outer.weight": "hx", "outer.bias": "h"}
     relative: ClassVar[bool] = False
     per_layer: ClassVar[bool] = True
 

@@ -59,6 +59,7 @@ class FoPE(Position):
         "Rotary with a learned sum of waves for each pair, without waves longer than the training length."
     )
     summary_zh: ClassVar[str] = "每个维度对按若干正弦波之和旋转，去掉波长超过训练长度的分量。"
+    sharding: ClassVar[dict[str, str]] = {"cosines": "gxx", "sines": "gxx"}
     relative: ClassVar[bool] = False
     per_layer: ClassVar[bool] = True
     variants: ClassVar[tuple[str, ...]] = (

@@ -64,6 +64,7 @@ class Fox(Position):
     paper: ClassVar[str] = "arXiv:2503.02130"
     summary: ClassVar[str] = "The gates of each token lower the scores of all earlier keys, depending on its content."
     summary_zh: ClassVar[str] = "每个词元的遗忘门按内容降低其之前所有键的分数。"
+    sharding: ClassVar[dict[str, str]] = {"gate.weight": "hx", "gate.bias": "h", "marks": "h"}
     per_layer: ClassVar[bool] = True
     sequential: ClassVar[bool] = True
     contiguous: ClassVar[bool] = True

@@ -67,6 +67,7 @@ class GrapeM(Position):
         "Queries and keys are rotated at learned rates, in the planes of rotary or in learned planes."
     )
     summary_zh: ClassVar[str] = "查询和键以可学习的速率旋转，旋转平面取 RoPE 的坐标平面或由学习得到。"
+    sharding: ClassVar[dict[str, str]] = {"rate": "gx", "basis": "gxx"}
     per_layer: ClassVar[bool] = True
 
     variants: ClassVar[tuple[str, ...]] = ("grapem(planes=4, pairing='interleaved')", "grapem(planes=1, shared=False)")
@@ -175,6 +176,7 @@ class GrapeA(Position):
     paper: ClassVar[str] = "arXiv:2512.07805"
     summary: ClassVar[str] = "Scores fall linearly with distance, at a rate computed from query and key."
     summary_zh: ClassVar[str] = "分数按距离逐词元扣减，扣减速率由查询和键的内容决定。"
+    sharding: ClassVar[dict[str, str]] = {"slope": "h", "query_gate": "hx", "key_gate": "hx"}
     per_layer: ClassVar[bool] = True
 
     variants: ClassVar[tuple[str, ...]] = ("grapea(gate='query')", "grapea(gate='key', unit=False)")

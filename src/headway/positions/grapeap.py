@@ -47,6 +47,7 @@ class GrapeAP(Position):
     paper: ClassVar[str] = "arXiv:2512.07805"
     summary: ClassVar[str] = "Each token between query and key lowers the score by an amount that depends on the query."
     summary_zh: ClassVar[str] = "查询与键之间的每个词元都降低分数，降多少由查询决定。"
+    sharding: ClassVar[dict[str, str]] = {"weight": "hx", "marks": "hx"}
     relative: ClassVar[bool] = False
     per_layer: ClassVar[bool] = True
     sequential: ClassVar[bool] = True

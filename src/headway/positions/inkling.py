@@ -49,6 +49,7 @@ class Inkling(Position):
     paper: ClassVar[str] = "huggingface.co/thinkingmachines/Inkling"
     summary: ClassVar[str] = "Each token mixes learned profiles over near distances into its own bias."
     summary_zh: ClassVar[str] = "每个词元把若干可学习的距离曲线混合成自己的偏置，只作用于近处。"
+    sharding: ClassVar[dict[str, str]] = {"weight": "hx", "gain": "hx", "marks": "hx"}
     per_layer: ClassVar[bool] = True
 
     variants: ClassVar[tuple[str, ...]] = ("inkling(rank=3, extent=5, clip=0.5)", "inkling(extent=40, floor=4)")

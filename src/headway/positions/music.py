@@ -41,6 +41,7 @@ class Music(Position):
     paper: ClassVar[str] = "arXiv:1809.04281"
     summary: ClassVar[str] = "Scores add the product of the query with a learned vector per head and past distance."
     summary_zh: ClassVar[str] = "每个头、每个过去的距离各学习一个向量，查询与它的乘积加到分数上。"
+    sharding: ClassVar[dict[str, str]] = {"table": "hxx"}
     per_layer: ClassVar[bool] = True
 
     variants: ClassVar[tuple[str, ...]] = ("music(clip=3)",)

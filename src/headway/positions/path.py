@@ -61,6 +61,7 @@ class Path(Position):
         "Each token between query and key applies a Householder transformation computed from its content."
     )
     summary_zh: ClassVar[str] = "查询与键之间的每个词元都施加一个由其内容决定的 Householder 变换。"
+    sharding: ClassVar[dict[str, str]] = {"up": "gx", "taps": "xg", "gate": "gx", "forget_gate": "hx"}
     per_layer: ClassVar[bool] = True
     sequential: ClassVar[bool] = True
     contiguous: ClassVar[bool] = True
@@ -88,6 +89,8 @@ class Path(Position):
         """Create A, U, c, u with b, and f with b_f."""
         self.heads, self.kv_heads, width = shape.heads, shape.kv_heads, shape.kv_heads * shape.head_dim
         self.down = nn.Parameter(torch.empty(self.rank or width, shape.dim))
+        if not self.rank:
+            vars(self)["sharding"] = type(self).sharding | {"down": "gx"}
         if self.rank:
             self.up = nn.Parameter(torch.empty(width, self.rank))
         if self.conv > 1:

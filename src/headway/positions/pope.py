@@ -50,6 +50,7 @@ class Pope(Position):
     paper: ClassVar[str] = "arXiv:2509.10534"
     summary: ClassVar[str] = "Queries and keys in polar coordinates: content gives magnitudes, position gives angles."
     summary_zh: ClassVar[str] = "查询和键采用极坐标：内容决定模长，位置决定相角。"
+    sharding: ClassVar[dict[str, str]] = {"phase": "gx"}
     per_layer: ClassVar[bool] = True
     variants: ClassVar[tuple[str, ...]] = ("pope(start='uniform')",)
 

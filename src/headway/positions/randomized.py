@@ -9,6 +9,7 @@ method, which learns the positions of long sequences from short ones.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -69,7 +70,16 @@ class Randomized(Position):
         if isinstance(self.inside, Randomized):
             raise HeadwayError(f"expected a method whose positions are not drawn already, got {self.method!r}")
         # of every other method a matter of its class
-        for name in ("relative", "per_layer", "normalise", "sequential", "contiguous", "neighbours", "unbroken"):
+        for name in (
+            "relative",
+            "per_layer",
+            "normalise",
+            "sequential",
+            "contiguous",
+            "neighbours",
+            "unbroken",
+            "by_length",
+        ):
             vars(self)[name] = getattr(self.inside, name)
 
     @property
@@ -80,6 +90,9 @@ class Randomized(Position):
     def build(self, shape: HeadShape) -> None:
         """Attach the inner method."""
         self.inside.attach(shape)
+        vars(self)["sharding"] = {
+            f"inside.{name}": letters for name, letters in self.inside.sharding.items() if name != "marks"
+        }
 
     def reset_parameters(self) -> None:
         """Initialise the parameters of the inner method."""
@@ -135,6 +148,10 @@ class Randomized(Position):
     ) -> tuple[Float[Tensor, "batch heads queries dim_r"], Float[Tensor, "batch kv_heads keys dim_r"]]:
         """As in the inner method."""
         return self.inside.rotate(q, k, q_pos, k_pos)
+
+    def of_key_heads(self, heads: slice) -> AbstractContextManager[None]:
+        """See :meth:`Position.of_key_heads`."""
+        return self.inside.of_key_heads(heads)
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """As in the inner method."""

@@ -128,6 +128,7 @@ class DynamicNTK(Rotary):
         "Rotary whose base grows with the text beyond the training length; cached keys are rotated again."
     )
     summary_zh: ClassVar[str] = "超过训练长度后旋转的底数随文本增长，缓存的键也随之更新。"
+    by_length: ClassVar[bool] = True
     exempt: ClassVar[dict[str, str]] = {"shift": "its base grows with the length, which is counted from position 0"}
     variants: ClassVar[tuple[str, ...]] = ("dynamicntk(fraction=0.5, pairing='interleaved', factor=8.0, original=512)",)
 
@@ -266,6 +267,7 @@ class LongRope(Rotary):
         "Rotary with a separate divisor for each pair, from one list for short and one for long texts."
     )
     summary_zh: ClassVar[str] = "每个维度对有自己的缩放因子，短文本和长文本各用一组。"
+    by_length: ClassVar[bool] = True
     variants: ClassVar[tuple[str, ...]] = ("longrope(fraction=0.5, pairing='interleaved', original=512)",)
 
     factor: float = 4.0

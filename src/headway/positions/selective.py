@@ -56,6 +56,7 @@ class SelectiveRotary(Position):
         "Each token's content gives an angle; queries and keys are rotated by the sum of angles so far."
     )
     summary_zh: ClassVar[str] = "每个词元自行决定旋转多少；查询和键按累计的角度旋转。"
+    sharding: ClassVar[dict[str, str]] = {"outer.weight": "gx", "taps": "xg"}
     per_layer: ClassVar[bool] = True
     sequential: ClassVar[bool] = True
     contiguous: ClassVar[bool] = True
@@ -136,16 +137,23 @@ class SelectiveRotary(Position):
         """Rotate queries and all keys by the sums of φ."""
         assert self.shape is not None
         assert look.marks is not None
-        rates = frequencies(look.q.shape[-1], self.base, look.q.device)
-        total = look.marks[..., (self.conv - 1) * self.rank :].unflatten(-1, (-1, len(rates)))
-        total = total.transpose(1, 2) * rates  # (B, H_kv, K, P)
-        repeats = look.q.shape[1] // look.k.shape[1]
-        if look.heads is not None:
-            total = total[:, look.heads[::repeats] // (self.shape.heads // self.shape.kv_heads)]
-        cos, sin = waves(total, look.k)
-        k = rotate_pairs(look.k, cos, sin, self.pairing)
+        rates, repeats = frequencies(look.q.shape[-1], self.base, look.q.device), look.q.shape[1] // look.k.shape[1]
+        turns = waves(self._angles(look, look.marks, repeats) * rates, look.k)
+        k = rotate_pairs(look.k, *turns, self.pairing)
         if look.crosses:
             return look.q, k
-        # queries turn as the keys of their own tokens
-        cos, sin = (look.of_queries(x if repeats == 1 else x.repeat_interleave(repeats, 1), 2) for x in (cos, sin))
+        if look.own is None:  # queries turn as the keys of their own tokens
+            turns = (look.of_queries(turns[0], 2), look.of_queries(turns[1], 2))
+        else:
+            turns = waves(self._angles(look, look.own, repeats) * rates, look.k)
+        cos, sin = turns if repeats == 1 else (x.repeat_interleave(repeats, 1) for x in turns)
         return rotate_pairs(look.q, cos, sin, self.pairing), k
+
+    def _angles(self, look: TermInputs, marks: Tensor, repeats: int) -> Float[Tensor, "batch kv_heads tokens pairs"]:
+        """The sums of φ, for the key heads at hand."""
+        assert self.shape is not None
+        total = marks[..., (self.conv - 1) * self.rank :].unflatten(-1, (-1, look.q.shape[-1] // 2)).transpose(1, 2)
+        if look.heads is None:
+            return total
+        chosen: Tensor = total[:, look.heads[::repeats] // (self.shape.heads // self.shape.kv_heads)]
+        return chosen

@@ -70,6 +70,7 @@ class Swin(Position):
     paper: ClassVar[str] = "arXiv:2103.14030"
     summary: ClassVar[str] = "A learned bias per head is added to scores for each offset of rows and columns."
     summary_zh: ClassVar[str] = "为每个头学习一张按行列偏移索引的偏置表，加到注意力分数上。"
+    sharding: ClassVar[dict[str, str]] = {"weight": "hxx"}
     relative: ClassVar[bool] = False
     per_layer: ClassVar[bool] = True
 
@@ -142,6 +143,7 @@ class SwinV2(Position):
     paper: ClassVar[str] = "arXiv:2111.09883"
     summary: ClassVar[str] = "A small network computes a bias from the log-scaled offset of rows and columns."
     summary_zh: ClassVar[str] = "由小型网络根据行列偏移的对数生成偏置，加到注意力分数上。"
+    sharding: ClassVar[dict[str, str]] = {"outer.weight": "hx"}
     relative: ClassVar[bool] = False
     per_layer: ClassVar[bool] = True
 

@@ -48,6 +48,7 @@ class TransformerXL(Position):
         "Scores add products of queries with sinusoids of the distance, and of keys with a learned query."
     )
     summary_zh: ClassVar[str] = "分数加上查询经学习的矩阵与距离正弦向量的乘积，以及键与一个学习的全局查询的乘积。"
+    sharding: ClassVar[dict[str, str]] = {"u": "hx", "v": "hx", "weight": "hxx"}
     per_layer: ClassVar[bool] = True
 
     variants: ClassVar[tuple[str, ...]] = ("transformerxl(bidirectional=True)", "transformerxl(clip=3)")

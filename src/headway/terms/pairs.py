@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -54,7 +54,14 @@ def expect_size(term: Any, name: str, axis: int, of: str, *sizes: int) -> None:
 
 
 class Term:
-    """The interface of terms, which are added to the scores."""
+    """The interface of terms, which are added to the scores.
+
+    Attributes:
+        axes: what each axis of its tensors is for, so that they can be divided among processes: b sequences, h heads, g
+            key heads, q queries, k keys, n keys of the whole text; x is none of these.
+    """
+
+    axes: ClassVar[dict[str, str]] = {}
 
     def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
         """Check that the term was made for this many tokens; backends check batch size and heads.
@@ -95,6 +102,8 @@ class PerKey(Term):
         bias: c, (B or 1, H or 1, K).
     """
 
+    axes: ClassVar[dict[str, str]] = {"bias": "bhk"}
+
     bias: Float[Tensor, "#batch #heads keys"]
 
     def __post_init__(self) -> None:
@@ -126,6 +135,8 @@ class Difference(Term):
         c: one value per key, (B or 1, H or 1, K).
         dtype: dtype of the result.
     """
+
+    axes: ClassVar[dict[str, str]] = {"own": "bhq", "c": "bhk"}
 
     own: Float[Tensor, "#batch #heads queries"]
     c: Float[Tensor, "#batch #heads keys"]
@@ -160,6 +171,8 @@ class ByDistance(Term):
         row: positions are y·row + x, tokens of an image, and distances are those of :func:`raster`, where every
             (Δy, Δx) is distinct; None uses positions unchanged.
     """
+
+    axes: ClassVar[dict[str, str]] = {"table": "hx", "tails": "hx"}
 
     table: Float[Tensor, "#heads width"]
     left: int
@@ -227,6 +240,8 @@ class DenseBias(Term):
     [[0.0, 1.0], [2.0, 3.0]]
     """
 
+    axes: ClassVar[dict[str, str]] = {"bias": "bhqn"}
+
     bias: Float[Tensor, "#batch #heads queries keys"]
 
     def __post_init__(self) -> None:
@@ -279,6 +294,8 @@ class LowRankBias(Term):
     [[3.0, 3.0], [3.0, 3.0]]
     """
 
+    axes: ClassVar[dict[str, str]] = {"q": "bhqx", "k": "bgkx"}
+
     q: Float[Tensor, "#batch #heads queries rank"]
     k: Float[Tensor, "#batch #kv_heads keys rank"]
 
@@ -324,6 +341,8 @@ class Boost(Term):
     >>> Boost(one, one, torch.eye(1), torch.tensor([2.0]).log(), 4.0).tile(pos, pos + 1).item()
     -2.0
     """
+
+    axes: ClassVar[dict[str, str]] = {"q": "bhqx", "k": "bgkx"}
 
     q: Float[Tensor, "batch heads queries dim"]
     k: Float[Tensor, "batch kv_heads keys dim"]
@@ -403,6 +422,8 @@ class ValuesByDistance:
         table: one vector per distance, (H or 1, W, D_v).
         left: the entry of distance 0.
     """
+
+    axes: ClassVar[dict[str, str]] = {"table": "hxx"}
 
     table: Float[Tensor, "#heads width dim"]
     left: int

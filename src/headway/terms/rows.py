@@ -6,6 +6,7 @@ A row term sees all scores of a query before they become weights, and changes th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -21,7 +22,12 @@ class RowTerm:
 
     Backends without a kernel for it materialise whole rows (tiled, reference). :meth:`rows` treats NaN and inf in its
     data per query or key as zero; ``attend`` then sets the rows that see them, and no others, to NaN.
+
+    Attributes:
+        axes: as of :class:`headway.terms.Term`.
     """
+
+    axes: ClassVar[dict[str, str]] = {}
 
     def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
         """See :meth:`Term.fits`."""
@@ -105,6 +111,8 @@ class Scan(RowTerm):
         slope: multiplies log σ, (H or 1,).
     """
 
+    axes: ClassVar[dict[str, str]] = {"table": "bhqx", "left": "bhqx", "right": "bgkx", "slope": "h"}
+
     inclusive: bool
     table: Float[Tensor, "#batch #heads queries width"] | None = None
     left: Float[Tensor, "#batch heads queries dim"] | None = None
@@ -176,6 +184,8 @@ class PathProduct(RowTerm):
         beta: β, (B, H_w, K): 0 leaves u unchanged, 1 removes its component along w, 2 reflects it.
         scale: multiplies q·k.
     """
+
+    axes: ClassVar[dict[str, str]] = {"q": "bhqx", "k": "bgkx", "w": "bgkx", "beta": "bgk"}
 
     q: Float[Tensor, "batch heads queries dim"]
     k: Float[Tensor, "batch kv_heads keys dim"]
@@ -249,6 +259,8 @@ class MixHeads(RowTerm):
         order: index in the text of each key, (B or 1, K), each once but for padding: neighbours have adjacent indices,
             without padding; None uses neighbours in memory.
     """
+
+    axes: ClassVar[dict[str, str]] = {"order": "bk"}
 
     bias: tuple[Term, ...]
     first: Float[Tensor, "hidden both_heads kernel"]

@@ -7,6 +7,7 @@ table_i[n] = x_i · vectors[n]                      for products (Shaw, Transfor
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -105,6 +106,8 @@ class ByDistancePerQuery(_Given, TablePerQuery):
         left: the entry of distance 0.
     """
 
+    axes: ClassVar[dict[str, str]] = {"table": "bhqx"}
+
 
 @dataclass(frozen=True, eq=False)
 class ByDistancePerKey(_Given, TablePerKey):
@@ -114,6 +117,8 @@ class ByDistancePerKey(_Given, TablePerKey):
         table: one value per key and distance, (B or 1, H or 1, K, W).
         left: the entry of distance 0.
     """
+
+    axes: ClassVar[dict[str, str]] = {"table": "bhkx"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +177,8 @@ class ProductPerQuery(_Product, TablePerQuery):
     [1.0, 2.5, 2.5]
     """
 
+    axes: ClassVar[dict[str, str]] = {"x": "bhqx", "vectors": "hxx"}
+
     def given(self) -> ByDistancePerQuery:
         """The same with its tables computed."""
         return ByDistancePerQuery(self.tables(), self.left)
@@ -190,6 +197,8 @@ class ProductPerKey(_Product, TablePerKey):
         index: which of the vectors serves a distance, (W,); default each has its own.
     """
 
+    axes: ClassVar[dict[str, str]] = {"x": "bhkx", "vectors": "hxx"}
+
     def given(self) -> ByDistancePerKey:
         """The same with its tables computed."""
         return ByDistancePerKey(self.tables(), self.left)
@@ -207,6 +216,8 @@ class SlopePerToken(Term):
     >>> SlopePerToken(torch.full((1, 1, 3), -1.0), None).tile(pos, pos)[0, 0, 2, :2].tolist()
     [-2.0, -1.0]
     """
+
+    axes: ClassVar[dict[str, str]] = {"q": "bhq", "k": "bhk"}
 
     q: Float[Tensor, "#batch #heads queries"] | None
     k: Float[Tensor, "#batch #heads keys"] | None
@@ -259,6 +270,8 @@ class CurveByDistance(Term):
     >>> curve.tile(pos, pos)[0, 0, 2].tolist()
     [1.0, 1.0, 0.0]
     """
+
+    axes: ClassVar[dict[str, str]] = {"rate": "bq", "base": "hx", "slope": "hx"}
 
     level: Float[Tensor, " width"]
     rate: Float[Tensor, "#batch queries"]

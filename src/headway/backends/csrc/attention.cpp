@@ -571,8 +571,10 @@ void backward(const Call& call) {
              d_cols_needed = call.d_cols_x != nullptr || call.d_cols_vectors != nullptr;
   const T scale = T(call.scale);
 
-  // number of blocks of keys that a span of queries sees
-  const std::vector<std::vector<int64_t>> blocks = blocks_seen(call, shared);
+  // number of blocks of keys that a span of queries sees, these and others
+  std::vector<std::vector<int64_t>> blocks = blocks_seen(call, shared);
+  for (auto& of_spans : blocks)
+    for (int64_t& seen : of_spans) seen += call.some_keys;
   std::vector<Query<T>> queries(call.batch * call.heads * call.queries);
   std::vector<std::vector<T>> least(call.batch * call.heads);  // lowest logarithm of a sum, per span of queries
   at::parallel_for(0, call.batch * call.heads, 1, [&](int64_t begin, int64_t end) {

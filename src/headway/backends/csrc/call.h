@@ -55,7 +55,8 @@ struct Call {
   int64_t out_batch, out_head, out_row;
   void* sums;  // (B, H, Q, 2) T, contiguous: a row's greatest score, and 1 / its sum of exp(score - greatest), or 0, 0
   // backward
-  const void* grad;  // (B, H, Q, D_v)
+  int64_t some_keys;  // whether these are some of the keys that a row sees, and its sums and output are of all
+  const void* grad;   // (B, H, Q, D_v)
   int64_t grad_batch, grad_head, grad_row;
   int64_t splits;  // number of tasks that share the keys of a head; each has its own d_q, d_table, d_rows …
   void* d_q;       // (S, B, H, Q, wide D) T

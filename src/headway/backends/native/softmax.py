@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from headway.backends import canonical, operators
-from headway.backends.base import Call, bad_tokens, transforms
+from headway.backends.base import Call, Partial, bad_tokens, full_precision, transforms
 from headway.backends.native.library import KINDS, Arguments, by_token, even, mask_of, splits_of, wide_of
 from headway.backends.native.operation import Operation
 from headway.terms import (
@@ -127,11 +129,67 @@ def unfit(call: Call) -> str | None:
 
 def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     """See :class:`headway.backends.base.Backend`."""
+    given = _given(call)
+    if call.training or transforms():
+        out = _attention(*given)
+    elif not operators.are_seen(given.q, given.k, given.v):
+        out = inference(*given)
+    else:
+        operators.count(torch.ops.headway.native_inference, 0, 2)
+        out = cast(Tensor, torch.ops.headway.native_inference(*given))
+    return out.to(call.q.dtype)
+
+
+def partial(call: Call) -> Partial:
+    """Attention over these keys alone, to be merged; without gradients."""
+    with torch.no_grad(), full_precision(call.device):
+        out, sums = forward(*_given(call))
+    greatest, inverse = sums.unbind(-1)
+    seen = inverse > 0
+    return Partial(out, torch.where(seen, greatest, -torch.inf), torch.where(seen, 1 / inverse, 0.0))
+
+
+def within(call: Call, whole: Partial) -> Float[Tensor, "batch heads queries dim_v"]:
+    """The output over all keys, with the gradients that these keys have in it."""
+    out, seen = whole.out, whole.total > 0
+    of_rows = (torch.where(seen, whole.greatest, 0.0), torch.where(seen, 1 / whole.total, 0.0))
+    sums = torch.stack(of_rows, -1).to(wide_of(call.q))
+    with full_precision(call.device):
+        made: Tensor = _Within.apply(out.detach(), sums.contiguous(), *_given(call))  # type: ignore[no-untyped-call]
+    return made
+
+
+class _Within(torch.autograd.Function):
+    """The backward pass of some of the keys, for rows that were computed over more."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, sums: Tensor, *given: Any) -> Tensor:
+        """The output as it is."""
+        tensors = [x for x in given if isinstance(x, Tensor)]
+        ctx.save_for_backward(out, sums, *tensors)
+        ctx.rest = [None if isinstance(x, Tensor) else (x,) for x in given]
+        return out.view_as(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of what was given."""
+        out, sums, *tensors = ctx.saved_tensors
+        left = iter(tensors)
+        given = [next(left) if rest is None else rest[0] for rest in ctx.rest]
+        needed = list(ctx.needs_input_grad[2 : 2 + _DIFFERENTIABLE])
+        found = _differentiate(grad, out, sums, needed, given, some_keys=True)
+        gradients = [x if need else None for x, need in zip(found, needed, strict=True)]
+        return None, None, *gradients, *(None,) * (len(given) - _DIFFERENTIABLE)
+
+
+def _given(call: Call) -> Given:
+    """The arguments of the kernel."""
     c = canonical.canonical(call, products=True, images=True)
     rows, rows_vectors, rows_index = _product(c.query_products)
     cols, cols_vectors, cols_index = _product(c.key_products)
     level, rate, base, slope, breaks = (None,) * 5 if c.curve is None else _curve(c.curve, c.q)
-    given = Given._make(
+    return Given._make(
         (
             *(c.q, c.k, c.v, c.keys, c.table, c.tails, c.rows, rows, rows_vectors, c.cols, cols, cols_vectors),
             *(c.values, c.q_slopes, c.k_slopes, level, rate, base, slope, c.pairs, c.sinks),
@@ -141,14 +199,6 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
             *(c.scale, call.softcap or 0.0, call.dropout),
         )
     )
-    if call.training or transforms():
-        out = _attention(*given)
-    elif not operators.are_seen(c.q, c.k, c.v):
-        out = inference(*given)
-    else:
-        operators.count(torch.ops.headway.native_inference, 0, 2)
-        out = cast(Tensor, torch.ops.headway.native_inference(*given))
-    return out.to(call.q.dtype)
 
 
 def _product(term: ProductPerQuery | ProductPerKey | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -305,12 +355,19 @@ def _tasks(q: Tensor, k: Tensor, pairs: Tensor | None) -> int:
 
 def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor]:
     """The gradients of the first of what was given; an empty tensor for those not needed."""
+    return _differentiate(grad, out, sums, needed, given, some_keys=False)
+
+
+def _differentiate(
+    grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], given: Sequence[Any], *, some_keys: bool
+) -> list[Tensor]:
     g, needs = Given(*given), dict(zip(Given._fields, needed, strict=False))
     if not math.isfinite(sum(x.sum(dtype=wide_of(x)) for x in itertools.chain(*_of_tokens(g)))):
         g, poisoned = _isolated(g)
         if poisoned is not None:
             grad, out = (x.masked_fill(poisoned[..., None], 0.0) for x in (grad, out))
     arguments, q, wide = _arguments(g), g.q, wide_of(g.q)
+    arguments.call.some_keys = some_keys
     call, (batch, heads, queries, dim) = arguments.call, g.q.shape
     splits = call.splits = splits_of(_tasks(q, g.k, g.pairs if needs["pairs"] else None), g.k.shape[2])
     grad = even(grad)

@@ -31,32 +31,32 @@ def any_positions(call: Call) -> Tensor:
     q, k, v = (x.to(wide) for x in (call.q, call.k, call.v))
     size = max(1, blocks.ROWS // call.groups)
     parts = (slice(start, min(start + size, q.shape[2])) for start in range(0, q.shape[2], size))
-    out = [_computed_again(call, rows, q[:, :, rows], k, v) for rows in parts]
+    out = [computed_again(_attend, call, rows, q[:, :, rows], k, v) for rows in parts]
     return torch.cat(out, 2).to(call.v.dtype)
 
 
-def _computed_again(call: Call, rows: slice, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """:func:`_attend`, recomputed in the backward pass instead of saved.
+def computed_again(function: Callable[..., Tensor], *given: object) -> Tensor:
+    """A function of tensors, recomputed in the backward pass instead of saved.
 
     The checkpoint of torch 2.11 leaves its hooks active when the function it runs raises, and they then affect later
     computations for as long as the exception is referenced: so the error is raised after the checkpoint has ended.
     """
     if torch.compiler.is_compiling():
-        return _checkpoint(_attend, call, rows, q, k, v)
+        return _checkpoint(function, *given)
     error: BaseException | None = None
     over = False
 
-    def attend(call: Call, rows: slice, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(*given: object) -> Tensor:
         nonlocal error
         try:
-            return _attend(call, rows, q, k, v)
+            return function(*given)
         except BaseException as raised:
             if over:
                 raise
             error = raised
-            return q
+            return next(x for x in given if isinstance(x, Tensor))
 
-    out = _checkpoint(attend, call, rows, q, k, v)
+    out = _checkpoint(attend, *given)
     over = True
     if error is not None:
         raise error
