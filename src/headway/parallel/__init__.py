@@ -1,5 +1,5 @@
-"""Many processes: the group that torchrun starts, attention over sequences spread over them (context parallelism), heads
-divided among them, and plans of training on many devices.
+"""Many processes: the group that torchrun starts, attention over sequences spread over them (context parallelism),
+heads divided among them, and plans of training on many devices.
 
 >>> import torch
 >>> from headway import Attention, Causal

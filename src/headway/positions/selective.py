@@ -152,8 +152,8 @@ class SelectiveRotary(Position):
     def _angles(self, look: TermInputs, marks: Tensor, repeats: int) -> Float[Tensor, "batch kv_heads tokens pairs"]:
         """The sums of φ, for the key heads at hand."""
         assert self.shape is not None
-        total = marks[..., (self.conv - 1) * self.rank :].unflatten(-1, (-1, look.q.shape[-1] // 2)).transpose(1, 2)
+        total: Tensor = marks[..., (self.conv - 1) * self.rank :].unflatten(-1, (-1, look.q.shape[-1] // 2))
+        total = total.transpose(1, 2)
         if look.heads is None:
             return total
-        chosen: Tensor = total[:, look.heads[::repeats] // (self.shape.heads // self.shape.kv_heads)]
-        return chosen
+        return total[:, look.heads[::repeats] // (self.shape.heads // self.shape.kv_heads)]

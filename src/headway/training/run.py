@@ -219,8 +219,7 @@ def train(
             "text": data.described(),
             "versions": {"headway": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }
-        alike = {field: record[field] for field in ("model", "train", "vocabulary")} | {"text": _content(record)}
-        world.same("text, model and settings", int(hashlib.sha256(dump_json(alike)).hexdigest()[:13], 16))
+        world.same("text, model and settings", _number_of(record))
         if existing is not None:
             _check_same(folder, existing, record)
         ready = data.prepare(words, settings)
@@ -284,9 +283,11 @@ def _vocabulary(
     return vocabulary_from_json(plain, folder)
 
 
-def _content(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies a text, wherever it lies."""
-    return {name: value for name, value in record["text"].items() if name != "name"}
+def _number_of(record: Mapping[str, Any]) -> int:
+    """A number that only the same text, wherever it lies, the same model and settings have."""
+    text = {name: value for name, value in record["text"].items() if name != "name"}
+    alike = {field: record[field] for field in ("model", "train", "vocabulary")} | {"text": text}
+    return int(hashlib.sha256(dump_json(alike)).hexdigest()[:13], 16)
 
 
 def _unread(
