@@ -86,11 +86,15 @@ class Pope(Position):
         inside = (self.phase >= -2 * math.pi) & (self.phase <= 0)
         # not clamp alone: from torch 2.14 on it has no gradient at its bounds, where a phase of zeros starts
         phase = torch.where(inside, self.phase, self.phase.clamp(-2 * math.pi, 0.0))[:, None]
-        q_polar = self._polar(q, q_pos[:, None, :, None] * rates)
-        return q_polar, self._polar(k, k_pos[:, None, :, None] * rates + phase)
+        cos, sin = waves(q_pos[:, None, :, None] * rates, q)
+        q_polar = self._polar(q, cos, sin)
+        if k_pos is not q_pos:
+            cos, sin = waves(k_pos[:, None, :, None] * rates, k)
+        # cos(a + δ) and sin(a + δ) from those of a and δ, which are fewer
+        cos_phase, sin_phase = waves(phase, k)
+        return q_polar, self._polar(k, cos * cos_phase - sin * sin_phase, sin * cos_phase + cos * sin_phase)
 
-    def _polar(self, x: Tensor, angles: Tensor) -> Tensor:
-        cos, sin = waves(angles, x)
+    def _polar(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         # softplus by another name: the backward pass of torch's own fails under torch.compile on transposed queries
         size = torch.logaddexp(x.to(cos.dtype), cos.new_zeros(()))
         return torch.cat((size * cos, size * sin), -1).to(x.dtype)

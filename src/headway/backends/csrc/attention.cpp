@@ -733,7 +733,7 @@ void backward(const Call& call) {
         if (values) {
           const T* table = shares_of_heads.tables(h - h_kv * group, 0).of(query + i);
           head.by_distance(i, [&](int64_t first, int64_t last, int64_t distance) {
-            add_table(gradient, table, values.width, first, last, distance + values.left);
+            add_table(gradient, gradient, table, values.width, first, last, distance + values.left);
           });
         }
         if (dropout.on) dropout.apply(gradient, query + i, tile.k->begin, tile.first, tile.wide);

@@ -70,13 +70,14 @@ inline Side values_of(const Call& c) {
   return side;
 }
 
-// Add a table to columns [first, last) of a row; `entry` is that of column 0.
+// Columns [first, last) of a row: those of `base`, which may be the row itself, and a table; `entry` is that of column
+// 0.
 template <typename T>
-void add_table(T* row, const T* table, int64_t width, int64_t first, int64_t last, int64_t entry) {
+void add_table(T* row, const T* base, const T* table, int64_t width, int64_t first, int64_t last, int64_t entry) {
   const int64_t begin = std::min(std::max(-entry, first), last), end = std::min(std::max(width - entry, begin), last);
-  for (int64_t j = first; j < begin; ++j) row[j] += table[0];
-  for (int64_t j = begin; j < end; ++j) row[j] += table[entry + j];
-  for (int64_t j = end; j < last; ++j) row[j] += table[width - 1];
+  for (int64_t j = first; j < begin; ++j) row[j] = base[j] + table[0];
+  for (int64_t j = begin; j < end; ++j) row[j] = base[j] + table[entry + j];
+  for (int64_t j = end; j < last; ++j) row[j] = base[j] + table[width - 1];
 }
 
 // The reverse: add columns [first, last) of a row to a table.

@@ -322,12 +322,12 @@ class Terms {
       std::fill(row + last, row + tile.wide, -std::numeric_limits<T>::infinity());
     }
     if (count == 0) std::fill(row + first, row + last, T(0));
-    if (count == 1) std::copy(each[0] + first, each[0] + last, row + first);
+    if (count == 1 && own == nullptr) std::copy(each[0] + first, each[0] + last, row + first);
     if (count >= 2)
       for (int64_t j = first; j < last; ++j) row[j] = each[0][j] + each[1][j];
     if (count == 3)
       for (int64_t j = first; j < last; ++j) row[j] += each[2][j];
-    if (own != nullptr) add_table(row, own, rows_.width, first, last, entry);
+    if (own != nullptr) add_table(row, count == 1 ? each[0] : row, own, rows_.width, first, last, entry);
     if (away_ != nullptr) {
       const T* away = away_ + (tile.rows() - 1 - i);
       const T slope = q_slopes_ == nullptr ? T(0) : q_slopes_[tile.q->begin + i];
@@ -600,7 +600,7 @@ class Terms {
         for (int64_t j = first; j < last; ++j) row[j] += keys[j];
       };
       if (per_key_ != nullptr) add_key(per_key_ + tile.k->begin);
-      if (rows_) add_table(row, rows_.of(query), rows_.width, first, last, apart + rows_.left);
+      if (rows_) add_table(row, row, rows_.of(query), rows_.width, first, last, apart + rows_.left);
       if (cols_ || single_ != nullptr)
         for (int64_t j = first; j < last; ++j) row[j] += col(tile.k->begin + j, apart + j + cols_.left);
       if (q_slopes_ != nullptr)
