@@ -19,10 +19,9 @@ PAIRS = [
         "docs/transformers.md",
     )
 ]
-PAGES = [name for pair in PAIRS for name in pair]
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [english for english, _ in PAIRS])  # the Chinese pages show the same code
 def test_python_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # one saves a model
     scope = {}
