@@ -28,8 +28,9 @@ from headway.shapes import HeadwayError, brief
 SPREAD = "headway_spread"
 """The name of this attention in transformers' interface."""
 
-TYPES = ("bert", "cohere2", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gpt_oss", "granite", "llama", "mistral")
-TYPES += ("mixtral", "modernbert", "olmo2", "phi3", "qwen2", "qwen3", "smollm3", "starcoder2")
+_NAMES = """bert cohere2 gemma2 gemma3_text gpt2 gpt_neox gpt_oss granite llama mistral mixtral modernbert olmo2 phi3
+qwen2 qwen3 smollm3 starcoder2"""
+TYPES = tuple(_NAMES.split())
 """Families whose tokens meet in attention alone and take their positions from ``position_ids`` alone, each tested."""
 
 CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
