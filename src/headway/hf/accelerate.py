@@ -16,6 +16,8 @@ from headway.functional import plan
 from headway.hf.families import family_of
 from headway.hf.forms import formula
 from headway.hf.interface import NAMES
+from headway.hf.spread import SPREAD, Spread, spread_over
+from headway.parallel.ranks import Mesh
 from headway.positions import parse
 from headway.shapes import HeadwayError
 
@@ -64,12 +66,14 @@ class Accelerated:
         parts: one for each kind of attention.
         configs: the configurations that were changed, with the implementation that each had.
         classes: the modules that were changed, with the class that each had.
+        spread: how its tokens are spread over processes; None where they are not.
     """
 
     model: PreTrainedModel
     parts: tuple[Part, ...]
     configs: list[tuple[Any, str | None]] = field(default_factory=list, repr=False)
     classes: list[tuple[nn.Module, type]] = field(default_factory=list, repr=False)
+    spread: Spread | None = None
 
     def undo(self) -> None:
         """Give the model back its own code; its parameters were never touched."""
@@ -80,28 +84,47 @@ class Accelerated:
             module.__dict__.pop("headway_form", None)
         self.configs.clear()
         self.classes.clear()
+        if self.spread is not None:
+            self.spread.undo()
 
     def __str__(self) -> str:
-        rows = [type(self.model).__name__]
+        name = type(self.model).__name__
+        rows = [name if self.spread is None else f"{name}, its {self.spread}"]
         for part in self.parts:
             rows.append(f"  {part}")
         return "\n".join(rows)
 
 
-def accelerate(model: PreTrainedModel, *, quiet: bool = False) -> Accelerated:
+def accelerate(
+    model: PreTrainedModel,
+    *,
+    mesh: Mesh | None = None,
+    how: str = "all-gather",
+    zigzag: bool = True,
+    quiet: bool = False,
+) -> Accelerated:
     """Let a transformers model compute attention with headway's kernels, in place.
 
     Parameters, their names, hooks and files stay as they are; position biases stay tables, buckets and slopes instead
     of a number for every pair of tokens. What is not known is left alone and named. Where a model is asked for its
     attentions, its own code computes them.
 
+    With a mesh, the tokens of its texts are spread over processes. Each of them calls the model with its own tokens and
+    their positions, as :func:`headway.parallel.shard_tokens` gives them, and gets their logits; padding is position −1
+    instead of an ``attention_mask``, and packed documents are named by ``documents=shard(ids, fill=-1)``. There is no
+    cache, and the loss is of shifted labels that were shifted before they were spread. Gradients are shares, see
+    :func:`headway.parallel.context_parallel`. A call that would be anything but exact is refused.
+
     Args:
         model: any model of transformers; on a version that was not tested it is refused.
+        mesh: the processes that a text is spread over, see :class:`headway.parallel.Ranks`; default not at all.
+        how: with a mesh, "all-gather", "ulysses" or "ring", see :func:`headway.parallel.context_parallel`.
+        zigzag: with a mesh, as the tokens were spread.
         quiet: do not print what was done.
 
     Raises:
         HeadwayError: when it is no transformers model, transformers has another version than those tested, or nothing
-            in the model can be accelerated.
+            in the model can be accelerated; with a mesh, when not all of it can be spread exactly.
 
     >>> from transformers import T5Config, T5EncoderModel
     >>> small = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
@@ -113,15 +136,21 @@ def accelerate(model: PreTrainedModel, *, quiet: bool = False) -> Accelerated:
             f"expected a model of transformers, got {type(model).__name__}: of DDP or peft pass the model inside"
         )
     check_version()
-    done = Accelerated(model, ())
+    done = Accelerated(model, (), spread=None if mesh is None else spread_over(model, mesh, how, zigzag))
     parts = []
     for unit in _units(model):
         parts += _accelerate(unit, done)
     done.parts = tuple(parts)
-    if not done.configs:
-        why = "; ".join(dict.fromkeys(f"{part.kind}: {part.reason}" for part in parts if part.reason))
-        why = why or "it has no attention of transformers"
-        raise HeadwayError(f"expected attentions that headway can compute, got none in {type(model).__name__}: {why}")
+    left_alone = dict.fromkeys(f"{part.kind}: {part.reason}" for part in parts if part.reason)
+    if not done.configs or (mesh is not None and left_alone):
+        done.undo()
+        why = "; ".join(left_alone) or "it has no attention of transformers"
+        found = "others" if done.configs else "none"
+        raise HeadwayError(
+            f"expected attentions that headway can compute, got {found} in {type(model).__name__}: {why}"
+        )
+    if done.spread is not None:
+        done.spread.start(model)
     if not quiet:
         print(done)
     return done
@@ -170,7 +199,8 @@ def _accelerate(unit: _Unit, done: Accelerated) -> list[Part]:
         done.configs.append((unit.config, unit.config._attn_implementation))
         own = unit.config._attn_implementation
         asked = (getattr(family_of(kind), "implementation", {}).get(own) for kind in kinds)
-        unit.config._attn_implementation_internal = next(filter(None, asked), NAMES[own])
+        name = SPREAD if done.spread is not None else next(filter(None, asked), NAMES[own])
+        unit.config._attn_implementation_internal = name
     parts = []
     for kind, names in kinds.items():
         family = family_of(kind)

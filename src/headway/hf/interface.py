@@ -86,7 +86,7 @@ def headway_attention(
     Weights are returned only when the model was asked for attentions; they are then computed by the model's own code.
     """
     what = form(module)
-    query, key, value = _in_one_dtype(query, key, value)
+    query, key, value = in_one_dtype(query, key, value)
     causal = _causal(module, is_causal, query.shape[2])
     softcap, sinks = softcap if what.softcap else None, sinks if what.token_sinks else None
     if asked_for_weights(kwargs):
@@ -126,7 +126,7 @@ def headway_attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _in_one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+def in_one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Queries, keys and values as autocast hands them to torch's attention: rotated ones are wider than others."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device) or tensors[0].dtype is torch.float64:

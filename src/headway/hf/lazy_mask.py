@@ -137,8 +137,8 @@ def headway_mask(
             return None
     queries = torch.arange(q_length, device=device)[None] + q_offset
     keys = torch.arange(kv_length, device=device)[None] + kv_offset
-    read = None if q_length == 1 or use_vmap else _read(mask_function, queries, keys)
-    if read is None:
+    found = None if q_length == 1 or use_vmap else read(mask_function, queries, keys)
+    if found is None:
         made: Tensor | None = sdpa_mask(
             batch_size,
             q_length,
@@ -160,7 +160,7 @@ def headway_mask(
         real = attention_mask.bool()[:, kv_offset : kv_offset + kv_length]
         real = torch.nn.functional.pad(real, (0, kv_length - real.shape[1]))
         keys, plain = keys.masked_fill(~real, -1), False
-    mask = None if read is SEES_ALL else read
+    mask = None if found is SEES_ALL else found
     if mask is None and plain and kwargs.get("allow_is_bidirectional_skip", False):
         return None
     return LazyMask(mask, queries, keys, plain, batch_size)
@@ -171,8 +171,15 @@ def headway_eager_mask(*args: Any, **kwargs: Any) -> LazyMask | Tensor | None:
     return headway_mask(*args, **kwargs | {"allow_is_causal_skip": False})
 
 
-def _read(function: Callable[..., Any], queries: Positions, keys: Positions) -> Any:
-    """A mask function as a mask; SEES_ALL where every query sees every key; None where it is not known."""
+def read(function: Callable[..., Any], queries: Positions | None, keys: Positions | None) -> Any:
+    """A mask function as a mask; SEES_ALL where every query sees every key; None where it is not known.
+
+    Args:
+        function: as transformers hands it to what makes a mask.
+        queries: the index of each query in its sequence, (1, Q); None where tokens are spread over processes, so that
+            no mask can be by index. What transformers takes for packed documents is then left out.
+        keys: the index of each key, likewise.
+    """
     if function is causal_mask_function:
         return Causal()
     if function is bidirectional_mask_function:
@@ -188,22 +195,22 @@ def _read(function: Callable[..., Any], queries: Positions, keys: Positions) -> 
             return Window(given["sliding_window"] - 1, FAR) if given["sliding_window"] > 0 else None
         case "transformers.masking_utils", "sliding_window_bidirectional_overlay":
             return Window(given["sliding_window"], given["sliding_window"])
-        case "transformers.masking_utils", "chunked_overlay":
+        case "transformers.masking_utils", "chunked_overlay" if queries is not None and keys is not None:
             ids = [(pos - given["left_padding"][:, None]) // given["chunk_size"] for pos in (queries, keys)]
             return Documents(*ids)
         case "transformers.masking_utils", "packed_sequence_mask_function":
-            return Documents(given["packed_sequence_mask"])
+            return SEES_ALL if queries is None else Documents(given["packed_sequence_mask"])
         case "transformers.masking_utils", "remap_positions_for_packed_sequence":
-            return _read(given["mask_function"], queries, keys)  # within a document, distances are those of indices
-        case "transformers.masking_utils", "blockwise_overlay":
+            return read(given["mask_function"], queries, keys)  # within a document, distances are those of indices
+        case "transformers.masking_utils", "blockwise_overlay" if queries is not None and keys is not None:
             blocks = given["block_sequence_ids"]
             own = [blocks.gather(1, pos.expand(len(blocks), -1)) for pos in (queries, keys)]
             return Documents(own[0].masked_fill(own[0] < 0, -1), own[1].masked_fill(own[1] < 0, -2))
     return None
 
 
-def _joined(join: type[And] | type[Or], functions: Any, queries: Positions, keys: Positions) -> Any:
-    sides = [_read(function, queries, keys) for function in functions]
+def _joined(join: type[And] | type[Or], functions: Any, queries: Positions | None, keys: Positions | None) -> Any:
+    sides = [read(function, queries, keys) for function in functions]
     if any(side is None for side in sides):
         return None
     if join is Or and SEES_ALL in sides:

@@ -1,0 +1,183 @@
+"""What two processes do with other people's models whose tokens are spread over them; :func:`proof` is all of it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import transformers as hf
+from common import refusal
+from models import far, randomised, tokens
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+import headway.hf
+from headway.hf.spread import TYPES
+from headway.parallel import Ranks, shard, shard_tokens, sum_gradients, unshard
+from headway.parallel.context import WAYS
+
+SMALL: dict[str, Any] = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2}
+SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
+SMALL |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "sliding_window": 5, "local_attention": 6}
+SMALL |= {"num_local_experts": 2, "num_experts_per_tok": 1, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+SMALL |= {"attn_logit_softcapping": 2.0}
+LAYERS = {"layer_types": ["sliding_attention", "full_attention"]}
+MIXED = ("cohere2", "gemma3_text", "gpt_oss", "qwen2", "qwen3", "smollm3", "modernbert")
+N = 13
+
+
+def made(name: str, **more: Any) -> Any:
+    """A tiny model of a family, in float64."""
+    kind = hf.CONFIG_MAPPING[name]
+    options = SMALL | (LAYERS if name in MIXED else {}) | ({"use_sliding_window": True} if "qwen" in name else {})
+    options |= {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4} if name == "gpt2" else {}
+    config = kind(**options | more)
+    if hasattr(config, "_experts_implementation"):
+        config._experts_implementation = "eager"  # grouped products take no float64
+    auto: Any = hf.AutoModelForMaskedLM if "bert" in name else hf.AutoModelForCausalLM
+    return randomised(auto.from_config(config))
+
+
+FIVE = torch.arange(N) >= 5
+
+
+def followers(ids: Tensor) -> Tensor:
+    """What each token should predict; the last one nothing."""
+    return torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
+
+
+def measured(model: Any, how: str | None, packed: bool) -> dict[str, Tensor]:
+    """Logits of two texts, and the gradients of a loss of every token's follower."""
+    ids, pos = tokens(2, N), torch.arange(N).expand(2, -1)
+    pos = torch.where(FIVE, pos - 5, pos) if packed else pos
+    targets = followers(ids)
+    model.zero_grad()
+    more: dict[str, Any] = {}
+    if how is None:
+        more = {"use_cache": False} if packed else {}  # transformers looks for documents where there is no cache
+        logits = model(input_ids=ids, position_ids=pos, **more).logits
+    else:
+        (ids, pos), targets = shard_tokens(ids, pos=pos), shard(targets, fill=-100)
+        more = {"documents": shard(FIVE.long().expand(2, -1), fill=-1)} if packed else {}
+        logits = model(input_ids=ids, position_ids=pos, **more).logits
+    (cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / (2 * N - 2)).backward()
+    if how is not None:
+        sum_gradients(model)
+        logits = unshard(logits, length=N)
+    return {"logits": logits.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def exact() -> None:
+    """Logits and all gradients are those of the model alone, in every way, and its own again after undo."""
+    for name, packed in (("llama", False), ("gpt2", False), ("bert", False), ("mistral", False), ("mistral", True)):
+        model = made(name)
+        expected = measured(model, None, packed)
+        for how in WAYS:
+            done = headway.hf.accelerate(model, mesh=dist.group.WORLD, how=how, quiet=True)
+            if packed:  # layers are computed again, with the positions of their call
+                model.train().activation_checkpointing_enable()
+            found = measured(model, how, packed)
+            if packed:
+                model.eval().activation_checkpointing_disable()
+            done.undo()
+            assert found.keys() == expected.keys()
+            largest = max(float(x.abs().max()) for x in expected.values())
+            for part, x in expected.items():  # the gradient of BERT's bias of keys is zero but for rounding
+                off = float((found[part] - x).abs().max()) / max(float(x.abs().max()), 1e-3 * largest)
+                assert off < 1e-9, (name, how, packed, part, off)
+        assert torch.equal(measured(model, None, packed)["logits"], expected["logits"])
+
+
+def every_family() -> None:
+    """The logits of each family that is said to work, and its own loss, which is in float32."""
+    ids = tokens(2, N)
+    (mine, pos), targets = shard_tokens(ids), followers(ids)
+    own = shard(targets, fill=-100)
+    for name in TYPES:
+        model = made(name)
+        given = {} if "bert" in name else {"labels": own, "shift_labels": own, "num_items_in_batch": 2 * N - 2}
+        with torch.no_grad():
+            expected = model(input_ids=ids).logits
+            headway.hf.accelerate(model, mesh=dist.group.WORLD, quiet=True)
+            found = model(mine, position_ids=pos, **given)
+        off = far(unshard(found.logits, length=N), expected)
+        assert off < (1e-5 if name == "gemma2" else 1e-9), (name, off)  # its own code rounds weights to float32
+        if given:
+            loss = cross_entropy(expected.flatten(0, 1), targets.flatten())
+            assert abs(float(Ranks.of(None).summed(found.loss) - loss)) < 1e-5, name
+
+
+def padded() -> None:
+    """Padding at the start of a text."""
+    ids, real, model = tokens(2, N), torch.ones(2, N, dtype=torch.long), made("llama")
+    real[1, :4] = 0
+    pos = (real.cumsum(1) - 1).masked_fill(real == 0, -1)
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=real, position_ids=pos.clamp(min=0)).logits
+        headway.hf.accelerate(model, mesh=dist.group.WORLD, quiet=True)
+        mine, own = shard_tokens(ids, pos=pos)
+        found = unshard(model(mine, position_ids=own).logits, length=N)
+    assert far(found[real > 0], expected[real > 0]) < 1e-9
+
+
+def refused() -> None:
+    """Models that count their own tokens, and calls that would be wrong in silence, are refused in a sentence."""
+
+    def spread(model: Any, **more: Any) -> headway.hf.Accelerated:
+        return headway.hf.accelerate(model, mesh=dist.group.WORLD, quiet=True, **more)
+
+    small = {"vocab_size": 64, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 4}
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    models = {
+        "T5EncoderModel (t5): only of bert": hf.T5EncoderModel(hf.T5Config(**small)),
+        "BloomModel (bloom): only of": hf.BloomModel(
+            hf.BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)
+        ),
+        "its pooler reads the first token": hf.BertModel(hf.BertConfig(**SMALL)),
+        "its head reads some tokens": hf.LlamaForSequenceClassification(hf.LlamaConfig(**SMALL)),
+        "(dynamic) goes by the length": hf.LlamaModel(hf.LlamaConfig(**SMALL, rope_parameters=rope)),
+        "balances experts": hf.MixtralForCausalLM(hf.MixtralConfig(**SMALL, output_router_logits=True)),
+    }
+    for text, model in models.items():
+        with refusal(text, whole=False):
+            spread(model)
+        assert not model.config._attn_implementation.startswith("headway")
+    model = made("llama")
+    with refusal("expected how as one of 'all-gather', 'ulysses', 'ring', got 'tree'"):
+        spread(model, how="tree")
+    done, (ids, pos) = spread(model), shard_tokens(tokens(2, N))
+    assert "its tokens spread over 2 processes by all-gather" in str(done)
+    with refusal("accelerated already", whole=False):
+        headway.hf.accelerate(model, quiet=True)
+    held = hf.DynamicCache(config=model.config)
+    calls: dict[str, Any] = {
+        "expected position_ids, its own tokens' positions": lambda: model(ids),
+        "expected position_ids,": lambda: model(ids, position_ids=pos[:, 1:]),
+        "expected no cache,": lambda: model(ids, position_ids=pos, cache=held),
+        "expected no past_key_values,": lambda: model(ids, position_ids=pos, past_key_values=held),
+        "expected no use_cache,": lambda: model(ids, position_ids=pos, use_cache=True),
+        "got some: give padding the position −1": lambda: model(ids, torch.ones_like(ids), pos),
+        "got some: decode in one process": lambda: model.generate(ids, max_new_tokens=2),
+        "expected no output_attentions,": lambda: model(ids, position_ids=pos, output_attentions=True),
+        "expected no logits_to_keep,": lambda: model(ids, position_ids=pos, logits_to_keep=1),
+        "expected no labels,": lambda: model(ids, position_ids=pos, labels=ids),
+        "got one twice: of a text packed": lambda: model(ids, position_ids=pos % 5),
+        "got one of a part of it": lambda: model.model(ids, position_ids=pos),
+    }
+    for text, call in calls.items():
+        with refusal(text, whole=False):
+            call()
+    copied = copy.deepcopy(model)
+    assert torch.equal(copied(ids, position_ids=pos).logits, model(ids, position_ids=pos).logits)
+    done.undo()
+    assert model(ids, attention_mask=torch.ones_like(ids)).logits.shape == (2, ids.shape[1], 96)
+
+
+def proof() -> None:
+    """All of it, in one start."""
+    exact()
+    every_family()
+    padded()
+    refused()
