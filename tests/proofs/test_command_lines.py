@@ -44,6 +44,9 @@ SMALL = {
     "bench": "--methods none --lengths 8 --rounds 1 --heads 2 --head-dim 8 --no-baselines --out new-bench",
     "studio": "--no-browser",
     "methods": "",
+    "accelerate": "",
+    "verify": "",
+    "plan": "",
 }
 """What makes each command quick; options drawn come after it and win."""
 PLACES = (

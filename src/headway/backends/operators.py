@@ -19,7 +19,7 @@ _PLAIN = (Tensor, nn.Parameter)
 
 def are_seen(*tensors: Tensor | None) -> bool:
     """Whether a call with these tensors should be dispatched as an operator."""
-    return torch._C._autograd._profiler_enabled() or are_followed(*tensors)
+    return are_followed(*tensors) or torch._C._autograd._profiler_enabled()
 
 
 def are_followed(*tensors: Tensor | None) -> bool:

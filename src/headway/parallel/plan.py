@@ -323,8 +323,8 @@ def plan(setup: Setup, counted: Counted | None = None) -> Step:
         HeadwayError: when the devices cannot be divided as asked.
 
     >>> step = plan(Setup(length=131_072, devices=64))
-    >>> step.setup.context, step.fits, gigabytes(step.counted.parameters)
-    (2, True, '8.0 GB')
+    >>> step.setup.context, step.fits, round(step.counted.parameters / 1e9, 1)
+    (2, True, 8.0)
     """
     if setup.context is not None and setup.devices % setup.context:
         raise HeadwayError(f"expected context to divide the {setup.devices} devices, got {setup.context}")

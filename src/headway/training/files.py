@@ -169,7 +169,7 @@ def make_folder(path: Path) -> None:
                     f"expected a folder at {part}, got a link to {os.readlink(part)}, where there is none: "
                     f"make that folder, or remove the link"
                 )
-            if part.exists():
+            if part.exists() and not part.is_dir():  # another process may have made it just now
                 raise HeadwayError(f"expected a folder at {part}, got a file: choose another place")
     with explained(f"creating the folder {path}"):
         path.mkdir(parents=True, exist_ok=True)
