@@ -23,11 +23,7 @@ SHORT = [
     "test_masks_that_meet_tensors",
     "test_masks_of_native",
     "test_one_step_of_decoding_for_all_lengths[rotary]",
-    "test_hidden_nan_in_generated_code",
-    "test_one_query_in_generated_code[2]",
     "test_a_compiled_call_runs_the_kernel_and_an_exported_one_does_not",
-    "test_attention_traced[cope]",
-    "test_attention_traced[selectiverotary]",
     "test_attention_traced[latent-rotary]",
     "test_attention_traced[latent-fox]",
     "test_one_step_of_decoding_for_all_lengths[latent-rotary]",
@@ -36,6 +32,10 @@ STEPS = ("t5", "selectiverotary", *(named(spec) for spec in models() if named(sp
 LONG = [f"test_one_step_of_decoding_for_all_lengths[{spec}]" for spec in STEPS]
 LONG += [
     "test_generated_code",
+    "test_hidden_nan_in_generated_code",
+    "test_one_query_in_generated_code[2]",
+    "test_attention_traced[cope]",
+    "test_attention_traced[selectiverotary]",
     "test_one_query_in_generated_code[1]",
     "test_lengths_that_change[aot_eager]",
     *(f"test_attention[{spec}]" for spec in specs()),
