@@ -46,7 +46,7 @@ class TermInputs:
         scale: what q·k is multiplied by.
         marks: what :meth:`Position.marked` computed for the keys, (B, K, ...).
         heads: indices of the method's heads that q holds; None is all heads in order.
-        sees_future: whether queries may see keys at later positions; False if unknown.
+        sees_future: whether queries may see keys at later positions; None if unknown.
         crosses: whether the keys belong to another sequence than the queries (cross attention).
         absolute: whether a constant added to a whole row of scores matters: softmax ignores it, but not with an
             attention sink, and neither do other normalisations.
@@ -64,7 +64,7 @@ class TermInputs:
     scale: float
     marks: Tensor | None = None
     heads: Int[Tensor, " heads"] | None = None
-    sees_future: bool = False
+    sees_future: bool | None = None
     crosses: bool = False
     absolute: bool = False
     order: Int[Tensor, "#batch keys"] | None = None
@@ -339,7 +339,7 @@ class Position(Displayed, nn.Module):
         scale: float,
         marks: Tensor | None = None,
         heads: Int[Tensor, " heads"] | None = None,
-        sees_future: bool = False,
+        sees_future: bool | None = None,
         *,
         crosses: bool = False,
         absolute: bool = False,
@@ -358,7 +358,7 @@ class Position(Displayed, nn.Module):
             scale: what q·k is multiplied by.
             marks: what :meth:`marked` computed for the keys.
             heads: indices of the method's heads that q holds.
-            sees_future: whether a query may see keys after it.
+            sees_future: whether a query may see keys after it; None if unknown.
             crosses: whether the keys belong to another sequence.
             absolute: whether a constant added to a whole row of scores matters.
             order: index in the text of each key.

@@ -106,16 +106,17 @@ class Deberta(Position):
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """q·K^r for every query and distance, k·Q^r for every key and distance."""
-        q, k = look.q, look.k.repeat_interleave(look.q.shape[1] // look.k.shape[1], 1)
-        offset, past = look.offsets(self.clip, self.clip)
+        repeats = look.q.shape[1] // look.k.shape[1]
+        k = look.k if repeats == 1 else look.k.repeat_interleave(repeats, 1)
+        offset, past = look.offsets(self.clip, 0 if look.sees_future is False else self.clip)
         future = offset.shape[0] - 1 - past
-        keys, low = self._rows(look, self.key_weight, future, past)
-        queries, lowest = self._rows(look, self.query_weight, *((past, future) if self.reverse else (future, past)))
+        ends = (past, future) if self.reverse else (future, past)
+        # rows are scaled, not queries and keys, which are more
+        keys, low = self._rows(look, self.key_weight * look.scale, future, past)
+        queries, lowest = self._rows(look, self.query_weight * (look.scale / math.sqrt(3)), *ends)
         return (
-            ProductPerQuery(q * look.scale, keys, past, self.row(-offset) - low),
-            ProductPerKey(
-                k * (look.scale / math.sqrt(3)), queries, past, self.row(offset if self.reverse else -offset) - lowest
-            ),
+            ProductPerQuery(look.q, keys, past, self.row(-offset) - low),
+            ProductPerKey(k, queries, past, self.row(offset if self.reverse else -offset) - lowest),
         )
 
     def _rows(
