@@ -93,8 +93,7 @@ def headway_attention(
         extras = {"softcap": softcap} if what.softcap else {"sinks": sinks} if what.token_sinks else {}
         passed = {"scaling": scaling, "dropout": dropout, **extras, **kwargs}
         return _by_the_model(module, query, key, value, attention_mask, causal, position_bias, **passed)
-    if scaling is None and what.scale == "head_dim":
-        scaling = float(module.head_dim) ** -0.5  # type: ignore[arg-type]
+    scaling = scale_of(module, what, scaling)
     taken = getattr(module, "sinks", None) if what.sinks else sinks
     if query.shape[2] == 1 and softcap is None and taken is None and not isinstance(attention_mask, LazyMask):
         # one query: torch's operator is as fast, and what is made for it grows with the keys alone
@@ -124,6 +123,13 @@ def headway_attention(
         dropout=dropout,
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def scale_of(module: nn.Module, what: Form, scaling: float | None) -> float | None:
+    """What q·k is multiplied by, of the call or of the formula; None is 1/√D."""
+    if scaling is None and what.scale == "head_dim":
+        scaling = float(module.head_dim) ** -0.5  # type: ignore[arg-type]
+    return scaling
 
 
 def in_one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from headway.hf.interface import asked_for_weights, form, in_one_dtype
+from headway.hf.interface import asked_for_weights, form, in_one_dtype, scale_of
 from headway.hf.lazy_mask import SEES_ALL, read
 from headway.masks import Documents, Mask
 from headway.parallel import Layout, Ranks, attend
-from headway.parallel.context import WAYS
+from headway.parallel.context import way_of
 from headway.parallel.ranks import Mesh
 from headway.shapes import HeadwayError, brief
 
@@ -181,8 +181,7 @@ def spread_over(model: PreTrainedModel, mesh: Mesh, how: str, zigzag: bool) -> S
         HeadwayError: when it cannot be exact, or is not known to be; naming the family.
     """
     name, kind = type(model).__name__, getattr(model.config, "model_type", None)
-    if not isinstance(how, str) or how not in WAYS:
-        raise HeadwayError(f"expected how as one of {', '.join(map(repr, WAYS))}, got {brief(how)}")
+    way_of(how)
     spread = Spread(mesh, how, zigzag, name)
     reason = _refuses(model)
     if reason is not None:
@@ -265,8 +264,6 @@ def spread_attention(
         raise HeadwayError(f"expected no output_attentions, got some: {WHY['output_attentions']}")
     what, spread = form(module), attention_mask.spread
     query, key, value = in_one_dtype(query, key, value)
-    if scaling is None and what.scale == "head_dim":
-        scaling = float(module.head_dim) ** -0.5  # type: ignore[arg-type]
     out = attend(
         query,
         key,
@@ -277,7 +274,7 @@ def spread_attention(
         how=spread.how,
         zigzag=spread.zigzag,
         mask=attention_mask.mask,
-        scale=scaling,
+        scale=scale_of(module, what, scaling),
         softcap=softcap if what.softcap else None,
         sinks=module.sinks if what.sinks else None,  # type: ignore[arg-type]
         dropout=dropout,

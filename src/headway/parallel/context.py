@@ -20,7 +20,7 @@ from headway.functional import check, with_bias
 from headway.integers import Array, Integers
 from headway.latent import LatentAttention
 from headway.masks import And, Dense, Mask, Or, parts
-from headway.parallel.gathering import AllGather
+from headway.parallel.gathering import AllGather, Way
 from headway.parallel.ranks import Mesh, Ranks
 from headway.parallel.ring import Ring
 from headway.parallel.sharding import Layout
@@ -29,7 +29,7 @@ from headway.positions import Position
 from headway.shapes import HeadwayError, brief
 from headway.terms import AnyTerm, DenseBias
 
-WAYS: dict[str, type[AllGather] | type[Ulysses] | type[Ring]] = {
+WAYS: dict[str, type[Way]] = {
     "all-gather": AllGather,
     "ulysses": Ulysses,
     "ring": Ring,
@@ -93,7 +93,7 @@ def context_parallel(
     >>> bool((logits == model(tokens)).all())
     True
     """
-    layout, way = Layout(Ranks.of(mesh), zigzag), _way(how)
+    layout, way = Layout(Ranks.of(mesh), zigzag), way_of(how)
     layers = [module for module in model.modules() if isinstance(module, Attending)]
     if not layers:
         raise HeadwayError(f"expected a model with headway.Attention in it, got {type(model).__name__} without")
@@ -179,7 +179,7 @@ def attend(
     >>> attend(q, q, q, q_pos=pos, k_pos=pos).shape
     torch.Size([1, 4, 6, 8])
     """
-    way = _way(how)(Layout(Ranks.of(mesh), zigzag))
+    way = way_of(how)(Layout(Ranks.of(mesh), zigzag))
     if normalise == "stickbreaking+remainder" and how != "ulysses":
         raise HeadwayError("expected how='ulysses' with normalise='stickbreaking+remainder', got " + repr(how))
     mask, terms = with_bias(mask, terms)
@@ -205,7 +205,12 @@ def _all_of(masks: Sequence[Mask]) -> Mask | None:
     return reduce(And, masks) if masks else None
 
 
-def _way(how: str) -> type[AllGather] | type[Ulysses] | type[Ring]:
+def way_of(how: str) -> type[Way]:
+    """The way of this name.
+
+    Raises:
+        HeadwayError: when there is none.
+    """
     if not isinstance(how, str) or how not in WAYS:
         raise HeadwayError(f"expected how as one of {', '.join(map(repr, WAYS))}, got {brief(how)}")
     return WAYS[how]

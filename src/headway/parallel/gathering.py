@@ -24,14 +24,28 @@ from headway.terms import AnyTerm
 
 
 @dataclass(frozen=True, eq=False)
-class AllGather:
-    """See the module.
+class Way:
+    """How keys and queries meet, a :class:`headway.attending.Spread`.
 
     Args:
         layout: how the text lies on the ranks.
     """
 
     layout: Layout
+
+    def together(
+        self, layer: Attending, tokens: Tokens, mask: Mask | None, terms: tuple[AnyTerm, ...], *, crosses: bool
+    ) -> tuple[Tokens, Mask | None, tuple[AnyTerm, ...]]:
+        """See :meth:`headway.attending.Spread.together`; where it is missing, latent attention is refused."""
+        raise NotImplementedError
+
+    def run(self, call: Call, backend: str) -> Tensor:
+        """:func:`headway.parallel.attend`."""
+        raise NotImplementedError
+
+
+class AllGather(Way):
+    """See the module."""
 
     def together(
         self, layer: Attending, tokens: Tokens, mask: Mask | None, terms: tuple[AnyTerm, ...], *, crosses: bool
@@ -58,8 +72,20 @@ class AllGather:
     ) -> Tensor:
         """See :meth:`headway.attending.Spread.attend`."""
         tokens, mask, terms = self.together(layer, tokens, mask, terms, crosses=crosses)
+
+        def weighed(
+            q: Tensor,
+            q_pos: Tensor,
+            tokens: Tokens,
+            mask: Mask | None,
+            terms: tuple[AnyTerm, ...],
+            seed: Tensor | None = None,
+        ) -> Tensor:
+            q, k, own = layer.prepared(q, tokens.k, q_pos, tokens, mask, None, crosses=crosses, given=True)
+            return layer.weighed(q, k, tokens.v, mask, (*own, *terms), q_pos, tokens.pos, given=True, seed=seed)
+
         if not (layer.dropout and layer.training):
-            return self._attend(layer, q, q_pos, tokens, mask, terms, crosses, None)
+            return weighed(q, q_pos, tokens, mask, terms)
         # a piece at a time, so that the seed can count its queries from where they stand in the text
         seed, size, out = as_seed(None), q.shape[2] // self.layout.pieces, []
         for number, piece in enumerate(self.layout.own()):
@@ -69,22 +95,8 @@ class AllGather:
             part = None if mask is None else changed(mask, of_queries(rows))
             moved = seed + ((piece * size) << 32)
             at = (q[:, :, rows], q_pos[:, rows], tokens._replace(own=own))
-            out.append(self._attend(layer, *at, part, given, crosses, moved))
+            out.append(weighed(*at, part, given, moved))
         return torch.cat(out, 2)
-
-    def _attend(
-        self,
-        layer: Attending,
-        q: Tensor,
-        q_pos: Tensor,
-        tokens: Tokens,
-        mask: Mask | None,
-        terms: tuple[AnyTerm, ...],
-        crosses: bool,
-        seed: Tensor | None,
-    ) -> Tensor:
-        q, k, own = layer.prepared(q, tokens.k, q_pos, tokens, mask, None, crosses=crosses, given=True)
-        return layer.weighed(q, k, tokens.v, mask, (*own, *terms), q_pos, tokens.pos, given=True, seed=seed)
 
     def run(self, call: Call, backend: str) -> Tensor:
         """:func:`headway.parallel.attend`."""

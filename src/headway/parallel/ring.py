@@ -26,6 +26,7 @@ from headway.cache import Tokens
 from headway.functional import check, folded, part_of
 from headway.masks import Mask
 from headway.parallel.axes import changed
+from headway.parallel.gathering import Way
 from headway.parallel.merging import joined
 from headway.parallel.sharding import Layout
 from headway.parallel.ulysses import other_seed
@@ -35,15 +36,8 @@ from headway.terms import AnyTerm, MixHeads, Pairwise, RowTerm
 Build = Callable[[Tensor, "Given", int], Call]
 
 
-@dataclass(frozen=True, eq=False)
-class Ring:
-    """See the module.
-
-    Args:
-        layout: how the text lies on the ranks.
-    """
-
-    layout: Layout
+class Ring(Way):
+    """See the module."""
 
     def attend(
         self,
@@ -75,12 +69,6 @@ class Ring:
         travelling = [tokens.k, tokens.v, tokens.pos, *marks]
         job = Job(self.layout, build, mask, terms, layer.core.backend, _learned(layer), len(travelling))
         return job.run(q, travelling, layer.own_sinks(q), tokens.marks)
-
-    def together(
-        self, layer: Attending, tokens: Tokens, mask: Mask | None, terms: tuple[AnyTerm, ...], *, crosses: bool
-    ) -> tuple[Tokens, Mask | None, tuple[AnyTerm, ...]]:
-        """See :meth:`headway.attending.Spread.together`; refused for latent attention when it is set up."""
-        raise NotImplementedError
 
     def run(self, call: Call, backend: str) -> Tensor:
         """:func:`headway.parallel.attend`."""

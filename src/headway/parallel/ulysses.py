@@ -18,8 +18,7 @@ from headway.cache import Tokens
 from headway.functional import as_seed, attend_checked
 from headway.masks import Mask
 from headway.parallel.axes import changed
-from headway.parallel.gathering import all_marks
-from headway.parallel.sharding import Layout
+from headway.parallel.gathering import Way, all_marks
 from headway.shapes import HeadwayError
 from headway.terms import AnyTerm
 
@@ -53,15 +52,8 @@ class Heads:
         return once if used == [head for head in once for _ in range(each)] else used
 
 
-@dataclass(frozen=True, eq=False)
-class Ulysses:
-    """See the module.
-
-    Args:
-        layout: how the text lies on the ranks.
-    """
-
-    layout: Layout
+class Ulysses(Way):
+    """See the module."""
 
     def attend(
         self,
@@ -93,12 +85,6 @@ class Ulysses:
         seed = other_seed(ranks.rank) if layer.dropout and layer.training else None
         out = layer.weighed(q, k, v, mask, terms, q_pos, pos, given=True, seed=seed, heads=mine)
         return self.to_tokens(out, heads)
-
-    def together(
-        self, layer: Attending, tokens: Tokens, mask: Mask | None, terms: tuple[AnyTerm, ...], *, crosses: bool
-    ) -> tuple[Tokens, Mask | None, tuple[AnyTerm, ...]]:
-        """See :meth:`headway.attending.Spread.together`; refused for latent attention when it is set up."""
-        raise NotImplementedError
 
     def run(self, call: Call, backend: str) -> Tensor:
         """:func:`headway.parallel.attend`."""

@@ -24,15 +24,24 @@ from headway.terms import ProductPerKey, ProductPerQuery
 
 def any_positions(call: Call) -> Tensor:
     """Attention of a call with any positions, masks and terms."""
-    # products of tokens and distances once, not again for each block
-    terms = tuple(term.given() if isinstance(term, ProductPerQuery | ProductPerKey) else term for term in call.terms)
-    call = replace(call, terms=terms)
-    wide = torch.promote_types(call.q.dtype, torch.float32)
-    q, k, v = (x.to(wide) for x in (call.q, call.k, call.v))
-    size = max(1, blocks.ROWS // call.groups)
-    parts = (slice(start, min(start + size, q.shape[2])) for start in range(0, q.shape[2], size))
-    out = [computed_again(_attend, call, rows, q[:, :, rows], k, v) for rows in parts]
+    call, q, k, v = prepared(call)
+    out = [computed_again(_attend, call, rows, q[:, :, rows], k, v) for rows in row_blocks(call)]
     return torch.cat(out, 2).to(call.v.dtype)
+
+
+def prepared(call: Call) -> tuple[Call, Tensor, Tensor, Tensor]:
+    """The call with products of tokens and distances computed once, not again for each block; and q, k and v in the
+    scores' dtype.
+    """
+    terms = tuple(term.given() if isinstance(term, ProductPerQuery | ProductPerKey) else term for term in call.terms)
+    wide = torch.promote_types(call.q.dtype, torch.float32)
+    return replace(call, terms=terms), call.q.to(wide), call.k.to(wide), call.v.to(wide)
+
+
+def row_blocks(call: Call) -> list[slice]:
+    """The queries of each block; at least one block."""
+    size, queries = max(1, blocks.ROWS // call.groups), call.q.shape[2]
+    return [slice(start, min(start + size, queries)) for start in range(0, queries, size)] or [slice(0, 0)]
 
 
 def computed_again(function: Callable[..., Tensor], *given: object) -> Tensor:

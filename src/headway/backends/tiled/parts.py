@@ -17,16 +17,14 @@ from torch import Tensor
 from headway.backends import rows as whole
 from headway.backends.base import Call, Partial, full_precision
 from headway.backends.rows import by_key_head
-from headway.backends.tiled import blocks
-from headway.backends.tiled.anywhere import computed_again
-from headway.terms import ProductPerKey, ProductPerQuery
+from headway.backends.tiled.anywhere import computed_again, prepared, row_blocks
 
 
 def partial(call: Call) -> Partial:
     """Attention over these keys alone, to be merged; without gradients."""
     with torch.no_grad(), full_precision(call.device):
-        call, q, k, v = _prepared(call)
-        found = [_partial(call, rows, q[:, :, rows], k, v) for rows in _blocks(call)]
+        call, q, k, v = prepared(call)
+        found = [_partial(call, rows, q[:, :, rows], k, v) for rows in row_blocks(call)]
     return Partial(*(torch.cat(parts, 2) for parts in zip(*found, strict=True)))
 
 
@@ -35,25 +33,13 @@ def within(call: Call, whole: Partial) -> Float[Tensor, "batch heads queries dim
     do not matter.
     """
     with full_precision(call.device):
-        call, q, k, v = _prepared(call)
+        call, q, k, v = prepared(call)
         constant = [x.detach().to(q.dtype) for x in whole]
         found = [
             computed_again(_within, call, rows, q[:, :, rows], k, v, *(x[:, :, rows] for x in constant))
-            for rows in _blocks(call)
+            for rows in row_blocks(call)
         ]
     return torch.cat(found, 2)
-
-
-def _prepared(call: Call) -> tuple[Call, Tensor, Tensor, Tensor]:
-    """The call with products of tokens and distances computed once, and q, k and v in the scores' dtype."""
-    terms = tuple(term.given() if isinstance(term, ProductPerQuery | ProductPerKey) else term for term in call.terms)
-    wide = torch.promote_types(call.q.dtype, torch.float32)
-    return replace(call, terms=terms), call.q.to(wide), call.k.to(wide), call.v.to(wide)
-
-
-def _blocks(call: Call) -> list[slice]:
-    size, queries = max(1, blocks.ROWS // call.groups), call.q.shape[2]
-    return [slice(start, min(start + size, queries)) for start in range(0, queries, size)] or [slice(0, 0)]
 
 
 def _scores(call: Call, rows: slice, q: Tensor, k: Tensor) -> tuple[Call, Tensor]:
