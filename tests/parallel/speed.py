@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from spreading import together
 
 from headway import Attention, Causal
 from headway.parallel import context_parallel, shard_tokens
@@ -37,15 +37,12 @@ def median(attention: Attention, x: torch.Tensor, pos: torch.Tensor | None = Non
     return statistics.median(found[1:])
 
 
-def rank(number: int, how: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=2)
+def rank(how: str, folder: str) -> None:
     attention = layer()
     context_parallel(attention, how=how)
     seconds = median(attention, *shard_tokens(torch.randn(1, TOKENS, 256)))
-    if number == 0:
+    if dist.get_rank() == 0:
         Path(folder, "seconds").write_text(str(seconds))
-    dist.destroy_process_group()
 
 
 def main() -> None:
@@ -53,7 +50,7 @@ def main() -> None:
         torch.set_num_threads(2)
         alone = median(layer(), torch.randn(1, TOKENS, 256))
         with tempfile.TemporaryDirectory() as folder:
-            mp.spawn(rank, (how, folder), nprocs=2)
+            together(Path(folder), 2, rank, how, folder)
             seconds = float(Path(folder, "seconds").read_text())
         print(f"{how}: {seconds:.2f} s, one process {alone:.2f} s, ratio {seconds / alone:.2f}", flush=True)
 

@@ -198,14 +198,16 @@ def work(
                 if on_event is not None:
                     on_event(Event(number, len(job.cells), cell.spec, cell.seed, what, progress, length))  # noqa: B023
 
-            if not job.is_finished(cell) and job.failure(cell) is None:
+            finished = job.is_finished(cell)
+            if not finished and job.failure(cell) is None:
                 claim = job.claims.take(cell.name)
                 if claim is None:
                     continue
                 idle = False
                 if not _work_at(job, cell, claim, tell, stop, alone):
                     return False
-            if job.is_finished(cell):
+                finished = job.is_finished(cell)
+            if finished:
                 del left[number]
                 tell("done")
             elif job.failure(cell) is not None:

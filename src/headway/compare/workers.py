@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from headway.compare.settings import Comparison
 from headway.shapes import HeadwayError
 from headway.training.content import Tell
 from headway.training.files import FolderLock, clean_leftovers, make_folder, read_json, write_json_atomic
-from headway.training.loop import Progress
+from headway.training.loop import Handlers, Progress
 from headway.training.ours import mark
 
 _LOOK = 0.25  # seconds between two looks at the workers
@@ -258,29 +257,19 @@ def _close(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
-class _Interrupts:
+class _Interrupts(Handlers):
     """Counts ctrl-C and SIGTERM, in the main thread; what arrives within a second counts once."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.count = 0
         self._last = -1.0
-        self._old: dict[int, Any] = {}
 
-    def __enter__(self) -> _Interrupts:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is not None:  # None: not set from Python, and could not be put back
-                    self._old[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, *_: object) -> None:
+    def handle(self, *_: object) -> None:
+        """Count it."""
         if time.monotonic() - self._last > 1 or not self.count:
             self.count += 1
         self._last = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
 
 
 def _refuse_other_threads(job: Job) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -120,9 +120,8 @@ def verify(
     done: Accelerated | None = None
     rows = []
     try:
-        for number in range(len(_given(model, lengths, inputs))):
-            for draw in range(1 if inputs is not None else DRAWS):
-                tokens, side, given = _given(model, lengths, inputs, draw)[number]
+        for tokens, side, drawn in _given(model, lengths, inputs):
+            for draw, given in enumerate(drawn):
                 with in_float64():
                     truth = _run(exact, given)
                 own = _run(model, given)
@@ -147,20 +146,21 @@ Run = tuple[Tensor, float, dict[str, Tensor]]
 
 
 def _given(
-    model: PreTrainedModel, lengths: Sequence[int], inputs: Any, seed: int = 0
-) -> list[tuple[int, str, Mapping[str, Any]]]:
+    model: PreTrainedModel, lengths: Sequence[int], inputs: Sequence[Mapping[str, Any]] | None
+) -> list[tuple[int, str, Iterable[Mapping[str, Any]]]]:
+    """Tokens and padding of each input, and the draws of it, made when they are needed."""
     if inputs is not None:
         first = [next(iter(given.values())) for given in inputs]
-        return [(x.shape[1], "given", given) for x, given in zip(first, inputs, strict=True)]
+        return [(x.shape[1], "given", [given]) for x, given in zip(first, inputs, strict=True)]
+
+    def drawn(tokens: int, side: str) -> tuple[int, str, Iterable[Mapping[str, Any]]]:
+        return tokens, side, (random_inputs(model, tokens, side=side, seed=seed) for seed in range(DRAWS))
+
     if model.main_input_name != "input_ids":
-        return [(lengths[-1], "none", random_inputs(model, lengths[-1], seed=seed))]
+        return [drawn(lengths[-1], "none")]
     limit = longest(model)
     fitting = [n for n in lengths if limit is None or n <= limit]
-    return [
-        (n, side, random_inputs(model, n, side=side, seed=seed))
-        for n in fitting
-        for side in (SIDES if n > 1 else SIDES[:1])
-    ]
+    return [drawn(n, side) for n in fitting for side in (SIDES if n > 1 else SIDES[:1])]
 
 
 def _run(model: PreTrainedModel, given: Mapping[str, Any]) -> Run:

@@ -28,14 +28,13 @@ from headway.schema import Many, Record, Whole, Words
 from headway.shapes import HeadwayError
 from headway.training.content import CHUNK, Part, Tell, state_of
 from headway.training.files import (
-    dump_json,
     explained,
     fsync_folder,
     read_json,
     temporary,
     write_json_atomic,
 )
-from headway.training.known import keep, known, texts_folder, writing
+from headway.training.known import folder_of, keep, known, writing
 from headway.training.vocabulary import Bytes, Vocabulary
 
 _FORMAT = 1
@@ -145,7 +144,7 @@ def corpus(
         HeadwayError: when the text cannot be read or tokenised, or the cache cannot be written.
     """
     identity = {"format": _FORMAT, "text": sha256, "vocabulary": identity_of(words), "cut": cut}
-    folder = texts_folder() / hashlib.sha256(dump_json(identity)).hexdigest()[:32]
+    folder = folder_of(identity)
     if (found := _read(folder)) is not None:
         return found
     with writing(folder, name, tell):

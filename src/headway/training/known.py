@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from headway.backends.compiler import cache_folder
 from headway.schema import Anything, Named, Record, Words
 from headway.shapes import HeadwayError
 from headway.training.content import Part, Reading, Tell, signature
-from headway.training.files import FolderLock, clean_leftovers, make_folder, read_json, write_json_atomic
+from headway.training.files import FolderLock, clean_leftovers, dump_json, make_folder, read_json, write_json_atomic
 
 _FACT = Record({"signature": Words(), "values": Named(Anything())})
 _SETTLED = 2 * 10**9
@@ -27,6 +27,11 @@ _SETTLED = 2 * 10**9
 def texts_folder() -> Path:
     """Where tokenised texts, vocabularies and facts are: ``texts`` in the cache, which may be deleted at any time."""
     return cache_folder() / "texts"
+
+
+def folder_of(identity: Mapping[str, Any]) -> Path:
+    """The folder of the cache for what depends on these plain values alone."""
+    return texts_folder() / hashlib.sha256(dump_json(identity)).hexdigest()[:32]
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -88,40 +88,53 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-class _Signals:
+class Handlers:
+    """Hands ctrl-C and SIGTERM to ``handle`` while it is entered, and gives them back to whoever had them."""
+
+    def __init__(self) -> None:
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        # Python allows handlers only in the main thread; elsewhere `stop` is the way to stop.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # getsignal is None for a handler that was not set from Python: it could not be put back.
+                if signal.getsignal(number) is not None:
+                    self._old[number] = signal.signal(number, self.handle)
+        return self
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Called with each of these signals."""
+        raise NotImplementedError
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._old = {}
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+
+class _Signals(Handlers):
     """Defers ctrl-C or SIGTERM until the current step is finished; a second one acts at once.
 
     In a group of processes only one that comes later does: the first may come from the terminal and from torchrun.
     """
 
     def __init__(self, world: World) -> None:
+        super().__init__()
         self.received = False
         self._patience, self._since = (5.0 if world.many else 0.0), 0.0
-        self._old: dict[int, Any] = {}
 
-    def __enter__(self) -> _Signals:
-        # Python allows handlers only in the main thread; elsewhere `stop` is the way to stop.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                # getsignal is None for a handler that was not set from Python: it could not be put back.
-                if signal.getsignal(number) is not None:
-                    self._old[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Note the first, act on the second."""
         if not self.received:
             self.received, self._since = True, time.monotonic()
         elif time.monotonic() - self._since >= self._patience:
-            self._restore()
+            self.restore()
             signal.raise_signal(number)
-
-    def _restore(self) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        self._old = {}
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
 
 
 class Trainer:

@@ -20,8 +20,8 @@ from headway.training import text as texts
 from headway.training.content import Content, Joined, Part, Tell, chunks_of, state_of, told
 from headway.training.corpus import Tokens, corpus
 from headway.training.documents import COLUMN, Documents, find_documents
-from headway.training.files import dump_json, read_json, write_json_atomic
-from headway.training.known import known, texts_folder, writing
+from headway.training.files import read_json, write_json_atomic
+from headway.training.known import folder_of, known, writing
 from headway.training.text import MAX_TEXT, Split, Text, open_text
 from headway.training.vocabularies import Wanted, vocabulary_from_json
 from headway.training.vocabulary import LONGEST, Bytes, Vocabulary, library
@@ -167,7 +167,7 @@ def learned(sources: Sequence[Source], wanted: Wanted, tell: Tell | None = None)
         for source, share in zip(sources, shares, strict=True)
     ]
     identity = {"format": 1, **wanted.plain(), "longest": LONGEST, "from": about, "tokenizers": library().__version__}
-    folder = texts_folder() / hashlib.sha256(dump_json(identity)).hexdigest()[:32]
+    folder = folder_of(identity)
     with writing(folder, wanted.kind, tell):
         with contextlib.suppress(HeadwayError):  # not there yet, or damaged
             return vocabulary_from_json(read_json(folder / _VOCABULARY, Named(Anything())))
