@@ -188,6 +188,17 @@ def _units(model: nn.Module) -> list[_Unit]:
     return list(units.values())
 
 
+def attentions_of(model: nn.Module) -> list[tuple[Any, list[tuple[str, nn.Module]]]]:
+    """The attentions of a model that :func:`accelerate` has changed, by the configuration that they read."""
+    found = []
+    for unit in _units(model):
+        if str(getattr(unit.config, "_attn_implementation", "")).startswith("headway"):
+            names = [name for name, _ in unit.attentions]
+            inner = [(name, at) for name, at in unit.attentions if not any(x.startswith(f"{name}.") for x in names)]
+            found.append((unit.config, inner))
+    return found
+
+
 def _accelerate(unit: _Unit, done: Accelerated) -> list[Part]:
     """Accelerate a unit, and say so for each kind of attention in it."""
     kinds: dict[Any, list[str]] = {}

@@ -10,9 +10,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils.output_capturing import _active_collector
 
-from headway.functional import attend
 from headway.hf.forms import Form, eager_of, formula, with_token_sinks
 from headway.hf.lazy_mask import LazyMask, as_added, headway_eager_mask, headway_mask
+from headway.hf.watching import attend, watched
 from headway.integers import Positions
 from headway.masks import Causal, Dense, KeyPadding, Mask
 from headway.shapes import HeadwayError
@@ -89,13 +89,14 @@ def headway_attention(
     query, key, value = in_one_dtype(query, key, value)
     causal = _causal(module, is_causal, query.shape[2])
     softcap, sinks = softcap if what.softcap else None, sinks if what.token_sinks else None
-    if asked_for_weights(kwargs):
+    if asked_for_weights(kwargs) and not watched():
         extras = {"softcap": softcap} if what.softcap else {"sinks": sinks} if what.token_sinks else {}
         passed = {"scaling": scaling, "dropout": dropout, **extras, **kwargs}
         return _by_the_model(module, query, key, value, attention_mask, causal, position_bias, **passed)
     scaling = scale_of(module, what, scaling)
     taken = getattr(module, "sinks", None) if what.sinks else sinks
-    if query.shape[2] == 1 and softcap is None and taken is None and not isinstance(attention_mask, LazyMask):
+    plain = query.shape[2] == 1 and softcap is None and taken is None and not isinstance(attention_mask, LazyMask)
+    if plain and not watched():
         # one query: torch's operator is as fast, and what is made for it grows with the keys alone
         if isinstance(position_bias, Bias):
             position_bias = position_bias.dense(1, key.shape[2]).to(query.dtype)
@@ -110,6 +111,7 @@ def headway_attention(
     if taken is sinks:
         terms, taken = with_token_sinks(terms, sinks)
     out = attend(
+        module,
         query,
         key,
         value,

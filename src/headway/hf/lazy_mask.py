@@ -21,6 +21,7 @@ from transformers.masking_utils import (
     sdpa_mask,
 )
 
+from headway.hf.watching import watched
 from headway.integers import FAR, Positions, readable
 from headway.masks import Causal, Documents, Mask, Window
 from headway.masks.base import And, Or
@@ -137,7 +138,7 @@ def headway_mask(
             return None
     queries = torch.arange(q_length, device=device)[None] + q_offset
     keys = torch.arange(kv_length, device=device)[None] + kv_offset
-    found = None if q_length == 1 or use_vmap else read(mask_function, queries, keys)
+    found = None if (q_length == 1 and not watched()) or use_vmap else read(mask_function, queries, keys)
     if found is None:
         made: Tensor | None = sdpa_mask(
             batch_size,

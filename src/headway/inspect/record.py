@@ -8,6 +8,7 @@ values: attention sums and normalises in float32.
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,6 +29,8 @@ from headway.shapes import HeadwayError
 from headway.stack import Block, Stack
 from headway.terms import AnyTerm
 
+OTHERS = {"transformers": "headway.hf.recording"}
+"""What records other libraries' models, found by name when such a model is recorded: the way up."""
 ROWS = 64
 """Queries whose scores summaries materialise at once."""
 
@@ -263,14 +266,25 @@ def record(model: nn.Module) -> Iterator[Trace]:
     [1.0]
     """
     attentions = {name: module for name, module in model.named_modules() if isinstance(module, Attending)}
-    if not attentions:
-        raise HeadwayError(f"expected a model with headway.Attention inside, got {type(model).__name__} with none")
     trace, handles = Trace(), contextlib.ExitStack()
     with handles:
+        if not attentions:
+            handles.enter_context(_recorder(model)(model, trace))
         streams = _watch_streams(model, trace, handles)
         for name, attention in attentions.items():
             _watch_attention(name, attention, trace, streams, handles)
         yield trace
+
+
+def _recorder(model: nn.Module) -> Any:
+    """What records the attentions of another library's model."""
+    library = next((name for kind in type(model).__mro__ if (name := kind.__module__.partition(".")[0]) in OTHERS), None)
+    if library is None:
+        raise HeadwayError(
+            f"expected a model with headway.Attention inside, or one of {' or '.join(OTHERS)}, got "
+            f"{type(model).__name__}"
+        )
+    return importlib.import_module(OTHERS[library]).recording
 
 
 def recorded(model: nn.Module, *args: Any, **given: Any) -> Trace:
@@ -318,11 +332,12 @@ def full_precision() -> Iterator[None]:
         yield
 
 
-def _detached(value: Any) -> Any:
+def detached(value: Any) -> Any:
+    """A tensor, or a term with its tensors, detached; anything else as it is."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, AnyTerm):
-        return replace(value, **{name: _detached(held) for name, held in vars(value).items()})  # type: ignore[type-var]
+        return replace(value, **{name: detached(held) for name, held in vars(value).items()})  # type: ignore[type-var]
     return value
 
 
@@ -350,8 +365,8 @@ def _watch_attention(
         return (args, {**given, "absorb": False}) if isinstance(attention, LatentAttention) else None
 
     def finish(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        q, k, v, mask, terms, q_pos, k_pos, scale, *rest = (_detached(x) for x in args)
-        call = wide_call(check(q, k, v, mask, [_detached(term) for term in terms], q_pos, k_pos, scale, *rest))
+        q, k, v, mask, terms, q_pos, k_pos, scale, *rest = (detached(x) for x in args)
+        call = wide_call(check(q, k, v, mask, [detached(term) for term in terms], q_pos, k_pos, scale, *rest))
         shape = attention.shape
 
         def by_head(x: Tensor, heads: int) -> Tensor:

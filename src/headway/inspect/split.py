@@ -172,7 +172,7 @@ def _content_and_position(layer: Layer, stream: Stream, which: str) -> tuple[Ten
     """Q or K as the sum of the contributions of tokens (everything but P) and of position P, by head."""
     attention, query = layer.attention, which == "q"
     linear = attention.q if query else attention.k
-    part = _through_norm(stream, stream.position)
+    part = through_norm(stream, stream.position)
 
     def by_head(x: Tensor) -> Tensor:
         parts: Tensor = x.unflatten(-1, (-1, attention.columns(which)))
@@ -193,7 +193,7 @@ def _content_and_position(layer: Layer, stream: Stream, which: str) -> tuple[Ten
     return (layer.call.q if query else layer.call.k) - position, position
 
 
-def _through_norm(stream: Stream, part: Tensor) -> Tensor:
+def through_norm(stream: Stream, part: Tensor) -> Tensor:
     """The output of a norm for a part of its input, each token divided by the divisor of the whole input."""
     part, before = wide(part), wide(stream.before)
     if stream.norm is None:

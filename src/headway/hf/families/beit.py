@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from headway.functional import attend
 from headway.hf.interface import headway_attention
+from headway.hf.watching import attend
 from headway.terms import DenseBias
 
 NAMES = {"sdpa": "headway_beit", "eager": "headway_beit_eager"}
@@ -63,7 +63,7 @@ class Data2VecVisionAttention:
             biases.append(own.relative_position_bias(patches, interpolate_pos_encoding, dim_size=tokens))
         terms = (DenseBias(biases[0] if len(biases) == 1 else biases[0] + biases[1]),) if biases else ()
         dropout = own.dropout.p if own.training else 0.0
-        out = attend(q, k, v, terms=terms, scale=own.attention_head_size**-0.5, dropout=dropout)
+        out = attend(own, q, k, v, terms=terms, scale=own.attention_head_size**-0.5, dropout=dropout)
         return (out.transpose(1, 2).flatten(2),)
 
 

@@ -14,12 +14,13 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from headway.functional import attend
 from headway.hf.interface import asked_for_weights
+from headway.hf.watching import attend
 from headway.terms import DenseBias
 
 
 def in_windows(
+    module: nn.Module,
     q: Float[Tensor, "batch heads tokens dim"],
     k: Float[Tensor, "batch heads tokens dim"],
     v: Float[Tensor, "batch heads tokens dim"],
@@ -32,6 +33,7 @@ def in_windows(
     """Attention in windows, all heads side by side.
 
     Args:
+        module: the attention.
         q: queries; the windows of an image are consecutive in the batch.
         k: keys.
         v: values.
@@ -48,7 +50,7 @@ def in_windows(
     if mask is not None:  # the windows of an image as more heads
         bias = (bias + mask[:, None]).flatten(0, 1)
         q, k, v = (x.unflatten(0, (-1, len(mask))).flatten(1, 2) for x in (q, k, v))
-    out = attend(q, k, v, terms=(DenseBias(bias[None]),), scale=scale, dropout=dropout)
+    out = attend(module, q, k, v, terms=(DenseBias(bias[None]),), scale=scale, dropout=dropout)
     return out.reshape(batch, heads, tokens, -1).transpose(1, 2).flatten(2)
 
 
@@ -73,7 +75,7 @@ class _WindowAttention:
         q, k, v = (_heads(x(hidden_states), own.attention_head_size) for x in (own.query, own.key, own.value))
         q, k, table, mask, scale = self.scored(q, k, attention_mask)
         dropout = own.dropout.p if own.dropout.training else 0.0
-        return (in_windows(q, k, v, table, own.relative_position_index.flatten(), mask, scale, dropout),)
+        return (in_windows(own, q, k, v, table, own.relative_position_index.flatten(), mask, scale, dropout),)
 
     def scored(self, q: Tensor, k: Tensor, mask: Any) -> tuple[Tensor, Tensor, Tensor, Any, float]:
         """Queries, keys, table, mask and scale as the class has them."""
@@ -118,7 +120,7 @@ class SwinAttention:
             return super().forward(hidden_states, attention_mask, **kwargs)  # type: ignore[misc]
         q, k, v = (_heads(x(hidden_states), own.head_dim) for x in (own.q_proj, own.k_proj, own.v_proj))
         table, dropout = bias.relative_position_bias_table, own.attention_dropout if own.training else 0.0
-        out = in_windows(q, k, v, table, bias.relative_position_index, attention_mask, own.scaling, dropout)
+        out = in_windows(own, q, k, v, table, bias.relative_position_index, attention_mask, own.scaling, dropout)
         return own.o_proj(out), None
 
 

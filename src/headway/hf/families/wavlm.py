@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headway.functional import attend
 from headway.hf.interface import asked_for_weights
+from headway.hf.watching import attend
 from headway.masks import KeyPadding
 from headway.terms import ProductPerQuery
 
@@ -43,6 +43,7 @@ class GatedAttention:
             self.gates(hidden_states).to(v.dtype), position_bias[..., None].to(v.dtype), position_bias.shape[1] // 2
         )
         out = attend(
+            own,
             q,
             k,
             v,

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headway.functional import attend
+from headway.hf.watching import attend
 from headway.integers import readable
 from headway.terms import AnyTerm, LowRankBias, ProductPerQuery
 
@@ -139,7 +139,7 @@ def _attended(
     k_pos = None if text.real is None else pos.masked_fill(~text.real, -1)
     dropout = own.dropout.p if own.training else 0.0
     where: dict[str, Any] = {"q_pos": None if k_pos is None else pos, "k_pos": k_pos}
-    return attend(q + by_head[0], k, v, terms=terms, **where, scale=own.scale, dropout=dropout)
+    return attend(own, q + by_head[0], k, v, terms=terms, **where, scale=own.scale, dropout=dropout)
 
 
 def _real(attention_mask: Any, input_mask: Any) -> Tensor | None:

@@ -1,0 +1,282 @@
+"""Record the attentions of a transformers model, for :func:`headway.inspect.record`.
+
+While the block runs, headway's attention computes the model (see :func:`headway.hf.accelerate`), and what every call is
+given is kept: queries, keys and values, masks and position biases as terms. Where a model rotates, each attention is
+called once more with angles of zero, up to the point where it attends: that gives queries and keys before position,
+whatever the layout of the rotation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from headway.backends.base import Call
+from headway.functional import check
+from headway.hf.accelerate import accelerate, attentions_of
+from headway.hf.embedded import Embedded
+from headway.hf.opened import SAMPLE, Columns, Found, Made, Opened, find, is_projection
+from headway.hf.positions_of import PositionsOf
+from headway.hf.watching import looking
+from headway.inspect.record import Latents, Layer, Trace, detached, wide, wide_call
+from headway.positions import parse
+from headway.shapes import HeadShape, HeadwayError
+
+CACHES = ("past_key_values", "past_key_value", "layer_past", "cache")
+
+
+class _SeenEnoughError(Exception):
+    """Ends an attention's second call once its queries and keys are there."""
+
+
+@dataclass
+class _Frame:
+    """One call of an attention that is going on.
+
+    Args:
+        x: its input.
+        call: what attention was given.
+        plain: queries and keys before position.
+        made: what its projections made, in order.
+        norms: likewise of its norms.
+    """
+
+    x: Tensor
+    call: Call | None = None
+    plain: tuple[Tensor, Tensor] | None = None
+    made: list[Made] = field(default_factory=list)
+    norms: list[Made] = field(default_factory=list)
+    again: bool = False
+
+
+@contextlib.contextmanager
+def recording(model: PreTrainedModel, trace: Trace) -> Iterator[None]:
+    """Append the attentions of every pass of the model to the trace while the block runs.
+
+    Args:
+        model: any model that :func:`headway.hf.accelerate` takes, or has taken.
+        trace: gets one layer for each call of an attention.
+
+    Raises:
+        HeadwayError: when none of its attentions can be recorded.
+    """
+    with contextlib.ExitStack() as stack:
+        if not attentions_of(model):
+            stack.callback(accelerate(model, quiet=True).undo)
+        recorder = _Recorder(model, trace)
+        stack.callback(recorder.remove)
+        recorder.watch()
+        stack.enter_context(looking(recorder.look))
+        yield
+
+
+class _Recorder:
+    def __init__(self, model: PreTrainedModel, trace: Trace) -> None:
+        self.model, self.trace = model, trace
+        self.opened: dict[nn.Module, Opened] = {}
+        self.frames: dict[nn.Module, _Frame] = {}
+        self.unfinished: list[tuple[nn.Module | None, Layer]] = []
+        self.handles: list[Any] = []
+        self.embedded = Embedded(model)
+        self.positions = PositionsOf(model, self.embedded)
+
+    def watch(self) -> None:
+        """Hook what has to be seen."""
+        modules = dict(self.model.named_modules())
+        attentions = {name: module for _, found in attentions_of(self.model) for name, module in found}
+        for name, module in attentions.items():
+            parent = modules[name.rpartition(".")[0]]
+            self._hook(module.register_forward_pre_hook(self._starts, with_kwargs=True, prepend=True))
+            self._hook(module.register_forward_hook(self._ends(name, parent), with_kwargs=True))
+            for inner in module.modules():
+                if is_projection(inner) or "norm" in type(inner).__name__.lower():
+                    self._hook(inner.register_forward_hook(self._makes(module)))
+            for other in parent.modules():
+                if is_projection(other) and other not in set(module.modules()):
+                    self._hook(other.register_forward_hook(self._projects_out(parent)))
+        self.handles += self.embedded.watch()
+        if self.model.main_input_name == "input_ids":
+            self._hook(self.model.register_forward_pre_hook(self._tokens, with_kwargs=True))
+
+    def _hook(self, handle: Any) -> None:
+        self.handles.append(handle)
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    # --- what happens in a pass -----------------------------------------------------------------------------------
+
+    def _tokens(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        ids = given.get("input_ids", args[0] if args else None)
+        if isinstance(ids, Tensor):
+            self.trace.tokens.append(ids.detach())
+
+    def _starts(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        if module not in self.frames:
+            x = args[0] if args else next(value for value in given.values() if isinstance(value, Tensor))
+            self.frames[module] = _Frame(x.detach())
+
+    def _makes(self, attention: nn.Module) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            frame = self.frames.get(attention)
+            if frame is None or frame.again or not isinstance(out, Tensor):
+                return
+            seen = Made(module, args[0].detach(), out.detach())
+            (frame.made if is_projection(module) else frame.norms).append(seen)
+
+        return hook
+
+    def look(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Any]) -> None:
+        """What attention is given; in the second call, queries and keys alone."""
+        frame = self.frames.get(module)
+        if frame is None:
+            return
+        if frame.again:
+            frame.plain = q.detach(), k.detach()
+            raise _SeenEnoughError
+        q, k, v = (x.detach() for x in (q, k, v))
+        terms = [detached(term) for term in given.get("terms", ())]
+        names = ("mask", "q_pos", "k_pos", "scale", "softcap", "sinks")
+        mask, q_pos, k_pos, scale, softcap, sinks = (detached(given.get(name)) for name in names)
+        frame.call = wide_call(check(q, k, v, mask, terms, q_pos, k_pos, scale, "softmax", softcap, sinks))
+
+    def _ends(self, name: str, parent: nn.Module) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any], out: Any) -> None:
+            frame = self.frames.get(module)
+            if frame is None or frame.again:
+                return
+            try:
+                if frame.call is None:
+                    raise HeadwayError(
+                        f"expected {name} to be computed here while it is recorded, got its own code at work: leave "
+                        f"output_attentions out, Layer.weights has them"
+                    )
+                frame.plain = self._unrotated(module, frame, args, given)
+                self._finish(name, module, parent, frame)
+            finally:
+                self.frames.pop(module, None)
+
+        return hook
+
+    def _unrotated(
+        self, module: Any, frame: _Frame, args: tuple[Any, ...], given: dict[str, Any]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Queries and keys before rotation: of the same call with angles of zero, and without a cache."""
+        bound = inspect.signature(module.forward).bind(*args, **given)
+        named: dict[str, Any] = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+        angles = named.get("position_embeddings")
+        if angles is None:
+            return None
+        frame.again = True
+        changed = {"position_embeddings": _zero(angles)} | {name: None for name in CACHES if name in named}
+        bound.arguments |= {key: value for key, value in changed.items() if key in bound.arguments}
+        inside = bound.arguments.get("kwargs")
+        if inside is not None:
+            bound.arguments["kwargs"] = inside | {key: value for key, value in changed.items() if key in inside}
+        with contextlib.suppress(_SeenEnoughError), torch.no_grad():
+            module.forward(*bound.args, **bound.kwargs)
+        frame.again = False
+        return frame.plain
+
+    def _projects_out(self, parent: nn.Module) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            for owner, layer in self.unfinished:
+                if owner is parent:
+                    _project_out(layer, [Made(module, args[0].detach(), out.detach())])
+
+        return hook
+
+    # --- a layer of the trace ----------------------------------------------------------------------------------------
+
+    def _finish(self, name: str, module: nn.Module, parent: nn.Module, frame: _Frame) -> None:
+        call = frame.call
+        assert call is not None
+        plain = None if frame.plain is None else tuple(wide(x) for x in frame.plain)
+        q, k = (call.q, call.k) if plain is None else plain
+        known = k.shape[2] == call.k.shape[2]
+        where = _sources(module, frame, q, k, call.v)
+        if where["q"] is not None and where["q"].factor != 1:  # scaled before position: one scale, as in the formula
+            factor = where["q"].factor
+            q, call = q / factor, replace(call, q=call.q / factor, scale=call.scale * factor)
+        made = {which: found.made for which, found in where.items() if found is not None}
+        x = made["q"].x if "q" in made else frame.x
+        source = made["k"].x if "k" in made else x
+        latents = None
+        found_k = where["k"]
+        if found_k is not None and found_k.shared is not None:
+            key = wide(found_k.shared.out)[..., found_k.shared_columns]
+            latents, x = Latents(wide(x), wide(source), key), frame.x
+            source = x
+        crosses = source.shape != x.shape or (source is not x and not torch.equal(source, x))
+        opened = self.opened.get(module)
+        if opened is None:
+            own = 0 if found_k is None or found_k.shared is None else found_k.columns.shape[1]
+            shape = HeadShape.of(frame.x.shape[-1], call.q.shape[1], call.k.shape[1], call.q.shape[3])
+            place = HeadShape.of(shape.dim, shape.heads, 1, shape.head_dim - own) if own else shape
+            seen = (q, k if known else None, own)
+            position = parse("none").attach(place) if crosses else self.positions.of(name, module, place, call, seen)
+            opened = Opened(name, module, shape, position, call.scale, own)
+            opened.softcap = call.softcap
+            for which, found in where.items():
+                if found is not None:
+                    opened.parts[which] = Columns(found.made.module, found.columns.flatten())
+                    if found.norm is not None:
+                        opened.norms[which] = found.norm
+            self.opened[module] = opened
+        stream = None if crosses else self.embedded.stream(module, x)
+        layer = Layer(name, opened, call, x, q, k if known else None, source, stream, stream, latents)
+        if "o" not in opened.parts:
+            _project_out(layer, frame.made)
+            if "o" not in opened.parts:
+                self.unfinished = [(owner, one) for owner, one in self.unfinished if owner is not parent]
+                self.unfinished.append((parent, layer))
+        self.trace.layers.append(layer)
+
+
+def _zero(angles: Any) -> Any:
+    """cos and sin of zero, in the form of these."""
+    if isinstance(angles, tuple):
+        cos, sin = angles
+        return torch.ones_like(cos), torch.zeros_like(sin)
+    return torch.ones_like(angles)
+
+
+def _sources(module: Any, frame: _Frame, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Found | None]:
+    """Where queries, keys and values come from."""
+    config = getattr(module, "config", None)
+    clip = getattr(module, "clip_qkv", None) or getattr(config, "clip_qkv", None)
+    root = q.shape[-1] ** -0.5
+    given = (getattr(module, name, None) for name in ("scaling", "scale", "scale_attn", "inv_norm_factor"))
+    factors = (1.0, root, *(x for x in given if isinstance(x, float)), root / 2**0.5, root / 3**0.5)
+    found: dict[str, Found | None] = {}
+    for which, x in (("q", q), ("k", k), ("v", v)):
+        sample = x[0, :, :SAMPLE].to(frame.made[0].out.dtype) if frame.made else x[0, :, :SAMPLE]
+        allowed = factors if which == "q" else (1.0,)
+        found[which] = find(sample, frame.made, frame.norms, allowed, clip)
+    return found
+
+
+def _project_out(layer: Layer, made: list[Made]) -> None:
+    """Set W_O: the projection whose input is what the heads made."""
+    opened, width = layer.attention, layer.heads * layer.call.v.shape[3]
+    fitting = [one for one in made if one.x.shape[-1] == width and one.x.ndim == 3]
+    if not fitting or "o" in opened.parts:
+        return
+    few = min(4, layer.queries)
+    heads = layer.output(slice(0, few))[0].transpose(0, 1).flatten(1)
+    for one in fitting:
+        if one.x.shape[1] < few:
+            continue
+        x = wide(one.x[0, :few])
+        near = 0.02 if one.x.dtype in (torch.bfloat16, torch.float16) else 1e-4
+        if bool(((x - heads).abs() <= near * heads.abs().max()).all()):
+            opened.parts["o"] = Columns(one.module, torch.arange(one.out.shape[-1]))
+            return
