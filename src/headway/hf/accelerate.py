@@ -194,7 +194,8 @@ def attentions_of(model: nn.Module) -> list[tuple[Any, list[tuple[str, nn.Module
     for unit in _units(model):
         if str(getattr(unit.config, "_attn_implementation", "")).startswith("headway"):
             names = [name for name, _ in unit.attentions]
-            inner = [(name, at) for name, at in unit.attentions if not any(x.startswith(f"{name}.") for x in names)]
+            outer = {name for name in names if any(x != name and (not name or x.startswith(f"{name}.")) for x in names)}
+            inner = [(name, at) for name, at in unit.attentions if name not in outer]
             found.append((unit.config, inner))
     return found
 

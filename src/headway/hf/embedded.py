@@ -1,7 +1,7 @@
 """Position vectors that a model adds to its embedding, found by leaving them out.
 
-Each stack of layers is run a second time without them, up to its first attention. What its input lacks then is position,
-whatever was added where: a table by name, rows that begin at an offset, the sum of several tables.
+Each stack of layers is run a second time without them, up to its first attention. What its input lacks then is
+position, whatever was added where: rows that begin at an offset, the sum of several tables.
 """
 
 from __future__ import annotations

@@ -278,7 +278,7 @@ class Opened(Attending):
             width = self.columns(which)
             return part.rows(number * width, (number + 1) * width, grad).detach()
 
-        out: Columns = self.o
+        out: Any = self.o
         width = out.in_features // shape.heads
         o = out.rows(grad=grad).detach()[:, index * width : (index + 1) * width]
         return HeadWeights(rows("q", index).T, rows("k", group).T, rows("v", group).T, o.T)

@@ -6,6 +6,7 @@ that does not agree is not shown under that name.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -113,10 +114,8 @@ class PositionsOf:
             read = layers[number % len(layers)].position
             found += [] if read is None else [read]
         except (HeadwayError, IndexError):
-            try:
+            with contextlib.suppress(HeadwayError):
                 found.append(from_hf(config))
-            except HeadwayError:
-                pass
         if table is not None:
             found.append(Learned(max_length=len(table)))
         return [*found, parse("none")]
@@ -180,11 +179,13 @@ def _agrees(position: Position, call: Call, plain: tuple[Tensor, Tensor | None, 
     try:
         q, k = position.rotate(q[:1, :, few, first:], k[:1, :, few, first:], q_pos, k_pos)
         q, k, terms = position.prepare(q, k, q_pos, k_pos, scale)
-        ours = _scores(q, k, scale) + sum(term.tile(q_pos, k_pos) for term in terms)
+        ours = _scores(q, k, scale)
+        for term in terms:
+            ours = ours + term.tile(q_pos, k_pos)  # type: ignore[union-attr]
         own = _scores(call.q[:1, :, few, first:], call.k[:1, :, few, first:], call.scale)
         for term in call.score_terms:
             own = own + term.tile(call.q_pos, call.k_pos, few)[:1, ..., few]
-    except (HeadwayError, RuntimeError, IndexError):
+    except (HeadwayError, RuntimeError, IndexError, AttributeError):
         return False
     off = ours - own
     visible = torch.ones_like(off, dtype=torch.bool) if seen is None else seen[:1, ..., few].expand_as(off)

@@ -82,7 +82,7 @@ class _Recorder:
         self.model, self.trace = model, trace
         self.opened: dict[nn.Module, Opened] = {}
         self.frames: dict[nn.Module, _Frame] = {}
-        self.unfinished: list[tuple[nn.Module | None, Layer]] = []
+        self.unfinished: list[tuple[nn.Module, Opened, Layer]] = []
         self.handles: list[Any] = []
         self.embedded = Embedded(model)
         self.positions = PositionsOf(model, self.embedded)
@@ -188,9 +188,9 @@ class _Recorder:
 
     def _projects_out(self, parent: nn.Module) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            for owner, layer in self.unfinished:
+            for owner, opened, layer in self.unfinished:
                 if owner is parent:
-                    _project_out(layer, [Made(module, args[0].detach(), out.detach())])
+                    _project_out(opened, layer, [Made(module, args[0].detach(), out.detach())])
 
         return hook
 
@@ -203,6 +203,9 @@ class _Recorder:
         q, k = (call.q, call.k) if plain is None else plain
         known = k.shape[2] == call.k.shape[2]
         where = _sources(module, frame, q, k, call.v)
+        order = _order(where["q"], where["k"], q.shape[-1])
+        if order is not None:  # pairs of a rotation, put side by side: as the projections have them
+            q, k, call = q[..., order], k[..., order], replace(call, q=call.q[..., order], k=call.k[..., order])
         if where["q"] is not None and where["q"].factor != 1:  # scaled before position: one scale, as in the formula
             factor = where["q"].factor
             q, call = q / factor, replace(call, q=call.q / factor, scale=call.scale * factor)
@@ -211,8 +214,9 @@ class _Recorder:
         source = made["k"].x if "k" in made else x
         latents = None
         found_k = where["k"]
-        if found_k is not None and found_k.shared is not None:
-            key = wide(found_k.shared.out)[..., found_k.shared_columns]
+        if found_k is not None and found_k.shared is not None and found_k.shared_columns is not None:
+            shared = found_k.shared_columns
+            key = wide(found_k.shared.out)[..., shared if order is None else shared.sort().values]
             latents, x = Latents(wide(x), wide(source), key), frame.x
             source = x
         crosses = source.shape != x.shape or (source is not x and not torch.equal(source, x))
@@ -227,26 +231,30 @@ class _Recorder:
             opened.softcap = call.softcap
             for which, found in where.items():
                 if found is not None:
-                    opened.parts[which] = Columns(found.made.module, found.columns.flatten())
+                    columns = found.columns if order is None else found.columns.sort(-1).values
+                    opened.parts[which] = Columns(found.made.module, columns.flatten())
                     if found.norm is not None:
                         opened.norms[which] = found.norm
             self.opened[module] = opened
         stream = None if crosses else self.embedded.stream(module, x)
         layer = Layer(name, opened, call, x, q, k if known else None, source, stream, stream, latents)
         if "o" not in opened.parts:
-            _project_out(layer, frame.made)
+            _project_out(opened, layer, frame.made)
             if "o" not in opened.parts:
-                self.unfinished = [(owner, one) for owner, one in self.unfinished if owner is not parent]
-                self.unfinished.append((parent, layer))
+                self.unfinished = [one for one in self.unfinished if one[0] is not parent]
+                self.unfinished.append((parent, opened, layer))
         self.trace.layers.append(layer)
 
 
 def _zero(angles: Any) -> Any:
     """cos and sin of zero, in the form of these."""
-    if isinstance(angles, tuple):
-        cos, sin = angles
-        return torch.ones_like(cos), torch.zeros_like(sin)
-    return torch.ones_like(angles)
+    if isinstance(angles, tuple):  # cos and sin, or in GPT-J sin and cos: the first token's angles are the smallest
+        swapped = bool(angles[0][..., :1, :].mean() < angles[1][..., :1, :].mean())
+        return tuple(torch.zeros_like(x) if (i == 0) == swapped else torch.ones_like(x) for i, x in enumerate(angles))
+    if angles.is_complex():
+        return torch.ones_like(angles)
+    sin, cos = angles.chunk(2, -1)  # GPT-J's, side by side
+    return torch.cat((torch.zeros_like(sin), torch.ones_like(cos)), -1)
 
 
 def _sources(module: Any, frame: _Frame, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Found | None]:
@@ -255,7 +263,8 @@ def _sources(module: Any, frame: _Frame, q: Tensor, k: Tensor, v: Tensor) -> dic
     clip = getattr(module, "clip_qkv", None) or getattr(config, "clip_qkv", None)
     root = q.shape[-1] ** -0.5
     given = (getattr(module, name, None) for name in ("scaling", "scale", "scale_attn", "inv_norm_factor"))
-    factors = (1.0, root, *(x for x in given if isinstance(x, float)), root / 2**0.5, root / 3**0.5)
+    many = (1 / float(torch.tensor(parts * q.shape[-1], dtype=torch.float32).sqrt()) for parts in (2, 3))  # DeBERTa's
+    factors = (1.0, root, *(x for x in given if isinstance(x, float)), *many)
     found: dict[str, Found | None] = {}
     for which, x in (("q", q), ("k", k), ("v", v)):
         sample = x[0, :, :SAMPLE].to(frame.made[0].out.dtype) if frame.made else x[0, :, :SAMPLE]
@@ -264,18 +273,31 @@ def _sources(module: Any, frame: _Frame, q: Tensor, k: Tensor, v: Tensor) -> dic
     return found
 
 
-def _project_out(layer: Layer, made: list[Made]) -> None:
+def _order(q: Found | None, k: Found | None, width: int) -> Tensor | None:
+    """The order of a head's dimensions in its projections, where the model changes it; None where it does not."""
+    if q is None or k is None:
+        return None
+    of_keys = k.columns[0].argsort()
+    if k.shared_columns is not None:
+        of_keys = torch.cat((of_keys, k.shared_columns.argsort() + len(of_keys)))
+    same = torch.equal(q.columns[0].argsort(), of_keys)
+    return of_keys if same and not torch.equal(of_keys, torch.arange(width)) else None
+
+
+def _project_out(opened: Opened, layer: Layer, made: list[Made]) -> None:
     """Set W_O: the projection whose input is what the heads made."""
-    opened, width = layer.attention, layer.heads * layer.call.v.shape[3]
+    width = layer.heads * layer.call.v.shape[3]
     fitting = [one for one in made if one.x.shape[-1] == width and one.x.ndim == 3]
     if not fitting or "o" in opened.parts:
         return
-    few = min(4, layer.queries)
-    heads = layer.output(slice(0, few))[0].transpose(0, 1).flatten(1)
+    real = layer.call.q_pos[0] >= 0
+    first = int(real.long().argmax())
+    few = slice(first, first + 4)
+    heads = layer.output(few)[0].transpose(0, 1).flatten(1)
     for one in fitting:
-        if one.x.shape[1] < few:
+        x = wide(one.x[0, few])
+        if x.shape != heads.shape:
             continue
-        x = wide(one.x[0, :few])
         near = 0.02 if one.x.dtype in (torch.bfloat16, torch.float16) else 1e-4
         if bool(((x - heads).abs() <= near * heads.abs().max()).all()):
             opened.parts["o"] = Columns(one.module, torch.arange(one.out.shape[-1]))

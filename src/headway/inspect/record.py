@@ -278,7 +278,8 @@ def record(model: nn.Module) -> Iterator[Trace]:
 
 def _recorder(model: nn.Module) -> Any:
     """What records the attentions of another library's model."""
-    library = next((name for kind in type(model).__mro__ if (name := kind.__module__.partition(".")[0]) in OTHERS), None)
+    libraries = [kind.__module__.partition(".")[0] for kind in type(model).__mro__]
+    library = next((name for name in libraries if name in OTHERS), None)
     if library is None:
         raise HeadwayError(
             f"expected a model with headway.Attention inside, or one of {' or '.join(OTHERS)}, got "
