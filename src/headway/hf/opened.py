@@ -262,8 +262,9 @@ class Opened(Attending):
 
     def columns(self, which: str) -> int:
         """See :meth:`headway.attending.Attending.columns`."""
-        part: Columns = getattr(self, which)
-        return part.out_features // (self.shape.heads if which == "q" else self.shape.kv_heads)
+        if which not in self.parts:
+            return self.shape.head_dim
+        return self.parts[which].out_features // (self.shape.heads if which == "q" else self.shape.kv_heads)
 
     def head(self, index: int, *, grad: bool = False) -> HeadWeights:
         """See :meth:`headway.attending.Attending.head`."""

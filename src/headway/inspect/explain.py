@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headway.attending import Attending
 from headway.characters import label
 from headway.init import seeded
 from headway.inspect.head import Head
-from headway.inspect.record import full_precision, recorded
+from headway.inspect.record import Trace, full_precision, recorded
 from headway.inspect.split import exact
-from headway.latent import LatentAttention
 from headway.shapes import HeadwayError
 from headway.transformer import Transformer
 
@@ -107,30 +105,41 @@ def explain(
     >>> abs(sum(found["cell"]["products"]) + found["cell"]["bias"] - found["cell"]["sum"]) < 1e-5
     True
     """
-    if ids.ndim != 2 or len(ids) != 1 or not 1 <= ids.shape[1] <= LONGEST:
+    if ids.ndim != 2 or len(ids) != 1:
+        raise HeadwayError(f"expected token ids of one text, (1, N), got {tuple(ids.shape)}")
+    _check_length(ids.shape[1])
+    return walk_of(recorded(model, ids), labels, layer=layer, head=head, cell=cell)
+
+
+def _check_length(tokens: int) -> None:
+    if not 1 <= tokens <= LONGEST:
         raise HeadwayError(
-            f"expected a text of 1 to {LONGEST} tokens, because every value is shown, got "
-            f"{ids.shape[-1]}: give one sentence"
+            f"expected a text of 1 to {LONGEST} tokens, because every value is shown, got {tokens}: give one sentence"
         )
-    trace = recorded(model, ids)
+
+
+def walk_of(
+    trace: Trace, labels: Sequence[str], *, layer: int = 0, head: int = 0, cell: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """As :func:`explain`, of a recorded pass over one text."""
+    _check_length(trace[0].queries)
     if not 0 <= layer < len(trace):
         raise HeadwayError(f"expected a layer from 0 to {len(trace) - 1}, got {layer}")
     seen = Head(trace[layer], head)
     with torch.no_grad(), full_precision():
-        return _walk(
-            model, seen, [label(one) for one in labels], layer, *((ids.shape[1] - 1, 0) if cell is None else cell)
-        )
+        at = (seen.layer.queries - 1, 0) if cell is None else cell
+        return _walk(len(trace), seen, [label(one) for one in labels], layer, *at)
 
 
-def _walk(model: Transformer, head: Head, labels: list[str], number: int, token: int, column: int) -> dict[str, Any]:
+def _walk(layers: int, head: Head, labels: list[str], number: int, token: int, column: int) -> dict[str, Any]:
     call, attention, weights = head.layer.call, head.layer.attention, head.matrices
     shape, cell = attention.shape, head.cell("q", token, column)
     raw = head.q @ head.k.mT
     scaled, seen = raw * call.scale, head.seen
     return {
         "tokens": labels,
-        "position": model.position.spec(),
-        "title": model.position.title,
+        "position": attention.position.spec(),
+        "title": attention.position.title,
         "layer": number,
         "head": head.index,
         "shapes": {
@@ -139,7 +148,7 @@ def _walk(model: Transformer, head: Head, labels: list[str], number: int, token:
             "heads": shape.heads,
             "kv_heads": shape.kv_heads,
             "head_dim": shape.head_dim,
-            "layers": len(model.stack.blocks),
+            "layers": layers,
             "scale": call.scale,
         },
         "x": _plain(head.x),
@@ -152,7 +161,7 @@ def _walk(model: Transformer, head: Head, labels: list[str], number: int, token:
         "q_rotated": _plain(head.mapped_q),
         "k_rotated": _plain(head.mapped_k),
         "normalised": attention.qk_norm,
-        "latent": _latent(attention),
+        "latent": _latent(head),
         "cell": {
             "token": token,
             "column": column,
@@ -176,12 +185,12 @@ def _walk(model: Transformer, head: Head, labels: list[str], number: int, token:
     }
 
 
-def _latent(attention: Attending) -> dict[str, Any] | None:
+def _latent(head: Head) -> dict[str, Any] | None:
     """What is special about latent attention, see :func:`explain`."""
-    if not isinstance(attention, LatentAttention):
+    if head.layer.latents is None:
         return None
-    x = "X" if attention.q_down is None else "C_Q"
-    return {"x": x, "source": attention.q.in_features, "content": attention.content_dim}
+    x, source = ("C_Q" if head.layer.latent_queries else "X"), head.source("q").shape[-1]
+    return {"x": x, "source": source, "content": head.layer.attention.content_dim}
 
 
 def _plain(x: Tensor) -> Any:

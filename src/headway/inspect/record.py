@@ -104,6 +104,13 @@ class Layer(Displayed):
         return f"Layer({self.name!r}: {self.heads} heads, {self.queries} queries × {self.keys} keys, {position})"
 
     @property
+    def latent_queries(self) -> bool:
+        """Whether queries too are made of a latent vector, in latent attention."""
+        return self.latents is not None and not (
+            self.latents.q.shape == self.x.shape and torch.equal(self.latents.q, self.x.to(self.latents.q.dtype))
+        )
+
+    @property
     def heads(self) -> int:
         """Number of query heads."""
         return self.call.q.shape[1]

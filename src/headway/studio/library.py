@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import re
 import threading
 from collections import OrderedDict
@@ -39,6 +40,7 @@ from headway.training.run import passed_over
 from headway.training.watching import load_watch
 from headway.transformer import Transformer
 from headway.views import Question
+from headway.views.questions import CHECKPOINTS, is_checkpoint
 
 T = TypeVar("T")
 _NOTHING: Any = object()
@@ -79,7 +81,7 @@ class Entry:
         id: names it in addresses; made from its name and a digest of its path.
         path: the folder; never told to the page.
         title: its name.
-        kind: "run", "cell" (one model of a comparison) or "comparison".
+        kind: "run", "cell" (one model of a comparison), "comparison", or "checkpoint", a folder of transformers.
     """
 
     id: str
@@ -116,7 +118,8 @@ class Library:
         for folder in self._folders:
             if not _found(folder):
                 raise HeadwayError(
-                    f"expected a folder of `headway train` or `headway compare`, or one that holds some, got {folder}"
+                    f"expected a folder of `headway train` or `headway compare`, a checkpoint of transformers, or a "
+                    f"folder that holds some, got {folder}"
                 )
 
     def patient(self) -> Library:
@@ -265,6 +268,8 @@ class Library:
         path = self._entry(model.id, MODELS).path
         if self.quick and sum(file.stat().st_size for file in path.glob("checkpoints/*/model.safetensors")) > STORED:
             raise Heavy
+        if self._entry(model.id, MODELS).kind == "checkpoint":
+            return self._read(model, text, longest)
         made, vocabulary, history, notes = self._loaded(model)
         ids, labels = tokens(vocabulary, text)
         _within(longest, len(labels))
@@ -272,6 +277,17 @@ class Library:
         self._weighed(check_size(made.config.plain(), tokens=len(labels), most=MEMORY + weights))
         told = tuple(map(self.said, notes))
         return Question.of(made, ids, labels, name=self._entry(model.id, MODELS).title, history=history, notes=told)
+
+    def _read(self, model: OfRun, text: str, longest: int) -> Question:
+        """About a checkpoint of transformers."""
+        entry = self._entry(model.id, MODELS)
+        if self.quick and (model.id, "reader") not in self._models:
+            raise Heavy
+        opened = importlib.import_module(CHECKPOINTS)
+        reader = self._models.make((model.id, "reader"), lambda: self.without_paths(lambda: opened.reader(entry.path)))
+        _within(longest, reader.tokens(text)[0].shape[1])
+        found: Question = self.without_paths(lambda: reader.question(text))
+        return replace(found, name=entry.title)
 
     def _loaded(self, model: OfRun) -> tuple[Transformer, Vocabulary, History | None, tuple[str, ...]]:
         entry = self._entry(model.id, MODELS)
@@ -286,7 +302,7 @@ class Library:
         return entry
 
 
-MODELS = ("run", "cell")
+MODELS = ("run", "cell", "checkpoint")
 """Kinds of entries that hold a model."""
 LEARNING = ("film", "step", "board")
 """Views that look at how a training went, not only at the model it made."""
@@ -367,6 +383,8 @@ def _found(folder: Path) -> list[Entry]:
 def _kind(folder: Path) -> str | None:
     if (folder / "settings.json").is_file():
         return "run"
+    if is_checkpoint(folder):
+        return "checkpoint"
     return "comparison" if (folder / "results.json").is_file() else None
 
 
@@ -398,6 +416,8 @@ def _described(entry: Entry) -> dict[str, Any]:
     own = {"id": entry.id, "title": entry.title, "watched": (entry.path / "watch").is_dir()}
     try:
         config: Mapping[str, Any]
+        if entry.kind == "checkpoint":
+            return own | _sizes(entry.path / "config.json")
         if entry.kind == "run":
             config = open_run(entry.path).config
         else:
@@ -406,6 +426,20 @@ def _described(entry: Entry) -> dict[str, Any]:
         return own | {name: config.get(name) for name in ("position", "dim", "layers", "heads")}
     except (HeadwayError, KeyError):
         return own
+
+
+def _sizes(path: Path) -> dict[str, Any]:
+    """Family and sizes of a checkpoint, by what its configuration may call them."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        return {}
+    names = {
+        "dim": ("hidden_size", "d_model", "n_embd", "dim"),
+        "layers": ("num_hidden_layers", "n_layer", "num_layers"),
+    }
+    names["heads"] = ("num_attention_heads", "num_heads", "n_head", "n_heads")
+    first = {key: next((found[name] for name in several if name in found), None) for key, several in names.items()}
+    return {"position": found.get("model_type")} | first
 
 
 def _load(entry: Entry) -> tuple[Transformer, Vocabulary, History | None, tuple[str, ...]]:

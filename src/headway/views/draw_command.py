@@ -47,7 +47,7 @@ def command(
         )
     from headway.views import Question
     from headway.views.draw import draw
-    from headway.views.questions import about_run
+    from headway.views.questions import about_saved
 
     shown: Question | str
     if model is None and what != "run":
@@ -57,7 +57,7 @@ def command(
         assert which is not None
         shown = which
     elif what == "run" or model is not None:
-        shown = about_run(which or str(model), text)
+        shown = about_saved(which or str(model), text)
     else:
         shown = Question.fresh(text, position=position, dim=dim or 64, heads=heads or 4, seed=seed)
     name = view if which else what

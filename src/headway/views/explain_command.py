@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,32 +27,27 @@ def command(
 ) -> None:
     """Walk through attention for one sentence: Q, K and V, one entry step by step, scaling, position, weights."""
     from headway.figures.words import LANGUAGES
-    from headway.inspect.explain import explain as walk
-    from headway.inspect.explain import fresh_model, words
+    from headway.inspect.explain import walk_of, words
     from headway.views.explain_text import walk_text
+    from headway.views.question import Question
 
     require(language, Words(LANGUAGES), "language")
     if model is None:
         tokens = words(text)
         check_sizes({"dim": dim, "layers": 2, "heads": heads, "position": position}, tokens=max(len(tokens), 1))
-        network, ids = fresh_model(tokens, position=position, dim=dim, heads=heads, seed=seed)
+        question = Question.fresh(text, position=position, dim=dim, heads=heads, seed=seed)
     else:
-        from headway.training import load_model, token_texts
-        from headway.transformer import Transformer
+        from headway.views.questions import about_saved
 
-        loaded, vocabulary, opened = load_model(model)
-        say(opened.notes)
-        assert isinstance(loaded, Transformer)  # as every run of ours
-        network, row = loaded, vocabulary.encode(text.encode("utf-8", "surrogateescape"))
-        tokens, ids = token_texts(vocabulary, row), row[None]
+        question = about_saved(model, text)
+        say(question.notes)
     screen = console()
     if html is None:
-        screen.print(walk_text(walk(network, ids, tokens, layer=layer, head=head), screen.width, language))
+        walk = walk_of(question.trace, question.labels, layer=layer, head=head)
+        screen.print(walk_text(walk, screen.width, language))
     else:
         from headway.output import write_output
-        from headway.views import Question
         from headway.views.explain_page import walk_page
 
-        name = "" if model is None else str(model)
-        question = Question.of(network, ids, tokens, name=name, layer=layer, head=head)
-        wrote("Page", write_output(html, walk_page(question)))
+        named = "" if model is None else str(model)
+        wrote("Page", write_output(html, walk_page(replace(question, name=named, layer=layer, head=head))))

@@ -48,7 +48,7 @@ def vectors(question: Question) -> View:
     added = _added(position, question)
     tokens, dim = added.shape
     shown = some(dim, WIDEST)
-    token = question.model.stack.embedding.weight[question.ids[0]].detach().double() * dim**0.5
+    token = _tokens(question, dim)
     lengths, of_tokens = added.norm(dim=1), float(token.norm(dim=1).mean())
     wavelengths = _wavelengths(position, added)
     low, high = number(float(lengths.min())), number(float(lengths.max()))
@@ -119,7 +119,7 @@ def similarity(question: Question) -> View:
     """
     if not question.position.embeds:
         return _alike_scores(question)
-    added = _added(question.model.stack.position, question)[:SIDE]
+    added = _added(_adding(question), question)[:SIDE]
     dot = added @ added.T
     lengths = added.norm(dim=1).clamp(min=1e-12)
     cosine = dot / lengths[:, None] / lengths
@@ -153,8 +153,25 @@ def similarity(question: Question) -> View:
     )
 
 
+def _adding(question: Question) -> Position:
+    """The method that acts on the embedding, if any does."""
+    return question.position if question.recording.model is None else question.model.stack.position
+
+
+def _tokens(question: Question, dim: int) -> Tensor:
+    """The embedding of the tokens, (N, dim)."""
+    if question.recording.model is not None:
+        rows: Tensor = question.model.stack.embedding.weight[question.ids[0]]
+        found: Tensor = rows.detach().double() * dim**0.5
+        return found
+    stream = question.trace[0].stream
+    if stream is None:
+        raise HeadwayError("expected the embedding of the tokens, got a recorded pass without it")
+    return stream.tokens[0].double()
+
+
 def _embedding(question: Question, view: str) -> Position:
-    position = question.model.stack.position
+    position = _adding(question)
     if not position.embeds:
         raise HeadwayError(
             f"expected a method that adds vectors to the embedding (sinusoidal, learned), got {position.spec()}: "

@@ -78,6 +78,7 @@ class Question:
         results: results of ``headway compare``.
         options: options of single views, by name; see each view's docstring.
         notes: notes on the model, e.g. that its newest checkpoint is damaged; every view shows them.
+        keys: in cross attention, display text of each token of the context; None where tokens attend to themselves.
 
     Raises:
         HeadwayError: on a layer, head or query that does not exist, or a wrong number of labels.
@@ -96,11 +97,14 @@ class Question:
     results: Mapping[str, Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    keys: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.labels) != self.recording.tokens:
-            raise HeadwayError(f"expected a label for each of {self.recording.tokens} tokens, got {len(self.labels)}")
+        found = len(self.labels) if self.keys is None else len(self.keys)
+        if found != self.recording.tokens:
+            raise HeadwayError(f"expected a label for each of {self.recording.tokens} tokens, got {found}")
         self.labels = [label(one) for one in self.labels]
+        self.keys = None if self.keys is None else [label(one) for one in self.keys]
         limits = {
             "layer": (self.layer, len(self.attentions)),
             "head": (self.head, self.attentions[0].shape.heads),

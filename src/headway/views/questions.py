@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ OF_PASSES = ("wall", "head", "long", "softmax", "split", "distance")
 TOKENS = 128
 """Default tokens of the text that a method is shown with."""
 LONGEST = 4096
+CHECKPOINTS = "headway.hf.reading"
+"""What opens checkpoint folders of transformers, found by name when one is asked for."""
 VOCABULARY = 64
 SHAPE = HeadShape.of(64, heads=4)
 """The widths of a method that is not attached."""
@@ -76,6 +79,28 @@ def about_position(
     labels = [str(token) for token in range(tokens)]
     options = {} if length is None else {"positions": length, "reach": length}
     return Question.of(model, ids, labels, name=position.spec(), options=options)
+
+
+def about_saved(folder: Path | str, text: str) -> Question:
+    """A question about a saved model: a run of ``headway train``, or a checkpoint folder of transformers.
+
+    Args:
+        folder: where it is.
+        text: input text of the model.
+
+    Raises:
+        HeadwayError: as :func:`about_run`, and as :func:`headway.hf.load`.
+    """
+    if is_checkpoint(folder):
+        found: Question = importlib.import_module(CHECKPOINTS).about(folder, text)
+        return found
+    return about_run(folder, text)
+
+
+def is_checkpoint(folder: Path | str) -> bool:
+    """Whether a folder is a checkpoint of transformers."""
+    path = Path(folder)
+    return (path / "config.json").is_file() and not (path / "settings.json").is_file()
 
 
 def about_run(run: Path | str, text: str) -> Question:

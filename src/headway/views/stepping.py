@@ -15,9 +15,9 @@ from headway.figures.values import Columns, Figure, Heatmap, Product, Said, Stag
 from headway.figures.words import number, percent
 from headway.inspect.explain import spread
 from headway.inspect.head import Cell, Head
+from headway.inspect.record import Latents
 from headway.inspect.split import PRODUCTS, maps
 from headway.inspect.watch import MATRICES
-from headway.latent import LatentAttention
 from headway.views.attending import choice_of, formula, way
 from headway.views.question import Question
 from headway.views.to_figures import Window, block, matrix, pairs, part_name, refuse_beyond, spans, told, vectors
@@ -98,10 +98,9 @@ def _decoupled(head: Head) -> Said:
 
 def _source(head: Head, which: str) -> str:
     """What Q, K or V is computed from, as a symbol."""
-    attention = head.layer.attention
-    if isinstance(attention, LatentAttention):
-        return "C" if which != "q" else "X" if attention.q_down is None else "C_Q"
-    return "X_shared" if which != "q" and attention.borrows else "X"
+    if head.layer.latents is not None:
+        return "C" if which != "q" else "C_Q" if head.layer.latent_queries else "X"
+    return "X_shared" if which != "q" and head.layer.attention.borrows else "X"
 
 
 class _Stages:
@@ -115,8 +114,8 @@ class _Stages:
 
     def __iter__(self) -> Iterator[Stage]:
         yield self._x()
-        if isinstance(self.attention, LatentAttention):
-            yield self._latent(self.attention)
+        if self.layer.latents is not None:
+            yield self._latent(self.layer.latents)
         for which in MATRICES:
             yield self._projection(which)
         if self.mapped:
@@ -155,16 +154,15 @@ class _Stages:
             "x.position", "X", dim, f"X = {normed}", [*parts, x], tokens=self.tokens, dim=dim, title=title
         )
 
-    def _latent(self, attention: LatentAttention) -> Stage:
+    def _latent(self, latents: Latents) -> Stage:
         formula, figures = "C = RMSNorm(X W_DKV),  K_R = X W_KR", [self._vectors("C", self.head.source("v"))]
-        latents = self.layer.latents
-        if latents is not None and latents.key is not None:
+        if latents.key is not None:
             figures.append(self._vectors("K_R", latents.key[self.head.batch]))
-        if attention.q_down is not None:
+        if self.layer.latent_queries:
             formula = f"C_Q = RMSNorm(X W_DQ),  {formula}"
             figures.insert(0, self._vectors("C_Q", self.head.source("q")))
-        sizes = {"latent": attention.latent_dim, "position": attention.position_dim}
-        return self._stage("latent", "C, K_R", attention.latent_dim + attention.position_dim, formula, figures, **sizes)
+        sizes = {"latent": latents.kv.shape[-1], "position": self.width - self.attention.content_dim}
+        return self._stage("latent", "C, K_R", sum(sizes.values()), formula, figures, **sizes)
 
     def _projection(self, which: str) -> Stage:
         name, x = which.upper(), _source(self.head, which)
