@@ -78,6 +78,8 @@ def recording(model: PreTrainedModel, trace: Trace) -> Iterator[None]:
 
 
 class _Recorder:
+    """Watches a model, and makes a layer of each call of an attention."""
+
     def __init__(self, model: PreTrainedModel, trace: Trace) -> None:
         self.model, self.trace = model, trace
         self.opened: dict[nn.Module, Opened] = {}
@@ -129,7 +131,10 @@ class _Recorder:
             frame = self.frames.get(attention)
             if frame is None or frame.again or not isinstance(out, Tensor):
                 return
-            seen = Made(module, args[0].detach(), out.detach())
+            x = args[0].detach()
+            if is_projection(module) and x.ndim == 4 and x.shape[1] == 1:  # a head that all share
+                x, out = x.squeeze(1), out.squeeze(1)
+            seen = Made(module, x, out.detach())
             (frame.made if is_projection(module) else frame.norms).append(seen)
 
         return hook
