@@ -30,7 +30,14 @@ T5: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 24, "num_layers": 2, "nu
 BOTH: dict[str, Any] = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4}
 BOTH |= {"decoder_attention_heads": 4, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "decoder_start_token_id": 1}
 LATENT: dict[str, Any] = {"q_lora_rank": 16, "kv_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6}
-LATENT |= {"v_head_dim": 10, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 2}
+LATENT |= {
+    "v_head_dim": 10,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 2,
+}
 EXPERTS: dict[str, Any] = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
 DEBERTA: dict[str, Any] = {"relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm"}
 DEBERTA |= {"share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
