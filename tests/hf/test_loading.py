@@ -211,3 +211,8 @@ def test_truncated_at_every_part(folder):
         (folder / WEIGHTS).write_bytes(whole[:size])
         with pytest.raises(HeadwayError, match=r"truncated|damaged"):
             read_folder(folder)
+
+
+def test_a_header_is_bounded(folder, monkeypatch):
+    monkeypatch.setattr("headway.hf.safetensors.MOST", 100)
+    refused(folder, "a safetensors header of 2 to 100 bytes")
