@@ -7,6 +7,7 @@ import signal
 from unittest.mock import patch
 
 import pytest
+import tokenizers
 import torch
 import transformers as hf
 from models import randomised
@@ -17,7 +18,8 @@ from headway.cli import app
 from headway.hf import extend, load
 from headway.hf.extend import rebuilt
 from headway.hf.extend_report import as_json
-from headway.hf.long_texts import Measuring, band_ends, effective_length, from_short, haystack, in_bands, losses
+from headway.hf.folder import read_folder
+from headway.hf.long_texts import NAMES, Measuring, band_ends, effective_length, from_short, haystack, in_bands, losses
 from headway.hf.own_text import OwnText, own_text
 from headway.hf.stretching import WAYS, stretch
 from headway.positions import extend as extended_position
@@ -317,6 +319,34 @@ def test_the_end_of_ids_is_held_out():
     text = own_text(torch.arange(200), None, hf.LlamaConfig(**SIZES), length=20, windows=2)
     assert torch.equal(text.train, torch.arange(158))
     assert torch.equal(text.windows(20, 2), torch.arange(158, 200).view(2, 21))
+
+
+def test_text_is_read_by_the_folder_s_own_tokenizer(folders, tmp_path):
+    for file in folders["llama"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    words = tokenizers.Tokenizer(tokenizers.models.BPE())
+    words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = tokenizers.decoders.ByteLevel()
+    made = {"vocab_size": 250, "special_tokens": ["<s>"], "show_progress": False}
+    words.train_from_iterator(
+        [TEXT.decode(), "\nThe code of " + " ".join(NAMES)], tokenizers.trainers.BpeTrainer(**made)
+    )
+    begin = {"single": "<s> $A", "pair": "<s> $A $B", "special_tokens": [("<s>", words.token_to_id("<s>"))]}
+    words.post_processor = tokenizers.processors.TemplateProcessing(**begin)
+    words.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "text.txt").write_bytes(TEXT * 9)
+    folder = read_folder(tmp_path)
+    text = own_text(tmp_path / "text.txt", folder, load(tmp_path).config, length=128, windows=2)
+    assert text.prefix == (words.token_to_id("<s>"),)
+    assert text.encode("The cat") == words.encode("The cat", add_special_tokens=False).ids
+    windows = text.windows(128, 2)
+    assert windows.shape == (2, 129)
+    assert (windows[:, 0] == text.prefix[0]).all()
+    assert words.decode(windows[0, 1:].tolist()) in (TEXT * 9).decode()
+    out = tmp_path / "out"
+    done = extend(tmp_path, 128, text=tmp_path / "text.txt", measuring=Measuring(1, 1, 1), tune_steps=1, out=out)
+    assert done.measured.text == "text.txt"
+    assert (out / "tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
 
 
 def test_text_needs_a_tokenizer_unless_it_is_bytes(tmp_path):
