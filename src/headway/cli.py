@@ -25,7 +25,7 @@ from headway.console import run as run_command
 
 ORDER = (
     *("compare", "studio", "explain", "draw", "train", "generate", "methods", "bench", "plan"),
-    *("accelerate", "verify"),
+    *("accelerate", "verify", "extend"),
 )
 """Order in ``--help``; other commands follow."""
 _PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}

@@ -46,6 +46,7 @@ SMALL = {
     "methods": "",
     "accelerate": "",
     "verify": "",
+    "extend": "--to 64 --out new-model",
     "plan": "",
 }
 """What makes each command quick; options drawn come after it and win."""

@@ -1,7 +1,7 @@
 """Other people's models: those of transformers, with headway's kernels inside (extra ``headway[hf]``).
 
 :func:`accelerate` changes a model in place and takes it back, :func:`verify` compares it before and after, and
-:func:`load` opens a checkpoint folder.
+:func:`load` opens a checkpoint folder, and :func:`extend` writes one that reads longer texts.
 
 >>> from transformers import T5Config, T5EncoderModel
 >>> model = T5EncoderModel(T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4))
@@ -21,7 +21,8 @@ except ImportError as error:
     ) from error
 
 from headway.hf.accelerate import Accelerated, accelerate
+from headway.hf.extend import Extended, extend
 from headway.hf.loading import load
 from headway.hf.verify import Verified, verify
 
-__all__ = ["Accelerated", "Verified", "accelerate", "load", "verify"]
+__all__ = ["Accelerated", "Extended", "Verified", "accelerate", "extend", "load", "verify"]

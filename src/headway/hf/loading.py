@@ -2,56 +2,156 @@
 
 from __future__ import annotations
 
+import copy
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import huggingface_hub.constants
+import torch
 import transformers
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoConfig, PreTrainedModel
 
+from headway.characters import shortened
 from headway.hf.accelerate import check_version
+from headway.hf.folder import Folder, read_folder
 from headway.hf.inputs import of_family
 from headway.shapes import HeadwayError, brief
 
 
-def load(path: str | Path) -> PreTrainedModel:
+def load(path: str | Path | PreTrainedModel) -> PreTrainedModel:
     """A model from a folder, as transformers' own class; nothing is downloaded, unpickled or executed.
 
+    Its parameters have the dtype of the files (transformers' ``dtype="auto"``), and it is in evaluation mode. Before
+    transformers opens them, the headers of the files are read, and compared with the model that the configuration
+    describes, of which nothing is allocated.
+
     Args:
-        path: the folder, with config.json and safetensors.
+        path: the folder, with config.json and safetensors; a model is returned as it is.
 
     Raises:
-        HeadwayError: when the folder has no configuration or no safetensors, names an architecture that transformers
-            does not have, or its weights do not fit.
+        HeadwayError: when the folder has no configuration or no safetensors, leads out of itself or is damaged, names
+            an architecture that transformers does not have, or its weights are not those of the configuration.
     """
     check_version()
-    folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise HeadwayError(f"expected a checkpoint folder of transformers with a config.json, got {brief(str(path))}")
-    if not any(folder.glob("*.safetensors")):
-        raise HeadwayError(
-            f"expected weights as safetensors in {folder}, got none: a pickled .bin file could run code; save "
-            "the model again with save_pretrained"
-        )
+    if isinstance(path, PreTrainedModel):
+        return path
+    folder = read_folder(path)
+    kind, config = architecture(folder)
+    _check_fit(kind, config, folder)
     try:
-        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever a damaged file makes the reader raise
-        raise HeadwayError(f"expected a config.json that transformers can read in {folder}, got {error}") from error
-    names = getattr(config, "architectures", None) or []
-    kind: Any = getattr(transformers, names[0], None) if names else None
-    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
-        found = brief(names[0] if names else None)
-        raise HeadwayError(f"expected an architecture of transformers in {folder / 'config.json'}, got {found}")
-    try:
-        loaded: Any = kind.from_pretrained(
-            folder, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        with offline():
+            loaded: Any = kind.from_pretrained(
+                folder.path,
+                config=config,
+                dtype="auto",
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except Exception as error:  # whatever a damaged file makes the readers raise
-        raise HeadwayError(f"expected weights that fit {names[0]} in {folder}, got {error}") from error
+        raise HeadwayError(f"expected weights that fit {kind.__name__} in {path}, got {_said(error)}") from error
     model: PreTrainedModel = loaded[0]
     missing = sorted(loaded[1]["missing_keys"])
     if missing:
-        raise HeadwayError(f"expected every weight of {names[0]} in {folder}, got none for {brief(', '.join(missing))}")
+        raise HeadwayError(f"expected every weight of {kind.__name__} in {path}, got none for {_listed(missing)}")
+    beyond = sorted(name for name in loaded[1]["unexpected_keys"] if re.search(r"\.\d+\.", name))
+    if beyond:  # a head that the architecture lacks is left out, and transformers names it
+        raise HeadwayError(
+            f"expected weights of the layers that {path}/config.json has, got others too: {_listed(beyond)}"
+        )
     return model
+
+
+def architecture(folder: Folder) -> tuple[Any, Any]:
+    """The class of a folder's model, one of transformers' own, and its configuration.
+
+    Raises:
+        HeadwayError: when transformers does not have it, or cannot read its configuration.
+    """
+    file, needs = folder.path / "config.json", ""
+    if "auto_map" in folder.config:
+        needs = "; its own code (auto_map) is never run"
+    try:
+        with offline():
+            config: Any = AutoConfig.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        raise HeadwayError(
+            f"expected a config.json that transformers can read in {folder.path}, got {_said(error)}{needs}"
+        ) from error
+    names = getattr(config, "architectures", None) or []
+    kind: Any = getattr(transformers, names[0], None) if names and isinstance(names[0], str) else None
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        found = brief(names[0] if names else None)
+        raise HeadwayError(f"expected an architecture of transformers in {file}, got {found}{needs}")
+    return kind, config
+
+
+def _check_fit(kind: Any, config: Any, folder: Folder) -> None:
+    """Compare the model that a configuration describes with the tensors in the files; nothing is allocated.
+
+    Raises:
+        HeadwayError: when they differ in shape, or the model is much larger than the files.
+    """
+    most = 1000 + 20 * len(folder.tensors)
+    file = folder.path / "config.json"
+    seen = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal seen
+        seen += 1
+        if seen > most:
+            raise HeadwayError(
+                f"expected a model of {len(folder.tensors):,} tensors, as in the files, got more in {file}"
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with offline(), torch.device("meta"):
+            model = kind(copy.deepcopy(config))
+    except HeadwayError:
+        raise
+    except Exception as error:  # sizes that do not go together
+        raise HeadwayError(f"expected sizes that make a {kind.__name__} in {file}, got {_said(error)}") from error
+    finally:
+        hook.remove()
+    plain = "quantization_config" not in folder.config
+    for name, value in model.state_dict().items():
+        stored = folder.tensors.get(name)
+        if plain and stored is not None and stored.shape != tuple(value.shape):
+            raise HeadwayError(
+                f"expected {name} of shape {list(value.shape)}, as {file} says, got {list(stored.shape)} in the files"
+            )
+    # quantised entries are packed; buffers are tables of positions and masks
+    entries = sum(parameter.numel() for parameter in model.parameters())
+    tables = sum(buffer.numel() for buffer in model.buffers())
+    if entries > (2 if plain else 16) * folder.count or tables > folder.count + 2**28:
+        raise HeadwayError(
+            f"expected about {folder.count:,} entries, as in the files, got {entries + tables:,} by the sizes in {file}"
+        )
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Lets nothing be fetched from the hub, as ``HF_HUB_OFFLINE=1`` does."""
+    with patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True):
+        yield
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
+
+
+def _said(error: Exception) -> str:
+    """A foreign error in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return shortened(lines[0], 200) if lines else type(error).__name__
 
 
 def open_model(name: str) -> PreTrainedModel:

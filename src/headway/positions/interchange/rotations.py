@@ -161,7 +161,8 @@ def rotation(
     if unknown:
         expected = ", ".join(sorted({*keys, *MEANT_FOR_OTHERS}))
         raise HeadwayError(f"expected keys of rope_type {kind!r} among {expected}, got {', '.join(unknown[:8])}")
-    return method(**shared, **read(values, rope))
+    none = (own, shared["fraction"]) == ("proportional", 0)  # it pairs the whole head, and rotates none of the pairs
+    return NoPosition() if none else method(**shared, **read(values, rope))
 
 
 def _repeats(values: Values, rope: Values, key: str) -> bool:
