@@ -152,11 +152,12 @@ def _left_out(root: _Root) -> Iterator[None]:
                 owner._parameters[name] = nn.Parameter(torch.zeros_like(part), requires_grad=False)
                 stack.callback(owner._parameters.__setitem__, name, part)
             else:
-                stack.callback(part.register_forward_hook(_nothing).remove)
+                stack.callback(part.register_forward_hook(nothing).remove)
         yield
 
 
-def _nothing(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+def nothing(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+    """A hook that makes what a module returns zero."""
     return torch.zeros_like(out) if isinstance(out, Tensor) else out
 
 

@@ -12,7 +12,7 @@ from transformers.utils.output_capturing import _active_collector
 
 from headway.hf.forms import Form, eager_of, formula, with_token_sinks
 from headway.hf.lazy_mask import LazyMask, as_added, headway_eager_mask, headway_mask
-from headway.hf.watching import attend, watched
+from headway.hf.watching import attend, replaced, watched
 from headway.integers import Positions
 from headway.masks import Causal, Dense, KeyPadding, Mask
 from headway.shapes import HeadwayError
@@ -90,13 +90,18 @@ def headway_attention(
     causal = _causal(module, is_causal, query.shape[2])
     softcap, sinks = softcap if what.softcap else None, sinks if what.token_sinks else None
     if asked_for_weights(kwargs) and not watched():
+        if replaced(module):
+            raise HeadwayError(
+                "expected no output_attentions, because the position method was swapped and the model's own code does "
+                "not know it, got a call that asks for them: headway.inspect.record(model) has them"
+            )
         extras = {"softcap": softcap} if what.softcap else {"sinks": sinks} if what.token_sinks else {}
         passed = {"scaling": scaling, "dropout": dropout, **extras, **kwargs}
         return _by_the_model(module, query, key, value, attention_mask, causal, position_bias, **passed)
     scaling = scale_of(module, what, scaling)
     taken = getattr(module, "sinks", None) if what.sinks else sinks
     plain = query.shape[2] == 1 and softcap is None and taken is None and not isinstance(attention_mask, LazyMask)
-    if plain and not watched():
+    if plain and not watched() and not replaced(module):
         # one query: torch's operator is as fast, and what is made for it grows with the keys alone
         if isinstance(position_bias, Bias):
             position_bias = position_bias.dense(1, key.shape[2]).to(query.dtype)
@@ -107,7 +112,7 @@ def headway_attention(
         # the first pass over an empty static cache
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
     mask, added, q_pos, k_pos = _placed(query, key, attention_mask, causal, position_bias)
-    terms = (*_terms(position_bias), *(() if added is None else (DenseBias(added),)))
+    terms: tuple[AnyTerm, ...] = () if added is None else (DenseBias(added),)
     if taken is sinks:
         terms, taken = with_token_sinks(terms, sinks)
     out = attend(
@@ -115,6 +120,7 @@ def headway_attention(
         query,
         key,
         value,
+        position=_terms(position_bias),
         mask=mask,
         terms=terms,
         q_pos=q_pos,

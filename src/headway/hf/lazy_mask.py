@@ -123,12 +123,13 @@ def headway_mask(
     allow_is_causal_skip: bool = True,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
+    always: bool = False,
     **kwargs: Any,
 ) -> LazyMask | Tensor | None:
     """What transformers calls to make a mask: a :class:`LazyMask`, or a tensor as for SDPA where that is as good.
 
     It is None where it is for SDPA: there the attention's own flag ``is_causal`` decides. Its arguments are those of
-    ``transformers.masking_utils.sdpa_mask``.
+    ``transformers.masking_utils.sdpa_mask``; ``always`` asks for a LazyMask for a single query too.
     """
     if isinstance(attention_mask, LazyMask):
         return attention_mask
@@ -138,7 +139,7 @@ def headway_mask(
             return None
     queries = torch.arange(q_length, device=device)[None] + q_offset
     keys = torch.arange(kv_length, device=device)[None] + kv_offset
-    found = None if (q_length == 1 and not watched()) or use_vmap else read(mask_function, queries, keys)
+    found = None if (q_length == 1 and not (always or watched())) or use_vmap else read(mask_function, queries, keys)
     if found is None:
         made: Tensor | None = sdpa_mask(
             batch_size,

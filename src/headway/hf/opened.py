@@ -230,6 +230,9 @@ class Opened(Attending):
         position: its position method, with the model's own parameters.
         scale: what q·k is multiplied by.
         content_dim: in latent attention, the dimensions without position.
+
+    Attributes:
+        order: of the dimensions of a head in its projections, where the model puts them in another; else None.
     """
 
     def __init__(
@@ -239,6 +242,7 @@ class Opened(Attending):
         self.name, self.shape, self.position, self.scale = name, shape, position, scale
         self.__dict__["module"] = module
         self.content_dim = content_dim
+        self.order: Tensor | None = None
         self.softcap, self.log_scale, self.sinks = None, None, None
         self.mask, self.embed, self.dropout, self.core = None, False, 0.0, Core()
         self.parts: dict[str, Columns] = {}

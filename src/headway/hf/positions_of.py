@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from headway.backends.base import Call
 from headway.hf.accelerate import attentions_of
 from headway.hf.embedded import Embedded
+from headway.hf.watching import PLACED
 from headway.positions import Position, layers_from_hf, parse
 from headway.positions.deberta import Deberta
 from headway.positions.interchange import from_hf
@@ -85,9 +86,18 @@ class PositionsOf:
             plain: queries and keys before position (None where a cache has them), and how many of the first dimensions
                 position leaves alone.
         """
+        if PLACED in module.__dict__:
+            placed: Any = module.__dict__[PLACED]
+            own: Position = parse("none").attach(shape) if placed.off else placed.position
+            return own
         table = self._table(module)
         for found in self._candidates(name, module, table):
-            key = (found.spec(), shape, id(_owner(found, module, self.configs)))
+            key = (
+                found.spec(),
+                shape,
+                id(_owner(found, module, self.configs)),
+                0 if table is None else table.data_ptr(),
+            )
             position = self.shared.get(key)
             if position is None:
                 try:

@@ -24,7 +24,7 @@ from headway.hf.accelerate import accelerate, attentions_of
 from headway.hf.embedded import Embedded
 from headway.hf.opened import SAMPLE, Columns, Found, Made, Opened, find, is_projection
 from headway.hf.positions_of import PositionsOf
-from headway.hf.watching import looking
+from headway.hf.watching import PLACED, looking
 from headway.inspect.record import Latents, Layer, Trace, detached, wide, wide_call
 from headway.positions import parse
 from headway.shapes import HeadShape, HeadwayError
@@ -151,7 +151,8 @@ class _Recorder:
         terms = [detached(term) for term in given.get("terms", ())]
         names = ("mask", "q_pos", "k_pos", "scale", "softcap", "sinks")
         mask, q_pos, k_pos, scale, softcap, sinks = (detached(given.get(name)) for name in names)
-        frame.call = wide_call(check(q, k, v, mask, terms, q_pos, k_pos, scale, "softmax", softcap, sinks))
+        way = given.get("normalise", "softmax")
+        frame.call = wide_call(check(q, k, v, mask, terms, q_pos, k_pos, scale, way, softcap, sinks))
 
     def _ends(self, name: str, parent: nn.Module) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any], out: Any) -> None:
@@ -175,13 +176,17 @@ class _Recorder:
         self, module: Any, frame: _Frame, args: tuple[Any, ...], given: dict[str, Any]
     ) -> tuple[Tensor, Tensor] | None:
         """Queries and keys before rotation: of the same call with angles of zero, and without a cache."""
+        placed = module.__dict__.get(PLACED)
+        if placed is not None:
+            found: tuple[Tensor, Tensor] = placed.plain
+            return found
         bound = inspect.signature(module.forward).bind(*args, **given)
         named: dict[str, Any] = {**bound.arguments, **bound.arguments.get("kwargs", {})}
         angles = named.get("position_embeddings")
         if angles is None:
             return None
         frame.again = True
-        changed = {"position_embeddings": _zero(angles)} | {name: None for name in CACHES if name in named}
+        changed = {"position_embeddings": zero_angles(angles)} | {name: None for name in CACHES if name in named}
         bound.arguments |= {key: value for key, value in changed.items() if key in bound.arguments}
         inside = bound.arguments.get("kwargs")
         if inside is not None:
@@ -233,7 +238,7 @@ class _Recorder:
             seen = (q, k if known else None, own)
             position = parse("none").attach(place) if crosses else self.positions.of(name, module, place, call, seen)
             opened = Opened(name, module, shape, position, call.scale, own)
-            opened.softcap = call.softcap
+            opened.softcap, opened.order = call.softcap, order
             for which, found in where.items():
                 if found is not None:
                     columns = found.columns if order is None else found.columns.sort(-1).values
@@ -251,7 +256,7 @@ class _Recorder:
         self.trace.layers.append(layer)
 
 
-def _zero(angles: Any) -> Any:
+def zero_angles(angles: Any) -> Any:
     """cos and sin of zero, in the form of these."""
     if isinstance(angles, tuple):  # cos and sin, or in GPT-J sin and cos: the first token's angles are the smallest
         swapped = bool(angles[0][..., :1, :].mean() < angles[1][..., :1, :].mean())

@@ -10,15 +10,25 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway import functional
+from headway.terms import AnyTerm
 
 Look = Callable[[nn.Module, Tensor, Tensor, Tensor, dict[str, Any]], None]
 """Called with an attention's module, its queries, keys and values, and the other arguments of ``attend``."""
+Placed = Callable[[Tensor, Tensor, dict[str, Any]], tuple[Tensor, Tensor, dict[str, Any]]]
+"""Gives queries and keys another position method, see :func:`headway.hf.swap_position`."""
+PLACED = "headway_placed"
+"""Where an attention has it."""
 _LOOKING: list[Look] = []
 
 
 def watched() -> bool:
     """Whether somebody looks on, so that every attention has to be computed here."""
     return bool(_LOOKING)
+
+
+def replaced(module: nn.Module) -> bool:
+    """Whether an attention has another position method than its model."""
+    return PLACED in module.__dict__
 
 
 @contextmanager
@@ -36,9 +46,25 @@ def attend(
     q: Float[Tensor, "batch heads queries dim"],
     k: Float[Tensor, "batch kv_heads keys dim"],
     v: Float[Tensor, "batch kv_heads keys dim_v"],
+    *,
+    position: tuple[AnyTerm, ...] = (),
     **given: Any,
 ) -> Float[Tensor, "batch heads queries dim_v"]:
-    """:func:`headway.functional.attend` for an attention of a model, which those who look on see too."""
+    """:func:`headway.functional.attend` for an attention of a model, which those who look on see too.
+
+    Args:
+        module: the attention.
+        q: queries.
+        k: keys, with those of a cache.
+        v: values.
+        position: the terms by which the model's own position enters, which another method may replace.
+        given: the other arguments of ``attend``.
+    """
+    placed: Placed | None = module.__dict__.get(PLACED)
+    if placed is None:
+        given["terms"] = (*position, *given.get("terms", ()))
+    else:
+        q, k, given = placed(q, k, given)
     for look in tuple(_LOOKING):
         look(module, q, k, v, given)
     return functional.attend(q, k, v, **given)

@@ -100,7 +100,7 @@ class _Attention:
         real = attention_mask.real
         pos = None if real is None else torch.arange(q.shape[2], device=q.device).masked_fill(~real, -1)
         dropout = own.dropout.p if own.training else 0.0
-        out = attend(own, q, k, v, terms=terms, q_pos=pos, k_pos=pos, scale=1.0, dropout=dropout)
+        out = attend(own, q, k, v, position=terms, q_pos=pos, k_pos=pos, scale=1.0, dropout=dropout)
         if real is not None:
             out = torch.where(real[:, None, :, None], out, v.mean(2, keepdim=True))
         return out.transpose(1, 2).flatten(2), None

@@ -1,0 +1,437 @@
+"""Give the attentions of a transformers model another position method, and take it back.
+
+What the model had is removed where it enters: angles of rotations become zero, position biases are left out, position
+vectors become zero. That nothing of it is left is not assumed but looked at, in a recorded pass of random tokens. The
+new method acts where every attention comes by, on queries and keys before position: those of a cache too, which are
+therefore kept as projected and given their position at every call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from headway.hf.accelerate import Accelerated, accelerate
+from headway.hf.embedded import Embedded, nothing
+from headway.hf.families.alibi import MPT
+from headway.hf.inputs import random_inputs
+from headway.hf.interface import NAMES, headway_attention
+from headway.hf.lazy_mask import LazyMask, headway_mask
+from headway.hf.recording import zero_angles
+from headway.hf.watching import PLACED
+from headway.inspect.record import Layer, recorded
+from headway.masks import reach
+from headway.positions import Position
+from headway.positions.registry import as_method
+from headway.shapes import HeadShape, HeadwayError, brief
+
+METHODS = "headway_positions"
+"""The model's part that holds the methods' parameters."""
+TYPES = {"global": "full_attention", "local": "sliding_attention"}
+"""Short names of types of layers."""
+IMPLEMENTATIONS = {NAMES["sdpa"]: "headway_swapped", NAMES["eager"]: "headway_swapped", MPT: "headway_swapped_mpt"}
+
+Methods = str | Position | Mapping[str, "str | Position"] | Sequence["str | Position"]
+
+
+def _mask(*args: Any, **kwargs: Any) -> Any:
+    """A mask that says where every token is, for single queries too."""
+    never = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    made = headway_mask(*args, **{**kwargs, **never, "always": True})
+    if not isinstance(made, LazyMask):
+        raise HeadwayError(
+            "expected a mask of a kind that says where tokens are, because the position method was swapped, got one "
+            "that headway does not read: pass a mask of one value per token"
+        )
+    return made
+
+
+for _known in set(IMPLEMENTATIONS.values()):
+    AttentionInterface.register(_known, headway_attention)
+    AttentionMaskInterface.register(_known, _mask)
+
+
+@dataclass
+class Swapped:
+    """What :func:`swap_position` did to a model; made for printing.
+
+    Args:
+        model: the model.
+        methods: for each attention's name, its method.
+        had: for each, what the model itself has there.
+    """
+
+    model: PreTrainedModel
+    methods: dict[str, Position]
+    had: dict[str, str]
+    _stack: contextlib.ExitStack = field(repr=False, default_factory=contextlib.ExitStack)
+
+    def undo(self) -> None:
+        """Give the model back its own positions; its own parameters were never touched."""
+        self._stack.close()
+
+    def __str__(self) -> str:
+        rows: dict[str, list[str]] = {}
+        for name, method in self.methods.items():
+            rows.setdefault(f"{self.had[name]} → {method.spec()}", []).append(name)
+        lines = [
+            f"  {len(names)} × {change}: {names[0]}{' …' if len(names) > 1 else ''}" for change, names in rows.items()
+        ]
+        return "\n".join([type(self.model).__name__, *lines])
+
+
+def swap_position(model: PreTrainedModel, method: Methods, *, quiet: bool = False) -> Swapped:
+    """Replace the position method of a model's attentions by one of headway's, in place.
+
+    The model's own parameters, names and files stay as they are. Parameters of the new method belong to the model, as
+    ``model.headway_positions``, so that optimisers find them; ``save_pretrained`` leaves them out. A method that the
+    model has already, with the same settings, takes over the model's own values. Attention to another sequence (cross
+    attention) is left alone.
+
+    Args:
+        model: a model of transformers that reads text.
+        method: a method or its text, e.g. "alibi", for all layers; for each type of layer, e.g. ``{"global": "none",
+            "local": "rotary"}``, the types being those of the configuration's ``layer_types`` ("global" and "local"
+            are short for full and sliding attention), or "encoder" and "decoder"; or one for each layer.
+        quiet: do not print what was done.
+
+    Returns:
+        What was done; ``undo()`` takes it back.
+
+    Raises:
+        HeadwayError: when the model cannot be accelerated, its own position cannot be removed, or the methods do not
+            fit its layers.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes))
+    >>> done = swap_position(model, "alibi")
+    LlamaForCausalLM
+      2 × rotary → alibi: model.layers.0.self_attn …
+    >>> done.undo()
+    """
+    if hasattr(model, METHODS):
+        raise HeadwayError(
+            "expected a model with its own positions, got one that was swapped before: undo() that first"
+        )
+    if model.main_input_name != "input_ids":
+        raise HeadwayError(f"expected a model that reads text, got {type(model).__name__}")
+    seen = _seen(model)
+    chosen = _chosen(model, method, seen)
+    with contextlib.ExitStack() as stack:
+        done = accelerate(model, quiet=True)
+        stack.callback(done.undo)
+        _name(done)
+        methods, layers = _attached(chosen, seen), {}
+        for name, module in _modules(model, seen).items():
+            if methods[name] is seen[name][1]:
+                continue
+            layers[name] = _Method(name, methods[name], seen[name][0])
+            module.__dict__[PLACED] = layers[name]
+            stack.callback(module.__dict__.pop, PLACED)
+            handle = module.register_forward_pre_hook(layers[name].enter, with_kwargs=True)
+            stack.callback(handle.remove)
+        _leave_out_vectors(model, stack)
+        _add_vectors(model, methods, stack)
+        _register(model, methods, stack)
+        _check_removed(model, layers)
+        had = {name: position.spec() for name, (_, position) in seen.items()}
+        swapped = Swapped(model, methods, had, stack.pop_all())
+    if not quiet:
+        print(swapped)
+    return swapped
+
+
+@torch.no_grad()
+def _seen(model: PreTrainedModel) -> dict[str, tuple[Layer, Position]]:
+    """A recorded layer of each attention, and what position it has; without cross-attention."""
+    found = {}
+    for layer in recorded(model, **random_inputs(model, 9, rows=1)):
+        if layer.source is layer.x or (layer.source.shape == layer.x.shape and torch.equal(layer.source, layer.x)):
+            found[layer.name] = (layer, layer.attention.position)
+    if not found:
+        raise HeadwayError(f"expected attentions whose tokens attend to themselves, got none in {type(model).__name__}")
+    return found
+
+
+def _chosen(model: PreTrainedModel, method: Methods, seen: Mapping[str, Any]) -> dict[str, Position]:
+    """The method of each attention, by its name; equal texts are one object."""
+    made: dict[str, Position] = {}
+
+    def one(given: Any) -> Position:
+        if isinstance(given, Position):
+            return given
+        return made.setdefault(str(given), as_method(given))
+
+    names = list(seen)
+    if isinstance(method, str | Position):
+        return dict.fromkeys(names, one(method))
+    if isinstance(method, Mapping):
+        types = _types(model, names)
+        asked = {TYPES.get(key, key): value for key, value in method.items()}
+        unknown = asked.keys() - set(types.values())
+        missing = set(types.values()) - asked.keys()
+        if unknown or missing:
+            raise HeadwayError(
+                f"expected a method for each type of layer ({', '.join(sorted(set(types.values())))}), got "
+                f"{brief(', '.join(map(str, method)))}"
+            )
+        return {name: one(asked[types[name]]) for name in names}
+    if not isinstance(method, Sequence) or len(method) != len(names):
+        got = len(method) if isinstance(method, Sequence) else brief(method)
+        raise HeadwayError(f"expected a method, a dictionary by type of layer, or {len(names)} methods, got {got}")
+    return {name: one(given) for name, given in zip(names, method, strict=True)}
+
+
+def _types(model: PreTrainedModel, names: Sequence[str]) -> dict[str, str]:
+    """The type of each layer: "encoder" or "decoder" of a model with both, otherwise as its configuration says."""
+    if model.config.is_encoder_decoder:
+        return {name: "decoder" if "decoder" in name.split(".") else "encoder" for name in names}
+    config: Any = model.config.get_text_config()
+    types = getattr(config, "layer_types", None) or ["full_attention"] * len(names)
+    return {name: types[int(re.findall(r"\d+", name)[0])] for name in names}
+
+
+def _modules(model: nn.Module, names: Mapping[str, Any]) -> dict[str, nn.Module]:
+    modules = dict(model.named_modules())
+    return {name: modules[name] for name in names}
+
+
+def _name(done: Accelerated) -> None:
+    for config, _ in done.configs:
+        name = config._attn_implementation
+        config._attn_implementation_internal = IMPLEMENTATIONS.get(name, name)
+
+
+def _attached(chosen: Mapping[str, Position], seen: Mapping[str, tuple[Layer, Position]]) -> dict[str, Position]:
+    """Methods with parameters for the shapes of their layers: shared by layers, unless the method is one per layer;
+    a method that the model has takes over its values.
+    """
+    made: dict[Any, Position] = {}
+    found = {}
+    for name, method in chosen.items():
+        layer, own = seen[name]
+        shape, first = layer.attention.shape, layer.attention.content_dim
+        if first:
+            shape = HeadShape.of(shape.dim, shape.heads, 1, shape.head_dim - first)
+        same = own.spec() == method.spec()
+        if same and not method.embeds and not any(True for _ in own.parameters()):
+            found[name] = own  # the model's own code does as well
+            continue
+        key = (id(method), shape, name if method.per_layer else id(own) if same else 0)
+        if key not in made:
+            fresh = method.fresh().attach(shape)
+            if same and own.shape == fresh.shape:
+                fresh.load_state_dict(own.state_dict())
+            example = layer.attention.__dict__["module"]
+            made[key] = fresh.to(next(example.parameters()))
+        found[name] = made[key]
+    return found
+
+
+def _leave_out_vectors(model: PreTrainedModel, stack: contextlib.ExitStack) -> None:
+    """The model's own position vectors become zero."""
+    for root in Embedded(model).roots:
+        for owner, part in root.owners:
+            own = getattr(owner, part)
+            if isinstance(own, nn.Parameter):
+                raise HeadwayError(f"expected position vectors that a module makes, got the parameter {part}")
+            stack.callback(own.register_forward_hook(nothing).remove)
+
+
+def _add_vectors(model: PreTrainedModel, methods: Mapping[str, Position], stack: contextlib.ExitStack) -> None:
+    """Methods that act on the embedding add their vectors to that of the tokens, in each stack of layers."""
+    now: list[tuple[Position, Tensor]] = []
+    embeddings: dict[nn.Module, None] = {}
+    for part, own in _stacks(model, methods):
+        adding = [method for method in own if method.embeds]
+        if not adding:
+            continue
+        if any(method is not adding[0] for method in own):
+            raise HeadwayError(
+                "expected one method for all layers of a stack, because it acts on the embedding that they share, got "
+                "several"
+            )
+        called = _called(adding[0], now)
+        stack.callback(part.register_forward_pre_hook(called, with_kwargs=True, prepend=True).remove)
+        embedding: Any = part.get_input_embeddings()
+        embeddings[embedding] = None
+
+    def embed(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        if not now:
+            return out
+        method, pos = now.pop()
+        return method.embed(out, pos)
+
+    for embedding in embeddings:
+        stack.callback(embedding.register_forward_hook(embed).remove)
+
+
+def _stacks(model: PreTrainedModel, methods: Mapping[str, Position]) -> list[tuple[Any, list[Position]]]:
+    """The parts of a model that embed tokens, each with the methods of its layers."""
+    if not model.config.is_encoder_decoder:
+        return [(model.base_model, list(methods.values()))]
+    types = _types(model, list(methods))
+    both = {"encoder": model.get_encoder(), "decoder": model.get_decoder()}
+    return [(part, [methods[name] for name in methods if types[name] == kind]) for kind, part in both.items()]
+
+
+def _called(method: Position, now: list[tuple[Position, Tensor]]) -> Any:
+    """A hook before a stack that says which method its tokens get, and where they are."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        now.clear()
+        ids = given.get("input_ids", args[0] if args else None)
+        ids = given.get("inputs_embeds") if ids is None else ids
+        if isinstance(ids, Tensor):
+            now.append((method, _positions(ids, given)))
+
+    return hook
+
+
+def _positions(ids: Tensor, given: Mapping[str, Any]) -> Tensor:
+    """The positions of tokens, counted without padding; −1 is padding."""
+    cache = next((given[name] for name in ("past_key_values", "cache") if given.get(name) is not None), None)
+    held = int(cache.get_seq_length()) if cache is not None else 0
+    mask = given.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        real = mask.bool()
+        pos = (real.long().cumsum(1) - 1).masked_fill(~real, -1)
+        return pos[:, -ids.shape[1] :]
+    return torch.arange(held, held + ids.shape[1], device=ids.device)[None]
+
+
+def _register(model: Any, methods: Mapping[str, Position], stack: contextlib.ExitStack) -> None:
+    """The methods' parameters as a part of the model that is not saved with it."""
+    unique = {id(method): (name, method) for name, method in reversed(list(methods.items()))}
+    part = nn.ModuleDict({name.replace(".", "_"): method for name, method in unique.values()})
+    model.add_module(METHODS, part)
+    stack.callback(delattr, model, METHODS)
+    before = model._keys_to_ignore_on_save
+    model._keys_to_ignore_on_save = {*(before or ()), *(f"{METHODS}.{name}" for name in part.state_dict())}
+    stack.callback(setattr, model, "_keys_to_ignore_on_save", before)
+
+
+@torch.no_grad()
+def _check_removed(model: PreTrainedModel, layers: Mapping[str, _Method]) -> None:
+    """See that nothing of the model's own position is left: with no method in place, nothing but masks is there."""
+    for method in layers.values():
+        method.off = True
+    try:
+        trace = recorded(model, **random_inputs(model, 9, rows=1))
+    finally:
+        for method in layers.values():
+            method.off = False
+    for layer in trace:
+        turned = layer.name in layers and not torch.equal(layer.q, layer.call.q)
+        if turned or (layer.name in layers and layer.call.terms):
+            raise HeadwayError(
+                f"expected a model whose own position method can be taken out, got {layer.name}, in which it is still "
+                f"at work"
+            )
+
+
+class _Method:
+    """A position method at an attention of a model.
+
+    Args:
+        name: of the attention.
+        position: the method.
+        layer: a recorded pass of the attention.
+    """
+
+    def __init__(self, name: str, position: Position, layer: Layer) -> None:
+        self.name, self.position, self.first = name, position, layer.attention.content_dim
+        self.order: Tensor | None = getattr(layer.attention, "order", None)
+        module: Any = layer.attention.__dict__["module"]
+        kinds = getattr(module, "pos_att_type", ()) if getattr(module, "relative_attention", False) else ()
+        self.factor = (1 + sum(kind in kinds for kind in ("c2p", "p2c"))) ** 0.5  # DeBERTa divides by it
+        self.marks: WeakKeyDictionary[Any, tuple[Tensor, Tensor]] = WeakKeyDictionary()
+        self.x: Tensor | None = None
+        self.cache: Any = None
+        self.off = False
+        self.plain: tuple[Tensor, Tensor] | None = None
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+        """What the attention is called with, its angles zero."""
+        if given.get("output_attentions"):
+            raise HeadwayError(
+                "expected no output_attentions, because the position method was swapped, got a call that asks for "
+                "them: headway.inspect.record(model) has them"
+            )
+        self.x = args[0] if args else given["hidden_states"]
+        names = ("past_key_values", "past_key_value", "layer_past", "cache")
+        self.cache = next((given[name] for name in names if given.get(name) is not None), None)
+        if given.get("position_embeddings") is None:
+            return None
+        return args, {**given, "position_embeddings": zero_angles(given["position_embeddings"])}
+
+    def __call__(self, q: Tensor, k: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Queries, keys and arguments of attention with this method; keys include those of a cache."""
+        q = q * self.factor if self.factor != 1 else q
+        if self.order is not None:
+            q, k = q[..., self.order], k[..., self.order]
+        self.plain = q.detach(), k.detach()
+        if self.off:
+            return q, k, given
+        queries, keys, position = q.shape[2], k.shape[2], self.position
+        q_pos, k_pos = given.get("q_pos"), given.get("k_pos")
+        if k_pos is None:
+            k_pos = torch.arange(keys, device=k.device)[None]
+        if q_pos is None:
+            q_pos = torch.arange(keys - queries, keys, device=q.device)[None]
+        q_pos, k_pos = (pos.expand(len(q), -1) if len(pos) > 1 else pos for pos in (q_pos, k_pos))
+        scale = given.get("scale")
+        scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+        marks = self._marked(q_pos, k_pos, k, queries)
+        turned_q, turned_k = position.rotate(q[..., self.first :], k[..., self.first :], q_pos, k_pos)
+        real = k_pos >= 0
+        turned_q, turned_k, terms = position.prepare(
+            turned_q,
+            turned_k,
+            q_pos,
+            k_pos,
+            scale,
+            marks,
+            sees_future=reach(given.get("mask"))[1] > 0,
+            absolute=given.get("sinks") is not None or position.normalise != "softmax",
+            order=real.cumsum(1) if position.neighbours and not bool(real.all()) else None,
+        )
+        if self.first:
+            turned_q = torch.cat((q[..., : self.first], turned_q), -1)
+            turned_k = torch.cat((k[..., : self.first], turned_k), -1)
+        given |= {"terms": (*terms, *given.get("terms", ())), "normalise": position.normalise}
+        return turned_q, turned_k, given | {"q_pos": q_pos, "k_pos": k_pos, "scale": scale}
+
+    def _marked(self, q_pos: Tensor, k_pos: Tensor, k: Tensor, queries: int) -> Tensor | None:
+        """The data of every key, of those in a cache too."""
+        assert self.x is not None
+        new = self.position.mark(self.x.masked_fill((q_pos < 0)[..., None], 0.0))
+        if new is None:
+            return None
+        held = k.shape[2] - queries
+        if held:
+            old, sums = self.marks.get(self.cache, (None, None))
+            if old is None or sums is None or old.shape[1] != held or not torch.equal(sums, _sums(k[:, :, :held])):
+                raise HeadwayError(
+                    f"expected the cache as the model left it, because {self.position.method_name()} keeps something "
+                    f"of every token besides, got one that was changed (reordered, cut or made elsewhere): generate "
+                    f"without a cache, or without beams"
+                )
+            new = torch.cat((old, new), 1)
+        if self.cache is not None:
+            self.marks[self.cache] = (new.detach(), _sums(k))
+        return self.position.carry(new, k_pos, None)
+
+
+def _sums(k: Tensor) -> Tensor:
+    """A number for each sequence, that changes when the keys do."""
+    return k.detach().double().sum((1, 2, 3))
