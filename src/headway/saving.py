@@ -56,8 +56,8 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     return model
 
 
-def fill(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load a folder's weights into a model, whose parameters take the dtypes they have there.
+def fill(model: nn.Module, path: str | os.PathLike[str], name: str = WEIGHTS) -> None:
+    """Load a folder's weights into a model, whose parameters take the dtypes they have there; ``name`` is the file.
 
     Raises:
         HeadwayError: when a weight is missing, unknown, has another shape, or is no floating number.
@@ -65,9 +65,9 @@ def fill(model: nn.Module, path: str | os.PathLike[str]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file = Path(path) / WEIGHTS
+    file = Path(path) / name
     if not file.is_file():
-        raise HeadwayError(f"expected a folder with {WEIGHTS}, as Transformer.save writes it, got {Path(path)}")
+        raise HeadwayError(f"expected a folder with {name}, as Transformer.save writes it, got {Path(path)}")
     try:
         given = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:

@@ -23,6 +23,7 @@ except ImportError as error:
 from headway.hf.accelerate import Accelerated, accelerate
 from headway.hf.extend import Extended, extend
 from headway.hf.loading import load
+from headway.hf.swap import Swapped, swap_position
 from headway.hf.verify import Verified, verify
 
-__all__ = ["Accelerated", "Extended", "Verified", "accelerate", "extend", "load", "verify"]
+__all__ = ["Accelerated", "Extended", "Swapped", "Verified", "accelerate", "extend", "load", "swap_position", "verify"]

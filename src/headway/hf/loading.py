@@ -21,6 +21,7 @@ from headway.characters import shortened
 from headway.hf.accelerate import check_version
 from headway.hf.folder import Folder, read_folder
 from headway.hf.inputs import of_family
+from headway.hf.swap import FILE, restore
 from headway.shapes import HeadwayError, brief
 
 
@@ -29,7 +30,8 @@ def load(path: str | Path | PreTrainedModel) -> PreTrainedModel:
 
     Its parameters have the dtype of the files (transformers' ``dtype="auto"``), and it is in evaluation mode. Before
     transformers opens them, the headers of the files are read, and compared with the model that the configuration
-    describes, of which nothing is allocated.
+    describes, of which nothing is allocated. Position methods that :meth:`headway.hf.Swapped.save` wrote beside it are
+    put in place.
 
     Args:
         path: the folder, with config.json and safetensors; a model is returned as it is.
@@ -66,6 +68,8 @@ def load(path: str | Path | PreTrainedModel) -> PreTrainedModel:
         raise HeadwayError(
             f"expected weights of the layers that {path}/config.json has, got others too: {_listed(beyond)}"
         )
+    if (folder.path / FILE).is_file():
+        restore(model, folder.path)
     return model
 
 

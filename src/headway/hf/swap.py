@@ -9,16 +9,21 @@ therefore kept as projected and given their position at every call.
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from headway._version import __version__
 from headway.hf.accelerate import Accelerated, accelerate
 from headway.hf.embedded import Embedded, nothing
 from headway.hf.families.alibi import MPT
@@ -29,10 +34,17 @@ from headway.hf.recording import zero_angles
 from headway.hf.watching import PLACED
 from headway.inspect.record import Layer, recorded
 from headway.masks import reach
+from headway.output import explained, write_output
 from headway.positions import Position
-from headway.positions.registry import as_method
+from headway.positions.registry import as_method, parse
+from headway.saving import fill, weights_of
+from headway.schema import Anything, Named, Record, Whole, check
 from headway.shapes import HeadShape, HeadwayError, brief
+from headway.strict_json import parse_json
 
+FILE, WEIGHTS = "headway.json", "headway.safetensors"
+_METHOD = Record({"method": Anything(), "parameters": Whole(0)})
+_SAVED = Record({"positions": Named(_METHOD)}, {"headway": Anything()})
 METHODS = "headway_positions"
 """The model's part that holds the methods' parameters."""
 TYPES = {"global": "full_attention", "local": "sliding_attention"}
@@ -78,6 +90,29 @@ class Swapped:
         """Give the model back its own positions; its own parameters were never touched."""
         self._stack.close()
 
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the model into a folder, and its methods beside it: headway.json and headway.safetensors.
+
+        The model's own files are those of ``save_pretrained``; plain transformers opens them, with the model's own
+        positions, and :func:`headway.hf.load` with these methods.
+
+        Args:
+            folder: where; made if it is not there.
+        """
+        path = Path(folder)
+        self.model.save_pretrained(path)
+        numbers: dict[int, int] = {}
+        methods = {
+            name: {"method": method.spec(), "parameters": numbers.setdefault(id(method), len(numbers))}
+            for name, method in self.methods.items()
+        }
+        part = getattr(self.model, METHODS)
+        weights = {name: tensor.detach().contiguous().cpu() for name, tensor in weights_of(part).items()}
+        write_output(path / WEIGHTS, safetensors.torch.save(weights, {"format": "pt"}))
+        held = {"headway": __version__, "positions": methods}
+        write_output(path / FILE, json.dumps(held, indent=1, ensure_ascii=False) + "\n")
+        return path
+
     def __str__(self) -> str:
         rows: dict[str, list[str]] = {}
         for name, method in self.methods.items():
@@ -86,6 +121,37 @@ class Swapped:
             f"  {len(names)} × {change}: {names[0]}{' …' if len(names) > 1 else ''}" for change, names in rows.items()
         ]
         return "\n".join([type(self.model).__name__, *lines])
+
+
+def restore(model: PreTrainedModel, folder: Path) -> Swapped:
+    """The methods that :meth:`Swapped.save` wrote, in a model of the same folder.
+
+    Raises:
+        HeadwayError: when the files are damaged, or of another model.
+    """
+    file = folder / FILE
+    with explained(f"reading {file}"):
+        held = parse_json(file.read_bytes(), str(file))
+    check(held, _SAVED, str(file))
+    seen = _seen(model)
+    if held["positions"].keys() != seen.keys():
+        raise HeadwayError(f"expected a method for each attention of the model in {file}, got those of another model")
+    made: dict[tuple[str, int], Position] = {}
+    methods = []
+    for name in seen:
+        spec, number = held["positions"][name]["method"], held["positions"][name]["parameters"]
+        if not isinstance(spec, str):
+            raise HeadwayError(f"expected the text of a method for {name} in {file}, got {brief(spec)}")
+        if (spec, number) not in made:
+            made[spec, number] = parse(spec)
+        methods.append(made[spec, number])
+    swapped = swap_position(model, methods, quiet=True)
+    try:
+        fill(getattr(model, METHODS), folder, WEIGHTS)
+    except HeadwayError:
+        swapped.undo()
+        raise
+    return swapped
 
 
 def swap_position(model: PreTrainedModel, method: Methods, *, quiet: bool = False) -> Swapped:
@@ -280,7 +346,8 @@ def _stacks(model: PreTrainedModel, methods: Mapping[str, Position]) -> list[tup
     if not model.config.is_encoder_decoder:
         return [(model.base_model, list(methods.values()))]
     types = _types(model, list(methods))
-    both = {"encoder": model.get_encoder(), "decoder": model.get_decoder()}
+    whole: Any = model
+    both = {"encoder": whole.get_encoder(), "decoder": whole.get_decoder()}
     return [(part, [methods[name] for name in methods if types[name] == kind]) for kind, part in both.items()]
 
 
@@ -388,7 +455,7 @@ class _Method:
             k_pos = torch.arange(keys, device=k.device)[None]
         if q_pos is None:
             q_pos = torch.arange(keys - queries, keys, device=q.device)[None]
-        q_pos, k_pos = (pos.expand(len(q), -1) if len(pos) > 1 else pos for pos in (q_pos, k_pos))
+        q_pos, k_pos = _from_the_first(q_pos, k_pos)
         scale = given.get("scale")
         scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
         marks = self._marked(q_pos, k_pos, k, queries)
@@ -419,8 +486,13 @@ class _Method:
             return None
         held = k.shape[2] - queries
         if held:
-            old, sums = self.marks.get(self.cache, (None, None))
-            if old is None or sums is None or old.shape[1] != held or not torch.equal(sums, _sums(k[:, :, :held])):
+            old, keys_then = self.marks.get(self.cache, (None, None))
+            if (
+                old is None
+                or keys_then is None
+                or old.shape[1] != held
+                or not torch.equal(keys_then, k[:, :, :held, 0])
+            ):
                 raise HeadwayError(
                     f"expected the cache as the model left it, because {self.position.method_name()} keeps something "
                     f"of every token besides, got one that was changed (reordered, cut or made elsewhere): generate "
@@ -428,10 +500,14 @@ class _Method:
                 )
             new = torch.cat((old, new), 1)
         if self.cache is not None:
-            self.marks[self.cache] = (new.detach(), _sums(k))
+            self.marks[self.cache] = (new.detach(), k.detach()[..., 0].clone())
         return self.position.carry(new, k_pos, None)
 
 
-def _sums(k: Tensor) -> Tensor:
-    """A number for each sequence, that changes when the keys do."""
-    return k.detach().double().sum((1, 2, 3))
+def _from_the_first(q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions counted from the first token that is no padding; masks, which go by distance, see the same."""
+    real = k_pos >= 0
+    if bool(real.all()):
+        return q_pos, k_pos
+    first = real.long().argmax(1, keepdim=True)
+    return (q_pos - first).clamp(min=-1), (k_pos - first).clamp(min=-1)
