@@ -111,10 +111,6 @@ def inputs(model: Any, side: str) -> dict[str, Tensor]:
     return random_inputs(model, N, side=side)
 
 
-def crosses(layer: Layer) -> bool:
-    return layer.source.shape != layer.x.shape or not torch.equal(layer.source, layer.x)
-
-
 def own_weights(model: Any, given: dict[str, Tensor]) -> list[Tensor]:
     """The weights that the model's own eager attention returns, in the order of the layers."""
     model.set_attn_implementation("eager")

@@ -94,11 +94,8 @@ class Reader:
         of_decoder = [self.tokenizer.convert_ids_to_tokens(first) or "<start>", *names]
         kinds: dict[str, list[Layer]] = {name: [] for name in PARTS}
         for each in self._recorded(**given):
-            crosses = each.source is not each.x and (
-                each.source.shape != each.x.shape or not torch.equal(each.source, each.x)
-            )
-            own = each.x.shape[1] == len(labels) and not kinds["decoder"] and not kinds["cross"]
-            kinds["cross" if crosses else "encoder" if own and not _causal(each) else "decoder"].append(each)
+            of_encoder = "decoder" not in each.name.split(".")
+            kinds["cross" if each.crosses else "encoder" if of_encoder else "decoder"].append(each)
         if part == "cross":
             return self._about(kinds[part], of_decoder, layer, head, labels)
         return self._about(kinds[part], labels if part == "encoder" else of_decoder, layer, head)
@@ -117,13 +114,6 @@ class Reader:
     ) -> Question:
         recording = Recording(trace=Trace(list(layers)))
         return Question(recording, labels, name=self.name, layer=layer, head=head, keys=keys)
-
-
-def _causal(layer: Layer) -> bool:
-    if layer.queries < 2:
-        return False
-    seen = layer.seen(slice(0, 1))
-    return seen is not None and not bool(seen[0, ..., 1:].any())
 
 
 def reader(path: str | Path) -> Reader:

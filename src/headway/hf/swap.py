@@ -221,7 +221,7 @@ def _seen(model: PreTrainedModel) -> dict[str, tuple[Layer, Position]]:
     """A recorded layer of each attention, and what position it has; without cross-attention."""
     found = {}
     for layer in recorded(model, **random_inputs(model, 9, rows=1)):
-        if layer.source is layer.x or (layer.source.shape == layer.x.shape and torch.equal(layer.source, layer.x)):
+        if not layer.crosses:
             found[layer.name] = (layer, layer.attention.position)
     if not found:
         raise HeadwayError(f"expected attentions whose tokens attend to themselves, got none in {type(model).__name__}")

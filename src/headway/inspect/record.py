@@ -104,6 +104,13 @@ class Layer(Displayed):
         return f"Layer({self.name!r}: {self.heads} heads, {self.queries} queries × {self.keys} keys, {position})"
 
     @property
+    def crosses(self) -> bool:
+        """Whether keys belong to another sequence than queries."""
+        source, x = self.source, self.x
+        alike = source is x or (source.shape == x.shape and torch.equal(source, x))
+        return not alike and not self.attention.borrows
+
+    @property
     def latent_queries(self) -> bool:
         """Whether queries too are made of a latent vector, in latent attention."""
         return self.latents is not None and not (

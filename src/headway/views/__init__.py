@@ -16,6 +16,7 @@ from typing import Any
 
 from headway.figures.values import View, same
 from headway.figures.words import add_words
+from headway.shapes import HeadwayError
 from headway.views.question import Question
 
 ORDER = (
@@ -40,6 +41,8 @@ ORDER = (
     "whatif",
 )
 """Views in display order; others follow."""
+CROSS = ("wall", "head", "softmax")
+"""The views that cross attention has."""
 _VIEWS = re.compile(r"^VIEWS = (\(.*?\)|\{.*?^\})$", re.MULTILINE | re.DOTALL)
 
 
@@ -78,6 +81,11 @@ def view(name: str, question: Question) -> View:
     Raises:
         HeadwayError: when the question lacks what the view needs; it says what to pass.
     """
+    if question.keys is not None and name not in CROSS:
+        raise HeadwayError(
+            f"expected one of the views of cross attention ({', '.join(CROSS)}), got {name!r}, which compares tokens "
+            f"of one text"
+        )
     composed: Callable[[Question], View] = getattr(importlib.import_module(f"headway.views.{_FILES[name]}"), name)
     shown = composed(question)
     return replace(shown, notes=(*shown.notes, *map(same, question.notes))) if question.notes else shown

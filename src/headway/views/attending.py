@@ -46,7 +46,7 @@ def softmax(question: Question) -> View:
     head = Head(question.seen, question.head, slice(row, row + 1))
     seen, weights = head.seen[0], head.weights[0]
     kept = _kept(weights, seen)
-    labels = [question.labels[key] for key in kept]
+    labels = [question.of_keys[key] for key in kept]
     scores = [float(head.scores[0, key]) if seen[key] else None for key in kept]
     shares = [float(weights[key]) if seen[key] else None for key in kept]
     query = question.labels[row]
@@ -92,7 +92,7 @@ def _spent(question: Question, head: Head) -> Said:
     most = int(weights.argmax())
     total = float(weights.double().sum())
     told_sum = both(f"softmax.sum.{way(head.layer)}", sum=f"{total:.4f}", rest=percent(1 - total))
-    top = {"query": query, "key": question.labels[most], "weight": percent(float(weights[most]))}
+    top = {"query": query, "key": question.of_keys[most], "weight": percent(float(weights[most]))}
     return told("softmax.finding", **top, sum=told_sum)
 
 
@@ -114,7 +114,7 @@ def head(question: Question) -> View:
     title = both(f"head.{what}", layer=question.layer, head=question.head)
     shown = pairs(title, getattr(one, what), window, seen=one.seen, scale=scale)
     summary = one.layer.summary()
-    average = {name: float(summary[name][0, question.head]) for name in LOOKS}
+    average = {name: float(summary[name][0, question.head]) for name in _looked(question)}
     return View("head", _linked(question, one, what, average), (shown, _looks(one, average)), "", stepped(shown.values))
 
 
@@ -144,16 +144,27 @@ def strongest(values: Tensor, seen: Tensor) -> tuple[int, int] | None:
 def link(question: Question, pair: tuple[int, int]) -> Said:
     """A query and a key, formatted for a sentence."""
     query, key = pair
-    labels = {"query_label": question.labels[query], "key_label": question.labels[key]}
+    labels = {"query_label": question.labels[query], "key_label": question.of_keys[key]}
     return both("attending.link", query=query, key=key, **labels)
+
+
+def _looked(question: Question) -> tuple[str, ...]:
+    """What is said of heads: in cross attention there is no token itself, and no previous one."""
+    return LOOKS if question.keys is None else ("first", "entropy")
 
 
 def _linked(question: Question, one: Head, what: str, average: Mapping[str, float]) -> Said:
     """The most prominent link, and what a query attends to on average."""
-    shares = {name: percent(average[name]) for name in ("self", "previous", "first")}
+    shares = {name: percent(average[name]) for name in ("self", "previous", "first") if name in average}
     # early queries see few keys, so that their weights are always large: compare with the uniform share
     times = one.weights * one.seen.sum(-1, keepdim=True)
-    pair = strongest(times if what == "weights" else one.scores, one.seen)
+    values = times if what == "weights" else one.scores
+    if question.keys is not None:
+        best = divmod(int(values.masked_fill(~one.seen, -torch.inf).argmax()), values.shape[1])
+        value = percent(float(one.weights[best])) if what == "weights" else number(float(one.scores[best]))
+        entropy = number(average["entropy"])
+        return told(f"head.finding.cross.{what}", link=link(question, best), value=value, entropy=entropy, **shares)
+    pair = strongest(values, one.seen)
     if pair is None:
         return both("head.alone", share=shares["self"])
     said = {"value": percent(float(one.weights[pair])), "times": number(float(times[pair]))}
@@ -188,13 +199,14 @@ def wall(question: Question) -> View:
     layers = list(question.trace)
     count = sum(layer.heads for layer in layers)
     side = max(2, min(SIDE, math.isqrt(CELLS // count)))
-    every = math.ceil(len(question.labels) / side)
+    every = math.ceil(max(len(question.labels), len(question.of_keys)) / side)
     maps = [_pooled(layer, every) for layer in layers]
     span = spans(torch.cat([weights for weights, _ in maps]), "sequential")
     window = Window.of(question, len(question.labels))
     if every > 1:
-        starts = range(0, window.tokens, every)
-        window = Window([f"{start}–{min(start + every, window.tokens) - 1}" for start in starts], 0, len(starts))
+        rows = _stretches(window.tokens, every)
+        columns = None if question.keys is None else _stretches(len(question.keys), every)
+        window = Window(rows, 0, len(rows), columns)
     tiles = []
     for number_of, (layer, (weights, seen)) in enumerate(zip(layers, maps, strict=True)):
         summary = layer.summary()
@@ -202,12 +214,17 @@ def wall(question: Question) -> View:
             name = same(f"L{number_of} H{index}")
             fine = 4 * CELLS // (3 * count)
             tile = pairs(name, weights[index], window, seen=seen[index], scale="sequential", limits=span, fine=fine)
-            average = {key: float(summary[key][0, index]) for key in LOOKS}
+            average = {key: float(summary[key][0, index]) for key in _looked(question)}
             tiles.append((name, tile, {**average, "layer": float(number_of), "head": float(index)}))
-    sorts = {name: both(f"wall.{name}") for name in LOOKS}
+    sorts = {name: both(f"wall.{name}") for name in _looked(question)}
     figure = Wall(both("wall.title"), tiles, layers[0].heads, sorts)
     notes = [both("wall.pooled", every=every, tokens=len(question.labels))] if every > 1 else []
     return View("wall", _roles(tiles), (figure,), "", [*notes, *stepped(tiles[0][1].values)])
+
+
+def _stretches(tokens: int, every: int) -> list[str]:
+    """Labels of stretches of so many tokens."""
+    return [f"{start}–{min(start + every, tokens) - 1}" for start in range(0, tokens, every)]
 
 
 def _pooled(layer: Layer, every: int) -> tuple[Tensor, Tensor]:
@@ -229,8 +246,14 @@ def _pooled(layer: Layer, every: int) -> tuple[Tensor, Tensor]:
 
 def _roles(tiles: Sequence[tuple[Said, Heatmap, Mapping[str, float]]]) -> Said:
     """The heads that attend most to the previous and to the first token, and the sharpest head."""
-    previous, first = (max(tiles, key=lambda tile: tile[2][name]) for name in ("previous", "first"))
-    sharp = min(tiles, key=lambda tile: tile[2]["entropy"])
+    sharp, first = (
+        min(tiles, key=lambda tile: tile[2]["entropy"]),
+        max(tiles, key=lambda tile: tile[2]["first"]),
+    )
+    if "previous" not in first[2]:
+        said = {"sharp": sharp[0]["en"], "entropy": number(sharp[2]["entropy"]), "first": first[0]["en"]}
+        return both("wall.finding.cross", first_share=percent(first[2]["first"]), **said)
+    previous = max(tiles, key=lambda tile: tile[2]["previous"])
     return both(
         "wall.finding",
         previous=previous[0]["en"],

@@ -34,6 +34,7 @@ def draw(
     layer: int | None = None,
     head: int | None = None,
     labels: Sequence[str] | None = None,
+    keys: Sequence[str] | None = None,
     heads: int | None = None,
     dim: int | None = None,
     length: int | None = None,
@@ -54,6 +55,7 @@ def draw(
         layer: which layer of a pass or question, from 0.
         head: which head, from 0.
         labels: display text of the tokens of a pass.
+        keys: display text of the tokens of the context, of a layer of cross attention.
         heads: heads of a method that is not attached, default 4.
         dim: its width, default 64.
         length: number of positions to show of a method, default 128.
@@ -72,7 +74,7 @@ def draw(
     1
     """
     _check_endings(path, csv)
-    chosen = _view(shown, view, layer, head, labels, heads, dim, length)
+    chosen = _view(shown, view, layer, head, labels, keys, heads, dim, length)
     made = picture(chosen, language=language, width=width, caption=caption)
     if csv is not None:
         write_output(csv, to_csv(chosen, language))
@@ -97,6 +99,7 @@ def _view(
     layer: int | None,
     head: int | None,
     labels: Sequence[str] | None,
+    keys: Sequence[str] | None,
     heads: int | None,
     dim: int | None,
     length: int | None,
@@ -111,7 +114,8 @@ def _view(
         question = about_position(position, heads=heads, dim=dim, length=length)
         choices: tuple[str, ...] = OF_METHODS
     elif isinstance(shown, Trace | Layer):
-        question, choices = about_trace(shown, labels), ("head", "long")
+        question, choices = about_trace(shown, labels, layer=layer or 0, keys=keys), ("head", "long")
+        layer = question.layer
         if name is not None and name not in OF_PASSES:
             raise HeadwayError(
                 f"expected a view that needs no model ({', '.join(OF_PASSES)}), got {name!r}: pass a Question"

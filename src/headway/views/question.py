@@ -176,6 +176,11 @@ class Question:
         return self.attentions[self.layer].position
 
     @property
+    def of_keys(self) -> Sequence[str]:
+        """Display text of each key."""
+        return self.labels if self.keys is None else self.keys
+
+    @property
     def row(self) -> int:
         """The index of the query, from 0."""
         return self.query % len(self.labels)

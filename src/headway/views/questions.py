@@ -124,7 +124,12 @@ def about_run(run: Path | str, text: str) -> Question:
 
 
 def about_trace(
-    recorded: Trace | Layer, labels: Sequence[str] | None = None, *, layer: int = 0, head: int = 0
+    recorded: Trace | Layer,
+    labels: Sequence[str] | None = None,
+    *,
+    layer: int = 0,
+    head: int = 0,
+    keys: Sequence[str] | None = None,
 ) -> Question:
     """A question about a recorded pass over one text, for the views of attention.
 
@@ -133,14 +138,22 @@ def about_trace(
         labels: display text of each token; default its index.
         layer: which layer of a trace.
         head: which head.
+        keys: display text of the tokens of the context, for a layer of cross attention; default their index.
 
     Raises:
         HeadwayError: when nothing was recorded, or layer, head or labels are invalid.
     """
     trace = Trace([recorded]) if isinstance(recorded, Layer) else recorded
     recording = Recording(trace=trace)
-    named = [str(token) for token in range(recording.tokens)] if labels is None else list(labels)
-    return Question(recording, named, layer=layer, head=head)
+    if not 0 <= layer < len(trace):
+        raise HeadwayError(f"expected layer from 0 to {len(trace) - 1}, got {layer}")
+    one = trace[layer]
+    if one.crosses:  # the layers of a decoder differ: this one alone
+        recording, layer = Recording(trace=Trace([one])), 0
+    tokens = one.queries if one.crosses else one.keys
+    named = [str(token) for token in range(tokens)] if labels is None else list(labels)
+    context = [str(token) for token in range(one.keys)] if one.crosses and keys is None else keys
+    return Question(recording, named, layer=layer, head=head, keys=context)
 
 
 def composed(question: Question, names: Sequence[str]) -> Iterator[View]:

@@ -28,11 +28,13 @@ class Window:
         labels: their display texts.
         start: the first of them.
         tokens: number of tokens of the whole text.
+        keys: display texts of the keys, where they are tokens of another sequence.
     """
 
     labels: Sequence[str]
     start: int
     tokens: int
+    keys: Sequence[str] | None = None
 
     @classmethod
     def of(cls, question: Question, size: int) -> Window:
@@ -43,7 +45,7 @@ class Window:
         """
         tokens = len(question.labels)
         start = min(max(0, question.row - size + 1), max(0, tokens - size))
-        return cls(list(question.labels[start : start + size]), start, tokens)
+        return cls(list(question.labels[start : start + size]), start, tokens, question.keys)
 
     @property
     def rows(self) -> slice:
@@ -135,7 +137,8 @@ def pairs(
     if seen is not None and not bool(seen.all()):
         hidden = Block(tuple(seen.shape), (~seen).int().flatten().tolist(), "bits")
     axes = (both("attending.query"), both("attending.key"))
-    return Heatmap(title, block(shown, span, fine=fine), window.labels, window.labels, axes, scale, span, hidden)
+    columns = window.labels if window.keys is None else window.keys
+    return Heatmap(title, block(shown, span, fine=fine), window.labels, columns, axes, scale, span, hidden)
 
 
 def vectors(title: Said, x: Tensor, window: Window, limits: tuple[float, float] | None = None) -> Heatmap:
