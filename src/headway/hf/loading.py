@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,20 @@ from transformers import AutoConfig, PreTrainedModel
 
 from headway.hf.accelerate import check_version
 from headway.hf.inputs import of_family
+from headway.schema import Anything, Named
 from headway.shapes import HeadwayError, brief
+from headway.training.files import read_json
+
+ADAPTERS = "adapter_config.json"
+"""What a folder of peft's adapters has instead of a config.json."""
 
 
 def load(path: str | Path) -> PreTrainedModel:
     """A model from a folder, as transformers' own class; nothing is downloaded, unpickled or executed.
 
     Args:
-        path: the folder, with config.json and safetensors.
+        path: the folder, with config.json and safetensors; or of adapters of peft (adapter_config.json), which are
+            added to the weights of the folder that they name.
 
     Raises:
         HeadwayError: when the folder has no configuration or no safetensors, names an architecture that transformers
@@ -25,6 +32,8 @@ def load(path: str | Path) -> PreTrainedModel:
     """
     check_version()
     folder = Path(path)
+    if (folder / ADAPTERS).is_file() and not (folder / "config.json").is_file():
+        return _merged(folder)
     if not (folder / "config.json").is_file():
         raise HeadwayError(f"expected a checkpoint folder of transformers with a config.json, got {brief(str(path))}")
     if not any(folder.glob("*.safetensors")):
@@ -52,6 +61,41 @@ def load(path: str | Path) -> PreTrainedModel:
     if missing:
         raise HeadwayError(f"expected every weight of {names[0]} in {folder}, got none for {brief(', '.join(missing))}")
     return model
+
+
+def _merged(folder: Path) -> PreTrainedModel:
+    """The model that adapters were trained for, with their products in its weights."""
+    peft = peft_library()
+    named = read_json(folder / ADAPTERS, Named(Anything())).get("base_model_name_or_path")
+    if not isinstance(named, str) or not (Path(named) / "config.json").is_file():
+        raise HeadwayError(
+            f"expected the checkpoint folder of these adapters as base_model_name_or_path in {folder / ADAPTERS}, got "
+            f"{brief(str(named))}, which is none: write its path there"
+        )
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise HeadwayError(f"expected adapter_model.safetensors in {folder}, got none: a pickled file could run code")
+    model = load(named)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft calls what transformers will rename
+            whole: Any = peft.PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+            found: PreTrainedModel = whole.merge_and_unload().eval()
+    except Exception as error:  # whatever a damaged file makes the readers raise
+        raise HeadwayError(f"expected adapters that fit the model in {named}, got {error}") from error
+    return found
+
+
+def peft_library() -> Any:
+    """The library peft.
+
+    Raises:
+        HeadwayError: when it is missing.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise HeadwayError("expected peft, which makes and reads adapters, got none: pip install peft") from error
+    return peft
 
 
 def open_model(name: str) -> PreTrainedModel:
