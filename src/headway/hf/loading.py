@@ -66,7 +66,11 @@ def load(path: str | Path) -> PreTrainedModel:
 def _merged(folder: Path) -> PreTrainedModel:
     """The model that adapters were trained for, with their products in its weights."""
     peft = peft_library()
-    named = read_json(folder / ADAPTERS, Named(Anything())).get("base_model_name_or_path")
+    values = read_json(folder / ADAPTERS, Named(Anything()))
+    usual = values.get("init_lora_weights", True) in (True, False, "gaussian")
+    if values.get("peft_type") != "LORA" or values.get("megatron_config") or not usual:  # others read further files
+        raise HeadwayError(f"expected adapters of LoRA in {folder / ADAPTERS}, got others, which could run code")
+    named = values.get("base_model_name_or_path")
     if not isinstance(named, str) or not (Path(named) / "config.json").is_file():
         raise HeadwayError(
             f"expected the checkpoint folder of these adapters as base_model_name_or_path in {folder / ADAPTERS}, got "

@@ -109,11 +109,11 @@ def plain(config: Any) -> dict[str, Any]:
     return config.plain() if hasattr(config, "plain") else dict(config)
 
 
-def checked_config(config: Mapping[str, Any], checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """Make sure that a config describes a model as large as a checkpoint holds, before it is built.
+def saved_model(config: Mapping[str, Any], checkpoint: Checkpoint) -> nn.Module:
+    """headway's own model for a checkpoint, still with random weights.
 
     Raises:
-        HeadwayError: when it describes a larger one; what is in the config came from a file.
+        HeadwayError: when the config, which came from a file, describes a larger one than the checkpoint holds.
     """
     held = sum(tensor.numel() for tensor in checkpoint.model.values())
     try:
@@ -123,4 +123,4 @@ def checked_config(config: Mapping[str, Any], checkpoint: Checkpoint) -> Mapping
             f"expected settings of the model in {checkpoint.path}, got others ({error}): "
             f"one of them is damaged or comes from another run"
         ) from error
-    return config
+    return build_model(config)

@@ -47,7 +47,7 @@ from headway.training.files import (
 )
 from headway.training.history import HISTORY, History
 from headway.training.loop import Observer, Progress, Trainer, check_extra, differences, is_longer
-from headway.training.models import CHECKPOINT, base_of, build_model, checked_config, for_length, new_model, plain
+from headway.training.models import CHECKPOINT, Base, base_of, for_length, new_model, plain, saved_model
 from headway.training.ours import MARKER, mark
 from headway.training.settings import TrainSettings
 from headway.training.tensorboard import TensorBoard
@@ -184,8 +184,7 @@ def train(
         HeadwayError: on a bad text, setting or folder, with one sentence that says what to do.
     """
     settings, execution, folder = settings or TrainSettings(), execution or Execution(), Path(out)
-    base = base_of(model_config)
-    if base is None:
+    if (base := base_of(model_config)) is None:
         wanted = Wanted.of(str(vocabulary), vocabulary_size)
     else:
         _check_base(execution, vocabulary, watch, log_dir)
@@ -206,8 +205,7 @@ def train(
         model_config = for_length(model_config, settings.length, existing, notes)
         words = _vocabulary(wanted, data, existing, folder, world)
         if base is None:
-            whole = {**model_config, "vocab": words.size}
-            check_size(whole, tokens=settings.length, batch=settings.batch, training=True)
+            _check_size(model_config, words, settings)
         model = new_model(model_config, words, settings.seed, base)
         if world.kind != "fsdp":  # which moves one block at a time, when it is sharded
             model.to(world.device)
@@ -238,12 +236,9 @@ def train(
             notes.append(f"the run in {folder} is already finished: {settings.steps} of {settings.steps} steps")
         elif trainer.resumed_from is not None:
             notes.append(f"resumed the run in {folder} after step {trainer.resumed_from} of {settings.steps}")
-        trained: nn.Module = model
-        if base is not None:
-            trained, said = base.give_back(model, _to_write(folder, trainer))
-            notes += said
+        model = _given_back(base, trainer, folder, notes)
         run = open_run(folder) if world.first else _unread(folder, record, settings, words, trainer.history)
-    return RunResult(run, trained, trainer.resumed_from, (*notes, *trainer.notes))
+    return RunResult(run, model, trainer.resumed_from, (*notes, *trainer.notes))
 
 
 def _check_base(execution: Execution, vocabulary: Path | str, watch: int | None, log_dir: Path | str | None) -> None:
@@ -258,12 +253,20 @@ def _check_base(execution: Execution, vocabulary: Path | str, watch: int | None,
         raise HeadwayError("expected one process to continue a checkpoint, got torchrun or parallel: run it alone")
 
 
-def _to_write(folder: Path, trainer: Trainer) -> Path | None:
-    """Where the continued checkpoint belongs, unless the training is not done, or it is there already."""
-    path, steps = folder / CHECKPOINT, trainer.settings.steps
-    if trainer.history.status != "done" or (trainer.resumed_from == steps and path.is_dir()):
-        return None
-    return path
+def _check_size(model_config: Mapping[str, Any], words: Vocabulary, settings: TrainSettings) -> None:
+    whole = {**model_config, "vocab": words.size}
+    check_size(whole, tokens=settings.length, batch=settings.batch, training=True)
+
+
+def _given_back(base: Base | None, trainer: Trainer, folder: Path, notes: list[str]) -> nn.Module:
+    """The trained model; of a checkpoint that was continued the other library's, written when the training is done."""
+    if base is None:
+        return trainer.model
+    # also when nothing was left to train: a process may have been killed before it wrote
+    done = trainer.history.status == "done"
+    model, said = base.give_back(trainer.model, folder / CHECKPOINT if done else None)
+    notes += said
+    return model
 
 
 def _recorded(
@@ -464,7 +467,7 @@ def load_model(path: Path | str) -> tuple[nn.Module, Vocabulary, Run]:
     # a run that is being continued to more steps has the settings of before in its checkpoints until the next one
     if not (isinstance(saved, dict) and is_longer(run.settings, TrainSettings.of(saved))):
         check_extra(checkpoint, {SETTINGS_SEAL: run.seal})
-    model = build_model(checked_config(run.config, checkpoint))
+    model = saved_model(run.config, checkpoint)
     checkpoint.restore(model)
     if checkpoint.step > run.settings.positioned:
         model.drop_position()  # type: ignore[operator]

@@ -40,7 +40,11 @@ def command(
     ] = None,
     base: Annotated[
         Path | None,
-        typer.Option("--from", help="Continue this checkpoint folder of transformers, with its own tokenizer."),
+        typer.Option(
+            "--from",
+            help="Continue this checkpoint folder of transformers, with its own tokenizer, at a learning rate of 5e-5, "
+            "with --lora 2e-4, unless --lr is given.",
+        ),
     ] = None,
     lora: Annotated[
         int | None, typer.Option(min=1, help="With --from: train adapters of this rank only (needs peft).")
