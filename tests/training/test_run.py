@@ -17,6 +17,7 @@ from torch import nn
 
 import headway.training.run as run_module
 from headway.shapes import HeadwayError
+from headway.training import models as models_module
 from headway.training.checkpoint import model_tensors
 from headway.training.run import load_model, open_run, train
 from headway.training.text import read_text
@@ -32,8 +33,9 @@ class Configured(Tiny):
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "_build_model", Configured)
-    monkeypatch.setattr(run_module, "check_size", lambda *_, **__: None)
+    monkeypatch.setattr(models_module, "build_model", Configured)
+    for module in (run_module, models_module):
+        monkeypatch.setattr(module, "check_size", lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +17,19 @@ import transformers
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import logging
 
 from headway.characters import shortened
 from headway.hf.accelerate import check_version
 from headway.hf.folder import Folder, read_folder
 from headway.hf.inputs import of_family
 from headway.hf.swap import FILE, restore
+from headway.schema import Anything, Named
 from headway.shapes import HeadwayError, brief
+from headway.training.files import read_json
+
+ADAPTERS = "adapter_config.json"
+"""What a folder of peft's adapters has instead of a config.json."""
 
 
 def load(path: str | Path | PreTrainedModel) -> PreTrainedModel:
@@ -34,7 +41,8 @@ def load(path: str | Path | PreTrainedModel) -> PreTrainedModel:
     put in place.
 
     Args:
-        path: the folder, with config.json and safetensors; a model is returned as it is.
+        path: the folder, with config.json and safetensors; or of adapters of peft (adapter_config.json), which are
+            added to the weights of the folder that they name. A model is returned as it is.
 
     Raises:
         HeadwayError: when the folder has no configuration or no safetensors, leads out of itself or is damaged, names
@@ -43,6 +51,8 @@ def load(path: str | Path | PreTrainedModel) -> PreTrainedModel:
     check_version()
     if isinstance(path, PreTrainedModel):
         return path
+    if (Path(path) / ADAPTERS).is_file() and not (Path(path) / "config.json").is_file():
+        return _merged(Path(path))
     folder = read_folder(path)
     kind, config = architecture(folder)
     _check_fit(kind, config, folder)
@@ -143,9 +153,15 @@ def _check_fit(kind: Any, config: Any, folder: Folder) -> None:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Lets nothing be fetched from the hub, as ``HF_HUB_OFFLINE=1`` does."""
-    with patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True):
-        yield
+    """Lets nothing be fetched from the hub, as ``HF_HUB_OFFLINE=1`` does, and shows no progress."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True):
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _listed(names: list[str]) -> str:
@@ -156,6 +172,45 @@ def _said(error: Exception) -> str:
     """A foreign error in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return shortened(lines[0], 200) if lines else type(error).__name__
+
+
+def _merged(folder: Path) -> PreTrainedModel:
+    """The model that adapters were trained for, with their products in its weights."""
+    peft = peft_library()
+    values = read_json(folder / ADAPTERS, Named(Anything()))
+    usual = values.get("init_lora_weights", True) in (True, False, "gaussian")
+    if values.get("peft_type") != "LORA" or values.get("megatron_config") or not usual:  # others read further files
+        raise HeadwayError(f"expected adapters of LoRA in {folder / ADAPTERS}, got others, which could run code")
+    named = values.get("base_model_name_or_path")
+    if not isinstance(named, str) or not (Path(named) / "config.json").is_file():
+        raise HeadwayError(
+            f"expected the checkpoint folder of these adapters as base_model_name_or_path in {folder / ADAPTERS}, got "
+            f"{brief(str(named))}, which is none: write its path there"
+        )
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise HeadwayError(f"expected adapter_model.safetensors in {folder}, got none: a pickled file could run code")
+    model = load(named)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft calls what transformers will rename
+            whole: Any = peft.PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+            found: PreTrainedModel = whole.merge_and_unload().eval()
+    except Exception as error:  # whatever a damaged file makes the readers raise
+        raise HeadwayError(f"expected adapters that fit the model in {named}, got {error}") from error
+    return found
+
+
+def peft_library() -> Any:
+    """The library peft.
+
+    Raises:
+        HeadwayError: when it is missing.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise HeadwayError("expected peft, which makes and reads adapters, got none: pip install peft") from error
+    return peft
 
 
 def open_model(name: str) -> PreTrainedModel:

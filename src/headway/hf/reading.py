@@ -119,10 +119,15 @@ class Reader:
 def reader(path: str | Path) -> Reader:
     """A checkpoint folder, opened with its tokenizer; errors as of :func:`headway.hf.load`."""
     folder = Path(path)
-    return Reader(load(folder), _tokenizer(folder), folder.name or str(folder))
+    return Reader(load(folder), tokenizer_of(folder), folder.name or str(folder))
 
 
-def _tokenizer(folder: Path) -> Any:
+def tokenizer_of(folder: Path) -> Any:
+    """The tokenizer of a checkpoint folder; None without one.
+
+    Raises:
+        HeadwayError: when transformers cannot read it.
+    """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
         return None
     auto: Any = AutoTokenizer

@@ -21,7 +21,7 @@ from headway.shapes import HeadwayError
 from headway.training.data import TextData
 from headway.training.history import History
 from headway.training.loop import Observer, Trainer
-from headway.training.run import new_model
+from headway.training.models import new_model
 from headway.training.settings import TrainSettings
 from headway.training.text import Text, read_text
 from headway.training.vocabularies import Wanted

@@ -17,7 +17,7 @@ from headway.training.files import read_json, write_json_atomic
 
 MARKER = ".headway"
 OURS = {
-    "run": ("settings.json", "history.json", "checkpoints", "watch", "tokenizer.json"),
+    "run": ("settings.json", "history.json", "checkpoints", "watch", "tokenizer.json", "checkpoint"),
     "comparison": ("cells", "claims", "results.json", "report.html"),
     "bench": ("samples.csv", "results.json", "report.html"),
     "methods": ("*.md",),

@@ -6,6 +6,7 @@ history.json     what happened so far, sealed
 checkpoints/     the last ones, each whole or absent
 watch/           how the matrices learned, where asked for, see watching.py
 tokenizer.json   the vocabulary, where it was a file
+checkpoint/      where the run continued a checkpoint of transformers: the result, in its format
 .lock            held while a process trains here
 """
 
@@ -24,11 +25,9 @@ from torch import Tensor, nn
 
 from headway._version import __version__
 from headway.config import TransformerConfig
-from headway.init import seeded
-from headway.parallel.process import World, processes
-from headway.positions import parse
+from headway.parallel.process import World, launched, processes
 from headway.schema import PLAIN, Anything, Either, Many, Named, Number, Record, Whole, Words
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.sizes import check_size
 from headway.training.checkpoint import Checkpoint, Checkpoints
 from headway.training.content import Tell
@@ -47,8 +46,8 @@ from headway.training.files import (
     write_json_atomic,
 )
 from headway.training.history import HISTORY, History
-from headway.training.lengths import trained_at
 from headway.training.loop import Observer, Progress, Trainer, check_extra, differences, is_longer
+from headway.training.models import CHECKPOINT, Base, base_of, for_length, new_model, plain, saved_model
 from headway.training.ours import MARKER, mark
 from headway.training.settings import TrainSettings
 from headway.training.tensorboard import TensorBoard
@@ -59,6 +58,8 @@ from headway.training.watching import FOLDER, FolderWatcher
 _FORMAT = 1
 SETTINGS_SEAL = "settings.json"
 """Under this name a checkpoint of a run keeps the seal of its settings."""
+_MOVES = (("text", "name"), ("model", "from"))
+"""What a run records and resuming does not compare."""
 _SETTINGS = Record(
     {
         "format": Whole(),
@@ -124,13 +125,6 @@ class RunResult:
         return self.run.history
 
 
-def _build_model(config: Mapping[str, Any]) -> nn.Module:
-    # Looked up late: reading a text or a checkpoint does not need the model's code.
-    from headway.transformer import Transformer
-
-    return Transformer.from_config(dict(config))
-
-
 def train(
     text: Paths = None,
     *,
@@ -163,7 +157,9 @@ def train(
             finished, reported as such. Anything else is an error.
         model_config: the model's config without ``vocab``, which the vocabulary decides. What its position method has
             as the length it is trained at becomes ``settings.length``, unless its text sets it (see
-            :func:`headway.training.lengths.trained_at`).
+            :func:`headway.training.lengths.trained_at`). ``{"from": folder}`` continues a checkpoint of transformers
+            with its own vocabulary instead, and ``{"from": folder, "lora": 8}`` trains adapters of this rank; the
+            result is in ``out/checkpoint`` when the run is done.
         settings: how to train; None takes the defaults.
         vocabulary: ``"bytes"``, ``"bpe"`` (trained on the training part of the text), or the path of a
             ``tokenizer.json``, see :class:`headway.training.TokenizerJson`; it is copied into the folder.
@@ -187,9 +183,12 @@ def train(
     Raises:
         HeadwayError: on a bad text, setting or folder, with one sentence that says what to do.
     """
-    settings, execution = settings or TrainSettings(), execution or Execution()
-    wanted = Wanted.of(str(vocabulary), vocabulary_size)
-    folder = Path(out)
+    settings, execution, folder = settings or TrainSettings(), execution or Execution(), Path(out)
+    if (base := base_of(model_config)) is None:
+        wanted = Wanted.of(str(vocabulary), vocabulary_size)
+    else:
+        _check_base(execution, vocabulary, watch, log_dir)
+        model_config, settings, wanted = base.config, base.settings(settings), base.wanted
     with processes(execution.parallel, device) as world, contextlib.ExitStack() as held:
         check_watched(world, watch, log_dir)
         data = read_data(
@@ -203,22 +202,14 @@ def train(
         )
         notes: list[str] = [*data.notes, *execution.said(world)]
         lock, existing, seal = _folder(folder, world, held, notes)
-        model_config = _for_length(model_config, settings.length, existing, notes)
+        model_config = for_length(model_config, settings.length, existing, notes)
         words = _vocabulary(wanted, data, existing, folder, world)
-        whole = {**model_config, "vocab": words.size}
-        check_size(whole, tokens=settings.length, batch=settings.batch, training=True)
-        model = new_model(model_config, words, settings.seed)
+        if base is None:
+            _check_size(model_config, words, settings)
+        model = new_model(model_config, words, settings.seed, base)
         if world.kind != "fsdp":  # which moves one block at a time, when it is sharded
             model.to(world.device)
-        record = {
-            "format": _FORMAT,
-            "model": _plain(getattr(model, "config", model_config)),
-            "train": settings.plain(),
-            "vocabulary": words.to_json(),
-            "vocabulary_request": wanted.plain(),
-            "text": data.described(),
-            "versions": {"headway": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        }
+        record = _recorded(plain(getattr(model, "config", model_config)), settings, words, wanted, data)
         world.same("text, model and settings", _number_of(record))
         if existing is not None:
             _check_same(folder, existing, record)
@@ -245,8 +236,52 @@ def train(
             notes.append(f"the run in {folder} is already finished: {settings.steps} of {settings.steps} steps")
         elif trainer.resumed_from is not None:
             notes.append(f"resumed the run in {folder} after step {trainer.resumed_from} of {settings.steps}")
+        model = _given_back(base, trainer, folder, notes)
         run = open_run(folder) if world.first else _unread(folder, record, settings, words, trainer.history)
     return RunResult(run, model, trainer.resumed_from, (*notes, *trainer.notes))
+
+
+def _check_base(execution: Execution, vocabulary: Path | str, watch: int | None, log_dir: Path | str | None) -> None:
+    """Refuse what only headway's own models have."""
+    if str(vocabulary) != "bytes":
+        raise HeadwayError(
+            f"expected no vocabulary beside a checkpoint, which has its own, got {brief(str(vocabulary))}"
+        )
+    if watch is not None or log_dir is not None:
+        raise HeadwayError("expected no watch and no log_dir for a checkpoint, which they cannot show: leave them out")
+    if execution.parallel is not None or launched():
+        raise HeadwayError("expected one process to continue a checkpoint, got torchrun or parallel: run it alone")
+
+
+def _check_size(model_config: Mapping[str, Any], words: Vocabulary, settings: TrainSettings) -> None:
+    whole = {**model_config, "vocab": words.size}
+    check_size(whole, tokens=settings.length, batch=settings.batch, training=True)
+
+
+def _given_back(base: Base | None, trainer: Trainer, folder: Path, notes: list[str]) -> nn.Module:
+    """The trained model; of a checkpoint that was continued the other library's, written when the training is done."""
+    if base is None:
+        return trainer.model
+    # also when nothing was left to train: a process may have been killed before it wrote
+    done = trainer.history.status == "done"
+    model, said = base.give_back(trainer.model, folder / CHECKPOINT if done else None)
+    notes += said
+    return model
+
+
+def _recorded(
+    model: Mapping[str, Any], settings: TrainSettings, words: Vocabulary, wanted: Wanted, data: Data
+) -> dict[str, Any]:
+    """What settings.json holds."""
+    return {
+        "format": _FORMAT,
+        "model": model,
+        "train": settings.plain(),
+        "vocabulary": words.to_json(),
+        "vocabulary_request": wanted.plain(),
+        "text": data.described(),
+        "versions": {"headway": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
 
 
 def _folder(
@@ -311,39 +346,6 @@ def _observers(
     return found
 
 
-def _for_length(
-    model_config: Mapping[str, Any], length: int, existing: Mapping[str, Any] | None, notes: list[str]
-) -> Mapping[str, Any]:
-    """The config with a position method for this training length."""
-    if not isinstance(text := model_config.get("position"), str):
-        return model_config
-    position, said = trained_at(text, length)
-    if said is None or (existing is not None and existing["model"].get("position") == parse(text).spec()):
-        return model_config  # nothing to set, or a run of headway 0.1.0, which had the method's own length
-    notes.append(said)
-    return {**model_config, "position": position.spec()}
-
-
-def new_model(model_config: Mapping[str, Any], words: Vocabulary, seed: int) -> nn.Module:
-    """A model whose weights depend on its config, its vocabulary's size and the seed only.
-
-    Raises:
-        HeadwayError: when the config names another vocabulary size, or what no model has.
-    """
-    if model_config.get("vocab", words.size) != words.size:
-        raise HeadwayError(
-            f"expected model_config without vocab, or with vocab={words.size} as the vocabulary has, "
-            f"got vocab={model_config['vocab']}: leave it out"
-        )
-    with seeded(seed):
-        return _build_model({**model_config, "vocab": words.size})
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """A model's configuration as JSON takes it; of a model that is no Transformer, the values it has."""
-    return config.plain() if hasattr(config, "plain") else dict(config)
-
-
 def _existing(folder: Path, notes: list[str]) -> tuple[dict[str, Any] | None, str | None]:
     """Return the settings in a folder and their seal, or None when it is free for a new run."""
     if (folder / "settings.json").exists():
@@ -384,7 +386,7 @@ def _read_settings(folder: Path, notes: list[str] | None = None) -> tuple[dict[s
 
 
 def _check_same(folder: Path, existing: dict[str, Any], record: dict[str, Any]) -> None:
-    # The text may have moved; what counts is that it is the same.
+    # The text, and a checkpoint that is continued, may have moved; what counts is that they are the same.
     # And options that an older headway did not have are as they were without them.
     usual = {
         "model": TransformerConfig(1).plain() if "vocab" in record["model"] else {},
@@ -393,7 +395,7 @@ def _check_same(folder: Path, existing: dict[str, Any], record: dict[str, Any]) 
 
     def comparable(values: dict[str, Any], field: str) -> dict[str, Any]:
         given = {**usual.get(field, {}), **values[field]}
-        return {name: value for name, value in given.items() if (field, name) != ("text", "name")}
+        return {name: value for name, value in given.items() if (field, name) not in _MOVES}
 
     for field in ("model", "train", "vocabulary_request", "text"):
         was, now = comparable(existing, field), comparable(record, field)
@@ -450,6 +452,11 @@ def load_model(path: Path | str) -> tuple[nn.Module, Vocabulary, Run]:
         HeadwayError: when there is no run or no whole checkpoint.
     """
     run = open_run(path)
+    if "from" in run.config:
+        raise HeadwayError(
+            f"expected a run of headway's own model, got {run.path}, which continues a checkpoint of transformers: "
+            f"open {run.path / CHECKPOINT}, which is written when the run is done"
+        )
     checkpoint, skipped = Checkpoints(run.path / "checkpoints").latest()
     if checkpoint is None:
         raise HeadwayError(
@@ -460,28 +467,11 @@ def load_model(path: Path | str) -> tuple[nn.Module, Vocabulary, Run]:
     # a run that is being continued to more steps has the settings of before in its checkpoints until the next one
     if not (isinstance(saved, dict) and is_longer(run.settings, TrainSettings.of(saved))):
         check_extra(checkpoint, {SETTINGS_SEAL: run.seal})
-    model = _build_model(checked_config(run.config, checkpoint))
+    model = saved_model(run.config, checkpoint)
     checkpoint.restore(model)
     if checkpoint.step > run.settings.positioned:
         model.drop_position()  # type: ignore[operator]
     return model.eval(), run.vocabulary, replace(run, notes=(*run.notes, *passed_over(checkpoint, skipped)))
-
-
-def checked_config(config: Mapping[str, Any], checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """Make sure that a config describes a model as large as a checkpoint holds, before it is built.
-
-    Raises:
-        HeadwayError: when it describes a larger one; what is in the config came from a file.
-    """
-    held = sum(tensor.numel() for tensor in checkpoint.model.values())
-    try:
-        check_size(config, parameters=held)
-    except HeadwayError as error:
-        raise HeadwayError(
-            f"expected settings of the model in {checkpoint.path}, got others ({error}): "
-            f"one of them is damaged or comes from another run"
-        ) from error
-    return config
 
 
 def passed_over(checkpoint: Checkpoint, skipped: Sequence[str]) -> list[str]:

@@ -38,6 +38,17 @@ def command(
             "with Python. For --kind encoder-decoder, pairs: a .tsv of source and target, or a .jsonl."
         ),
     ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Continue this checkpoint folder of transformers, with its own tokenizer, at a learning rate of 5e-5, "
+            "with --lora 2e-4, unless --lr is given.",
+        ),
+    ] = None,
+    lora: Annotated[
+        int | None, typer.Option(min=1, help="With --from: train adapters of this rank only (needs peft).")
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -71,6 +82,8 @@ def command(
 ) -> None:
     """Train one Transformer on a text, or on pairs; rerun the same command to resume.
 
+    `--from PATH` trains a checkpoint of transformers instead of a new model.
+
     `torchrun --nproc-per-node 2 -m headway train …` trains it in two processes.
     """
     settings = TrainSettings(**chosen(TrainSettings, given))
@@ -79,7 +92,12 @@ def command(
     with as_command():
         use_threads(threads)
         check_device(device, here=True)
-        check_sizes(config, vocabulary, vocabulary_size, settings.length, settings.batch)
+        if base is None and lora is not None:
+            raise HeadwayError("expected --from with --lora, whose adapters are of a checkpoint, got none: add it")
+        if base is None:
+            check_sizes(config, vocabulary, vocabulary_size, settings.length, settings.batch)
+        else:
+            config |= {"from": str(base), "lora": lora}
         _train(
             text,
             settings,
@@ -100,12 +118,13 @@ def command(
 def _train(text: list[str] | None, settings: TrainSettings, config: dict[str, Any], **options: Any) -> None:
     """Train, and show how it goes; the first of several processes shows it."""
     from headway.training.loop import Progress
+    from headway.training.models import CHECKPOINT
     from headway.training.run import train as run
     from headway.training.watching import watch_size
 
     screen, out, watch = console(), options["out"], options["watch"]
     screen.quiet = not is_first()
-    if watch is not None:
+    if watch is not None and "from" not in config:
         screen.print(watch_note(watch_size(config, settings, watch), watch, out), soft_wrap=True)
     with progress_bars(screen) as shown:
         bar = shown.add_task("train", total=settings.steps, note="")
@@ -130,9 +149,11 @@ def _train(text: list[str] | None, settings: TrainSettings, config: dict[str, An
     if history.status == "interrupted":
         screen.print(f"Interrupted after step {len(history.steps)} of {settings.steps}; rerun the command to resume.")
         raise typer.Exit(130)
+    own = "from" not in config
+    again = f"generate {shlex.quote(str(out))}" if own else f'explain "…" --model {shlex.quote(str(out / CHECKPOINT))}'
     screen.print(
         f"Validation loss {history.validation_loss[-1]:.3f} nats per token after {settings.steps} steps, "
-        f"{history.tokens_per_second:,.0f} tokens/s.\nRun: {out}\nTry it: headway generate {shlex.quote(str(out))}",
+        f"{history.tokens_per_second:,.0f} tokens/s.\nRun: {out}\nTry it: headway {again}",
         soft_wrap=True,
     )
 

@@ -98,9 +98,12 @@ def about_saved(folder: Path | str, text: str) -> Question:
 
 
 def is_checkpoint(folder: Path | str) -> bool:
-    """Whether a folder is a checkpoint of transformers."""
+    """Whether a folder is a checkpoint of transformers, or of peft's adapters."""
     path = Path(folder)
-    return (path / "config.json").is_file() and not (path / "settings.json").is_file()
+    return (
+        any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+        and not (path / "settings.json").is_file()
+    )
 
 
 def about_run(run: Path | str, text: str) -> Question:
