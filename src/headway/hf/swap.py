@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import safetensors.torch
 import torch
@@ -30,10 +29,9 @@ from headway.hf.families.alibi import MPT
 from headway.hf.inputs import random_inputs
 from headway.hf.interface import NAMES, headway_attention
 from headway.hf.lazy_mask import LazyMask, headway_mask
-from headway.hf.recording import zero_angles
+from headway.hf.placed import Placed
 from headway.hf.watching import PLACED
 from headway.inspect.record import Layer, recorded
-from headway.masks import reach
 from headway.output import explained, write_output
 from headway.positions import Position
 from headway.positions.registry import as_method, parse
@@ -200,7 +198,7 @@ def swap_position(model: PreTrainedModel, method: Methods, *, quiet: bool = Fals
         for name, module in _modules(model, seen).items():
             if methods[name] is seen[name][1]:
                 continue
-            layers[name] = _Method(name, methods[name], seen[name][0])
+            layers[name] = Placed(name, methods[name], seen[name][0])
             module.__dict__[PLACED] = layers[name]
             stack.callback(module.__dict__.pop, PLACED)
             handle = module.register_forward_pre_hook(layers[name].enter, with_kwargs=True)
@@ -388,7 +386,7 @@ def _register(model: Any, methods: Mapping[str, Position], stack: contextlib.Exi
 
 
 @torch.no_grad()
-def _check_removed(model: PreTrainedModel, layers: Mapping[str, _Method]) -> None:
+def _check_removed(model: PreTrainedModel, layers: Mapping[str, Placed]) -> None:
     """See that nothing of the model's own position is left: with no method in place, nothing but masks is there."""
     for method in layers.values():
         method.off = True
@@ -404,110 +402,3 @@ def _check_removed(model: PreTrainedModel, layers: Mapping[str, _Method]) -> Non
                 f"expected a model whose own position method can be taken out, got {layer.name}, in which it is still "
                 f"at work"
             )
-
-
-class _Method:
-    """A position method at an attention of a model.
-
-    Args:
-        name: of the attention.
-        position: the method.
-        layer: a recorded pass of the attention.
-    """
-
-    def __init__(self, name: str, position: Position, layer: Layer) -> None:
-        self.name, self.position, self.first = name, position, layer.attention.content_dim
-        self.order: Tensor | None = getattr(layer.attention, "order", None)
-        module: Any = layer.attention.__dict__["module"]
-        kinds = getattr(module, "pos_att_type", ()) if getattr(module, "relative_attention", False) else ()
-        self.factor = (1 + sum(kind in kinds for kind in ("c2p", "p2c"))) ** 0.5  # DeBERTa divides by it
-        self.marks: WeakKeyDictionary[Any, tuple[Tensor, Tensor]] = WeakKeyDictionary()
-        self.x: Tensor | None = None
-        self.cache: Any = None
-        self.off = False
-        self.plain: tuple[Tensor, Tensor] | None = None
-
-    def enter(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
-        """What the attention is called with, its angles zero."""
-        if given.get("output_attentions"):
-            raise HeadwayError(
-                "expected no output_attentions, because the position method was swapped, got a call that asks for "
-                "them: headway.inspect.record(model) has them"
-            )
-        self.x = args[0] if args else given["hidden_states"]
-        names = ("past_key_values", "past_key_value", "layer_past", "cache")
-        self.cache = next((given[name] for name in names if given.get(name) is not None), None)
-        if given.get("position_embeddings") is None:
-            return None
-        return args, {**given, "position_embeddings": zero_angles(given["position_embeddings"])}
-
-    def __call__(self, q: Tensor, k: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Queries, keys and arguments of attention with this method; keys include those of a cache."""
-        q = q * self.factor if self.factor != 1 else q
-        if self.order is not None:
-            q, k = q[..., self.order], k[..., self.order]
-        self.plain = q.detach(), k.detach()
-        if self.off:
-            return q, k, given
-        queries, keys, position = q.shape[2], k.shape[2], self.position
-        q_pos, k_pos = given.get("q_pos"), given.get("k_pos")
-        if k_pos is None:
-            k_pos = torch.arange(keys, device=k.device)[None]
-        if q_pos is None:
-            q_pos = torch.arange(keys - queries, keys, device=q.device)[None]
-        q_pos, k_pos = _from_the_first(q_pos, k_pos)
-        scale = given.get("scale")
-        scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-        marks = self._marked(q_pos, k_pos, k, queries)
-        turned_q, turned_k = position.rotate(q[..., self.first :], k[..., self.first :], q_pos, k_pos)
-        real = k_pos >= 0
-        turned_q, turned_k, terms = position.prepare(
-            turned_q,
-            turned_k,
-            q_pos,
-            k_pos,
-            scale,
-            marks,
-            sees_future=reach(given.get("mask"))[1] > 0,
-            absolute=given.get("sinks") is not None or position.normalise != "softmax",
-            order=real.cumsum(1) if position.neighbours and not bool(real.all()) else None,
-        )
-        if self.first:
-            turned_q = torch.cat((q[..., : self.first], turned_q), -1)
-            turned_k = torch.cat((k[..., : self.first], turned_k), -1)
-        given |= {"terms": (*terms, *given.get("terms", ())), "normalise": position.normalise}
-        return turned_q, turned_k, given | {"q_pos": q_pos, "k_pos": k_pos, "scale": scale}
-
-    def _marked(self, q_pos: Tensor, k_pos: Tensor, k: Tensor, queries: int) -> Tensor | None:
-        """The data of every key, of those in a cache too."""
-        assert self.x is not None
-        new = self.position.mark(self.x.masked_fill((q_pos < 0)[..., None], 0.0))
-        if new is None:
-            return None
-        held = k.shape[2] - queries
-        if held:
-            old, keys_then = self.marks.get(self.cache, (None, None))
-            if (
-                old is None
-                or keys_then is None
-                or old.shape[1] != held
-                or not torch.equal(keys_then, k[:, :, :held, 0])
-            ):
-                raise HeadwayError(
-                    f"expected the cache as the model left it, because {self.position.method_name()} keeps something "
-                    f"of every token besides, got one that was changed (reordered, cut or made elsewhere): generate "
-                    f"without a cache, or without beams"
-                )
-            new = torch.cat((old, new), 1)
-        if self.cache is not None:
-            self.marks[self.cache] = (new.detach(), k.detach()[..., 0].clone())
-        return self.position.carry(new, k_pos, None)
-
-
-def _from_the_first(q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions counted from the first token that is no padding; masks, which go by distance, see the same."""
-    real = k_pos >= 0
-    if bool(real.all()):
-        return q_pos, k_pos
-    first = real.long().argmax(1, keepdim=True)
-    return (q_pos - first).clamp(min=-1), (k_pos - first).clamp(min=-1)
