@@ -154,14 +154,15 @@ def _check_fit(kind: Any, config: Any, folder: Folder) -> None:
 @contextmanager
 def offline() -> Iterator[None]:
     """Lets nothing be fetched from the hub, as ``HF_HUB_OFFLINE=1`` does, and shows no progress."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    bars: Any = logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
         with patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True):
             yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            bars.enable_progress_bar()
 
 
 def _listed(names: list[str]) -> str:
