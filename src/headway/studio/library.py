@@ -413,7 +413,7 @@ def _identity(cell: Path) -> dict[str, Any] | None:
 
 def _described(entry: Entry) -> dict[str, Any]:
     """Id, title, method and sizes of a model, as far as its folder tells; a damaged one says so when it is opened."""
-    own = {"id": entry.id, "title": entry.title, "watched": (entry.path / "watch").is_dir()}
+    own = {"id": entry.id, "title": entry.title, "kind": entry.kind, "watched": (entry.path / "watch").is_dir()}
     try:
         config: Mapping[str, Any]
         if entry.kind == "checkpoint":

@@ -145,7 +145,10 @@ class Question:
             HeadwayError: when only a pass was recorded.
         """
         if self.recording.model is None:
-            raise HeadwayError("expected a model for this view, got a recorded pass only: use Question.of(model, …)")
+            raise HeadwayError(
+                "expected a model of headway's own for this view, which runs it anew, got a recorded pass: take "
+                "another view, or Question.of(model, …)"
+            )
         return self.recording.model
 
     @property

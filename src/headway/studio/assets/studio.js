@@ -38,7 +38,8 @@ const LIVE = 700; // milliseconds between two requests about a model that trains
 function open(element, offers, strings) {
   const first = offers.first;
   /** @type {Place} */
-  const home = { view: first.view, text: first.text, kind: "fresh", ...first.model.fresh, run: offers.runs[0]?.id ?? "", layer: first.layer, head: first.head, query: first.query, column: first.column, others: [], results: "", options: {}, more: {} };
+  const checkpoint = offers.runs.find((/** @type {any} */ one) => one.kind === "checkpoint"); // opened by name: shown first
+  const home = { view: first.view, text: first.text, kind: checkpoint ? "run" : "fresh", ...first.model.fresh, run: (checkpoint ?? offers.runs[0])?.id ?? "", layer: first.layer, head: first.head, query: first.query, column: first.column, others: [], results: "", options: {}, more: {} };
   /** The state in the address, with a valid view. */
   const here = () => {
     const found = placeOf(location.hash, home, history.state?.text);
