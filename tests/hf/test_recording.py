@@ -196,6 +196,21 @@ def test_the_matrices_of_a_head_are_views() -> None:
         assert torch.equal(again[1].q[:, 1], trace[1].q[:, 1])
 
 
+def test_verify_compares_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made("llama")
+    model.config.architectures = ["LlamaModel"]
+    found = headway.hf.verify(model, lengths=(9,))
+    assert found.weights.layers == 2
+    assert found.weights.error is not None
+    assert found.weights.error < 1e-10
+    assert found.passed
+    other = headway.hf.verify(made("falcon"), lengths=(9,))
+    assert str(other.weights) == "attention weights were not compared: its own code returns something else than weights"
+    own = Layer.weights
+    monkeypatch.setattr(Layer, "weights", lambda layer, *rows: own(layer, *rows) + 1e-3)
+    assert not headway.hf.verify(model, lengths=(9,)).passed
+
+
 def test_norms_are_found() -> None:
     layer = recorded(made("qwen3"), tokens(1, 5))[0]
     attention: Any = layer.attention

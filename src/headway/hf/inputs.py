@@ -111,7 +111,10 @@ def of_family(name: str) -> PreTrainedModel:
         )
     kind: Any = CONFIG_MAPPING[name]
     plain = kind()
-    sizes: dict[str, Any] = {key: size for key, size in SIZES.items() if type(getattr(plain, key, None)) is int}
+    fixed = {key for key in SIZES if isinstance(getattr(kind, key, None), property)}
+    sizes: dict[str, Any] = {
+        key: size for key, size in SIZES.items() if type(getattr(plain, key, None)) is int and key not in fixed
+    }
     if "image_size" in plain.to_dict():
         sizes = {}
     if getattr(plain, "pad_token_id", None) is not None:

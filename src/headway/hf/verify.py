@@ -14,11 +14,15 @@ from transformers import PreTrainedModel
 from headway.hf.accelerate import Accelerated, accelerate
 from headway.hf.float64 import in_float64
 from headway.hf.inputs import SIDES, longest, random_inputs, result
+from headway.inspect.record import recorded
+from headway.shapes import HeadwayError
 
 LENGTHS = (1, 33, 150, 600)
 DRAWS = 3
 """How many random inputs of a kind are drawn until one passes: where an activation has a kink (ReLU), rounding can turn
 an entry of one input's gradient on or off, in either code."""
+CLOSE = 1e-5
+"""Largest difference of attention weights."""
 TIMES = 2.0
 """How many times the error of the model's own code, against float64, ours may be."""
 
@@ -56,21 +60,48 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Attention weights as :func:`headway.inspect.record` has them, against those that the model's own code returns.
+
+    Args:
+        layers: attentions compared.
+        error: the largest difference, in float64; None where nothing could be compared.
+        why: then, why not.
+    """
+
+    layers: int = 0
+    error: float | None = None
+    why: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether they agree, as far as they could be compared; many models round to float32 on the way."""
+        return self.error is None or self.error <= CLOSE
+
+    def __str__(self) -> str:
+        if self.error is None:
+            return f"attention weights were not compared: {self.why}"
+        return f"attention weights of {self.layers} layers in float64, largest difference: {self.error:.1e}"
+
+
+@dataclass(frozen=True)
 class Verified:
     """What :func:`verify` found; made for printing.
 
     Args:
         done: what was accelerated.
         rows: one for each input.
+        weights: about attention weights.
     """
 
     done: Accelerated
     rows: tuple[Difference, ...]
+    weights: Weights
 
     @property
     def passed(self) -> bool:
         """Whether all of them passed."""
-        return all(row.passed for row in self.rows)
+        return all(row.passed for row in self.rows) and self.weights.passed
 
     def __str__(self) -> str:
         head = "tokens  padding  output: own      ours  gradients: own      ours      loss"
@@ -87,7 +118,7 @@ class Verified:
                 f"{'' if row.draws == 1 else f'  (input {row.draws} of {DRAWS})'}"
             )
         verdict = "as exact as the model's own code" if self.passed else "less exact than the model's own code"
-        return "\n".join([*lines, f"{verdict}: at most {TIMES:g} times its error is allowed"])
+        return "\n".join([*lines, str(self.weights), f"{verdict}: at most {TIMES:g} times its error is allowed"])
 
 
 def verify(
@@ -96,7 +127,8 @@ def verify(
     lengths: Sequence[int] = LENGTHS,
     inputs: Sequence[Mapping[str, Any]] | None = None,
 ) -> Verified:
-    """Compare a model with itself accelerated, on random inputs of several lengths with and without padding.
+    """Compare a model with itself accelerated, on random inputs of several lengths with and without padding, and the
+    attention weights that are recorded of it with its own.
 
     The reference is a copy of the model in float64 that runs the model's own code; the model is left as it was.
 
@@ -139,7 +171,7 @@ def verify(
         for name, parameter in model.named_parameters():
             parameter.grad = kept[name]
     assert done is not None
-    return Verified(done, tuple(rows))
+    return Verified(done, tuple(rows), _weights(exact, given))
 
 
 Run = tuple[Tensor, float, dict[str, Tensor]]
@@ -178,6 +210,35 @@ def _run(model: PreTrainedModel, given: Mapping[str, Any]) -> Run:
     grads = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return out.detach().double(), loss.item(), grads
+
+
+@torch.no_grad()
+def _weights(exact: PreTrainedModel, given: Mapping[str, Any]) -> Weights:
+    """Recorded attention weights against the model's own, for one input."""
+    dtype = next(exact.parameters()).dtype
+    moved = {key: x.to(dtype) if x.is_floating_point() else x for key, x in given.items()}
+    try:
+        with in_float64():
+            trace = recorded(exact, **moved)
+            exact.set_attn_implementation("eager")
+            out = exact(**moved, output_attentions=True)
+    except (HeadwayError, ValueError, TypeError) as error:
+        return Weights(why=str(error))
+    own = list(out.get("attentions") or out.get("encoder_attentions") or ())
+    if out.get("decoder_attentions") is not None and out.get("cross_attentions") is not None:
+        own += [x for pair in zip(out.decoder_attentions, out.cross_attentions, strict=True) for x in pair]
+    if [layer.weights(slice(0, 1)).shape[:2] for layer in trace] != [x.shape[:2] for x in own if x is not None]:
+        return Weights(why=f"its own code returns {len(own)} of other shapes for {len(trace)} recorded ones")
+    worst = 0.0
+    for layer, theirs in zip(trace, own, strict=True):
+        weights, seen = layer.weights(), layer.seen()
+        alive = (layer.call.q_pos >= 0)[:, None, :, None] & torch.ones_like(weights[..., :1], dtype=torch.bool)
+        alive = alive if seen is None else alive & seen.any(-1, keepdim=True)
+        sums = theirs.sum(-1, keepdim=True).masked_fill(~alive, 1) if weights.shape == theirs.shape else None
+        if sums is None or not bool(((sums - 1).abs() < 0.01).all()):
+            return Weights(why="its own code returns something else than weights")
+        worst = max(worst, float(((weights - theirs) * alive).abs().max()))
+    return Weights(len(own), worst)
 
 
 def _difference(tokens: int, side: str, given: Any, truth: Run, own: Run, ours: Run) -> Difference:
