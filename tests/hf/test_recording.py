@@ -205,7 +205,10 @@ def test_verify_compares_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.weights.error < 1e-10
     assert found.passed
     other = headway.hf.verify(made("falcon"), lengths=(9,))
-    assert str(other.weights) == "attention weights were not compared: its own code returns something else than weights"
+    assert (
+        str(other.weights)
+        == "attention weights were not compared: asked for weights, its own code gives another output"
+    )
     own = Layer.weights
     monkeypatch.setattr(Layer, "weights", lambda layer, *rows: own(layer, *rows) + 1e-3)
     assert not headway.hf.verify(model, lengths=(9,)).passed
