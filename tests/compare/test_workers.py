@@ -85,10 +85,10 @@ def job(tmp_path: Path) -> Job:
 def test_a_cell_that_fails_is_named_and_the_others_are_finished(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     inside = module.compute
 
-    def compute(comparison: Any, task: Any, cell: Any, *rest: Any) -> bool:
+    def compute(comparison: Any, task: Any, models: Any, cell: Any, *rest: Any) -> bool:
         if cell.spec != "alibi":
             raise MemoryError
-        return inside(comparison, task, cell, *rest)
+        return inside(comparison, task, models, cell, *rest)
 
     monkeypatch.setattr(module, "compute", compute)
     assert work(job, alone=False)
@@ -137,6 +137,6 @@ def test_one_that_comes_back_leaves_the_cell_to_its_successor(job: Job) -> None:
         cell.claim, cell.folder = lost, lost.folder
         cell.open([])
         with contextlib.suppress(HeadwayError):
-            module.compute(job.comparison, job.task, cell, lambda *_, **__: None, [], lambda: lost.lost)
+            module.compute(job.comparison, job.task, job.models, cell, lambda *_, **__: None, [], lambda: lost.lost)
     assert all(path.read_bytes() == data for path, data in finished.items())
     assert job.is_finished(job.cells[0])
