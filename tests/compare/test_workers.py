@@ -137,6 +137,6 @@ def test_one_that_comes_back_leaves_the_cell_to_its_successor(job: Job) -> None:
         cell.claim, cell.folder = lost, lost.folder
         cell.open([])
         with contextlib.suppress(HeadwayError):
-            module.compute(job.comparison, job.task, cell, lambda *_, **__: None, [], lambda: lost.lost)
+            module.compute(job.comparison, job.task, job.models, cell, lambda *_, **__: None, [], lambda: lost.lost)
     assert all(path.read_bytes() == data for path, data in finished.items())
     assert job.is_finished(job.cells[0])

@@ -54,7 +54,7 @@ IDENTITY = Record(
         "task": Words(),
         "data": Named(PLAIN),
         "train": Named(Anything()),  # only compared, or passed to TrainSettings
-        "model": Many(Whole(1)),
+        "model": Either((Many(Whole(1)), Record({"sha256": Words(), "transformers": Words()}))),
         "torch": Words(),
         "headway": Words(),
     }

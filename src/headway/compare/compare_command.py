@@ -48,7 +48,7 @@ def command(
     use_threads(comparison.threads)
     from headway.compare.workers import rank
 
-    for one in comparison.positions:
+    for one in comparison.positions if comparison.model is None else ():
         model = {"dim": comparison.dim, "layers": comparison.layers, "heads": comparison.heads, "position": one}
         words = comparison.vocabulary, comparison.vocabulary_size
         check_sizes(model, *words, comparison.train_length, comparison.batch)

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from headway.compare.cells import Cell
 from headway.compare.extending import recalibrated
+from headway.compare.models import New
 from headway.compare.saved_views import LOOKS, kept_views
-from headway.compare.settings import Comparison
+from headway.compare.settings import OWN, Comparison
 from headway.compare.tasks import Task
 from headway.memory import peak_memory
 from headway.positions import Position
@@ -58,6 +60,7 @@ def missing(comparison: Comparison, cell: Cell) -> Missing | None:
 def compute(
     comparison: Comparison,
     task: Task,
+    models: New,
     cell: Cell,
     tell: Callable[..., None],
     notes: list[str],
@@ -68,6 +71,7 @@ def compute(
     Args:
         comparison: what is compared.
         task: its task.
+        models: what it trains.
         cell: the cell; only this process writes into its folder.
         tell: called with the progress.
         notes: is told what was noticed.
@@ -77,24 +81,21 @@ def compute(
     if todo is None:
         return True
     try:
-        comparison.check_size(cell.spec, task.vocab)
-        model = Transformer(task.vocab, comparison.dim, comparison.layers, comparison.heads, position=cell.spec)
+        model = models.build(cell.spec, cell.seed, task.vocab)
     except HeadwayError as error:
         cell.save(status="failed", message=str(error))
         return True
-    torch.manual_seed(cell.seed)
-    model.reset_parameters()  # from the seed alone: all methods start from the same weights, except those of position
     settings = comparison.train_settings(cell.seed)
     batches = task.batches(settings.length, settings.batch, settings.seed)
     cell.known.setdefault("threads", torch.get_num_threads())
     if "peak_memory_bytes" not in cell.known:
         cell.save(
             parameters=sum(p.numel() for p in model.parameters()),
-            position_parameters=_position_parameters(model),
+            position_parameters=None if cell.spec == OWN else _position_parameters(model),
             peak_memory_bytes=_step_memory(model, batches(0)),
         )
     watcher = None
-    if todo.views:
+    if todo.views and isinstance(model, Transformer):
         window = batches(0)[0][:1]
         watcher = FolderWatcher(cell.folder / FOLDER, math.ceil(settings.steps / LOOKS), window)
     trainer = Trainer(
@@ -115,8 +116,9 @@ def compute(
     cell.save(status="ok" if history.status == "done" else "diverged", message=history.reason, **_curves(history))
     if history.status != "done":
         return True
-    if watcher is not None:
-        _keep(cell, kept_views(model, task, settings.length, watcher.watched if watcher.watched.steps else None))
+    if todo.views:
+        watched = watcher.watched if watcher is not None and watcher.watched.steps else None
+        _keep(cell, kept_views(model, task, settings.length, watched))
     for length in todo.lengths:
         if stop():
             return False
@@ -136,12 +138,13 @@ def _extend(
     comparison: Comparison,
     task: Task,
     cell: Cell,
-    model: Transformer,
+    model: nn.Module,
     how: str,
     tell: Callable[..., None],
     stop: Callable[[], bool],
 ) -> bool:
     """Test a trained model after an extension; False if it was interrupted."""
+    assert isinstance(model, Transformer)
     named, failure = way(comparison, how), None
     if how == "drope":
         settings = comparison.train_settings(cell.seed)
@@ -174,7 +177,7 @@ def key(comparison: Comparison, length: int) -> str:
     return f"{length} of {max(comparison.test_lengths)}"
 
 
-def _test(task: Task, model: Transformer, length: int) -> dict[str, Any]:
+def _test(task: Task, model: nn.Module, length: int) -> dict[str, Any]:
     try:
         with evaluating(model):
             found = task.test(model, length)
@@ -185,14 +188,14 @@ def _test(task: Task, model: Transformer, length: int) -> dict[str, Any]:
     return {"length": length, "status": "ok", "message": None, **found}
 
 
-def _position_parameters(model: Transformer) -> int:
+def _position_parameters(model: nn.Module) -> int:
     found = {
         id(p): p.numel() for module in model.modules() if isinstance(module, Position) for p in module.parameters()
     }
     return sum(found.values())
 
 
-def _step_memory(model: Transformer, example: tuple[torch.Tensor, torch.Tensor]) -> int:
+def _step_memory(model: nn.Module, example: tuple[torch.Tensor, torch.Tensor]) -> int:
     """Peak memory of one forward and backward pass, gradients included, weights not."""
 
     def step() -> None:

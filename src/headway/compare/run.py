@@ -28,10 +28,10 @@ from headway._version import __version__
 from headway.compare.cells import Cell
 from headway.compare.claims import Claim, Claims, current_folder
 from headway.compare.compute import compute, key, missing, way
+from headway.compare.models import New, models_of
 from headway.compare.settings import Comparison, none_left
 from headway.compare.tasks import Task, make_task
 from headway.console import sentence
-from headway.positions import parse
 from headway.shapes import HeadwayError
 from headway.training.content import Tell
 from headway.training.files import FolderLock, clean_leftovers, make_folder, write_json_atomic
@@ -74,6 +74,7 @@ class Job:
     Args:
         comparison: what is compared.
         task: its task.
+        models: what it trains.
         cells: its cells, in order.
         claims: who computes which of them.
         notes: what was noticed.
@@ -82,6 +83,7 @@ class Job:
 
     comparison: Comparison
     task: Task
+    models: New
     cells: list[Cell]
     claims: Claims
     notes: list[str]
@@ -100,14 +102,13 @@ class Job:
         Raises:
             HeadwayError: when no method can be trained, or the text is missing or too short.
         """
-        # the other tasks have smaller vocabularies than bytes
-        comparison.check_sizes(comparison.vocabulary_size if comparison.vocabulary == "bpe" else 256)
+        comparison, models = models_of(comparison)
         task = make_task(
             comparison.task,
             comparison.text,
             train_length=comparison.train_length,
             longest=max(comparison.test_lengths),
-            vocabulary=comparison.vocabulary,
+            vocabulary=models.vocabulary,
             vocabulary_size=comparison.vocabulary_size,
             most=comparison.max_text,
             column=comparison.column,
@@ -116,12 +117,12 @@ class Job:
         make_folder(claims.out / "cells")
         data = task.describe()
         cells = [
-            _cell_of(claims.out, comparison, data, spec, seed)
+            _cell_of(claims.out, comparison, models, data, spec, seed)
             for seed in comparison.seeds
             for spec in comparison.specs()
         ]
-        notes = list(getattr(task, "notes", ()))
-        return cls(comparison, task, cells, claims, notes, claims.latest() if since is None else since)
+        notes = [*models.notes, *getattr(task, "notes", ())]
+        return cls(comparison, task, models, cells, claims, notes, claims.latest() if since is None else since)
 
     def is_finished(self, cell: Cell) -> bool:
         """Whether a cell is finished, as its folder says now; nothing is changed."""
@@ -235,7 +236,7 @@ def _work_at(
         cell.claim, cell.folder = claim, claim.folder
         cell.open(claim.notes)
         try:
-            if not compute(job.comparison, job.task, cell, telling, claim.notes, lambda: stop() or claim.lost):
+            if not compute(job.comparison, job.task, job.models, cell, telling, claim.notes, lambda: stop() or claim.lost):
                 return claim.lost
             claim.outcome = "interrupted" if claim.lost else "done"
         except Exception as error:
@@ -254,7 +255,7 @@ def doing(what: str, progress: Progress | None, length: int | None) -> dict[str,
     return {"what": what, "length": length, "progress": None if progress is None else asdict(progress)}
 
 
-def _cell_of(out: Path, comparison: Comparison, data: dict[str, Any], spec: str, seed: int) -> Cell:
+def _cell_of(out: Path, comparison: Comparison, models: New, data: dict[str, Any], spec: str, seed: int) -> Cell:
     """A cell. Its folder's name depends on everything that decides its training, so nothing stale is reused."""
     identity = {
         "format": FORMAT,
@@ -262,7 +263,7 @@ def _cell_of(out: Path, comparison: Comparison, data: dict[str, Any], spec: str,
         "task": comparison.task,
         "data": data,
         "train": comparison.train_settings(seed).plain(),
-        "model": [comparison.dim, comparison.layers, comparison.heads],
+        "model": models.identity,
         "torch": torch.__version__,
         "headway": __version__,
     }
@@ -282,7 +283,7 @@ def gather(job: Job, complete: bool, command: str | None) -> dict[str, Any]:
     if all(cell.known.get("status") == "failed" for cell in cells):
         # an empty report must not replace an earlier one
         raise HeadwayError(none_left([f"{cell.spec}: {cell.known['message']}" for cell in cells]))
-    return _results(comparison, job.task.describe(), cells, complete, command, [*job.notes, *_thread_notes(cells)])
+    return _results(job, complete, command, [*job.notes, *_thread_notes(cells)])
 
 
 def _thread_notes(cells: list[Cell]) -> list[str]:
@@ -293,16 +294,11 @@ def _thread_notes(cells: list[Cell]) -> list[str]:
     return [f"models were trained with {' and '.join(map(str, used))} threads: their last bits may differ for that"]
 
 
-def _results(
-    comparison: Comparison,
-    data: dict[str, Any],
-    cells: list[Cell],
-    complete: bool,
-    command: str | None,
-    notes: list[str],
-) -> dict[str, Any]:
+def _results(job: Job, complete: bool, command: str | None, notes: list[str]) -> dict[str, Any]:
+    comparison, cells = job.comparison, job.cells
     train = comparison.train_settings(comparison.seeds[0])
-    settings = {**asdict(comparison), **train.plain(), **data, "lr": peak_rate(train)}
+    own = {**job.models.said, **job.task.describe(), "lr": peak_rate(train)}
+    settings = {**asdict(comparison), **train.plain(), **own}
     elsewhere = (
         "max_text",
         "column",
@@ -331,7 +327,8 @@ def _results(
         "methods": [
             method
             for spec in comparison.specs()
-            for method in (_method(spec), *(_method(spec, how) for how in comparison.ways(spec)))
+            for own in (job.models.method(spec),)
+            for method in (own, *(_extended(own, how) for how in comparison.ways(spec)))
         ],
         "cells": [
             row
@@ -359,20 +356,9 @@ def _extended_cells(comparison: Comparison, cell: Cell) -> list[dict[str, Any]]:
     ]
 
 
-def _method(spec: str, how: str | None = None) -> dict[str, str]:
-    position = parse(spec)
-    if how is not None:
-        own = _method(spec)
-        said = {"drope": "position dropped after training"}.get(how, f"extended after training, {how}")
-        return {**own, "spec": f"{spec} + {how}", "title": f"{own['title']}, {said}"}
-    return {
-        "spec": spec,
-        "name": position.method_name(),
-        "title": position.title or type(position).__name__,
-        "summary": position.summary,
-        "summary_zh": position.summary_zh,
-        "paper": position.paper,
-    }
+def _extended(method: dict[str, str], how: str) -> dict[str, str]:
+    said = {"drope": "position dropped after training"}.get(how, f"extended after training, {how}")
+    return {**method, "spec": f"{method['spec']} + {how}", "title": f"{method['title']}, {said}"}
 
 
 def _cell(comparison: Comparison, cell: Cell) -> dict[str, Any]:

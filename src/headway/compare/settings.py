@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from headway.config import CORE, DEEPEST, MOST, OPTIMIZERS, STEPS, Width
+from headway.config import CORE, DEEPEST, MOST, OPTIMIZERS, STEPS, MaybeWidth
 from headway.schema import LARGEST, Number, Whole, Words, shown
 from headway.settings import Settings
 from headway.shapes import HeadwayError
@@ -15,13 +15,18 @@ if TYPE_CHECKING:  # modules that need torch are imported when used, so that the
     from headway.training.settings import TrainSettings
 
 DEFAULTS: dict[str, dict[str, int]] = {
-    "text": {"steps": 400, "batch": 16, "dim": 96, "layers": 3},
-    "recall": {"steps": 800, "batch": 32, "dim": 64, "layers": 2},
-    "copy": {"steps": 2000, "batch": 32, "dim": 64, "layers": 2},
+    "text": {"steps": 400, "batch": 16, "dim": 96, "layers": 3, "heads": 4},
+    "recall": {"steps": 800, "batch": 32, "dim": 64, "layers": 2, "heads": 4},
+    "copy": {"steps": 2000, "batch": 32, "dim": 64, "layers": 2, "heads": 4},
 }
 """Defaults per task; with them, :data:`CORE` takes about four minutes on two cores, ten for copy."""
+SIZES = ("dim", "layers", "heads")
 BY_TASK: Any = None
-"""Marks a field whose default depends on the task, see :data:`DEFAULTS`."""
+"""Marks a field whose default depends on the task, see :data:`DEFAULTS`, or on whether there is a checkpoint."""
+OWN = "own"
+"""As a position method of a checkpoint: what it has, unchanged."""
+OF_CHECKPOINT = (OWN, "none", "alibi", "rotary")
+"""The methods that a checkpoint is compared with by default."""
 WAYS = ("linear", "ntk", "dynamic", "yarn", "drope")
 """Extensions of trained models to longer texts, see :mod:`headway.compare.extending`."""
 LONGEST = 2**20
@@ -35,7 +40,10 @@ class Comparison(Settings):
     Args:
         text: text file or folder; default the documentation that ships with Python.
         positions: methods to compare, e.g. ``rotary`` or ``rotary(base=500000)``; ``all`` is every method with its
-            defaults, and takes long.
+            defaults, and takes long. Default none, sinusoidal, learned, rotary, alibi, t5 and shaw; of a checkpoint
+            own (the method that it has, unchanged), none, alibi and rotary.
+        model: tune this checkpoint folder of transformers with each method, instead of training new models; its own
+            tokenizer reads the text. Peak learning rate 5e-5 unless ``lr`` is given.
         task: text (predict the text), or recall or copy (retrieve an item at a known distance).
         train_length: tokens per training window.
         test_lengths: lengths to test at; default 1, 2, 4, 8 and 16 times the training length.
@@ -44,7 +52,7 @@ class Comparison(Settings):
         batch: windows per step; default by task.
         dim: width of the models; default by task.
         layers: layers of the models; default by task.
-        heads: heads of the models.
+        heads: heads of the models; default 4.
         optimizer: the optimizer: adamw, adam or sgd (with momentum).
         lr: peak learning rate; default the optimizer's own.
         vocabulary: the tokens: bytes, bpe (trained on the text), or the path of a tokenizer.json; the last two need
@@ -63,16 +71,17 @@ class Comparison(Settings):
     """
 
     text: str | None = None
-    positions: tuple[str, ...] = CORE
+    positions: tuple[str, ...] = BY_TASK
+    model: str | None = None
     task: Annotated[str, Words(tuple(DEFAULTS))] = "text"
     train_length: Annotated[int, Whole(2, LONGEST)] = 64
     test_lengths: tuple[int, ...] = ()
     seeds: tuple[int, ...] = (0, 1)
     steps: Annotated[int, Whole(1, STEPS)] = BY_TASK
     batch: Annotated[int, Whole(1, MOST)] = BY_TASK
-    dim: Width = BY_TASK
-    layers: Annotated[int, Whole(1, DEEPEST)] = BY_TASK
-    heads: Width = 4
+    dim: MaybeWidth = BY_TASK
+    layers: Annotated[int | None, Whole(1, DEEPEST)] = BY_TASK
+    heads: MaybeWidth = BY_TASK
     optimizer: Annotated[str, Words(OPTIMIZERS)] = "adamw"
     lr: Annotated[float | None, Number(above=0)] = None
     vocabulary: str = "bytes"
@@ -84,8 +93,12 @@ class Comparison(Settings):
     threads: Annotated[int | None, Whole(1, 256)] = None
 
     def __post_init__(self) -> None:
-        for name, value in DEFAULTS.get(self.task, DEFAULTS["text"]).items():
-            if getattr(self, name) is BY_TASK:
+        if self.model is not None:
+            self._check_checkpoint()
+        own = self.model is None
+        defaults = {"positions": CORE if own else OF_CHECKPOINT, **DEFAULTS.get(self.task, DEFAULTS["text"])}
+        for name, value in defaults.items():
+            if getattr(self, name) is BY_TASK and (own or name not in SIZES):
                 object.__setattr__(self, name, value)
         super().__post_init__()
         if self.extend == ("all",):
@@ -124,6 +137,19 @@ class Comparison(Settings):
                 f"got {', '.join(self.specs())}"
             )
 
+    def _check_checkpoint(self) -> None:
+        """Refuse what a checkpoint has itself, or cannot do."""
+        if self.task != "text":
+            raise HeadwayError(f"expected task text, on which a checkpoint is tuned, got {self.task}: leave out model")
+        if given := [name for name in SIZES if getattr(self, name) is not BY_TASK]:
+            raise HeadwayError(f"expected no sizes beside a checkpoint, which has its own, got {', '.join(given)}")
+        if (self.vocabulary, self.vocabulary_size) != ("bytes", Comparison.vocabulary_size):
+            raise HeadwayError("expected no vocabulary beside a checkpoint, whose tokenizer reads the text, got one")
+        if self.extend:
+            raise HeadwayError(
+                f"expected no extend beside a checkpoint, got {', '.join(self.extend)}: `headway extend` does that"
+            )
+
     def check_sizes(self, vocab: int) -> None:
         """Refuse sizes with which no method can be trained, before anything is read or trained.
 
@@ -152,6 +178,8 @@ class Comparison(Settings):
         from headway.compare.extending import extends
         from headway.positions import parse
 
+        if not self.extend:
+            return []
         position, longest = parse(spec), max(self.test_lengths)
         return [how for how in self.extend if extends(position, how, to=longest, trained=self.train_length)]
 
@@ -165,7 +193,8 @@ class Comparison(Settings):
         from headway.positions import methods
 
         asked = [name for spec in self.positions for name in (methods() if spec == "all" else [spec])]
-        return [self.method(spec).spec() for spec in asked]
+        own = self.model is not None
+        return [spec if own and spec == OWN else self.method(spec).spec() for spec in asked]
 
     def method(self, spec: str) -> Position:
         """The method given by a text, for the training length, see :func:`headway.training.lengths.trained_at`."""

@@ -60,7 +60,7 @@ class TextTask:
         path: a file or folder; None for the text that comes with Python.
         train_length: tokens of a training window, and of the predicted block.
         longest: the longest test length; the windows of all lengths end at the same positions in the text.
-        vocabulary: "bytes", "bpe", or the path of a ``tokenizer.json``.
+        vocabulary: "bytes", "bpe", the path of a ``tokenizer.json``, or what was read from one.
         vocabulary_size: tokens of a BPE vocabulary.
         windows: maximum number of windows to test.
         most: maximum bytes of the text; None is any number.
@@ -77,18 +77,18 @@ class TextTask:
         *,
         train_length: int,
         longest: int,
-        vocabulary: str = "bytes",
+        vocabulary: str | Wanted = "bytes",
         vocabulary_size: int = 1024,
         windows: int = 32,
         most: int | None = None,
         column: str = COLUMN,
         tell: Tell | None = None,
     ) -> None:
-        wanted = Wanted.of(vocabulary, vocabulary_size)
+        wanted = vocabulary if isinstance(vocabulary, Wanted) else Wanted.of(vocabulary, vocabulary_size)
         text = open_source(path, column=column, most=most, tell=tell)
         self.notes = text.notes
         # other tokens are a few bytes each, so its validation part must be longer to hold the longest window
-        need = longest if vocabulary == "bytes" else longest * 4
+        need = longest if wanted.kind == "bytes" else longest * 4
         fraction = min(0.5, max(0.1, 1.5 * (need + train_length) / max(len(text.data), 1)))
         split = Split.of(text, length=train_length, fraction=fraction)
         source = Source(text, split)
@@ -130,7 +130,8 @@ class TextTask:
         """See :meth:`Task.test`."""
 
         def examples() -> Iterator[Example]:
-            for ends in torch.split(self.ends, _batch_for(length)):
+            most = max(1, _LOGITS // (length * self.vocab))
+            for ends in torch.split(self.ends, min(_batch_for(length), most)):
                 window = self.held_out[ends[:, None] - length - 1 + torch.arange(length + 1)]
                 targets = window[:, 1:].clone()
                 targets[:, : -self.block] = IGNORED
@@ -276,6 +277,7 @@ class CopyTask:
 
 
 _HELD_OUT = 2**31  # differs from every seed of training
+_LOGITS = 2**27  # of a batch of a text, 512 MiB
 _SAMPLES = 32  # test sequences per length and distance
 
 
@@ -285,7 +287,7 @@ def make_task(
     *,
     train_length: int,
     longest: int,
-    vocabulary: str = "bytes",
+    vocabulary: str | Wanted = "bytes",
     vocabulary_size: int = 1024,
     most: int | None = None,
     column: str = COLUMN,

@@ -6,6 +6,7 @@ before it is written. Weights are trained in float32 and written in the dtype th
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import shutil
@@ -22,8 +23,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from headway.hf.accelerate import Accelerated, accelerate
+from headway.hf.inputs import random_inputs
 from headway.hf.loading import load, peft_library
 from headway.hf.reading import tokenizer_of
+from headway.hf.swap import METHODS, swap_position
+from headway.inspect.record import recorded
 from headway.schema import Whole, require
 from headway.shapes import HeadwayError
 from headway.sizes import memory
@@ -33,7 +37,6 @@ from headway.training.known import known
 from headway.training.settings import TrainSettings
 from headway.training.tokenizer_json import TokenizerJson
 from headway.training.vocabularies import Wanted
-from headway.training.vocabulary import Vocabulary
 
 RATES = {"full": 5e-5, "lora": 2e-4}
 """Peak learning rates of adam and adamw where none is given: far below those of a new model."""
@@ -54,7 +57,12 @@ class Continued(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens vocabulary"]:
         """Logits of the token after each."""
-        logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits
+        try:
+            logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits
+        except IndexError as error:  # beyond a learned table
+            raise HeadwayError(
+                f"expected a text that the model can read, got {tokens.shape[1]:,} tokens: {error}"
+            ) from error
         return logits
 
     def named_parameters(self, *args: Any, **given: Any) -> Iterator[tuple[str, nn.Parameter]]:
@@ -113,8 +121,8 @@ class Base:
             return replace(given, lr=RATES["full" if self.lora is None else "lora"])
         return given
 
-    def build(self, words: Vocabulary) -> Continued:
-        """The model to train, accelerated.
+    def build(self, words: int) -> Continued:
+        """The model to train, accelerated, for a vocabulary of so many tokens.
 
         Raises:
             HeadwayError: when it has fewer tokens than its tokenizer, its training does not fit into memory, or
@@ -122,10 +130,10 @@ class Base:
         """
         model: Any = self.model
         rows = model.get_input_embeddings().weight.shape[0]
-        if words.size > rows:
+        if words > rows:
             raise HeadwayError(
                 f"expected a tokenizer of at most {rows:,} tokens, as many as the model in {self.folder} has, "
-                f"got {words.size:,}: save the tokenizer it was trained with"
+                f"got {words:,}: save the tokenizer it was trained with"
             )
         count = sum(p.numel() for p in model.parameters())
         need, room = count * (4 if self.lora is not None else 16), memory()  # weights; gradients and two moments
@@ -142,6 +150,34 @@ class Base:
         except HeadwayError:  # nothing in it can be accelerated: `give_back` says so
             done = None
         return Continued(model if self.lora is None else _adapted(model, self.lora), done)
+
+    def given(self, method: str | None, words: int) -> Continued:
+        """A copy of the model to train with another position method; with None it keeps its own.
+
+        Raises:
+            HeadwayError: as :meth:`build` and :func:`headway.hf.swap_position`.
+        """
+        made = replace(self, model=copy.deepcopy(self.model)).build(words)
+        if method is None:
+            return made
+        if made.accelerated is not None:
+            made.accelerated.undo()
+        swap_position(made.model, method, quiet=True)  # type: ignore[arg-type]
+        return Continued(made.model, None)
+
+    def positions(self) -> str:
+        """The position methods of its attentions, such as "rotary".
+
+        Raises:
+            HeadwayError: when they were swapped before.
+        """
+        if hasattr(self.model, METHODS):
+            raise HeadwayError(
+                f"expected a checkpoint with its own positions, got one whose were swapped in {self.folder}: "
+                f"give the one it was made from"
+            )
+        layers = recorded(self.model, **random_inputs(self.model, 9, rows=1))
+        return ", ".join(dict.fromkeys(layer.attention.position.spec() for layer in layers))
 
     def give_back(self, model: nn.Module, folder: Path | None) -> tuple[nn.Module, list[str]]:
         """The model of transformers, or of peft, with its own attention; written to a folder if one is given.

@@ -45,8 +45,16 @@ class Base(Protocol):
         """Settings that fit it, with a learning rate for continuing where none is given."""
         ...
 
-    def build(self, words: Vocabulary) -> nn.Module:
+    def build(self, words: int) -> nn.Module:
         """The model to train, ``model(tokens (B, N)) -> logits (B, N, vocabulary)``."""
+        ...
+
+    def given(self, method: str | None, words: int) -> nn.Module:
+        """A copy of the model to train with another position method; with None it keeps its own."""
+        ...
+
+    def positions(self) -> str:
+        """Its own position methods."""
         ...
 
     def give_back(self, model: nn.Module, folder: Path | None) -> tuple[nn.Module, list[str]]:
@@ -82,7 +90,7 @@ def new_model(config: Mapping[str, Any], words: Vocabulary, seed: int, base: Bas
     """
     with seeded(seed):
         if base is not None:
-            return base.build(words)
+            return base.build(words.size)
         if config.get("vocab", words.size) != words.size:
             raise HeadwayError(
                 f"expected model_config without vocab, or with vocab={words.size} as the vocabulary has, "
