@@ -73,7 +73,7 @@ def offers(*kinds: type[Settings], but: Sequence[str] = ()) -> Callable[[Callabl
 def _option(field: Field) -> Any:
     """A field as a command-line option; lists are separated by commas."""
     listed = get_origin(field.kind) is tuple
-    shown = ",".join(map(str, field.default)) if listed else field.default
+    shown = ",".join(map(str, field.default or ())) if listed else field.default
     text = "" if shown in (None, "") or isinstance(shown, bool) else f"  [default: {shown}]"
     flags = (_flag(field),) if field.kind is bool and field.default is False else ()
     about = field.about[:1].upper() + field.about[1:]

@@ -85,10 +85,10 @@ def job(tmp_path: Path) -> Job:
 def test_a_cell_that_fails_is_named_and_the_others_are_finished(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     inside = module.compute
 
-    def compute(comparison: Any, task: Any, cell: Any, *rest: Any) -> bool:
+    def compute(comparison: Any, task: Any, models: Any, cell: Any, *rest: Any) -> bool:
         if cell.spec != "alibi":
             raise MemoryError
-        return inside(comparison, task, cell, *rest)
+        return inside(comparison, task, models, cell, *rest)
 
     monkeypatch.setattr(module, "compute", compute)
     assert work(job, alone=False)

@@ -76,7 +76,8 @@ class Tuned(New):
         self.said = {"vocabulary": f"the tokenizer in {name}", "sha256": base.config["sha256"]}
         self.notes = [
             f"every model begins with the weights of {name}, which were trained with {self.own}: a method that is new "
-            f"to them has the {comparison.steps:,} steps of this comparison to be learned, and more can change the order"
+            f"to them is learned in {comparison.steps:,} steps, and more can change the order; the training length is "
+            f"that of these steps"
         ]
 
     def build(self, spec: str, seed: int, vocab: int) -> nn.Module:

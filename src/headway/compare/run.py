@@ -236,7 +236,9 @@ def _work_at(
         cell.claim, cell.folder = claim, claim.folder
         cell.open(claim.notes)
         try:
-            if not compute(job.comparison, job.task, job.models, cell, telling, claim.notes, lambda: stop() or claim.lost):
+            if not compute(
+                job.comparison, job.task, job.models, cell, telling, claim.notes, lambda: stop() or claim.lost
+            ):
                 return claim.lost
             claim.outcome = "interrupted" if claim.lost else "done"
         except Exception as error:
@@ -277,7 +279,7 @@ def gather(job: Job, complete: bool, command: str | None) -> dict[str, Any]:
     Raises:
         HeadwayError: when every cell failed.
     """
-    comparison, cells = job.comparison, job.cells
+    cells = job.cells
     for cell in cells:
         job.is_finished(cell)  # reads it
     if all(cell.known.get("status") == "failed" for cell in cells):

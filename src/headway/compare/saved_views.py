@@ -43,9 +43,7 @@ def kept_views(model: nn.Module, task: Task, length: int, watched: Watch | None)
     found = []
     with evaluating(model), torch.no_grad():
         if isinstance(model, Transformer):
-            question = Question.of(
-                model, windows[:1], labels, watched=watched, options={**options, "windows": windows}
-            )
+            question = Question.of(model, windows[:1], labels, watched=watched, options={**options, "windows": windows})
         else:
             trace = recorded(model.model, input_ids=windows)  # type: ignore[arg-type]
             question = Question(Recording(trace=trace), labels, options=options)

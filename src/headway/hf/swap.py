@@ -302,13 +302,20 @@ def _attached(chosen: Mapping[str, Position], seen: Mapping[str, tuple[Layer, Po
 
 
 def _leave_out_vectors(model: PreTrainedModel, stack: contextlib.ExitStack) -> None:
-    """The model's own position vectors become zero."""
+    """The model's own position vectors become zero, and no longer limit the number of tokens."""
     for root in Embedded(model).roots:
         for owner, part in root.owners:
             own = getattr(owner, part)
             if isinstance(own, nn.Parameter):
                 raise HeadwayError(f"expected position vectors that a module makes, got the parameter {part}")
             stack.callback(own.register_forward_hook(nothing).remove)
+            if type(own) is nn.Embedding:
+                stack.callback(own.register_forward_pre_hook(_first).remove)
+
+
+def _first(table: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A hook that lets a table be asked for its first row alone, whatever the positions."""
+    return tuple(torch.zeros_like(arg) if isinstance(arg, Tensor) else arg for arg in args)
 
 
 def _add_vectors(model: PreTrainedModel, methods: Mapping[str, Position], stack: contextlib.ExitStack) -> None:
