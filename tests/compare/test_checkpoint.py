@@ -73,7 +73,7 @@ def test_methods_of_one_checkpoint_are_compared(folder: Path, finished: dict[str
     assert own["position_parameters"] is None
     assert t5["position_parameters"] == t5["parameters"] - own["parameters"] > 0
     assert own["train"]["loss"][0] != t5["train"]["loss"][0]
-    assert [method["title"] for method in finished["methods"]][0] == "The checkpoint's own (rotary)"
+    assert finished["methods"][0]["title"] == "The checkpoint's own (rotary)"
     settings = finished["settings"]
     assert (settings["lr"], settings["vocabulary"]) == (5e-5, "the tokenizer in llama")
     assert not {"dim", "layers", "heads"} & set(settings)
