@@ -76,6 +76,7 @@ def test_methods_of_one_checkpoint_are_compared(folder: Path, finished: dict[str
     assert finished["methods"][0]["title"] == "The checkpoint's own (rotary)"
     settings = finished["settings"]
     assert (settings["lr"], settings["vocabulary"]) == (5e-5, "the tokenizer in llama")
+    assert settings["tokenizer"]
     assert not {"dim", "layers", "heads"} & set(settings)
     assert any("begins with the weights of llama, which were trained with rotary" in x for x in finished["notes"])
     assert {view["key"] for view in finished["views"]["own"]} == {"rotation", "distance"}
