@@ -30,7 +30,7 @@ class Placed:
         module: Any = layer.attention.__dict__["module"]
         kinds = getattr(module, "pos_att_type", ()) if getattr(module, "relative_attention", False) else ()
         self.factor = (1 + sum(kind in kinds for kind in ("c2p", "p2c"))) ** 0.5  # DeBERTa divides by it
-        self.marks: WeakKeyDictionary[Any, tuple[Tensor, Tensor]] = WeakKeyDictionary()
+        self.marks: WeakKeyDictionary[Any, tuple[Tensor, Tensor, Tensor]] = WeakKeyDictionary()
         self.x: Tensor | None = None
         self.cache: Any = None
         self.off = False
@@ -63,10 +63,10 @@ class Placed:
             k_pos = torch.arange(keys, device=k.device)[None]
         if q_pos is None:
             q_pos = torch.arange(keys - queries, keys, device=q.device)[None]
+        marks = self._marked(k_pos[:, keys - queries :], k, queries)
         q_pos, k_pos = _from_the_first(q_pos, k_pos)
         scale = given.get("scale")
         scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-        marks = self._marked(q_pos, k_pos, k, queries)
         turned_q, turned_k = position.rotate(q[..., self.first :], k[..., self.first :], q_pos, k_pos)
         real = k_pos >= 0
         turned_q, turned_k, terms = position.prepare(
@@ -86,30 +86,30 @@ class Placed:
         given |= {"terms": (*terms, *given.get("terms", ())), "normalise": position.normalise}
         return turned_q, turned_k, given | {"q_pos": q_pos, "k_pos": k_pos, "scale": scale}
 
-    def _marked(self, q_pos: Tensor, k_pos: Tensor, k: Tensor, queries: int) -> Tensor | None:
-        """The data of every key, of those in a cache too."""
+    def _marked(self, pos: Tensor, k: Tensor, queries: int) -> Tensor | None:
+        """The data of every key, of those in a cache too, which may have dropped the oldest; ``pos`` is of new ones."""
         assert self.x is not None
-        new = self.position.mark(self.x.masked_fill((q_pos < 0)[..., None], 0.0))
+        new = self.position.mark(self.x.masked_fill((pos < 0)[..., None], 0.0))
         if new is None:
             return None
-        held = k.shape[2] - queries
+        pos, held = pos.expand(len(new), -1), k.shape[2] - queries
         if held:
-            old, keys_then = self.marks.get(self.cache, (None, None))
-            if (
-                old is None
-                or keys_then is None
-                or old.shape[1] != held
-                or not torch.equal(keys_then, k[:, :, :held, 0])
-            ):
+            old, old_pos, first = self.marks.get(self.cache, (None, None, None))
+            if old is None or old_pos is None or first is None or not _alike(first, k[:, :, :held, 0]):
                 raise HeadwayError(
                     f"expected the cache as the model left it, because {self.position.method_name()} keeps something "
                     f"of every token besides, got one that was changed (reordered, cut or made elsewhere): generate "
                     f"without a cache, or without beams"
                 )
-            new = torch.cat((old, new), 1)
+            new, pos = torch.cat((old, new), 1), torch.cat((old_pos, pos), 1)
         if self.cache is not None:
-            self.marks[self.cache] = (new.detach(), k.detach()[..., 0].clone())
-        return self.position.carry(new, k_pos, None)
+            self.marks[self.cache] = new.detach(), pos, k.detach()[..., 0].clone()
+        return self.position.carry(new, pos, None)[:, -k.shape[2] :]
+
+
+def _alike(stored: Tensor, now: Tensor) -> bool:
+    """Whether the keys of a cache are the newest of those that were there, by their first entries."""
+    return torch.equal(stored[:, :, stored.shape[2] - now.shape[2] :], now)
 
 
 def _from_the_first(q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor]:
