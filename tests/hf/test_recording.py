@@ -196,6 +196,32 @@ def test_the_matrices_of_a_head_are_views() -> None:
         assert torch.equal(again[1].q[:, 1], trace[1].q[:, 1])
 
 
+TABLES = {
+    "gpt2": ("wpe", 0),
+    "bert": ("embeddings.position_embeddings", 0),
+    "roberta": ("embeddings.position_embeddings", 2),
+    "opt": ("decoder.embed_positions", 2),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_position_vectors_are_those_of_the_table(name: str) -> None:
+    model, (table, first) = made(name), TABLES[name]
+    trace = recorded(model, tokens(1, N))
+    for layer in trace:
+        assert layer.stream is not None
+        expected = model.get_submodule(table).weight[first : first + N]
+        if layer.stream.norm is None:  # the part that is left of them behind the norm of the embedding
+            assert far(layer.stream.tokens + layer.stream.position, layer.x) < 1e-12 or not layer.stream.first
+        else:
+            assert far(layer.stream.position[0], expected) < 1e-12
+    assert trace[0].stream is not None
+    first_norm = trace[0].stream.norm
+    before = trace[0].stream.tokens + trace[0].stream.position
+    assert far(before if first_norm is None else first_norm(before), trace[0].x) < 1e-12
+    assert [layer.stream.first for layer in trace if layer.stream is not None] == [True, False]
+
+
 def test_verify_compares_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made("llama")
     model.config.architectures = ["LlamaModel"]
