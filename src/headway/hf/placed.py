@@ -47,7 +47,8 @@ class Placed:
         self.cache = next((given[name] for name in CACHES if given.get(name) is not None), None)
         if given.get("position_embeddings") is None:
             return None
-        return args, {**given, "position_embeddings": zero_angles(given["position_embeddings"])}
+        angles = zero_angles(type(module), given["position_embeddings"])
+        return args, {**given, "position_embeddings": angles}
 
     def __call__(self, q: Tensor, k: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Queries, keys and arguments of attention with this method; keys include those of a cache."""

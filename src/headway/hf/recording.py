@@ -12,6 +12,7 @@ import contextlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -186,7 +187,7 @@ class _Recorder:
         if angles is None:
             return None
         frame.again = True
-        changed = {"position_embeddings": zero_angles(angles)} | {name: None for name in CACHES if name in named}
+        changed = {"position_embeddings": zero_angles(type(module), angles)} | {name: None for name in CACHES if name in named}
         bound.arguments |= {key: value for key, value in changed.items() if key in bound.arguments}
         inside = bound.arguments.get("kwargs")
         if inside is not None:
@@ -256,15 +257,24 @@ class _Recorder:
         self.trace.layers.append(layer)
 
 
-def zero_angles(angles: Any) -> Any:
-    """cos and sin of zero, in the form of these."""
-    if isinstance(angles, tuple):  # cos and sin, or in GPT-J sin and cos: the first token's angles are the smallest
-        swapped = bool(angles[0][..., :1, :].mean() < angles[1][..., :1, :].mean())
-        return tuple(torch.zeros_like(x) if (i == 0) == swapped else torch.ones_like(x) for i, x in enumerate(angles))
+def zero_angles(kind: type, angles: Any) -> Any:
+    """cos and sin of zero, in the form of these, which are those of an attention of this class."""
+    if isinstance(angles, tuple):
+        first, second = angles
+        if _takes_sin_first(kind):
+            return torch.zeros_like(first), torch.ones_like(second)
+        return torch.ones_like(first), torch.zeros_like(second)
     if angles.is_complex():
         return torch.ones_like(angles)
     sin, cos = angles.chunk(2, -1)  # GPT-J's, side by side
     return torch.cat((torch.zeros_like(sin), torch.ones_like(cos)), -1)
+
+
+@cache
+def _takes_sin_first(kind: type) -> bool:
+    """Whether an attention takes sin and cos, as GPT-J's does, instead of cos and sin; values do not tell it."""
+    own = next(base for base in kind.__mro__ if "forward" in vars(base) and not base.__module__.startswith("headway."))
+    return "sin, cos = position_embeddings" in inspect.getsource(own)
 
 
 def _sources(module: Any, frame: _Frame, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Found | None]:
