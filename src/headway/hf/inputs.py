@@ -52,6 +52,9 @@ def random_inputs(
         made = {name: torch.randn(rows, 400 + 320 * tokens, generator=draw).to(dtype)}
     elif name == "input_features" and hasattr(config, "feature_projection_input_dim"):
         made = {name: torch.randn(rows, tokens, config.feature_projection_input_dim, generator=draw).to(dtype)}
+    elif name == "input_features" and config.model_type == "whisper":
+        made = {name: torch.randn(rows, config.num_mel_bins, 2 * config.max_source_positions, generator=draw).to(dtype)}
+        made["decoder_input_ids"] = torch.randint(0, _words(model), (rows, tokens), generator=draw)
     else:
         raise HeadwayError(
             f"expected a model that reads text, images or sound, got {type(model).__name__}, which reads {name}: "

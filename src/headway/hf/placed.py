@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from headway.hf.recording import CACHES, zero_angles
+from headway.hf.watching import watched
 from headway.inspect.record import Layer
-from headway.masks import reach
+from headway.masks import Causal, Dense, Documents, parts, reach
 from headway.positions import Position
 from headway.shapes import HeadwayError
 
@@ -27,14 +28,23 @@ class Placed:
     def __init__(self, name: str, position: Position, layer: Layer) -> None:
         self.name, self.position, self.first = name, position, layer.attention.content_dim
         self.order: Tensor | None = getattr(layer.attention, "order", None)
-        module: Any = layer.attention.__dict__["module"]
-        kinds = getattr(module, "pos_att_type", ()) if getattr(module, "relative_attention", False) else ()
-        self.factor = (1 + sum(kind in kinds for kind in ("c2p", "p2c"))) ** 0.5  # DeBERTa divides by it
+        self.root, self.scale = _divided(layer.attention.__dict__["module"], layer.attention.shape.head_dim)
         self.marks: WeakKeyDictionary[Any, tuple[Tensor, Tensor, Tensor]] = WeakKeyDictionary()
         self.x: Tensor | None = None
         self.cache: Any = None
         self.off = False
         self.plain: tuple[Tensor, Tensor] | None = None
+        self.packed = False
+        """Whether positions start anew in each document, which the mask must then keep apart."""
+        self.drawn: Tensor | None = None
+        """Positions drawn for all layers of this call."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy has: not what calls leave behind."""
+        return vars(self) | {"marks": None, "x": None, "cache": None, "plain": None, "drawn": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"marks": WeakKeyDictionary()})
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         """What the attention is called with, its angles zero."""
@@ -52,10 +62,11 @@ class Placed:
 
     def __call__(self, q: Tensor, k: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Queries, keys and arguments of attention with this method; keys include those of a cache."""
-        q = q * self.factor if self.factor != 1 else q
+        if self.root != 1:
+            q, given = q * self.root, given | {"scale": self.scale}
         if self.order is not None:
             q, k = q[..., self.order], k[..., self.order]
-        self.plain = q.detach(), k.detach()
+        self.plain = (q.detach(), k.detach()) if watched() else None
         if self.off:
             return q, k, given
         queries, keys, position = q.shape[2], k.shape[2], self.position
@@ -64,8 +75,10 @@ class Placed:
             k_pos = torch.arange(keys, device=k.device)[None]
         if q_pos is None:
             q_pos = torch.arange(keys - queries, keys, device=q.device)[None]
+        if self.cache is not None:  # a static one has room for later tokens
+            k_pos = k_pos.masked_fill(k_pos > q_pos.amax(), -1)
+        q_pos, k_pos = self._positions(q_pos, k_pos, given)
         marks = self._marked(k_pos[:, keys - queries :], k, queries)
-        q_pos, k_pos = _from_the_first(q_pos, k_pos)
         scale = given.get("scale")
         scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
         turned_q, turned_k = position.rotate(q[..., self.first :], k[..., self.first :], q_pos, k_pos)
@@ -87,10 +100,33 @@ class Placed:
         given |= {"terms": (*terms, *given.get("terms", ())), "normalise": position.normalise}
         return turned_q, turned_k, given | {"q_pos": q_pos, "k_pos": k_pos, "scale": scale}
 
+    def _positions(self, q_pos: Tensor, k_pos: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Positions counted from the first token, or from the first of each packed document, or drawn ones; masks,
+        which go by distance, see the same.
+        """
+        mask = given.get("mask")
+        documents = next((part for part in parts(mask) if isinstance(part, Documents) and part.key_ids is None), None)
+        if self.packed and documents is None:
+            raise HeadwayError(
+                "expected packed documents that the mask keeps apart, got position_ids that start anew and a mask that "
+                "does not: pass use_cache=False, by which transformers knows them"
+            )
+        if self.drawn is not None:
+            if mask is not None and not all(isinstance(part, Causal | Documents) for part in parts(mask)):
+                given["mask"] = Dense(mask.tile(q_pos, k_pos))  # windows are of tokens
+            return self.drawn, self.drawn
+        q_pos, k_pos = _from_the_first(q_pos, k_pos)
+        if documents is not None and q_pos.shape[1] == k_pos.shape[1]:
+            number = torch.arange(q_pos.shape[1], device=q_pos.device)
+            begins = torch.nn.functional.pad(torch.as_tensor(documents.ids).diff(dim=1) != 0, (1, 0))
+            q_pos = k_pos = number - torch.where(begins, number, 0).cummax(1).values
+        return q_pos, k_pos
+
     def _marked(self, pos: Tensor, k: Tensor, queries: int) -> Tensor | None:
         """The data of every key, of those in a cache too, which may have dropped the oldest; ``pos`` is of new ones."""
         assert self.x is not None
-        new = self.position.mark(self.x.masked_fill((pos < 0)[..., None], 0.0))
+        x, self.x = self.x, None  # not kept, nor what it was computed from
+        new = self.position.mark(x.masked_fill((pos < 0)[..., None], 0.0))
         if new is None:
             return None
         pos, held = pos.expand(len(new), -1), k.shape[2] - queries
@@ -99,13 +135,23 @@ class Placed:
             if old is None or old_pos is None or first is None or not _alike(first, k[:, :, :held, 0]):
                 raise HeadwayError(
                     f"expected the cache as the model left it, because {self.position.method_name()} keeps something "
-                    f"of every token besides, got one that was changed (reordered, cut or made elsewhere): generate "
-                    f"without a cache, or without beams"
+                    f"of every token besides, got one that was changed (reordered, cut, static or made elsewhere): "
+                    f"generate without a cache, or without beams"
                 )
             new, pos = torch.cat((old, new), 1), torch.cat((old_pos, pos), 1)
         if self.cache is not None:
             self.marks[self.cache] = new.detach(), pos, k.detach()[..., 0].clone()
         return self.position.carry(new, pos, None)[:, -k.shape[2] :]
+
+
+def _divided(module: Any, head_dim: int) -> tuple[float, float]:
+    """What queries were divided by before they come by, in float32 as DeBERTa does, and the scale without its terms."""
+    if type(module).__name__ != "DisentangledSelfAttention":
+        return 1.0, 1.0
+    kinds = module.pos_att_type if module.relative_attention else ()
+    parts = 1 + sum(kind in kinds for kind in ("c2p", "p2c"))
+    root = float(torch.tensor(head_dim * parts, dtype=torch.float32).sqrt())
+    return root, parts**0.5 / root
 
 
 def _alike(stored: Tensor, now: Tensor) -> bool:

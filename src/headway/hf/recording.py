@@ -187,7 +187,8 @@ class _Recorder:
         if angles is None:
             return None
         frame.again = True
-        changed = {"position_embeddings": zero_angles(type(module), angles)} | {name: None for name in CACHES if name in named}
+        changed = {"position_embeddings": zero_angles(type(module), angles)}
+        changed |= {name: None for name in CACHES if name in named}
         bound.arguments |= {key: value for key, value in changed.items() if key in bound.arguments}
         inside = bound.arguments.get("kwargs")
         if inside is not None:

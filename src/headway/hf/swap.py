@@ -13,27 +13,29 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from headway._version import __version__
 from headway.hf.accelerate import Accelerated, accelerate
-from headway.hf.embedded import Embedded, nothing
 from headway.hf.families.alibi import MPT
+from headway.hf.families.deberta import take_over_deberta
 from headway.hf.inputs import random_inputs
 from headway.hf.interface import NAMES, headway_attention
 from headway.hf.lazy_mask import LazyMask, headway_mask
 from headway.hf.placed import Placed
+from headway.hf.stack_start import Start, leave_out_vectors
 from headway.hf.watching import PLACED
 from headway.inspect.record import Layer, recorded
 from headway.output import explained, write_output
 from headway.positions import Position
+from headway.positions.deberta import Deberta
 from headway.positions.registry import as_method, parse
 from headway.saving import fill, weights_of
 from headway.schema import Anything, Named, Record, Whole, check
@@ -161,7 +163,7 @@ def swap_position(model: PreTrainedModel, method: Methods, *, quiet: bool = Fals
     attention) is left alone.
 
     Args:
-        model: a model of transformers that reads text.
+        model: a model of transformers that reads text, or Whisper.
         method: a method or its text, e.g. "alibi", for all layers; for each type of layer, e.g. ``{"global": "none",
             "local": "rotary"}``, the types being those of the configuration's ``layer_types`` ("global" and "local"
             are short for full and sliding attention), or "encoder" and "decoder"; or one for each layer.
@@ -186,15 +188,15 @@ def swap_position(model: PreTrainedModel, method: Methods, *, quiet: bool = Fals
         raise HeadwayError(
             "expected a model with its own positions, got one that was swapped before: undo() that first"
         )
-    if model.main_input_name != "input_ids":
-        raise HeadwayError(f"expected a model that reads text, got {type(model).__name__}")
+    if model.main_input_name != "input_ids" and model.config.model_type != "whisper":
+        raise HeadwayError(f"expected a model that reads text, or Whisper, got {type(model).__name__}")
     seen = _seen(model)
     chosen = _chosen(model, method, seen)
     with contextlib.ExitStack() as stack:
         done = accelerate(model, quiet=True)
         stack.callback(done.undo)
         _name(done)
-        methods, layers = _attached(chosen, seen), {}
+        methods, layers = _attached(model, chosen, seen), {}
         for name, module in _modules(model, seen).items():
             if methods[name] is seen[name][1]:
                 continue
@@ -203,8 +205,10 @@ def swap_position(model: PreTrainedModel, method: Methods, *, quiet: bool = Fals
             stack.callback(module.__dict__.pop, PLACED)
             handle = module.register_forward_pre_hook(layers[name].enter, with_kwargs=True)
             stack.callback(handle.remove)
-        _leave_out_vectors(model, stack)
-        _add_vectors(model, methods, stack)
+        leave_out_vectors(model, stack)
+        for part, names in _stacks(model, methods):
+            placed = [layers[name] for name in names if name in layers]
+            Start([methods[name] for name in names], placed).register(part, stack)
         _register(model, methods, stack)
         _check_removed(model, layers)
         had = {name: position.spec() for name, (_, position) in seen.items()}
@@ -232,6 +236,11 @@ def _chosen(model: PreTrainedModel, method: Methods, seen: Mapping[str, Any]) ->
 
     def one(given: Any) -> Position:
         if isinstance(given, Position):
+            if given.shape is not None:
+                raise HeadwayError(
+                    f"expected a method without parameters, which it gets of the model's widths, got {given.spec()} "
+                    f"that has some: pass .fresh()"
+                )
             return given
         return made.setdefault(str(given), as_method(given))
 
@@ -260,7 +269,8 @@ def _types(model: PreTrainedModel, names: Sequence[str]) -> dict[str, str]:
     if model.config.is_encoder_decoder:
         return {name: "decoder" if "decoder" in name.split(".") else "encoder" for name in names}
     config: Any = model.config.get_text_config()
-    types = getattr(config, "layer_types", None) or ["full_attention"] * len(names)
+    alike = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    types = getattr(config, "layer_types", None) or [alike] * config.num_hidden_layers
     return {name: types[int(re.findall(r"\d+", name)[0])] for name in names}
 
 
@@ -275,7 +285,9 @@ def _name(done: Accelerated) -> None:
         config._attn_implementation_internal = IMPLEMENTATIONS.get(name, name)
 
 
-def _attached(chosen: Mapping[str, Position], seen: Mapping[str, tuple[Layer, Position]]) -> dict[str, Position]:
+def _attached(
+    model: PreTrainedModel, chosen: Mapping[str, Position], seen: Mapping[str, tuple[Layer, Position]]
+) -> dict[str, Position]:
     """Methods with parameters for the shapes of their layers: shared by layers, unless the method is one per layer;
     a method that the model has takes over its values.
     """
@@ -284,8 +296,11 @@ def _attached(chosen: Mapping[str, Position], seen: Mapping[str, tuple[Layer, Po
     for name, method in chosen.items():
         layer, own = seen[name]
         shape, first = layer.attention.shape, layer.attention.content_dim
+        module = layer.attention.__dict__["module"]
         if first:
             shape = HeadShape.of(shape.dim, shape.heads, 1, shape.head_dim - first)
+        if method.embeds:  # ALBERT's embedding is narrower than its layers
+            shape = replace(shape, dim=getattr(model.get_input_embeddings(), "embedding_dim", shape.dim))
         same = own.spec() == method.spec()
         if same and not method.embeds and not any(True for _ in own.parameters()):
             found[name] = own  # the model's own code does as well
@@ -295,90 +310,21 @@ def _attached(chosen: Mapping[str, Position], seen: Mapping[str, tuple[Layer, Po
             fresh = method.fresh().attach(shape)
             if same and own.shape == fresh.shape:
                 fresh.load_state_dict(own.state_dict())
-            example = layer.attention.__dict__["module"]
-            made[key] = fresh.to(next(example.parameters()))
+            elif isinstance(fresh, Deberta):
+                take_over_deberta(fresh, module, model)
+            made[key] = fresh.to(next(module.parameters()))
         found[name] = made[key]
     return found
 
 
-def _leave_out_vectors(model: PreTrainedModel, stack: contextlib.ExitStack) -> None:
-    """The model's own position vectors become zero, and no longer limit the number of tokens."""
-    for root in Embedded(model).roots:
-        for owner, part in root.owners:
-            own = getattr(owner, part)
-            if isinstance(own, nn.Parameter):
-                raise HeadwayError(f"expected position vectors that a module makes, got the parameter {part}")
-            stack.callback(own.register_forward_hook(nothing).remove)
-            if type(own) is nn.Embedding:
-                stack.callback(own.register_forward_pre_hook(_first).remove)
-
-
-def _first(table: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A hook that lets a table be asked for its first row alone, whatever the positions."""
-    return tuple(torch.zeros_like(arg) if isinstance(arg, Tensor) else arg for arg in args)
-
-
-def _add_vectors(model: PreTrainedModel, methods: Mapping[str, Position], stack: contextlib.ExitStack) -> None:
-    """Methods that act on the embedding add their vectors to that of the tokens, in each stack of layers."""
-    now: list[tuple[Position, Tensor]] = []
-    embeddings: dict[nn.Module, None] = {}
-    for part, own in _stacks(model, methods):
-        adding = [method for method in own if method.embeds]
-        if not adding:
-            continue
-        if any(method is not adding[0] for method in own):
-            raise HeadwayError(
-                "expected one method for all layers of a stack, because it acts on the embedding that they share, got "
-                "several"
-            )
-        called = _called(adding[0], now)
-        stack.callback(part.register_forward_pre_hook(called, with_kwargs=True, prepend=True).remove)
-        embedding: Any = part.get_input_embeddings()
-        embeddings[embedding] = None
-
-    def embed(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        if not now:
-            return out
-        method, pos = now.pop()
-        return method.embed(out, pos)
-
-    for embedding in embeddings:
-        stack.callback(embedding.register_forward_hook(embed).remove)
-
-
-def _stacks(model: PreTrainedModel, methods: Mapping[str, Position]) -> list[tuple[Any, list[Position]]]:
-    """The parts of a model that embed tokens, each with the methods of its layers."""
+def _stacks(model: PreTrainedModel, methods: Mapping[str, Position]) -> list[tuple[PreTrainedModel, list[str]]]:
+    """The parts of a model that embed tokens, each with the names of its attentions."""
     if not model.config.is_encoder_decoder:
-        return [(model.base_model, list(methods.values()))]
+        return [(model.base_model, list(methods))]  # type: ignore[list-item]
     types = _types(model, list(methods))
     whole: Any = model
     both = {"encoder": whole.get_encoder(), "decoder": whole.get_decoder()}
-    return [(part, [methods[name] for name in methods if types[name] == kind]) for kind, part in both.items()]
-
-
-def _called(method: Position, now: list[tuple[Position, Tensor]]) -> Any:
-    """A hook before a stack that says which method its tokens get, and where they are."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-        now.clear()
-        ids = given.get("input_ids", args[0] if args else None)
-        ids = given.get("inputs_embeds") if ids is None else ids
-        if isinstance(ids, Tensor):
-            now.append((method, _positions(ids, given)))
-
-    return hook
-
-
-def _positions(ids: Tensor, given: Mapping[str, Any]) -> Tensor:
-    """The positions of tokens, counted without padding; −1 is padding."""
-    cache = next((given[name] for name in ("past_key_values", "cache") if given.get(name) is not None), None)
-    held = int(cache.get_seq_length()) if cache is not None else 0
-    mask = given.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        real = mask.bool()
-        pos = (real.long().cumsum(1) - 1).masked_fill(~real, -1)
-        return pos[:, -ids.shape[1] :]
-    return torch.arange(held, held + ids.shape[1], device=ids.device)[None]
+    return [(part, [name for name in methods if types[name] == kind]) for kind, part in both.items()]
 
 
 def _register(model: Any, methods: Mapping[str, Position], stack: contextlib.ExitStack) -> None:

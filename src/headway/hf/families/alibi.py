@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from headway.hf.forms import Form
 from headway.hf.interface import Bias, headway_attention
 from headway.hf.lazy_mask import LazyMask, as_added, headway_mask
+from headway.hf.watching import replaced
 from headway.shapes import HeadwayError, kind_of
 from headway.terms import PerKey
 
@@ -135,7 +136,7 @@ class MptAttention:
         if cache is not None:
             k, v = cache.update(k, v, own.layer_idx)
         bias = None
-        if position_bias is not None:
+        if position_bias is not None and not replaced(own):
             keys = k.shape[2]
             if position_bias.shape[2] < keys:
                 raise HeadwayError(

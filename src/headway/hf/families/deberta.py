@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from headway.hf.watching import attend
 from headway.integers import readable
+from headway.positions.deberta import Deberta
 from headway.terms import AnyTerm, ProductPerKey, ProductPerQuery
 
 
@@ -211,6 +212,34 @@ class DebertaV2Attention(_Attention):
             return rows, slice(0, 2 * span)
         first = max(span - far, 0)
         return rows - first, slice(first, span + far + 1)
+
+
+@torch.no_grad()
+def take_over_deberta(method: Deberta, attention: Any, model: nn.Module) -> None:
+    """Give a method the values of a model of version 2 or 3 that has it with the same settings; others stay as drawn.
+
+    The model's products have biases, which the method has not; where rows are at most as many as the model is wide, its
+    vectors become unit vectors, so that its matrices hold the rows themselves.
+    """
+    encoder = next((part for part in model.modules() if hasattr(part, "get_rel_embedding")), None)
+    if encoder is None or not isinstance(attention, DebertaV2Attention) or method.shape is None:
+        return
+    own: Any = attention
+    buckets, rows = max(own.position_buckets, 0), 2 * own.pos_ebd_size
+    kinds = {kind for kind in ("c2p", "p2c") if own.relative_attention and kind in own.pos_att_type}
+    alike = (method.buckets, method.clip, method.reverse) == (buckets, own.max_relative_positions, False)
+    if not alike or len(kinds) < 2 or rows > method.shape.dim:
+        return
+    vectors = encoder.get_rel_embedding()[None, :rows]  # type: ignore[operator]
+    to_keys, to_queries = (
+        (own.key_proj, own.query_proj) if own.share_att_key else (own.pos_key_proj, own.pos_query_proj)
+    )
+    for parameter in method.parameters():
+        parameter.zero_()
+    method.vectors[:, :rows].fill_diagonal_(1.0)
+    for matrix, project in ((method.key_weight, to_keys), (method.query_weight, to_queries)):
+        matrix.data = matrix.to(vectors.dtype)
+        matrix[..., :rows] = _split(project(vectors), own)[0].mT
 
 
 def _root(q: Tensor, parts: int) -> Float[Tensor, ""]:
