@@ -58,6 +58,14 @@ def test_long_generation(llama: Any, name: str) -> None:
         assert far(one_by_one(llama, ids, 14), run(llama, {"input_ids": ids})) < 1e-10
 
 
+@pytest.mark.parametrize("name", ["fox", "path"])
+def test_long_generation_of_latent_attention(name: str) -> None:
+    model, ids = made("deepseek_v3"), tokens(2, LONG)
+    swap_position(model, name, quiet=True)
+    parameters(model)
+    assert far(one_by_one(model, ids, 14), run(model, {"input_ids": ids})) < 1e-10
+
+
 def test_generation_of_a_model_that_takes_sin_before_cos() -> None:
     sizes: dict[str, Any] = {
         "vocab_size": 96,
@@ -154,10 +162,10 @@ def test_positions_are_drawn_in_training() -> None:
         assert torch.equal(run(model, ids), run(model, ids))
         model.train()
         assert far(run(model, ids), run(model, ids)) > 1e-3
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
         with refusal("expected no gradient checkpointing", whole=False):
             model(**ids)
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
     found = []
     for name in ("randomized(method='none', longest=512)", "none"):  # the window is of tokens, wherever they are
         with swapped(model, name):

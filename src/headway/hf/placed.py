@@ -81,7 +81,8 @@ class Placed:
         marks = self._marked(k_pos[:, keys - queries :], k, queries)
         scale = given.get("scale")
         scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-        turned_q, turned_k = position.rotate(q[..., self.first :], k[..., self.first :], q_pos, k_pos)
+        own = k[:, :1, :, self.first :] if self.first else k  # all heads of latent attention share a decoupled key
+        turned_q, turned_k = position.rotate(q[..., self.first :], own, q_pos, k_pos)
         real = k_pos >= 0
         turned_q, turned_k, terms = position.prepare(
             turned_q,
@@ -96,7 +97,7 @@ class Placed:
         )
         if self.first:
             turned_q = torch.cat((q[..., : self.first], turned_q), -1)
-            turned_k = torch.cat((k[..., : self.first], turned_k), -1)
+            turned_k = torch.cat((k[..., : self.first], turned_k.expand(-1, k.shape[1], -1, -1)), -1)
         given |= {"terms": (*terms, *given.get("terms", ())), "normalise": position.normalise}
         return turned_q, turned_k, given | {"q_pos": q_pos, "k_pos": k_pos, "scale": scale}
 
@@ -132,7 +133,7 @@ class Placed:
         pos, held = pos.expand(len(new), -1), k.shape[2] - queries
         if held:
             old, old_pos, first = self.marks.get(self.cache, (None, None, None))
-            if old is None or old_pos is None or first is None or not _alike(first, k[:, :, :held, 0]):
+            if old is None or old_pos is None or first is None or not _alike(first, k[:, :, :held, self.first]):
                 raise HeadwayError(
                     f"expected the cache as the model left it, because {self.position.method_name()} keeps something "
                     f"of every token besides, got one that was changed (reordered, cut, static or made elsewhere): "
@@ -140,7 +141,7 @@ class Placed:
                 )
             new, pos = torch.cat((old, new), 1), torch.cat((old_pos, pos), 1)
         if self.cache is not None:
-            self.marks[self.cache] = new.detach(), pos, k.detach()[..., 0].clone()
+            self.marks[self.cache] = new.detach(), pos, k.detach()[..., self.first].clone()
         return self.position.carry(new, pos, None)[:, -k.shape[2] :]
 
 
@@ -155,7 +156,7 @@ def _divided(module: Any, head_dim: int) -> tuple[float, float]:
 
 
 def _alike(stored: Tensor, now: Tensor) -> bool:
-    """Whether the keys of a cache are the newest of those that were there, by their first entries."""
+    """Whether the keys of a cache are the newest of those that were there, by one entry of each."""
     return torch.equal(stored[:, :, stored.shape[2] - now.shape[2] :], now)
 
 

@@ -128,7 +128,7 @@ class Start:
         if module.is_activation_checkpointing:
             raise HeadwayError(
                 f"expected no gradient checkpointing, because {self.shared.method_name()} draws positions that a layer "
-                f"run again would not find, got some: gradient_checkpointing_disable()"
+                f"run again would not find, got some: activation_checkpointing_disable()"
             )
         pos = self.shared.renumber(pos)
         for layer in self.layers:
