@@ -198,7 +198,7 @@ def _wall(sheet: Sheet, figure: Wall, x: float, y: float, width: float) -> float
     each = (width - room - 4 * (across - 1)) / across
     top = y
     words = {word for label, _, _ in figure.tiles for word in sheet.said(label).split()}
-    widest = 1.08 * max((text_width(word, SMALL) for word in words), default=1.0)  # in bold
+    widest = 1.1 * max((text_width(word, SMALL) for word in words), default=1.0)  # in bold, and a little room
     size = SMALL * min(1.0, each / widest)
     for start in range(0, len(figure.tiles), across):
         ends = []
