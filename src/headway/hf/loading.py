@@ -157,19 +157,25 @@ def _check_fit(kind: Any, config: Any, folder: Folder) -> None:
 
 
 @contextmanager
-def offline() -> Iterator[None]:
-    """Lets nothing be fetched from the hub, as ``HF_HUB_OFFLINE=1`` does; shows no progress, and errors alone."""
+def silent() -> Iterator[None]:
+    """Lets transformers show no progress, and say nothing but errors."""
     bars: Any = transformers_logging
     shown, told = bars.is_progress_bar_enabled(), bars.get_verbosity()
     bars.disable_progress_bar()
     bars.set_verbosity_error()
     try:
-        with patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True):
-            yield
+        yield
     finally:
         bars.set_verbosity(told)
         if shown:
             bars.enable_progress_bar()
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Lets nothing be fetched from the hub, as ``HF_HUB_OFFLINE=1`` does; :func:`silent`."""
+    with silent(), patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True):
+        yield
 
 
 def _listed(names: list[str]) -> str:
