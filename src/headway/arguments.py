@@ -34,7 +34,10 @@ Source = Annotated[
     str | None,
     typer.Argument(help="A text file or folder, or .jsonl or .parquet; default: the documentation of Python."),
 ]
-ModelRun = Annotated[Path | None, typer.Option(help="A run of `headway train`; default: a small untrained model.")]
+ModelRun = Annotated[
+    Path | None,
+    typer.Option(help="A run of `headway train`, or a checkpoint of transformers; default: a small untrained model."),
+]
 NewPosition = Annotated[str, typer.Option(help="Position method of the new model.")]
 Layer = Annotated[int, typer.Option(help="Which layer, from 0.")]
 Head = Annotated[int, typer.Option(help="Which head, from 0.")]

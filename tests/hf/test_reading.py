@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 from common import refusal
 from models import randomised
-from test_recording import BOTH, SMALL, T5
+from test_recording import BOTH, SMALL, T5, made
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from typer.testing import CliRunner
 
@@ -21,6 +21,7 @@ from headway.inspect import Trace, recorded
 from headway.studio.fields import asked
 from headway.studio.library import Heavy, Library
 from headway.views import CROSS, view
+from headway.views.question import Question, Recording
 
 TEXT = "The cat 猫 sat."
 
@@ -119,6 +120,35 @@ def test_cross_attention_of_headways_own_layers() -> None:
     texts = {text.get_text() for axes in drawing.axes for text in axes.get_xticklabels()}
     assert any("key" in text for text in texts)
     assert isinstance(trace, Trace)
+
+
+def test_unknown_tokens_are_said(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ncat\n")
+    sizes = SMALL | {"vocab_size": 6}
+    opened = Reader(randomised(hf.BertModel(hf.BertConfig(**sizes))), hf.BertTokenizer(str(tmp_path / "vocab.txt")), "")
+    assert not opened.question("cat cat").notes
+    question = opened.question("猫 cat 狗 猫")
+    assert question.labels == ["[CLS]", "猫", "cat", "狗", "猫", "[SEP]"]
+    (note,) = view("head", question).notes[-1:]
+    assert note["en"].startswith("3 of 6 tokens are unknown to the vocabulary ([UNK])")
+    assert note["en"].endswith(": 猫 狗")
+    assert "6 个词元中有 3 个" in note["zh"]
+
+
+@pytest.mark.parametrize(
+    ("name", "formulas"),
+    [
+        ("llama", ["X = norm(E)", "X = norm(x)"]),
+        ("olmo2", ["X = E", "X = x"]),
+        ("gpt2", ["X = norm(E + P)", "X = norm(x)"]),
+        ("albert", ["X = E + P", "X = norm(x)"]),
+    ],
+)
+def test_where_x_comes_from_is_as_the_model_has_it(name: str, formulas: list[str]) -> None:
+    trace = recorded(made(name), torch.arange(3, 8)[None])
+    labels = [str(i) for i in range(5)]
+    steps = [view("stepper", Question(Recording(trace=trace), labels, layer=layer)).figures[0] for layer in (0, 1)]
+    assert [one.stages[0].formula for one in steps] == formulas  # type: ignore[union-attr]
 
 
 def test_refusals(gpt: Path) -> None:

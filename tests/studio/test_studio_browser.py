@@ -118,6 +118,27 @@ def test_the_printed_address_opens_on_a_sentence_and_a_view(browser: Any) -> Non
         context.close()
 
 
+def test_a_checkpoint_of_transformers_opens_first(browser: Any, tmp_path: Path) -> None:  # noqa: F811
+    hf = pytest.importorskip("transformers", reason="the extra hf is not installed")
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\ncat\nsat\n")
+    hf.BertTokenizer(str(tmp_path / "tiny" / "vocab.txt")).save_pretrained(tmp_path / "tiny")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 24}
+    hf.BertModel(hf.BertConfig(vocab_size=8, **sizes)).save_pretrained(tmp_path / "tiny")
+    with studio([tmp_path / "tiny"]) as client:
+        client.enter()
+        found = opened(client, browser)
+        page = found.page
+        listed = page.locator('[data-choose="run"] option').all_inner_texts()
+        assert listed == ["tiny · bert, 2 layers × 3 heads, width 24"]
+        for view in ("head", "split"):
+            section = found.open(view)
+            assert section.locator("canvas").count() >= 1, view
+            assert "unknown to the vocabulary" in section.inner_text()
+        assert found.complaints == []
+        page.context.close()
+
+
 @pytest.mark.parametrize(("language", "theme"), [("en", "light"), ("zh", "dark")])
 def test_every_view_opens(client: Client, browser: Any, language: str, theme: str) -> None:  # noqa: F811
     locale = "zh-CN" if language == "zh" else "en-GB"

@@ -188,7 +188,7 @@ def test_the_command_draws_a_run(
         (("split", "t5"), "expected position METHOD, run FOLDER or the name of a view, got 'split t5'"),
         (("position", "t6"), "expected a position method, got 't6': did you mean t5?"),
         (("position", "t5", "--out", "t5.jpg"), "expected a file that ends in .svg or .pdf or .png, got 't5.jpg'"),
-        (("run", "nowhere"), "expected a run folder with settings.json, got nowhere"),
+        (("run", "nowhere"), "expected a run of `headway train` (settings.json) or a checkpoint of transformers"),
         (("split", "--width", "3"), "expected width to be one of single, double, got '3'"),
         (("split", "--head", "9"), "expected head from 0 to 3, got 9"),
     ],

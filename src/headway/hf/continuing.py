@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from headway.hf.accelerate import Accelerated, accelerate
 from headway.hf.inputs import random_inputs
-from headway.hf.loading import load, peft_library
+from headway.hf.loading import load, peft_library, silent
 from headway.hf.reading import tokenizer_of
 from headway.hf.swap import METHODS, swap_position
 from headway.inspect.record import recorded
@@ -204,7 +204,7 @@ class Base:
         for left in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a killed writer
             shutil.rmtree(left, ignore_errors=True)
         fresh = temporary(folder)
-        with explained(f"writing {folder}", "the run's checkpoints are intact: rerun the command"):
+        with silent(), explained(f"writing {folder}", "the run's checkpoints are intact: rerun the command"):
             model.save_pretrained(fresh, **({} if self.lora is None else {"save_embedding_layers": False}))
             self.tokenizer.save_pretrained(fresh)
             for path in fresh.iterdir():

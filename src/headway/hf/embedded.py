@@ -88,7 +88,7 @@ class Embedded:
             for attention in root.attentions:
                 handles.append(attention.register_forward_pre_hook(_reach(root), with_kwargs=True, prepend=True))
             for module in root.module.modules():
-                if is_projection(module) or _is_norm(module):
+                if is_projection(module) or is_norm(module):
                     handles.append(module.register_forward_hook(_follow(root)))
         return handles
 
@@ -97,12 +97,12 @@ class Embedded:
         root = next((root for root in self.roots if attention in root.attentions), None)
         if root is None or root.x is None:
             return None
-        norm = next((made for made in reversed(root.norms) if _same(made.out, x)), None)
+        norm = next((made for made in reversed(root.norms) if same_tensor(made.out, x)), None)
         known = norm if norm is not None and isinstance(norm.module, nn.LayerNorm | nn.RMSNorm) else None
         if root.start is None:
             root.start = _started(root, x)
             tokens, position, part = root.start
-            if known is not None and part.shape == x.shape and _same(root.made[-1].out, x):
+            if known is not None and part.shape == x.shape and same_tensor(root.made[-1].out, x):
                 return Stream(tokens, position, known.x, known.module, True)  # type: ignore[arg-type]
             return Stream(wide(x) - part, part, x, None, True)
         tokens, position, part = root.start
@@ -121,11 +121,13 @@ def _tables(owner: nn.Module) -> Iterator[str]:
             yield name
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm, by the name of its class."""
     return "norm" in type(module).__name__.lower()
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same_tensor(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one in memory."""
     return a.shape == b.shape and a.data_ptr() == b.data_ptr()
 
 
@@ -179,7 +181,7 @@ def _follow(root: _Root) -> Any:
         made = Made(module, args[0].detach(), out.detach())
         if root.running:
             (root.without if root.running == "without" else root.made).append(made)
-        if _is_norm(module):
+        if is_norm(module):
             root.norms = [*root.norms[1 - KEPT :], made]
 
     return hook
@@ -190,7 +192,7 @@ def _started(root: _Root, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     chain: list[int] = []
     at = x
     while True:
-        found = next((i for i in range(len(root.made) - 1, -1, -1) if _same(root.made[i].out, at)), None)
+        found = next((i for i in range(len(root.made) - 1, -1, -1) if same_tensor(root.made[i].out, at)), None)
         if found is None or found in chain:
             break
         chain.append(found)

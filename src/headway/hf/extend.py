@@ -22,7 +22,7 @@ from transformers.initialization import no_init_weights
 from headway.hf.accelerate import check_version
 from headway.hf.extend_report import name_of, write_report
 from headway.hf.folder import CONFIG, Folder, inside, read_folder
-from headway.hf.loading import architecture, load
+from headway.hf.loading import architecture, load, silent
 from headway.hf.long_texts import Measured, Measuring, check, measure
 from headway.hf.own_text import own_text
 from headway.hf.stretching import Stretch, misread, part_of, stretch
@@ -82,7 +82,8 @@ class Extended:
                 self._copy(self.original, folder)
             if self.tuned is not None or not isinstance(self.original, Folder):
                 saved = folder / TUNING / "saved"
-                self.model.save_pretrained(saved)
+                with silent():
+                    self.model.save_pretrained(saved)
                 for file in sorted(saved.iterdir()):
                     if file.name != CONFIG and (".safetensors" in file.name or not isinstance(self.original, Folder)):
                         os.replace(file, folder / file.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import transformers
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from headway.characters import shortened
 from headway.hf.accelerate import check_version
@@ -28,6 +29,7 @@ from headway.schema import Anything, Named
 from headway.shapes import HeadwayError, brief
 from headway.training.files import read_json
 
+LOG = logging.getLogger("headway")
 ADAPTERS = "adapter_config.json"
 """What a folder of peft's adapters has instead of a config.json."""
 
@@ -74,10 +76,13 @@ def load(path: str | Path | PreTrainedModel) -> PreTrainedModel:
     if missing:
         raise HeadwayError(f"expected every weight of {kind.__name__} in {path}, got none for {_listed(missing)}")
     beyond = sorted(name for name in loaded[1]["unexpected_keys"] if re.search(r"\.\d+\.", name))
-    if beyond:  # a head that the architecture lacks is left out, and transformers names it
+    if beyond:
         raise HeadwayError(
             f"expected weights of the layers that {path}/config.json has, got others too: {_listed(beyond)}"
         )
+    left = sorted(loaded[1]["unexpected_keys"])
+    if left:  # such as a head that the architecture lacks
+        LOG.warning("left out of %s, which has no such part: %s", kind.__name__, _listed(left))
     if (folder.path / FILE).is_file():
         restore(model, folder.path)
     return model
@@ -152,17 +157,25 @@ def _check_fit(kind: Any, config: Any, folder: Folder) -> None:
 
 
 @contextmanager
-def offline() -> Iterator[None]:
-    """Lets nothing be fetched from the hub, as ``HF_HUB_OFFLINE=1`` does, and shows no progress."""
-    bars: Any = logging
-    shown = bars.is_progress_bar_enabled()
+def silent() -> Iterator[None]:
+    """Lets transformers show no progress, and say nothing but errors."""
+    bars: Any = transformers_logging
+    shown, told = bars.is_progress_bar_enabled(), bars.get_verbosity()
     bars.disable_progress_bar()
+    bars.set_verbosity_error()
     try:
-        with patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True):
-            yield
+        yield
     finally:
+        bars.set_verbosity(told)
         if shown:
             bars.enable_progress_bar()
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Lets nothing be fetched from the hub, as ``HF_HUB_OFFLINE=1`` does; :func:`silent`."""
+    with silent(), patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True):
+        yield
 
 
 def _listed(names: list[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
+from headway.figures.values import Said, both
 from headway.hf.loading import load
 from headway.inspect.record import Layer, Trace, recorded
 from headway.shapes import HeadwayError
@@ -83,7 +84,7 @@ class Reader:
             if part is not None or target is not None:
                 raise HeadwayError(f"expected no part or target, got one: {self.name} is no encoder-decoder")
             layers = self._recorded(**given)
-            return self._about(layers, labels, layer, head)
+            return replace(self._about(layers, labels, layer, head), notes=self.unknown(ids, labels))
         part = part or ("encoder" if target is None else "decoder")
         if part not in PARTS:
             raise HeadwayError(f"expected part {', '.join(PARTS)}, got {part!r}")
@@ -96,9 +97,20 @@ class Reader:
         for each in self._recorded(**given):
             of_encoder = "decoder" not in each.name.split(".")
             kinds["cross" if each.crosses else "encoder" if of_encoder else "decoder"].append(each)
-        if part == "cross":
-            return self._about(kinds[part], of_decoder, layer, head, labels)
-        return self._about(kinds[part], labels if part == "encoder" else of_decoder, layer, head)
+        keys = labels if part == "cross" else None
+        found = self._about(kinds[part], labels if part == "encoder" else of_decoder, layer, head, keys)
+        return replace(found, notes=self.unknown(ids, labels))
+
+    def unknown(self, ids: Int[Tensor, "1 tokens"], labels: Sequence[str]) -> tuple[Said, ...]:
+        """A note on the tokens that the vocabulary lacks, which are all the same to the model."""
+        none = getattr(self.tokenizer, "unk_token_id", None)
+        pairs = zip(labels, ids[0].tolist(), strict=True)
+        lacking = [label for label, number in pairs if number == none and label != self.tokenizer.unk_token]
+        if not lacking:
+            return ()
+        words = list(dict.fromkeys(lacking))
+        shown = " ".join(words[:8]) + (" …" if len(words) > 8 else "")
+        return (both("hf.unknown", n=len(lacking), of=len(labels), token=self.tokenizer.unk_token, words=shown),)
 
     def _recorded(self, **given: Tensor) -> list[Layer]:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -22,9 +23,9 @@ from transformers import PreTrainedModel
 from headway.backends.base import Call
 from headway.functional import check
 from headway.hf.accelerate import accelerate, attentions_of
-from headway.hf.embedded import Embedded
+from headway.hf.embedded import Embedded, is_norm, same_tensor
 from headway.hf.opened import SAMPLE, Columns, Found, Made, Opened, find, is_projection
-from headway.hf.positions_of import PositionsOf
+from headway.hf.positions_of import Own, PositionsOf
 from headway.hf.watching import PLACED, looking
 from headway.inspect.record import Latents, Layer, Trace, detached, wide, wide_call
 from headway.positions import parse
@@ -43,6 +44,7 @@ class _Frame:
 
     Args:
         x: its input.
+        normed: whether a norm made it.
         call: what attention was given.
         plain: queries and keys before position.
         made: what its projections made, in order.
@@ -50,6 +52,7 @@ class _Frame:
     """
 
     x: Tensor
+    normed: bool
     call: Call | None = None
     plain: tuple[Tensor, Tensor] | None = None
     made: list[Made] = field(default_factory=list)
@@ -86,6 +89,7 @@ class _Recorder:
         self.opened: dict[nn.Module, Opened] = {}
         self.frames: dict[nn.Module, _Frame] = {}
         self.unfinished: list[tuple[nn.Module, Opened, Layer]] = []
+        self.normed: Tensor | None = None
         self.handles: list[Any] = []
         self.embedded = Embedded(model)
         self.positions = PositionsOf(model, self.embedded)
@@ -99,12 +103,15 @@ class _Recorder:
             self._hook(module.register_forward_pre_hook(self._starts, with_kwargs=True, prepend=True))
             self._hook(module.register_forward_hook(self._ends(name, parent), with_kwargs=True))
             for inner in module.modules():
-                if is_projection(inner) or "norm" in type(inner).__name__.lower():
+                if is_projection(inner) or is_norm(inner):
                     self._hook(inner.register_forward_hook(self._makes(module)))
             for other in parent.modules():
                 if is_projection(other) and other not in set(module.modules()):
                     self._hook(other.register_forward_hook(self._projects_out(parent)))
         self.handles += self.embedded.watch()
+        for module in modules.values():
+            if is_norm(module):
+                self._hook(module.register_forward_hook(self._norms))
         if self.model.main_input_name == "input_ids":
             self._hook(self.model.register_forward_pre_hook(self._tokens, with_kwargs=True))
 
@@ -122,10 +129,14 @@ class _Recorder:
         if isinstance(ids, Tensor):
             self.trace.tokens.append(ids.detach())
 
+    def _norms(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        if isinstance(out, Tensor):
+            self.normed = out
+
     def _starts(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
         if module not in self.frames:
             x = args[0] if args else next(value for value in given.values() if isinstance(value, Tensor))
-            self.frames[module] = _Frame(x.detach())
+            self.frames[module] = _Frame(x.detach(), self.normed is not None and same_tensor(x, self.normed))
 
     def _makes(self, attention: nn.Module) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
@@ -249,7 +260,10 @@ class _Recorder:
                         opened.norms[which] = found.norm
             self.opened[module] = opened
         stream = None if crosses else self.embedded.stream(module, x)
-        layer = Layer(name, opened, call, x, q, k if known else None, source, stream, stream, latents)
+        starts = stream is None and not crosses and set(re.findall(r"\d+", name)) <= {"0"}
+        starts = starts and not isinstance(opened.position, Own)
+        streams = stream, stream
+        layer = Layer(name, opened, call, x, q, k if known else None, source, *streams, latents, frame.normed, starts)
         if "o" not in opened.parts:
             _project_out(opened, layer, frame.made)
             if "o" not in opened.parts:

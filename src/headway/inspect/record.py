@@ -86,6 +86,8 @@ class Layer(Displayed):
         stream: the parts of x, inside a Transformer or where attention itself adds position; else None.
         key_stream: the parts of source likewise.
         latents: in latent attention, its latent vectors; else None.
+        normed: whether a norm made x.
+        starts: of a model without position vectors, whether x is its embedding.
     """
 
     name: str
@@ -98,6 +100,8 @@ class Layer(Displayed):
     stream: Stream | None = None
     key_stream: Stream | None = None
     latents: Latents | None = None
+    normed: bool = True
+    starts: bool = False
 
     def __repr__(self) -> str:
         position = self.attention.position.spec()

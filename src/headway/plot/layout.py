@@ -197,11 +197,14 @@ def _wall(sheet: Sheet, figure: Wall, x: float, y: float, width: float) -> float
     scale, across, room = scale_of(*maps), max(1, figure.columns), 44.0
     each = (width - room - 4 * (across - 1)) / across
     top = y
+    words = {word for label, _, _ in figure.tiles for word in sheet.said(label).split()}
+    widest = 1.1 * max((text_width(word, SMALL) for word in words), default=1.0)  # in bold, and a little room
+    size = SMALL * min(1.0, each / widest)
     for start in range(0, len(figure.tiles), across):
         ends = []
         for n, (label, one, _) in enumerate(figure.tiles[start : start + across]):
             bare = Heatmap(label, one.values, (), (), one.axes, one.scale, one.limits, one.hidden, one.unit)
-            ends.append(heatmap(sheet, bare, x + n * (each + 4), y, each, scale, bare=True))
+            ends.append(heatmap(sheet, bare, x + n * (each + 4), y, each, scale, bare=True, size=size))
         y = max(ends)
     colour_bar(sheet, maps[0], scale, x + width - room + 8, top + 12, min(80.0, y - top - 16))
     return y

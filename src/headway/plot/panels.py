@@ -88,6 +88,7 @@ def heatmap(
     width: float,
     scale: tuple[Normalize, bool, bool] | None = None,
     bare: bool = False,
+    size: float | None = None,
 ) -> float:
     """A matrix as colours, with labels, the names of both axes and a colour bar.
 
@@ -99,9 +100,10 @@ def heatmap(
         width: the total width.
         scale: the colour scale; default the map's own.
         bare: omit labels and colour bar, for one of many maps with a common scale.
+        size: of its title; default that of titles, or small where bare.
     """
     rows, columns = figure.values.shape
-    y = sheet.title(figure.title, x, y, width, SMALL if bare else TITLE)
+    y = sheet.title(figure.title, x, y, width, size or (SMALL if bare else TITLE))
     scale = scale_of(figure) if scale is None else scale
     if not rows or not columns:
         return y

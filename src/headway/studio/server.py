@@ -131,8 +131,11 @@ def serve(folders: Sequence[Path | str] = (), port: int | None = None, browser: 
         browser: open it there.
     """
     studio = Studio(folders, port)
-    count = len(studio.routes.library.entries())
-    shown = f"{count} {'run' if count == 1 else 'runs'}" if count else "no runs yet, only new models"
+    entries = studio.routes.library.entries().values()
+    models = sum(entry.kind == "checkpoint" for entry in entries)
+    counts = {"run": len(entries) - models, "model": models}
+    shown = " and ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts.items() if n)
+    shown = shown or "no runs yet, only new models"
     print(f"headway studio, with {shown}:\n\n    {studio.url}\n", flush=True)
     print("The link works in one browser. Ctrl-C stops the studio.", flush=True)
     studio.warm()

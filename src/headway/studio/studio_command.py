@@ -15,8 +15,8 @@ def command(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Folders written by headway train or headway compare, or a parent folder; default: headway-run and "
-            "headway-compare, if they exist."
+            help="Folders written by headway train or headway compare, checkpoints of transformers, or a parent "
+            "folder; default: headway-run and headway-compare, if they exist."
         ),
     ] = None,
     port: Annotated[

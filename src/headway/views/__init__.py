@@ -88,4 +88,5 @@ def view(name: str, question: Question) -> View:
         )
     composed: Callable[[Question], View] = getattr(importlib.import_module(f"headway.views.{_FILES[name]}"), name)
     shown = composed(question)
-    return replace(shown, notes=(*shown.notes, *map(same, question.notes))) if question.notes else shown
+    notes = (same(note) if isinstance(note, str) else note for note in question.notes)
+    return replace(shown, notes=(*shown.notes, *notes)) if question.notes else shown

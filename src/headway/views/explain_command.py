@@ -40,7 +40,7 @@ def command(
         from headway.views.questions import about_saved
 
         question = about_saved(model, text)
-        say(question.notes)
+        say(note if isinstance(note, str) else note[language] for note in question.notes)
     screen = console()
     if html is None:
         walk = walk_of(question.trace, question.labels, layer=layer, head=head)

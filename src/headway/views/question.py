@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headway.attending import Attending
 from headway.characters import label
+from headway.figures.values import Said
 from headway.inspect.explain import fresh_model, words
 from headway.inspect.record import Layer, Trace, recorded
 from headway.inspect.watch import Watch
@@ -96,7 +97,7 @@ class Question:
     history: Any = None
     results: Mapping[str, Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    notes: Sequence[str] = ()
+    notes: Sequence[str | Said] = ()
     keys: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
@@ -146,8 +147,8 @@ class Question:
         """
         if self.recording.model is None:
             raise HeadwayError(
-                "expected a model of headway's own for this view, which runs it anew, got a recorded pass: take "
-                "another view, or Question.of(model, …)"
+                "expected a model of headway's own for this view, which runs it anew, got a checkpoint or a recorded "
+                "pass: choose another view"
             )
         return self.recording.model
 

@@ -89,11 +89,16 @@ def about_saved(folder: Path | str, text: str) -> Question:
         text: input text of the model.
 
     Raises:
-        HeadwayError: as :func:`about_run`, and as :func:`headway.hf.load`.
+        HeadwayError: when it is neither; as :func:`about_run`, and as :func:`headway.hf.load`.
     """
     if is_checkpoint(folder):
         found: Question = importlib.import_module(CHECKPOINTS).about(folder, text)
         return found
+    if not (Path(folder) / "settings.json").is_file():
+        raise HeadwayError(
+            f"expected a run of `headway train` (settings.json) or a checkpoint of transformers (config.json), got "
+            f"neither in {folder}"
+        )
     return about_run(folder, text)
 
 

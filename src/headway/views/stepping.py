@@ -143,8 +143,12 @@ class _Stages:
         stream, dim = self.layer.stream, self.attention.shape.dim
         x = self._vectors("X", self.head.x)
         layer = self.question.layer
+        if stream is None and self.layer.starts:
+            key, formula = ("x", "X = norm(E)") if self.layer.normed else ("x.plain", "X = E")
+            return self._stage(key, "X", dim, formula, [x], tokens=self.tokens, dim=dim)
         if stream is None or not stream.first:
-            return self._stage("x.deeper", "X", dim, "X = norm(x)", [x], layer=layer)
+            formula = "X = norm(x)" if self.layer.normed else "X = x"
+            return self._stage("x.deeper", "X", dim, formula, [x], layer=layer)
         normed = "norm(E + P)" if stream.norm is not None else "E + P"
         if not self.question.position.embeds:
             return self._stage("x", "X", dim, f"X = {normed.replace(' + P', '')}", [x], tokens=self.tokens, dim=dim)

@@ -92,12 +92,13 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
   const textBox = html("div", { class: "text-box" }, html("div", { class: "row between" }, html("label", { for: "studio-text" }, words.say("studio.text")), samples), area);
 
   // The model
+  const runName = (/** @type {any} */ one) => one.kind === "checkpoint" && one.layers && one.heads && one.dim ? words.say("studio.run.sizes", { ...one, family: one.position }) : one.position ? `${one.title} · ${one.position}` : one.title;
   const kinds = /** @type {const} */ (["fresh", "run", "live"]).map((kind) =>
     html("button", { type: "button", "data-keep": `kind-${kind}`, "data-kind-of-model": kind, onclick: () => go({ kind, ...(kind === "run" && !place().run ? { run: offers.runs[0]?.id ?? "" } : {}) }) }, words.say(`studio.model.${kind}`)));
   const method = html("button", { type: "button", class: "save", "data-keep": "method", "aria-haspopup": "dialog", onclick: methods });
   const sizes = /** @type {const} */ (["dim", "heads", "layers"]).map((name) => chooser(name, () => withOwn(SIZES[name], place()[name]).map((value) => [value, String(value)]), () => place()[name], (value) => go({ [name]: value })));
   const seed = numberField("seed", () => place().seed, offers.limits.seed, (value) => go({ seed: value }, "soon"));
-  const runs = chooser("run", () => offers.runs.length ? offers.runs.map((/** @type {any} */ one) => [one.id, one.position ? `${one.title} · ${one.position}` : one.title]) : [["", words.say("studio.run.none")]], () => place().run, (value) => go({ run: String(value) }), true);
+  const runs = chooser("run", () => offers.runs.length ? offers.runs.map((/** @type {any} */ one) => [one.id, runName(one)]) : [["", words.say("studio.run.none")]], () => place().run, (value) => go({ run: String(value) }), true);
   const fresh = html("div", { class: "row" }, html("span", { class: "select" }, html("span", {}, words.say("studio.method")), method), sizes.map((one) => one.element), seed.element);
   const more = html("details", { class: "more-options" }, html("summary", {}, words.say("studio.more")), html("div", { class: "row" }, offers.options.map(modelOption)));
   more.open = Object.keys(place().more).length > 0;
