@@ -207,10 +207,7 @@ class Attending(nn.Module):
         torch.Size([64, 8])
         """
         shape = self.shape
-        index = as_count(index, f"a head from 0 to {shape.heads - 1}")
-        if index >= shape.heads:
-            raise HeadwayError(f"expected a head from 0 to {shape.heads - 1}, got {index}")
-        group = index // (shape.heads // shape.kv_heads)
+        index, group = shape.numbers(index)
 
         def matrix(linear: nn.Linear, number: int, heads: int, by_input: bool = False) -> Tensor:
             found = as_matrix(linear)

@@ -28,14 +28,19 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def save(model: Any, path: str | os.PathLike[str]) -> Path:
-    """Write a model into a folder, see :meth:`headway.Transformer.save`."""
+def write_weights(model: nn.Module, file: Path) -> None:
+    """Write :func:`weights_of` a model as safetensors."""
     from safetensors.torch import save as as_bytes
 
+    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in weights_of(model).items()}
+    write_output(file, as_bytes(weights, {"format": "pt"}))
+
+
+def save(model: Any, path: str | os.PathLike[str]) -> Path:
+    """Write a model into a folder, see :meth:`headway.Transformer.save`."""
     folder = Path(path)
     held = {"headway": __version__, "model": model.config.plain()}
-    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in weights_of(model).items()}
-    write_output(folder / WEIGHTS, as_bytes(weights, {"format": "pt"}))
+    write_weights(model, folder / WEIGHTS)
     write_output(folder / CONFIG, json.dumps(held, indent=1, ensure_ascii=False) + "\n")
     return folder
 

@@ -117,3 +117,17 @@ class HeadShape:
                 f"each key head serves the same number of query heads"
             )
         return cls(dim, heads, kv_heads, head_dim)
+
+    def numbers(self, index: int) -> tuple[int, int]:
+        """The numbers of a query head and of the key and value head that it uses.
+
+        Raises:
+            HeadwayError: when there is no such head.
+
+        >>> HeadShape.of(64, heads=8, kv_heads=2).numbers(5)
+        (5, 1)
+        """
+        index = as_count(index, f"a head from 0 to {self.heads - 1}")
+        if index >= self.heads:
+            raise HeadwayError(f"expected a head from 0 to {self.heads - 1}, got {index}")
+        return index, index // (self.heads // self.kv_heads)

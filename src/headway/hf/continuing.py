@@ -23,11 +23,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from headway.hf.accelerate import Accelerated, accelerate
-from headway.hf.inputs import random_inputs
 from headway.hf.loading import load, peft_library, silent
 from headway.hf.reading import tokenizer_of
-from headway.hf.swap import METHODS, swap_position
-from headway.inspect.record import recorded
+from headway.hf.swap import METHODS, seen_in, swap_position
 from headway.schema import Whole, require
 from headway.shapes import HeadwayError
 from headway.sizes import memory
@@ -176,8 +174,7 @@ class Base:
                 f"expected a checkpoint with its own positions, got one whose were swapped in {self.folder}: "
                 f"give the one it was made from"
             )
-        layers = recorded(self.model, **random_inputs(self.model, 9, rows=1))
-        return ", ".join(dict.fromkeys(layer.attention.position.spec() for layer in layers))
+        return ", ".join(dict.fromkeys(position.spec() for _, position in seen_in(self.model).values()))
 
     def give_back(self, model: nn.Module, folder: Path | None) -> tuple[nn.Module, list[str]]:
         """The model of transformers, or of peft, with its own attention; written to a folder if one is given.

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from headway.hf.accelerate import attentions_of
-from headway.hf.opened import Made, is_projection
+from headway.hf.calls import input_of
+from headway.hf.opened import Made, by_column, is_projection
 from headway.inspect.record import Stream, wide
 from headway.inspect.split import through_norm
 
@@ -92,9 +93,13 @@ class Embedded:
                     handles.append(module.register_forward_hook(_follow(root)))
         return handles
 
+    def root_of(self, attention: nn.Module) -> _Root | None:
+        """The stack with position vectors that an attention is in; None where it is in none."""
+        return next((root for root in self.roots if attention in root.attentions), None)
+
     def stream(self, attention: nn.Module, x: Tensor) -> Stream | None:
         """The parts of an attention's input; None where no position vectors were added."""
-        root = next((root for root in self.roots if attention in root.attentions), None)
+        root = self.root_of(attention)
         if root is None or root.x is None:
             return None
         norm = next((made for made in reversed(root.norms) if same_tensor(made.out, x)), None)
@@ -166,8 +171,7 @@ def nothing(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
 def _reach(root: _Root) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
         if root.running == "without":
-            x = args[0] if args else next(value for value in given.values() if isinstance(value, Tensor))
-            root.x = x.detach()
+            root.x = input_of(args, given).detach()
             raise _AtAttentionError
         root.running = ""
 
@@ -204,8 +208,7 @@ def _started(root: _Root, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     for number in reversed(chain):
         made: Any = root.made[number]
         if is_projection(made.module):
-            weight = wide(made.module.weight.detach())
-            part = part @ (weight.T if isinstance(made.module, nn.Linear) else weight)
+            part = part @ wide(by_column(made.module, made.module.weight.detach())).T
         else:
             part = through_norm(Stream(tokens, position, made.x, made.module, True), part)
     return tokens, position, part

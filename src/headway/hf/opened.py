@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from headway.attending import Attending, Core, HeadWeights
 from headway.positions import Position
-from headway.shapes import HeadShape, HeadwayError, as_count
+from headway.shapes import HeadShape, HeadwayError
 
 SAMPLE = 64
 """Tokens whose values are compared to find columns."""
@@ -56,16 +56,18 @@ class Columns(nn.Linear):
         nn.Module.__init__(self)
         self.__dict__["module"] = module  # not a part: it belongs to its model
         self.columns = columns.tolist()
-        self.in_features, self.out_features = module_sizes(module)[0], len(self.columns)
+        self.in_features, self.out_features = self._whole().shape[1], len(self.columns)
 
     def rows(self, first: int = 0, last: int | None = None, grad: bool = False) -> Float[Tensor, "columns width"]:
         """The weights of some columns, (columns, width); a view where they lie side by side."""
+        return _take(self._whole(grad), self.columns[first:last])
+
+    def _whole(self, grad: bool = False) -> Float[Tensor, "outputs width"]:
         module: Any = self.__dict__["module"]
-        whole = module.weight.grad if grad else module.weight
-        if whole is None:
+        found = module.weight.grad if grad else module.weight
+        if found is None:
             raise HeadwayError("expected gradients, got none: call backward() on a loss first")
-        by_column = whole.T if isinstance(module, Conv1D) else whole
-        return _take(by_column, self.columns[first:last])
+        return by_column(module, found)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -79,11 +81,9 @@ class Columns(nn.Linear):
         return None if module.bias is None else _take(module.bias, self.columns)
 
 
-def module_sizes(module: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs of a projection."""
-    weight: Any = module.weight
-    a, b = weight.shape
-    return (a, b) if isinstance(module, Conv1D) else (b, a)
+def by_column(module: nn.Module, weight: Tensor) -> Float[Tensor, "outputs inputs"]:
+    """A weight of a projection, or its gradient, as torch's linear layers have it; a view."""
+    return weight.T if isinstance(module, Conv1D) else weight
 
 
 def _take(x: Tensor, index: Sequence[int]) -> Tensor:
@@ -272,11 +272,7 @@ class Opened(Attending):
 
     def head(self, index: int, *, grad: bool = False) -> HeadWeights:
         """See :meth:`headway.attending.Attending.head`."""
-        shape = self.shape
-        index = as_count(index, f"a head from 0 to {shape.heads - 1}")
-        if index >= shape.heads:
-            raise HeadwayError(f"expected a head from 0 to {shape.heads - 1}, got {index}")
-        group = index // (shape.heads // shape.kv_heads)
+        index, group = self.shape.numbers(index)
 
         def rows(which: str, number: int) -> Tensor:
             part: Columns = getattr(self, which)
@@ -284,6 +280,6 @@ class Opened(Attending):
             return part.rows(number * width, (number + 1) * width, grad).detach()
 
         out: Any = self.o
-        width = out.in_features // shape.heads
+        width = out.in_features // self.shape.heads
         o = out.rows(grad=grad).detach()[:, index * width : (index + 1) * width]
         return HeadWeights(rows("q", index).T, rows("k", group).T, rows("v", group).T, o.T)

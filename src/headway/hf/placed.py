@@ -8,7 +8,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from headway.hf.recording import CACHES, zero_angles
+from headway.hf.calls import cache_in
+from headway.hf.recording import zero_angles
 from headway.hf.watching import watched
 from headway.inspect.record import Layer
 from headway.masks import Causal, Dense, Documents, parts, reach
@@ -54,7 +55,7 @@ class Placed:
                 "them: headway.inspect.record(model) has them"
             )
         self.x = args[0] if args else given["hidden_states"]
-        self.cache = next((given[name] for name in CACHES if given.get(name) is not None), None)
+        self.cache = cache_in(given)
         if given.get("position_embeddings") is None:
             return None
         angles = zero_angles(type(module), given["position_embeddings"])

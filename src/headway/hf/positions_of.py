@@ -18,8 +18,8 @@ from headway.backends.base import Call
 from headway.hf.accelerate import attentions_of
 from headway.hf.embedded import Embedded
 from headway.hf.watching import PLACED
+from headway.init import seeded
 from headway.positions import Position, layers_from_hf, parse
-from headway.positions.deberta import Deberta
 from headway.positions.interchange import from_hf
 from headway.positions.learned import Learned
 from headway.positions.swin import Swin
@@ -102,7 +102,8 @@ class PositionsOf:
             if position is None:
                 try:
                     width = shape if table is None else replace(shape, dim=table.shape[1])
-                    position = found.fresh().attach(width if isinstance(found, Learned) else shape)
+                    with seeded(0):  # values that are replaced; the caller's generator is left alone
+                        position = found.fresh().attach(width if isinstance(found, Learned) else shape)
                     self._fill(position, module, table)
                 except (HeadwayError, RuntimeError, AttributeError):
                     continue
@@ -132,7 +133,7 @@ class PositionsOf:
 
     def _table(self, module: nn.Module) -> Tensor | None:
         """The table of the position vectors that are added before an attention; None where there is none."""
-        root = next((root for root in self.embedded.roots if module in root.attentions), None)
+        root = self.embedded.root_of(module)
         if root is None:
             return None
         tables = [getattr(owner, part) for owner, part in root.owners]
@@ -152,8 +153,9 @@ class PositionsOf:
             case Swin():
                 sides = (2 * position.height - 1, 2 * position.width - 1)
                 values = {"weight": owner.relative_position_bias_table.T.unflatten(1, sides)}
-            case Deberta():
-                values = _deberta(module, owner)
+        missing = dict(position.named_parameters()).keys() - values.keys()
+        if missing:
+            raise HeadwayError(f"expected a method whose parameters are found in the model, got {position.spec()}")
         for name, value in values.items():
             setattr(position, name, nn.Parameter(value.detach().contiguous(), requires_grad=False))
 
@@ -167,13 +169,7 @@ def _owner(position: Position, module: Any, configs: dict[nn.Module, Any]) -> An
             return next((x for x in have if getattr(x, "relative_attention_bias", None) is not None), module)
         case Swin():
             return getattr(module, "relative_position_bias", module)
-        case Deberta():
-            return module
     return None
-
-
-def _deberta(module: Any, owner: Any) -> dict[str, Tensor]:
-    raise HeadwayError("not yet")
 
 
 def _agrees(position: Position, call: Call, plain: tuple[Tensor, Tensor | None, int]) -> bool:
@@ -185,7 +181,7 @@ def _agrees(position: Position, call: Call, plain: tuple[Tensor, Tensor | None, 
     few = slice(0, FEW)
     q_pos, k_pos = call.q_pos[:1, few].clamp(min=0), call.k_pos[:1, few].clamp(min=0)
     seen = call.visible(few)
-    scale = call.scale * 3**0.5 if isinstance(position, Deberta) else call.scale
+    scale = call.scale
     try:
         q, k = position.rotate(q[:1, :, few, first:], k[:1, :, few, first:], q_pos, k_pos)
         q, k, terms = position.prepare(q, k, q_pos, k_pos, scale)

@@ -89,9 +89,9 @@ class Reader:
         if part not in PARTS:
             raise HeadwayError(f"expected part {', '.join(PARTS)}, got {part!r}")
         start = getattr(self.model.config, "decoder_start_token_id", None)
-        inside, names = ([], []) if target is None else (self.tokens(target)[0][0].tolist(), self.tokens(target)[1])
+        after, names = self.tokens(target) if target is not None else (ids[:, :0], [])
         first = 0 if start is None else start
-        given["decoder_input_ids"] = torch.tensor([[first, *inside]], device=self.model.device)
+        given["decoder_input_ids"] = torch.nn.functional.pad(after, (1, 0), value=first).to(self.model.device)
         of_decoder = [self.tokenizer.convert_ids_to_tokens(first) or "<start>", *names]
         kinds: dict[str, list[Layer]] = {name: [] for name in PARTS}
         for each in self._recorded(**given):

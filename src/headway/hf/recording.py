@@ -23,15 +23,14 @@ from transformers import PreTrainedModel
 from headway.backends.base import Call
 from headway.functional import check
 from headway.hf.accelerate import accelerate, attentions_of
+from headway.hf.calls import CACHES, input_of, named
 from headway.hf.embedded import Embedded, is_norm, same_tensor
 from headway.hf.opened import SAMPLE, Columns, Found, Made, Opened, find, is_projection
 from headway.hf.positions_of import Own, PositionsOf
 from headway.hf.watching import PLACED, looking
-from headway.inspect.record import Latents, Layer, Trace, detached, wide, wide_call
+from headway.inspect.record import Latents, Layer, Trace, detached, differ, wide, wide_call
 from headway.positions import parse
 from headway.shapes import HeadShape, HeadwayError
-
-CACHES = ("past_key_values", "past_key_value", "layer_past", "cache")
 
 
 class _SeenEnoughError(Exception):
@@ -105,8 +104,9 @@ class _Recorder:
             for inner in module.modules():
                 if is_projection(inner) or is_norm(inner):
                     self._hook(inner.register_forward_hook(self._makes(module)))
+            inside = set(module.modules())
             for other in parent.modules():
-                if is_projection(other) and other not in set(module.modules()):
+                if is_projection(other) and other not in inside:
                     self._hook(other.register_forward_hook(self._projects_out(parent)))
         self.handles += self.embedded.watch()
         for module in modules.values():
@@ -135,7 +135,7 @@ class _Recorder:
 
     def _starts(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
         if module not in self.frames:
-            x = args[0] if args else next(value for value in given.values() if isinstance(value, Tensor))
+            x = input_of(args, given)
             self.frames[module] = _Frame(x.detach(), self.normed is not None and same_tensor(x, self.normed))
 
     def _makes(self, attention: nn.Module) -> Any:
@@ -192,20 +192,15 @@ class _Recorder:
         if placed is not None:
             found: tuple[Tensor, Tensor] = placed.plain
             return found
-        bound = inspect.signature(module.forward).bind(*args, **given)
-        named: dict[str, Any] = {**bound.arguments, **bound.arguments.get("kwargs", {})}
-        angles = named.get("position_embeddings")
+        again = named(module, args, given)
+        angles = again.get("position_embeddings")
         if angles is None:
             return None
         frame.again = True
-        changed = {"position_embeddings": zero_angles(type(module), angles)}
-        changed |= {name: None for name in CACHES if name in named}
-        bound.arguments |= {key: value for key, value in changed.items() if key in bound.arguments}
-        inside = bound.arguments.get("kwargs")
-        if inside is not None:
-            bound.arguments["kwargs"] = inside | {key: value for key, value in changed.items() if key in inside}
+        again["position_embeddings"] = zero_angles(type(module), angles)
+        again |= dict.fromkeys(CACHES & again.keys())
         with contextlib.suppress(_SeenEnoughError), torch.no_grad():
-            module.forward(*bound.args, **bound.kwargs)
+            module.forward(**again)
         frame.again = False
         return frame.plain
 
@@ -242,7 +237,7 @@ class _Recorder:
             key = wide(found_k.shared.out)[..., shared if order is None else shared.sort().values]
             latents, x = Latents(wide(x), wide(source), key), frame.x
             source = x
-        crosses = source.shape != x.shape or (source is not x and not torch.equal(source, x))
+        crosses = differ(source, x)
         opened = self.opened.get(module)
         if opened is None:
             own = 0 if found_k is None or found_k.shared is None else found_k.columns.shape[1]

@@ -6,7 +6,6 @@ padding, as ``position_ids`` say it, or drawn anew in training. A method that ad
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
@@ -16,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from headway.hf.calls import cache_in, named
 from headway.hf.embedded import Embedded, nothing
 from headway.hf.placed import Placed
-from headway.hf.recording import CACHES
 from headway.positions import Position
 from headway.shapes import HeadwayError
 
@@ -64,22 +63,20 @@ class Start:
 
     def enter(self, module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         """Before the stack runs."""
-        bound = inspect.signature(module.forward).bind(*args, **given)
-        named: dict[str, Any] = {**bound.arguments, **bound.arguments.get("kwargs", {})}
-        named.pop("kwargs", None)
-        ids, x = named.get("input_ids"), named.get("inputs_embeds")
+        asked = named(module, args, given)
+        ids, x = asked.get("input_ids"), asked.get("inputs_embeds")
         tokens = ids if x is None else x
         if not isinstance(tokens, Tensor):
             return None
-        past = next((named[name] for name in CACHES if named.get(name) is not None), None)
-        pos = self._read(_counted(tokens, named.get("attention_mask"), past), named, past)
+        past = cache_in(asked)
+        pos = self._read(_counted(tokens, asked.get("attention_mask"), past), asked, past)
         pos = self._drawn(pos, module, past)
         if self.shared is None or not self.shared.embeds:
             return None
         if x is None:
             self.pos = pos
             return None
-        return (), {**named, "inputs_embeds": self.shared.embed(x, pos)}
+        return (), {**asked, "inputs_embeds": self.shared.embed(x, pos)}
 
     def embed(self, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
         """After tokens were embedded."""
@@ -92,9 +89,9 @@ class Start:
         """After the stack has run, or failed to."""
         self.pos = None
 
-    def _read(self, pos: Tensor, named: dict[str, Any], past: Any) -> Tensor:
+    def _read(self, pos: Tensor, asked: dict[str, Any], past: Any) -> Tensor:
         """Positions as ``position_ids`` say them, where they are given."""
-        given = named.get("position_ids")
+        given = asked.get("position_ids")
         for layer in self.layers:
             layer.packed = False
         if not isinstance(given, Tensor) or given.shape[-1] != pos.shape[-1] or given.ndim != 2:
@@ -109,7 +106,7 @@ class Start:
         if not inside or bool((given == pos).all()):
             return given
         restarts = (given.diff(dim=1) == 1) | (given[:, 1:] == 0)
-        if past is not None or named.get("attention_mask") is not None or not bool(restarts.all()):
+        if past is not None or asked.get("attention_mask") is not None or not bool(restarts.all()):
             raise HeadwayError(
                 f"expected position_ids that count the tokens from 0, or from 0 in each packed document, because "
                 f"{inside[0].position.method_name()} was put in place of the model's own method, got others: leave "
@@ -167,11 +164,11 @@ def leave_out_vectors(model: PreTrainedModel, stack: ExitStack) -> None:
 
 def _at_the_start(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
     """A hook before an embedding that has an index for each row of its table, and so no more tokens than rows."""
-    named = inspect.signature(module.forward).bind(*args, **given).arguments
-    x = named.get("input_ids") if named.get("input_ids") is not None else named.get("inputs_embeds")
+    asked = named(module, args, given)
+    x = asked.get("input_ids") if asked.get("input_ids") is not None else asked.get("inputs_embeds")
     if not isinstance(x, Tensor):
         return None
-    return (), {**named, "position_ids": torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)}
+    return (), {**asked, "position_ids": torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)}
 
 
 class _Rowless(nn.Embedding):

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -32,12 +31,12 @@ from headway.hf.lazy_mask import LazyMask, headway_mask
 from headway.hf.placed import Placed
 from headway.hf.stack_start import Start, leave_out_vectors
 from headway.hf.watching import PLACED
-from headway.inspect.record import Layer, recorded
+from headway.inspect.record import Layer, Trace, recorded
 from headway.output import explained, write_output
 from headway.positions import Position
 from headway.positions.deberta import Deberta
 from headway.positions.registry import as_method, parse
-from headway.saving import fill, weights_of
+from headway.saving import fill, write_weights
 from headway.schema import Anything, Named, Record, Whole, check
 from headway.shapes import HeadShape, HeadwayError, brief
 from headway.strict_json import parse_json
@@ -106,9 +105,7 @@ class Swapped:
             name: {"method": method.spec(), "parameters": numbers.setdefault(id(method), len(numbers))}
             for name, method in self.methods.items()
         }
-        part = getattr(self.model, METHODS)
-        weights = {name: tensor.detach().contiguous().cpu() for name, tensor in weights_of(part).items()}
-        write_output(path / WEIGHTS, safetensors.torch.save(weights, {"format": "pt"}))
+        write_weights(getattr(self.model, METHODS), path / WEIGHTS)
         held = {"headway": __version__, "positions": methods}
         write_output(path / FILE, json.dumps(held, indent=1, ensure_ascii=False) + "\n")
         return path
@@ -133,19 +130,19 @@ def restore(model: PreTrainedModel, folder: Path) -> Swapped:
     with explained(f"reading {file}"):
         held = parse_json(file.read_bytes(), str(file))
     check(held, _SAVED, str(file))
-    seen = _seen(model)
+    seen = seen_in(model)
     if held["positions"].keys() != seen.keys():
         raise HeadwayError(f"expected a method for each attention of the model in {file}, got those of another model")
     made: dict[tuple[str, int], Position] = {}
-    methods = []
+    chosen = {}
     for name in seen:
         spec, number = held["positions"][name]["method"], held["positions"][name]["parameters"]
         if not isinstance(spec, str):
             raise HeadwayError(f"expected the text of a method for {name} in {file}, got {brief(spec)}")
         if (spec, number) not in made:
             made[spec, number] = parse(spec)
-        methods.append(made[spec, number])
-    swapped = swap_position(model, methods, quiet=True)
+        chosen[name] = made[spec, number]
+    swapped = _swapped(model, chosen, seen)
     try:
         fill(getattr(model, METHODS), folder, WEIGHTS)
     except HeadwayError:
@@ -190,8 +187,17 @@ def swap_position(model: PreTrainedModel, method: Methods, *, quiet: bool = Fals
         )
     if model.main_input_name != "input_ids" and model.config.model_type != "whisper":
         raise HeadwayError(f"expected a model that reads text, or Whisper, got {type(model).__name__}")
-    seen = _seen(model)
-    chosen = _chosen(model, method, seen)
+    seen = seen_in(model)
+    swapped = _swapped(model, _chosen(model, method, seen), seen)
+    if not quiet:
+        print(swapped)
+    return swapped
+
+
+def _swapped(
+    model: PreTrainedModel, chosen: Mapping[str, Position], seen: Mapping[str, tuple[Layer, Position]]
+) -> Swapped:
+    """Put a method in place of each attention's own."""
     with contextlib.ExitStack() as stack:
         done = accelerate(model, quiet=True)
         stack.callback(done.undo)
@@ -212,17 +218,18 @@ def swap_position(model: PreTrainedModel, method: Methods, *, quiet: bool = Fals
         _register(model, methods, stack)
         _check_removed(model, layers)
         had = {name: position.spec() for name, (_, position) in seen.items()}
-        swapped = Swapped(model, methods, had, stack.pop_all())
-    if not quiet:
-        print(swapped)
-    return swapped
+        return Swapped(model, methods, had, stack.pop_all())
 
 
-@torch.no_grad()
-def _seen(model: PreTrainedModel) -> dict[str, tuple[Layer, Position]]:
+def _sample(model: PreTrainedModel) -> Trace:
+    """A recorded pass of a few random tokens."""
+    return recorded(model, **random_inputs(model, 9, rows=1))
+
+
+def seen_in(model: PreTrainedModel) -> dict[str, tuple[Layer, Position]]:
     """A recorded layer of each attention, and what position it has; without cross-attention."""
     found = {}
-    for layer in recorded(model, **random_inputs(model, 9, rows=1)):
+    for layer in _sample(model):
         if not layer.crosses:
             found[layer.name] = (layer, layer.attention.position)
     if not found:
@@ -338,13 +345,12 @@ def _register(model: Any, methods: Mapping[str, Position], stack: contextlib.Exi
     stack.callback(setattr, model, "_keys_to_ignore_on_save", before)
 
 
-@torch.no_grad()
 def _check_removed(model: PreTrainedModel, layers: Mapping[str, Placed]) -> None:
     """See that nothing of the model's own position is left: with no method in place, nothing but masks is there."""
     for method in layers.values():
         method.off = True
     try:
-        trace = recorded(model, **random_inputs(model, 9, rows=1))
+        trace = _sample(model)
     finally:
         for method in layers.values():
             method.off = False

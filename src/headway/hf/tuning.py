@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from headway.hf.continuing import Continued
 from headway.hf.long_texts import accelerated
 from headway.hf.own_text import OwnText
 from headway.shapes import HeadwayError
@@ -21,19 +22,6 @@ from headway.training.settings import TrainSettings
 
 TUNING = "tuning"
 """Folder of the checkpoints of a tuning, removed when the tuned model is written."""
-
-
-class Logits(nn.Module):
-    """A model of transformers as a function from ids to logits."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits, (B, N, vocabulary)."""
-        found: Tensor = self.model(input_ids=tokens, use_cache=False).logits
-        return found
 
 
 def tune(
@@ -79,7 +67,7 @@ def tune(
     )
     with accelerated(tuned):
         extra = {"extension": dict(extension or {}), "text": digest(text.train, text.held_out)}
-        history = Trainer(Logits(tuned), batches, settings, folder=folder, on_progress=say, extra=extra).run()
+        history = Trainer(Continued(tuned, None), batches, settings, folder=folder, on_progress=say, extra=extra).run()
     if history.status != "done":
         where = "nothing was saved" if folder is None else f"run the same command to resume from {folder}"
         raise HeadwayError(

@@ -107,11 +107,16 @@ def explain(
     """
     if ids.ndim != 2 or len(ids) != 1:
         raise HeadwayError(f"expected token ids of one text, (1, N), got {tuple(ids.shape)}")
-    _check_length(ids.shape[1])
+    check_length(ids.shape[1])
     return walk_of(recorded(model, ids), labels, layer=layer, head=head, cell=cell)
 
 
-def _check_length(tokens: int) -> None:
+def check_length(tokens: int) -> None:
+    """Refuse a text too long to show every value of.
+
+    Raises:
+        HeadwayError: saying what to do.
+    """
     if not 1 <= tokens <= LONGEST:
         raise HeadwayError(
             f"expected a text of 1 to {LONGEST} tokens, because every value is shown, got {tokens}: give one sentence"
@@ -122,7 +127,7 @@ def walk_of(
     trace: Trace, labels: Sequence[str], *, layer: int = 0, head: int = 0, cell: tuple[int, int] | None = None
 ) -> dict[str, Any]:
     """As :func:`explain`, of a recorded pass over one text."""
-    _check_length(trace[0].queries)
+    check_length(trace[0].queries)
     if not 0 <= layer < len(trace):
         raise HeadwayError(f"expected a layer from 0 to {len(trace) - 1}, got {layer}")
     seen = Head(trace[layer], head)

@@ -110,16 +110,12 @@ class Layer(Displayed):
     @property
     def crosses(self) -> bool:
         """Whether keys belong to another sequence than queries."""
-        source, x = self.source, self.x
-        alike = source is x or (source.shape == x.shape and torch.equal(source, x))
-        return not alike and not self.attention.borrows
+        return not self.attention.borrows and differ(self.source, self.x)
 
     @property
     def latent_queries(self) -> bool:
         """Whether queries too are made of a latent vector, in latent attention."""
-        return self.latents is not None and not (
-            self.latents.q.shape == self.x.shape and torch.equal(self.latents.q, self.x.to(self.latents.q.dtype))
-        )
+        return self.latents is not None and differ(self.latents.q, self.x.to(self.latents.q.dtype))
 
     @property
     def heads(self) -> int:
@@ -328,6 +324,11 @@ def recorded(model: nn.Module, *args: Any, **given: Any) -> Trace:
     finally:
         model.train(training)
     return trace
+
+
+def differ(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors differ, in shape or in any entry."""
+    return a is not b and not (a.shape == b.shape and torch.equal(a, b))
 
 
 def wide(x: Tensor) -> Tensor:

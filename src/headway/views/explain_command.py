@@ -27,7 +27,7 @@ def command(
 ) -> None:
     """Walk through attention for one sentence: Q, K and V, one entry step by step, scaling, position, weights."""
     from headway.figures.words import LANGUAGES
-    from headway.inspect.explain import walk_of, words
+    from headway.inspect.explain import check_length, walk_of, words
     from headway.views.explain_text import walk_text
     from headway.views.question import Question
 
@@ -43,6 +43,7 @@ def command(
         say(note if isinstance(note, str) else note[language] for note in question.notes)
     screen = console()
     if html is None:
+        check_length(len(question.labels))  # before the model reads the text
         walk = walk_of(question.trace, question.labels, layer=layer, head=head)
         screen.print(walk_text(walk, screen.width, language))
     else:
