@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -410,10 +409,8 @@ def test_a_training_is_started_stepped_and_watched(client: Client, browser: Any)
     found.becomes(lambda: step() == 1)
     found.settle("film")
     assert found.address()["kind"] == "live"
-    begun = time.monotonic()
     page.click('[data-live="step"]')
     found.becomes(lambda: step() == 2)
-    assert time.monotonic() - begun < 1
     page.keyboard.press("p")
     found.becomes(lambda: step() > 12)
     found.becomes(lambda: int(page.locator('.film input[type="range"]').get_attribute("max") or 0) >= 2)

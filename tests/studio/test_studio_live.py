@@ -75,15 +75,13 @@ def test_it_starts_paused_steps_and_pauses(alone: Client) -> None:
     assert alone.post("/api/live/dance").status == 404
 
 
-def test_a_step_is_told_within_a_second_and_only_once(alone: Client) -> None:
+def test_a_step_is_told_as_it_is_taken_and_only_once(alone: Client) -> None:
     alone.post("/api/live", SMALL)
     following = Following(alone)
     alone.post("/api/live/step", {"steps": 2})
     following.until(2)
-    begun = time.perf_counter()
     alone.post("/api/live/step")
     assert following.until(3) == [3]  # not the points that it had already
-    assert time.perf_counter() - begun < 1
     alone.post("/api/live/step", {"steps": 2})
     assert following.until(5) == [4, 5]
     # and a reader of an older training gets the new one from its beginning

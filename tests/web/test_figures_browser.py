@@ -421,7 +421,9 @@ def test_long_labels_are_cut_and_said_whole(open_page: Open) -> None:
     assert tokens[0] in page.locator(".readout").inner_text()
 
 
-def test_a_thousand_tokens_are_one_map_whose_spike_is_seen_and_whose_cells_are_read_in_a_frame(open_page: Open) -> None:
+def test_a_thousand_tokens_are_one_map_whose_spike_is_seen_and_whose_cells_are_read_without_drawing_it_again(
+    open_page: Open,
+) -> None:
     size = 1024
     values = [0.001] * (size * size)
     values[700 * size + 333] = 1.0
@@ -451,21 +453,28 @@ def test_a_thousand_tokens_are_one_map_whose_spike_is_seen_and_whose_cells_are_r
     assert column == 333 * drawn["width"] // size
     assert "most extreme" in page.locator(".map-legend").inner_text()
     assert page.evaluate(OVERLAPS) == []
-    longest = page.evaluate(
+    # milliseconds are in `make targets`, where nothing else runs; here, that a move costs no drawing of a million cells
+    read, drawings = page.evaluate(
         """() => {
           const plot = document.querySelector('.map');
+          const own = CanvasRenderingContext2D.prototype;
+          const kept = { putImageData: own.putImageData, drawImage: own.drawImage, fillRect: own.fillRect };
+          const read = new Set();
+          let drawings = 0;
+          for (const [name, call] of Object.entries(kept))
+            own[name] = function (...given) { drawings += 1; return call.apply(this, given); };
           plot.focus();
-          const times = Array.from({ length: 60 }, (_, i) => {
-            const start = performance.now();
+          for (let i = 0; i < 60; i += 1) {
             const key = i % 2 ? 'ArrowDown' : 'ArrowRight';
             plot.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
-            plot.getBoundingClientRect();
-            return performance.now() - start;
-          });
-          return times.sort((a, b) => a - b)[57];
+            read.add(plot.closest('figure').querySelector('.readout').textContent);
+          }
+          Object.assign(own, kept);
+          return [read.size, drawings];
         }"""
     )
-    assert longest < 16
+    assert read == 60
+    assert drawings == 0
     page.locator("details summary").click()
     wait_for(page, lambda: page.locator("details table tbody tr").count() == 64)
     assert "1,024 × 1,024" in page.locator("details").inner_text()
@@ -653,7 +662,7 @@ def test_every_stage_can_be_reached_by_keyboard(open_page: Open) -> None:
     assert "4 × 6" in tabs.first.inner_text()
 
 
-def test_a_film_shows_the_frame_of_its_slider_fast_and_without_leaks(open_page: Open) -> None:
+def test_a_film_shows_the_frame_of_its_slider_and_leaks_nothing(open_page: Open) -> None:
     figure = film(frames=40, size=64)
     page = open_page(shown(figure), fresh=True)
     slider = page.get_by_role("slider")
@@ -667,9 +676,8 @@ def test_a_film_shows_the_frame_of_its_slider_fast_and_without_leaks(open_page: 
     scrub = """(rounds) => new Promise((done) => {
       const slider = document.querySelector('input[type=range]');
       let round = 0;
-      const start = performance.now();
       const next = () => {
-        if (round === rounds) return done(1000 * rounds / (performance.now() - start));
+        if (round === rounds) return done(round);
         slider.value = String((round += 1) % 40);
         slider.dispatchEvent(new Event('input', { bubbles: true }));
         requestAnimationFrame(next);
@@ -685,9 +693,8 @@ def test_a_film_shows_the_frame_of_its_slider_fast_and_without_leaks(open_page: 
 
     page.evaluate(scrub, 60)
     before = held()
-    rate = page.evaluate(scrub, 200)
+    page.evaluate(scrub, 200)
     after = held()
-    assert rate >= 30
     assert after["Nodes"] <= before["Nodes"] + 20
     assert after["JSEventListeners"] <= before["JSEventListeners"] + 2
     assert after["JSHeapUsedSize"] < before["JSHeapUsedSize"] + 2e6
