@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import transformers as hf
 from common import refusal
@@ -19,6 +21,7 @@ from headway.hf.float64 import in_float64
 from headway.hf.swap import METHODS, swap_position
 from headway.inspect import recorded, split
 from headway.positions.registry import methods
+from headway.shapes import HeadwayError
 
 SAME: dict[str, Any] = {
     "llama": "rotary",
@@ -128,6 +131,40 @@ def test_it_trains_and_is_saved(tmp_path: Path) -> None:
     without = auto.from_pretrained(tmp_path, dtype=torch.float64)  # warnings are errors
     done.undo()
     assert far(run(without, given), run(model, given)) < 1e-14
+
+
+@pytest.mark.filterwarnings("ignore")  # Trainer warns of what this machine lacks
+def test_a_trainers_checkpoint_holds_the_methods_or_is_refused(tmp_path: Path) -> None:
+    rows = [{"input_ids": tokens(1, 12, seed=i)[0], "labels": tokens(1, 12, seed=i)[0]} for i in range(8)]
+    made: dict[str, Any] = {"per_device_train_batch_size": 4, "learning_rate": 1e-2, "report_to": [], "use_cpu": True}
+    first = hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL))
+
+    def trained(resume: str | None = None, **more: Any) -> Any:
+        model = copy.deepcopy(first)
+        torch.manual_seed(0)
+        swap_position(model, "fire", quiet=True)
+        folder = str(tmp_path / "trained")
+        options = hf.TrainingArguments(output_dir=folder, max_steps=4, save_steps=2, disable_tqdm=True, **made)
+        trainer = hf.Trainer(model=model, args=options, train_dataset=rows)
+        trainer.train(resume_from_checkpoint=resume)
+        return model
+
+    whole = trained()
+    checkpoint = tmp_path / "trained" / "checkpoint-2"
+    moved = safetensors.torch.load_file(checkpoint / "model.safetensors")
+    names = [name for name in whole.state_dict() if name.startswith(METHODS)]
+    assert any(not torch.equal(moved[name], whole.state_dict()[name]) for name in names)
+    resumed = trained(str(checkpoint))
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+    with pytest.raises(HeadwayError, match="got their weights alone"):
+        headway.hf.load(checkpoint)
+    safetensors.torch.save_file(
+        {name: value for name, value in moved.items() if name not in names},
+        checkpoint / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(HeadwayError, match="expected the parameters of the swapped position methods"):
+        trained(str(checkpoint))
 
 
 def test_gradients_are_those_of_headways_own_layer() -> None:

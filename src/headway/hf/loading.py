@@ -24,7 +24,7 @@ from headway.characters import shortened
 from headway.hf.accelerate import check_version
 from headway.hf.folder import Folder, read_folder
 from headway.hf.inputs import of_family
-from headway.hf.swap import FILE, restore
+from headway.hf.swap import FILE, METHODS, restore
 from headway.schema import Anything, Named
 from headway.shapes import HeadwayError, brief
 from headway.training.files import read_json
@@ -75,12 +75,17 @@ def load(path: str | Path | PreTrainedModel) -> PreTrainedModel:
     missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise HeadwayError(f"expected every weight of {kind.__name__} in {path}, got none for {_listed(missing)}")
-    beyond = sorted(name for name in loaded[1]["unexpected_keys"] if re.search(r"\.\d+\.", name))
+    left = sorted(loaded[1]["unexpected_keys"])
+    if any(name.startswith(f"{METHODS}.") for name in left):
+        raise HeadwayError(
+            f"expected a {FILE} that names the position methods in {path}, got their weights alone: Swapped.save "
+            f"writes both; a trainer resumes its own checkpoints, in a model whose positions were swapped"
+        )
+    beyond = [name for name in left if re.search(r"\.\d+\.", name)]
     if beyond:
         raise HeadwayError(
             f"expected weights of the layers that {path}/config.json has, got others too: {_listed(beyond)}"
         )
-    left = sorted(loaded[1]["unexpected_keys"])
     if left:  # such as a head that the architecture lacks
         LOG.warning("left out of %s, which has no such part: %s", kind.__name__, _listed(left))
     if (folder.path / FILE).is_file():

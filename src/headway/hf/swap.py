@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,8 @@ class Swapped:
             folder: where; made if it is not there.
         """
         path = Path(folder)
-        self.model.save_pretrained(path)
+        with _left_out(self.model):
+            self.model.save_pretrained(path)
         numbers: dict[int, int] = {}
         methods = {
             name: {"method": method.spec(), "parameters": numbers.setdefault(id(method), len(numbers))}
@@ -155,7 +156,9 @@ def swap_position(model: PreTrainedModel, method: Methods, *, quiet: bool = Fals
     """Replace the position method of a model's attentions by one of headway's, in place.
 
     The model's own parameters, names and files stay as they are. Parameters of the new method belong to the model, as
-    ``model.headway_positions``, so that optimisers find them; ``save_pretrained`` leaves them out. A method that the
+    ``model.headway_positions``, so that optimisers find them, and ``state_dict`` and a trainer's checkpoints hold them;
+    a state dict without them is refused while they are trained. :meth:`Swapped.save` writes them beside the model, and
+    what they are, for :func:`headway.hf.load`. A method that the
     model has already, with the same settings, takes over the model's own values. Attention to another sequence (cross
     attention) is left alone.
 
@@ -335,14 +338,35 @@ def _stacks(model: PreTrainedModel, methods: Mapping[str, Position]) -> list[tup
 
 
 def _register(model: Any, methods: Mapping[str, Position], stack: contextlib.ExitStack) -> None:
-    """The methods' parameters as a part of the model that is not saved with it."""
+    """The methods' parameters as a part of the model."""
     unique = {id(method): (name, method) for name, method in reversed(list(methods.items()))}
     part = nn.ModuleDict({name.replace(".", "_"): method for name, method in unique.values()})
+    part.register_load_state_dict_pre_hook(_complete)
     model.add_module(METHODS, part)
     stack.callback(delattr, model, METHODS)
+
+
+def _complete(part: nn.Module, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+    """Refuse a state dict that would leave trained methods as they are, which trainers load without a word."""
+    trained = [name for name, one in part.named_parameters() if one.requires_grad]
+    lost = [name for name in trained if prefix + name not in state]
+    if lost:
+        raise HeadwayError(
+            f"expected the parameters of the swapped position methods in the state dict, got no {prefix}{lost[0]}: "
+            f"load a state dict of the swapped model; or load the model's own weights before swap_position"
+        )
+
+
+@contextlib.contextmanager
+def _left_out(model: Any) -> Iterator[None]:
+    """Let ``save_pretrained`` write the model's own weights alone."""
     before = model._keys_to_ignore_on_save
-    model._keys_to_ignore_on_save = {*(before or ()), *(f"{METHODS}.{name}" for name in part.state_dict())}
-    stack.callback(setattr, model, "_keys_to_ignore_on_save", before)
+    own = (f"{METHODS}.{name}" for name in getattr(model, METHODS).state_dict())
+    model._keys_to_ignore_on_save = {*(before or ()), *own}
+    try:
+        yield
+    finally:
+        model._keys_to_ignore_on_save = before
 
 
 def _check_removed(model: PreTrainedModel, layers: Mapping[str, Placed]) -> None:
