@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import headway
 from headway.cli import app
 from headway.hf.reading import Reader, reader
 from headway.inspect import Trace, recorded
+from headway.inspect.head import Head
 from headway.studio.fields import asked
 from headway.studio.library import Heavy, Library
 from headway.views import CROSS, view
@@ -120,6 +122,64 @@ def test_cross_attention_of_headways_own_layers() -> None:
     texts = {text.get_text() for axes in drawing.axes for text in axes.get_xticklabels()}
     assert any("key" in text for text in texts)
     assert isinstance(trace, Trace)
+
+
+def scores(trace: Any, layer: int = 0) -> Any:
+    return Head(trace[layer], 1).scores
+
+
+def test_a_checkpoint_is_looked_at_after_a_change(gpt: Path, both: Reader, tmp_path: Path) -> None:
+    opened = reader(gpt)
+    asked = opened.question(TEXT, layer=1, head=1)
+    ids = opened.tokens(TEXT)[0]
+    changes = asked.recording.changes
+    assert changes is not None
+    there = torch.arange(ids.shape[1])[None] + 5
+    assert torch.equal(scores(changes.shifted(5)), scores(recorded(opened.model, ids, position_ids=there)))
+    assert "nothing changes" not in view("whatif", asked).finding["en"]  # a learned table
+    order = torch.arange(ids.shape[1]).flip(0)
+    assert torch.equal(scores(changes.shuffled(order)), scores(recorded(opened.model, ids[:, order])))
+    trace, made = changes.swapped("alibi")
+    assert not made
+    assert trace[1].attention.position.spec() == "alibi"
+    assert torch.equal(scores(recorded(opened.model, ids)), scores(asked.trace))  # and it is taken back
+    said = view("whatif", replace(asked, options={"change": "swap", "position": "fire"}))
+    assert "untrained" in said.notes[0]["en"]
+    llama = hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL | {"vocab_size": 260}))
+    turned = reader(save(tmp_path / "llama", randomised(llama))).question(TEXT, head=1)
+    assert "nothing changes" in view("whatif", turned).finding["en"]
+    encoder = both.question(TEXT, head=1)
+    assert encoder.recording.changes is not None
+    assert len(encoder.recording.changes.shuffled(order)) == len(encoder.trace)
+    with refusal("expected a model to which positions can be given, got t5, which counts them itself", whole=False):
+        view("whatif", encoder)
+
+
+def test_roberta_counts_from_its_own_first_position(tmp_path: Path) -> None:
+    sizes = SMALL | {"vocab_size": 260, "pad_token_id": 1, "max_position_embeddings": 64}
+    opened = reader(save(tmp_path / "roberta", randomised(hf.RobertaForMaskedLM(hf.RobertaConfig(**sizes)))))
+    changes = opened.question(TEXT).recording.changes
+    ids = opened.tokens(TEXT)[0]
+    assert changes is not None
+    there = torch.arange(ids.shape[1])[None] + 2 + 3
+    assert torch.equal(scores(changes.shifted(3)), scores(recorded(opened.model, ids, position_ids=there)))
+
+
+def test_the_studio_swaps_the_position_of_a_checkpoint(gpt: Path) -> None:
+    library = Library([gpt], quick=False)
+    run = next(iter(library.entries()))
+    given = {"text": TEXT, "model": {"run": run}, "layer": 1, "head": 1}
+
+    def question(**more: Any) -> Question:
+        return library.question(asked(given | more), lambda text: pytest.fail(text))
+
+    beside = question(view="sidebyside", others=[{"fresh": {"position": "alibi"}}, {"fresh": {"position": "t5"}}])
+    assert [one.position.spec() for one in beside.others] == ["alibi", "t5"]
+    assert [bool(one.notes) for one in beside.others] == [False, True]
+    assert len(view("sidebyside", beside).figures[0].columns) == 3
+    view("whatif", question(view="whatif", options={"change": "swap", "position": "rotary"}))
+    with refusal("expected a model of at most", whole=False):
+        question(view="whatif", options={"change": "swap", "position": "learned(max_length=1000000000)"})
 
 
 def test_unknown_tokens_are_said(tmp_path: Path) -> None:

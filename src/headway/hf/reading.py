@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from headway.figures.values import Said, both
 from headway.hf.loading import load
+from headway.hf.swap import METHODS, swap_position
+from headway.init import seeded
 from headway.inspect.record import Layer, Trace, recorded
 from headway.shapes import HeadwayError
 from headway.views.question import Question, Recording
@@ -83,8 +86,7 @@ class Reader:
         if not self.model.config.is_encoder_decoder:
             if part is not None or target is not None:
                 raise HeadwayError(f"expected no part or target, got one: {self.name} is no encoder-decoder")
-            layers = self._recorded(**given)
-            return replace(self._about(layers, labels, layer, head), notes=self.unknown(ids, labels))
+            return replace(self._about(Text(self, given), labels, layer, head), notes=self.unknown(ids, labels))
         part = part or ("encoder" if target is None else "decoder")
         if part not in PARTS:
             raise HeadwayError(f"expected part {', '.join(PARTS)}, got {part!r}")
@@ -93,12 +95,8 @@ class Reader:
         first = 0 if start is None else start
         given["decoder_input_ids"] = torch.nn.functional.pad(after, (1, 0), value=first).to(self.model.device)
         of_decoder = [self.tokenizer.convert_ids_to_tokens(first) or "<start>", *names]
-        kinds: dict[str, list[Layer]] = {name: [] for name in PARTS}
-        for each in self._recorded(**given):
-            of_encoder = "decoder" not in each.name.split(".")
-            kinds["cross" if each.crosses else "encoder" if of_encoder else "decoder"].append(each)
         keys = labels if part == "cross" else None
-        found = self._about(kinds[part], labels if part == "encoder" else of_decoder, layer, head, keys)
+        found = self._about(Text(self, given, part), labels if part == "encoder" else of_decoder, layer, head, keys)
         return replace(found, notes=self.unknown(ids, labels))
 
     def unknown(self, ids: Int[Tensor, "1 tokens"], labels: Sequence[str]) -> tuple[Said, ...]:
@@ -112,20 +110,92 @@ class Reader:
         shown = " ".join(words[:8]) + (" …" if len(words) > 8 else "")
         return (both("hf.unknown", n=len(lacking), of=len(labels), token=self.tokenizer.unk_token, words=shown),)
 
-    def _recorded(self, **given: Tensor) -> list[Layer]:
+    def _about(self, text: Text, labels: list[str], layer: int, head: int, keys: list[str] | None = None) -> Question:
+        recording = Recording(trace=text.recorded(), changes=text)
+        return Question(recording, labels, name=self.name, layer=layer, head=head, keys=keys)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that a model reads; see :class:`headway.views.question.Changes`.
+
+    Args:
+        reader: of the model.
+        given: ids of the text, and of what a decoder reads.
+        part: of an encoder-decoder, whose attentions are looked at; "" of another model.
+    """
+
+    reader: Reader
+    given: dict[str, Tensor]
+    part: str = ""
+
+    def recorded(self, **more: Tensor) -> Trace:
+        """The attentions of the part.
+
+        Args:
+            more: given to the model too, or instead.
+
+        Raises:
+            HeadwayError: when the model cannot read so many tokens.
+        """
+        given = self.given | more
         try:
-            return list(recorded(self.model, **given))
+            trace = recorded(self.reader.model, **given)
         except HeadwayError:
             raise
         except (IndexError, RuntimeError, ValueError) as error:  # e.g. positions beyond a learned table
             sizes = " and ".join(f"{x.shape[1]:,}" for x in given.values())
-            raise HeadwayError(f"expected a text that {self.name} can read, got {sizes} tokens: {error}") from error
+            raise HeadwayError(
+                f"expected a text that {self.reader.name} can read, got {sizes} tokens: {error}"
+            ) from error
+        return Trace([layer for layer in trace if not self.part or _part(layer) == self.part])
 
-    def _about(
-        self, layers: Sequence[Layer], labels: list[str], layer: int, head: int, keys: list[str] | None = None
-    ) -> Question:
-        recording = Recording(trace=Trace(list(layers)))
-        return Question(recording, labels, name=self.name, layer=layer, head=head, keys=keys)
+    def shifted(self, by: int) -> Trace:
+        """All positions + ``by``.
+
+        Raises:
+            HeadwayError: when the model takes no positions, or not so large ones.
+        """
+        model: Any = self.reader.model
+        takes = "position_ids" in inspect.signature(model.forward).parameters
+        here = torch.arange(self.given["input_ids"].shape[1], device=model.device)[None]
+        if takes and not self.part:
+            before = self.recorded()
+            for first in dict.fromkeys((0, (model.config.pad_token_id or 0) + 1)):  # RoBERTa counts from there
+                if _alike(before, self.recorded(position_ids=here + first)):
+                    return self.recorded(position_ids=here + first + by)
+        raise HeadwayError(
+            f"expected a model to which positions can be given, got {self.reader.name}, which counts them itself: "
+            f"choose another change"
+        )
+
+    def shuffled(self, order: Tensor) -> Trace:
+        """The tokens in another order."""
+        key = "decoder_input_ids" if self.part == "decoder" else "input_ids"
+        return self.recorded(**{key: self.given[key][:, order.to(self.given[key].device)]})
+
+    def swapped(self, spec: str) -> tuple[Trace, bool]:
+        """The model with another position method, which is taken back, and whether that has (untrained) parameters.
+
+        Raises:
+            HeadwayError: when the model's own method cannot be removed, or the method does not fit.
+        """
+        with seeded(0):
+            done = swap_position(self.reader.model, spec, quiet=True)
+        try:
+            new = any(True for _ in getattr(self.reader.model, METHODS).parameters())
+            return self.recorded(), new
+        finally:
+            done.undo()
+
+
+def _part(layer: Layer) -> str:
+    """The part of an encoder-decoder to which an attention belongs."""
+    return "cross" if layer.crosses else "decoder" if "decoder" in layer.name.split(".") else "encoder"
+
+
+def _alike(one: Trace, other: Trace) -> bool:
+    return all(torch.equal(a.q, b.q) and torch.equal(a.call.q, b.call.q) for a, b in zip(one, other, strict=True))
 
 
 def reader(path: str | Path) -> Reader:

@@ -18,6 +18,7 @@ from torch import Tensor
 from headway.compare.cells import CELL, RESULTS
 from headway.compare.claims import superseded
 from headway.compare.page import page
+from headway.figures.values import both
 from headway.init import seeded
 from headway.inspect.explain import words
 from headway.inspect.watch import MATRICES, Watch
@@ -40,6 +41,7 @@ from headway.training.run import passed_over
 from headway.training.watching import load_watch
 from headway.transformer import Transformer
 from headway.views import Question
+from headway.views.question import Recording
 from headway.views.questions import CHECKPOINTS, is_checkpoint
 
 T = TypeVar("T")
@@ -229,9 +231,7 @@ class Library:
         """The view's own options; "sample" stands for windows of the built-in text, which a page cannot send."""
         options = dict(asked.options)
         if isinstance(swapped := options.get("position"), str):
-            config = {**base.model.config.plain(), "position": swapped, "share_position": None}
-            numbers = LIMITS["parameters"] + sum(p.numel() for p in base.model.parameters())
-            check_size(config, tokens=len(base.labels), parameters=numbers, most=MEMORY + 4 * numbers)
+            _check_swap(base, swapped)
         if options.pop("sample", None) != "windows":
             return options
         if isinstance(asked.model, Fresh):
@@ -260,9 +260,20 @@ class Library:
 
     def _beside(self, model: Fresh, like: Question) -> Question:
         """About a fresh model that reads the tokens of another question."""
+        if like.recording.changes is not None:
+            return self._swapped(model, like)
         vocabulary, count = like.model.stack.embedding.num_embeddings, len(like.labels)
         self._weighed(checked_size(model, vocabulary, count))
         return Question.of(_made(model, vocabulary, count), like.ids, like.labels, name=str(model.config.position))
+
+    def _swapped(self, model: Fresh, like: Question) -> Question:
+        """About a checkpoint whose position method is that of a fresh model."""
+        assert like.recording.changes is not None
+        spec = str(model.config.position)
+        _check_swap(like, spec)
+        trace, made = like.recording.changes.swapped(spec)
+        notes = (both("whatif.swap.fresh", spec=spec),) if made else ()
+        return Question(Recording(trace=trace), like.labels, name=f"{like.name}, {spec}", notes=notes)
 
     def _trained(self, model: OfRun, text: str, longest: int) -> Question:
         path = self._entry(model.id, MODELS).path
@@ -318,6 +329,20 @@ STORED = 2**25
 
 class Heavy(Exception):
     """Raised before anything is made: this view takes long, and belongs to a library that may take long."""
+
+
+def _check_swap(question: Question, spec: str) -> None:
+    """Refuse a position method that would make a model too large, before it is made."""
+    model, layers = question.recording.model, len(question.attentions)
+    if model is None:  # a model of the checkpoint's widths
+        shape = question.attentions[0].shape
+        dim = shape.heads * shape.head_dim
+        config: dict[str, Any] = {"vocab": 1, "dim": dim, "layers": layers, "heads": shape.heads}
+        held = 16 * layers * dim**2
+    else:
+        config, held = {**model.config.plain(), "share_position": None}, sum(p.numel() for p in model.parameters())
+    numbers = LIMITS["parameters"] + held
+    check_size(config | {"position": spec}, tokens=len(question.labels), parameters=numbers, most=MEMORY + 4 * numbers)
 
 
 def tokens(vocabulary: Vocabulary, text: str) -> tuple[Tensor, list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,12 +11,12 @@ from headway.figures.values import Columns, Said, View, both
 from headway.figures.words import number
 from headway.init import seeded
 from headway.inspect.head import Head
-from headway.inspect.record import recorded
+from headway.inspect.record import Trace, recorded
 from headway.positions import parse
 from headway.shapes import HeadwayError
 from headway.transformer import Transformer
 from headway.views.attending import WHAT, choice_of, link
-from headway.views.question import Question, Recording
+from headway.views.question import Changes, Question
 from headway.views.to_figures import Window, pairs, refuse_beyond, spans, stepped, told
 
 VIEWS = ("whatif",)
@@ -93,8 +93,7 @@ def _shift(question: Question, what: str) -> Changed:
     by = _whole(question, "by", SHIFT)
     if by < 0:
         raise HeadwayError(f"expected the option 'by' of at least 0, because positions start at 0, got {by}")
-    pos = torch.arange(len(question.labels), device=question.ids.device) + by
-    head = Head(recorded(question.model, question.ids, pos=pos[None])[question.layer], question.head)
+    head = Head(_changes(question).shifted(by)[question.layer], question.head)
     return getattr(head, what), head.seen, both("whatif.shift", by=by), []
 
 
@@ -102,7 +101,7 @@ def _shuffle(question: Question, what: str) -> Changed:
     """The same tokens in another order; rows and columns come back in the order of the text."""
     generator = torch.Generator().manual_seed(_whole(question, "seed", 0))
     order = torch.randperm(len(question.labels), generator=generator)
-    head = Head(recorded(question.model, question.ids[:, order])[question.layer], question.head)
+    head = Head(_changes(question).shuffled(order)[question.layer], question.head)
     back = order.argsort()
     sentence = " ".join(question.labels[place] for place in order.tolist()[:12]) + (" …" if len(order) > 12 else "")
     notes: list[Said] = [both("whatif.shuffle.note", order=sentence)]
@@ -118,12 +117,34 @@ def _swap(question: Question, what: str) -> Changed:
             f"expected the option 'position', a method such as alibi, to swap {question.position.spec()} for, "
             f"got {spec!r}"
         )
-    model, made = swapped(question.model, spec)
-    other = replace(question, recording=Recording(model, question.ids))
-    head = Head(other.seen, question.head)
+    trace, made = _changes(question).swapped(spec)
+    head = Head(trace[question.layer], question.head)
     notes: list[Said] = [both("whatif.swap.fresh", spec=spec)] if made else []
     change = both("whatif.swap", old=question.position.spec(), new=parse(spec).spec())
     return getattr(head, what), head.seen, change, notes
+
+
+def _changes(question: Question) -> Changes:
+    return question.recording.changes or _Ours(question.model, question.ids)
+
+
+@dataclass(frozen=True)
+class _Ours:
+    """A model of headway's own; see :class:`Changes`."""
+
+    model: Transformer
+    ids: Tensor
+
+    def shifted(self, by: int) -> Trace:
+        pos = torch.arange(self.ids.shape[1], device=self.ids.device) + by
+        return recorded(self.model, self.ids, pos=pos[None])
+
+    def shuffled(self, order: Tensor) -> Trace:
+        return recorded(self.model, self.ids[:, order])
+
+    def swapped(self, spec: str) -> tuple[Trace, bool]:
+        model, made = swapped(self.model, spec)
+        return recorded(model, self.ids), made
 
 
 def swapped(model: Transformer, spec: str, seed: int = 0) -> tuple[Transformer, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -19,6 +19,19 @@ from headway.shapes import HeadwayError
 from headway.transformer import Transformer
 
 
+class Changes(Protocol):
+    """A text recorded anew after a change, by a model that is not headway's own."""
+
+    def shifted(self, by: int) -> Trace:
+        """All positions + ``by``."""
+
+    def shuffled(self, order: Tensor) -> Trace:
+        """The tokens in another order, (N,)."""
+
+    def swapped(self, spec: str) -> tuple[Trace, bool]:
+        """Another position method, and whether it has (untrained) parameters."""
+
+
 class Recording:
     """The inputs of attention for one text: of a model, recorded on first use, or of a recorded pass alone.
 
@@ -26,15 +39,22 @@ class Recording:
         model: a decoder or an encoder; None for a recorded pass alone.
         ids: token ids, (1, N).
         trace: the pass, if already recorded.
+        changes: how the pass is recorded anew after a change, without a model of headway's own.
     """
 
-    def __init__(self, model: Transformer | None = None, ids: Tensor | None = None, trace: Trace | None = None) -> None:
+    def __init__(
+        self,
+        model: Transformer | None = None,
+        ids: Tensor | None = None,
+        trace: Trace | None = None,
+        changes: Changes | None = None,
+    ) -> None:
         if model is None and not trace:
             raise HeadwayError("expected a trace of a pass, got an empty one: call the model while it records")
         if model is not None and (ids is None or ids.ndim != 2 or len(ids) != 1 or ids.shape[1] < 1):
             got = None if ids is None else tuple(ids.shape)
             raise HeadwayError(f"expected token ids of one text, (1, N), got {got}")
-        self.model, self.ids, self._trace = model, ids, trace
+        self.model, self.ids, self._trace, self.changes = model, ids, trace, changes
 
     @property
     def trace(self) -> Trace:
