@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,7 +76,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "roberta": ({"pad_token_id": 1}, {"learned(max_length=62)"}),
     "albert": ({"embedding_size": 16}, {LEARNED}),
     "electra": ({"embedding_size": 16}, {LEARNED}),
-    "deberta-v2": (DEBERTA | {"max_relative_positions": 20}, {"own"}),
+    "deberta-v2": (DEBERTA | {"max_relative_positions": 20}, {"deberta(clip=20, buckets=8, reverse=False)"}),
     "modernbert": ({"local_attention": 6}, {"rotary", "rotary(base=160000.0)"}),
     "vit": (IMAGE, {"learned(max_length=17)"}),
     "bart": (BOTH, {LEARNED, "none"}),
@@ -159,7 +160,7 @@ def look(layer: Layer) -> None:
     parts = split(layer)
     assert far(parts.total, layer.scores()) < 1e-10
     turned = layer.q.shape == layer.call.q.shape and not torch.equal(layer.q, layer.call.q)
-    assert turned == (maps(attention.position) and attention.position.method_name() != "deberta")
+    assert turned == maps(attention.position)
     assert layer.k is not None
     clip = 0.8 if "olmo" in type(attention.__dict__["module"]).__module__.split(".") else None
     sources = {"q": layer.x if layer.latents is None else layer.latents.q}
@@ -302,3 +303,25 @@ def test_refusals() -> None:
     with refusal("leave output_attentions out", whole=False):
         recorded(model, tokens(1, N), output_attentions=True)
     assert model.config._attn_implementation in ("eager", "sdpa")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_both_versions_of_deberta_are_one_method(shared: bool) -> None:
+    sizes = SMALL | DEBERTA | {"max_relative_positions": 11}
+    first = {name: value for name, value in sizes.items() if name != "position_buckets"}
+    for config in (hf.DebertaConfig(**first), hf.DebertaV2Config(**sizes | {"share_att_key": shared})):
+        model: Any = randomised(hf.AutoModel.from_config(config))
+        layer = recorded(model, tokens(1, 2 * N))[1]
+        position = layer.attention.position
+        assert position.method_name() == "deberta"
+        assert far(position.rotate(layer.q, layer.k, layer.call.q_pos, layer.call.k_pos)[0], layer.call.q) < 1e-7
+        made = replace(layer, call=replace(layer.call, terms=tuple(terms_of(layer))))
+        assert far(made.scores(), layer.scores()) < 1e-6
+
+
+def terms_of(layer: Layer) -> Any:
+    """The terms of a recorded layer's scores, by its position method."""
+    call = layer.call
+    assert layer.k is not None
+    q, k = layer.attention.position.rotate(layer.q, layer.k, call.q_pos, call.k_pos)
+    return layer.attention.position.prepare(q, k, call.q_pos, call.k_pos, call.scale)[2]

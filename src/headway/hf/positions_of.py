@@ -7,6 +7,7 @@ that does not agree is not shown under that name.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from headway.backends.base import Call
 from headway.hf.accelerate import attentions_of
 from headway.hf.embedded import Embedded
+from headway.hf.families.deberta import deberta_values
 from headway.hf.watching import PLACED
 from headway.init import seeded
 from headway.positions import Position, layers_from_hf, parse
+from headway.positions.deberta import Deberta
 from headway.positions.interchange import from_hf
 from headway.positions.learned import Learned
 from headway.positions.swin import Swin
@@ -69,7 +72,7 @@ class PositionsOf:
     """
 
     def __init__(self, model: nn.Module, embedded: Embedded) -> None:
-        self.embedded = embedded
+        self.model, self.embedded = model, embedded
         self.configs = {module: config for config, found in attentions_of(model) for _, module in found}
         self.shared: dict[tuple[Any, ...], Position] = {}
 
@@ -101,9 +104,13 @@ class PositionsOf:
             position = self.shared.get(key)
             if position is None:
                 try:
-                    width = shape if table is None else replace(shape, dim=table.shape[1])
+                    width = shape.dim
+                    if isinstance(found, Learned) and table is not None:
+                        width = table.shape[1]
+                    elif isinstance(found, Deberta):
+                        width += 1  # for the biases of the model's products
                     with seeded(0):  # values that are replaced; the caller's generator is left alone
-                        position = found.fresh().attach(width if isinstance(found, Learned) else shape)
+                        position = found.fresh().attach(replace(shape, dim=width))
                     self._fill(position, module, table)
                 except (HeadwayError, RuntimeError, AttributeError):
                     continue
@@ -153,6 +160,8 @@ class PositionsOf:
             case Swin():
                 sides = (2 * position.height - 1, 2 * position.width - 1)
                 values = {"weight": owner.relative_position_bias_table.T.unflatten(1, sides)}
+            case Deberta():
+                values = deberta_values(module, self.model)
         missing = dict(position.named_parameters()).keys() - values.keys()
         if missing:
             raise HeadwayError(f"expected a method whose parameters are found in the model, got {position.spec()}")
@@ -169,12 +178,27 @@ def _owner(position: Position, module: Any, configs: dict[nn.Module, Any]) -> An
             return next((x for x in have if getattr(x, "relative_attention_bias", None) is not None), module)
         case Swin():
             return getattr(module, "relative_position_bias", module)
+        case Deberta():
+            return module
     return None
+
+
+def as_method(position: Position, q: Tensor, call: Call) -> tuple[Tensor, Call]:
+    """Queries before position, and what attention was given, divided as the method does: DeBERTa's, which is a product
+    with no other, divides queries by √3 and leaves √d to attention.
+    """
+    if not isinstance(position, Deberta):
+        return q, call
+    root = math.sqrt(q.shape[-1])
+    divided = call.q * (call.scale * root)
+    known = abs(call.scale * root * math.sqrt(3) - 1) < 1e-6  # q is what the projection made
+    return q if known else divided * math.sqrt(3), replace(call, q=divided, scale=1 / root)
 
 
 def _agrees(position: Position, call: Call, plain: tuple[Tensor, Tensor | None, int]) -> bool:
     """Whether a method does to scores what the model did, for the first tokens, a constant per query aside."""
     q, k, first = plain
+    q, call = as_method(position, q, call)
     queries, keys = call.q.shape[2], call.k.shape[2]
     if k is None or queries != keys:
         return True  # seen in the pass that filled the cache, or in none

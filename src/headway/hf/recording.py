@@ -26,7 +26,7 @@ from headway.hf.accelerate import accelerate, attentions_of
 from headway.hf.calls import CACHES, input_of, named
 from headway.hf.embedded import Embedded, is_norm, same_tensor
 from headway.hf.opened import SAMPLE, Columns, Found, Made, Opened, find, is_projection
-from headway.hf.positions_of import Own, PositionsOf
+from headway.hf.positions_of import Own, PositionsOf, as_method
 from headway.hf.watching import PLACED, looking
 from headway.inspect.record import Latents, Layer, Trace, detached, differ, wide, wide_call
 from headway.positions import parse
@@ -254,6 +254,7 @@ class _Recorder:
                     if found.norm is not None:
                         opened.norms[which] = found.norm
             self.opened[module] = opened
+        q, call = as_method(opened.position, q, call)
         stream = None if crosses else self.embedded.stream(module, x)
         starts = stream is None and not crosses and set(re.findall(r"\d+", name)) <= {"0"}
         starts = starts and not isinstance(opened.position, Own)

@@ -221,25 +221,48 @@ def take_over_deberta(method: Deberta, attention: Any, model: nn.Module) -> None
     The model's products have biases, which the method has not; where rows are at most as many as the model is wide, its
     vectors become unit vectors, so that its matrices hold the rows themselves.
     """
-    encoder = next((part for part in model.modules() if hasattr(part, "get_rel_embedding")), None)
-    if encoder is None or not isinstance(attention, DebertaV2Attention) or method.shape is None:
+    if not isinstance(attention, DebertaV2Attention) or method.shape is None:
         return
     own: Any = attention
-    buckets, rows = max(own.position_buckets, 0), 2 * own.pos_ebd_size
-    kinds = {kind for kind in ("c2p", "p2c") if own.relative_attention and kind in own.pos_att_type}
+    buckets = max(own.position_buckets, 0)
     alike = (method.buckets, method.clip, method.reverse) == (buckets, own.max_relative_positions, False)
-    if not alike or len(kinds) < 2 or rows > method.shape.dim:
+    values = deberta_values(attention, model) if alike else {}
+    if not values or len(values["vectors"]) > method.shape.dim:
         return
-    vectors = encoder.get_rel_embedding()[None, :rows]  # type: ignore[operator]
-    to_keys, to_queries = (
-        (own.key_proj, own.query_proj) if own.share_att_key else (own.pos_key_proj, own.pos_query_proj)
-    )
+    vectors = values["vectors"]
     for parameter in method.parameters():
         parameter.zero_()
-    method.vectors[:, :rows].fill_diagonal_(1.0)
-    for matrix, project in ((method.key_weight, to_keys), (method.query_weight, to_queries)):
+    method.vectors[:, : len(vectors)].fill_diagonal_(1.0)
+    for name in ("key_weight", "query_weight"):
+        matrix = getattr(method, name)
         matrix.data = matrix.to(vectors.dtype)
-        matrix[..., :rows] = _split(project(vectors), own)[0].mT
+        matrix[..., : len(vectors)] = values[name] @ vectors.mT
+
+
+@torch.no_grad()
+def deberta_values(attention: Any, model: nn.Module) -> dict[str, Tensor]:
+    """The parameters of the method :class:`headway.positions.deberta.Deberta` that an attention of a model stands for;
+    none where it has not both products.
+
+    Vectors (2c, d + 1) are followed by 1, and matrices (H, D, d + 1) by the biases of the model's products.
+    """
+    encoder = next((part for part in model.modules() if hasattr(part, "get_rel_embedding")), None)
+    kinds = getattr(attention, "pos_att_type", ())
+    if encoder is None or not getattr(attention, "relative_attention", False) or {"c2p", "p2c"} - set(kinds):
+        return {}
+    if hasattr(attention, "pos_proj"):  # version 1
+        side, to_keys, to_queries = attention.max_relative_positions, attention.pos_proj, attention.pos_q_proj
+    elif attention.share_att_key:
+        side, to_keys, to_queries = attention.pos_ebd_size, attention.key_proj, attention.query_proj
+    else:
+        side, to_keys, to_queries = attention.pos_ebd_size, attention.pos_key_proj, attention.pos_query_proj
+    vectors = encoder.get_rel_embedding()[: 2 * side]  # type: ignore[operator]
+    found = {"vectors": nn.functional.pad(vectors, (0, 1), value=1.0)}
+    for name, project in (("key_weight", to_keys), ("query_weight", to_queries)):
+        bias = vectors.new_zeros(len(project.weight)) if project.bias is None else project.bias
+        whole = torch.cat((project.weight, bias[:, None]), 1)
+        found[name] = whole.unflatten(0, (attention.num_attention_heads, -1))
+    return found
 
 
 def _root(q: Tensor, parts: int) -> Float[Tensor, ""]:
