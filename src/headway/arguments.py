@@ -26,7 +26,7 @@ SEED = 2**63 - 1
 VOCABULARIES = "bytes, bpe (trained on the text), or the path of a tokenizer.json; all but bytes need headway[bpe]."
 Out = Annotated[Path, typer.Option(help="Folder for the results; rerun the same command to resume.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=256, help="CPU threads; default: torch's own choice.")]
-Vocabulary = Annotated[str, typer.Option(help=VOCABULARIES)]
+Vocabulary = Annotated[str | None, typer.Option(help=VOCABULARIES, show_default="bytes")]
 MaxText = Annotated[
     int | None, typer.Option(min=1, max=1 << 40, help="Largest text in bytes; default: any, 128 MiB for pairs.")
 ]
@@ -42,7 +42,7 @@ NewPosition = Annotated[str, typer.Option(help="Position method of the new model
 Layer = Annotated[int, typer.Option(help="Which layer, from 0.")]
 Head = Annotated[int, typer.Option(help="Which head, from 0.")]
 Language = Annotated[str, typer.Option(help="en or zh.")]
-VocabularySize = Annotated[int, typer.Option(max=MOST, help="Tokens of a bpe vocabulary.")]
+VocabularySize = Annotated[int | None, typer.Option(max=MOST, help="Tokens of a bpe vocabulary.", show_default="4096")]
 
 
 def offers(*kinds: type[Settings], but: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -72,7 +72,7 @@ def fill(model: nn.Module, path: str | os.PathLike[str], name: str = WEIGHTS) ->
 
     file = Path(path) / name
     if not file.is_file():
-        raise HeadwayError(f"expected a folder with {name}, as Transformer.save writes it, got {Path(path)}")
+        raise HeadwayError(f"expected a folder with {name}, as save() writes it, got {Path(path)}")
     try:
         given = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
@@ -81,13 +81,13 @@ def fill(model: nn.Module, path: str | os.PathLike[str], name: str = WEIGHTS) ->
     for what, names in (("without", expected.keys() - given.keys()), ("with unknown", given.keys() - expected.keys())):
         if names:
             raise HeadwayError(
-                f"expected the weights of {CONFIG} in {file}, got a file {what} {sorted(names)[0]}: "
+                f"expected the weights of the model in {file}, got a file {what} {sorted(names)[0]}: "
                 f"they belong to another model"
             )
     for name, tensor in expected.items():
         if given[name].shape != tensor.shape:
             raise HeadwayError(
-                f"expected {name} in {file} of shape {tuple(tensor.shape)}, as {CONFIG} says, got "
+                f"expected {name} in {file} of shape {tuple(tensor.shape)}, as the model has it, got "
                 f"{tuple(given[name].shape)}"
             )
         if given[name].is_floating_point() != tensor.is_floating_point():

@@ -237,3 +237,5 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
         load_model(tmp_path / "run")
     with pytest.raises(HeadwayError, match="expected --from with --lora"):
         command(*base, "--lora", 2)
+    with pytest.raises(HeadwayError, match="expected no vocabulary with --from"):
+        command(*base, "--from", folder / "llama", "--vocabulary", "bytes")

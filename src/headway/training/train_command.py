@@ -58,8 +58,8 @@ def command(
     column: Annotated[
         str, typer.Option(help="Column of the documents in .jsonl, .parquet or a saved data set.")
     ] = "text",
-    vocabulary: Vocabulary = "bytes",
-    vocabulary_size: VocabularySize = 4096,
+    vocabulary: Vocabulary = None,
+    vocabulary_size: VocabularySize = None,
     max_text: MaxText = None,
     out: Out = Path("headway-run"),
     watch: Annotated[int | None, typer.Option(min=1, help="Record W_Q, W_K and W_V every so many steps.")] = None,
@@ -94,16 +94,21 @@ def command(
         check_device(device, here=True)
         if base is None and lora is not None:
             raise HeadwayError("expected --from with --lora, whose adapters are of a checkpoint, got none: add it")
+        words = vocabulary or "bytes", 4096 if vocabulary_size is None else vocabulary_size
         if base is None:
-            check_sizes(config, vocabulary, vocabulary_size, settings.length, settings.batch)
+            check_sizes(config, *words, settings.length, settings.batch)
         else:
+            if vocabulary is not None or vocabulary_size is not None:
+                raise HeadwayError(
+                    "expected no vocabulary with --from, whose checkpoint has its own, got one: leave it out"
+                )
             config |= {"from": str(base), "lora": lora}
         _train(
             text,
             settings,
             config,
-            vocabulary=vocabulary,
-            vocabulary_size=vocabulary_size,
+            vocabulary=words[0],
+            vocabulary_size=words[1],
             max_text=max_text,
             weights=None if weights is None else fractions("--weights", weights),
             column=column,
