@@ -244,15 +244,15 @@ function open(element, offers, strings) {
     const title = (/** @type {string} */ key) => titles.get(key)?.[0] ?? key;
     document.title = `${title(place.view)} · headway studio`;
 
-    const links = ORDER.map((key) => html("a", { href: `#view=${key}`, "data-view-link": key, "data-keep": `view-${key}`, onclick: (/** @type {MouseEvent} */ event) => {
+    const links = ORDER.map((key) => html("a", { href: `#view=${key}`, title: titles.get(key)?.[1], "data-view-link": key, "data-keep": `view-${key}`, onclick: (/** @type {MouseEvent} */ event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;
       event.preventDefault();
       go({ view: key });
-    } }, html("span", { class: "nav-title" }, title(key)), html("span", { class: "nav-question" }, titles.get(key)?.[1])));
+    } }, title(key)));
     const group = (/** @type {string} */ name, /** @type {readonly string[]} */ views) => html("section", {}, html("h2", {}, words.say(`studio.group.${name}`)), html("ul", {}, views.map((key) => html("li", {}, links[ORDER.indexOf(/** @type {any} */ (key))]))));
     const short = /** @type {HTMLSelectElement} */ (html("select", { "data-keep": "view-select", "aria-label": words.say("studio.views"), onchange: () => go({ view: short.value }) },
       GROUPS.map(([name, views]) => html("optgroup", { label: words.say(`studio.group.${name}`) }, views.map((key) => html("option", { value: key }, title(key)))))));
-    const nav = html("nav", { class: "views-nav", "aria-label": words.say("studio.views") }, html("p", { class: "nav-lead" }, words.say("studio.views")), GROUPS.map(([name, views]) => group(name, views)));
+    const nav = html("nav", { class: "views-nav", "aria-label": words.say("studio.views") }, GROUPS.map(([name, views]) => group(name, views)));
 
     const panel = controlPanel(words, offers, { place: () => place, meta: () => answer?.meta ?? null, go, running, home: () => element });
     const live = trainingPanel(words, training, {
@@ -328,6 +328,8 @@ function open(element, offers, strings) {
     built.show(false);
     built.state();
 
+    // when all is in its place: the list scrolls to the view that a link has opened
+    updates.push(() => within(nav, links[ORDER.indexOf(/** @type {any} */ (place.view))]));
     return [
       html("header", { class: "topline" },
         html("span", { class: "brand" }, "headway", html("span", {}, words.say("studio.brand"))),
