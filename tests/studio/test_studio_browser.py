@@ -39,6 +39,15 @@ VIEWS: dict[str, dict[str, Any]] = {
 """All twenty views in the order of the page, each with a model it has something to say about."""
 
 
+WITHOUT_FIGURE = ("report",)
+IN_SIGHT = """() => {
+  const figures = [...document.querySelectorAll('.screen :is(.plot, .wall, .dials, table)')];
+  const box = figures.map((one) => one.getBoundingClientRect()).find((box) => box.width);
+  return (Math.min(window.innerHeight, box.bottom) - box.top) / Math.min(box.height, window.innerHeight / 2);
+}"""
+"""How much of the first figure is in the window, as a share of it or of half the window."""
+
+
 class Page:
     """A page of the studio and what it was heard to say; ``settle`` waits for what was asked for."""
 
@@ -91,7 +100,7 @@ def shown(client: Client, browser: Any) -> Iterator[Page]:  # noqa: F811
 def opened(client: Client, browser: Any, *, fragment: str = "", **options: Any) -> Page:  # noqa: F811
     """Another page of the same studio, with its cookie, as a second window has."""
     home = f"http://127.0.0.1:{client.port}/"
-    options = {"viewport": {"width": 1280, "height": 900}, "locale": "en-GB", **options}
+    options = {"viewport": {"width": 1280, "height": 800}, "locale": "en-GB", **options}
     context = browser.new_context(**options)
     name, _, value = client.cookie.partition("=")
     context.add_cookies([{"name": name, "value": value, "url": home, "httpOnly": True, "sameSite": "Strict"}])
@@ -157,6 +166,8 @@ def test_every_view_opens(client: Client, browser: Any, language: str, theme: st
             assert section.locator(".finding").inner_text(), view
             assert section.locator("figure, .shown").count() >= 1, view
         assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0, view
+        if view not in WITHOUT_FIGURE:
+            assert page.evaluate(IN_SIGHT) > 0.5, view
         assert page.locator(f'.views-nav a[data-view-link="{view}"]').get_attribute("aria-current") == "page"
     assert "undefined" not in page.locator("#studio").inner_text()
     assert found.complaints == []
@@ -272,6 +283,7 @@ def test_every_option_of_a_model_can_be_chosen(client: Client, browser: Any) -> 
     page = shown.page
     finding = page.locator(".finding").first.inner_text()
     assert page.locator("[data-more]").count() == len(FORM) - 4  # those with their own field
+    page.click('[data-keep="open-model"]')
     page.locator(".more-options summary").click()
     page.select_option('[data-more="norm"]', "layer")
     shown.becomes(lambda: page.locator(".finding").first.inner_text() != finding)
@@ -507,6 +519,7 @@ def test_numbers_that_are_none_are_said_and_not_passed_over(client: Client, brow
     page.click('[data-live="start"]')
     page.locator('.live-panel [role="alert"]:visible').wait_for(timeout=15_000)
     assert "abc" in page.locator('.live-panel [role="alert"]').inner_text()
+    page.click('[data-keep="open-model"]')
     seed = page.locator('[data-keep="choose-seed"]')
     said = page.locator("#choose-seed-wrong")
     for wrong in ("99999999999999", "-1", "1.5"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headway.config import OPTIMIZERS, TransformerConfig
+from headway.figures.words import LANGUAGES
 from headway.schema import (
     Anything,
     Either,
@@ -42,6 +43,8 @@ LIMITS = {
     "steps": 100_000,
 }
 """The maximum of each; the page shows them."""
+PICTURES = {"svg": "image/svg+xml", "png": "image/png", "pdf": "application/pdf"}
+"""What a view can be drawn as, and its content type."""
 OPTIONS = ("by", "change", "dim", "key", "matrix", "position", "positions", "reach", "sample", "seed", "what")
 """Options of views that the page may set; each view checks its own further."""
 _SPEC, _ID, _SLOT = 300, 80, 40
@@ -142,6 +145,7 @@ _ASKED = Record(
         "options": Record({}, dict.fromkeys(OPTIONS, Either((Words(longest=_SPEC), Whole(-_MOST, _MOST))))),
     },
 )
+_PICTURE = Record({"format": Words(tuple(PICTURES)), "language": Words(LANGUAGES), **_ASKED.fields}, _ASKED.optional)
 _TRAINING: dict[str, Schema] = {
     "text": Words(longest=LIMITS["text"]),
     "optimizer": Words(OPTIMIZERS),
@@ -168,6 +172,17 @@ def asked(body: object) -> Asked:
             "others": tuple(map(_model, values.get("others", ()))),
         }
     )
+
+
+def picture(body: object) -> tuple[Asked, str, str]:
+    """Read the request for a view drawn for print: the view, the kind of file, the language.
+
+    >>> picture({"view": "head", "format": "svg", "language": "zh"})[1:]
+    ('svg', 'zh')
+    """
+    values = _checked("a request", body, _PICTURE)
+    own = {name: values[name] for name in values if name not in ("format", "language")}
+    return asked(own), values["format"], values["language"]
 
 
 def training(body: object) -> Training:

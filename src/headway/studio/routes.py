@@ -2,8 +2,10 @@
 
 GET  /                        the page
 GET  /assets/<name>           its modules, styles and words, by a list of names
+GET  /api/page                an empty page of views, in which the studio's page saves what it shows
 GET  /api/state               runs, comparisons, methods, views, limits
 POST /api/view                a view, with the shapes of its model
+POST /api/picture             a view drawn for print: SVG, PNG or PDF
 POST /api/live                start a training; /api/live/play, pause, step and stop go on with it
 GET  /api/live/events         new events: ?since=…; pages poll, and hold no connection in between
 GET  /api/tiles               a tile of the map of a long text: ?source=…&level=…&row=…&column=…&how=…
@@ -15,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import importlib.util
 import itertools
 import json
 import re
@@ -36,6 +39,7 @@ from starlette.routing import Route
 from headway._version import __version__
 from headway.figures.words import LANGUAGES, strings
 from headway.inspect.tiles import REACH, TileSource
+from headway.plot import picture
 from headway.positions import methods
 from headway.shapes import HeadwayError
 from headway.studio import fields
@@ -44,6 +48,7 @@ from headway.studio.live_session import Stage
 from headway.studio.worker import Busy, Superseded, Worker
 from headway.views import NAMES, Question, view
 from headway.web.page import asset
+from headway.web.views_page import empty_page
 
 _KINDS = {".js": "text/javascript", ".css": "text/css"}
 _ACTS = ("play", "pause", "step", "stop")
@@ -85,12 +90,18 @@ class Routes:
         gets: dict[str, Endpoint] = {
             "/": self.page,
             "/assets/{name}": self.asset,
+            "/api/page": self.template,
             "/api/state": self.state,
             "/api/live/events": self.events,
             "/api/tiles": self.tile,
             "/report/{identity}": self.report,
         }
-        posts: dict[str, Endpoint] = {"/api/view": self.view, "/api/live": self.start, "/api/live/{act}": self.act}
+        posts: dict[str, Endpoint] = {
+            "/api/view": self.view,
+            "/api/picture": self.picture,
+            "/api/live": self.start,
+            "/api/live/{act}": self.act,
+        }
         routes = [Route(path, self._said(answer), methods=["GET"]) for path, answer in gets.items()]
         routes += [Route(path, self._said(answer), methods=["POST"]) for path, answer in posts.items()]
         return Starlette(routes=routes, exception_handlers={HTTPException: _refused})
@@ -112,6 +123,10 @@ class Routes:
         kind = _KINDS[name[name.rindex(".") :]]
         return Response(self._assets[name], media_type=kind)
 
+    async def template(self, _: Request) -> Response:
+        """A page that shows nothing yet."""
+        return _json(empty_page())
+
     async def state(self, _: Request) -> Response:
         """Everything the page offers a choice of."""
         kept = await asyncio.to_thread(self.library.plain)  # reads folders
@@ -129,6 +144,18 @@ class Routes:
         except Heavy:
             made = await self._slow.run(asked.slot, lambda: self.composed(asked, self._patient))
         return Response(made, media_type="application/json")
+
+    async def picture(self, request: Request) -> Response:
+        """A view drawn for print by matplotlib."""
+        asked, kind, language = fields.picture(await _body(request))
+
+        def drawn() -> bytes:
+            with self.stage.still():
+                question = self._patient.question(asked, live=lambda text: self.stage.question(text, asked.view))
+                return picture(view(asked.view, question), language=language, width="double").data(kind)
+
+        made = await self._slow.run(f"picture-{asked.slot}", drawn)
+        return Response(made, media_type=fields.PICTURES[kind])
 
     def close(self, timeout: float) -> None:
         """Take no more questions, and wait so many seconds for those that are being answered."""
@@ -296,6 +323,7 @@ def _offers() -> dict[str, Any]:
         "version": __version__,
         "limits": fields.LIMITS,
         "first": FIRST,
+        "pictures": importlib.util.find_spec("matplotlib") is not None,
         "views": [
             {"key": key, "title": said(f"view.{key}.title"), "question": said(f"view.{key}.question")} for key in NAMES
         ],
@@ -378,7 +406,7 @@ _PAGE = """<!doctype html>
 <link rel="stylesheet" href="/assets/style.css">
 <link rel="stylesheet" href="/assets/studio.css">
 {modules}
-<script type="module" src="/assets/studio.js"></script>
+<script type="module" src="/assets/main.js"></script>
 </head>
 <body>
 <main id="studio"></main>

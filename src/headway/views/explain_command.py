@@ -51,4 +51,4 @@ def command(
         from headway.views.explain_page import walk_page
 
         named = "" if model is None else str(model)
-        wrote("Page", write_output(html, walk_page(replace(question, name=named, layer=layer, head=head))))
+        wrote("Page", write_output(html, walk_page(replace(question, name=named, layer=layer, head=head), language)))

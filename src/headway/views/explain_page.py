@@ -31,8 +31,10 @@ def walk(question: Question) -> list[View]:
     return views
 
 
-def walk_page(question: Question) -> str:
-    """The walk as one HTML file that opens without a network; errors as of :func:`walk`."""
+def walk_page(question: Question, language: str | None = None) -> str:
+    """The walk as one HTML file that opens without a network; in a language until the reader chooses one; errors
+    as of :func:`walk`.
+    """
     shape = question.attentions[question.layer].shape
     facts: list[Said] = [
         both("walk.page.model", name=question.name) if question.name else both("walk.page.untrained"),
@@ -41,7 +43,7 @@ def walk_page(question: Question) -> str:
         both("walk.page.place", layer=question.layer, head=question.head),
         both("walk.page.shape", layers=len(question.attentions), heads=shape.heads, dim=shape.dim),
     ]
-    return views_page(both("walk.page.title", text=_shortened(question)), walk(question), facts)
+    return views_page(both("walk.page.title", text=_shortened(question)), walk(question), facts, language=language)
 
 
 def _shortened(question: Question) -> str:

@@ -10,13 +10,14 @@ from headway.figures.values import Said, View
 from headway.web.page import document, strings_of
 
 
-def views_page(title: Said, views: Sequence[View], facts: Sequence[Said] = ()) -> str:
+def views_page(title: Said, views: Sequence[View], facts: Sequence[Said] = (), *, language: str | None = None) -> str:
     """Views as one HTML file that opens without a network.
 
     Args:
         title: the page's title, in every language.
         views: the views, from top to bottom.
         facts: the subject, side by side under the title: a model, a text, a head.
+        language: "en" or "zh", until the reader chooses; default: the browser's.
 
     Returns:
         The page's text, ready for :func:`headway.output.write_output`.
@@ -25,7 +26,13 @@ def views_page(title: Said, views: Sequence[View], facts: Sequence[Said] = ()) -
     >>> len(views_page(same("An empty page"), [])) > 10_000
     True
     """
-    return document(title["en"], views_payload(title, views, facts), "views")
+    wish = {} if language is None else {"language": language}
+    return document(title["en"], {**views_payload(title, views, facts), **wish}, "views")
+
+
+def empty_page() -> dict[str, Any]:
+    """A page of views without data, for a page that saves one of itself: its HTML, and the strings its data hold."""
+    return {"html": document("views", {}, "views"), "strings": strings_of("views"), "version": __version__}
 
 
 def views_payload(title: Said, views: Sequence[View], facts: Sequence[Said] = ()) -> dict[str, Any]:

@@ -19,8 +19,24 @@ export async function ask(path, body, signal) {
   if (response.status === 409) throw new DOMException("superseded", "AbortError");
   const kind = response.headers.get("content-type") ?? "";
   const answer = kind.startsWith("application/json") ? await response.json() : { error: await response.text() };
-  if (!response.ok) throw new Error(String(answer.error ?? response.status));
+  if (!response.ok) throw failed(answer, response.status);
   return answer;
+}
+
+/**
+ * A view drawn for print, as a file.
+ * @param {Record<string, unknown>} body
+ * @returns {Promise<Blob>}
+ */
+export async function picture(body) {
+  const response = await fetch("/api/picture", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), credentials: "same-origin", redirect: "error" });
+  if (!response.ok) throw failed(await response.json(), response.status);
+  return response.blob();
+}
+
+/** @param {{ error?: string, said?: Record<string, string> }} answer @param {number} status */
+function failed({ error, said }, status) {
+  return Object.assign(new Error(String(error ?? status)), { said });
 }
 
 /**

@@ -4,6 +4,7 @@ import { html } from "./dom.js";
 import { pick } from "./picker.js";
 import { told } from "./parts.js";
 import { plain } from "./place.js";
+import { popover } from "./popover.js";
 
 /** @typedef {import("./place.js").Place} Place */
 /** @typedef {{ name: string, kind: "choice" | "slider" | "number" | "method" | "key", values?: (string | number)[], first?: string | number, when?: [string, string], trained?: boolean }} Option */
@@ -82,31 +83,32 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
   const methodChoices = () => offers.methods.map((/** @type {any} */ one) => ({ value: one.name, name: one.name, title: one.title, text: told(words, one.summary) }));
 
   // The text
-  const area = /** @type {HTMLTextAreaElement} */ (html("textarea", { class: "field wide", id: "studio-text", rows: "2", maxlength: offers.limits.text, spellcheck: "false", "data-keep": "text", oninput: () => go({ text: area.value }, "soon") }));
+  const area = /** @type {HTMLTextAreaElement} */ (html("textarea", { class: "field wide", id: "studio-text", "aria-label": words.say("studio.text"), rows: "1", maxlength: offers.limits.text, spellcheck: "false", "data-keep": "text", oninput: () => go({ text: area.value }, "soon") }));
   const samples = /** @type {HTMLSelectElement} */ (html("select", { "aria-label": words.say("studio.sample"), "data-keep": "sample", onchange: () => {
     const text = words.say(`studio.sample.${samples.value}.text`);
     if (samples.value === "thousands") go({ text: longest(words), view: "long" });
     else if (samples.value) go({ text, query: -1 });
     samples.value = "";
   } }, html("option", { value: "" }, words.say("studio.sample")), ["short", "chinese", "repeated", "long", "thousands"].map((key) => html("option", { value: key }, words.say(`studio.sample.${key}`)))));
-  const textBox = html("div", { class: "text-box" }, html("div", { class: "row between" }, html("label", { for: "studio-text" }, words.say("studio.text")), samples), area);
+  // one line; while it is typed in, it lies over the page below, so that the figures stay where they are
+  const textBox = html("div", { class: "text-box" }, html("div", { class: "text-line" }, area), samples);
 
   // The model
   const runName = (/** @type {any} */ one) => one.kind === "checkpoint" && one.layers && one.heads && one.dim ? words.say("studio.run.sizes", { ...one, family: one.position }) : one.position ? `${one.title} · ${one.position}` : one.title;
   const kinds = /** @type {const} */ (["fresh", "run", "live"]).map((kind) =>
     html("button", { type: "button", "data-keep": `kind-${kind}`, "data-kind-of-model": kind, onclick: () => go({ kind, ...(kind === "run" && !place().run ? { run: offers.runs[0]?.id ?? "" } : {}) }) }, words.say(`studio.model.${kind}`)));
-  const method = html("button", { type: "button", class: "save", "data-keep": "method", "aria-haspopup": "dialog", onclick: methods });
+  const method = html("button", { type: "button", class: "save", "data-keep": "method", "aria-haspopup": "dialog", title: words.say("studio.method.choose"), onclick: methods });
   const sizes = /** @type {const} */ (["dim", "heads", "layers"]).map((name) => chooser(name, () => withOwn(SIZES[name], place()[name]).map((value) => [value, String(value)]), () => place()[name], (value) => go({ [name]: value })));
   const seed = numberField("seed", () => place().seed, offers.limits.seed, (value) => go({ seed: value }, "soon"));
   const runs = chooser("run", () => offers.runs.length ? offers.runs.map((/** @type {any} */ one) => [one.id, runName(one)]) : [["", words.say("studio.run.none")]], () => place().run, (value) => go({ run: String(value) }), true);
-  const fresh = html("div", { class: "row" }, html("span", { class: "select" }, html("span", {}, words.say("studio.method")), method), sizes.map((one) => one.element), seed.element);
+  const fresh = html("div", { class: "row" }, sizes.map((one) => one.element), seed.element);
+  const chosenMethod = html("span", { class: "select" }, method);
   const more = html("details", { class: "more-options" }, html("summary", {}, words.say("studio.more")), html("div", { class: "row" }, offers.options.map(modelOption)));
   more.open = Object.keys(place().more).length > 0;
   const noRuns = html("p", { class: "quiet" }, words.say("studio.run.how"), " ", html("code", { class: "name" }, "headway train"));
-  const trained = html("div", { class: "row" }, runs.element);
-  const model = html("div", { class: "model" },
+  const model = popover("model", words.say("studio.model.more"),
     html("div", { class: "row" }, html("span", { class: "caption", id: "studio-model" }, words.say("studio.model")), html("div", { class: "choice", role: "group", "aria-labelledby": "studio-model" }, kinds)),
-    fresh, more, trained, noRuns);
+    fresh, more, noRuns);
 
   // Where to look
   const limit = (/** @type {number} */ count, /** @type {(i: number) => string} */ label) => Array.from({ length: count }, (_, i) => /** @type {[number, string]} */ ([i, label(i)]));
@@ -118,6 +120,7 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
   };
   const own = html("div", { class: "row options" });
   const look = html("div", { class: "row look" }, Object.values(choosers).map((one) => one.element), own);
+  const asked = html("div", { class: "row asked" }, textBox, html("div", { class: "row of-model" }, chosenMethod, runs.element, model.element), look);
 
   // Further models, and comparisons
   const others = html("div", { class: "row others" });
@@ -283,10 +286,11 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
     for (const [name, one] of Object.entries(choosers)) one.element.hidden = !uses.includes(name);
     const compares = now.view === "longer";
     const aside = now.view === "report" || compares;
-    textBox.hidden = model.hidden = aside;
+    asked.hidden = aside;
     compared.element.hidden = !compares || !offers.comparisons.length;
     fresh.hidden = more.hidden = now.kind === "run" || (now.kind === "live" && running());
-    trained.hidden = now.kind !== "run" || !offers.runs.length;
+    chosenMethod.hidden = fresh.hidden;
+    runs.element.hidden = now.kind !== "run" || !offers.runs.length;
     noRuns.hidden = now.kind !== "run" || offers.runs.length > 0;
     updateOwn();
     updateOthers();
@@ -294,7 +298,7 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
   }
 
   update();
-  return { element: html("div", { class: "choices" }, textBox, model, look, others, compared.element), update, methods };
+  return { element: html("div", { class: "choices" }, asked, others, compared.element), update, methods };
 }
 
 /** The longer example, over and over. @param {import("./words.js").Words} words */

@@ -28,13 +28,13 @@ const LONGEST = 2000;
 
 /**
  * @param {Place} place
- * @param {Place} home what is left out of the address
+ * @param {Place | null} home what is left out of the address; null: nothing, whatever opens first elsewhere
  * @returns {string} with "#"
  */
 export function addressOf(place, home) {
   const found = new URLSearchParams({ view: place.view });
   for (const name of [...WORDS, ...NUMBERS]) {
-    if (name === "view" || place[name] === home[name] || (name === "text" && place.text.length > LONGEST)) continue;
+    if (name === "view" || place[name] === home?.[name] || (home && name === "text" && place.text.length > LONGEST)) continue;
     found.set(name, String(place[name]));
   }
   for (const other of place.others) found.append("other", other);

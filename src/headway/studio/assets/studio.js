@@ -1,15 +1,24 @@
 /** The studio's page: views on the left, text and model at the top, the view below. */
 
-import { ask, calmly, newest } from "./asking.js";
+import { calmly } from "./asking.js";
 import { USES, controlPanel, longest, optionsOf } from "./controls.js";
 import { html } from "./dom.js";
 import { drawView } from "./figures.js";
 import { mount } from "./frame.js";
 import { told } from "./parts.js";
 import { addressOf, modelOf, placeOf } from "./place.js";
-import { followTraining, trainingPanel } from "./training.js";
+import { shareTools } from "./share.js";
+import { trainingPanel } from "./training.js";
 
 /** @typedef {import("./place.js").Place} Place */
+/** @typedef {{ view: import("./figures.js").View, meta: any }} Answer */
+/**
+ * @typedef {object} Source where views come from: the studio's server, or files composed beforehand
+ * @property {((asked: Record<string, unknown>) => Promise<Answer>) & { end: () => void }} views the newest call counts
+ * @property {ReturnType<typeof import("./training.js").followTraining>} training
+ * @property {() => Promise<import("./share.js").Template>} page an empty page, to save a view in
+ * @property {((asked: Record<string, unknown>) => Promise<Blob>) | null} picture draws a view for print
+ */
 
 const GROUPS = /** @type {const} */ ([
   ["compute", ["stepper", "projection", "scaling", "softmax"]],
@@ -32,10 +41,11 @@ const LIVE = 700; // milliseconds between two requests about a model that trains
 
 /**
  * @param {HTMLElement} element emptied and filled
- * @param {any} offers of the server
+ * @param {any} offers what there is to choose from
  * @param {Record<string, Record<string, string>>} strings
+ * @param {Source} source
  */
-function open(element, offers, strings) {
+export function open(element, offers, strings, source) {
   const first = offers.first;
   /** @type {Place} */
   const checkpoint = offers.runs.find((/** @type {any} */ one) => one.kind === "checkpoint"); // opened by name: shown first
@@ -50,12 +60,12 @@ function open(element, offers, strings) {
   const options = { [place.view]: place.options };
   /** @type {{ view: any, meta: any } | null} */
   let answer = null;
-  let failure = "";
+  /** @type {any} an Error, whose message may be in both languages */
+  let failure = null;
   let waiting = false;
   let answered = ""; // the request of the shown view
   const wishes = { source: "typed", optimizer: "adamw", lr: "", steps: "1000" };
-  const training = followTraining();
-  const asked = newest("view");
+  const { training, views: asked } = source;
   /** What the present build of the page is made of. @type {any} */
   let built = null;
 
@@ -123,7 +133,7 @@ function open(element, offers, strings) {
     if (place.view === "report" || lacking()) {
       asked.end();
       answer = null;
-      failure = "";
+      failure = null;
       return settle(true);
     }
     const wanted = question();
@@ -135,7 +145,7 @@ function open(element, offers, strings) {
       // typing keeps the scroll position; another view starts at its top
       const other = answer?.view.key !== found.view.key;
       answer = found;
-      failure = "";
+      failure = null;
       answered = key;
       const { layer, head, column, query: row } = found.meta; // the nearest valid ones in the model
       place = { ...place, layer, head, column, query: place.query < 0 ? place.query : row };
@@ -143,7 +153,7 @@ function open(element, offers, strings) {
     } catch (error) {
       if (/** @type {Error} */ (error).name === "AbortError") return;
       answer = null;
-      failure = /** @type {Error} */ (error).message || built.words.say("studio.gone");
+      failure = error;
       settle(true);
     }
   }
@@ -244,15 +254,15 @@ function open(element, offers, strings) {
     const title = (/** @type {string} */ key) => titles.get(key)?.[0] ?? key;
     document.title = `${title(place.view)} · headway studio`;
 
-    const links = ORDER.map((key) => html("a", { href: `#view=${key}`, "data-view-link": key, "data-keep": `view-${key}`, onclick: (/** @type {MouseEvent} */ event) => {
+    const links = ORDER.map((key) => html("a", { href: `#view=${key}`, title: titles.get(key)?.[1], "data-view-link": key, "data-keep": `view-${key}`, onclick: (/** @type {MouseEvent} */ event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;
       event.preventDefault();
       go({ view: key });
-    } }, html("span", { class: "nav-title" }, title(key)), html("span", { class: "nav-question" }, titles.get(key)?.[1])));
+    } }, title(key)));
     const group = (/** @type {string} */ name, /** @type {readonly string[]} */ views) => html("section", {}, html("h2", {}, words.say(`studio.group.${name}`)), html("ul", {}, views.map((key) => html("li", {}, links[ORDER.indexOf(/** @type {any} */ (key))]))));
     const short = /** @type {HTMLSelectElement} */ (html("select", { "data-keep": "view-select", "aria-label": words.say("studio.views"), onchange: () => go({ view: short.value }) },
       GROUPS.map(([name, views]) => html("optgroup", { label: words.say(`studio.group.${name}`) }, views.map((key) => html("option", { value: key }, title(key)))))));
-    const nav = html("nav", { class: "views-nav", "aria-label": words.say("studio.views") }, html("p", { class: "nav-lead" }, words.say("studio.views")), GROUPS.map(([name, views]) => group(name, views)));
+    const nav = html("nav", { class: "views-nav", "aria-label": words.say("studio.views") }, GROUPS.map(([name, views]) => group(name, views)));
 
     const panel = controlPanel(words, offers, { place: () => place, meta: () => answer?.meta ?? null, go, running, home: () => element });
     const live = trainingPanel(words, training, {
@@ -328,10 +338,13 @@ function open(element, offers, strings) {
     built.show(false);
     built.state();
 
+    const share = shareTools(words, strings, { place: () => place, answer: () => answer, question, screen: shown, source });
+    // when all is in its place: the list scrolls to the view that a link has opened
+    updates.push(() => within(nav, links[ORDER.indexOf(/** @type {any} */ (place.view))]));
     return [
       html("header", { class: "topline" },
         html("span", { class: "brand" }, "headway", html("span", {}, words.say("studio.brand"))),
-        html("div", { class: "controls" }, html("button", { type: "button", class: "save", "data-keep": "help", "aria-haspopup": "dialog", onclick: help }, words.say("studio.keys"), " ", html("kbd", {}, "?")), controls)),
+        html("div", { class: "controls" }, share, html("button", { type: "button", class: "save", "data-keep": "help", "aria-haspopup": "dialog", onclick: help }, words.say("studio.keys"), " ", html("kbd", {}, "?")), controls)),
       html("div", { class: "studio-body" },
         nav,
         html("div", { class: "studio-main" },
@@ -344,8 +357,15 @@ function open(element, offers, strings) {
   function refusal(words) {
     const suits = place.kind === "fresh" ? (SUITS[place.view] ?? []).filter((name) => name !== place.position) : [];
     const name = (/** @type {string} */ method) => offers.methods.find((/** @type {any} */ one) => one.name === method)?.title ?? method;
-    return headed(words, html("div", { class: "warning", role: "alert" }, html("p", {}, html("strong", {}, words.say("studio.refused")), " ", html("span", { lang: "en" }, failure)),
+    return headed(words, html("div", { class: "warning", role: "alert" }, html("p", {}, html("strong", {}, words.say("studio.refused")), " ", ...failing(words)),
       suits.length > 0 && html("div", { class: "row" }, html("span", {}, words.say("studio.suits")), suits.map((position) => html("button", { type: "button", class: "save", onclick: () => go({ position }) }, name(position))))));
+  }
+
+  /** What went wrong, in the reader's language where there are words for it. @param {import("./words.js").Words} words */
+  function failing(words) {
+    const { said, message } = failure;
+    if (said) return [told(words, said)];
+    return [message ? html("span", { lang: "en" }, message) : words.say("studio.gone")];
   }
 
   /** What to do first. @param {import("./words.js").Words} words @param {string} lacks */
@@ -361,7 +381,7 @@ function open(element, offers, strings) {
   /** @param {import("./words.js").Words} words */
   function reports(words) {
     return headed(words, ...(offers.comparisons.length
-        ? [html("p", { class: "invitation" }, words.say("studio.report.there")), html("ul", { class: "reports" }, offers.comparisons.map((/** @type {any} */ one) => html("li", {}, html("a", { href: `/report/${one.id}`, target: "_blank", rel: "noopener" }, words.say("studio.report.open", { name: one.title })))))]
+        ? [html("p", { class: "invitation" }, words.say("studio.report.there")), html("ul", { class: "reports" }, offers.comparisons.map((/** @type {any} */ one) => html("li", {}, html("a", { href: one.href ?? `/report/${one.id}`, target: "_blank", rel: "noopener" }, words.say("studio.report.open", { name: one.title })))))]
         : [html("p", { class: "invitation" }, words.say("studio.report.how")), COMMANDS()]),
       html("p", { class: "quiet invitation" }, words.say("studio.report.what")));
   }
@@ -385,10 +405,3 @@ function within(list, part) {
   if (inner.top < outer.top) list.scrollTop -= outer.top - inner.top + 40;
   if (inner.bottom > outer.bottom) list.scrollTop += inner.bottom - outer.bottom + 40;
 }
-
-const main = /** @type {HTMLElement} */ (document.getElementById("studio"));
-main.classList.add("headway", "studio");
-Promise.all([ask("/api/state"), ask("/assets/words.json")]).then(
-  ([offers, strings]) => open(main, offers, strings),
-  (error) => main.append(html("p", { class: "warning", role: "alert" }, error.message || "The studio does not respond: is it still running?")),
-);

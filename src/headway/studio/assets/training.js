@@ -178,8 +178,8 @@ export function trainingPanel(words, training, { place, limits, wishes, started,
 
   update();
   const element = html("section", { class: "live-panel", "aria-label": words.say("studio.live.title") },
-    html("div", { class: "row" }, html("h2", {}, words.say("studio.live.title")), state),
-    about, settings, html("div", { class: "row" }, start, play, pause, step, stop, looks), error, chart);
+    html("div", { class: "row" }, html("h2", {}, words.say("studio.live.title")), state, about),
+    html("div", { class: "row" }, settings, start, play, pause, step, stop, looks), error, chart);
   return { element, update };
 }
 

@@ -55,12 +55,21 @@ export function prose(sentence) {
 }
 
 /**
- * Offer text as a file to save.
+ * Offer a table as a file to save.
  * @param {string} name
  * @param {string} text
  */
 export function download(name, text) {
-  const url = URL.createObjectURL(new Blob(["\ufeff", text], { type: "text/csv;charset=utf-8" }));
+  offer(name, new Blob(["\ufeff", text], { type: "text/csv;charset=utf-8" }));
+}
+
+/**
+ * Offer anything as a file to save.
+ * @param {string} name
+ * @param {Blob} blob
+ */
+export function offer(name, blob) {
+  const url = URL.createObjectURL(blob);
   const link = html("a", { href: url, download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(url), 1000);

@@ -16,13 +16,23 @@ import { firstLanguage, wordsIn } from "./words.js";
  * @param {HTMLElement} element emptied and filled
  * @param {Record<string, Record<string, string>>} strings
  * @param {(shell: Shell) => import("./dom.js").Child[]} content
+ * @param {{ language?: string, theme?: string }} [wish] before the reader chooses; else as the browser
  * @returns {() => void} takes the page out again
  */
-export function mount(element, strings, content) {
-  const state = { language: firstLanguage(navigator.languages ?? [navigator.language]), theme: "auto" };
+export function mount(element, strings, content, wish = {}) {
+  const chosen = remembered();
+  const state = {
+    language: [chosen.language, wish.language].find((one) => one && Object.hasOwn(strings, one)) ?? firstLanguage(navigator.languages ?? [navigator.language]),
+    theme: [chosen.theme, wish.theme].find((one) => THEMES.includes(one ?? "")) ?? "auto",
+  };
   /** @type {(() => void)[]} */
   let updates = [];
   const update = () => updates.forEach((one) => one());
+
+  function paint() {
+    if (state.theme === "auto") element.removeAttribute("data-theme");
+    else element.setAttribute("data-theme", state.theme);
+  }
 
   function build() {
     const words = wordsIn(strings, state.language);
@@ -39,27 +49,26 @@ export function mount(element, strings, content) {
 
   /** @param {Words} words */
   function controls(words) {
-    const choose = (/** @type {string} */ key, /** @type {string} */ value, /** @type {string} */ text, /** @type {() => void} */ act, lang = "") =>
+    const choose = (/** @type {"theme" | "language"} */ key, /** @type {string} */ value, /** @type {string} */ text, /** @type {() => void} */ act, lang = "") =>
       html(
         "button",
-        { type: "button", "data-keep": `${key}-${value}`, lang: lang || null, "aria-pressed": String(state[/** @type {"theme"} */ (key)] === value), onclick: act },
+        { type: "button", "data-keep": `${key}-${value}`, lang: lang || null, "aria-pressed": String(state[key] === value), onclick: (/** @type {Event} */ event) => {
+          state[key] = value;
+          if (event.isTrusted) remember(key, value); // not what a page around this one wishes
+          act();
+        } },
         text,
       );
-    const themes = ["auto", "light", "dark"].map((theme) =>
+    const themes = THEMES.map((theme) =>
       choose("theme", theme, words.say(`theme.${theme}`), () => {
-        state.theme = theme;
-        if (theme === "auto") element.removeAttribute("data-theme");
-        else element.setAttribute("data-theme", theme);
+        paint();
         update();
         for (const button of element.querySelectorAll('[data-keep^="theme-"]'))
           button.setAttribute("aria-pressed", String(button.getAttribute("data-keep") === `theme-${theme}`));
       }),
     );
     const languages = /** @type {const} */ ([["en", "EN"], ["zh", "中文"]]).map(([language, text]) =>
-      choose("language", language, text, () => {
-        state.language = language;
-        build();
-      }, language === "zh" ? "zh-CN" : "en"),
+      choose("language", language, text, build, language === "zh" ? "zh-CN" : "en"),
     );
     return html(
       "div",
@@ -69,12 +78,35 @@ export function mount(element, strings, content) {
     );
   }
 
+  paint();
   build();
   const stop = onNewLook(element, update);
   return () => {
     stop();
     element.replaceChildren();
   };
+}
+
+const THEMES = ["auto", "light", "dark"];
+/** Each page has its own memory: files share one origin. */
+const memoryOf = (/** @type {string} */ key) => `headway:${location.pathname}:${key}`;
+
+/** What the reader chose here before. @returns {{ language?: string, theme?: string }} */
+function remembered() {
+  try {
+    return { language: localStorage.getItem(memoryOf("language")) ?? undefined, theme: localStorage.getItem(memoryOf("theme")) ?? undefined };
+  } catch {
+    return {}; // a frame of a notebook may have no storage
+  }
+}
+
+/** @param {string} key @param {string} value */
+function remember(key, value) {
+  try {
+    localStorage.setItem(memoryOf(key), value);
+  } catch {
+    // as above: forgotten on reload
+  }
 }
 
 /**

@@ -4,6 +4,7 @@ import { exact, numbersOf, onAxis, spoken } from "./blocks.js";
 import { colourIndex, colourTable, groundOf, isDark } from "./colours.js";
 import { html, svg } from "./dom.js";
 import { announce, frameOf, told } from "./parts.js";
+import { valueTip } from "./tip.js";
 
 /** @typedef {import("./parts.js").Said} Said */
 /** @typedef {import("./parts.js").Setting} Setting */
@@ -43,11 +44,13 @@ export function heatmap(given, setting) {
   let now = null;
   /** @type {[number | null, number | null] | null} a cell, a whole row or a whole column */
   let focus = null;
+  let owned = false; // pointed at here, not in a figure beside
 
   const canvas = /** @type {HTMLCanvasElement} */ (html("canvas", { class: "cells", "aria-hidden": "true" }));
   const rails = svg("svg", { class: "rails", "aria-hidden": "true" });
   const mark = html("div", { class: "cell-mark", hidden: true });
   const plot = html("div", tile ? { class: "map" } : { class: "plot map", tabindex: "0", role: "application" }, canvas, rails, mark);
+  const tip = valueTip(plot);
   const line = html("p", { class: "readout idle", "aria-live": "polite" });
   const legend = colourBar(words);
   const { element, refresh } = frameOf(setting, () => figure, tile ? [plot] : [plot, legend.element, line], { table, csv: () => csv() });
@@ -84,11 +87,13 @@ export function heatmap(given, setting) {
   const named = (/** @type {string} */ axis, /** @type {number} */ i, /** @type {string[]} */ labels, /** @type {boolean} */ numbered) =>
     numbered ? `${axis} ${labels[i]}` : words.say("map.named", { axis, i, label: labels[i] });
 
+  /** @param {number} at */
+  const valueAt = (at) => (data.hidden?.[at] ? words.say("map.hidden") : Number.isNaN(data.values[at]) ? words.say("map.missing") : spoken(data.values[at]) + unitOf(figure));
+
   /** @param {number} row @param {number} column */
   function reading(row, column) {
     const [rows, columns] = figure.axes.map((one) => told(words, one));
-    const at = row * data.width + column;
-    const value = data.hidden?.[at] ? words.say("map.hidden") : Number.isNaN(data.values[at]) ? words.say("map.missing") : spoken(data.values[at]) + unitOf(figure);
+    const value = valueAt(row * data.width + column);
     return words.say("map.reading", { row: named(rows, row, figure.rows, data.numbered[0]), column: named(columns, column, figure.columns, data.numbered[1]), value });
   }
 
@@ -104,15 +109,17 @@ export function heatmap(given, setting) {
       width: `${mw}px`,
       height: `${mh}px`,
     });
-    if (row !== null && column !== null) {
-      line.textContent = reading(row, column);
-      line.classList.remove("idle");
-    }
+    if (row === null || column === null) return tip.hide();
+    line.textContent = reading(row, column);
+    line.classList.remove("idle");
+    // of figures side by side only one says where, the others say how much
+    tip.show({ x: left + column * w, y: top + row * h, width: w, height: h }, owned ? line.textContent : valueAt(row * data.width + column));
   }
 
   function rest() {
     focus = null;
     mark.hidden = true;
+    tip.hide();
     line.textContent = quiet || form ? "" : words.say("hint");
     line.classList.add("idle");
   }
@@ -122,6 +129,7 @@ export function heatmap(given, setting) {
     if ((row ?? 0) < 0 || (column ?? 0) < 0 || (row ?? 0) >= data.height || (column ?? 0) >= data.width) return rest();
     if (focus && focus[0] === row && focus[1] === column) return;
     focus = [row, column];
+    owned = own;
     line.setAttribute("aria-live", own ? "polite" : "off"); // of figures side by side only one is announced
     show();
   }
@@ -310,8 +318,8 @@ function place(figure, data, width, host, tile, words) {
   const longest = Math.min(TILTED, width * 0.2);
   const out = (/** @type {number} */ size) => Math.max(0, ...figure.columns.slice(-8).map((text, i, { length }) => Math.min(longest, measure(text)) * Math.SQRT1_2 + 10 - (length - i - 0.5) * size));
   const cell = tilted && first * data.width + out(first) > roomy ? fitting(roomy - out(first)) : first;
-  // Cells are not square if the map would be very flat or very tall.
-  const high = tile ? floor((cell * data.width) / data.height) : floor(Math.min(most / data.height, Math.max(cell, legible, Math.min(18, 240 / data.height))));
+  // A map of pairs of tokens is square; others are neither very flat nor very tall.
+  const high = figure.rows.join("\n") === figure.columns.join("\n") ? cell : tile ? floor((cell * data.width) / data.height) : floor(Math.min(most / data.height, Math.max(cell, legible, Math.min(18, 240 / data.height))));
   const wide = cell * data.width;
   const tall = high * data.height;
   const everyRow = strideFor((data.numbered[0] ? 1.6 * LINE : LINE) / high);

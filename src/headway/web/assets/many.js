@@ -3,9 +3,10 @@
 import { exact, spoken } from "./blocks.js";
 import { html } from "./dom.js";
 import { colourBar, heatmap, limitsOf } from "./heatmap.js";
-import { announce, frameOf, told } from "./parts.js";
+import { announce, frameOf, keptOf, told } from "./parts.js";
 import { drawnOf } from "./plots.js";
 import { roomAround } from "./scales.js";
+import { valueTip } from "./tip.js";
 
 /** @typedef {import("./parts.js").Said} Said */
 /** @typedef {import("./parts.js").Plain} Plain */
@@ -65,16 +66,18 @@ export function group(figures, setting, make) {
 export function wall(given, setting) {
   const { words } = setting;
   let figure = given;
-  let order = "";
+  let order = String(keptOf(given).order ?? "");
   /** @type {{ button: HTMLElement, name: HTMLElement, value: HTMLElement, one: Drawn, at: number }[]} */
   let tiles = [];
   const area = html("div", { class: "wall" });
+  const field = html("div", { class: "wall-field", onpointerleave: () => tip.hide() }, area);
+  const tip = valueTip(field);
   const bar = colourBar(words);
   const line = html("p", { class: "readout", "aria-live": "polite" });
-  const menu = html("select", { onchange: (/** @type {Event} */ event) => { order = /** @type {HTMLSelectElement} */ (event.target).value; arrange(); } });
+  const menu = html("select", { onchange: (/** @type {Event} */ event) => { order = keptOf(figure).order = /** @type {HTMLSelectElement} */ (event.target).value; arrange(); } });
   const tools = html("label", { class: "select" }, words.say("wall.sort"), menu);
   const sheets = { table: () => sheet(spoken), csv: () => { const { head, rows } = sheet(exact); return [head, ...rows]; } };
-  const { element, refresh } = frameOf(setting, () => figure, [tools, area, bar.element, line], sheets);
+  const { element, refresh } = frameOf(setting, () => figure, [tools, field, bar.element, line], sheets);
 
   /** Give all tiles common limits. */
   function scaled() {
@@ -88,7 +91,7 @@ export function wall(given, setting) {
     tiles = figure.tiles.map((_, at) => {
       const one = heatmap(maps[at], { ...setting, form: "tile" });
       const [name, value] = [html("span", { class: "tile-name" }), html("span", { class: "tile-value" })];
-      const button = html("button", { type: "button", class: "tile", onclick: () => choose(at), onfocus: () => tell(at), onpointerenter: () => tell(at) }, one.element, name, value);
+      const button = html("button", { type: "button", class: "tile", onclick: () => choose(at), onfocus: () => tell(at), onblur: () => tip.hide(), onpointerenter: () => tell(at) }, one.element, name, value);
       return { button, name, value, one, at };
     });
     name();
@@ -142,6 +145,8 @@ export function wall(given, setting) {
     const [label, , numbers] = figure.tiles[at];
     const told_ = Object.entries(figure.sorts).map(([key, said]) => `${told(words, said)} ${spoken(numbers[key])}`);
     line.textContent = `${told(words, label)}${told_.length ? words.say("join.colon") : ""}${told_.join(words.say("join.strong"))}`;
+    const { offsetLeft: x, offsetTop: y, offsetWidth: width, offsetHeight: height } = tiles[at].button;
+    tip.show({ x, y, width, height }, line.textContent);
   }
 
   /** @param {(value: number) => unknown} write */
@@ -156,6 +161,7 @@ export function wall(given, setting) {
   /** @param {Wall} next */
   function set(next) {
     const same = next.tiles.length === figure.tiles.length;
+    keptOf(next, figure);
     figure = next;
     refresh();
     if (!same) build();
@@ -190,12 +196,12 @@ let tabs = 0; // tab ids are unique within the page
 export function steps(given, setting, make) {
   const { words } = setting;
   let figure = given;
-  let open = 0;
+  let open = Number(keptOf(given).stage ?? 0);
   tabs += 1;
   const id = `stage-${tabs}`;
   const strip = html("div", { class: "strip", role: "tablist" });
   const said = html("p", { class: "stage-said" });
-  const inside = group(figure.stages[0]?.figures ?? [], { ...setting, level: setting.level + 1 }, make);
+  const inside = group(figure.stages[open]?.figures ?? [], { ...setting, level: setting.level + 1 }, make);
   const panel = html("div", { class: "stage", role: "tabpanel", id: `${id}-panel`, tabindex: "0" }, said, inside.element);
   const { element, refresh } = frameOf(setting, () => figure, [strip, panel], {});
 
@@ -209,7 +215,7 @@ export function steps(given, setting, make) {
 
   /** @param {number} index */
   function show(index) {
-    open = index;
+    open = keptOf(figure).stage = index;
     [...strip.children].forEach((tab, i) => {
       tab.setAttribute("aria-selected", String(i === open));
       tab.setAttribute("tabindex", i === open ? "0" : "-1");
@@ -232,7 +238,7 @@ export function steps(given, setting, make) {
   }
 
   build();
-  return { element, draw: inside.draw, set: (next) => { figure = next; refresh(); build(); } };
+  return { element, draw: inside.draw, set: (next) => { keptOf(next, figure); figure = next; refresh(); build(); } };
 }
 
 /**
@@ -247,19 +253,19 @@ export function film(given, setting, make) {
   const scaled = (/** @type {Film} */ { frames: all }) => onOneScale(all.map(([, figures]) => figures));
   let frames = scaled(given);
   let figure = given;
-  let at = 0;
+  let at = Math.min(given.frames.length - 1, Number(keptOf(given).frame ?? 0));
   let asked = 0;
   let playing = 0;
-  const range = /** @type {HTMLInputElement} */ (html("input", { type: "range", min: "0", step: "1", value: "0", oninput: () => { stop(); go(Number(range.value)); } }));
+  const range = /** @type {HTMLInputElement} */ (html("input", { type: "range", min: "0", step: "1", max: String(given.frames.length - 1), value: String(at), oninput: () => { stop(); go(Number(range.value)); } }));
   const button = html("button", { type: "button", class: "save play", onclick: () => (playing ? stop() : play()) });
   const label = html("output", { class: "film-label" });
-  const inside = group(frames[0] ?? [], { ...setting, level: setting.level + 1, quiet: true }, make);
+  const inside = group(frames[at] ?? [], { ...setting, level: setting.level + 1, quiet: true }, make);
   const { element, refresh } = frameOf(setting, () => figure, [html("div", { class: "film" }, button, range, label), inside.element], {});
 
   /** Show a frame when the screen is next drawn, so that a fast hand does not queue frames. @param {number} next */
   function go(next) {
     at = Math.max(0, Math.min(frames.length - 1, next));
-    range.value = String(at);
+    range.value = String(keptOf(figure).frame = at);
     name();
     asked ||= requestAnimationFrame(() => {
       asked = 0;
@@ -296,6 +302,7 @@ export function film(given, setting, make) {
   /** @param {Film} next */
   function set(next) {
     const last = at === frames.length - 1; // a reader at the newest frame stays at the newest
+    keptOf(next, figure);
     figure = next;
     frames = scaled(next);
     refresh();
@@ -322,7 +329,7 @@ function onOneScale(all) {
     if (!(high > low)) return {};
     return { range: first.kind === "bars" ? [low, high] : roomAround(low, high, first.log_y) };
   });
-  return all.map((figures) => figures.map((figure, i) => ({ ...figure, ...scales[i] })));
+  return all.map((figures) => figures.map((figure, i) => ({ ...figure, ...scales[i], kept: keptOf(figure) })));
 }
 
 /** @param {number[]} values @returns {[number, number]} lowest and highest, of many too */

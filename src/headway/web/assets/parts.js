@@ -33,6 +33,18 @@ export function told(words, said) {
 }
 
 /**
+ * What the reader has chosen in a figure: the open stage, a frame, the table. It goes with the figure into another
+ * language and into a saved page.
+ * @param {any} figure
+ * @param {any} [before] the figure whose place it takes
+ * @returns {Record<string, any>}
+ */
+export function keptOf(figure, before) {
+  figure.kept = before?.kept ?? figure.kept ?? {};
+  return figure.kept;
+}
+
+/**
  * A figure with its title above, and below it "view as table" and "save CSV".
  * @param {Setting} setting
  * @param {() => Plain} figure
@@ -46,11 +58,12 @@ export function frameOf({ words, level, file, form }, figure, body, sheets) {
   if (form === "tile") return { element: html("div", attributes, body), refresh: () => {} };
   const heading = html(`h${Math.min(6, level)}`, { class: "shown-title" });
   const scroll = html("div", { class: "scroll", tabindex: "0", role: "region" });
-  const details = html("details", { ontoggle: () => fill() }, html("summary", {}, words.say("view.table")), scroll);
+  const details = html("details", { open: Boolean(keptOf(figure()).table), ontoggle: () => fill() }, html("summary", {}, words.say("view.table")), scroll);
   const save = html("button", { type: "button", class: "save", "data-csv": kind, onclick: () => download(`${file}.csv`, csvText(/** @type {any} */ (sheets).csv())) }, words.say("csv"));
 
   function fill() {
     scroll.replaceChildren();
+    keptOf(figure()).table = /** @type {HTMLDetailsElement} */ (details).open;
     if (!sheets.table || !(/** @type {HTMLDetailsElement} */ (details).open)) return;
     const { head, rows, note } = sheets.table();
     const cell = (/** @type {string} */ tag, /** @type {unknown} */ text, /** @type {Record<string, string>} */ more = {}) => html(tag, more, String(text ?? ""));
@@ -60,15 +73,19 @@ export function frameOf({ words, level, file, form }, figure, body, sheets) {
       html("tbody", {}, rows.map(([name, ...cells]) => html("tr", {}, cell("th", name, { scope: "row" }), cells.map((one) => cell("td", one)))))));
   }
 
-  function refresh() {
+  function name() {
     const title = told(words, figure().title);
     heading.textContent = title;
     heading.hidden = !title;
     scroll.setAttribute("aria-label", `${title} · ${words.say("view.table")}`);
+  }
+
+  function refresh() {
+    name();
     fill();
   }
 
-  refresh();
+  name(); // a table that is open already is filled when the figure is there
   const actions = form !== "part" && sheets.csv && html("div", { class: "actions" }, save, sheets.table && details);
   const element = html("figure", attributes, heading, body, actions);
   return { element, refresh };

@@ -6,6 +6,7 @@ import { html, svg } from "./dom.js";
 import { announce, frameOf, told } from "./parts.js";
 import { niceTicks } from "./scales.js";
 import { isKnown, methodStyles, styleOf } from "./styles.js";
+import { valueTip } from "./tip.js";
 
 /** @typedef {import("./parts.js").Said} Said */
 /** @typedef {import("./parts.js").Setting} Setting */
@@ -122,6 +123,7 @@ export function bars(given, setting) {
   let focus = -1;
   const picture = svg("svg", { "aria-hidden": "true" });
   const plot = html("div", { class: "plot", tabindex: "0", role: "application" }, picture);
+  const tip = valueTip(plot);
   const line = html("p", { class: "readout idle", "aria-live": "polite" });
   const legend = html("div", { class: "keys" });
   const { element, refresh } = frameOf(setting, () => figure, [legend, plot, line], { table: sheet, csv: () => numbers(exact) });
@@ -192,11 +194,13 @@ export function bars(given, setting) {
     mark.setAttribute("visibility", focus < 0 ? "hidden" : "visible");
     line.classList.toggle("idle", focus < 0);
     if (focus < 0) {
+      tip.hide();
       line.textContent = setting.quiet ? "" : words.say("hint");
       return;
     }
     mark.setAttribute("x", String(now.left + focus * now.each));
     line.textContent = `${figure.labels[focus]}${words.say("join.colon")}${figure.series.map(([name, values]) => `${told(words, name)} ${values[focus] === null ? words.say("bars.none") : spoken(values[focus])}`).join(words.say("join.strong"))}`;
+    tip.show({ x: now.left + focus * now.each, y: now.top, width: now.each, height: 0 }, line.textContent);
   }
 
   const choose = (/** @type {number} */ index) => {

@@ -3,7 +3,7 @@
 import { exact, numbersOf, onAxis, spoken } from "./blocks.js";
 import { html, svg } from "./dom.js";
 import { heatmap } from "./heatmap.js";
-import { frameOf, told } from "./parts.js";
+import { frameOf, keptOf, told } from "./parts.js";
 
 /** @typedef {import("./parts.js").Said} Said */
 /** @typedef {import("./parts.js").Setting} Setting */
@@ -20,7 +20,7 @@ import { frameOf, told } from "./parts.js";
 export function product(given, setting) {
   const { words } = setting;
   let figure = given;
-  let cell = [...figure.cell];
+  let cell = [...(keptOf(given).cell ?? figure.cell)];
   const part = (/** @type {"left" | "right" | "out"} */ which) => heatmap(mapOf(which), { ...setting, level: setting.level + 1, form: "part" });
   const maps = { left: part("left"), right: part("right"), out: part("out") };
   const sign = (/** @type {string} */ text) => html("span", { class: "sign", "aria-hidden": "true" }, text);
@@ -73,7 +73,7 @@ export function product(given, setting) {
 
   /** @param {number} row @param {number} column */
   function work(row, column) {
-    cell = [row, column];
+    cell = keptOf(figure).cell = [row, column];
     const { steps, bias, total, model } = worked();
     const [left, right, out] = figure.names;
     point();
@@ -135,6 +135,7 @@ export function product(given, setting) {
   /** @param {Product} next */
   function set(next) {
     const moved = next.cell.join() !== figure.cell.join();
+    keptOf(next, figure);
     figure = next;
     const [rows, columns] = figure.out.shape;
     if (moved || cell[0] >= rows || cell[1] >= columns) cell = [...figure.cell];

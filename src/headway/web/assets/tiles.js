@@ -6,6 +6,7 @@ import { colourIndex, colourTable, groundOf, isDark } from "./colours.js";
 import { html, svg } from "./dom.js";
 import { colourBar, heatmap } from "./heatmap.js";
 import { frameOf, told } from "./parts.js";
+import { valueTip } from "./tip.js";
 
 /**
  * @typedef {object} Tiles
@@ -22,7 +23,7 @@ import { frameOf, told } from "./parts.js";
 /** @typedef {(source: string, level: number, row: number, column: number, how: string) => Promise<Tile>} Fetch */
 /** @typedef {Tile & { canvas: HTMLCanvasElement, dark: boolean | null }} Held */
 
-const TALLEST = 560; // pixels of the map
+const TALLEST = 480; // pixels of the map
 const LARGEST = 28; // pixels of a pair of tokens
 const CELL = 2; // pixels of a cell, at least
 const HELD = 96; // tiles
@@ -94,6 +95,7 @@ export function zoomed(given, setting, fetchTile) {
   const rails = svg("svg", { class: "rails", "aria-hidden": "true" });
   const mark = html("div", { class: "cell-mark", hidden: true });
   const plot = html("div", { class: "plot map tiles", tabindex: "0", role: "application" }, canvas, rails, mark);
+  const tip = valueTip(plot);
   const line = html("p", { class: "readout idle", "aria-live": "polite" });
   const state = html("span", { class: "quiet" });
   const button = (/** @type {string} */ key, /** @type {string} */ text, /** @type {() => void} */ act) =>
@@ -272,11 +274,14 @@ export function zoomed(given, setting, fetchTile) {
     const said = value === undefined ? words.say("long.loading") : Number.isNaN(value) ? words.say("map.hidden") : spoken(value);
     line.textContent = words.say(side === 1 ? "long.one" : "long.reading", { rows: span(row, figure.size[0]), columns: span(column, figure.size[1]), value: said });
     line.classList.remove("idle");
+    if (mark.hidden) tip.hide();
+    else tip.show({ x: rail + x, y: head + y, width: size, height: size }, line.textContent);
   }
 
   function rest() {
     focus = null;
     mark.hidden = true;
+    tip.hide();
     line.textContent = words.say("long.zoom");
     line.classList.add("idle");
   }

@@ -14,6 +14,7 @@ import { told } from "./parts.js";
  * @property {import("./figures.js").View[]} views
  * @property {string} version
  * @property {Record<string, Record<string, string>>} strings
+ * @property {string} [language] before the reader chooses
  */
 
 /**
@@ -24,6 +25,7 @@ import { told } from "./parts.js";
 export function render(element, payload) {
   const close = mount(element, payload.strings, (shell) => {
     const { words, updates } = shell;
+    document.title = `headway: ${told(words, payload.title)}`;
     const views = payload.views.map((view) => drawView(view, words));
     updates.push(...views.map(({ draw }) => draw));
     return [
@@ -33,7 +35,7 @@ export function render(element, payload) {
       ...views.map((view) => view.element),
       foot(words, payload.version),
     ];
-  });
+  }, payload);
   followHost(element);
   return close;
 }
