@@ -98,7 +98,7 @@ def _write_batch(
         cache = model.new_cache()
         for _ in range(tokens):
             with torch.no_grad():
-                logits = model(rows, pos=pos, cache=cache, **given)[:, -1].float().cpu()
+                logits = model(rows, pos=pos, cache=cache, **given)[:, -1].cpu()
                 chosen = [sampling.choose(row, generator) for row, generator in zip(logits, drawing, strict=True)]
             yield [None if over else token for token, over in zip(chosen, ended, strict=True)]
             ended = [over or token in stop for token, over in zip(chosen, ended, strict=True)]
@@ -315,7 +315,7 @@ def _speculate(
                 for _ in range(min(ahead, tokens - written - 1)):
                     rows = torch.tensor([(text + guessed)[len(caches[1]) :]], device=device)
                     guesses.append(probabilities(draft(rows, cache=caches[1])[0, -1], sampling))
-                    guessed.append(int(torch.multinomial(guesses[-1], 1, generator=generator)))
+                    guessed.append(int(torch.multinomial(guesses[-1].float(), 1, generator=generator)))
                 rows = torch.tensor([(text + guessed)[len(caches[0]) :]], device=device)
                 logits = model(rows, cache=caches[0])[0, -len(guessed) - 1 :]
                 accepted = _accepted(guessed, guesses, [probabilities(row, sampling) for row in logits], generator)
@@ -337,5 +337,5 @@ def _accepted(
         p = own[number]
         if float(torch.rand(1, generator=generator)) * float(q[token]) >= float(p[token]):
             missing = (p - q).clamp(min=0)
-            return [*guessed[:number], int(torch.multinomial(missing, 1, generator=generator))]
-    return [*guessed, int(torch.multinomial(own[-1], 1, generator=generator))]
+            return [*guessed[:number], int(torch.multinomial(missing.float(), 1, generator=generator))]
+    return [*guessed, int(torch.multinomial(own[-1].float(), 1, generator=generator))]

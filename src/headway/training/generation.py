@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from headway.schema import LARGEST, Number, Whole, require
@@ -72,7 +73,14 @@ def generate(
     prompt = check_prompt(model, prompt)
     read = None if source is None else check_prompt(model, source, "source")
     require(tokens, Whole(0), "tokens")
-    return _write(model, prompt, tokens, Sampling(temperature, top_k, top_p, seed), frozenset(stop or ()), read)
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    return _tokens(steps(model, prompt, tokens, sampling, frozenset(stop or ()), read))
+
+
+def _tokens(written: Generator[Step, None, None]) -> Iterator[int]:
+    with contextlib.closing(written):
+        for step in written:
+            yield step.token
 
 
 def check_decoder(model: Any, source: bool = False) -> None:
@@ -145,41 +153,80 @@ class Sampling(Settings):
 
     def choose(self, logits: Float[Tensor, "vocab"], generator: torch.Generator) -> int:
         """Draw a token."""
-        likely, ids = self._likely(logits)
-        return int(ids[0] if self.temperature == 0 else ids[torch.multinomial(likely, 1, generator=generator)])
+        likely, ids = self.likely(logits)
+        if self.temperature == 0:
+            return int(ids[0])
+        return int(ids[torch.multinomial(likely.float(), 1, generator=generator)])
 
-    def _likely(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The probabilities of the tokens that may be drawn, greatest first, not yet divided by their sum; and ids."""
+    def likely(self, logits: Float[Tensor, "vocab"]) -> tuple[Float64[Tensor, "kept"], Int[Tensor, "kept"]]:
+        """The tokens that may be drawn, the likeliest first: their probabilities, in float64, which add up to 1; and
+        their ids.
+
+        Raises:
+            HeadwayError: on logits that are not finite.
+
+        >>> p, ids = Sampling(top_k=2).likely(torch.tensor([0.0, 1.0, 1.0]))
+        >>> p.tolist(), ids.tolist()
+        ([0.5, 0.5], [1, 2])
+        """
         if not bool(torch.isfinite(logits).all()):
             raise HeadwayError(
                 "expected finite logits, got NaN or infinity: the model's weights are damaged or diverged"
             )
+        logits = logits.cpu().double()
         if self.temperature == 0:
-            best = logits.argmax()[None]
-            return torch.ones(1), best
-        # The greatest becomes 0 first, so that a tiny temperature, which float32 would round to 0, gives −inf, not NaN.
-        scaled = ((logits - logits.max()).double() / self.temperature).float()
-        ordered, ids = scaled.sort(descending=True, stable=True)
+            return torch.ones(1, dtype=torch.float64), logits.argmax()[None]
+        # The greatest becomes 0 first, so that a tiny temperature gives −inf, not NaN.
+        ordered, ids = ((logits - logits.max()) / self.temperature).sort(descending=True, stable=True)
         if self.top_k is not None:
             ordered, ids = (x[: min(self.top_k, len(x))] for x in (ordered, ids))
         likely = ordered.softmax(0)
         if self.top_p is not None:
             # A token stays while those before it have not yet reached top_p.
             keep = likely.cumsum(0) - likely < self.top_p
-            keep[0] = True  # also where top_p is 0 in float32
             likely, ids = likely[keep], ids[keep]
-        return likely, ids
+        return likely / likely.sum(), ids
 
 
-def probabilities(logits: Float[Tensor, "vocab"], sampling: Sampling) -> Float[Tensor, "vocab"]:
-    """What each token is drawn with, after temperature, top_k and top_p."""
-    likely, ids = sampling._likely(logits.float().cpu())
-    return torch.zeros(len(logits)).index_put((ids,), likely / likely.sum())
+def probabilities(logits: Float[Tensor, "vocab"], sampling: Sampling) -> Float64[Tensor, "vocab"]:
+    """What each token is drawn with, after temperature, top_k and top_p; 0 for those that are cut off.
+
+    >>> probabilities(torch.tensor([0.0, 1.0, 1.0]), Sampling(top_k=2)).tolist()
+    [0.0, 0.5, 0.5]
+    """
+    likely, ids = sampling.likely(logits)
+    return torch.zeros(len(logits), dtype=torch.float64).index_put((ids,), likely)
 
 
-def _write(
-    model: Any, prompt: Tensor, tokens: int, sampling: Sampling, stop: frozenset[int], source: Tensor | None
-) -> Iterator[int]:
+class Step(NamedTuple):
+    """One step of :func:`steps`.
+
+    Args:
+        token: the id that was drawn.
+        logits: of the whole vocabulary, on the CPU, from which it was drawn.
+        cache: the model's own, with the keys and values of all tokens before it; it changes with the next step.
+    """
+
+    token: int
+    logits: Float[Tensor, "vocab"]
+    cache: Any
+
+
+def steps(
+    model: Any,
+    prompt: Int[Tensor, "tokens"],
+    tokens: int,
+    sampling: Sampling,
+    stop: Collection[int] = frozenset(),
+    source: Int[Tensor, "source"] | None = None,
+) -> Generator[Step, None, None]:
+    """What :func:`generate` does, one step at a time; arguments are those of it, checked.
+
+    >>> from headway import Transformer
+    >>> model = Transformer(vocab=9, dim=16, layers=1, heads=2)
+    >>> [len(step.cache) for step in steps(model, torch.tensor([3, 1]), 3, Sampling())]
+    [2, 3, 4]
+    """
     device = next((p.device for p in model.parameters()), prompt.device)
     rows = prompt[None].to(device)  # (1, N)
     given = {} if source is None else {"source": source[None].to(device)}
@@ -194,8 +241,9 @@ def _write(
                     logits = model(rows, cache=cache, **given)[0, -1]
                 except HeadwayError as error:
                     raise HeadwayError(f"could not go on after {written} of {tokens} tokens: {error}") from error
-                token = sampling.choose(logits.float().cpu(), generator)
-            yield token
+                logits = logits.cpu()
+                token = sampling.choose(logits, generator)
+            yield Step(token, logits, cache)
             if token in stop:
                 return
             rows = torch.tensor([[token]], device=device)
