@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from headway.figures.values import Said, both
 from headway.hf.loading import load
+from headway.hf.predicting import Predicting, predictor
 from headway.hf.swap import METHODS, swap_position
 from headway.init import seeded
 from headway.inspect.record import Layer, Trace, recorded
@@ -86,7 +87,9 @@ class Reader:
         if not self.model.config.is_encoder_decoder:
             if part is not None or target is not None:
                 raise HeadwayError(f"expected no part or target, got one: {self.name} is no encoder-decoder")
-            return replace(self._about(Text(self, given), labels, layer, head), notes=self.unknown(ids, labels))
+            found = self._about(Text(self, given), labels, layer, head)
+            predicts = predictor(Predicting(self.model), self.tokenizer, ids)
+            return replace(found, notes=self.unknown(ids, labels), predictor=predicts)
         part = part or ("encoder" if target is None else "decoder")
         if part not in PARTS:
             raise HeadwayError(f"expected part {', '.join(PARTS)}, got {part!r}")
@@ -97,7 +100,8 @@ class Reader:
         of_decoder = [self.tokenizer.convert_ids_to_tokens(first) or "<start>", *names]
         keys = labels if part == "cross" else None
         found = self._about(Text(self, given, part), labels if part == "encoder" else of_decoder, layer, head, keys)
-        return replace(found, notes=self.unknown(ids, labels))
+        predicts = predictor(Predicting(self.model), self.tokenizer, ids)
+        return replace(found, notes=self.unknown(ids, labels), predictor=predicts)
 
     def unknown(self, ids: Int[Tensor, "1 tokens"], labels: Sequence[str]) -> tuple[Said, ...]:
         """A note on the tokens that the vocabulary lacks, which are all the same to the model."""

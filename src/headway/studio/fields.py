@@ -45,7 +45,10 @@ LIMITS = {
 """The maximum of each; the page shows them."""
 PICTURES = {"svg": "image/svg+xml", "png": "image/png", "pdf": "application/pdf"}
 """What a view can be drawn as, and its content type."""
-OPTIONS = ("by", "change", "dim", "key", "matrix", "position", "positions", "reach", "sample", "seed", "what")
+OPTIONS = (
+    *("by", "change", "dim", "heads", "key", "matrix", "position", "positions", "reach", "sample", "seed", "shift"),
+    *("temperature", "tokens", "top_k", "top_p", "what"),
+)
 """Options of views that the page may set; each view checks its own further."""
 _SPEC, _ID, _SLOT = 300, 80, 40
 _MOST = 2**31 - 1
@@ -142,7 +145,7 @@ _ASKED = Record(
         "column": Whole(0, 100_000),
         "others": Many(_MODEL, LIMITS["others"]),
         "results": Words(longest=_ID),
-        "options": Record({}, dict.fromkeys(OPTIONS, Either((Words(longest=_SPEC), Whole(-_MOST, _MOST))))),
+        "options": Record({}, dict.fromkeys(OPTIONS, Either((Words(longest=_SPEC), Number(-_MOST, most=_MOST))))),
     },
 )
 _PICTURE = Record({"format": Words(tuple(PICTURES)), "language": Words(LANGUAGES), **_ASKED.fields}, _ASKED.optional)

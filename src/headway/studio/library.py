@@ -147,6 +147,8 @@ class Library:
             asked: by the page.
             live: the question about the training model, for a text.
         """
+        if self.quick and asked.view == "generation":  # a pass for each token
+            raise Heavy
         longest = LIMITS["long_tokens" if asked.view == "long" else "tokens"]
         # words are known to fresh models only: beside a trained model they read its tokens
         told = next((model for model in (asked.model, *asked.others) if not isinstance(model, Fresh)), None)
@@ -264,7 +266,9 @@ class Library:
             return self._swapped(model, like)
         vocabulary, count = like.model.stack.embedding.num_embeddings, len(like.labels)
         self._weighed(checked_size(model, vocabulary, count))
-        return Question.of(_made(model, vocabulary, count), like.ids, like.labels, name=str(model.config.position))
+        made = _made(model, vocabulary, count)
+        predicts = like.predictor and replace(like.predictor, model=made)
+        return Question.of(made, like.ids, like.labels, name=str(model.config.position), predictor=predicts)
 
     def _swapped(self, model: Fresh, like: Question) -> Question:
         """About a checkpoint whose position method is that of a fresh model."""
@@ -287,7 +291,8 @@ class Library:
         weights = sum(p.numel() * p.element_size() for p in made.parameters())
         self._weighed(check_size(made.config.plain(), tokens=len(labels), most=MEMORY + weights))
         told = tuple(map(self.said, notes))
-        return Question.of(made, ids, labels, name=self._entry(model.id, MODELS).title, history=history, notes=told)
+        where = {"name": self._entry(model.id, MODELS).title, "history": history, "notes": told}
+        return Question.of(made, ids, labels, vocabulary=vocabulary, **where)
 
     def _read(self, model: OfRun, text: str, longest: int) -> Question:
         """About a checkpoint of transformers."""

@@ -88,6 +88,7 @@ class Stage:
             model,
             ids,
             labels,
+            vocabulary=self.live.vocabulary,
             name="live",
             watched=self.live.watched if learning else None,
             history=self.live.history if learning else None,

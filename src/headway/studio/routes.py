@@ -6,6 +6,7 @@ GET  /api/page                an empty page of views, in which the studio's page
 GET  /api/state               runs, comparisons, methods, views, limits
 POST /api/view                a view, with the shapes of its model
 POST /api/picture             a view drawn for print: SVG, PNG or PDF
+POST /api/next                the likeliest next tokens of a text
 POST /api/live                start a training; /api/live/play, pause, step and stop go on with it
 GET  /api/live/events         new events: ?since=…; pages poll, and hold no connection in between
 GET  /api/tiles               a tile of the map of a long text: ?source=…&level=…&row=…&column=…&how=…
@@ -47,6 +48,7 @@ from headway.studio.library import Heavy, Library, Recent
 from headway.studio.live_session import Stage
 from headway.studio.worker import Busy, Superseded, Worker
 from headway.views import NAMES, Question, view
+from headway.views.predicting import next_tokens
 from headway.web.page import asset
 from headway.web.views_page import empty_page
 
@@ -99,6 +101,7 @@ class Routes:
         posts: dict[str, Endpoint] = {
             "/api/view": self.view,
             "/api/picture": self.picture,
+            "/api/next": self.next,
             "/api/live": self.start,
             "/api/live/{act}": self.act,
         }
@@ -138,11 +141,21 @@ class Routes:
         What takes long is done in a thread of its own, one after the other, so that other pages need not wait for it.
         """
         asked = fields.asked(await _body(request))
+        return await self._computed(asked, functools.partial(self.composed, asked))
+
+    async def next(self, request: Request) -> Response:
+        """The likeliest next tokens of a text; the body is that of a view, without the view."""
+        body = await _body(request)
+        asked = fields.asked({**body, "view": "prediction"} if isinstance(body, dict) else body)
+        return await self._computed(asked, functools.partial(self.predicted, asked))
+
+    async def _computed(self, asked: fields.Asked, make: Callable[[Library], bytes]) -> Response:
+        """Do something in the thread of quick jobs, or in that of slow ones."""
         self._slow.forget(asked.slot)
         try:
-            made = await self.worker.run(asked.slot, lambda: self.composed(asked))
+            made = await self.worker.run(asked.slot, lambda: make(self.library))
         except Heavy:
-            made = await self._slow.run(asked.slot, lambda: self.composed(asked, self._patient))
+            made = await self._slow.run(asked.slot, lambda: make(self._patient))
         return Response(made, media_type="application/json")
 
     async def picture(self, request: Request) -> Response:
@@ -178,6 +191,12 @@ class Routes:
             if asked.view == "long":  # its tiles may be forgotten before its answer is
                 return self._compose(asked, key, library)
             return self._answers.make(key, lambda: self._compose(asked, key, library))
+
+    def predicted(self, asked: fields.Asked, library: Library) -> bytes:
+        """The likeliest next tokens as JSON, computed in a worker thread while no training step runs."""
+        with self.stage.still():
+            question = library.question(asked, live=lambda text: self.stage.question(text, asked.view))
+            return _text(next_tokens(question)).encode()
 
     def _compose(self, asked: fields.Asked, key: str, library: Library) -> bytes:
         begun = time.perf_counter()

@@ -32,6 +32,8 @@ ORDER = (
     "bias",
     "rotation",
     "distance",
+    "prediction",
+    "generation",
     "sidebyside",
     "longer",
     "film",

@@ -16,7 +16,9 @@ from headway.inspect.record import Layer, Trace, recorded
 from headway.inspect.watch import Watch
 from headway.positions import Position
 from headway.shapes import HeadwayError
+from headway.training.vocabulary import Vocabulary
 from headway.transformer import Transformer
+from headway.views.predictor import OfVocabulary, Predictor
 
 
 class Changes(Protocol):
@@ -100,6 +102,7 @@ class Question:
         options: options of single views, by name; see each view's docstring.
         notes: notes on the model, e.g. that its newest checkpoint is damaged; every view shows them.
         keys: in cross attention, display text of each token of the context; None where tokens attend to themselves.
+        predictor: what predicts the next token, for a vocabulary that the labels do not tell, or another's model.
 
     Raises:
         HeadwayError: on a layer, head or query that does not exist, or a wrong number of labels.
@@ -119,6 +122,7 @@ class Question:
     options: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str | Said] = ()
     keys: Sequence[str] | None = None
+    predictor: Predictor | None = None
 
     def __post_init__(self) -> None:
         found = len(self.labels) if self.keys is None else len(self.keys)
@@ -136,15 +140,26 @@ class Question:
                 raise HeadwayError(f"expected {what} from 0 to {count - 1}, got {index}")
 
     @classmethod
-    def of(cls, model: Transformer, ids: Tensor, labels: Sequence[str], **where: Any) -> Question:
+    def of(
+        cls,
+        model: Transformer,
+        ids: Tensor,
+        labels: Sequence[str],
+        *,
+        vocabulary: Vocabulary | None = None,
+        **where: Any,
+    ) -> Question:
         """About a model and a text.
 
         Args:
             model: a decoder or an encoder.
             ids: token ids, (1, N).
             labels: display text of each token.
+            vocabulary: what ids stand for; default what the labels tell.
             where: the other fields.
         """
+        if vocabulary is not None:
+            where["predictor"] = Predictor(model, ids, OfVocabulary(vocabulary))
         return cls(Recording(model, ids), labels, **where)
 
     @classmethod

@@ -128,7 +128,8 @@ def about_run(run: Path | str, text: str) -> Question:
         raise HeadwayError("expected a text, got an empty one: give a sentence")
     watched = load_watch(run) if (Path(run) / "watch").is_dir() else None
     labels = token_texts(vocabulary, ids)
-    return Question.of(model, ids[None], labels, name=str(run), watched=watched, history=made.history, notes=made.notes)
+    where = {"name": str(run), "watched": watched, "history": made.history, "notes": made.notes}
+    return Question.of(model, ids[None], labels, vocabulary=vocabulary, **where)
 
 
 def about_trace(

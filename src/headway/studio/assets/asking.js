@@ -42,9 +42,10 @@ function failed({ error, said }, status) {
 /**
  * One request at a time: a newer request cancels the older one, here and on the server.
  * @param {string} slot what on the page it is for
+ * @param {string} [path]
  * @returns {((body: Record<string, unknown>) => Promise<any>) & { end: () => void }}
  */
-export function newest(slot) {
+export function newest(slot, path = "/api/view") {
   const own = `${slot}-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`; // windows do not cancel each other's requests
   /** @type {AbortController | undefined} */
   let before;
@@ -52,7 +53,7 @@ export function newest(slot) {
   const next = (/** @type {Record<string, unknown>} */ body) => {
     end();
     before = new AbortController();
-    return ask("/api/view", { slot: own, ...body }, before.signal);
+    return ask(path, { slot: own, ...body }, before.signal);
   };
   return Object.assign(next, { end });
 }

@@ -7,12 +7,18 @@ import { plain } from "./place.js";
 import { popover } from "./popover.js";
 
 /** @typedef {import("./place.js").Place} Place */
-/** @typedef {{ name: string, kind: "choice" | "slider" | "number" | "method" | "key", values?: (string | number)[], first?: string | number, when?: [string, string], trained?: boolean }} Option */
+/** @typedef {{ name: string, kind: "choice" | "slider" | "number" | "method" | "key", values?: (string | number)[], first?: string | number, when?: [string, string], trained?: boolean, off?: number }} Option off is a value that leaves the option out */
 /** @typedef {{ layers: number, heads: number, head_dim: number, tokens: string[], count: number, layer: number, head: number, query: number, column: number, position: string, name: string, seconds: number }} Meta */
 
 const POWERS = (/** @type {number} */ from, /** @type {number} */ to) => Array.from({ length: Math.log2(to / from) + 1 }, (_, i) => from * 2 ** i);
 const WHAT = /** @type {Option} */ ({ name: "what", kind: "choice", values: ["weights", "scores"], first: "weights" });
 const MATRIX = /** @type {Option} */ ({ name: "matrix", kind: "choice", values: ["q", "k", "v"], first: "q" });
+
+const SAMPLING = /** @type {Option[]} */ ([
+  { name: "temperature", kind: "slider", values: [0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 5], first: 1 },
+  { name: "top_k", kind: "slider", values: [0, 1, 2, 3, 4, 5, 8, 10, 20, 40, 50, 100], first: 0, off: 0 },
+  { name: "top_p", kind: "slider", values: [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1], first: 1, off: 1 },
+]);
 
 /** Which choosers a view has, and its own options. @type {Record<string, { look: string[], options?: Option[] }>} */
 export const USES = {
@@ -28,6 +34,8 @@ export const USES = {
   similarity: { look: [], options: [{ name: "positions", kind: "slider", values: POWERS(8, 256) }] },
   bias: { look: ["layer"], options: [{ name: "reach", kind: "slider", values: POWERS(16, 16384) }] },
   rotation: { look: ["layer", "head", "query"], options: [{ name: "positions", kind: "slider", values: POWERS(8, 256) }] },
+  prediction: { look: ["query"], options: [...SAMPLING, { name: "shift", kind: "slider", values: [0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 10000], first: 0, off: 0 }] },
+  generation: { look: ["layer", "head"], options: [{ name: "tokens", kind: "slider", values: [1, 2, 4, 8, 12, 16, 24, 32, 48, 64], first: 12 }, ...SAMPLING, { name: "seed", kind: "number", first: 0 }, { name: "heads", kind: "choice", values: ["all", "chosen"], first: "all" }] },
   sidebyside: { look: ["layer", "head", "query"] },
   whatif: {
     look: ["layer", "head"],
@@ -62,7 +70,7 @@ export function optionsOf(place) {
   for (const option of options) {
     if ((option.when && value(option.when[0]) !== option.when[1]) || (option.trained && place.kind === "fresh")) continue;
     const given = value(option.name);
-    if (given !== undefined && given !== "") found[option.name] = given;
+    if (given !== undefined && given !== "" && given !== option.off) found[option.name] = given;
   }
   return found;
 }
@@ -76,7 +84,7 @@ export function optionsOf(place) {
  * @param {(change: Partial<Place>, when?: "soon" | "now") => void} options.go
  * @param {() => boolean} options.running whether a training is under way
  * @param {() => HTMLElement} options.home where dialogs stand
- * @returns {{ element: HTMLElement, update: () => void, methods: () => void }}
+ * @returns {{ element: HTMLElement, asked: HTMLElement, update: () => void, methods: () => void }} asked is the row of text and model
  */
 export function controlPanel(words, offers, { place, meta, go, running, home }) {
   const title = (/** @type {string} */ spec) => offers.methods.find((/** @type {any} */ one) => one.name === spec.split("(")[0])?.title ?? spec;
@@ -234,11 +242,12 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
     }
     const values = /** @type {number[]} */ (option.values);
     const nearest = (/** @type {number} */ wish) => values.reduce((best, value, i) => (Math.abs(value - wish) < Math.abs(values[best] - wish) ? i : best), 0);
-    const output = html("output", {}, current === undefined ? words.say("studio.value.own") : words.count(Number(current)));
+    const reads = (/** @type {number} */ value) => (value === option.off ? words.say("studio.value.off") : Number.isInteger(value) ? words.count(value) : String(value));
+    const output = html("output", {}, current === undefined ? words.say("studio.value.own") : reads(Number(current)));
     const start = current === undefined ? nearest(option.name === "dim" ? (meta()?.head_dim ?? 16) : 64) : nearest(Number(current));
     const slider = /** @type {HTMLInputElement} */ (html("input", { type: "range", min: 0, max: values.length - 1, step: 1, value: start, "data-keep": keep, "aria-valuetext": output.textContent, oninput: () => {
       const value = values[Number(slider.value)];
-      output.textContent = words.count(value);
+      output.textContent = reads(value);
       slider.setAttribute("aria-valuetext", output.textContent ?? "");
       choose(value, "soon");
     } }));
@@ -298,7 +307,7 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
   }
 
   update();
-  return { element: html("div", { class: "choices" }, asked, others, compared.element), update, methods };
+  return { element: html("div", { class: "choices" }, asked, others, compared.element), asked, update, methods };
 }
 
 /** The longer example, over and over. @param {import("./words.js").Words} words */

@@ -6,6 +6,7 @@ import { html } from "./dom.js";
 import { drawView } from "./figures.js";
 import { mount } from "./frame.js";
 import { told } from "./parts.js";
+import { nextRequests, nextStrip } from "./next.js";
 import { addressOf, modelOf, placeOf } from "./place.js";
 import { shareTools } from "./share.js";
 import { trainingPanel } from "./training.js";
@@ -15,6 +16,7 @@ import { trainingPanel } from "./training.js";
 /**
  * @typedef {object} Source where views come from: the studio's server, or files composed beforehand
  * @property {((asked: Record<string, unknown>) => Promise<Answer>) & { end: () => void }} views the newest call counts
+ * @property {((asked: Record<string, unknown>) => Promise<import("./next.js").Found>) | null} [next] the likeliest next tokens of a text
  * @property {ReturnType<typeof import("./training.js").followTraining>} training
  * @property {() => Promise<import("./share.js").Template>} page an empty page, to save a view in
  * @property {((asked: Record<string, unknown>) => Promise<Blob>) | null} picture draws a view for print
@@ -23,6 +25,7 @@ import { trainingPanel } from "./training.js";
 const GROUPS = /** @type {const} */ ([
   ["compute", ["stepper", "projection", "scaling", "softmax"]],
   ["heads", ["wall", "head", "split", "distance", "long"]],
+  ["predict", ["prediction", "generation"]],
   ["position", ["vectors", "similarity", "bias", "rotation"]],
   ["compare", ["sidebyside", "whatif", "longer", "report"]],
   ["learning", ["film", "step", "board"]],
@@ -70,6 +73,7 @@ export function open(element, offers, strings, source) {
   let built = null;
 
   const typed = calmly(load, TYPING);
+  const next = nextRequests(source.next ?? null, () => place, () => built?.next());
 
   /**
    * Change the state, store it in the address, and request the view.
@@ -164,6 +168,7 @@ export function open(element, offers, strings, source) {
     built?.show(other);
     built?.update();
     built?.state();
+    if (!lacking()) next.ask(place.kind === "live");
   }
 
   const running = () => ["playing", "paused"].includes(training.told().state);
@@ -272,6 +277,8 @@ export function open(element, offers, strings, source) {
       started: () => go({ kind: "live", ...(OF_TRAINING.includes(place.view) ? {} : { view: "board" }) }),
       look: (view) => go({ view, kind: "live" }),
     });
+    const strip = nextStrip(words, { place: () => place, go, requests: next });
+    panel.asked.after(strip.element);
     const hint = html("p", { class: "hint", hidden: true }, words.say("studio.long.short"), " ", html("button", { type: "button", class: "save", "data-keep": "long", onclick: () => go({ text: longest(words) }) }, words.say("studio.sample.thousands")));
     const status = html("p", { class: "status", role: "status" });
     const shown = html("div", { class: "screen", id: "studio-view", tabindex: "-1", "aria-busy": "false" });
@@ -295,6 +302,7 @@ export function open(element, offers, strings, source) {
       words,
       methods: panel.methods,
       panel: () => live.update(),
+      next: strip.update,
       update() {
         document.title = `${title(place.view)} · headway studio`;
         for (const link of links) {
@@ -306,6 +314,7 @@ export function open(element, offers, strings, source) {
         short.value = place.view;
         live.element.hidden = place.kind !== "live" && (place.kind === "run" || !OF_TRAINING.includes(place.view));
         panel.update();
+        strip.update();
       },
       state() {
         shown.setAttribute("aria-busy", String(waiting));

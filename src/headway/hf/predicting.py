@@ -1,0 +1,103 @@
+"""The next token of a text, predicted by a checkpoint of transformers with a language-model head."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from headway.shapes import HeadwayError
+from headway.views.predictor import Held, Predictor
+
+SAME = 1e-3
+"""Two passes of a causal model differ by less, relative to its largest logit."""
+
+
+class Predicting(nn.Module):
+    """A model of transformers, called as :func:`headway.generate` calls one.
+
+    Args:
+        model: any; :attr:`kind` says whether it predicts next tokens.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @cached_property
+    def kind(self) -> str:
+        """A kind of Transformer: "encoder" where later tokens matter too; "headless" if it predicts none."""
+        if self.model.config.is_encoder_decoder:
+            return "encoder-decoder"
+        if type(self.model).__name__ not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+            return "headless"
+        ids = torch.tensor([[0, 1]], device=self.model.device)
+        with torch.no_grad():
+            both, one = (self.model(input_ids=part).logits[0, 0].double() for part in (ids, ids[:, :1]))
+        return "decoder" if bool((both - one).abs().max() <= SAME * both.abs().max()) else "encoder"
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache."""
+        return DynamicCache(config=self.model.config)
+
+    def forward(
+        self, tokens: Int[Tensor, "1 tokens"], *, pos: Int[Tensor, "1 tokens"] | None = None, cache: Any = None
+    ) -> Float[Tensor, "1 tokens vocab"]:
+        """Logits of the token after each.
+
+        Raises:
+            HeadwayError: when the model takes no positions, or cannot serve so many.
+        """
+        name = type(self.model).__name__
+        if pos is not None and "position_ids" not in inspect.signature(self.model.forward).parameters:
+            raise HeadwayError(f"expected a model that takes positions (position_ids) to shift them, got {name}")
+        given = {} if pos is None else {"position_ids": pos}
+        try:
+            logits: Tensor = self.model(
+                input_ids=tokens, past_key_values=cache, use_cache=cache is not None, **given
+            ).logits
+        except (IndexError, RuntimeError, ValueError) as error:  # e.g. positions beyond a learned table
+            last = tokens.shape[1] if pos is None else int(pos.max()) + 1
+            raise HeadwayError(f"expected positions that {name} has, got some up to {last - 1:,}: {error}") from error
+        return logits
+
+    def held(self, cache: Any) -> Held:
+        """What a cache holds."""
+        layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
+        needed = sum(x.numel() * x.itemsize for layer in layers for x in (layer.keys, layer.values))
+        return Held(layers[0].keys.shape[2], len(layers), tuple(layers[0].keys.shape), needed, needed)
+
+
+@dataclass(frozen=True)
+class OfTokenizer:
+    """Tokens of a tokenizer of transformers; see :class:`headway.views.predictor.Spelling`."""
+
+    tokenizer: Any
+
+    def name(self, token: int) -> str:
+        """A token by itself."""
+        return str(self.tokenizer.convert_ids_to_tokens(token))
+
+    def added(self, before: Sequence[int], token: int) -> str | None:
+        """What a token adds to the text; None where that is no whole character."""
+        if token in self.tokenizer.all_special_ids:
+            return None
+        context = list(before[-8:])
+        old, new = (
+            self.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (context, [*context, token])
+        )
+        text = new[len(old) :]
+        return text if text and new.startswith(old) and "\ufffd" not in text else None
+
+
+def predictor(model: Predicting, tokenizer: Any, ids: Tensor) -> Predictor:
+    """What predicts the next token of a text that a checkpoint reads."""
+    return Predictor(model, ids.to(model.model.device), OfTokenizer(tokenizer), recorded=model.model)

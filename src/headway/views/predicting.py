@@ -1,0 +1,334 @@
+"""What a model predicts: the probability of each token given those before it, and what sampling makes of it.
+
+p = softmax(logits) in float64;  temperature → softmax(logits / T);  top-k → the k likeliest;  top-p → the likeliest
+whose total reaches p. All three are those of :class:`headway.training.generation.Sampling`, which draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from headway.figures.values import Bars, Grid, Said, View, both, same
+from headway.figures.words import LANGUAGES, number, percent
+from headway.schema import Maybe, Number, Schema, Whole, require
+from headway.shapes import HeadwayError
+from headway.training.generation import Sampling, probabilities
+from headway.views.predictor import Predictor
+from headway.views.question import Question
+from headway.views.to_figures import refuse_beyond
+
+VIEWS = ("prediction",)
+
+LONGEST = 1024
+"""Maximum tokens of the text."""
+TOP = 12
+"""The likeliest tokens that are shown."""
+ROWS = 64
+"""Maximum tokens of the table, up to the query."""
+SAME = 1e-4
+"""Changes of a probability up to this are rounding."""
+FARTHEST = 100_000
+"""Maximum shift of all positions."""
+NONE = {
+    "trace": "a recorded pass, of which only the attentions are known",
+    "headless": "a checkpoint without a language-model head",
+    "encoder": "an encoder, which predicts no next token",
+    "encoder-decoder": "an encoder-decoder, which continues nothing without a source",
+}
+"""Why nothing predicts the next token; the page's line about it is ``prediction.none.<key>``."""
+MOST_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a model predicts after each token of a text.
+
+    Args:
+        logits: of the token after each, (N, vocab), in float64.
+        p: their softmax.
+        ids: of the text.
+    """
+
+    logits: Float64[Tensor, "tokens vocab"]
+    p: Float64[Tensor, "tokens vocab"]
+    ids: Sequence[int]
+
+    @classmethod
+    def of(cls, predictor: Predictor, shift: int = 0) -> Predicted:
+        """Of one pass, all positions shifted by so many.
+
+        Raises:
+            HeadwayError: on logits that are not finite.
+        """
+        logits = predictor.logits(shift)
+        if not bool(logits.isfinite().all()):
+            raise HeadwayError(
+                "expected finite logits, got NaN or infinity: the model's weights are damaged or diverged"
+            )
+        return cls(logits, logits.softmax(-1), predictor.ids[0].tolist())
+
+    @property
+    def true(self) -> Float64[Tensor, "tokens-1"]:
+        """The probability of each token after the first, given those before it."""
+        return self.p[:-1].gather(1, torch.tensor(self.ids[1:], dtype=torch.long)[:, None])[:, 0]
+
+    @property
+    def ranks(self) -> list[int]:
+        """The rank of each token after the first, 1 for the likeliest; equal ones share the better rank."""
+        ranks: list[int] = ((self.p[:-1] > self.true[:, None]).sum(1) + 1).tolist()
+        return ranks
+
+    def likeliest(self, row: int, count: int) -> list[int]:
+        """The likeliest tokens after a token."""
+        ids: list[int] = self.p[row].sort(descending=True, stable=True).indices[:count].tolist()
+        return ids
+
+
+def prediction(question: Question) -> View:
+    """What the model predicts at each token, and what temperature, top-k and top-p make of it at the query.
+
+    ``options["temperature"]`` (1), ``["top_k"]`` and ``["top_p"]`` are those of :func:`headway.generate`; with
+    ``options["shift"]`` all positions are shifted by so many, and predictions are compared.
+
+    Raises:
+        HeadwayError: on a model that predicts no next token, a text of more than 1,024 tokens, other options, and
+            positions that the method cannot serve.
+
+    >>> view = prediction(Question.fresh("the cat sat on the mat"))
+    >>> [type(figure).__name__ for figure in view.figures]
+    ['Bars', 'Grid', 'Bars', 'Grid']
+    """
+    refuse_beyond(question, LONGEST, "prediction")
+    predictor, sampling = predictor_of(question), sampling_of(question)
+    shift = question.options.get("shift", 0)
+    require(shift, Whole(0, FARTHEST), "the option 'shift'")
+    found = Predicted.of(predictor)
+    figures = [*_sampled(question, predictor, found, sampling)]
+    finding = _finding(question, predictor, found)
+    if shift:
+        moved, said = _shifted(question, predictor, found, shift)
+        figures.append(moved)
+        finding = {language: f"{finding[language]}{_GAP[language]}{said[language]}" for language in LANGUAGES}
+    notes = [_cut(found, question.row, sampling), both("prediction.note", vocab=f"{found.p.shape[1]:,}")]
+    if len(question.labels) > 1:
+        figures += _along(question, predictor, found)
+    formula = "p = softmax(logits / T),  top-k,  top-p"
+    return View("prediction", finding, figures, formula, notes)
+
+
+_GAP = {"en": " ", "zh": ""}
+
+
+def predictor_of(question: Question) -> Predictor:
+    """What predicts the next token of a question's text.
+
+    Raises:
+        HeadwayError: where nothing does.
+    """
+    found, why = _predictor(question)
+    if found is None:
+        raise HeadwayError(f"expected a decoder for this view, got {NONE[why]}: choose another model")
+    return found
+
+
+def _predictor(question: Question) -> tuple[Predictor | None, str]:
+    """What predicts the next token, or why nothing does."""
+    found = question.predictor
+    if found is None and question.recording.model is not None:
+        found = Predictor.of_labels(question.model, question.ids, question.labels)
+    if found is None:
+        return None, "trace"
+    why = found.lacks()
+    return (found, "") if why is None else (None, why)
+
+
+def next_tokens(question: Question, most: int = 5) -> dict[str, Any]:
+    """The likeliest next tokens of a text, as plain values for the strip beside it.
+
+    Returns:
+        ``vocab`` and ``tokens``, each with its label, its probability, and what it adds to the text (None where that is
+        no whole character); or ``none``, a sentence in every language, where the model predicts none.
+
+    >>> found = next_tokens(Question.fresh("the cat sat"), 2)
+    >>> found["vocab"], sorted(found["tokens"][0])
+    (3, ['added', 'label', 'p'])
+    """
+    predictor, why = _predictor(question)
+    if predictor is None:
+        return {"none": both(f"prediction.none.{why}")}
+    found, last = Predicted.of(predictor), len(question.labels) - 1
+    tokens = [
+        {
+            "label": predictor.shown(found.ids, token),
+            "added": predictor.spelling.added(found.ids, token),
+            "p": float(found.p[last, token]),
+        }
+        for token in found.likeliest(last, most)
+    ]
+    return {"vocab": found.p.shape[1], "tokens": tokens}
+
+
+def sampling_of(question: Question) -> Sampling:
+    """The options temperature, top_k, top_p and seed of a view.
+
+    Raises:
+        HeadwayError: on values that :func:`headway.generate` refuses.
+    """
+    schemas: dict[str, Schema] = {
+        "temperature": Number(0, most=100),
+        "top_k": Maybe(Whole(1)),
+        "top_p": Maybe(Number(above=0, most=1)),
+        "seed": Whole(0, MOST_SEED),
+    }
+    given = {name: question.options[name] for name in schemas if name in question.options}
+    for name, value in given.items():
+        require(value, schemas[name], f"the option {name!r}")
+    return Sampling(**given)
+
+
+def ways(sampling: Sampling) -> list[tuple[Said, Sampling]]:
+    """The model's own probabilities, and those after temperature, then top-k, then top-p, as far as these do anything.
+
+    >>> [name["en"] for name, _ in ways(Sampling(temperature=0.5, top_p=0.9))]
+    ["the model's own", 'temperature 0.5', 'then top-p 0.9']
+    """
+    found: list[tuple[Said, Sampling]] = [(both("prediction.own"), Sampling())]
+    if sampling.temperature != 1:
+        found.append(
+            (
+                both("prediction.temperature", value=number(sampling.temperature)),
+                Sampling(temperature=sampling.temperature),
+            )
+        )
+    if sampling.top_k is not None:
+        now = replace(found[-1][1], top_k=sampling.top_k)
+        found.append((both("prediction.top_k", value=f"{sampling.top_k:,}"), now))
+    if sampling.top_p is not None:
+        now = replace(found[-1][1], top_p=sampling.top_p)
+        found.append((both("prediction.top_p", value=number(sampling.top_p)), now))
+    return found
+
+
+def bars_of(title: Said, labels: Sequence[str], tokens: Sequence[int], logits: Tensor, sampling: Sampling) -> Bars:
+    """The probabilities of some tokens, before and after each way of sampling."""
+    series = [(name, [float(x) for x in probabilities(logits, way)[list(tokens)]]) for name, way in ways(sampling)]
+    return Bars(title, labels, series, both("prediction.axis"))
+
+
+def _sampled(question: Question, predictor: Predictor, found: Predicted, sampling: Sampling) -> list[Bars | Grid]:
+    """The likeliest tokens after the query, before and after sampling, as bars and in words."""
+    row, before = question.row, found.ids[: question.row + 1]
+    tokens = found.likeliest(row, TOP)
+    if row + 1 < len(found.ids) and found.ids[row + 1] not in tokens:
+        tokens[-1] = found.ids[row + 1]
+    labels = [predictor.shown(before, token) for token in tokens]
+    after = probabilities(found.logits[row], sampling)
+    title = both("prediction.next", token=question.labels[row], place=row)
+    true = found.ids[row + 1] if row + 1 < len(found.ids) else None
+    rows = [
+        (
+            both("prediction.true", token=name) if token == true else same(name),
+            [percent(float(found.p[row, token])), percent(float(after[token])), _verdict(found, row, token, sampling)],
+        )
+        for name, token in zip(labels, tokens, strict=True)
+    ]
+    names = [both(f"prediction.column.{name}") for name in ("token", "own", "after", "kept")]
+    return [bars_of(title, labels, tokens, found.logits[row], sampling), Grid(both("prediction.kept"), names, rows)]
+
+
+def _verdict(found: Predicted, row: int, token: int, sampling: Sampling) -> str:
+    """Whether a token may be drawn, or what cuts it off."""
+    for _, way in ways(sampling)[1:]:
+        if float(probabilities(found.logits[row], way)[token]) == 0:
+            return f"✗ {'top-p' if way.top_p is not None else 'top-k' if way.top_k is not None else 'T = 0'}"
+    return "✓"
+
+
+def _cut(found: Predicted, row: int, sampling: Sampling) -> Said:
+    """How many tokens may be drawn, and what share of the model's own probability is cut off."""
+    kept = sampling.likely(found.logits[row])[1]
+    cut = max(0.0, 1 - float(found.p[row, kept].sum()))
+    return both("prediction.cut", kept=f"{len(kept):,}", vocab=f"{found.p.shape[1]:,}", share=percent(cut))
+
+
+def _finding(question: Question, predictor: Predictor, found: Predicted) -> Said:
+    """The likeliest token after the query, the true one, and bits per token of the text."""
+    row = question.row
+    first = found.likeliest(row, 1)[0]
+    values: dict[str, object] = {
+        "token": question.labels[row],
+        "first": predictor.shown(found.ids[: row + 1], first),
+        "share": percent(float(found.p[row, first])),
+    }
+    if len(found.ids) < 2:
+        return both("prediction.finding.one", **values)
+    bits = float(-found.true.log2().mean())
+    values |= {"bits": number(bits), "uniform": number(math.log2(found.p.shape[1]))}
+    if row + 1 == len(found.ids):
+        return both("prediction.finding.end", **values)
+    true = {"true": question.labels[row + 1], "p": percent(float(found.true[row])), "rank": f"{found.ranks[row]:,}"}
+    return both("prediction.finding", **values, **true)
+
+
+def _shifted(question: Question, predictor: Predictor, found: Predicted, shift: int) -> tuple[Bars, Said]:
+    """The likeliest tokens after the query with all positions shifted, and the largest change anywhere."""
+    moved = Predicted.of(predictor, shift)
+    row = question.row
+    tokens = found.likeliest(row, TOP)
+    labels = [predictor.shown(found.ids[: row + 1], token) for token in tokens]
+    series = [
+        (both("prediction.shift.before"), [float(x) for x in found.p[row, tokens]]),
+        (both("prediction.shift.after", by=shift), [float(x) for x in moved.p[row, tokens]]),
+    ]
+    change = (moved.p - found.p).abs()
+    largest = float(change.max())
+    place, token = divmod(int(change.argmax()), change.shape[1])
+    values: Mapping[str, object] = {
+        "by": f"{shift:,}",
+        "method": question.position.spec(),
+        "largest": number(largest),
+        "after": question.labels[place],
+        "token": predictor.shown(found.ids[: place + 1], token),
+        "old": number(float(found.p[place, token])),
+        "new": number(float(moved.p[place, token])),
+    }
+    said = both("prediction.shift.same" if largest <= SAME else "prediction.shift.changed", **values)
+    return Bars(
+        both("prediction.shift", by=shift, token=question.labels[row]), labels, series, both("prediction.axis")
+    ), said
+
+
+def _along(question: Question, predictor: Predictor, found: Predicted) -> list[Bars | Grid]:
+    """The probability of each token of the text given those before it, and a table with ranks."""
+    stop = min(len(found.ids), max(question.row + 2, ROWS))
+    start = max(0, stop - ROWS)
+    places = range(start, stop)
+    true, ranks = found.true.tolist(), found.ranks
+    shares = [None if place == 0 else true[place - 1] for place in places]
+    window = both("prediction.along.part", first=start, last=stop - 1) if stop - start < len(found.ids) else None
+    title = window or both("prediction.along")
+    bars = Bars(
+        title, [question.labels[place] for place in places], [(both("prediction.p"), shares)], both("prediction.axis")
+    )
+    rows = []
+    for place in places:
+        if place == 0:
+            continue
+        first = found.likeliest(place - 1, 1)[0]
+        best = f"{predictor.shown(found.ids[:place], first)} {percent(float(found.p[place - 1, first]))}"
+        bits = number(-math.log2(true[place - 1])) if true[place - 1] > 0 else "∞"
+        rows.append(
+            (
+                same(f"{place} · {question.labels[place]}"),
+                [percent(true[place - 1]), f"{ranks[place - 1]:,}", bits, best],
+            )
+        )
+    names = [both(f"prediction.column.{name}") for name in ("token", "p", "rank", "bits", "best")]
+    return [bars, Grid(both("prediction.table"), names, rows)]
