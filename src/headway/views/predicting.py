@@ -103,22 +103,23 @@ def prediction(question: Question) -> View:
 
     >>> view = prediction(Question.fresh("the cat sat on the mat"))
     >>> [type(figure).__name__ for figure in view.figures]
-    ['Bars', 'Grid', 'Bars', 'Grid']
+    ['Bars', 'Bars', 'Grid', 'Grid']
     """
     refuse_beyond(question, LONGEST, "prediction")
     predictor, sampling = predictor_of(question), sampling_of(question)
     shift = question.options.get("shift", 0)
     require(shift, Whole(0, FARTHEST), "the option 'shift'")
     found = Predicted.of(predictor)
-    figures = [*_sampled(question, predictor, found, sampling)]
+    bars, kept = _sampled(question, predictor, found, sampling)
+    figures: list[Bars | Grid] = [bars]
     finding = _finding(question, predictor, found)
     if shift:
         moved, said = _shifted(question, predictor, found, shift)
         figures.append(moved)
         finding = {language: f"{finding[language]}{_GAP[language]}{said[language]}" for language in LANGUAGES}
     notes = [_cut(found, question.row, sampling), both("prediction.note", vocab=f"{found.p.shape[1]:,}")]
-    if len(question.labels) > 1:
-        figures += _along(question, predictor, found)
+    along = _along(question, predictor, found) if len(question.labels) > 1 else ()
+    figures += [*along[:1], kept, *along[1:]]
     formula = "p = softmax(logits / T),  top-k,  top-p"
     return View("prediction", finding, figures, formula, notes)
 
@@ -222,7 +223,7 @@ def bars_of(title: Said, labels: Sequence[str], tokens: Sequence[int], logits: T
     return Bars(title, labels, series, both("prediction.axis"))
 
 
-def _sampled(question: Question, predictor: Predictor, found: Predicted, sampling: Sampling) -> list[Bars | Grid]:
+def _sampled(question: Question, predictor: Predictor, found: Predicted, sampling: Sampling) -> tuple[Bars, Grid]:
     """The likeliest tokens after the query, before and after sampling, as bars and in words."""
     row, before = question.row, found.ids[: question.row + 1]
     tokens = found.likeliest(row, TOP)
@@ -240,7 +241,7 @@ def _sampled(question: Question, predictor: Predictor, found: Predicted, samplin
         for name, token in zip(labels, tokens, strict=True)
     ]
     names = [both(f"prediction.column.{name}") for name in ("token", "own", "after", "kept")]
-    return [bars_of(title, labels, tokens, found.logits[row], sampling), Grid(both("prediction.kept"), names, rows)]
+    return bars_of(title, labels, tokens, found.logits[row], sampling), Grid(both("prediction.kept"), names, rows)
 
 
 def _verdict(found: Predicted, row: int, token: int, sampling: Sampling) -> str:
@@ -254,7 +255,7 @@ def _verdict(found: Predicted, row: int, token: int, sampling: Sampling) -> str:
 def _cut(found: Predicted, row: int, sampling: Sampling) -> Said:
     """How many tokens may be drawn, and what share of the model's own probability is cut off."""
     kept = sampling.likely(found.logits[row])[1]
-    cut = max(0.0, 1 - float(found.p[row, kept].sum()))
+    cut = float(found.p[row].index_fill(0, kept, 0.0).sum())
     return both("prediction.cut", kept=f"{len(kept):,}", vocab=f"{found.p.shape[1]:,}", share=percent(cut))
 
 
@@ -305,7 +306,7 @@ def _shifted(question: Question, predictor: Predictor, found: Predicted, shift: 
     ), said
 
 
-def _along(question: Question, predictor: Predictor, found: Predicted) -> list[Bars | Grid]:
+def _along(question: Question, predictor: Predictor, found: Predicted) -> tuple[Bars, Grid]:
     """The probability of each token of the text given those before it, and a table with ranks."""
     stop = min(len(found.ids), max(question.row + 2, ROWS))
     start = max(0, stop - ROWS)
@@ -331,4 +332,4 @@ def _along(question: Question, predictor: Predictor, found: Predicted) -> list[B
             )
         )
     names = [both(f"prediction.column.{name}") for name in ("token", "p", "rank", "bits", "best")]
-    return [bars, Grid(both("prediction.table"), names, rows)]
+    return bars, Grid(both("prediction.table"), names, rows)

@@ -305,6 +305,7 @@ export function film(given, setting, make) {
     keptOf(next, figure);
     figure = next;
     frames = scaled(next);
+    at = Math.min(at, frames.length - 1);
     refresh();
     name();
     go(last && frames.length > 1 ? frames.length - 1 : at);

@@ -1,0 +1,100 @@
+"""Checkpoints predict next tokens: their own logits, their own cache, through the interface of headway's models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from models import randomised
+from test_reading import save
+from test_recording import SMALL
+
+from headway import generate
+from headway.hf.reading import Reader, reader
+from headway.inspect import recorded
+from headway.shapes import HeadwayError
+from headway.training.generation import Sampling
+from headway.views import view
+from headway.views.generating import written
+from headway.views.predicting import next_tokens, predictor_of
+
+TEXT = "The cat 猫 sat."
+SIZES = SMALL | {"vocab_size": 260}
+MODELS = {
+    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**SIZES, n_positions=64)),
+    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES)),
+    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=6)),
+}
+
+
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
+    folder = tmp_path_factory.mktemp("predicts")
+    return {name: reader(save(folder / name, randomised(make()))) for name, make in MODELS.items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_probabilities_are_the_models_own(readers: dict[str, Reader], name: str) -> None:
+    opened = readers[name]
+    ids = opened.tokens(TEXT)[0]
+    with torch.no_grad():
+        p = opened.model(input_ids=ids).logits[0].double().softmax(-1)
+    question = opened.question(TEXT)
+    true = [float(p[place, token]) for place, token in enumerate(ids[0, 1:])]
+    assert view("prediction", question).figures[1].series[0][1][1:] == pytest.approx(true, rel=1e-9)
+    found = next_tokens(question)
+    assert [one["p"] for one in found["tokens"]] == pytest.approx(p[-1].topk(5).values.tolist(), rel=1e-9)
+    added = {one["added"] for one in next_tokens(question, 260)["tokens"]}
+    assert added == {None} | {chr(byte) for byte in range(128)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_generation_attends_as_the_whole_text_does(readers: dict[str, Reader], name: str) -> None:
+    question = readers[name].question(TEXT, layer=1)
+    predictor = predictor_of(question)
+    steps = written(question, predictor, 5, Sampling(seed=2))
+    ids = list(generate(predictor.model, predictor.ids, tokens=5, seed=2))
+    assert [one.token for one in steps] == ids
+    whole = torch.cat((predictor.ids, torch.tensor([ids])), 1)
+    layer = recorded(readers[name].model, input_ids=whole)[1]
+    tokens = predictor.ids.shape[1]
+    for step, one in enumerate(steps):
+        now = tokens + step
+        expected = layer.weights(slice(now - 1, now))[0, :, 0, :now].double()
+        assert torch.allclose(one.weights, expected, atol=1e-5)
+    cached = 5 if name == "mistral" else tokens + 4  # a window of 6 keeps 5 tokens before the next
+    heads = 2 if name == "mistral" else 4
+    assert steps[-1].held.shape == (1, heads, cached, 8)
+    assert steps[-1].held.needed == 2 * 2 * heads * cached * 8 * 4
+    assert len(view("generation", question).figures[0].frames) == 12
+
+
+@pytest.mark.parametrize(("name", "said"), [("gpt2", "`learned(max_length=64)` change"), ("llama", "unchanged")])
+def test_shifting_positions(readers: dict[str, Reader], name: str, said: str) -> None:
+    question = readers[name].question(TEXT)
+    question.options = {"shift": 5}
+    assert said in view("prediction", question).finding["en"]
+
+
+def test_what_predicts_nothing_says_so(readers: dict[str, Reader], tmp_path: Path) -> None:
+    question = readers["gpt2"].question(TEXT)
+    question.options = {"shift": 60}
+    with pytest.raises(HeadwayError, match="expected positions that GPT2LMHeadModel has, got some up to 75"):
+        view("prediction", question)
+    silent: dict[str, Any] = {
+        "no language-model head": hf.GPT2Model(readers["gpt2"].model.config),
+        "an encoder reads": hf.BertLMHeadModel(hf.BertConfig(**SIZES, is_decoder=False)),
+    }
+    for said, model in silent.items():
+        told = Reader(model.eval(), readers["gpt2"].tokenizer, "x").question(TEXT)
+        assert said in next_tokens(told)["none"]["en"]
+        with pytest.raises(HeadwayError, match="expected a decoder"):
+            view("generation", told)
+    alibi = hf.BloomForCausalLM(hf.BloomConfig(**SIZES))
+    told = Reader(alibi.eval(), readers["gpt2"].tokenizer, "x").question(TEXT)
+    told.options = {"shift": 1}
+    with pytest.raises(HeadwayError, match="takes positions"):
+        view("prediction", told)
