@@ -342,7 +342,7 @@ def accessibility(visitor: Visitor, targets: Targets) -> None:
                         graves[key] = graves.get(key, 0) + 1
             found.page.context.close()
     note = ", ".join(sorted(graves)[:4])
-    targets.told("serious findings of axe, 20 views × 2 × 2", sum(graves.values()), 0, "findings", note=note)
+    targets.told(f"serious findings of axe, {len(VIEWS)} views × 2 × 2", sum(graves.values()), 0, "findings", note=note)
 
 
 def recording(folder: Path, targets: Targets) -> None:

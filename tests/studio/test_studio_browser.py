@@ -24,6 +24,8 @@ VIEWS: dict[str, dict[str, Any]] = {
     "split": {},
     "distance": {},
     "long": {},
+    "prediction": {},
+    "generation": {},
     "vectors": {"position": "sinusoidal"},
     "similarity": {},
     "bias": {"position": "alibi"},
@@ -36,7 +38,7 @@ VIEWS: dict[str, dict[str, Any]] = {
     "step": {},
     "board": {"kind": "run"},
 }
-"""All twenty views in the order of the page, each with a model it has something to say about."""
+"""All twenty-two views in the order of the page, each with a model it has something to say about."""
 
 
 WITHOUT_FIGURE = ("report",)
@@ -152,7 +154,7 @@ def test_every_view_opens(client: Client, browser: Any, language: str, theme: st
     locale = "zh-CN" if language == "zh" else "en-GB"
     found = opened(client, browser, locale=locale, color_scheme=theme)
     page = found.page
-    assert page.locator(".views-nav a").count() == len(VIEWS) == 20
+    assert page.locator(".views-nav a").count() == len(VIEWS) == 22
     assert page.locator("#studio").get_attribute("lang") == ("zh-CN" if language == "zh" else "en")
     order = page.eval_on_selector_all(".views-nav a", "links => links.map(link => link.dataset.viewLink)")
     assert order == list(VIEWS)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from headway.hf.calls import CACHES
 from headway.shapes import HeadwayError
 from headway.views.predictor import Held, Predictor
 
@@ -56,14 +57,19 @@ class Predicting(nn.Module):
         Raises:
             HeadwayError: when the model takes no positions, or cannot serve so many.
         """
-        name = type(self.model).__name__
-        if pos is not None and "position_ids" not in inspect.signature(self.model.forward).parameters:
-            raise HeadwayError(f"expected a model that takes positions (position_ids) to shift them, got {name}")
-        given = {} if pos is None else {"position_ids": pos}
+        name, known = type(self.model).__name__, inspect.signature(self.model.forward).parameters
+        given: dict[str, Any] = {"input_ids": tokens, "use_cache": cache is not None}
+        if pos is not None:
+            if "position_ids" not in known:
+                raise HeadwayError(f"expected a model that takes positions (position_ids) to shift them, got {name}")
+            given["position_ids"] = pos
+        if cache is not None:
+            called = CACHES & known.keys()
+            if not called:
+                raise HeadwayError(f"expected a model that takes a cache to continue a text, got {name}")
+            given[called.pop()] = cache
         try:
-            logits: Tensor = self.model(
-                input_ids=tokens, past_key_values=cache, use_cache=cache is not None, **given
-            ).logits
+            logits: Tensor = self.model(**given).logits
         except (IndexError, RuntimeError, ValueError) as error:  # e.g. positions beyond a learned table
             last = tokens.shape[1] if pos is None else int(pos.max()) + 1
             raise HeadwayError(f"expected positions that {name} has, got some up to {last - 1:,}: {error}") from error
