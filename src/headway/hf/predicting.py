@@ -45,6 +45,24 @@ class Predicting(nn.Module):
             both, one = (self.model(input_ids=part).logits[0, 0].double() for part in (ids, ids[:, :1]))
         return "decoder" if bool((both - one).abs().max() <= SAME * both.abs().max()) else "encoder"
 
+    @cached_property
+    def first(self) -> int:
+        """The position of the first token: RoBERTa's is not 0.
+
+        Raises:
+            HeadwayError: when it is neither.
+        """
+        ids = torch.tensor([[0, 1]], device=self.model.device)
+        with torch.no_grad():
+            usual = self.model(input_ids=ids).logits.double()
+            for first in dict.fromkeys((0, (self.model.config.pad_token_id or 0) + 1)):
+                pos = torch.arange(first, first + 2, device=ids.device)[None]
+                logits = self.model(input_ids=ids, position_ids=pos).logits.double()
+                if bool((logits - usual).abs().max() <= SAME * usual.abs().max()):
+                    return first
+        name = type(self.model).__name__
+        raise HeadwayError(f"expected a model whose positions begin at 0, or after its padding, got {name}")
+
     def new_cache(self) -> DynamicCache:
         """An empty cache."""
         return DynamicCache(config=self.model.config)
@@ -62,7 +80,7 @@ class Predicting(nn.Module):
         if pos is not None:
             if "position_ids" not in known:
                 raise HeadwayError(f"expected a model that takes positions (position_ids) to shift them, got {name}")
-            given["position_ids"] = pos
+            given["position_ids"] = pos + self.first
         if cache is not None:
             called = CACHES & known.keys()
             if not called:
