@@ -130,7 +130,7 @@ class Routes:
     async def state(self, _: Request) -> Response:
         """Everything the page offers a choice of."""
         kept = await asyncio.to_thread(self.library.plain)  # reads folders
-        return _json({**kept, **_offers(), "live": self.stage.plain(since=2**62)})
+        return _json({**kept, **offers(), "live": self.stage.plain(since=2**62)})
 
     async def view(self, request: Request) -> Response:
         """Compose a view; a newer request of the same slot takes this one's place.
@@ -313,7 +313,8 @@ FIRST: dict[str, Any] = {
 
 
 @functools.cache
-def _offers() -> dict[str, Any]:
+def offers() -> dict[str, Any]:
+    """What a page has to choose from, whatever folders are open."""
     words = {language: strings(language) for language in LANGUAGES}
 
     def said(key: str) -> dict[str, str]:

@@ -66,20 +66,28 @@ def bundle(page: str) -> str:
     A module may only import by ``import { a, b } from "./other.js";`` and export functions and constants by name. The
     script contains only what the page imports, directly or indirectly, without comments.
     """
+    data = 'const data = JSON.parse(document.getElementById("data").textContent);'
+    return f'{joined(sources_of(page))}\n{data}\nmodule_{page}.render(document.getElementById("report"), data);'
+
+
+def joined(sources: Mapping[str, str]) -> str:
+    """Modules as one script, each as ``module_<name>``; each imports only those before it."""
     parts = ['"use strict";']
-    for name, source in sources_of(page).items():
+    for name, source in sources.items():
         source = _IMPORT.sub(r"const \1 = module_\2;", _COMMENT.sub("", source))
-        exported = re.findall(r"^export (?:function|const) (\w+)", source, flags=re.MULTILINE)
+        exported = re.findall(r"^export (?:async )?(?:function|const) (\w+)", source, flags=re.MULTILINE)
         source = re.sub(r"^export ", "", source, flags=re.MULTILINE)
         parts.append(f"const module_{name} = (() => {{\n{source}\nreturn {{ {', '.join(exported)} }};\n}})();")
-    parts.append('const data = JSON.parse(document.getElementById("data").textContent);')
-    parts.append(f'module_{page}.render(document.getElementById("report"), data);')
     return "\n".join(parts)
 
 
 def sources_of(page: str) -> dict[str, str]:
     """The source of a page and of every module that it needs, in an order in which they can run."""
-    sources = {name: asset(f"{name}.js") for name in (*MODULES, page)}
+    return needed_by(page, {name: asset(f"{name}.js") for name in (*MODULES, page)})
+
+
+def needed_by(page: str, sources: Mapping[str, str]) -> dict[str, str]:
+    """Those sources that one of them imports, directly or indirectly, and itself."""
     needed = {page}
     for name in reversed(sources):  # a module precedes all that import it
         if name in needed:
