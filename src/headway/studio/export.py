@@ -182,7 +182,7 @@ def _parts(
         for view in wanted:
             if view in (*OF_TRAINING, "longer", "report"):
                 continue
-            asked = {"model": models[m][1]}
+            asked: dict[str, Any] = {"model": models[m][1]}
             if view == "sidebyside":
                 sizes = models[m][1].get("fresh", {})
                 asked["others"] = [{"fresh": {**sizes, "position": one}} for one in BESIDE]

@@ -89,7 +89,7 @@ def sources_of(page: str) -> dict[str, str]:
 def needed_by(page: str, sources: Mapping[str, str]) -> dict[str, str]:
     """Those sources that one of them imports, directly or indirectly, and itself."""
     needed = {page}
-    for name in reversed(sources):  # a module precedes all that import it
+    for name in reversed(list(sources)):  # a module precedes all that import it
         if name in needed:
             needed |= {other for _, other in _IMPORT.findall(sources[name])}
     return {name: source for name, source in sources.items() if name in needed}
