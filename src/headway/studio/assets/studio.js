@@ -1,10 +1,10 @@
 /** The studio's page: views on the left, text and model at the top, the view below. */
 
-import { calmly } from "./asking.js";
+import { calmly, reason } from "./asking.js";
 import { USES, controlPanel, longest, optionsOf } from "./controls.js";
 import { html } from "./dom.js";
 import { drawView } from "./figures.js";
-import { mount } from "./frame.js";
+import { mount, recall, remember } from "./frame.js";
 import { told } from "./parts.js";
 import { addressOf, modelOf, placeOf } from "./place.js";
 import { shareTools } from "./share.js";
@@ -51,6 +51,7 @@ export function open(element, offers, strings, source) {
   const groups = GROUPS.map(([name, views]) => /** @type {[string, string[]]} */ ([name, views.filter((view) => !offers.site || offers.site.views.includes(view))])).filter(([, views]) => views.length);
   const order = groups.flatMap(([, views]) => views);
   const home = { view: order.includes(first.view) ? first.view : order[0], text: first.text, kind: checkpoint ? "run" : "fresh", ...first.model.fresh, run: (checkpoint ?? offers.runs[0])?.id ?? "", layer: first.layer, head: first.head, query: first.query, column: first.column, others: [], results: "", options: {}, more: {} };
+  const last = location.hash.length > 1 ? "" : recall("last") ?? ""; // of an earlier session: an address with "#" is followed
   /** The state in the address, with a valid view. */
   const here = () => {
     const found = placeOf(location.hash, home, history.state?.text);
@@ -64,6 +65,7 @@ export function open(element, offers, strings, source) {
   /** @type {any} an Error, whose message may be in both languages */
   let failure = null;
   let waiting = false;
+  let moved = false; // away from what was opened
   let answered = ""; // the request of the shown view
   const wishes = { source: "typed", optimizer: "adamw", lr: "", steps: "1000" };
   const { training, views: asked } = source;
@@ -83,7 +85,7 @@ export function open(element, offers, strings, source) {
     if (change.options) options[place.view] = change.options;
     if (change.view && !change.options) place.options = options[change.view] ?? {};
     if (change.view) furnish();
-    remember(when === "soon");
+    store(when === "soon");
     built?.update();
     if (when === "soon") typed.soon();
     else typed.now();
@@ -112,11 +114,13 @@ export function open(element, offers, strings, source) {
   }
 
   /** @param {boolean} replace */
-  function remember(replace) {
+  function store(replace) {
     const state = { text: place.text };
     const address = addressOf(place, home);
     if (replace || address === location.hash) history.replaceState(state, "", address);
     else history.pushState(state, "", address);
+    moved ||= Boolean(answer);
+    if (moved) remember("last", addressOf(place, null));
   }
 
   function question() {
@@ -195,6 +199,7 @@ export function open(element, offers, strings, source) {
 
   addEventListener("popstate", () => {
     place = here();
+    moved = true;
     options[place.view] = place.options;
     furnish();
     built?.update();
@@ -275,6 +280,8 @@ export function open(element, offers, strings, source) {
       look: (view) => go({ view, kind: "live" }),
     });
     const hint = html("p", { class: "hint", hidden: true }, words.say("studio.long.short"), " ", html("button", { type: "button", class: "save", "data-keep": "long", onclick: () => go({ text: longest(words) }) }, words.say("studio.sample.thousands")));
+    const before = placeOf(last, home).view;
+    const resume = html("p", { class: "hint", hidden: !order.includes(before) }, html("button", { type: "button", class: "save", "data-keep": "resume", onclick: () => (location.hash = last) }, words.say("studio.resume", { view: title(before) })));
     const status = html("p", { class: "status", role: "status" });
     const shown = html("div", { class: "screen", id: "studio-view", tabindex: "-1", "aria-busy": "false" });
     /** @type {ReturnType<typeof drawView> | null} */
@@ -298,6 +305,7 @@ export function open(element, offers, strings, source) {
       methods: panel.methods,
       panel: () => live.update(),
       update() {
+        if (moved) resume.hidden = true;
         document.title = `${title(place.view)} · headway studio`;
         for (const link of links) {
           if (link.dataset.viewLink === place.view) {
@@ -351,7 +359,7 @@ export function open(element, offers, strings, source) {
         nav,
         html("div", { class: "studio-main" },
           html("div", { class: "short-nav" }, html("label", { class: "select" }, html("span", {}, words.say("studio.views")), short)),
-          panel.element, live.element, status, hint, shown)),
+          panel.element, live.element, status, resume, hint, shown)),
     ];
   });
 
@@ -359,15 +367,8 @@ export function open(element, offers, strings, source) {
   function refusal(words) {
     const suits = place.kind === "fresh" ? (SUITS[place.view] ?? []).filter((name) => name !== place.position) : [];
     const name = (/** @type {string} */ method) => offers.methods.find((/** @type {any} */ one) => one.name === method)?.title ?? method;
-    return headed(words, html("div", { class: "warning", role: "alert" }, html("p", {}, html("strong", {}, words.say("studio.refused")), " ", ...failing(words)),
+    return headed(words, html("div", { class: "warning", role: "alert" }, html("p", {}, html("strong", {}, words.say("studio.refused")), " ", html("span", { lang: failure.said || !failure.message ? null : "en" }, reason(words, failure))),
       suits.length > 0 && html("div", { class: "row" }, html("span", {}, words.say("studio.suits")), suits.map((position) => html("button", { type: "button", class: "save", onclick: () => go({ position }) }, name(position))))));
-  }
-
-  /** What went wrong, in the reader's language where there are words for it. @param {import("./words.js").Words} words */
-  function failing(words) {
-    const { said, message } = failure;
-    if (said) return [told(words, said)];
-    return [message ? html("span", { lang: "en" }, message) : words.say("studio.gone")];
   }
 
   /** What to do first. @param {import("./words.js").Words} words @param {string} lacks */
@@ -389,7 +390,7 @@ export function open(element, offers, strings, source) {
   }
 
   furnish();
-  remember(true);
+  store(true);
   load();
 }
 
