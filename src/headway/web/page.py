@@ -17,7 +17,7 @@ from headway.web.colours import tables, theme
 
 MODULES = (
     *("theme", "dom", "words", "frame", "host", "styles", "labels", "data", "scales", "tip", "chart"),
-    *("colours", "blocks", "parts", "heatmap", "plots", "product", "many", "tiles", "figures", "around"),
+    *("colours", "blocks", "parts", "heatmap", "links", "plots", "product", "many", "tiles", "figures", "around"),
 )  # each imports only those before it
 PAGES = ("render", "bench", "methods", "views")  # each one page, and imports only modules
 _IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', re.MULTILINE)

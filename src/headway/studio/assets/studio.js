@@ -281,7 +281,7 @@ export function open(element, offers, strings, source) {
     });
     const hint = html("p", { class: "hint", hidden: true }, words.say("studio.long.short"), " ", html("button", { type: "button", class: "save", "data-keep": "long", onclick: () => go({ text: longest(words) }) }, words.say("studio.sample.thousands")));
     const before = placeOf(last, home).view;
-    const resume = html("p", { class: "hint", hidden: !order.includes(before) }, html("button", { type: "button", class: "save", "data-keep": "resume", onclick: () => (location.hash = last) }, words.say("studio.resume", { view: title(before) })));
+    const resume = html("p", { class: "hint", hidden: !last || !order.includes(before) }, html("button", { type: "button", class: "save", "data-keep": "resume", onclick: () => (location.hash = last) }, words.say("studio.resume", { view: title(before) })));
     const status = html("p", { class: "status", role: "status" });
     const shown = html("div", { class: "screen", id: "studio-view", tabindex: "-1", "aria-busy": "false" });
     /** @type {ReturnType<typeof drawView> | null} */
