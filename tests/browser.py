@@ -70,15 +70,23 @@ def open_page(browser: Any, idle: dict[tuple[Any, ...], list[Any]], tmp_path: Pa
         height: int = 900,
         color_scheme: str = "light",
         fresh: bool = False,
+        beside: bool = False,
         **options: Any,
     ) -> Any:
-        """On a page that was idle, unless its memory is what is looked at and it has to be a fresh one."""
+        """On a page that was idle, unless its memory is what is looked at and it has to be a fresh one.
+
+        ``beside`` says that a file may load others of its folder.
+        """
         if isinstance(shown, str) and not shown.startswith(("http:", "file:")):
             name = tmp_path / "page.html"
             name.write_text(shown, encoding="utf-8")
             shown = name
         uri = shown.as_uri() if isinstance(shown, Path) else shown
-        home = uri if uri.startswith("file:") else "/".join(uri.split("/")[:3]) + "/"
+        home = (
+            uri[: uri.rindex("/") + 1 if beside else None]
+            if uri.startswith("file:")
+            else "/".join(uri.split("/")[:3]) + "/"
+        )
         options = {"locale": "en-GB", "offline": uri.startswith("file:"), **options}
         made_with = tuple(sorted(options.items()))
         if fresh or not idle.get(made_with):

@@ -30,7 +30,7 @@ def test_the_token_leads_in_and_becomes_a_strict_cookie(closed: Client) -> None:
     assert first.status == 200
     assert b'http-equiv="refresh" content="0; url=/"' in first.body
     assert first.headers["content-type"] == "text/html; charset=utf-8"
-    assert "script-src 'self'" in first.headers["content-security-policy"]
+    assert "script-src 'sha256-" in first.headers["content-security-policy"]
     parts = {part.strip().lower() for part in first.headers["set-cookie"].split(";")[1:]}
     assert parts == {"path=/", "httponly", "samesite=strict"}
     assert closed.token not in first.headers["set-cookie"]
@@ -66,7 +66,7 @@ def test_a_link_from_another_site_leads_on(closed: Client) -> None:
     closed.enter()
     assert closed.get("/").status == 200
     linked = closed.get("/", cookie=None, sec_fetch_site="cross-site")
-    assert (linked.status, b"refresh" in linked.body, b"studio.js" in linked.body) == (200, True, False)
+    assert (linked.status, b"refresh" in linked.body, b"main.js" in linked.body) == (200, True, False)
     assert closed.get("/api/state", cookie=None, sec_fetch_site="cross-site").status == 403
     assert closed.get("/", cookie=None, sec_fetch_site="same-origin").status == 403
 

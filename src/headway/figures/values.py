@@ -128,6 +128,7 @@ class Heatmap:
         limits: limits of the colour scale; None is those of the values (symmetric if diverging).
         hidden: 1 where a cell is masked, (rows, columns); None masks nothing.
         unit: unit of the values, e.g. "%" or "rad".
+        links: whether a screen may also show it as lines between two columns of tokens; print shows the map.
     """
 
     title: Said
@@ -139,6 +140,7 @@ class Heatmap:
     limits: tuple[float, float] | None = None
     hidden: Block | None = None
     unit: str = ""
+    links: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ where it changes something, come from the studio's own page.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import hmac
 import secrets
 import threading
@@ -36,14 +38,20 @@ HEADERS = {
 """Sent with every response; a response with its own policy, e.g. a report, keeps it."""
 
 
-ENTRY = """<!doctype html>
+_LEADING = 'location.replace("/" + location.hash)'
+ENTRY = f"""<!doctype html>
 <html lang="en">
-<head><meta charset="utf-8"><title>headway studio</title><meta http-equiv="refresh" content="0; url=/"></head>
+<head><meta charset="utf-8"><title>headway studio</title><script>{_LEADING}</script>
+<noscript><meta http-equiv="refresh" content="0; url=/"></noscript></head>
 <body><p><a href="/">headway studio</a></p></body>
 </html>
 """
-"""Leads to the studio's page. A redirect would not do: to a browser that came by a link from another site, in a
-terminal or a notebook, it counts as a part of that link, with which a strict cookie is not sent."""
+_DIGEST = base64.b64encode(hashlib.sha256(_LEADING.encode()).digest()).decode()
+ENTRY_POLICY = f"default-src 'none'; script-src 'sha256-{_DIGEST}'; base-uri 'none'; frame-ancestors 'none'"
+"""Leads to the studio's page, with what stands after the "#" of a link. A redirect would not do: to a browser that came
+by a link from another site, in a terminal or a notebook, it counts as a part of that link, with which a strict cookie
+is not sent."""
+_ENTRY_HEADER = (b"content-security-policy", ENTRY_POLICY.encode())
 _PENDING = 16
 """Maximum sessions that wait for their first request."""
 
@@ -85,7 +93,7 @@ class Guard:
 
         known = self.knows(headers)
         if not known and self.leads_in(scope, headers):
-            await _answer(guarded, 200, ENTRY, b"text/html; charset=utf-8", *self._invitation(scope))
+            await _answer(guarded, 200, ENTRY, b"text/html; charset=utf-8", _ENTRY_HEADER, *self._invitation(scope))
         elif refusal := self.refusal(scope, headers, known=known):
             await _answer(guarded, 403, refusal)
         elif scope["path"] == "/" and scope["query_string"]:

@@ -38,6 +38,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from headway._version import __version__
+from headway.figures.values import both
 from headway.figures.words import LANGUAGES, strings
 from headway.inspect.tiles import REACH, TileSource
 from headway.plot import picture
@@ -46,6 +47,7 @@ from headway.shapes import HeadwayError
 from headway.studio import fields
 from headway.studio.library import Heavy, Library, Recent
 from headway.studio.live_session import Stage
+from headway.studio.said import said
 from headway.studio.worker import Busy, Superseded, Worker
 from headway.views import NAMES, Question, view
 from headway.views.predicting import next_tokens
@@ -133,7 +135,7 @@ class Routes:
     async def state(self, _: Request) -> Response:
         """Everything the page offers a choice of."""
         kept = await asyncio.to_thread(self.library.plain)  # reads folders
-        return _json({**kept, **_offers(), "live": self.stage.plain(since=2**62)})
+        return _json({**kept, **offers(), "live": self.stage.plain(since=2**62)})
 
     async def view(self, request: Request) -> Response:
         """Compose a view; a newer request of the same slot takes this one's place.
@@ -298,22 +300,26 @@ class Routes:
         """The same endpoint, with whatever goes wrong as one sentence."""
 
         @functools.wraps(answer)
-        async def said(request: Request) -> Response:
+        async def answered(request: Request) -> Response:
             try:
                 return await answer(request)
             except Refused as refused:
                 return _json({"error": str(refused)}, refused.status)
             except HeadwayError as error:
-                return _json({"error": self.library.said(" ".join(str(error).split()))}, 400)
+                message = self.library.said(" ".join(str(error).split()))
+                return _json({"error": message, "said": said(message)}, 400)
             except Superseded:
                 return _json({"error": "A newer request has replaced this one."}, 409)
             except Busy:
-                return _json({"error": "The studio is busy: try again in a moment."}, 503)
+                return _json(
+                    {"error": "The studio is busy: try again in a moment.", "said": both("studio.error.busy")}, 503
+                )
             except Exception:
                 traceback.print_exc(file=sys.stderr)
-                return _json({"error": "An internal error of headway occurred; see the terminal."}, 500)
+                text = "An internal error of headway occurred; see the terminal."
+                return _json({"error": text, "said": both("studio.error.internal")}, 500)
 
-        return said
+        return answered
 
 
 FIRST: dict[str, Any] = {
@@ -332,7 +338,8 @@ FIRST: dict[str, Any] = {
 
 
 @functools.cache
-def _offers() -> dict[str, Any]:
+def offers() -> dict[str, Any]:
+    """What a page has to choose from, whatever folders are open."""
     words = {language: strings(language) for language in LANGUAGES}
 
     def said(key: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -112,7 +113,7 @@ def head(question: Question) -> View:
     one, window = Head(question.seen, question.head), Window.of(question, LONGEST)
     scale = "sequential" if what == "weights" else "diverging"
     title = both(f"head.{what}", layer=question.layer, head=question.head)
-    shown = pairs(title, getattr(one, what), window, seen=one.seen, scale=scale)
+    shown = replace(pairs(title, getattr(one, what), window, seen=one.seen, scale=scale), links=what == "weights")
     summary = one.layer.summary()
     average = {name: float(summary[name][0, question.head]) for name in _looked(question)}
     return View("head", _linked(question, one, what, average), (shown, _looks(one, average)), "", stepped(shown.values))

@@ -17,7 +17,7 @@ from headway.web.colours import tables, theme
 
 MODULES = (
     *("theme", "dom", "words", "frame", "host", "styles", "labels", "data", "scales", "tip", "chart"),
-    *("colours", "blocks", "parts", "heatmap", "plots", "product", "many", "tiles", "figures", "around"),
+    *("colours", "blocks", "parts", "heatmap", "links", "plots", "product", "many", "tiles", "figures", "around"),
 )  # each imports only those before it
 PAGES = ("render", "bench", "methods", "views")  # each one page, and imports only modules
 _IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', re.MULTILINE)
@@ -66,22 +66,30 @@ def bundle(page: str) -> str:
     A module may only import by ``import { a, b } from "./other.js";`` and export functions and constants by name. The
     script contains only what the page imports, directly or indirectly, without comments.
     """
+    data = 'const data = JSON.parse(document.getElementById("data").textContent);'
+    return f'{joined(sources_of(page))}\n{data}\nmodule_{page}.render(document.getElementById("report"), data);'
+
+
+def joined(sources: Mapping[str, str]) -> str:
+    """Modules as one script, each as ``module_<name>``; each imports only those before it."""
     parts = ['"use strict";']
-    for name, source in sources_of(page).items():
+    for name, source in sources.items():
         source = _IMPORT.sub(r"const \1 = module_\2;", _COMMENT.sub("", source))
-        exported = re.findall(r"^export (?:function|const) (\w+)", source, flags=re.MULTILINE)
+        exported = re.findall(r"^export (?:async )?(?:function|const) (\w+)", source, flags=re.MULTILINE)
         source = re.sub(r"^export ", "", source, flags=re.MULTILINE)
         parts.append(f"const module_{name} = (() => {{\n{source}\nreturn {{ {', '.join(exported)} }};\n}})();")
-    parts.append('const data = JSON.parse(document.getElementById("data").textContent);')
-    parts.append(f'module_{page}.render(document.getElementById("report"), data);')
     return "\n".join(parts)
 
 
 def sources_of(page: str) -> dict[str, str]:
     """The source of a page and of every module that it needs, in an order in which they can run."""
-    sources = {name: asset(f"{name}.js") for name in (*MODULES, page)}
+    return needed_by(page, {name: asset(f"{name}.js") for name in (*MODULES, page)})
+
+
+def needed_by(page: str, sources: Mapping[str, str]) -> dict[str, str]:
+    """Those sources that one of them imports, directly or indirectly, and itself."""
     needed = {page}
-    for name in reversed(sources):  # a module precedes all that import it
+    for name in reversed(list(sources)):  # a module precedes all that import it
         if name in needed:
             needed |= {other for _, other in _IMPORT.findall(sources[name])}
     return {name: source for name, source in sources.items() if name in needed}

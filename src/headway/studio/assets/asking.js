@@ -34,6 +34,16 @@ export async function picture(body) {
   return response.blob();
 }
 
+/**
+ * What went wrong, in the reader's language where there are words for it; "" message is a server that does not answer.
+ * @param {import("./words.js").Words} words
+ * @param {any} error
+ * @returns {string}
+ */
+export function reason(words, error) {
+  return error.said?.[words.language] ?? (error.message || words.say("studio.gone"));
+}
+
 /** @param {{ error?: string, said?: Record<string, string> }} answer @param {number} status */
 function failed({ error, said }, status) {
   return Object.assign(new Error(String(error ?? status)), { said });

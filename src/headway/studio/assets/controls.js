@@ -91,13 +91,13 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
   const methodChoices = () => offers.methods.map((/** @type {any} */ one) => ({ value: one.name, name: one.name, title: one.title, text: told(words, one.summary) }));
 
   // The text
-  const area = /** @type {HTMLTextAreaElement} */ (html("textarea", { class: "field wide", id: "studio-text", "aria-label": words.say("studio.text"), rows: "1", maxlength: offers.limits.text, spellcheck: "false", "data-keep": "text", oninput: () => go({ text: area.value }, "soon") }));
+  const area = /** @type {HTMLTextAreaElement} */ (html("textarea", { class: "field wide", id: "studio-text", "aria-label": words.say("studio.text"), rows: "1", maxlength: offers.limits.text, readonly: Boolean(offers.site), spellcheck: "false", "data-keep": "text", oninput: () => go({ text: area.value }, "soon") }));
   const samples = /** @type {HTMLSelectElement} */ (html("select", { "aria-label": words.say("studio.sample"), "data-keep": "sample", onchange: () => {
-    const text = words.say(`studio.sample.${samples.value}.text`);
+    const text = offers.site ? samples.value : words.say(`studio.sample.${samples.value}.text`);
     if (samples.value === "thousands") go({ text: longest(words), view: "long" });
     else if (samples.value) go({ text, query: -1 });
     samples.value = "";
-  } }, html("option", { value: "" }, words.say("studio.sample")), ["short", "chinese", "repeated", "long", "thousands"].map((key) => html("option", { value: key }, words.say(`studio.sample.${key}`)))));
+  } }, html("option", { value: "" }, words.say("studio.sample")), offers.site?.texts.map((/** @type {string} */ text) => html("option", { value: text }, text)) ?? ["short", "chinese", "repeated", "long", "thousands"].map((key) => html("option", { value: key }, words.say(`studio.sample.${key}`)))));
   // one line; while it is typed in, it lies over the page below, so that the figures stay where they are
   const textBox = html("div", { class: "text-box" }, html("div", { class: "text-line" }, area), samples);
 
@@ -128,13 +128,21 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
   };
   const own = html("div", { class: "row options" });
   const look = html("div", { class: "row look" }, Object.values(choosers).map((one) => one.element), own);
-  const asked = html("div", { class: "row asked" }, textBox, html("div", { class: "row of-model" }, chosenMethod, runs.element, model.element), look);
+  const models = chooser("model", () => offers.site?.models.map(modelName) ?? [], () => (place().kind === "run" ? `run:${place().run}` : `fresh:${place().position}`), (value) => {
+    const [kind, own_] = String(value).split(/:(.*)/s);
+    go(kind === "run" ? { kind, run: own_ } : { kind: "fresh", position: own_ });
+  }, true);
+  const asked = html("div", { class: "row asked" }, textBox, html("div", { class: "row of-model" }, ...(offers.site ? [models.element] : [chosenMethod, runs.element, model.element])), look);
 
   // Further models, and comparisons
   const others = html("div", { class: "row others" });
   const compared = chooser("results", () => offers.comparisons.map((/** @type {any} */ one) => [one.id, one.title]), () => place().results || offers.comparisons[0]?.id, (value) => go({ results: String(value) }), true);
 
+  /** @param {string} key of a site's model @returns {[string, string]} */
+  const modelName = (key) => [key, key.startsWith("run:") ? runName(offers.runs.find((/** @type {any} */ one) => `run:${one.id}` === key) ?? {}) : title(key.slice(6))];
+
   function methods() {
+    if (offers.site) return;
     pick({ words, place: home(), title: words.say("studio.method.choose"), choices: methodChoices(), current: place().position, free: words.say("studio.method.free"), done: (position) => go({ position, kind: place().kind === "live" && !running() ? "live" : "fresh" }) });
   }
 
@@ -260,7 +268,7 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
   function updateOwn() {
     const { view, options, kind } = place();
     const given = optionsOf(place());
-    const shown = (USES[view]?.options ?? []).filter((one) => (!one.when || given[one.when[0]] === one.when[1]) && !(one.trained && kind === "fresh"));
+    const shown = (offers.site ? [] : USES[view]?.options ?? []).filter((one) => (!one.when || given[one.when[0]] === one.when[1]) && !(one.trained && kind === "fresh"));
     const key = JSON.stringify([view, shown.map((one) => one.name), shown.map((one) => (one.kind === "slider" ? 0 : options[one.name])), shown.some((one) => one.kind === "key") && meta()?.tokens, meta()?.head_dim]);
     const busy = view === ownView && own.contains(document.activeElement) && document.activeElement instanceof HTMLInputElement;
     if (key === ownShown || busy) return;
@@ -273,7 +281,7 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
 
   function updateOthers() {
     const { view, others: chosen } = place();
-    others.hidden = view !== "sidebyside";
+    others.hidden = view !== "sidebyside" || Boolean(offers.site);
     if (others.hidden) return;
     const name = (/** @type {string} */ other) => other === "live" ? words.say("studio.model.live") : other.startsWith("run:") ? (offers.runs.find((/** @type {any} */ one) => one.id === other.slice(4))?.title ?? other.slice(4)) : title(other.slice(6));
     const choices = () => [...offers.runs.map((/** @type {any} */ one) => ({ value: `run:${one.id}`, name: one.title, title: one.title, text: one.position ?? "" })), ...methodChoices().map((/** @type {any} */ one) => ({ ...one, value: `fresh:${one.value}` }))];
@@ -290,8 +298,8 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
     method.textContent = title(now.position) + (now.position.includes("(") ? ` ${now.position.slice(now.position.indexOf("("))}` : "");
     for (const field of /** @type {NodeListOf<HTMLInputElement>} */ (more.querySelectorAll("[data-more]")))
       if (document.activeElement !== field) field.value = String(now.more[field.dataset.more ?? ""] ?? "");
-    for (const one of [...sizes, seed, runs, compared, ...Object.values(choosers)]) one.update();
-    const uses = USES[now.view]?.look ?? [];
+    for (const one of [...sizes, seed, runs, models, compared, ...Object.values(choosers)]) one.update();
+    const uses = offers.site ? offers.site.look[now.view] ?? [] : USES[now.view]?.look ?? [];
     for (const [name, one] of Object.entries(choosers)) one.element.hidden = !uses.includes(name);
     const compares = now.view === "longer";
     const aside = now.view === "report" || compares;

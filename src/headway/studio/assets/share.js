@@ -1,7 +1,7 @@
 /** What is shown, for others: a link to it, and files of it. */
 
+import { reason } from "./asking.js";
 import { html, offer } from "./dom.js";
-import { told } from "./parts.js";
 import { addressOf } from "./place.js";
 import { popover } from "./popover.js";
 import { wordsIn } from "./words.js";
@@ -65,8 +65,7 @@ export function shareTools(words, strings, { place, answer, question, screen, so
       await act();
       menu.close();
     } catch (error) {
-      const { said: own, message } = /** @type {any} */ (error);
-      problem.textContent = own ? told(words, own) : message || words.say("studio.gone");
+      problem.textContent = reason(words, error);
       problem.hidden = false;
     }
   }

@@ -1,10 +1,10 @@
 /** The studio's page: views on the left, text and model at the top, the view below. */
 
-import { calmly } from "./asking.js";
+import { calmly, reason } from "./asking.js";
 import { USES, controlPanel, longest, optionsOf } from "./controls.js";
 import { html } from "./dom.js";
 import { drawView } from "./figures.js";
-import { mount } from "./frame.js";
+import { mount, recall, remember } from "./frame.js";
 import { told } from "./parts.js";
 import { nextRequests, nextStrip } from "./next.js";
 import { addressOf, modelOf, placeOf } from "./place.js";
@@ -12,7 +12,7 @@ import { shareTools } from "./share.js";
 import { trainingPanel } from "./training.js";
 
 /** @typedef {import("./place.js").Place} Place */
-/** @typedef {{ view: import("./figures.js").View, meta: any }} Answer */
+/** @typedef {{ view: import("./figures.js").View, meta: any, place?: Partial<Place> }} Answer with what is shown instead of what was asked for */
 /**
  * @typedef {object} Source where views come from: the studio's server, or files composed beforehand
  * @property {((asked: Record<string, unknown>) => Promise<Answer>) & { end: () => void }} views the newest call counts
@@ -30,7 +30,6 @@ const GROUPS = /** @type {const} */ ([
   ["compare", ["sidebyside", "whatif", "longer", "report"]],
   ["learning", ["film", "step", "board"]],
 ]);
-const ORDER = GROUPS.flatMap(([, views]) => [...views]);
 const OF_TRAINING = ["film", "step", "board"];
 /** Methods that have something to show where others have not. @type {Record<string, string[]>} */
 const SUITS = { vectors: ["sinusoidal", "learned"], similarity: ["sinusoidal", "learned", "rotary"], bias: ["alibi", "t5", "kerple"], rotation: ["rotary", "yarn"] };
@@ -52,11 +51,14 @@ export function open(element, offers, strings, source) {
   const first = offers.first;
   /** @type {Place} */
   const checkpoint = offers.runs.find((/** @type {any} */ one) => one.kind === "checkpoint"); // opened by name: shown first
-  const home = { view: first.view, text: first.text, kind: checkpoint ? "run" : "fresh", ...first.model.fresh, run: (checkpoint ?? offers.runs[0])?.id ?? "", layer: first.layer, head: first.head, query: first.query, column: first.column, others: [], results: "", options: {}, more: {} };
+  const groups = GROUPS.map(([name, views]) => /** @type {[string, string[]]} */ ([name, views.filter((view) => !offers.site || offers.site.views.includes(view))])).filter(([, views]) => views.length);
+  const order = groups.flatMap(([, views]) => views);
+  const home = { view: order.includes(first.view) ? first.view : order[0], text: first.text, kind: checkpoint ? "run" : "fresh", ...first.model.fresh, run: (checkpoint ?? offers.runs[0])?.id ?? "", layer: first.layer, head: first.head, query: first.query, column: first.column, others: [], results: "", options: {}, more: {} };
+  const last = location.hash.length > 1 ? "" : recall("last") ?? ""; // of an earlier session: an address with "#" is followed
   /** The state in the address, with a valid view. */
   const here = () => {
     const found = placeOf(location.hash, home, history.state?.text);
-    return ORDER.includes(/** @type {any} */ (found.view)) ? found : { ...found, view: home.view };
+    return order.includes(found.view) ? found : { ...found, view: home.view };
   };
   let place = here();
   /** Each view's own options while the page is open. @type {Record<string, Place["options"]>} */
@@ -66,6 +68,7 @@ export function open(element, offers, strings, source) {
   /** @type {any} an Error, whose message may be in both languages */
   let failure = null;
   let waiting = false;
+  let moved = false; // away from what was opened
   let answered = ""; // the request of the shown view
   const wishes = { source: "typed", optimizer: "adamw", lr: "", steps: "1000" };
   const { training, views: asked } = source;
@@ -86,7 +89,7 @@ export function open(element, offers, strings, source) {
     if (change.options) options[place.view] = change.options;
     if (change.view && !change.options) place.options = options[change.view] ?? {};
     if (change.view) furnish();
-    remember(when === "soon");
+    store(when === "soon");
     built?.update();
     if (when === "soon") typed.soon();
     else typed.now();
@@ -102,6 +105,7 @@ export function open(element, offers, strings, source) {
   /** What the view still needs: a key of the words, or "". */
   function lacking() {
     const { view, kind, others } = place;
+    if (offers.site) return offers.site.parts.some((/** @type {string} */ name) => name.startsWith(`${view}-`)) || view === "report" ? "" : view === "longer" ? "comparison" : "site";
     if (view === "longer" && !offers.comparisons.length) return "comparison";
     if (view === "sidebyside" && !others.length) return "others";
     if (["longer", "report"].includes(view)) return "";
@@ -114,11 +118,13 @@ export function open(element, offers, strings, source) {
   }
 
   /** @param {boolean} replace */
-  function remember(replace) {
+  function store(replace) {
     const state = { text: place.text };
     const address = addressOf(place, home);
     if (replace || address === location.hash) history.replaceState(state, "", address);
     else history.pushState(state, "", address);
+    moved ||= Boolean(answer);
+    if (moved) remember("last", addressOf(place, null));
   }
 
   function question() {
@@ -152,7 +158,7 @@ export function open(element, offers, strings, source) {
       failure = null;
       answered = key;
       const { layer, head, column, query: row } = found.meta; // the nearest valid ones in the model
-      place = { ...place, layer, head, column, query: place.query < 0 ? place.query : row };
+      place = { ...place, ...found.place, layer, head, column, query: place.query < 0 ? place.query : row };
       settle(other);
     } catch (error) {
       if (/** @type {Error} */ (error).name === "AbortError") return;
@@ -198,6 +204,7 @@ export function open(element, offers, strings, source) {
 
   addEventListener("popstate", () => {
     place = here();
+    moved = true;
     options[place.view] = place.options;
     furnish();
     built?.update();
@@ -206,7 +213,7 @@ export function open(element, offers, strings, source) {
   addEventListener("keydown", (event) => shortcut(event));
 
   /** @param {number} by */
-  const turn = (by) => go({ view: ORDER[(ORDER.indexOf(/** @type {any} */ (place.view)) + by + ORDER.length) % ORDER.length] });
+  const turn = (by) => go({ view: order[(order.indexOf(place.view) + by + order.length) % order.length] });
   /** @param {"layer" | "head" | "query"} what @param {number} by */
   const move = (what, by) => {
     const count = { layer: answer?.meta.layers, head: answer?.meta.heads, query: answer?.meta.tokens.length }[what];
@@ -259,15 +266,15 @@ export function open(element, offers, strings, source) {
     const title = (/** @type {string} */ key) => titles.get(key)?.[0] ?? key;
     document.title = `${title(place.view)} · headway studio`;
 
-    const links = ORDER.map((key) => html("a", { href: `#view=${key}`, title: titles.get(key)?.[1], "data-view-link": key, "data-keep": `view-${key}`, onclick: (/** @type {MouseEvent} */ event) => {
+    const links = order.map((key) => html("a", { href: `#view=${key}`, title: titles.get(key)?.[1], "data-view-link": key, "data-keep": `view-${key}`, onclick: (/** @type {MouseEvent} */ event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;
       event.preventDefault();
       go({ view: key });
     } }, title(key)));
-    const group = (/** @type {string} */ name, /** @type {readonly string[]} */ views) => html("section", {}, html("h2", {}, words.say(`studio.group.${name}`)), html("ul", {}, views.map((key) => html("li", {}, links[ORDER.indexOf(/** @type {any} */ (key))]))));
+    const group = (/** @type {string} */ name, /** @type {readonly string[]} */ views) => html("section", {}, html("h2", {}, words.say(`studio.group.${name}`)), html("ul", {}, views.map((key) => html("li", {}, links[order.indexOf(key)]))));
     const short = /** @type {HTMLSelectElement} */ (html("select", { "data-keep": "view-select", "aria-label": words.say("studio.views"), onchange: () => go({ view: short.value }) },
-      GROUPS.map(([name, views]) => html("optgroup", { label: words.say(`studio.group.${name}`) }, views.map((key) => html("option", { value: key }, title(key)))))));
-    const nav = html("nav", { class: "views-nav", "aria-label": words.say("studio.views") }, GROUPS.map(([name, views]) => group(name, views)));
+      groups.map(([name, views]) => html("optgroup", { label: words.say(`studio.group.${name}`) }, views.map((key) => html("option", { value: key }, title(key)))))));
+    const nav = html("nav", { class: "views-nav", "aria-label": words.say("studio.views") }, groups.map(([name, views]) => group(name, views)));
 
     const panel = controlPanel(words, offers, { place: () => place, meta: () => answer?.meta ?? null, go, running, home: () => element });
     const live = trainingPanel(words, training, {
@@ -280,6 +287,8 @@ export function open(element, offers, strings, source) {
     const strip = nextStrip(words, { place: () => place, go, requests: next });
     panel.asked.after(strip.element);
     const hint = html("p", { class: "hint", hidden: true }, words.say("studio.long.short"), " ", html("button", { type: "button", class: "save", "data-keep": "long", onclick: () => go({ text: longest(words) }) }, words.say("studio.sample.thousands")));
+    const before = placeOf(last, home).view;
+    const resume = html("p", { class: "hint", hidden: !last || !order.includes(before) }, html("button", { type: "button", class: "save", "data-keep": "resume", onclick: () => (location.hash = last) }, words.say("studio.resume", { view: title(before) })));
     const status = html("p", { class: "status", role: "status" });
     const shown = html("div", { class: "screen", id: "studio-view", tabindex: "-1", "aria-busy": "false" });
     /** @type {ReturnType<typeof drawView> | null} */
@@ -304,6 +313,7 @@ export function open(element, offers, strings, source) {
       panel: () => live.update(),
       next: strip.update,
       update() {
+        if (moved) resume.hidden = true;
         document.title = `${title(place.view)} · headway studio`;
         for (const link of links) {
           if (link.dataset.viewLink === place.view) {
@@ -312,13 +322,13 @@ export function open(element, offers, strings, source) {
           } else link.removeAttribute("aria-current");
         }
         short.value = place.view;
-        live.element.hidden = place.kind !== "live" && (place.kind === "run" || !OF_TRAINING.includes(place.view));
+        live.element.hidden = Boolean(offers.site) || place.kind !== "live" && (place.kind === "run" || !OF_TRAINING.includes(place.view));
         panel.update();
         strip.update();
       },
       state() {
         shown.setAttribute("aria-busy", String(waiting));
-        hint.hidden = place.view !== "long" || !answer || answer.meta.count >= SHORT;
+        hint.hidden = Boolean(offers.site) || place.view !== "long" || !answer || answer.meta.count >= SHORT;
         status.textContent = waiting ? words.say("studio.waiting") : answer ? words.say("studio.shown", { view: title(place.view), name: answer.meta.name === "live" ? words.say("studio.model.live") : answer.meta.name, n: words.count(answer.meta.count) }) : "";
       },
       /** @param {boolean} other */
@@ -349,7 +359,7 @@ export function open(element, offers, strings, source) {
 
     const share = shareTools(words, strings, { place: () => place, answer: () => answer, question, screen: shown, source });
     // when all is in its place: the list scrolls to the view that a link has opened
-    updates.push(() => within(nav, links[ORDER.indexOf(/** @type {any} */ (place.view))]));
+    updates.push(() => within(nav, links[order.indexOf(place.view)]));
     return [
       html("header", { class: "topline" },
         html("span", { class: "brand" }, "headway", html("span", {}, words.say("studio.brand"))),
@@ -358,7 +368,7 @@ export function open(element, offers, strings, source) {
         nav,
         html("div", { class: "studio-main" },
           html("div", { class: "short-nav" }, html("label", { class: "select" }, html("span", {}, words.say("studio.views")), short)),
-          panel.element, live.element, status, hint, shown)),
+          panel.element, live.element, status, resume, hint, shown)),
     ];
   });
 
@@ -366,15 +376,8 @@ export function open(element, offers, strings, source) {
   function refusal(words) {
     const suits = place.kind === "fresh" ? (SUITS[place.view] ?? []).filter((name) => name !== place.position) : [];
     const name = (/** @type {string} */ method) => offers.methods.find((/** @type {any} */ one) => one.name === method)?.title ?? method;
-    return headed(words, html("div", { class: "warning", role: "alert" }, html("p", {}, html("strong", {}, words.say("studio.refused")), " ", ...failing(words)),
+    return headed(words, html("div", { class: "warning", role: "alert" }, html("p", {}, html("strong", {}, words.say("studio.refused")), " ", html("span", { lang: failure.said || !failure.message ? null : "en" }, reason(words, failure))),
       suits.length > 0 && html("div", { class: "row" }, html("span", {}, words.say("studio.suits")), suits.map((position) => html("button", { type: "button", class: "save", onclick: () => go({ position }) }, name(position))))));
-  }
-
-  /** What went wrong, in the reader's language where there are words for it. @param {import("./words.js").Words} words */
-  function failing(words) {
-    const { said, message } = failure;
-    if (said) return [told(words, said)];
-    return [message ? html("span", { lang: "en" }, message) : words.say("studio.gone")];
   }
 
   /** What to do first. @param {import("./words.js").Words} words @param {string} lacks */
@@ -396,7 +399,7 @@ export function open(element, offers, strings, source) {
   }
 
   furnish();
-  remember(true);
+  store(true);
   load();
 }
 

@@ -1,6 +1,6 @@
 /** The panel of live training: start, play, pause, single step, and the loss curve. */
 
-import { ask } from "./asking.js";
+import { ask, reason } from "./asking.js";
 import { html, svg } from "./dom.js";
 import { grouped } from "./words.js";
 
@@ -144,7 +144,7 @@ export function trainingPanel(words, training, { place, limits, wishes, started,
       await act();
       training.soon();
     } catch (problem) {
-      show(/** @type {Error} */ (problem).message || words.say("studio.gone"));
+      show(reason(words, problem));
     }
   }
 

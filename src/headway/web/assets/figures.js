@@ -2,6 +2,7 @@
 
 import { html, prose } from "./dom.js";
 import { heatmap } from "./heatmap.js";
+import { links } from "./links.js";
 import { told } from "./parts.js";
 import { bars, dials, grid, lines } from "./plots.js";
 import { columns, film, group, steps, wall } from "./many.js";
@@ -14,7 +15,7 @@ import { tiles } from "./tiles.js";
 /** @typedef {{ key: string, title: Said, question: Said, finding: Said, formula: string, notes: Said[], figures: Plain[] }} View */
 
 /** @type {Record<string, (figure: any, setting: import("./parts.js").Setting, make: typeof drawFigure) => Drawn>} */
-const KINDS = { heatmap, lines, bars, dials, grid, wall, product, steps, film, columns, tiles };
+const KINDS = { heatmap: (figure, setting) => (figure.links ? links : heatmap)(figure, setting), lines, bars, dials, grid, wall, product, steps, film, columns, tiles };
 
 /**
  * Any figure by its kind.

@@ -20,7 +20,7 @@ import { firstLanguage, wordsIn } from "./words.js";
  * @returns {() => void} takes the page out again
  */
 export function mount(element, strings, content, wish = {}) {
-  const chosen = remembered();
+  const chosen = { language: recall("language"), theme: recall("theme") };
   const state = {
     language: [chosen.language, wish.language].find((one) => one && Object.hasOwn(strings, one)) ?? firstLanguage(navigator.languages ?? [navigator.language]),
     theme: [chosen.theme, wish.theme].find((one) => THEMES.includes(one ?? "")) ?? "auto",
@@ -91,17 +91,25 @@ const THEMES = ["auto", "light", "dark"];
 /** Each page has its own memory: files share one origin. */
 const memoryOf = (/** @type {string} */ key) => `headway:${location.pathname}:${key}`;
 
-/** What the reader chose here before. @returns {{ language?: string, theme?: string }} */
-function remembered() {
+/**
+ * What the reader chose on this page before.
+ * @param {string} key
+ * @returns {string | null}
+ */
+export function recall(key) {
   try {
-    return { language: localStorage.getItem(memoryOf("language")) ?? undefined, theme: localStorage.getItem(memoryOf("theme")) ?? undefined };
+    return localStorage.getItem(memoryOf(key));
   } catch {
-    return {}; // a frame of a notebook may have no storage
+    return null; // a frame of a notebook may have no storage
   }
 }
 
-/** @param {string} key @param {string} value */
-function remember(key, value) {
+/**
+ * For the next time that this page is opened.
+ * @param {string} key
+ * @param {string} value
+ */
+export function remember(key, value) {
   try {
     localStorage.setItem(memoryOf(key), value);
   } catch {

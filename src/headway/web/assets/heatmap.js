@@ -20,6 +20,7 @@ import { valueTip } from "./tip.js";
  * @property {[number, number] | null} limits
  * @property {import("./blocks.js").Block | null} hidden
  * @property {string} unit
+ * @property {boolean} [links] whether it can also be seen as lines between tokens
  */
 
 const LARGEST = 36; // pixels of a cell
