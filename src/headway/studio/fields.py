@@ -47,9 +47,11 @@ PICTURES = {"svg": "image/svg+xml", "png": "image/png", "pdf": "application/pdf"
 """What a view can be drawn as, and its content type."""
 OPTIONS = (
     *("by", "change", "dim", "heads", "key", "matrix", "position", "positions", "reach", "sample", "seed", "shift"),
-    *("temperature", "tokens", "top_k", "top_p", "what"),
+    *("tokens", "top_k", "what"),
 )
 """Options of views that the page may set; each view checks its own further."""
+FRACTIONS = ("temperature", "top_p")
+"""Likewise, those that need not be whole."""
 _SPEC, _ID, _SLOT = 300, 80, 40
 _MOST = 2**31 - 1
 
@@ -133,6 +135,7 @@ class Training:
 
 
 _MODEL = Record({}, {"fresh": Anything(), "run": Identifier(_ID), "live": Exactly(True)})
+_OPTION = Either((Words(longest=_SPEC), Whole(-_MOST, _MOST)))
 _ASKED = Record(
     {"view": Words(NAMES)},
     {
@@ -145,7 +148,7 @@ _ASKED = Record(
         "column": Whole(0, 100_000),
         "others": Many(_MODEL, LIMITS["others"]),
         "results": Words(longest=_ID),
-        "options": Record({}, dict.fromkeys(OPTIONS, Either((Words(longest=_SPEC), Number(-_MOST, most=_MOST))))),
+        "options": Record({}, dict.fromkeys(OPTIONS, _OPTION) | dict.fromkeys(FRACTIONS, Number(0, most=_MOST))),
     },
 )
 _PICTURE = Record({"format": Words(tuple(PICTURES)), "language": Words(LANGUAGES), **_ASKED.fields}, _ASKED.optional)
