@@ -2,6 +2,7 @@
 #   make compare   compare position methods on the built-in text (or TEXT=path) and write a report
 #   make studio    look inside attention: a local web page (RUNS=folders of trained runs)
 #   make gpt2      train a small GPT-2 in about a minute and save it as a checkpoint folder, to open with headway studio
+#   make models    train the small models that ship with the package, and measure them
 #   make test      lint, format, types and tests
 #   make proofs    the long tests: repeated kills, every method on every backend, and more
 #   make mutants   plant faults in the core, one at a time, and report which test detects each; ARGS="--only masks" for some
@@ -28,7 +29,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help compare studio gpt2 test check tests proofs mutants docs bench bars gpu targets update newest ranges families opened real scale picture clean
+.PHONY: help compare studio gpt2 models test check tests proofs mutants docs bench bars gpu targets update newest ranges families opened real scale picture clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -58,6 +59,11 @@ gpt2: .venv/ready-dev
 	test -d headway-gpt2/start || $(BIN)/python docs/gpt2.py headway-gpt2/start
 	$(BIN)/headway train --from headway-gpt2/start --steps 250 --batch 8 --length 128 --lr 0.003 --threads 2 --out headway-gpt2/run
 	@echo 'Open it: $(BIN)/headway studio headway-gpt2/run/checkpoint'
+
+# the same to the bit at every run on one machine; a run that was broken off is resumed
+models: .venv/ready-dev
+	test -d headway-models/words || $(BIN)/python -m pip download --quiet --no-deps --dest headway-models/words jieba==0.42.1
+	$(BIN)/python docs/models.py headway-models/words/jieba-0.42.1.tar.gz headway-models
 
 test: check tests
 

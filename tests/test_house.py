@@ -38,6 +38,7 @@ FLOORS = (
     ("plot",),
     ("parallel",),
     ("training",),
+    ("shipped",),
     ("views",),
     ("catalogue", "compare", "bench"),
     ("hf",),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from headway.masks import Causal, Dense, Documents, Prefix, Window
     from headway.positions import T5, Alibi, Learned, NoPosition, Position, Rotary, Shaw, Sinusoidal
     from headway.shapes import HeadShape, HeadwayError
+    from headway.shipped import load_shipped
     from headway.training.generation import generate
     from headway.transformer import Transformer, TransformerConfig
     from headway.views.draw import draw
@@ -35,6 +36,7 @@ _HOMES = {
     "masks": ("Causal", "Dense", "Documents", "Prefix", "Window"),
     "positions": ("T5", "Alibi", "Learned", "NoPosition", "Position", "Rotary", "Shaw", "Sinusoidal"),
     "shapes": ("HeadShape", "HeadwayError"),
+    "shipped": ("load_shipped",),
     "transformer": ("Transformer", "TransformerConfig"),
     "views.draw": ("draw",),
 }
@@ -65,6 +67,7 @@ __all__ = [
     "attend",
     "draw",
     "generate",
+    "load_shipped",
     "plan",
 ]
 

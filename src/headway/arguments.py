@@ -36,7 +36,10 @@ Source = Annotated[
 ]
 ModelRun = Annotated[
     Path | None,
-    typer.Option(help="A run of `headway train`, or a checkpoint of transformers; default: a small untrained model."),
+    typer.Option(
+        help="A run of `headway train`, a checkpoint of transformers, or decoder-rotary, decoder-t5 or "
+        "decoder-sinusoidal, which ship with headway; default: a small untrained model, with random weights."
+    ),
 ]
 NewPosition = Annotated[str, typer.Option(help="Position method of the new model.")]
 Layer = Annotated[int, typer.Option(help="Which layer, from 0.")]

@@ -346,8 +346,11 @@ def test_split_respects_parentheses():
 
 
 def test_explain_walks_through_a_sentence(run, trained):
-    status, out, _ = run("explain", "The cat sat.", "--position", "alibi", "--head", "1")
+    status, out, err = run("explain", "The cat sat.", "--position", "alibi", "--head", "1")
     assert status == 0
+    assert "This model is new: its weights are random" in err
+    status, _, err = run("explain", "one two one", "--model", "decoder-rotary")
+    assert (status, err) == (0, "")
     assert "3. One entry of Q, step by step" in out
     assert "ALiBi (alibi)" in out
     status, out, _ = run("explain", "the 猫", "--model", trained / "run", "--language", "zh")

@@ -12,6 +12,7 @@ import pytest
 from browser import OUTSIDE, OVERLAPS, assert_accessible, browser, wait_for  # noqa: F401
 from served import Client, studio
 
+from headway.shipped import NAMES, OPENING
 from headway.studio.fields import FORM
 
 VIEWS: dict[str, dict[str, Any]] = {
@@ -117,10 +118,10 @@ def test_the_printed_address_opens_on_a_sentence_and_a_view(browser: Any) -> Non
         context = browser.new_context(locale="en-GB")
         page = context.new_page()
         page.goto(f"http://127.0.0.1:{client.port}/?token={client.token}")
-        page.locator('.screen [data-view="stepper"] [role="tab"]').first.wait_for(timeout=15_000)
+        page.locator('.screen [data-view="head"] canvas').first.wait_for(timeout=15_000)
         assert page.url.startswith(f"http://127.0.0.1:{client.port}/#")
         assert "token" not in page.url
-        assert page.locator("textarea").input_value() == "The cat sat on the mat because it was tired"
+        assert page.locator("textarea").input_value() == OPENING["en"]
         assert len(page.locator(".screen .finding").inner_text()) > 20
         assert page.evaluate("document.cookie") == ""  # scripts cannot read it
         page.goto(f"http://127.0.0.1:{client.port}/?token={client.token}")  # from the history: it is in already
@@ -140,7 +141,8 @@ def test_a_checkpoint_of_transformers_opens_first(browser: Any, tmp_path: Path) 
         found = opened(client, browser)
         page = found.page
         listed = page.locator('[data-choose="run"] option').all_inner_texts()
-        assert listed == ["tiny · bert, 2 layers × 3 heads, width 24"]
+        assert listed == ["tiny · bert, 2 layers × 3 heads, width 24", *listed[1:]]  # and models that ship
+        assert page.locator('[data-choose="run"]').input_value().startswith("tiny-")
         for view in ("head", "split"):
             section = found.open(view)
             assert section.locator("canvas").count() >= 1, view
@@ -281,7 +283,7 @@ def test_it_works_by_keyboard_alone(shown: Page) -> None:
 
 
 def test_every_option_of_a_model_can_be_chosen(client: Client, browser: Any) -> None:  # noqa: F811
-    shown = opened(client, browser)
+    shown = opened(client, browser, fragment="#view=stepper")
     page = shown.page
     finding = page.locator(".finding").first.inner_text()
     assert page.locator("[data-more]").count() == len(FORM) - 4  # those with their own field
@@ -394,7 +396,7 @@ def test_trained_models_and_reports_are_there(shown: Page) -> None:
     page = shown.page
     shown.open("head", kind="run", text="the cat")
     titles = page.locator('[data-choose="run"] option').all_inner_texts()
-    assert len(titles) == 3
+    assert len(titles) == 3 + len(NAMES)
     assert titles[0] == "my run · rotary"
     assert any("alibi" in title for title in titles)
     page.select_option('[data-choose="run"]', index=2)
@@ -490,7 +492,7 @@ def test_a_link_on_another_site_opens_it(browser: Any) -> None:  # noqa: F811
         for link in ("open", "open", "plain"):  # the first time, again, and without the token
             page.goto("http://notebook.example/")
             page.click(f"#{link}")
-            page.locator('.screen [data-view="stepper"]').wait_for(timeout=15_000)
+            page.locator('.screen [data-view="head"]').wait_for(timeout=15_000)
             assert page.url.startswith(f"http://127.0.0.1:{client.port}/#")
         context.close()
 
@@ -502,7 +504,7 @@ def test_the_file_that_is_handed_over_opens_it(browser: Any) -> None:  # noqa: F
         context = browser.new_context(locale="en-GB")
         page = context.new_page()
         page.goto(file.as_uri())
-        page.locator('.screen [data-view="stepper"]').wait_for(timeout=15_000)
+        page.locator('.screen [data-view="head"]').wait_for(timeout=15_000)
         context.close()
 
 

@@ -370,6 +370,7 @@ class View(Displayed):
         figures: from top to bottom.
         formula: as text, or "".
         notes: notes for the reader.
+        mark: what the reader must know of the model first, in a few words beside the title; None is nothing.
     """
 
     key: str
@@ -377,6 +378,7 @@ class View(Displayed):
     figures: Sequence[Figure]
     formula: str = ""
     notes: Sequence[Said] = ()
+    mark: Said | None = None
 
     def __repr__(self) -> str:
         return f"View({self.key!r}: {len(self.figures)} figures; {self.finding['en']})"
@@ -400,6 +402,7 @@ class View(Displayed):
             "finding": dict(self.finding),
             "formula": self.formula,
             "notes": [dict(note) for note in self.notes],
+            "mark": None if self.mark is None else dict(self.mark),
             "figures": [plain(figure) for figure in self.figures],
         }
 

@@ -11,6 +11,7 @@ torch.Size([1, 4, 10, 10])
 """
 
 from headway.inspect.head import Head
+from headway.inspect.patterns import Patterns, patterns
 from headway.inspect.record import Layer, Trace, record, recorded
 from headway.inspect.split import Split, split
 from headway.inspect.step import Move, Step, one_step
@@ -20,12 +21,14 @@ __all__ = [
     "Head",
     "Layer",
     "Move",
+    "Patterns",
     "Snapshot",
     "Split",
     "Step",
     "Trace",
     "Watch",
     "one_step",
+    "patterns",
     "record",
     "recorded",
     "split",

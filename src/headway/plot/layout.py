@@ -111,6 +111,8 @@ def draw(sheet: Sheet, figure: Figure, x: float, y: float, width: float) -> floa
 def _view(sheet: Sheet, view: View, x: float, y: float, width: float, caption: bool) -> float:
     if caption:
         y = sheet.title(view.title, x, y, width, TITLE + 1.5) + 2
+        if view.mark is not None:
+            y = sheet.lines(x, y, sheet.said(view.mark), width, TEXT, color=QUIET)
     y = _arranged(sheet, view.figures, x, y, width)
     if caption:
         y = sheet.lines(x, y, sheet.said(view.finding), width, TEXT + 0.5) + 2

@@ -23,6 +23,7 @@ from headway.init import seeded
 from headway.inspect.explain import words
 from headway.inspect.watch import MATRICES, Watch
 from headway.shapes import HeadwayError
+from headway.shipped import FOLDER as SHIPPED
 from headway.sizes import Size, check_size
 from headway.studio.fields import LIMITS, Asked, Fresh, Model, OfLive, OfRun
 from headway.training import (
@@ -83,7 +84,8 @@ class Entry:
         id: names it in addresses; made from its name and a digest of its path.
         path: the folder; never told to the page.
         title: its name.
-        kind: "run", "cell" (one model of a comparison), "comparison", or "checkpoint", a folder of transformers.
+        kind: "run", "shipped" (a run that ships with headway), "cell" (one model of a comparison), "comparison", or
+            "checkpoint", a folder of transformers.
     """
 
     id: str
@@ -135,10 +137,15 @@ class Library:
 
     def plain(self) -> dict[str, Any]:
         """The listing for the page: ids, titles and sizes."""
-        entries = sorted(self.entries().values(), key=lambda entry: entry.kind != "run")  # before cells of comparisons
+        entries = sorted(self.entries().values(), key=self._rank)
         runs = [_described(entry) for entry in entries if entry.kind in MODELS]
         compared = [{"id": entry.id, "title": entry.title} for entry in entries if entry.kind == "comparison"]
         return {"runs": runs, "comparisons": compared}
+
+    def _rank(self, entry: Entry) -> tuple[bool, bool]:
+        """Models that ship before all others or after them, as their folder is; runs before cells of comparisons."""
+        shipped = entry.kind == "shipped"
+        return shipped is not (self._folders[:1] == [SHIPPED]), entry.kind not in ("run", "shipped")
 
     def question(self, asked: Asked, live: Callable[[str], Question]) -> Question:
         """What a view is asked about. Layer, head, query and column that the model lacks become the nearest it has.
@@ -258,7 +265,8 @@ class Library:
         known = {label: number for number, label in enumerate(dict.fromkeys(labels))}
         self._weighed(checked_size(model, len(known), len(labels)))
         ids = torch.tensor([[known[label] for label in labels]])
-        return Question.of(_made(model, len(known), len(labels)), ids, labels, name=str(model.config.position))
+        made = _made(model, len(known), len(labels))
+        return Question.of(made, ids, labels, name=str(model.config.position), untrained=True)
 
     def _beside(self, model: Fresh, like: Question) -> Question:
         """About a fresh model that reads the tokens of another question."""
@@ -268,7 +276,9 @@ class Library:
         self._weighed(checked_size(model, vocabulary, count))
         made = _made(model, vocabulary, count)
         predicts = like.predictor and replace(like.predictor, model=made)
-        return Question.of(made, like.ids, like.labels, name=str(model.config.position), predictor=predicts)
+        return Question.of(
+            made, like.ids, like.labels, name=str(model.config.position), predictor=predicts, untrained=True
+        )
 
     def _swapped(self, model: Fresh, like: Question) -> Question:
         """About a checkpoint whose position method is that of a fresh model."""
@@ -318,7 +328,7 @@ class Library:
         return entry
 
 
-MODELS = ("run", "cell", "checkpoint")
+MODELS = ("run", "shipped", "cell", "checkpoint")
 """Kinds of entries that hold a model."""
 LEARNING = ("film", "step", "board")
 """Views that look at how a training went, not only at the model it made."""
@@ -412,7 +422,7 @@ def _found(folder: Path) -> list[Entry]:
 
 def _kind(folder: Path) -> str | None:
     if (folder / "settings.json").is_file():
-        return "run"
+        return "shipped" if folder.parent == SHIPPED else "run"
     if is_checkpoint(folder):
         return "checkpoint"
     return "comparison" if (folder / "results.json").is_file() else None
@@ -448,7 +458,7 @@ def _described(entry: Entry) -> dict[str, Any]:
         config: Mapping[str, Any]
         if entry.kind == "checkpoint":
             return own | _sizes(entry.path / "config.json")
-        if entry.kind == "run":
+        if entry.kind in ("run", "shipped"):
             config = open_run(entry.path).config
         else:
             found = _identity(entry.path) or {}
@@ -473,7 +483,7 @@ def _sizes(path: Path) -> dict[str, Any]:
 
 
 def _load(entry: Entry) -> tuple[Transformer, Vocabulary, History | None, tuple[str, ...]]:
-    if entry.kind == "run":
+    if entry.kind in ("run", "shipped"):
         loaded, vocabulary, run = load_model(entry.path)
         assert isinstance(loaded, Transformer)
         return loaded, vocabulary, run.history, run.notes

@@ -26,7 +26,7 @@ import secrets
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Any
@@ -44,6 +44,7 @@ from headway.inspect.tiles import REACH, TileSource
 from headway.plot import picture
 from headway.positions import methods
 from headway.shapes import HeadwayError
+from headway.shipped import OPENING, measured
 from headway.studio import fields
 from headway.studio.library import Heavy, Library, Recent
 from headway.studio.live_session import Stage
@@ -135,7 +136,7 @@ class Routes:
     async def state(self, _: Request) -> Response:
         """Everything the page offers a choice of."""
         kept = await asyncio.to_thread(self.library.plain)  # reads folders
-        return _json({**kept, **offers(), "live": self.stage.plain(since=2**62)})
+        return _json({**kept, **offers(), "opening": opening_of(kept["runs"]), "live": self.stage.plain(since=2**62)})
 
     async def view(self, request: Request) -> Response:
         """Compose a view; a newer request of the same slot takes this one's place.
@@ -334,7 +335,28 @@ FIRST: dict[str, Any] = {
     "others": [],
     "options": {},
 }
-"""What the page shows at first; it is told, so that both mean the same."""
+"""What an address leaves out; it is told, so that both mean the same."""
+
+
+def opening_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What the page shows at first: a trained model, and of one that ships its head that finds repetitions.
+
+    Args:
+        runs: the trained models, as the library lists them.
+
+    Returns:
+        The request, ``asked``, and its text in each language, ``texts``; None where there is no trained model.
+    """
+    if not runs:
+        return None
+    first, texts = runs[0], dict.fromkeys(LANGUAGES, FIRST["text"])
+    where: dict[str, Any] = {}
+    if first["kind"] == "shipped":
+        layer, head = measured(first["title"])["strongest"]["induction"]
+        where, texts = {"view": "head", "layer": layer, "head": head}, OPENING
+    else:
+        first = next((one for one in runs if one["kind"] == "checkpoint"), first)
+    return {"asked": {**FIRST, **where, "model": {"run": first["id"]}, "text": texts["en"]}, "texts": texts}
 
 
 @functools.cache

@@ -21,10 +21,11 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from headway.shapes import HeadwayError
+from headway.shipped import FOLDER
 from headway.studio import fields
 from headway.studio.guard import Guard
 from headway.studio.library import Library
-from headway.studio.routes import FIRST, Routes
+from headway.studio.routes import Routes, opening_of
 
 PORT = 8765
 """Default port of the studio, if it is free."""
@@ -46,7 +47,8 @@ class Studio:
     """The server, bound to its port but not yet running.
 
     Args:
-        folders: what it shows, as :class:`headway.studio.library.Library` takes them.
+        folders: what it shows, as :class:`headway.studio.library.Library` takes them, the first one first; the models
+            that ship with headway come last, unless their folder is among them.
         port: where to listen; None is :data:`PORT`, or any that is free.
 
     Raises:
@@ -54,7 +56,7 @@ class Studio:
     """
 
     def __init__(self, folders: Sequence[Path | str] = (), port: int | None = None) -> None:
-        library = Library(folders)
+        library = Library(folders if FOLDER in folders else [*folders, FOLDER])
         self._socket = _listening(port)
         self.port: int = self._socket.getsockname()[1]
         self.routes = Routes(library)
@@ -113,10 +115,11 @@ class Studio:
 
     def warm(self) -> None:
         """Compose what the page shows at first, while the browser starts; then import what a training will need."""
-        first = fields.asked(FIRST)
 
         def prepare() -> None:
-            self.routes.composed(first)
+            opening = opening_of(self.routes.library.plain()["runs"])
+            assert opening is not None  # models that ship are always there
+            self.routes.composed(fields.asked(opening["asked"]))
             threading.Thread(target=importlib.import_module, args=("headway.backends.native",), daemon=True).start()
 
         self.routes.worker.start("warm", prepare)
@@ -132,10 +135,9 @@ def serve(folders: Sequence[Path | str] = (), port: int | None = None, browser: 
     """
     studio = Studio(folders, port)
     entries = studio.routes.library.entries().values()
-    models = sum(entry.kind == "checkpoint" for entry in entries)
+    models = sum(entry.kind in ("checkpoint", "shipped") for entry in entries)
     counts = {"run": len(entries) - models, "model": models}
     shown = " and ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts.items() if n)
-    shown = shown or "no runs yet, only new models"
     print(f"headway studio, with {shown}:\n\n    {studio.url}\n", flush=True)
     print("The link works in one browser. Ctrl-C stops the studio.", flush=True)
     studio.warm()

@@ -17,7 +17,8 @@ def command(
         list[Path] | None,
         typer.Argument(
             help="Folders written by headway train or headway compare, checkpoints of transformers, or a parent "
-            "folder; default: headway-run and headway-compare, if they exist."
+            "folder; default: headway-run and headway-compare, if they exist. Models that ship with headway are "
+            "always there."
         ),
     ] = None,
     port: Annotated[
@@ -33,6 +34,7 @@ def command(
 ) -> None:
     """Open the studio, a local web app: inspect models, compare methods, train a model and watch it learn."""
     use_threads(threads)
+    from headway.shipped import FOLDER
     from headway.studio import DEFAULTS, serve
 
     folders = runs if runs else [folder for folder in DEFAULTS if folder.is_dir()]
@@ -43,6 +45,6 @@ def command(
         wrote("Studio", export / "index.html")
         print(f"{size / 1e6:.1f} MB. Serve the folder with any web server, or open index.html.")
         return
-    serve(folders, port, browser)
+    serve(runs if runs else [FOLDER, *folders], port, browser)
     # nothing is left to save; a normal exit would take a second to unload torch, or wait for a view nobody needs
     os._exit(0)

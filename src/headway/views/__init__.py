@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from headway.figures.values import View, same
+from headway.figures.values import View, both, same
 from headway.figures.words import add_words
 from headway.shapes import HeadwayError
 from headway.views.question import Question
@@ -45,6 +45,8 @@ ORDER = (
 """Views in display order; others follow."""
 CROSS = ("wall", "head", "softmax")
 """The views that cross attention has."""
+OF_POSITION = ("vectors", "similarity", "bias", "rotation")
+"""The views of a position method, which random weights elsewhere do not change."""
 _VIEWS = re.compile(r"^VIEWS = (\(.*?\)|\{.*?^\})$", re.MULTILINE | re.DOTALL)
 
 
@@ -91,4 +93,12 @@ def view(name: str, question: Question) -> View:
     composed: Callable[[Question], View] = getattr(importlib.import_module(f"headway.views.{_FILES[name]}"), name)
     shown = composed(question)
     notes = (same(note) if isinstance(note, str) else note for note in question.notes)
-    return replace(shown, notes=(*shown.notes, *notes)) if question.notes else shown
+    mark = both("view.untrained") if question.untrained and _is_random(name, question) else None
+    return replace(shown, notes=(*shown.notes, *notes), mark=mark)
+
+
+def _is_random(name: str, question: Question) -> bool:
+    """Whether a view of an untrained model shows what random weights made."""
+    if name in OF_POSITION:
+        return any(True for _ in question.position.parameters())
+    return name != "longer"

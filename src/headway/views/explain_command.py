@@ -26,8 +26,9 @@ def command(
     html: Annotated[Path | None, typer.Option(help="Write an HTML page to this file instead.")] = None,
 ) -> None:
     """Walk through attention for one sentence: Q, K and V, one entry step by step, scaling, position, weights."""
-    from headway.figures.words import LANGUAGES
+    from headway.figures.words import LANGUAGES, strings
     from headway.inspect.explain import check_length, walk_of, words
+    from headway.shipped import NAMES
     from headway.views.explain_text import walk_text
     from headway.views.question import Question
 
@@ -52,3 +53,5 @@ def command(
 
         named = "" if model is None else str(model)
         wrote("Page", write_output(html, walk_page(replace(question, name=named, layer=layer, head=head), language)))
+    if question.untrained:
+        say([strings(language)["explain.untrained"].format(name=NAMES[0])])

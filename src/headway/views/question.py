@@ -103,6 +103,7 @@ class Question:
         notes: notes on the model, e.g. that its newest checkpoint is damaged; every view shows them.
         keys: in cross attention, display text of each token of the context; None where tokens attend to themselves.
         predictor: what predicts the next token, for a vocabulary that the labels do not tell, or another's model.
+        untrained: whether the model has random weights; every view says so beside its title.
 
     Raises:
         HeadwayError: on a layer, head or query that does not exist, or a wrong number of labels.
@@ -123,6 +124,7 @@ class Question:
     notes: Sequence[str | Said] = ()
     keys: Sequence[str] | None = None
     predictor: Predictor | None = None
+    untrained: bool = False
 
     def __post_init__(self) -> None:
         found = len(self.labels) if self.keys is None else len(self.keys)
@@ -171,7 +173,7 @@ class Question:
         """
         labels = words(text)
         model, ids = fresh_model(labels, position=position, dim=dim, heads=heads, seed=seed)
-        return cls.of(model, ids, labels, name=position)
+        return cls.of(model, ids, labels, name=position, untrained=True)
 
     @property
     def model(self) -> Transformer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from headway.init import seeded
 from headway.inspect.record import Layer, Trace
 from headway.positions import Position
 from headway.shapes import HeadShape, HeadwayError
+from headway.shipped import NAMES, path_of
 from headway.training import load_model, load_watch, token_texts
 from headway.transformer import Transformer
 from headway.views import view
@@ -85,12 +87,14 @@ def about_saved(folder: Path | str, text: str) -> Question:
     """A question about a saved model: a run of ``headway train``, or a checkpoint folder of transformers.
 
     Args:
-        folder: where it is.
+        folder: where it is, or the name of a model that ships, see :mod:`headway.shipped`.
         text: input text of the model.
 
     Raises:
         HeadwayError: when it is neither; as :func:`about_run`, and as :func:`headway.hf.load`.
     """
+    if str(folder) in NAMES and not Path(folder).exists():
+        return replace(about_run(path_of(str(folder)), text), name=str(folder))
     if is_checkpoint(folder):
         found: Question = importlib.import_module(CHECKPOINTS).about(folder, text)
         return found

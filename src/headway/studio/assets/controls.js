@@ -103,14 +103,15 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
 
   // The model
   const runName = (/** @type {any} */ one) => one.kind === "checkpoint" && one.layers && one.heads && one.dim ? words.say("studio.run.sizes", { ...one, family: one.position }) : one.position ? `${one.title} · ${one.position}` : one.title;
+  const groupOf = (/** @type {any} */ one) => words.say(one.kind === "shipped" ? "studio.shipped" : "studio.own");
   const kinds = /** @type {const} */ (["fresh", "run", "live"]).map((kind) =>
     html("button", { type: "button", "data-keep": `kind-${kind}`, "data-kind-of-model": kind, onclick: () => go({ kind, ...(kind === "run" && !place().run ? { run: offers.runs[0]?.id ?? "" } : {}) }) }, words.say(`studio.model.${kind}`)));
   const method = html("button", { type: "button", class: "save", "data-keep": "method", "aria-haspopup": "dialog", title: words.say("studio.method.choose"), onclick: methods });
   const sizes = /** @type {const} */ (["dim", "heads", "layers"]).map((name) => chooser(name, () => withOwn(SIZES[name], place()[name]).map((value) => [value, String(value)]), () => place()[name], (value) => go({ [name]: value })));
   const seed = numberField("seed", () => place().seed, offers.limits.seed, (value) => go({ seed: value }, "soon"));
-  const runs = chooser("run", () => offers.runs.length ? offers.runs.map((/** @type {any} */ one) => [one.id, runName(one)]) : [["", words.say("studio.run.none")]], () => place().run, (value) => go({ run: String(value) }), true);
+  const runs = chooser("run", () => offers.runs.length ? offers.runs.map((/** @type {any} */ one) => [one.id, runName(one), groupOf(one)]) : [["", words.say("studio.run.none")]], () => place().run, (value) => go({ run: String(value) }), true);
   const fresh = html("div", { class: "row" }, sizes.map((one) => one.element), seed.element);
-  const chosenMethod = html("span", { class: "select" }, method);
+  const chosenMethod = html("span", { class: "select" }, method, html("span", { class: "mark" }, words.say("view.untrained")));
   const more = html("details", { class: "more-options" }, html("summary", {}, words.say("studio.more")), html("div", { class: "row" }, offers.options.map(modelOption)));
   more.open = Object.keys(place().more).length > 0;
   const noRuns = html("p", { class: "quiet" }, words.say("studio.run.how"), " ", html("code", { class: "name" }, "headway train"));
@@ -148,7 +149,7 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
 
   /**
    * @param {string} name
-   * @param {() => [string | number, string][]} values
+   * @param {() => [string | number, string, string?][]} values value, label, and the name of a group
    * @param {() => string | number | undefined} current
    * @param {(value: string | number) => void} choose
    */
@@ -158,7 +159,7 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
     function update() {
       const list = values();
       const key = JSON.stringify(list);
-      if (key !== shown) select.replaceChildren(...list.map(([value, label]) => html("option", { value }, label)));
+      if (key !== shown) select.replaceChildren(...grouped(list));
       shown = key;
       select.value = String(current() ?? "");
     }
@@ -321,6 +322,13 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
 /** The longer example, over and over. @param {import("./words.js").Words} words */
 export function longest(words) {
   return Array(LONG).fill(words.say("studio.sample.long.text")).join(" ");
+}
+
+/** Options, in groups where they have one. @param {[string | number, string, string?][]} list */
+function grouped(list) {
+  const names = [...new Set(list.map(([, , group]) => group))];
+  const options = (/** @type {string | undefined} */ of) => list.filter(([, , group]) => group === of).map(([value, label]) => html("option", { value }, label));
+  return names.flatMap((name) => (name ? html("optgroup", { label: name }, options(name)) : options(name)));
 }
 
 /** @param {readonly number[]} list @param {number} value */

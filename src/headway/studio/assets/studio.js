@@ -55,8 +55,15 @@ export function open(element, offers, strings, source) {
   const order = groups.flatMap(([, views]) => views);
   const home = { view: order.includes(first.view) ? first.view : order[0], text: first.text, kind: checkpoint ? "run" : "fresh", ...first.model.fresh, run: (checkpoint ?? offers.runs[0])?.id ?? "", layer: first.layer, head: first.head, query: first.query, column: first.column, others: [], results: "", options: {}, more: {} };
   const last = location.hash.length > 1 ? "" : recall("last") ?? ""; // of an earlier session: an address with "#" is followed
-  /** The state in the address, with a valid view. */
+  /** What an address without a state shows. @type {{ asked: any, texts: Record<string, string> } | null} */
+  const opening = offers.opening ?? null;
+  let untouched = opening !== null && location.hash.length < 2; // its text is in the reader's language until there is another
+  /** The state in the address, with a valid view; without one, that of the opening. */
   const here = () => {
+    if (opening && location.hash.length < 2) {
+      const { view, text, layer, head, model } = opening.asked;
+      return { ...home, view, text, layer, head, kind: "run", run: model.run };
+    }
     const found = placeOf(location.hash, home, history.state?.text);
     return order.includes(found.view) ? found : { ...found, view: home.view };
   };
@@ -85,6 +92,7 @@ export function open(element, offers, strings, source) {
    */
   function go(change, when = "now") {
     options[place.view] = place.options;
+    if (change.text !== undefined) untouched = false;
     place = { ...place, ...change };
     if (change.options) options[place.view] = change.options;
     if (change.view && !change.options) place.options = options[change.view] ?? {};
@@ -265,6 +273,10 @@ export function open(element, offers, strings, source) {
     const titles = new Map([...offers.views.map((/** @type {any} */ one) => [one.key, [told(words, one.title), told(words, one.question)]]), ["report", [words.say("view.report.title"), words.say("view.report.question")]]]);
     const title = (/** @type {string} */ key) => titles.get(key)?.[0] ?? key;
     document.title = `${title(place.view)} · headway studio`;
+    if (opening && untouched && place.text !== opening.texts[words.language]) {
+      place.text = opening.texts[words.language];
+      if (built) typed.now();
+    }
 
     const links = order.map((key) => html("a", { href: `#view=${key}`, title: titles.get(key)?.[1], "data-view-link": key, "data-keep": `view-${key}`, onclick: (/** @type {MouseEvent} */ event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;

@@ -12,7 +12,7 @@ import { tiles } from "./tiles.js";
 /** @typedef {import("./parts.js").Said} Said */
 /** @typedef {import("./parts.js").Plain} Plain */
 /** @typedef {import("./parts.js").Drawn} Drawn */
-/** @typedef {{ key: string, title: Said, question: Said, finding: Said, formula: string, notes: Said[], figures: Plain[] }} View */
+/** @typedef {{ key: string, title: Said, question: Said, finding: Said, formula: string, notes: Said[], mark: Said | null, figures: Plain[] }} View */
 
 /** @type {Record<string, (figure: any, setting: import("./parts.js").Setting, make: typeof drawFigure) => Drawn>} */
 const KINDS = { heatmap: (figure, setting) => (figure.links ? links : heatmap)(figure, setting), lines, bars, dials, grid, wall, product, steps, film, columns, tiles };
@@ -43,7 +43,7 @@ export function drawView(view, words) {
 
   /** @param {View} next */
   function write(next) {
-    title.textContent = told(words, next.title);
+    title.replaceChildren(told(words, next.title), ...(next.mark ? [" ", html("span", { class: "mark" }, told(words, next.mark))] : []));
     question.textContent = told(words, next.question);
     finding.replaceChildren(.../** @type {(Node | string)[]} */ (prose(told(words, next.finding))));
     formula.textContent = next.formula;

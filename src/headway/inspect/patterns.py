@@ -1,0 +1,86 @@
+"""What heads do, measured on random tokens that repeat, where nothing but the repetition can be predicted.
+
+tokens  r_1 … r_P r_1 … r_P r_1 … r_P
+
+previous   mean of α(i, i − 1): the head reads the token before
+local      mean of Σ_{d < 8} α(i, i − d): the head stays near
+induction  mean of α(i, i − P + 1) over the repeated tokens: the head finds the same token earlier, and reads the
+           one after it (Olsson et al. 2022, arXiv:2209.11895)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from headway.inspect.record import full_precision, recorded
+from headway.shapes import HeadwayError
+from headway.transformer import Transformer
+
+NEAR = 8
+"""Tokens that count as near, the query itself included."""
+COPIES = 3
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """Shares of each head's attention, 0 … 1, and what the repetition is worth to the model.
+
+    Args:
+        previous: on the token before, as the next two (layers, heads).
+        local: on the last :data:`NEAR` tokens.
+        induction: of repeated tokens, on the token after the same token one period before.
+        new: mean loss in nats of tokens read for the first time.
+        repeated: mean loss of tokens read for the second and third time.
+    """
+
+    previous: Float[Tensor, "layers heads"]
+    local: Float[Tensor, "layers heads"]
+    induction: Float[Tensor, "layers heads"]
+    new: float
+    repeated: float
+
+
+@torch.no_grad()
+def patterns(model: Transformer, *, period: int = 24, texts: int = 16, lowest: int = 0, seed: int = 0) -> Patterns:
+    """Measure the heads of a decoder on random tokens, read three times.
+
+    Args:
+        model: a decoder, in evaluation mode.
+        period: P, tokens until the text repeats.
+        texts: how many texts are averaged over.
+        lowest: smallest id drawn, e.g. 256 to leave single bytes out.
+        seed: of the tokens.
+
+    Raises:
+        HeadwayError: on a model that sees later tokens, or no ids to draw from.
+
+    >>> found = patterns(Transformer(vocab=32, dim=32, layers=2, heads=4).eval(), period=8)
+    >>> found.induction.shape, bool((found.local >= found.previous).all())
+    (torch.Size([2, 4]), True)
+    """
+    if model.config.kind != "decoder":
+        raise HeadwayError(f"expected a decoder, which predicts the next token, got an {model.config.kind}")
+    if not 0 <= lowest < model.config.vocab or period < 2:
+        raise HeadwayError(
+            f"expected a period of at least 2 and lowest below the vocabulary's {model.config.vocab} ids, "
+            f"got period={period} and lowest={lowest}"
+        )
+    drawn = torch.randint(lowest, model.config.vocab, (texts, period), generator=torch.Generator().manual_seed(seed))
+    ids = drawn.repeat(1, COPIES)
+    tokens = torch.arange(ids.shape[1])
+    near = tokens[:, None] - tokens < NEAR
+    found: dict[str, list[Tensor]] = {"previous": [], "local": [], "induction": []}
+    with full_precision():
+        loss = F.cross_entropy(model(ids)[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none").mean(0)
+        for layer in recorded(model, ids):
+            weights = layer.weights().double()  # (B, H, N, N)
+            found["previous"].append(weights.diagonal(-1, -2, -1).mean((0, 2)))
+            found["local"].append((weights * near)[:, :, 1:].sum(-1).mean((0, 2)))
+            found["induction"].append(weights.diagonal(1 - period, -2, -1)[..., 1:].mean((0, 2)))
+    shares = {name: torch.stack(parts) for name, parts in found.items()}
+    return Patterns(**shares, new=float(loss[: period - 1].mean()), repeated=float(loss[period:].mean()))

@@ -1,0 +1,83 @@
+"""Small trained models that ship with the package: run folders of ``headway train``, made by ``make models``.
+
+    decoder-rotary      two layers of four heads; one head of the second finds what followed the same token before
+    decoder-t5          the same, with T5's learned bias per distance
+    decoder-sinusoidal  the same, with sinusoidal position vectors
+
+They read English and 中文, in one vocabulary of byte pairs (the extra ``headway[bpe]``). ``models/README.md`` says what
+they were trained on, and what was measured.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headway.schema import Anything, Named
+from headway.shapes import HeadwayError
+from headway.training.files import read_json
+
+if TYPE_CHECKING:
+    from headway.training.vocabulary import Vocabulary
+    from headway.transformer import Transformer
+
+__all__ = ["FOLDER", "MEASURED", "NAMES", "OPENING", "load_shipped", "measured", "path_of"]
+
+NAMES = ("decoder-rotary", "decoder-t5", "decoder-sinusoidal")
+"""The models, the one to begin with first."""
+FOLDER = Path(__file__).parent / "models"
+"""Holds a run folder for each, and nothing else that could be opened."""
+MEASURED = "measured.json"
+"""The file in a model's folder with what ``make models`` measured."""
+OPENING = {
+    "en": "The cat sat on the mat because it was tired. The cat sat on the mat because it was",
+    "zh": "猫坐在垫子上，因为它累了。猫坐在垫子上，因为它",
+}
+"""Texts that repeat, on which the head that finds repetitions is worth looking at."""
+
+
+def path_of(name: str) -> Path:
+    """The run folder of a model that ships.
+
+    Raises:
+        HeadwayError: when there is no such model.
+
+    >>> path_of("decoder-t5").name
+    'decoder-t5'
+    """
+    if name not in NAMES:
+        raise HeadwayError(f"expected one of the models that ship, {', '.join(NAMES)}, got {name!r}")
+    return FOLDER / name
+
+
+def load_shipped(name: str = NAMES[0]) -> tuple[Transformer, Vocabulary]:
+    """A small trained model that ships with the package, in evaluation mode on the CPU, and its vocabulary.
+
+    Args:
+        name: decoder-rotary, decoder-t5 or decoder-sinusoidal.
+
+    Raises:
+        HeadwayError: when there is no such model, or the library tokenizers is missing.
+
+    >>> model, vocabulary = load_shipped()
+    >>> ids = vocabulary.encode("the cat and the 猫".encode())
+    >>> model(ids[None]).shape[-1] == vocabulary.size
+    True
+    """
+    from headway.training.run import load_model
+
+    model, vocabulary, _ = load_model(path_of(name))
+    return model, vocabulary  # type: ignore[return-value]  # as every run of headway's own models
+
+
+def measured(name: str = NAMES[0]) -> dict[str, Any]:
+    """What ``make models`` measured of a model: shares of its heads, losses, and its strongest head of each kind.
+
+    Raises:
+        HeadwayError: when there is no such model, or the file is damaged.
+
+    >>> sorted(measured()["strongest"])
+    ['induction', 'local', 'previous']
+    """
+    found: dict[str, Any] = read_json(path_of(name) / MEASURED, Named(Anything()))
+    return found

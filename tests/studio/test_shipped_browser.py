@@ -1,0 +1,49 @@
+"""The first screen: a model that ships, trained, in the reader's language; new models are marked as random."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from browser import assert_accessible, browser  # noqa: F401
+from served import Client, studio
+from test_studio_browser import opened
+
+from headway.shipped import NAMES, OPENING, measured
+
+
+def test_the_first_screen_shows_a_head_that_learned_something(browser: Any) -> None:  # noqa: F811
+    layer, head = measured()["strongest"]["induction"]
+    with studio() as client:
+        client.enter()
+        found = opened(client, browser)
+        page, shown = found.page, found.settle("head")
+        assert (found.choice("layer"), found.choice("head")) == (str(layer), str(head))
+        group = page.locator('[data-choose="run"] optgroup')
+        assert group.get_attribute("label") == "Ships with headway"
+        assert [text.split(" · ")[0] for text in group.locator("option").all_inner_texts()] == sorted(NAMES)
+        assert page.locator('[data-choose="run"]').input_value().startswith(NAMES[0])
+        assert "untrained" not in page.locator(".studio-main").inner_text()
+        page.click('[data-keep="language-zh"]')  # the text goes with the language until there is another
+        found.becomes(lambda: page.locator("textarea").input_value() == OPENING["zh"])
+        found.becomes(lambda: "猫" in shown.inner_text())
+        assert_accessible(page)
+        page.fill("textarea", "猫坐")
+        page.click('[data-keep="language-en"]')
+        found.settle("head")
+        assert page.locator("textarea").input_value() == "猫坐"
+        found.open("vectors", position="sinusoidal")
+        assert page.locator(".view .mark").count() == 0  # of the method alone: nothing is random
+        section = found.open("head", position="alibi")
+        assert section.locator("h2 .mark").inner_text() == "untrained, random"
+        assert page.locator(".model .mark").inner_text() == "untrained, random"
+        assert_accessible(page)
+        assert found.complaints == []
+        page.context.close()
+
+
+def test_folders_that_are_given_come_first(client: Client) -> None:
+    state = client.get("/api/state").json()
+    kinds = [one["kind"] for one in state["runs"]]
+    assert kinds == ["run", "cell", "cell", *["shipped"] * len(NAMES)]
+    assert state["opening"]["asked"]["model"] == {"run": state["runs"][0]["id"]}
+    assert state["runs"][0]["title"] == "my run"
