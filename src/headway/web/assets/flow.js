@@ -5,6 +5,7 @@ import { colourIndex, colourTable, isDark } from "./colours.js";
 import { html, svg } from "./dom.js";
 import { opens, steps } from "./many.js";
 import { keptOf, told } from "./parts.js";
+import { valueTip } from "./tip.js";
 
 /** @typedef {import("./parts.js").Said} Said */
 /** @typedef {import("./parts.js").Setting} Setting */
@@ -39,6 +40,7 @@ export function flow(given, setting, make) {
   const arrows = svg("svg", { class: "flow-arrows", "aria-hidden": "true" });
   const plot = html("div", { class: "flow", tabindex: "0", role: "application" }, area, ends, arrows);
   const line = html("p", { class: "readout idle", "aria-live": "polite" });
+  const tip = valueTip(plot);
   const strip = steps(given, setting, make, { above: html("div", { class: "film" }, button, range, label), below: html("div", {}, plot, line), first: at, shown: (index) => go(index), sheets: { table: () => sheet(spoken), csv: () => { const { head, rows } = sheet(exact); return [head, ...rows]; } } });
   strip.element.classList.add("flow-figure");
 
@@ -170,6 +172,7 @@ export function flow(given, setting, make) {
     focus = null;
     line.textContent = words.say("flow.hint");
     line.classList.add("idle");
+    tip.hide();
   }
 
   const rowName = (/** @type {Spot} */ { row }) => told(words, figure.rows[row]?.[1] ?? figure.title);
@@ -183,6 +186,8 @@ export function flow(given, setting, make) {
     const value = spot.later ? words.say("flow.later") : spoken(spot.values[focus.entry]) + masked;
     line.textContent = words.say(spot.values.length > 1 ? "flow.entry" : "flow.number", { row: rowName(spot), name: told(words, spot.track.label).replace(/^\+ /, ""), i: focus.entry, value });
     line.classList.remove("idle");
+    const [outer, inner] = [plot, spot.node].map((one) => one.getBoundingClientRect());
+    tip.show({ x: inner.left - outer.left, y: inner.top - outer.top, width: inner.width, height: inner.height }, line.textContent ?? "");
   }
 
   function enter() {
