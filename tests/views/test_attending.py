@@ -225,7 +225,7 @@ def test_products_and_bias_are_the_number(matrix: str, qk_norm: bool) -> None:
 def test_a_row_of_softmax() -> None:
     question = asked(make("alibi"), query=5)
     made = view("softmax", question)
-    scores, weights = (figure.series[0][1] for figure in made.figures)
+    scores, weights = (figure.series[0][1] for figure in made.figures[1:])
     assert scores[6:] == weights[6:] == [None] * 3
     exponents = [torch.tensor(score, dtype=torch.float64).exp() for score in scores[:6]]
     assert weights[:6] == pytest.approx([float(e / sum(exponents)) for e in exponents], abs=1e-6)
@@ -237,7 +237,7 @@ def test_a_row_of_softmax() -> None:
 def test_weights_that_do_not_sum_to_one() -> None:
     question = asked(make("stickbreaking"), query=5)
     made = view("softmax", question)
-    scores, weights = (figure.series[0][1] for figure in made.figures)
+    scores, weights = (figure.series[0][1] for figure in made.figures[1:])
     left = 1.0
     for score, weight in reversed(list(zip(scores[:5], weights[:5], strict=True))):
         share = 1 / (1 + float(torch.tensor(-score).exp()))
@@ -250,7 +250,7 @@ def test_weights_that_do_not_sum_to_one() -> None:
     blind = view("softmax", asked(make("stickbreaking"), query=0))
     assert blind.finding["en"] == "All keys are masked for “the”, so all its weights are 0."
     sinks = asked(make("alibi", sinks=True, softcap=2.0), query=5)
-    scores, weights = (figure.series[0][1] for figure in view("softmax", sinks).figures)
+    scores, weights = (figure.series[0][1] for figure in view("softmax", sinks).figures[1:])
     sink = sinks.model.stack.attentions()[1].sinks[2].item()
     total = sum(float(torch.tensor(score).exp()) for score in scores[:6]) + float(torch.tensor(sink).exp())
     assert weights[0] == pytest.approx(float(torch.tensor(scores[0]).exp()) / total, abs=1e-5)
@@ -262,7 +262,7 @@ def test_of_many_keys_the_largest_weights_are_shown() -> None:
     question = asked(make(), [str(token) for token in range(150)])
     made = view("softmax", question)
     weights = question.seen.weights()[0, 2, -1]
-    kept = [int(label) for label in made.figures[1].labels]
+    kept = [int(label) for label in made.figures[2].labels]
     assert kept == sorted(weights.argsort(descending=True)[:KEYS].tolist())
     assert f"the others share {100 * float(weights.sum() - weights[kept].sum()):.0f}" in made.notes[-1]["en"]
 

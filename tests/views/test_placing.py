@@ -331,7 +331,7 @@ def test_forgetting_is_counted_from_the_own_token() -> None:
 
 def test_an_images_bias_is_a_map_of_rows_and_columns() -> None:
     question = asked("swin(height=3, width=5)")
-    (wall,) = view("bias", question).figures
+    wall, _ = view("bias", question).figures
     for head, (_, tile, _) in enumerate(wall.tiles):
         # the table is by query minus key, the map by key minus query
         close(tensor(tile.values), question.position.weight.detach()[head].flip(0, 1))

@@ -7,15 +7,14 @@ as base64 of little-endian float32, or of one byte or bit each: a map of 1,024 t
 
 from __future__ import annotations
 
-import base64
+import cmath
 import math
-from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 from headway.display import Displayed
+from headway.figures.block import Block as Block
 from headway.figures.words import LANGUAGES, strings
 
 
@@ -45,73 +44,6 @@ def both(key: str, /, **values: object) -> dict[str, str]:
 def same(text: str) -> dict[str, str]:
     """A text that is the same in every language: a formula, a token, a name."""
     return dict.fromkeys(LANGUAGES, text)
-
-
-@dataclass(frozen=True)
-class Block:
-    """Values of any shape, row by row.
-
-    Args:
-        shape: size of each dimension.
-        values: all of them, flat; None is a missing value.
-        kind: encoding: "float32"; "uint8", one byte each; or "bits", for 0 and 1, eight per byte, the first the
-            highest.
-        span: with "uint8", the values of bytes 0 and 254, the others evenly between, so that the middle of the span is
-            exactly 127; 255 is a missing value. None sends integers 0 … 255 unchanged.
-    """
-
-    shape: tuple[int, ...]
-    values: Sequence[float | None]
-    kind: str = "float32"
-    span: tuple[float, float] | None = None
-
-    @classmethod
-    def of(cls, rows: Sequence[Any], kind: str = "float32") -> Block:
-        """A block from nested lists; values that are not finite become NaN.
-
-        >>> Block.of([[1.0, 2.0], [3.0, 4.0]]).shape
-        (2, 2)
-        """
-        shape: list[int] = []
-        flat: Sequence[Any] = rows
-        level: Any = rows
-        while isinstance(level, list | tuple):
-            shape.append(len(level))
-            level = level[0] if level else None
-        for _ in shape[1:]:
-            flat = list(chain.from_iterable(flat))
-        if len(flat) != math.prod(shape):
-            raise ValueError(f"rows of unequal length: {len(flat)} numbers for shape {tuple(shape)}")
-        return cls(tuple(shape), flat, kind)
-
-    def rows(self) -> list[Sequence[float | None]]:
-        """A matrix row by row."""
-        width = self.shape[-1]
-        return [self.values[start : start + width] for start in range(0, len(self.values), width)]
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON values: shape, kind, span if there is one, and base64."""
-        if self.kind == "bits":
-            digits = "".join("1" if value else "0" for value in self.values)
-            data = int(digits.ljust(-(-len(digits) // 8) * 8, "0") or "0", 2).to_bytes(-(-len(digits) // 8))
-        elif self.kind == "uint8" and self.span is not None:
-            data = _steps(self.values, self.span)
-        elif self.kind == "uint8":
-            data = bytes(int(value or 0) for value in self.values)
-        else:
-            numbers = array("f", (math.nan if value is None else value for value in self.values))
-            data = numbers.tobytes()  # little-endian on every machine that torch runs on
-        span = {} if self.span is None else {"span": list(self.span)}
-        return {"shape": list(self.shape), "kind": self.kind, **span, "data": base64.b64encode(data).decode()}
-
-
-def _steps(values: Sequence[float | None], span: tuple[float, float]) -> bytes:
-    """Values quantised to 255 steps over a span; 255 is a missing value."""
-    low, high = span
-    per = 254 / (high - low) if high > low else 0.0
-    return bytes(
-        255 if value is None or value != value else min(254, max(0, round((value - low) * per))) for value in values
-    )
 
 
 @dataclass(frozen=True)
@@ -286,6 +218,7 @@ class Stage:
         formula: its formula, e.g. "Q = X W_Q".
         said: a description in a sentence or two.
         figures: its results.
+        deeper: the views that go deeper: (name, title).
     """
 
     label: Said
@@ -293,6 +226,7 @@ class Stage:
     formula: str
     said: Said
     figures: Sequence[Any]
+    deeper: Sequence[tuple[str, Said]] = ()
 
 
 @dataclass(frozen=True)
@@ -306,6 +240,144 @@ class Steps:
 
     title: Said
     stages: Sequence[Stage]
+
+
+@dataclass(frozen=True)
+class Track:
+    """One quantity of a flow, for each row a vector as coloured cells or a number as a bar.
+
+    Args:
+        label: its name, e.g. "k" or "α".
+        stage: the stage that computes it.
+        column: where it is drawn; tracks of one column have different rows.
+        values: (rows, width), width 1 for numbers; None where a row has none.
+        width: the whole width of the vector, of which the first dimensions are there.
+        scale: tracks of one name have one scale.
+        opens: the view that a cell opens, e.g. "projection:q"; "" for none.
+        hides: whether masked rows are hatched.
+    """
+
+    label: Said
+    stage: int
+    column: int
+    values: Block
+    width: int
+    scale: str
+    opens: str = ""
+    hides: bool = False
+
+
+@dataclass(frozen=True)
+class Flow(Steps):
+    """Stages that can be played, with the numbers of one query: rows are tokens, columns are quantities.
+
+    Args:
+        rows: (kind, label): the "query", its "key"s, the "rest" of them as a sum, what is "added", and the "sum".
+        tokens: the index of each row's token; -1 for none.
+        masked: rows of masked keys.
+        tracks: from left to right.
+        ends: what follows from the sum, one row each.
+    """
+
+    rows: Sequence[tuple[str, Said]]
+    tokens: Sequence[int]
+    masked: Sequence[int]
+    tracks: Sequence[Track]
+    ends: Sequence[Track]
+
+
+@dataclass(frozen=True)
+class Working:
+    """One line of a calculation, for each row of a figure.
+
+    Args:
+        name: symbol of its result, e.g. "ω".
+        formulas: its formula, one for each row or one for all.
+        values: its result likewise, (rows,) or (1,).
+        said: instead of a formula, what the value is, e.g. that it is learned.
+    """
+
+    name: str
+    formulas: Sequence[str]
+    values: Block
+    said: Said | None = None
+
+    def formula(self, row: int) -> str:
+        """Its formula for a row."""
+        return self.formulas[row if len(self.formulas) > 1 else 0]
+
+    def value(self, row: int) -> float:
+        """Its value for a row; NaN for none."""
+        found = self.values.values[row if len(self.values.values) > 1 else 0]
+        return math.nan if found is None else found
+
+
+@dataclass(frozen=True)
+class Worked:
+    """How one number is worked out, with the numbers put into its formula.
+
+    Args:
+        title: what it is.
+        symbol: symbol of the row, e.g. "p".
+        rows: the numbers it can be.
+        columns: for each column the lines of the calculation, the result last.
+        axis: what the rows are.
+        cell: (row, column) initially.
+        follows: a cell of the map before it is chosen there; else a slider chooses the row of its only column.
+    """
+
+    title: Said
+    symbol: str
+    rows: Sequence[int]
+    columns: Sequence[Sequence[Working]]
+    axis: Said
+    cell: tuple[int, int] = (0, 0)
+    follows: bool = False
+
+    def printed(self) -> Grid:
+        """The calculation of the initial cell as a table."""
+        row, column = self.cell
+        lines = self.columns[column]
+        name = same(f"{self.symbol} = {self.rows[row]}")
+        said = [(same(line.name), [line.formula(row), f"{line.value(row):.6g}"]) for line in lines]
+        return Grid(self.title, [name, same(""), same("")], said)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """A query and a key in the planes that position rotates, whose positions can be moved.
+
+    Args:
+        title: what it is.
+        labels: one for each plane.
+        rates: radians per token of each plane.
+        q: the query in each plane before it is rotated, (planes, 2).
+        k: the key likewise.
+        names: of the query and the key.
+        positions: theirs.
+        still: the part of q·k that is not rotated.
+        most: the largest position.
+    """
+
+    title: Said
+    labels: Sequence[str]
+    rates: Sequence[float]
+    q: Block
+    k: Block
+    names: tuple[Said, Said]
+    positions: tuple[int, int]
+    still: float
+    most: int
+
+    def printed(self) -> Dials:
+        """The angles of both at their positions."""
+
+        def angles(parts: Block, position: int) -> list[float]:
+            pairs = (complex(x or 0, y or 0) for x, y in parts.rows())
+            return [cmath.phase(z) + position * rate for z, rate in zip(pairs, self.rates, strict=True)]
+
+        hands = zip(self.names, (self.q, self.k), self.positions, strict=True)
+        return Dials(self.title, self.labels, [(name, angles(parts, at)) for name, parts, at in hands])
 
 
 @dataclass(frozen=True)
@@ -357,7 +429,7 @@ class Tiles:
     source: str = ""
 
 
-Figure = Heatmap | Lines | Bars | Dials | Grid | Wall | Product | Steps | Film | Columns | Tiles
+Figure = Heatmap | Lines | Bars | Dials | Grid | Wall | Product | Steps | Film | Columns | Tiles | Worked | Turns
 
 
 @dataclass(frozen=True)
@@ -411,7 +483,7 @@ def plain(figure: Any) -> Any:
     """A figure as JSON values; ``kind`` is its class name in lower case."""
     if isinstance(figure, Block):
         return figure.plain()
-    if isinstance(figure, Figure | Line | Stage):
+    if isinstance(figure, Figure | Line | Stage | Track | Working):
         values = {name: plain(getattr(figure, name)) for name in figure.__dataclass_fields__}
         return {"kind": type(figure).__name__.lower(), **values}
     if isinstance(figure, Mapping):

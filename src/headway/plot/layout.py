@@ -23,8 +23,10 @@ from headway.figures.values import (
     Said,
     Steps,
     Tiles,
+    Turns,
     View,
     Wall,
+    Worked,
     evenly,
     same,
 )
@@ -106,6 +108,8 @@ def draw(sheet: Sheet, figure: Figure, x: float, y: float, width: float) -> floa
             return _beside(sheet, figure.title, figure.columns, x, y, width)
         case Tiles():
             return heatmap(sheet, replace(figure.overview, title=figure.title), x, y, width)
+        case Worked() | Turns():
+            return draw(sheet, figure.printed(), x, y, width)
 
 
 def _view(sheet: Sheet, view: View, x: float, y: float, width: float, caption: bool) -> float:

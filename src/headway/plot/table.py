@@ -18,8 +18,10 @@ from headway.figures.values import (
     Product,
     Steps,
     Tiles,
+    Turns,
     View,
     Wall,
+    Worked,
 )
 from headway.results.tables import sheet as table
 
@@ -74,6 +76,8 @@ def _cells(figure: Any, language: str, path: str = "") -> Iterator[tuple[Any, ..
             for stage in figure.stages:
                 for one in stage.figures:
                     yield from _cells(one, language, f"{name} / {stage.label[language]}")
+        case Worked() | Turns():
+            yield from _cells(figure.printed(), language, path)
         case Film() | Columns():
             for said, figures in figure.frames if isinstance(figure, Film) else figure.columns:
                 for one in figures:

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from headway.positions.base import Position, TermInputs
+from headway.positions.working import Line, Lines, Number, plain
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistance
 
@@ -125,3 +126,23 @@ class Alibi(Position):
         table = tails.masked_fill(hidden, HIDDEN)
         table = torch.stack((table[:, 0], torch.zeros_like(table[:, 0]), table[:, 1]), 1)
         return (ByDistance(look.of_heads(table), 1, look.of_heads(tails.masked_fill(hidden, 0.0))),)
+
+    def worked(self, number: Number) -> Lines:
+        """The slope of a head, times the distance."""
+        if number.kind != "bias":
+            return ()
+        heads, head, slope = self.heads, number.index, self.slope[number.index].detach()
+        if self.sides == "half":
+            first = math.ceil(heads / 2)
+            if head >= first:
+                return (
+                    (Line("b", "−10^30", -1e30 * torch.ones(()).double()),)
+                    if int(number.at)
+                    else (Line("b", "0", 0.0),)
+                )
+            heads = first
+        whole = 2 ** int(math.log2(heads))
+        formula = f"2^(−8 · {head + 1} / {whole})" if head < whole else f"2^(−4 · {2 * (head - whole) + 1} / {whole})"
+        lines = (Line("m", "m", slope, "learned") if self.learned else Line("m", formula, slope),)
+        scale = f" · {plain(number.scale)}" if self.scaled else ""
+        return *lines, Line("b", f"−m · n{scale}", -slope * number.at * (number.scale if self.scaled else 1))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from headway.positions.base import Position, angle_dtype, frequencies
 from headway.positions.rotary import PAIRINGS, rotate_pairs, waves
+from headway.positions.working import Line, Lines, Number, rate
 from headway.shapes import HeadShape, HeadwayError
 
 
@@ -154,3 +155,16 @@ class Axial(Position):
         shares = [(pairs + self.dims - 1 - axis) // self.dims for axis in range(self.dims)]
         rates = [frequencies(2 * share, self.base, pos.device) for share in shares]
         return torch.cat([where[:, None, :, axis, None] * rates[axis] for axis in range(self.dims)], -1)
+
+    def worked(self, number: Number) -> Lines:
+        """The frequency of a pair along its own axis, and the angle at coordinate p; nothing for mixtures of axes."""
+        if number.kind != "angle" or self.mixed:
+            return ()
+        pair, pairs = number.index, number.width // 2
+        for axis in range(self.dims):
+            share = (pairs + self.dims - 1 - axis) // self.dims
+            if pair < share:
+                break
+            pair -= share
+        value = frequencies(2 * share, self.base, number.at.device)[pair]
+        return rate(self.base, f"{pair} / {share}", value), Line("φ", "p · ω", number.at * value)

@@ -27,6 +27,7 @@ from headway.display import Displayed
 from headway.integers import FAR, Integers, as_positions, exporting, readable
 from headway.positions.along import Before
 from headway.positions.along import angle_dtype as angle_dtype
+from headway.positions.working import Lines, Number
 from headway.shapes import HeadShape, HeadwayError, brief
 from headway.terms import AnyTerm
 
@@ -278,6 +279,10 @@ class Position(Displayed, nn.Module):
         a context.
         """
         return look.q, look.k
+
+    def worked(self, number: Number) -> Lines:
+        """How one number is worked out, the result last, see :mod:`headway.positions.working`; by default not told."""
+        return ()
 
     # --- what every method has ----------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ A small network maps a distance to a bias for each head, so untrained distances 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from headway.positions.base import Position, TermInputs, angle_dtype
+from headway.positions.working import Line, Lines, Number
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistance
 
@@ -94,3 +96,13 @@ class DynamicBias(Position):
         offset, left = look.offsets(self.clip, self.clip)
         table = look.of_heads(self.bias(-offset)).to(torch.promote_types(look.q.dtype, torch.float32))
         return (ByDistance(table, left),)
+
+    def worked(self, number: Number) -> Lines:
+        """The network's input, and its output for a head."""
+        if number.kind != "bias":
+            return ()
+        n = int(number.at.clamp(max=self.clip))
+        lines: Lines = (Line("n", f"min(n, {self.clip})", float(n)),) if n < int(number.at) else ()
+        lines += (Line("f", "ln(1 + n)", math.log1p(n)) if self.log else Line("f", "n", float(n)),)
+        value = self.bias(torch.tensor([n], device=number.at.device))[number.index, 0].detach()
+        return *lines, Line("b", f"MLP(f)_{number.index}", value, "network")

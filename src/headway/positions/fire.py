@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from headway.integers import FAR, readable
 from headway.positions.base import Position, TermInputs, angle_dtype
+from headway.positions.working import Line, Lines, Number, plain
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistance, CurveByDistance, Pairwise
 
@@ -136,3 +137,19 @@ class Fire(Position):
 
     def _below(self, pos: Tensor) -> bool:
         return pos.numel() == 0 or int(pos.max()) < self.threshold().item()
+
+    def worked(self, number: Number) -> Lines:
+        """The share of a distance in the length, and the network's output, for the last query of the text."""
+        if number.kind != "bias":
+            return ()
+        at, query = number.at, torch.full_like(number.at, number.length - 1)
+        c, limit = float(self.c.detach()), float(self.threshold().detach())
+        share, same = self.share(at, query).detach(), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        value = self.bias(share[None], TermInputs(same, same, at[None, None], at[None, None], 1.0))[0, number.index]
+        return (
+            Line("c", "c", c, "learned"),
+            Line("L", "L", limit, "learned"),
+            Line("ψ", "ln(abs(c · n) + 1)", float(self.level(at).detach())),
+            Line("s", f"ψ / (ln(abs(c · max({number.length - 1}, L)) + 1) + {plain(EPSILON)})", share),
+            Line("b", f"MLP(s)_{number.index}", value.detach(), "network"),
+        )

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from headway.positions.base import Position, TermInputs, frequencies
 from headway.positions.rotary import Rotary
+from headway.positions.working import Line, Lines, Number
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, Boost
 
@@ -65,6 +66,13 @@ class Hope(Rotary):
         """Radians per token of each pair; 0 where rotary makes no full rotation within the training length."""
         rates = super().rates(width, device)
         return rates * (rates * self.original >= 2 * math.pi)
+
+    def rate_lines(self, number: Number, width: int) -> Lines:
+        """ω_i, or 0 where it makes no full rotation within the training length."""
+        first, own = self._unscaled(number, width), self.rates(width, number.at.device)[number.index]
+        turns = self.original * first.value / (2 * math.pi)
+        full = Line("N", f"{self.original} · ω0 / (2 · π)", turns)
+        return first, full, Line("ω", "ω0" if own else "0 · ω0", own)
 
 
 @dataclass(eq=False)

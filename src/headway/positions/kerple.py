@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.positions.base import Position, TermInputs, angle_dtype
+from headway.positions.working import Line, Lines, Number
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistance
 
@@ -102,6 +103,17 @@ class Kerple(Position):
         """The table over the current distances."""
         offset, left = look.offsets(self.clip, self.clip)
         return (ByDistance(look.of_heads(self.bias(offset)), left),)
+
+    def worked(self, number: Number) -> Lines:
+        """The rates of a head, and the kernel of a distance."""
+        if number.kind != "bias":
+            return ()
+        r1, r2 = (float(rate[number.index]) for rate in self.rates())
+        n = min(int(number.at), self.clip)
+        formula = "−r1 · ln(1 + r2 · n)" if self.kind == "log" else "−r1 · n^r2"
+        value = self.bias(torch.tensor([n], device=number.at.device))[number.index, 0].detach()
+        far = (Line("n", f"min(n, {self.clip})", float(n)),) if n < int(number.at) else ()
+        return Line("r1", "r1", r1, "learned"), Line("r2", "r2", r2, "learned"), *far, Line("b", formula, value)
 
 
 def _inverse_softplus(x: Tensor) -> Tensor:

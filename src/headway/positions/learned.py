@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from headway.integers import readable
 from headway.positions.base import Position
+from headway.positions.working import Line, Lines, Number
 from headway.shapes import HeadShape, HeadwayError
 
 
@@ -88,3 +89,10 @@ class Learned(Position):
             self.check_last(int(pos.max()))
         vectors = nn.functional.embedding(pos.clamp(min=0), self.weight)
         return x + vectors.masked_fill((pos < 0)[..., None], 0.0).to(x.dtype)
+
+    def worked(self, number: Number) -> Lines:
+        """The entry of the table."""
+        if number.kind != "vector":
+            return ()
+        name = f"E[p, {number.index}]"
+        return (Line(name, name, self.weight.detach()[number.at, number.index], "learned"),)

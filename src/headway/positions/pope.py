@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from headway.positions.base import Position, frequencies
 from headway.positions.rotary import waves
+from headway.positions.working import Line, Lines, Number, rate
 from headway.shapes import HeadShape, HeadwayError
 
 STARTS = ("zero", "uniform")
@@ -93,6 +94,14 @@ class Pope(Position):
         # cos(a + δ) and sin(a + δ) from those of a and δ, which are fewer
         cos_phase, sin_phase = waves(phase, k)
         return q_polar, self._polar(k, cos * cos_phase - sin * sin_phase, sin * cos_phase + cos * sin_phase)
+
+    def worked(self, number: Number) -> Lines:
+        """The frequency of a dimension, and its angle; a key's has the learned δ added."""
+        if number.kind != "angle":
+            return ()
+        value = frequencies(2 * number.width, self.base, number.at.device)[number.index]
+        frequency = rate(self.base, f"{number.index} / {number.width}", value)
+        return frequency, Line("φ", "p · ω", number.at * value)
 
     def _polar(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         # softplus by another name: the backward pass of torch's own fails under torch.compile on transposed queries

@@ -20,6 +20,7 @@ from torch import Tensor
 from headway.integers import Integers, as_positions, readable
 from headway.positions.along import Before
 from headway.positions.base import Position, TermInputs
+from headway.positions.working import Lines, Number
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm
 
@@ -152,6 +153,10 @@ class Randomized(Position):
     def of_key_heads(self, heads: slice) -> AbstractContextManager[None]:
         """See :meth:`Position.of_key_heads`."""
         return self.inside.of_key_heads(heads)
+
+    def worked(self, number: Number) -> Lines:
+        """What the method inside says of these positions."""
+        return self.inside.worked(number)
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """As in the inner method."""

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.positions.base import Position, frequencies
+from headway.positions.working import Line, Lines, Number, rate
 from headway.shapes import HeadShape, HeadwayError
 
 PAIRINGS = ("half", "interleaved")
@@ -129,6 +130,22 @@ class Rotary(Position):
         q_waves = self._waves(q_pos, rates, q)
         k_waves = q_waves if k_pos is q_pos else self._waves(k_pos, rates, k)
         return rotate_pairs(q, *q_waves, self.pairing), rotate_pairs(k, *k_waves, self.pairing)
+
+    def worked(self, number: Number) -> Lines:
+        """The frequency of a pair, and its angle."""
+        if number.kind != "angle":
+            return ()
+        lines = self.rate_lines(number, self.width(number.width))
+        return *lines, Line("φ", "p · ω", number.at * lines[-1].value)
+
+    def rate_lines(self, number: Number, width: int) -> Lines:
+        """How the rate of a pair is worked out; scaled variants of rotary add theirs."""
+        value = frequencies(width, self.base, number.at.device)[number.index]
+        return (rate(self.base, f"{2 * number.index} / {width}", value),)
+
+    def _unscaled(self, number: Number, width: int) -> Line:
+        """The frequency before it is scaled."""
+        return Rotary.rate_lines(self, number, width)[0]._replace(name="ω0")
 
     def _waves(self, pos: Tensor, rates: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = waves(pos[:, None, :, None] * rates, like)  # (B, 1, N, r/2)

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.positions.base import Position, TermInputs, angle_dtype, frequencies
+from headway.positions.working import Line, Lines, Number
 from headway.shapes import HeadwayError
 from headway.terms import AnyTerm, ByDistance
 
@@ -70,3 +71,13 @@ class Sandwich(Position):
         offset, left = look.offsets(self.clip, self.clip)
         table = look.of_heads(self.bias(offset)).to(torch.promote_types(look.q.dtype, torch.float32))
         return (ByDistance(table, left),)
+
+    def worked(self, number: Number) -> Lines:
+        """The sum of cosines of a distance, and the rate of a head."""
+        if number.kind != "bias":
+            return ()
+        n, heads = number.at.clamp(max=self.clip), 1 if self.shape is None else self.shape.heads
+        far = (Line("n", f"min(n, {self.clip})", n),) if int(n) < int(number.at) else ()
+        value = self.bias(n[None])[number.index, 0]
+        total = Line("S", f"Σ_m cos(n · 10000^(−2m/{self.width}))", value * 8 * (number.index + 1) / heads, "sum")
+        return *far, total, Line("b", f"{heads} / (8 · {number.index + 1}) · S", value)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from headway.positions.base import Position, TermInputs, angle_dtype
 from headway.positions.rotary import Rotary
+from headway.positions.working import Line, Lines, Number, plain
 from headway.shapes import HeadShape, HeadwayError
 
 
@@ -61,6 +62,11 @@ class Interpolated(Rotary):
         """ω_i / s."""
         return super().rates(width, device) / self.factor
 
+    def rate_lines(self, number: Number, width: int) -> Lines:
+        """ω_i / s."""
+        own = self.rates(width, number.at.device)[number.index]
+        return self._unscaled(number, width), Line("ω", f"ω0 / {plain(self.factor)}", own)
+
 
 @dataclass(eq=False)
 class NTK(Rotary):
@@ -94,6 +100,12 @@ class NTK(Rotary):
     def rates(self, width: int, device: torch.device) -> Float[Tensor, " pairs"]:
         """ω_i · s^(−2i/(r−2))."""
         return super().rates(width, device) * self.factor ** -_rise(width, device)
+
+    def rate_lines(self, number: Number, width: int) -> Lines:
+        """ω_i · s^(−2i/(r−2))."""
+        own = self.rates(width, number.at.device)[number.index]
+        power = f"({number.index} / {max(width // 2 - 1, 1)})"
+        return self._unscaled(number, width), Line("ω", f"ω0 / {plain(self.factor)}^{power}", own)
 
 
 @dataclass(eq=False)
@@ -150,6 +162,14 @@ class DynamicNTK(Rotary):
         growth = (1 + self.factor * beyond).clamp(min=1)  # (B, 1, 1, 1); a factor of 1 up to L0 changes no bit
         rates = self.rates(width, device) * growth ** -_rise(width, device)
         return self.rotated(look.q, look.k, look.q_pos, look.k_pos, rates)
+
+    def rate_lines(self, number: Number, width: int) -> Lines:
+        """ω_i · growth^(−2i/(r−2)) at the length of the text."""
+        growth = max(1.0, 1 + self.factor * (number.length / self.original - 1))
+        first, power = self._unscaled(number, width), number.index / max(width // 2 - 1, 1)
+        grown = f"max(1, 1 + {plain(self.factor)} · ({number.length} / {self.original} − 1))"
+        formula = f"ω0 / s^({number.index} / {max(width // 2 - 1, 1)})"
+        return first, Line("s", grown, growth), Line("ω", formula, first.value * growth**-power)
 
 
 @dataclass(eq=False)
@@ -213,17 +233,22 @@ class Yarn(Rotary):
     def rates(self, width: int, device: torch.device) -> Float[Tensor, " pairs"]:
         """ω_i·(1−γ_i) + ω_i/s·γ_i."""
         rates = super().rates(width, device)
+        pair = torch.arange(len(rates), device=device, dtype=rates.dtype)
+        return torch.lerp(rates, rates / self.factor, self._ramp(pair, *self._ends(width)))
+
+    def _ends(self, width: int) -> tuple[float, float]:
+        """The pairs at the ends of the ramp."""
         low, high = (
             width * math.log(self.original / (2 * math.pi * turns)) / (2 * math.log(self.base))
             for turns in (self.beta_fast, self.beta_slow)
         )
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, width - 1)
-        pair = torch.arange(len(rates), device=device, dtype=rates.dtype)
+        return max(low, 0), min(high, width - 1)
+
+    def _ramp(self, pair: Tensor, low: float, high: float) -> Tensor:
         # a ramp of zero width is a step, as steep as in the authors' code
-        ramp = ((pair - low) / (high - low if high > low else 0.001)).clamp(0, 1)
-        return torch.lerp(rates, rates / self.factor, ramp)
+        return ((pair - low) / (high - low if high > low else 0.001)).clamp(0, 1)
 
     def amplitude(self) -> float:
         """0.1·ln s + 1, or the given value."""
@@ -235,6 +260,15 @@ class Yarn(Rotary):
 
     def _sharpness(self, mscale: float) -> float:
         return 0.1 * mscale * math.log(self.factor) + 1
+
+    def rate_lines(self, number: Number, width: int) -> Lines:
+        """ω_i·(1−γ_i) + ω_i/s·γ_i."""
+        low, high = self._ends(width)
+        ramp = float(self._ramp(torch.tensor(float(number.index), dtype=torch.float64), low, high))
+        own, wide = self.rates(width, number.at.device)[number.index], high - low if high > low else 0.001
+        share = f"max(0, min(1, ({number.index} − {plain(low)}) / {plain(wide)}))"
+        formula = f"ω0 · (1 − γ) + ω0 / {plain(self.factor)} · γ"
+        return self._unscaled(number, width), Line("γ", share, ramp), Line("ω", formula, own)
 
 
 @dataclass(eq=False)
@@ -315,6 +349,12 @@ class LongRope(Rotary):
         """√(1 + ln s / ln L0), or the given value."""
         return self.attention_factor or math.sqrt(1 + math.log(self.factor) / math.log(self.original))
 
+    def rate_lines(self, number: Number, width: int) -> Lines:
+        """ω_i / λ_i at the length of the text."""
+        own = self.rates_for(float(number.length), width, number.at.device).flatten()[number.index]
+        divisors = self.long if number.length > self.original else self.short
+        return self._unscaled(number, width), Line("ω", f"ω0 / {plain(divisors[number.index] if divisors else 1)}", own)
+
 
 @dataclass(eq=False)
 class Llama3(Rotary):
@@ -362,6 +402,16 @@ class Llama3(Rotary):
         # Llama 4 has low = high: a step
         kept = ((turns - self.low) / max(self.high - self.low, 1e-9)).clamp(0, 1)
         return torch.lerp(rates / self.factor, rates, kept)
+
+    def rate_lines(self, number: Number, width: int) -> Lines:
+        """γ_i·ω_i + (1 − γ_i)·ω_i/s."""
+        first, own = self._unscaled(number, width), self.rates(width, number.at.device)[number.index]
+        turns = self.original * first.value / (2 * math.pi)
+        wide = max(self.high - self.low, 1e-9)
+        kept = min(1.0, max(0.0, float((turns - self.low) / wide)))
+        share = f"max(0, min(1, (N − {plain(self.low)}) / {plain(wide)}))"
+        rest = (Line("N", f"{self.original} · ω0 / (2 · π)", turns), Line("γ", share, kept))
+        return first, *rest, Line("ω", f"γ · ω0 + (1 − γ) · ω0 / {plain(self.factor)}", own)
 
 
 @dataclass(eq=False)
@@ -412,6 +462,11 @@ class Proportional(Rotary):
         """ω_i / s for the fastest ⌊p·d/2⌋ pairs, 0 for the rest."""
         rates = super().rates(width, device) / self.factor
         return rates * (torch.arange(len(rates), device=device) < int(round(self.fraction * width / 2, 6)))
+
+    def rate_lines(self, number: Number, width: int) -> Lines:
+        """ω_i / s, or 0."""
+        own = self.rates(width, number.at.device)[number.index]
+        return self._unscaled(number, width), Line("ω", f"ω0 / {plain(self.factor)}" if own else "0 · ω0", own)
 
 
 def _at_least(position: Rotary, **least: float) -> None:

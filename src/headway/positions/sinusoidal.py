@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headway.positions.base import Position, frequencies
+from headway.positions.working import Line, Lines, Number, plain
 from headway.shapes import HeadwayError
 
 LAYOUTS = ("interleaved", "split")
@@ -75,3 +76,19 @@ class Sinusoidal(Position):
     ) -> Float[Tensor, "batch tokens dim"]:
         """X + P[pos]."""
         return x + self.vectors(pos, x.shape[-1]).to(x.dtype)
+
+    def worked(self, number: Number) -> Lines:
+        """The sine or cosine of an entry."""
+        if number.kind != "vector":
+            return ()
+        return self.entry(f"P[p, {number.index}]", "p", number.at, number.index, number.width)
+
+    def entry(self, name: str, symbol: str, at: Tensor, index: int, dim: int) -> Lines:
+        """Entry ``index`` of the vectors of width ``dim`` at positions that a symbol stands for."""
+        pairs = (dim + 1) // 2
+        wave, pair = divmod(index, pairs) if self.layout == "split" else (index % 2, index // 2)
+        exponent = f"{pair} / {max(pairs - 1, 1)}" if self.endpoint else f"{2 * pair} / {dim}"
+        angle = at * frequencies(dim, self.base, at.device, endpoint=self.endpoint)[pair]
+        formula = f"{symbol} / {plain(self.base)}^({exponent})"
+        value = angle.cos() if wave else angle.sin()
+        return Line("φ", formula, angle), Line(name, f"{'cos' if wave else 'sin'}({formula})", value)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from headway.positions.axial import raster
 from headway.positions.sinusoidal import Sinusoidal
+from headway.positions.working import Line, Lines, Number
 from headway.shapes import HeadwayError
 
 
@@ -67,3 +68,15 @@ class Sinusoidal2D(Sinusoidal):
         half = x.shape[-1] // 2
         parts = (self.vectors(where[..., 0], x.shape[-1] - half), self.vectors(where[..., 1], half))
         return x + torch.cat(parts, -1).to(x.dtype)
+
+    def worked(self, number: Number) -> Lines:
+        """The row or the column of a position, and the entry of its vector."""
+        if number.kind != "vector":
+            return ()
+        half, name = number.width // 2, f"P[p, {number.index}]"
+        first, row = number.width - half, number.at // self.width
+        if number.index < first:
+            y = Line("y", f"⌊p / {self.width}⌋", row)
+            return y, *self.entry(name, "y", row, number.index, first)
+        x = Line("x", f"p − {self.width} · ⌊p / {self.width}⌋", number.at % self.width)
+        return x, *self.entry(name, "x", number.at % self.width, number.index - first, half)

@@ -20,6 +20,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from headway.positions.base import Position, TermInputs
+from headway.positions.working import Line, Lines, Number
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ByDistance
 
@@ -96,3 +97,17 @@ class T5(Position):
         right = self.max_distance if self.bidirectional else 0
         offset = torch.arange(-self.max_distance, right + 1, device=self.weight.device)
         return (ByDistance(look.of_heads(self.weight)[:, self.bucket(offset)], self.max_distance),)
+
+    def worked(self, number: Number) -> Lines:
+        """The bucket of a distance, and its bias."""
+        if number.kind != "bias":
+            return ()
+        n, side, exact = int(number.at), self._side(), self._exact()
+        bucket = int(self.bucket(-number.at))
+        lines: Lines = (Line("E", f"{side} / 2", float(exact)),)
+        if n < exact:
+            lines += (Line("bucket", "n", float(bucket)),)
+        else:
+            last, far = side - 1, f"ln(n / E) / ln({self.max_distance} / E) · {side - exact}"
+            lines += (Line("bucket", f"min({last}, E + ⌊{far}⌋)", float(bucket)),)
+        return *lines, Line("b", f"w[{bucket}]", self.weight.detach()[number.index, bucket], "learned")

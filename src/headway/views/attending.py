@@ -15,6 +15,7 @@ from headway.inspect.head import Head
 from headway.inspect.record import ROWS, Layer, attention_totals
 from headway.schema import Words, require
 from headway.views.question import Question
+from headway.views.softmax_steps import softmax_steps
 from headway.views.to_figures import Window, pairs, refuse_beyond, spans, stepped, told
 
 VIEWS = ("softmax", "wall", "head")
@@ -52,6 +53,7 @@ def softmax(question: Question) -> View:
     shares = [float(weights[key]) if seen[key] else None for key in kept]
     query = question.labels[row]
     figures = (
+        softmax_steps(question, head),
         Bars(both("softmax.scores", query=query), labels, [(both("attending.score"), scores)], both("attending.score")),
         Bars(
             both("softmax.weights", query=query), labels, [(both("attending.weight"), shares)], both("attending.weight")

@@ -11,14 +11,16 @@ from torch import Tensor
 from headway.figures.values import Block, Figure, Grid, Heatmap, Line, Lines, View, Wall, both, same
 from headway.figures.words import number
 from headway.init import seeded
+from headway.inspect.head import Head
 from headway.inspect.probe import alike, in_float64
 from headway.inspect.record import Layer
-from headway.inspect.split import CONTENT, split
+from headway.inspect.split import CONTENT, PRODUCTS, split
 from headway.shapes import HeadwayError
 from headway.terms import ByDistance, Pairwise, PerKey, Term
 from headway.views.distances import Spread, by_distance, points, some, spaced
 from headway.views.question import Question
 from headway.views.view_helpers import CURVES, ROUNDING, instead
+from headway.views.worked_out import added_worked, bias_worked
 
 VIEWS = ("bias",)
 
@@ -75,7 +77,7 @@ def _by_table(question: Question) -> View:
     finding, notes = _finding_of_table(question, past), [both("bias.note.table", reach=f"{reach:,}")]
     if not position.relative:
         notes.append(both("bias.note.query", n=f"{reach:,}"))
-    figures: list[Figure] = [_curves(both("bias.table"), past, shown)]
+    figures: list[Figure] = [_curves(both("bias.table"), past, shown), bias_worked(question, past)]
     if future and not torch.allclose(future[0], past):
         figures.append(_curves(both("bias.future"), future[0], shown))
     at = [n for n in (0, 1, 2, 8, 64, reach) if n <= reach]
@@ -155,7 +157,11 @@ def _by_offset(question: Question, terms: Sequence[ByDistance]) -> View:
     )
     wall = Wall(both("bias.offset"), tiles, min(4, heads), {"spread": both("bias.sort.spread")})
     return View(
-        "bias", finding, [wall], "score(i, j) = q_i·k_j / √d_k + B[Δy, Δx]", [both("bias.note.offset", wide=wide)]
+        "bias",
+        finding,
+        [wall, added_worked(question, _added_to(question))],
+        "score(i, j) = q_i·k_j / √d_k + B[Δy, Δx]",
+        [both("bias.note.offset", wide=wide)],
     )
 
 
@@ -178,6 +184,7 @@ def _by_text(question: Question) -> View:
         finding,
         [
             Lines(both("bias.text", head=own), xs, [found.line(own, both("head", n=own), band=True)], axes, log_x=True),
+            added_worked(question, _added_to(question)),
             Lines(both("bias.text.all"), xs, [found.line(h, both("head", n=h)) for h in heads], axes, log_x=True),
         ],
         "score(i, j) = q_i·k_j / √d_k + b(i, j)",
@@ -186,6 +193,12 @@ def _by_text(question: Question) -> View:
             *([both("place.own")] if _per_key(question.seen) else []),
         ],
     )
+
+
+def _added_to(question: Question) -> Tensor:
+    """What is added to each score of the question's query in its head, (keys,)."""
+    head = Head(question.seen, question.head, slice(question.row, question.row + 1))
+    return torch.stack([part[0] for name, part in head.parts.items() if name not in (*PRODUCTS, "softcap")]).sum(0)
 
 
 def added_by_distance(layer: Layer, *, every: bool = False) -> Spread:

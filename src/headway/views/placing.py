@@ -18,6 +18,7 @@ from headway.terms import PerKey
 from headway.views.distances import point, points, some, spaced
 from headway.views.question import Question
 from headway.views.view_helpers import MOST, ROUNDING, instead, places, scores
+from headway.views.worked_out import vector_worked
 
 VIEWS = ("vectors", "similarity")
 
@@ -70,6 +71,7 @@ def vectors(question: Question) -> View:
             (both("place.position"), both("place.number")),
             "diverging",
         ),
+        vector_worked(position, added, shown),
         Lines(
             both("vectors.waves"),
             at,

@@ -21,6 +21,7 @@ from headway.shapes import HeadwayError
 from headway.views.distances import point, points, some, spaced
 from headway.views.question import Question
 from headway.views.view_helpers import CURVES, LEAST, MOST, ROUNDING, by_tokens, instead, places, scores
+from headway.views.worked_out import angle_worked, movable_planes
 
 VIEWS = ("rotation",)
 
@@ -46,7 +47,7 @@ def rotation(question: Question) -> View:
 
     >>> view = rotation(Question.fresh("the cat sat"))
     >>> [type(figure).__name__ for figure in view.figures]
-    ['Dials', 'Heatmap', 'Lines', 'Heatmap', 'Lines', 'Grid']
+    ['Turns', 'Heatmap', 'Worked', 'Lines', 'Heatmap', 'Lines', 'Grid']
     """
     layer, position = question.seen, question.position
     turning = _turned(question, question.head)
@@ -72,7 +73,10 @@ def rotation(question: Question) -> View:
         for n in range(position.axes)
     ]
     own = both("head", n=question.head)
-    figures: list[Figure] = [_dials(turning), *_angles(turning, axis)]
+    movable = movable_planes(question, found) if position.axes == 1 and not by_tokens(layer) else None
+    figures: list[Figure] = [_dials(turning) if movable is None else movable]
+    for angles in _angles(turning, axis):
+        figures += [angles, angle_worked(position, turning.angles[len(figures) // 2], width)]
     curve = _equal(position, question)[question.head]
     reach = spaced(range(len(curve)))[1:]
     heads, columns = list(map(str, range(layer.heads))), list(map(str, range(count))) + ["–"] * bool(found.still)
@@ -92,6 +96,7 @@ def rotation(question: Question) -> View:
     notes = [
         both("rotation.note"),
         both("rotation.note.use"),
+        *([both("turns.none", title=position.title)] if movable is None else []),
         *([both("rotation.note.marks")] if by_tokens(layer) else []),
         *([both("rotation.note.axes", n=position.axes)] if position.axes > 1 else []),
     ]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from headway.figures.values import Columns, Figure, Heatmap, Product, Said, Stage, Steps, View, both, same
+from headway.figures.values import Columns, Figure, Heatmap, Product, Said, Stage, View, both, same
 from headway.figures.words import number, percent
 from headway.inspect.explain import spread
 from headway.inspect.head import Cell, Head
@@ -19,6 +19,7 @@ from headway.inspect.record import Latents
 from headway.inspect.split import PRODUCTS, maps
 from headway.inspect.watch import MATRICES
 from headway.views.attending import choice_of, formula, way
+from headway.views.flow import flow
 from headway.views.question import Question
 from headway.views.to_figures import Window, block, matrix, pairs, part_name, refuse_beyond, spans, told, vectors
 
@@ -28,14 +29,32 @@ LONGEST = 1024
 """Maximum tokens of the text."""
 TOKENS = 64
 """Maximum tokens whose values are shown."""
+DEEPER = {
+    "x.position": ("vectors", "similarity"),
+    "q": ("projection",),
+    "k": ("projection",),
+    "v": ("projection",),
+    "normed": ("projection",),
+    "k.latent": ("projection",),
+    "map": ("rotation",),
+    "raw": ("split",),
+    "scaled": ("scaling",),
+    "position.terms": ("bias", "split"),
+    "position.mapped": ("split", "distance"),
+    "position.embedded": ("split", "distance"),
+    "weights": ("softmax",),
+    "values": ("head", "wall"),
+}
+"""The views that go deeper than a stage, by the name of its description or the beginning of it."""
 ROOM = 2**19
 """Maximum bytes of each factor of a product; of larger ones, rows and columns around the chosen entry."""
 
 
 def stepper(question: Question) -> View:
-    """How X becomes the output, stage by stage, with the model's values.
+    """How X becomes the output, stage by stage: the numbers of the query, see :func:`headway.views.flow.flow`, and the
+    matrices of all tokens.
 
-    All tokens take part; for a long text the values of 64 are shown.
+    All tokens take part; for a long text the matrices of 64 are shown.
 
     Raises:
         HeadwayError: on a text of more than 1,024 tokens.
@@ -60,7 +79,9 @@ def stepper(question: Question) -> View:
         weight=percent(float(head.weights[row, most])),
     )
     title = both("stepper.steps", layer=question.layer, head=question.head)
-    return View("stepper", finding, (Steps(title, stages),), _whole(question, head), _notes(question, head, window))
+    return View(
+        "stepper", finding, (flow(question, title, stages),), _whole(question, head), _notes(question, head, window)
+    )
 
 
 def _whole(question: Question, head: Head) -> str:
@@ -130,7 +151,9 @@ class _Stages:
     ) -> Stage:
         name = same(label) if isinstance(label, str) else label
         shape = f"{self.tokens} × {columns}"
-        return Stage(name, shape, formula, told(f"stepper.{key}", **said), figures)
+        views = DEEPER.get(key, DEEPER.get(key.partition(".")[0], ()))
+        deeper = [(view, both(f"view.{view}.title")) for view in views]
+        return Stage(name, shape, formula, told(f"stepper.{key}", **said), figures, deeper)
 
     def _vectors(self, title: str | Said, x: Tensor, limits: tuple[float, float] | None = None) -> Heatmap:
         return vectors(same(title) if isinstance(title, str) else title, x[self.window.rows], self.window, limits)

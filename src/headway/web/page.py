@@ -17,7 +17,8 @@ from headway.web.colours import tables, theme
 
 MODULES = (
     *("theme", "dom", "words", "frame", "host", "styles", "labels", "data", "scales", "tip", "chart"),
-    *("colours", "blocks", "parts", "heatmap", "links", "plots", "product", "many", "tiles", "figures", "around"),
+    *("colours", "blocks", "parts", "heatmap", "links", "plots", "product", "many", "flow", "worked", "turns"),
+    *("tiles", "figures", "around"),
 )  # each imports only those before it
 PAGES = ("render", "bench", "methods", "views")  # each one page, and imports only modules
 _IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', re.MULTILINE)
@@ -97,7 +98,11 @@ def needed_by(page: str, sources: Mapping[str, str]) -> dict[str, str]:
 
 def strings_of(page: str) -> dict[str, dict[str, str]]:
     """The strings of a page in every language: the common ones, and its own."""
-    return {language: part_of("page", language) | part_of(f"page.{page}", language) for language in LANGUAGES}
+    parts = ("page", "page.flow", f"page.{page}") if "flow" in sources_of(page) else ("page", f"page.{page}")
+    return {
+        language: {key: text for part in parts for key, text in part_of(part, language).items()}
+        for language in LANGUAGES
+    }
 
 
 def asset(name: str) -> str:

@@ -312,6 +312,11 @@ export function open(element, offers, strings, source) {
       const { layer, head } = /** @type {CustomEvent} */ (event).detail;
       go({ view: "head", layer, head });
     });
+    // A stage or a number opens the view behind it.
+    shown.addEventListener("headway:open", (event) => {
+      const { options: given, ...change } = /** @type {CustomEvent} */ (event).detail;
+      go(given ? { ...change, options: { ...options[change.view], ...given } } : change);
+    });
     shown.addEventListener("headway:cell", (event) => {
       const { row, column } = /** @type {CustomEvent} */ (event).detail;
       const tokens = answer?.meta.tokens.length ?? 0;

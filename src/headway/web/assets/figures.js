@@ -1,6 +1,7 @@
 /** Any view as elements: its question and finding, then each figure by its kind. */
 
 import { html, prose } from "./dom.js";
+import { flow } from "./flow.js";
 import { heatmap } from "./heatmap.js";
 import { links } from "./links.js";
 import { told } from "./parts.js";
@@ -8,6 +9,8 @@ import { bars, dials, grid, lines } from "./plots.js";
 import { columns, film, group, steps, wall } from "./many.js";
 import { product } from "./product.js";
 import { tiles } from "./tiles.js";
+import { turns } from "./turns.js";
+import { worked } from "./worked.js";
 
 /** @typedef {import("./parts.js").Said} Said */
 /** @typedef {import("./parts.js").Plain} Plain */
@@ -15,7 +18,7 @@ import { tiles } from "./tiles.js";
 /** @typedef {{ key: string, title: Said, question: Said, finding: Said, formula: string, notes: Said[], mark: Said | null, figures: Plain[] }} View */
 
 /** @type {Record<string, (figure: any, setting: import("./parts.js").Setting, make: typeof drawFigure) => Drawn>} */
-const KINDS = { heatmap: (figure, setting) => (figure.links ? links : heatmap)(figure, setting), lines, bars, dials, grid, wall, product, steps, film, columns, tiles };
+const KINDS = { heatmap: (figure, setting) => (figure.links ? links : heatmap)(figure, setting), lines, bars, dials, grid, wall, product, steps, flow, film, columns, tiles, worked, turns };
 
 /**
  * Any figure by its kind.

@@ -15,7 +15,7 @@ import { valueTip } from "./tip.js";
 /** @typedef {(figure: Plain, setting: Setting) => Drawn} Make */
 /** @typedef {import("./heatmap.js").Heatmap} Heatmap */
 /** @typedef {{ kind: "wall", title: Said, tiles: [Said, Heatmap, Record<string, number>][], columns: number, sorts: Record<string, Said> }} Wall */
-/** @typedef {{ label: Said, shape: string, formula: string, said: Said, figures: Plain[] }} Stage */
+/** @typedef {{ label: Said, shape: string, formula: string, said: Said, figures: Plain[], deeper: [string, Said][] }} Stage */
 /** @typedef {{ kind: "steps", title: Said, stages: Stage[] }} Steps */
 /** @typedef {{ kind: "film", title: Said, frames: [Said, Plain[]][] }} Film */
 /** @typedef {{ kind: "columns", title: Said, columns: [Said, Plain[]][] }} Columns */
@@ -191,19 +191,21 @@ let tabs = 0; // tab ids are unique within the page
  * @param {Steps} given
  * @param {Setting} setting
  * @param {Make} make
- * @returns {Drawn}
+ * @param {{ above?: HTMLElement, below?: HTMLElement, first?: number, shown?: (index: number) => void, sheets?: Parameters<typeof frameOf>[3] }} [around] the strip
+ * @returns {Drawn & { show: (index: number) => void }}
  */
-export function steps(given, setting, make) {
+export function steps(given, setting, make, { above, below, first = 0, shown, sheets = {} } = {}) {
   const { words } = setting;
   let figure = given;
-  let open = Number(keptOf(given).stage ?? 0);
+  let open = Number(keptOf(given).stage ?? first);
   tabs += 1;
   const id = `stage-${tabs}`;
   const strip = html("div", { class: "strip", role: "tablist" });
   const said = html("p", { class: "stage-said" });
+  const deeper = html("p", { class: "deeper" });
   const inside = group(figure.stages[open]?.figures ?? [], { ...setting, level: setting.level + 1 }, make);
-  const panel = html("div", { class: "stage", role: "tabpanel", id: `${id}-panel`, tabindex: "0" }, said, inside.element);
-  const { element, refresh } = frameOf(setting, () => figure, [strip, panel], {});
+  const panel = html("div", { class: "stage", role: "tabpanel", id: `${id}-panel`, tabindex: "0" }, said, deeper, inside.element);
+  const { element, refresh } = frameOf(setting, () => figure, [above, strip, below, panel], sheets);
 
   function build() {
     strip.setAttribute("aria-label", told(words, figure.title));
@@ -223,7 +225,15 @@ export function steps(given, setting, make) {
     const stage = figure.stages[open];
     panel.setAttribute("aria-labelledby", `${id}-${open}`);
     said.textContent = told(words, stage.said);
+    link(stage);
     inside.set(stage.figures);
+    shown?.(open);
+  }
+
+  /** The views behind a stage, where there are such. @param {Stage} stage */
+  function link({ deeper: views }) {
+    const there = views.filter(([view]) => element.closest(".studio") || document.getElementById(`view-${view}`));
+    deeper.replaceChildren(...there.map(([view, title]) => html("button", { type: "button", class: "save", "data-opens": view, onclick: () => opens(panel, { view }) }, `${told(words, title)} →`)));
   }
 
   /** @param {KeyboardEvent} event @param {number} from */
@@ -237,8 +247,23 @@ export function steps(given, setting, make) {
     /** @type {HTMLElement} */ (strip.children[open]).focus();
   }
 
+  function draw() {
+    link(figure.stages[open]);
+    inside.draw();
+  }
+
   build();
-  return { element, draw: inside.draw, set: (next) => { keptOf(next, figure); figure = next; refresh(); build(); } };
+  return { element, draw, show, set: (next) => { keptOf(next, figure); figure = next; refresh(); build(); } };
+}
+
+/**
+ * Open another view: the page around is told; where it does not know, one that is on the page comes into sight.
+ * @param {Element} element
+ * @param {{ view: string, [key: string]: any }} detail
+ */
+export function opens(element, detail) {
+  announce(element, "headway:open", detail);
+  document.getElementById(`view-${detail.view}`)?.scrollIntoView();
 }
 
 /**
