@@ -520,9 +520,15 @@ def test_numbers_that_are_none_are_said_and_not_passed_over(client: Client, brow
     found = opened(client, browser, locale="zh-CN" if language == "zh" else "en-GB", fragment="#view=board")
     page = found.page
     page.fill('[data-keep="live-lr"]', "abc")
+    assert "abc" in page.locator("#live-lr-wrong").inner_text()
+    assert page.locator('[data-keep="live-lr"]').get_attribute("aria-invalid") == "true"
     page.click('[data-live="start"]')
-    page.locator('.live-panel [role="alert"]:visible').wait_for(timeout=15_000)
-    assert "abc" in page.locator('.live-panel [role="alert"]').inner_text()
+    page.locator(".live-panel .warning:visible").wait_for(timeout=15_000)
+    assert "abc" in page.locator(".live-panel .warning").inner_text()
+    page.fill('[data-keep="live-lr"]', "")
+    assert not page.locator("#live-lr-wrong").is_visible()
+    page.fill('[data-keep="live-steps"]', "0")
+    assert "100,000" in page.locator("#live-steps-wrong").inner_text()
     page.click('[data-keep="open-model"]')
     seed = page.locator('[data-keep="choose-seed"]')
     said = page.locator("#choose-seed-wrong")

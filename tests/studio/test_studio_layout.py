@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import browser  # noqa: F401
+from browser import assert_accessible, browser  # noqa: F401
 from served import Client, studio
 from test_studio_browser import VIEWS, Page, opened
 
@@ -104,6 +106,85 @@ def test_language_and_theme_are_remembered_and_neither_resets_a_figure(client: C
     order = wall.locator(".tile-name").all_inner_texts()
     page.click('[data-keep="language-en"]')
     assert page.locator(".tile-name").all_inner_texts() == order
+    assert found.complaints == []
+    page.context.close()
+
+
+def test_a_head_is_seen_as_lines_too(shown: Page) -> None:
+    section = shown.open("head", text="one two three four", position="alibi")
+    page = shown.page
+    page.click('[data-form="lines"]')
+    plot = section.locator(".plot.links")
+    assert not section.locator(".plot.map").first.is_visible()
+    drawn = "one => one.toDataURL()"
+    threads = section.locator("canvas.threads")
+    every = threads.evaluate(drawn)
+    plot.focus()
+    page.keyboard.press("ArrowDown")  # the first token sees only itself
+    assert section.locator(".as-lines .readout").inner_text() == "query 0 'one': 0 'one' 1.00"
+    assert len(threads.evaluate(drawn)) < len(every)
+    page.keyboard.press("End")
+    shares = [float(one) for one in re.findall(r"' ([\d.]+)", section.locator(".as-lines .readout").inner_text())]
+    assert len(shares) == 4
+    assert abs(sum(shares) - 1) < 0.002
+    page.keyboard.press("Escape")
+    assert threads.evaluate(drawn) == every
+    shown.open("head", text="one two three", position="alibi")  # and so it stays for another text
+    assert plot.is_visible()
+    shown.open("head", text="a " * 101)
+    assert section.locator(".plot.map").first.is_visible()
+    assert not page.locator('[data-form="lines"]').is_visible()
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_terms_are_explained_where_they_stand_and_in_a_list(client: Client, browser: Any, language: str) -> None:  # noqa: F811
+    locale = "zh-CN" if language == "zh" else "en-GB"
+    found = opened(client, browser, fragment="#view=softmax", locale=locale)
+    page, tip = found.page, found.page.locator("#term-tip")
+    term = page.locator(".screen .term").first
+    assert term.inner_text() == {"en": "scores", "zh": "分数"}[language]
+    means = {"en": "q·k/√d_k plus position, before softmax", "zh": "softmax 之前的 q·k/√d_k 加上位置"}[language]
+    term.focus()
+    assert tip.inner_text() == means
+    page.keyboard.press("Escape")
+    assert not tip.is_visible()
+    term.hover()
+    assert tip.inner_text() == means
+    page.click('[data-keep="terms"]')
+    assert means in page.locator("dialog dd").all_inner_texts()
+    assert_accessible(page)
+    assert found.complaints == []
+    page.context.close()
+
+
+def test_the_terms_are_those_of_the_glossary() -> None:
+    spec = importlib.util.spec_from_file_location("glossary", Path(__file__).parents[2] / "docs" / "glossary.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    assert made.DATA.read_text(encoding="utf-8") == made.terms(), "run python docs/glossary.py"
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_tour_leads_through_its_steps(client: Client, browser: Any, language: str) -> None:  # noqa: F811
+    found = opened(client, browser, locale="zh-CN" if language == "zh" else "en-GB")
+    page = found.page
+    page.click('[data-keep="tour"]')
+    seen = []
+    while page.locator(".tour").is_visible():
+        view = found.address()["view"]
+        found.settle(view)
+        seen.append(view)
+        assert page.locator(".screen .warning").count() == 0, view
+        title, text = page.locator(".tour h2").inner_text(), page.locator(".tour p").inner_text()
+        assert bool(re.search("[一-鿿]", title + text)) is (language == "zh")
+        assert "." not in title  # no key of a word that is missing
+        page.keyboard.press("Enter")  # the button has the focus
+    assert seen == [
+        *("softmax", "scaling", "whatif", "vectors", "whatif", "rotation", "whatif", "bias", "longer"),
+    ]
+    assert page.evaluate("document.activeElement.dataset.keep") == "tour"
     assert found.complaints == []
     page.context.close()
 

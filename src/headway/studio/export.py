@@ -33,7 +33,7 @@ from headway.web.views_page import empty_page
 
 BYTES = 7_500_000
 """What an exported studio takes at most; what is least important is left out."""
-PROGRAM = ("asking", "picker", "place", "popover", "controls", "training", "share", "studio", "site")
+PROGRAM = ("asking", "picker", "place", "popover", "controls", "training", "share", "terms", "tour", "studio", "site")
 """The studio's own modules, each of which imports only those before it."""
 METHODS = ("rotary", "alibi", "sinusoidal")
 """Of fresh models."""

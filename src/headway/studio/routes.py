@@ -370,6 +370,7 @@ def offers() -> dict[str, Any]:
     return {
         "version": __version__,
         "limits": fields.LIMITS,
+        "glossary": json.loads(files("headway.studio").joinpath("glossary.json").read_text(encoding="utf-8")),
         "first": FIRST,
         "pictures": importlib.util.find_spec("matplotlib") is not None,
         "views": [

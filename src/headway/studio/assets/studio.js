@@ -9,6 +9,8 @@ import { told } from "./parts.js";
 import { nextRequests, nextStrip } from "./next.js";
 import { addressOf, modelOf, placeOf } from "./place.js";
 import { shareTools } from "./share.js";
+import { termsIn } from "./terms.js";
+import { tour } from "./tour.js";
 import { trainingPanel } from "./training.js";
 
 /** @typedef {import("./place.js").Place} Place */
@@ -77,6 +79,7 @@ export function open(element, offers, strings, source) {
   let waiting = false;
   let moved = false; // away from what was opened
   let answered = ""; // the request of the shown view
+  const touring = { at: -1 };
   const wishes = { source: "typed", optimizer: "adamw", lr: "", steps: "1000" };
   const { training, views: asked } = source;
   /** What the present build of the page is made of. @type {any} */
@@ -262,9 +265,13 @@ export function open(element, offers, strings, source) {
   function help() {
     const { words } = built;
     const rows = [["j k", "view"], ["[ ]", "layer"], ["{ }", "head"], [", .", "query"], ["/", "text"], ["m", "method"], ["p", "play"], ["s", "step"], ["?", "help"], ["← ↑ → ↓", "cell"], ["Esc", "escape"]];
-    const dialog = /** @type {HTMLDialogElement} */ (html("dialog", { class: "picker help", "aria-label": words.say("studio.keys"), onclose: () => dialog.remove() },
-      html("div", { class: "picker-head" }, html("h2", {}, words.say("studio.keys")), html("button", { type: "button", class: "plain", "aria-label": words.say("studio.close"), onclick: () => dialog.close() }, "✕")),
-      html("dl", {}, rows.map(([key, what]) => html("div", {}, html("dt", {}, key.split(" ").map((one) => html("kbd", {}, one))), html("dd", {}, words.say(`studio.key.${what}`)))))));
+    dialogOf(words.say("studio.keys"), html("dl", {}, rows.map(([key, what]) => html("div", {}, html("dt", {}, key.split(" ").map((one) => html("kbd", {}, one))), html("dd", {}, words.say(`studio.key.${what}`))))));
+  }
+
+  /** @param {string} title @param {HTMLElement} content */
+  function dialogOf(title, content) {
+    const dialog = /** @type {HTMLDialogElement} */ (html("dialog", { class: "picker help", "aria-label": title, onclose: () => dialog.remove() },
+      html("div", { class: "picker-head" }, html("h2", {}, title), html("button", { type: "button", class: "plain", "aria-label": built.words.say("studio.close"), onclick: () => dialog.close() }, "✕")), content));
     element.append(dialog);
     dialog.showModal();
   }
@@ -303,6 +310,8 @@ export function open(element, offers, strings, source) {
     const resume = html("p", { class: "hint", hidden: !last || !order.includes(before) }, html("button", { type: "button", class: "save", "data-keep": "resume", onclick: () => (location.hash = last) }, words.say("studio.resume", { view: title(before) })));
     const status = html("p", { class: "status", role: "status" });
     const shown = html("div", { class: "screen", id: "studio-view", tabindex: "-1", "aria-busy": "false" });
+    const terms = termsIn(words, offers.glossary);
+    for (const kind of ["click", "keyup"]) shown.addEventListener(kind, () => terms.explain(shown)); // another stage has other words
     /** @type {ReturnType<typeof drawView> | null} */
     let drawn = null;
     let key = "";
@@ -352,7 +361,8 @@ export function open(element, offers, strings, source) {
       show(other) {
         if (answer && !failure && drawn && key === answer.view.key) {
           drawn.set(answer.view); // keeps what the reader has opened and pointed at
-          return drawn.draw();
+          drawn.draw();
+          return terms.explain(shown);
         }
         drawn = null;
         const lacks = lacking();
@@ -366,6 +376,7 @@ export function open(element, offers, strings, source) {
           drawn.draw();
           if (place.kind === "live") newestFrame(drawn.element);
         }
+        terms.explain(shown);
         if (other && window.scrollY > shown.offsetTop) shown.scrollIntoView();
       },
     };
@@ -374,18 +385,21 @@ export function open(element, offers, strings, source) {
     built.show(false);
     built.state();
 
+    const guide = tour(words, { go, state: touring, has: (view) => order.includes(view) });
     const share = shareTools(words, strings, { place: () => place, answer: () => answer, question, screen: shown, source });
     // when all is in its place: the list scrolls to the view that a link has opened
     updates.push(() => within(nav, links[order.indexOf(place.view)]));
     return [
       html("header", { class: "topline" },
         html("span", { class: "brand" }, "headway", html("span", {}, words.say("studio.brand"))),
-        html("div", { class: "controls" }, share, html("button", { type: "button", class: "save", "data-keep": "help", "aria-haspopup": "dialog", onclick: help }, words.say("studio.keys"), " ", html("kbd", {}, "?")), controls)),
+        html("div", { class: "controls" }, !offers.site && guide.button, html("button", { type: "button", class: "save", "data-keep": "terms", "aria-haspopup": "dialog", onclick: () => dialogOf(words.say("studio.terms"), terms.list()) }, words.say("studio.terms")), share, html("button", { type: "button", class: "save", "data-keep": "help", "aria-haspopup": "dialog", onclick: help }, words.say("studio.keys"), " ", html("kbd", {}, "?")), controls)),
       html("div", { class: "studio-body" },
         nav,
         html("div", { class: "studio-main" },
           html("div", { class: "short-nav" }, html("label", { class: "select" }, html("span", {}, words.say("studio.views")), short)),
           panel.element, live.element, status, resume, hint, shown)),
+      guide.element,
+      terms.tip,
     ];
   });
 

@@ -18,6 +18,7 @@ import { grouped } from "./words.js";
 const MOST = 400; // points of the drawn curve
 /** Milliseconds between two requests: while training, while paused, and from a hidden page. */
 const [OFTEN, RARELY, HIDDEN] = [200, 1000, 10_000];
+const LARGEST = 10; // learning rate
 const EXPECTED = 3000; // milliseconds within which an action shows its effect
 const OPTIMIZERS = ["adamw", "adam", "sgd"];
 
@@ -114,19 +115,30 @@ export function trainingPanel(words, training, { place, limits, wishes, started,
     html("label", { class: "select" }, html("span", {}, words.say(`studio.live.${name}`)),
       html("select", { "data-keep": `live-${name}`, onchange: (/** @type {Event} */ event) => (wishes[name] = /** @type {HTMLSelectElement} */ (event.target).value) },
         values.map((value) => html("option", { value, selected: wishes[name] === value }, label(value)))));
-  const field = (/** @type {string} */ name, /** @type {Record<string, unknown>} */ more) =>
-    html("label", { class: "select" }, html("span", {}, words.say(`studio.live.${name}`)),
-      html("input", { class: "field short", "data-keep": `live-${name}`, value: wishes[name], oninput: (/** @type {Event} */ event) => (wishes[name] = /** @type {HTMLInputElement} */ (event.target).value), ...more }));
+  /** A field that says beside it what is wrong with its value. @param {string} name @param {Record<string, unknown>} more @param {(given: string) => string} problem */
+  const field = (name, more, problem) => {
+    const wrong = html("span", { class: "field-wrong", id: `live-${name}-wrong`, role: "alert", hidden: true });
+    const input = /** @type {HTMLInputElement} */ (html("input", { class: "field short", "data-keep": `live-${name}`, value: wishes[name], "aria-describedby": wrong.id, "aria-invalid": "false", oninput: () => {
+      wishes[name] = input.value;
+      wrong.textContent = problem(input.value.trim());
+      wrong.hidden = !wrong.textContent;
+      input.setAttribute("aria-invalid", String(!wrong.hidden));
+    }, ...more }));
+    return html("label", { class: "select" }, html("span", {}, words.say(`studio.live.${name}`)), input, wrong);
+  };
+  const noRate = (/** @type {string} */ given) => (given && !(Number(given) > 0 && Number(given) <= LARGEST) ? words.say("studio.live.lr.wrong", { given }) : "");
+  const noSteps = (/** @type {string} */ given) => (Number.isInteger(Number(given)) && Number(given) >= 1 && Number(given) <= limits.steps ? "" : words.say("studio.live.steps.wrong", { most: words.count(limits.steps) }));
   const settings = html("div", { class: "row" },
     select("source", ["typed", "built-in"], (value) => words.say(`studio.live.source.${value}`)),
     select("optimizer", OPTIMIZERS, (value) => ({ adamw: "AdamW", adam: "Adam", sgd: "SGD" })[value] ?? value),
-    field("lr", { inputmode: "decimal", placeholder: words.say("studio.live.usual") }),
-    field("steps", { type: "number", min: 1, max: limits.steps }));
+    field("lr", { inputmode: "decimal", placeholder: words.say("studio.live.usual") }, noRate),
+    field("steps", { type: "number", min: 1, max: limits.steps }, noSteps));
 
   async function begin() {
     const { position, dim, heads, layers, seed, more, text } = place();
     const rate = String(wishes.lr).trim();
-    if (rate && !(Number(rate) > 0)) throw new Error(words.say("studio.live.lr.wrong", { given: rate }));
+    const wrong = noRate(rate) || noSteps(String(wishes.steps).trim());
+    if (wrong) throw new Error(wrong);
     await ask("/api/live", {
       text: wishes.source === "typed" ? text : "",
       position, dim, heads, layers, seed, ...more,
