@@ -18,7 +18,7 @@ from headway.inspect.record import Layer
 from headway.masks import Causal
 from headway.positions import Position
 from headway.shapes import HeadwayError
-from headway.views.distances import point, points, some, spaced
+from headway.views.distances import point, points, some
 from headway.views.question import Question
 from headway.views.view_helpers import CURVES, LEAST, MOST, ROUNDING, by_tokens, instead, places, scores
 
@@ -74,7 +74,7 @@ def rotation(question: Question) -> View:
     own = both("head", n=question.head)
     figures: list[Figure] = [_dials(turning), *_angles(turning, axis)]
     curve = _equal(position, question)[question.head]
-    reach = spaced(range(len(curve)))[1:]
+    reach = list(range(1, len(curve)))
     heads, columns = list(map(str, range(layer.heads))), list(map(str, range(count))) + ["–"] * bool(found.still)
     sides = both("place.head"), both("place.plane")
     figures += [
@@ -218,7 +218,7 @@ def _equal(position: Position, question: Question) -> Tensor:
     """The score of a key equal to the query at each distance, for each head, (H, distances)."""
     with seeded(0), torch.no_grad():
         call = alike(in_float64(position), torch.arange(max(MOST, places(question)))[None])
-        return scores(call)[0, :, -1].flip(-1)
+        return scores(call, slice(-1, None))[0, :, 0].flip(-1)
 
 
 def _moved(layer: Layer, position: Position) -> float:

@@ -8,6 +8,7 @@ from headway.backends import rows as whole
 from headway.backends.base import Call
 from headway.inspect.probe import planes
 from headway.inspect.record import Layer
+from headway.masks import ALL
 from headway.shapes import HeadwayError
 from headway.views.question import Question
 
@@ -33,9 +34,9 @@ def places(question: Question) -> int:
     return asked
 
 
-def scores(call: Call) -> Tensor:
-    """All scores of a call before the mask, (B, H, Q, K)."""
-    return whole.scores(call, call.q, call.k, call.visible())
+def scores(call: Call, rows: slice = ALL) -> Tensor:
+    """The scores of some queries of a call before the mask, (B, H, rows, K)."""
+    return whole.scores(call, call.q[:, :, rows], call.k, call.visible(rows), rows)
 
 
 def by_tokens(layer: Layer) -> bool:

@@ -25,7 +25,7 @@ export const USES = {
   split: { look: ["layer", "head", "query"], options: [{ name: "key", kind: "key" }] },
   distance: { look: ["layer", "head"], options: [{ name: "sample", kind: "choice", values: ["typed", "windows"], first: "typed", trained: true }] },
   vectors: { look: [], options: [{ name: "positions", kind: "slider", values: POWERS(8, 512) }] },
-  similarity: { look: [], options: [{ name: "positions", kind: "slider", values: POWERS(8, 256) }] },
+  similarity: { look: [], options: [{ name: "positions", kind: "slider", values: POWERS(8, 4096) }] },
   bias: { look: ["layer"], options: [{ name: "reach", kind: "slider", values: POWERS(16, 16384) }] },
   rotation: { look: ["layer", "head", "query"], options: [{ name: "positions", kind: "slider", values: POWERS(8, 256) }] },
   sidebyside: { look: ["layer", "head", "query"] },
