@@ -126,6 +126,8 @@ class Heatmap:
         axes: what rows and columns are.
         scale: "sequential" for shares, "diverging" for signed numbers around 0, "cyclic" for angles.
         limits: limits of the colour scale; None is those of the values (symmetric if diverging).
+        fit: narrower limits, in which most cells can be distinguished, used unless the reader chooses ``limits``; the
+            cells beyond are counted below the map. None where ``limits`` do.
         hidden: 1 where a cell is masked, (rows, columns); None masks nothing.
         unit: unit of the values, e.g. "%" or "rad".
     """
@@ -139,6 +141,7 @@ class Heatmap:
     limits: tuple[float, float] | None = None
     hidden: Block | None = None
     unit: str = ""
+    fit: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ LIMITS = {
 PICTURES = {"svg": "image/svg+xml", "png": "image/png", "pdf": "application/pdf"}
 """What a view can be drawn as, and its content type."""
 OPTIONS = ("by", "change", "dim", "key", "matrix", "position", "positions", "reach", "sample", "seed", "what")
-"""Options of views that the page may set; each view checks its own further."""
+RATES = ("lr_adam", "lr_sgd")
+"""Options of views that the page may set, the latter numbers; each view checks its own further."""
 _SPEC, _ID, _SLOT = 300, 80, 40
 _MOST = 2**31 - 1
 
@@ -142,7 +143,11 @@ _ASKED = Record(
         "column": Whole(0, 100_000),
         "others": Many(_MODEL, LIMITS["others"]),
         "results": Words(longest=_ID),
-        "options": Record({}, dict.fromkeys(OPTIONS, Either((Words(longest=_SPEC), Whole(-_MOST, _MOST))))),
+        "options": Record(
+            {},
+            dict.fromkeys(OPTIONS, Either((Words(longest=_SPEC), Whole(-_MOST, _MOST))))
+            | dict.fromkeys(RATES, Number(above=0, most=10)),
+        ),
     },
 )
 _PICTURE = Record({"format": Words(tuple(PICTURES)), "language": Words(LANGUAGES), **_ASKED.fields}, _ASKED.optional)

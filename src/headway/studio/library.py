@@ -18,13 +18,14 @@ from torch import Tensor
 from headway.compare.cells import CELL, RESULTS
 from headway.compare.claims import superseded
 from headway.compare.page import page
+from headway.config import TransformerConfig
 from headway.figures.values import both
 from headway.init import seeded
 from headway.inspect.explain import words
 from headway.inspect.watch import MATRICES, Watch
 from headway.shapes import HeadwayError
 from headway.sizes import Size, check_size
-from headway.studio.fields import LIMITS, Asked, Fresh, Model, OfLive, OfRun
+from headway.studio.fields import LIMITS, SIZES, Asked, Fresh, Model, OfLive, OfRun
 from headway.training import (
     Bytes,
     Checkpoints,
@@ -170,6 +171,19 @@ class Library:
             watched=base.watched or self._watched(asked),
             options=self._options(asked, base),
         )
+
+    def suited(self, asked: Asked, suits: Sequence[str]) -> Asked:
+        """The same question about a model whose method has something to show, because the model's own has not.
+
+        A new model gets the first such method; beside a trained one it is a trained model too, if there is one.
+        """
+        if isinstance(asked.model, Fresh):
+            config = replace(asked.model.config, position=suits[0])
+            return replace(asked, model=replace(asked.model, config=config))
+        runs = self.plain()["runs"]
+        found = next((one["id"] for one in runs if str(one.get("position")).partition("(")[0] in suits), None)
+        made = Fresh(TransformerConfig(1, position=suits[0], **SIZES))
+        return replace(asked, model=OfRun(found) if found else made)
 
     def keep(self, question: Question) -> None:
         """Keep what was recorded of a text for the next view of it, unless the text is long."""

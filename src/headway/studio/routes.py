@@ -47,6 +47,7 @@ from headway.studio.library import Heavy, Library, Recent
 from headway.studio.live_session import Stage
 from headway.studio.worker import Busy, Superseded, Worker
 from headway.views import NAMES, Question, view
+from headway.views.view_helpers import Unsuited
 from headway.web.page import asset
 from headway.web.views_page import empty_page
 
@@ -181,10 +182,15 @@ class Routes:
 
     def _compose(self, asked: fields.Asked, key: str, library: Library) -> bytes:
         begun = time.perf_counter()
-        question = library.question(asked, live=lambda text: self.stage.question(text, asked.view))
+        question, lacks = self._asked(asked, library), {}
         if asked.view == "long":
             question = self._with_tiles(question, key)
-        shown = view(asked.view, question).plain()
+        try:
+            shown = view(asked.view, question).plain()
+        except Unsuited as error:
+            lacks = {"instead": {"of": question.position.spec(), "suits": error.suits}}
+            question = self._asked(library.suited(asked, error.suits), library)
+            shown = view(asked.view, question).plain()
         library.keep(question)
         meta = {
             "layers": len(question.attentions),
@@ -199,8 +205,12 @@ class Routes:
             "query": question.row,
             "column": question.column,
             "seconds": round(time.perf_counter() - begun, 3),
+            **lacks,
         }
         return _text({"view": shown, "meta": meta}).encode()
+
+    def _asked(self, asked: fields.Asked, library: Library) -> Question:
+        return library.question(asked, live=lambda text: self.stage.question(text, asked.view))
 
     def _with_tiles(self, question: Question, key: str) -> Question:
         """The same question, with the map's tiles kept under a name by which the page can ask for more of them."""

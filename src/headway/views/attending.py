@@ -14,7 +14,7 @@ from headway.inspect.head import Head
 from headway.inspect.record import ROWS, Layer, attention_totals
 from headway.schema import Words, require
 from headway.views.question import Question
-from headway.views.to_figures import Window, pairs, refuse_beyond, spans, stepped, told
+from headway.views.to_figures import Window, fitting, pairs, refuse_beyond, spans, stepped, told
 
 VIEWS = ("softmax", "wall", "head")
 
@@ -24,6 +24,8 @@ KEYS = 64
 """Maximum number of bars; for longer texts, the keys with the largest weights."""
 SIDE = 64
 """Rows and columns of a tile of the wall; longer texts are pooled."""
+FINE = 2**20
+"""Maximum bytes of a head's map that is sent as float32."""
 CELLS = 500_000
 """Total cells of all tiles of the wall, so that it stays below 2 MB."""
 LOOKS = ("previous", "first", "self", "entropy", "distance")
@@ -112,7 +114,7 @@ def head(question: Question) -> View:
     one, window = Head(question.seen, question.head), Window.of(question, LONGEST)
     scale = "sequential" if what == "weights" else "diverging"
     title = both(f"head.{what}", layer=question.layer, head=question.head)
-    shown = pairs(title, getattr(one, what), window, seen=one.seen, scale=scale)
+    shown = pairs(title, getattr(one, what), window, seen=one.seen, scale=scale, fine=FINE)
     summary = one.layer.summary()
     average = {name: float(summary[name][0, question.head]) for name in _looked(question)}
     return View("head", _linked(question, one, what, average), (shown, _looks(one, average)), "", stepped(shown.values))
@@ -201,7 +203,8 @@ def wall(question: Question) -> View:
     side = max(2, min(SIDE, math.isqrt(CELLS // count)))
     every = math.ceil(max(len(question.labels), len(question.of_keys)) / side)
     maps = [_pooled(layer, every) for layer in layers]
-    span = spans(torch.cat([weights for weights, _ in maps]), "sequential")
+    every_map = torch.cat([weights for weights, _ in maps])
+    span, fit = spans(every_map, "sequential"), fitting(every_map, torch.cat([seen for _, seen in maps]))
     window = Window.of(question, len(question.labels))
     if every > 1:
         rows = _stretches(window.tokens, every)
@@ -213,7 +216,9 @@ def wall(question: Question) -> View:
         for index in range(layer.heads):
             name = same(f"L{number_of} H{index}")
             fine = 4 * CELLS // (3 * count)
-            tile = pairs(name, weights[index], window, seen=seen[index], scale="sequential", limits=span, fine=fine)
+            tile = pairs(
+                name, weights[index], window, seen=seen[index], scale="sequential", limits=span, fit=fit, fine=fine
+            )
             average = {key: float(summary[key][0, index]) for key in _looked(question)}
             tiles.append((name, tile, {**average, "layer": float(number_of), "head": float(index)}))
     sorts = {name: both(f"wall.{name}") for name in _looked(question)}

@@ -18,7 +18,7 @@ from headway.shapes import HeadwayError
 from headway.terms import ByDistance, Pairwise, PerKey, Term
 from headway.views.distances import EVERY, Spread, by_distance, drawn, points, some
 from headway.views.question import Question
-from headway.views.view_helpers import CURVES, ROUNDING, instead
+from headway.views.view_helpers import CURVES, ROUNDING, Unsuited, instead
 
 VIEWS = ("bias",)
 
@@ -46,9 +46,10 @@ def bias(question: Question) -> View:
     """
     terms = (*question.seen.call.score_terms, *question.seen.call.row_terms)
     if not terms:
-        raise HeadwayError(
+        raise Unsuited(
+            "bias",
             f"expected a method that adds something to scores (alibi, t5, shaw, fire), got {question.position.spec()}: "
-            f"look at {instead(question, 'bias')}"
+            f"look at {instead(question, 'bias')}",
         )
     if any(isinstance(term, ByDistance) and term.row is not None for term in terms):
         return _by_offset(question, [term for term in terms if isinstance(term, ByDistance)])

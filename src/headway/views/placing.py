@@ -16,7 +16,7 @@ from headway.shapes import HeadwayError
 from headway.terms import PerKey
 from headway.views.distances import point, points, some
 from headway.views.question import Question
-from headway.views.view_helpers import MOST, ROUNDING, instead, places, scores
+from headway.views.view_helpers import MOST, ROUNDING, Unsuited, instead, places, scores
 
 VIEWS = ("vectors", "similarity")
 
@@ -24,6 +24,8 @@ WIDEST = 512
 """Maximum dimensions of a vector that are shown."""
 SIDE = 128
 """Maximum rows of a map of positions by positions; curves show all."""
+CONSTANT = 1e-6
+"""A diagonal that varies less is constant."""
 Curves = tuple[list[float], list[float], list[float]]
 
 
@@ -125,7 +127,7 @@ def similarity(question: Question) -> View:
     axes = (both("place.position"), both("place.position"))
     profile, variation = _diagonals(cosine)
     finding = both(
-        "similarity.finding.constant" if variation < 1e-6 else "similarity.finding.varies",
+        "similarity.finding.constant" if variation < CONSTANT else "similarity.finding.varies",
         near=number(profile[0][1]),
         far=number(profile[0][-1]),
         offset=len(profile[0]) - 1,
@@ -170,9 +172,10 @@ def _tokens(question: Question, dim: int) -> Tensor:
 def _embedding(question: Question, view: str) -> Position:
     position = _adding(question)
     if not position.embeds:
-        raise HeadwayError(
+        raise Unsuited(
+            view,
             f"expected a method that adds vectors to the embedding (sinusoidal, learned), got {position.spec()}: "
-            f"look at {instead(question, view)}"
+            f"look at {instead(question, view)}",
         )
     return position
 
@@ -215,16 +218,19 @@ def _waves(x: Tensor) -> list[float | None]:
 
 
 def _diagonals(x: Tensor) -> tuple[Curves, float]:
-    """Mean, 10th and 90th percentile along each diagonal from the middle one up, and how far one varies at most."""
-    size, variation = len(x), 0.0
-    curves: Curves = ([], [], [])
-    for offset in range(size):
-        line = x.diagonal(-offset)
-        variation = max(variation, float(line.max() - line.min()))
-        low, high = torch.quantile(line, torch.tensor([0.1, 0.9], dtype=x.dtype)).tolist()
-        for curve, value in zip(curves, (float(line.mean()), low, high), strict=True):
-            curve.append(value)
-    return curves, variation
+    """Mean, 10th and 90th percentile along each diagonal from the middle one down, and how far one varies at most."""
+    size = len(x)
+    apart = torch.arange(size)[:, None] - torch.arange(size)
+    along = x.gather(1, apart.clamp(min=0)).masked_fill(apart < 0, torch.nan).T.contiguous()  # (offsets, rows)
+    shown = torch.arange(size)[:, None] <= torch.arange(size)
+    high, low = (along.masked_fill(~shown, sign * torch.inf) for sign in (-1, 1))
+    variation = float((high.amax(1) - low.amin(1)).max())
+    mean = along.nanmean(1)
+    if variation < CONSTANT:
+        return (mean.tolist(), mean.tolist(), mean.tolist()), variation
+    shares = torch.tensor([0.1, 0.9], dtype=x.dtype)
+    lows, highs = torch.stack([row[n:].quantile(shares) for n, row in enumerate(along)]).T.tolist()
+    return (mean.tolist(), lows, highs), variation
 
 
 def _profile(title: Said, curves: Curves, axis: Said) -> Lines:
@@ -248,14 +254,15 @@ def _alike_scores(question: Question) -> View:
         notes.append(both("place.own"))
     past = torch.ones_like(found, dtype=torch.bool).tril()
     if float(found[past].max() - found[past].min()) < ROUNDING:
-        raise HeadwayError(
+        raise Unsuited(
+            "similarity",
             f"expected a method whose position changes the score of equal tokens, got {position.spec()}, where all "
-            f"pairs have the same score: look at distance instead"
+            f"pairs have the same score: look at distance instead",
         )
     names = [str(p) for p in range(min(SIDE, count))]
     profile, variation = _diagonals(found)
     finding = both(
-        "similarity.score.constant" if variation < 1e-6 else "similarity.score.varies",
+        "similarity.score.constant" if variation < CONSTANT else "similarity.score.varies",
         head=question.head,
         near=number(profile[0][1]),
         far=number(profile[0][-1]),

@@ -17,7 +17,6 @@ from headway.inspect.probe import Planes, alike, attached, in_float64, planes
 from headway.inspect.record import Layer
 from headway.masks import Causal
 from headway.positions import Position
-from headway.shapes import HeadwayError
 from headway.views.distances import point, points, some
 from headway.views.question import Question
 from headway.views.view_helpers import CURVES, LEAST, MOST, ROUNDING, by_tokens, instead, places, scores
@@ -52,7 +51,7 @@ def rotation(question: Question) -> View:
     turning = _turned(question, question.head)
     if turning is None:
         message = f"expected a method that rotates queries and keys (rotary and its kin), got {position.spec()}: "
-        raise HeadwayError(message + f"look at {instead(question, 'rotation')}")
+        raise Unsuited("rotation", message + f"look at {instead(question, 'rotation')}")
     first = layer.attention.content_dim
     found, width, count = turning.planes, layer.attention.shape.head_dim - first, len(turning.planes.rates)
     turns = [2 * math.pi / abs(rate) for axis in turning.rates for rate in axis.tolist() if abs(rate) > ROUNDING]

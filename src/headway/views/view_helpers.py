@@ -20,6 +20,26 @@ CURVES = 8
 """Maximum curves in one figure: more could not be distinguished."""
 ROUNDING = 1e-9
 """Differences below this are float64 rounding errors."""
+SUITS = {
+    "vectors": ("sinusoidal", "learned"),
+    "similarity": ("sinusoidal", "learned", "rotary"),
+    "bias": ("alibi", "t5", "kerple"),
+    "rotation": ("rotary", "yarn"),
+}
+"""Methods that have something to show in views where others have not."""
+
+
+class Unsuited(HeadwayError):
+    """A view has nothing to show of a position method.
+
+    Args:
+        view: the view, one of :data:`SUITS`.
+        message: what was expected, what it got, and what to do.
+    """
+
+    def __init__(self, view: str, message: str) -> None:
+        super().__init__(message)
+        self.suits = SUITS[view]
 
 
 def places(question: Question) -> int:

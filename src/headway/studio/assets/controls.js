@@ -12,6 +12,8 @@ import { popover } from "./popover.js";
 
 const POWERS = (/** @type {number} */ from, /** @type {number} */ to) => Array.from({ length: Math.log2(to / from) + 1 }, (_, i) => from * 2 ** i);
 const WHAT = /** @type {Option} */ ({ name: "what", kind: "choice", values: ["weights", "scores"], first: "weights" });
+const RATES = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1];
+const rate = (/** @type {string} */ name, /** @type {number} */ first) => /** @type {Option} */ ({ name: `lr_${name}`, kind: "slider", values: RATES, first });
 const MATRIX = /** @type {Option} */ ({ name: "matrix", kind: "choice", values: ["q", "k", "v"], first: "q" });
 
 /** Which choosers a view has, and its own options. @type {Record<string, { look: string[], options?: Option[] }>} */
@@ -42,7 +44,7 @@ export const USES = {
   longer: { look: [] },
   report: { look: [] },
   film: { look: ["layer", "head"], options: [MATRIX] },
-  step: { look: ["layer", "head"], options: [MATRIX] },
+  step: { look: ["layer", "head"], options: [MATRIX, rate("sgd", 0.1), rate("adam", 0.003)] },
   board: { look: [] },
   long: { look: ["layer", "head"], options: [{ name: "reach", kind: "slider", values: POWERS(16, 1024) }] },
 };
@@ -233,12 +235,13 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
       return html("label", { class: "select" }, html("span", {}, label), input, wrong);
     }
     const values = /** @type {number[]} */ (option.values);
+    const write = (/** @type {number} */ value) => (Number.isInteger(value) ? words.count(value) : String(value));
     const nearest = (/** @type {number} */ wish) => values.reduce((best, value, i) => (Math.abs(value - wish) < Math.abs(values[best] - wish) ? i : best), 0);
-    const output = html("output", {}, current === undefined ? words.say("studio.value.own") : words.count(Number(current)));
+    const output = html("output", {}, current === undefined ? words.say("studio.value.own") : write(Number(current)));
     const start = current === undefined ? nearest(option.name === "dim" ? (meta()?.head_dim ?? 16) : 64) : nearest(Number(current));
     const slider = /** @type {HTMLInputElement} */ (html("input", { type: "range", min: 0, max: values.length - 1, step: 1, value: start, "data-keep": keep, "aria-valuetext": output.textContent, oninput: () => {
       const value = values[Number(slider.value)];
-      output.textContent = words.count(value);
+      output.textContent = write(value);
       slider.setAttribute("aria-valuetext", output.textContent ?? "");
       choose(value, "soon");
     } }));

@@ -59,7 +59,7 @@ export function placeOf(address, home, text) {
   }
   if (!["fresh", "run", "live"].includes(place.kind)) place.kind = home.kind;
   if (text !== undefined && !found.has("text")) place.text = text;
-  for (const [name, value] of found) if (name.startsWith("o.") && value) place.options[name.slice(2)] = /^-?\d{1,9}$/.test(value) ? Number(value) : value;
+  for (const [name, value] of found) if (name.startsWith("o.") && value) place.options[name.slice(2)] = /^-?\d{1,9}(\.\d{1,9})?$/.test(value) ? Number(value) : value;
   for (const [name, value] of found) if (name.startsWith("m.") && value) place.more[name.slice(2)] = plain(value);
   return place;
 }

@@ -57,6 +57,31 @@ export function axisChoice(words, figure, draw) {
   return { element, update, isLog };
 }
 
+/**
+ * Whether the colours of a map reach to its largest value or fit most of them.
+ * @param {import("./words.js").Words} words
+ * @param {(whole: boolean) => void} choose
+ */
+export function scaleChoice(words, choose) {
+  const element = html("div", { class: "axis-choices", hidden: true });
+
+  /** @param {boolean} fits whether there is a choice @param {boolean} whole */
+  function update(fits, whole) {
+    element.hidden = !fits;
+    if (!fits || element.dataset.whole === String(whole)) return;
+    element.dataset.whole = String(whole);
+    const label = words.say("map.scale");
+    const said = html("span", { class: "quiet" }, words.say(`map.scale.${whole ? "full" : "fit"}.said`));
+    element.replaceChildren(html("span", { class: "select" }, label, buttons(label, [["fit", words.say("map.scale.fit")], ["full", words.say("map.scale.full")]], whole ? "full" : "fit", (value) => {
+      element.dataset.whole = String(value === "full");
+      said.textContent = words.say(`map.scale.${value}.said`);
+      choose(value === "full");
+    })), said);
+  }
+
+  return { element, update };
+}
+
 /** Whether an axis can be logarithmic too, and would show something else. @param {Lines} figure @param {"x" | "y"} axis */
 function suits({ x, lines, range }, axis) {
   let [low, high, count] = [Infinity, -Infinity, 0];
