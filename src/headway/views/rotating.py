@@ -19,7 +19,7 @@ from headway.masks import Causal
 from headway.positions import Position
 from headway.views.distances import point, points, some
 from headway.views.question import Question
-from headway.views.view_helpers import CURVES, LEAST, MOST, ROUNDING, by_tokens, instead, places, scores
+from headway.views.view_helpers import CURVES, LEAST, MOST, ROUNDING, Unsuited, by_tokens, instead, places, scores
 
 VIEWS = ("rotation",)
 
