@@ -127,7 +127,7 @@ def test_fresh_models_read_the_tokens_of_the_trained_ones_they_stand_beside(clie
     fresh, trained = {"fresh": {"position": "alibi"}}, {"run": run}
     for model, others in ((fresh, [trained]), (trained, [fresh]), (fresh, [fresh, trained])):
         reply = client.view("sidebyside", "a 猫", model=model, others=others)
-        assert reply.json()["meta"]["tokens"] == ["a", "␣", "猫", "‥", "‥"]
+        assert reply.json()["meta"]["tokens"] == ["a", "␣", "猫₁", "猫₂", "猫₃"]
     windows = client.view("distance", "a 猫", model=trained, options={"sample": "windows"}).json()
     assert "50" in json.dumps(windows["view"]["notes"] + [windows["view"]["finding"]])
     assert client.view("distance", "a cat", options={"sample": "windows"}).status == 400

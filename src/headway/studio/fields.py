@@ -45,7 +45,7 @@ LIMITS = {
 """The maximum of each; the page shows them."""
 PICTURES = {"svg": "image/svg+xml", "png": "image/png", "pdf": "application/pdf"}
 """What a view can be drawn as, and its content type."""
-OPTIONS = ("by", "change", "dim", "key", "matrix", "position", "positions", "reach", "sample", "seed", "what")
+OPTIONS = ("by", "change", "dim", "key", "matrix", "position", "positions", "reach", "sample", "seed", "tokens", "what")
 RATES = ("lr_adam", "lr_sgd")
 """Options of views that the page may set, the latter numbers; each view checks its own further."""
 _SPEC, _ID, _SLOT = 300, 80, 40

@@ -47,6 +47,7 @@ from headway.studio.library import Heavy, Library, Recent
 from headway.studio.live_session import Stage
 from headway.studio.worker import Busy, Superseded, Worker
 from headway.views import NAMES, Question, view
+from headway.views.grouping import Groups
 from headway.views.view_helpers import Unsuited
 from headway.web.page import asset
 from headway.web.views_page import empty_page
@@ -205,6 +206,7 @@ class Routes:
             "query": question.row,
             "column": question.column,
             "seconds": round(time.perf_counter() - begun, 3),
+            **_starts(question, asked.view),
             **lacks,
         }
         return _text({"view": shown, "meta": meta}).encode()
@@ -269,7 +271,7 @@ class Routes:
         tab would use them up.
         """
         last = request.query_params.get("since", "0-0")
-        found = re.fullmatch(r"(\d{1,9})-(\d{1,12})", last)
+        found = re.fullmatch(r"([0-9]{1,9})-([0-9]{1,12})", last)
         if found is None:
             raise HeadwayError(f"expected since as session-number, got {last[:60]!r}")
         return _json(self.stage.plain(int(found[2]) if int(found[1]) == self.stage.number else 0))
@@ -358,6 +360,12 @@ def _offers() -> dict[str, Any]:
             if one.name not in FIRST["model"]["fresh"]
         ],
     }
+
+
+def _starts(question: Question, view: str) -> dict[str, Any]:
+    """The first token of each row of a map, where rows are groups of tokens."""
+    groups = Groups.of(question) if view == "head" and question.options.get("what") != "scores" else None
+    return {} if groups is None else {"starts": groups.starts}
 
 
 def _assets() -> dict[str, str]:

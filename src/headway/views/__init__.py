@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from headway.figures.values import View, same
+from headway.figures.values import View, both, same
 from headway.figures.words import add_words
 from headway.shapes import HeadwayError
+from headway.views.grouping import divided
 from headway.views.question import Question
 
 ORDER = (
@@ -43,6 +44,8 @@ ORDER = (
 """Views in display order; others follow."""
 CROSS = ("wall", "head", "softmax")
 """The views that cross attention has."""
+OF_TOKENS = ("stepper", "projection", "softmax", "split", "sidebyside", "whatif", "step", "long")
+"""The views that show single tokens, also where several make one character."""
 _VIEWS = re.compile(r"^VIEWS = (\(.*?\)|\{.*?^\})$", re.MULTILINE | re.DOTALL)
 
 
@@ -88,5 +91,7 @@ def view(name: str, question: Question) -> View:
         )
     composed: Callable[[Question], View] = getattr(importlib.import_module(f"headway.views.{_FILES[name]}"), name)
     shown = composed(question)
+    if name in OF_TOKENS and divided(question):
+        shown = replace(shown, notes=(*shown.notes, both("grouping.parts")))
     notes = (same(note) if isinstance(note, str) else note for note in question.notes)
     return replace(shown, notes=(*shown.notes, *notes)) if question.notes else shown

@@ -12,6 +12,7 @@ import { popover } from "./popover.js";
 
 const POWERS = (/** @type {number} */ from, /** @type {number} */ to) => Array.from({ length: Math.log2(to / from) + 1 }, (_, i) => from * 2 ** i);
 const WHAT = /** @type {Option} */ ({ name: "what", kind: "choice", values: ["weights", "scores"], first: "weights" });
+const TOKENS = /** @type {Option} */ ({ name: "tokens", kind: "choice", values: ["characters", "words", "tokens"], first: "characters", trained: true });
 const RATES = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1];
 const rate = (/** @type {string} */ name, /** @type {number} */ first) => /** @type {Option} */ ({ name: `lr_${name}`, kind: "slider", values: RATES, first });
 const MATRIX = /** @type {Option} */ ({ name: "matrix", kind: "choice", values: ["q", "k", "v"], first: "q" });
@@ -22,8 +23,8 @@ export const USES = {
   projection: { look: ["layer", "head", "query", "column"], options: [MATRIX] },
   softmax: { look: ["layer", "head", "query"] },
   scaling: { look: ["layer", "head"], options: [{ name: "dim", kind: "slider", values: POWERS(1, 1024) }] },
-  wall: { look: [] },
-  head: { look: ["layer", "head", "query"], options: [WHAT] },
+  wall: { look: [], options: [TOKENS] },
+  head: { look: ["layer", "head", "query"], options: [WHAT, TOKENS] },
   split: { look: ["layer", "head", "query"], options: [{ name: "key", kind: "key" }] },
   distance: { look: ["layer", "head"], options: [{ name: "sample", kind: "choice", values: ["typed", "windows"], first: "typed", trained: true }] },
   vectors: { look: [], options: [{ name: "positions", kind: "slider", values: POWERS(8, 512) }] },

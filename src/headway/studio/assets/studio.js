@@ -284,8 +284,9 @@ export function open(element, offers, strings, source) {
       go({ view: "head", layer, head });
     });
     shown.addEventListener("headway:cell", (event) => {
-      const { row, column } = /** @type {CustomEvent} */ (event).detail;
+      const { row: shownRow, column } = /** @type {CustomEvent} */ (event).detail;
       const tokens = answer?.meta.tokens.length ?? 0;
+      const row = answer?.meta.starts?.[shownRow] ?? shownRow; // a row may be several tokens
       if (place.view === "projection") go({ query: row, column });
       else if (OF_PAIRS.includes(place.view) && row < tokens) go({ query: row, ...(place.view === "split" ? { options: { ...place.options, key: column } } : {}) });
     });
