@@ -165,7 +165,7 @@ BOMBS = (
     *("learned(max_length=" + "9" * 250 + ")", "shaw(clip=10000000000)", "t5(buckets=4000000000)"),
     *("yarn(beta_fast=1e308)", "yarn(beta_slow=5e-324)", "rotary(base=1e999)", "rotary(base=nan)", "rotary(base=-inf)"),
     *("rotary(" + "(" * 280, "[" * 300, "rotary(base=" + "-" * 281 + "1)", "rotary(base=9**9**9)"),
-    *("rotary(base=(1,)*10**9)", "rotary(base=" + "1" * 280 + ")"),
+    *("rotary(base=(1,)*10**9)"),
     *("__import__('os').system('x')", "rotary(base=open('/etc/passwd'))", "rotary.__class__", "../../etc/passwd"),
     *("\u202erotary", "ｒｏｔａｒy\u200d", "rotary\x00", "<img src=x onerror=alert(1)>", "rotary(base='<script>')"),
 )  # fmt: skip
