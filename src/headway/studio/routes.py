@@ -46,7 +46,7 @@ from headway.studio import fields
 from headway.studio.library import Heavy, Library, Recent
 from headway.studio.live_session import Stage
 from headway.studio.worker import Busy, Superseded, Worker
-from headway.views import NAMES, Question, view
+from headway.views import NAMES, Question, View, view
 from headway.views.grouping import Groups
 from headway.views.view_helpers import Unsuited
 from headway.web.page import asset
@@ -153,8 +153,8 @@ class Routes:
 
         def drawn() -> bytes:
             with self.stage.still():
-                question = self._patient.question(asked, live=lambda text: self.stage.question(text, asked.view))
-                return picture(view(asked.view, question), language=language, width="double").data(kind)
+                shown = self._viewed(asked, self._asked(asked, self._patient), self._patient)[1]
+                return picture(shown, language=language, width="double").data(kind)
 
         made = await self._slow.run(f"picture-{asked.slot}", drawn)
         return Response(made, media_type=fields.PICTURES[kind])
@@ -183,15 +183,11 @@ class Routes:
 
     def _compose(self, asked: fields.Asked, key: str, library: Library) -> bytes:
         begun = time.perf_counter()
-        question, lacks = self._asked(asked, library), {}
+        question = self._asked(asked, library)
         if asked.view == "long":
             question = self._with_tiles(question, key)
-        try:
-            shown = view(asked.view, question).plain()
-        except Unsuited as error:
-            lacks = {"instead": {"of": question.position.spec(), "suits": error.suits}}
-            question = self._asked(library.suited(asked, error.suits), library)
-            shown = view(asked.view, question).plain()
+        question, made, lacks = self._viewed(asked, question, library)
+        shown = made.plain()
         library.keep(question)
         meta = {
             "layers": len(question.attentions),
@@ -213,6 +209,17 @@ class Routes:
 
     def _asked(self, asked: fields.Asked, library: Library) -> Question:
         return library.question(asked, live=lambda text: self.stage.question(text, asked.view))
+
+    def _viewed(
+        self, asked: fields.Asked, question: Question, library: Library
+    ) -> tuple[Question, View, dict[str, Any]]:
+        """A view; of another model where the method has nothing to show, and what to say then."""
+        try:
+            return question, view(asked.view, question), {}
+        except Unsuited as error:
+            lacks = {"instead": {"of": question.position.spec(), "suits": error.suits}}
+            question = self._asked(library.suited(asked, error.suits), library)
+            return question, view(asked.view, question), lacks
 
     def _with_tiles(self, question: Question, key: str) -> Question:
         """The same question, with the map's tiles kept under a name by which the page can ask for more of them."""
