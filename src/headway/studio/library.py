@@ -173,10 +173,7 @@ class Library:
         )
 
     def suited(self, asked: Asked, suits: Sequence[str]) -> Asked:
-        """The same question about a model whose method has something to show, because the model's own has not.
-
-        A new model gets the first such method; beside a trained one it is a trained model too, if there is one.
-        """
+        """The same question where the method has something to show; of a trained model, if it was of one."""
         if isinstance(asked.model, Fresh):
             config = replace(asked.model.config, position=suits[0])
             return replace(asked, model=replace(asked.model, config=config))

@@ -132,20 +132,18 @@ def step(question: Question) -> View:
         optimizer=options.get("optimizer"),
     )
     stages = _stages(taken, which, question)
-    title = both("step.title", layer=question.layer, head=question.head)
     notes: list[Said] = [both("step.cut", shown=LONGEST, count=f"{given:,}")] if given > LONGEST else []
     notes += [both("step.mode"), both("step.rates"), both("step.scales")]
     if taken.layer.heads != taken.layer.call.k.shape[1]:
         notes.append(both("step.shared", heads=taken.layer.call.groups))
     notes += _pooled_note(taken.moves["sgd"][which].before)
-    figures = (Steps(title, stages), _summary(taken, which))
+    steps = Steps(both("step.title", layer=question.layer, head=question.head), stages)
     formula = _STEP[taken.layer.call.normalise.partition("+")[0]]
-    return View("step", _step_finding(taken, which), figures, formula, notes)
+    return View("step", _step_finding(taken, which), (steps, _summary(taken, which)), formula, notes)
 
 
 def _rate(options: Mapping[str, Any], name: str) -> float:
-    rate = options.get(f"lr_{name}", RATES[name])
-    require(rate, Number(above=0, most=10), f"the option 'lr_{name}'")
+    require(rate := options.get(f"lr_{name}", RATES[name]), Number(above=0, most=10), f"the option 'lr_{name}'")
     return float(rate)
 
 
