@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import unicodedata
+from collections.abc import Sequence
 
 _SPACES = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 _CONTROLS = (
@@ -85,6 +86,7 @@ _ASCII = {
     **{letter: f"^{digit}" for digit, letter in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
     **{letter: f"_{digit}" for digit, letter in enumerate("₀₁₂₃₄₅₆₇₈₉")},
 }
+_LOW = "₀₁₂₃₄₅₆₇₈₉"
 _GREEK = "GREEK SMALL LETTER "
 
 
@@ -99,6 +101,51 @@ def label(text: str) -> str:
     ('a␣b', 'U+200D', 'ESC', 'a<ESC>[1m', 'U+0301', '\\\\xff')
     """
     return printable(text) or '""'
+
+
+class Piece(str):
+    """The label of one of several tokens that make a character: 猫₁ 猫₂ 猫₃.
+
+    Args:
+        text: the label.
+        whole: the label of all of them together.
+        first: whether it is the first.
+    """
+
+    whole: str
+    first: bool
+
+    def __new__(cls, text: str, whole: str, *, first: bool) -> Piece:
+        """As any text, with what it is a piece of."""
+        made = super().__new__(cls, text)
+        made.whole, made.first = whole, first
+        return made
+
+    def __getnewargs_ex__(self) -> tuple[tuple[str, str], dict[str, bool]]:
+        """For copies and pickles."""
+        return (str(self), self.whole), {"first": self.first}
+
+
+def labels(texts: Sequence[str | None]) -> list[str]:
+    """The labels of tokens; those of one character are numbered.
+
+    Args:
+        texts: the text that begins in each token; None where a token continues the character before.
+
+    >>> labels(["a", "猫", None, None, " "])
+    ['a', '猫₁', '猫₂', '猫₃', '␣']
+    """
+    found: list[str] = []
+    whole, last, count = "", "", 1
+    for i, text in enumerate(texts):
+        if text is not None or not found:
+            whole, last, count = label(text or ""), label((text or "")[-1:]), 1
+            divided = texts[i + 1 : i + 2] == [None]
+            found.append(Piece(f"{whole}₁", whole, first=True) if divided else whole)
+        else:
+            count += 1
+            found.append(Piece(last + "".join(_LOW[int(digit)] for digit in str(count)), whole, first=False))
+    return found
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -56,7 +56,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Reader:
 
 def test_labels_are_what_tokens_are_of_the_text(gpt: Path) -> None:
     ids, labels = reader(gpt).tokens("a 猫 b")
-    assert labels == ["a", " ", "猫", "‥", "‥", " ", "b"]
+    assert labels == ["a", "␣", "猫₁", "猫₂", "猫₃", "␣", "b"]
     assert ids.shape == (1, 7)
 
 

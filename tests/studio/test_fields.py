@@ -108,12 +108,26 @@ def test_choices_beyond_the_model_become_the_nearest(client: Client) -> None:
     assert (meta["layers"], meta["heads"], meta["head_dim"], meta["tokens"]) == (2, 3, 8, ["a", "b", "c"])
 
 
+@pytest.mark.parametrize("view", ["vectors", "similarity", "bias", "rotation"])
+def test_position_views_never_open_with_an_error(client: Client, view: str) -> None:
+    run = client.get("/api/state").json()["runs"][0]["id"]
+    for model in ({"fresh": {"position": "rotary"}}, {"fresh": {"position": "none"}}, {"run": run}):
+        reply = client.view(view, "the cat sat on a mat", model=model)
+        assert reply.status == 200, reply.body
+        meta = reply.json()["meta"]
+        suits = view in ("similarity", "rotation") if model != {"fresh": {"position": "none"}} else False
+        assert ("instead" in meta) != suits
+        if not suits:
+            assert meta["position"].partition("(")[0] in meta["instead"]["suits"]
+            assert meta["instead"]["of"].partition("(")[0] == ("none" if "none" in str(model) else "rotary")
+
+
 def test_fresh_models_read_the_tokens_of_the_trained_ones_they_stand_beside(client: Client) -> None:
     run = client.get("/api/state").json()["runs"][0]["id"]
     fresh, trained = {"fresh": {"position": "alibi"}}, {"run": run}
     for model, others in ((fresh, [trained]), (trained, [fresh]), (fresh, [fresh, trained])):
         reply = client.view("sidebyside", "a 猫", model=model, others=others)
-        assert reply.json()["meta"]["tokens"] == ["a", "␣", "猫", "‥", "‥"]
+        assert reply.json()["meta"]["tokens"] == ["a", "␣", "猫₁", "猫₂", "猫₃"]
     windows = client.view("distance", "a 猫", model=trained, options={"sample": "windows"}).json()
     assert "50" in json.dumps(windows["view"]["notes"] + [windows["view"]["finding"]])
     assert client.view("distance", "a cat", options={"sample": "windows"}).status == 400

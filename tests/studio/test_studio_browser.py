@@ -355,12 +355,6 @@ def test_methods_are_found_and_several_models_stand_side_by_side(shown: Page) ->
 def test_what_cannot_be_shown_is_said_calmly(client: Client, browser: Any) -> None:  # noqa: F811
     found = opened(client, browser)
     page = found.page
-    found.open("vectors")
-    warning = page.locator('.screen [role="alert"]')
-    assert "adds vectors" in warning.inner_text()
-    warning.locator("button").first.click()
-    page.locator(".screen .finding").wait_for(timeout=10_000)
-    assert page.locator(".screen .warning").count() == 0
     page.fill("textarea", "")
     page.locator('.screen [role="alert"]').wait_for(timeout=10_000)
     page.fill("textarea", "words again")
@@ -368,6 +362,20 @@ def test_what_cannot_be_shown_is_said_calmly(client: Client, browser: Any) -> No
     found.open("head", run="gone", kind="run")
     assert "reload the page" in page.locator('.screen [role="alert"]').inner_text()
     page.context.close()
+
+
+def test_position_views_open_with_a_method_that_suits(shown: Page) -> None:
+    page, line = shown.page, shown.page.locator(".instead")
+    for view, title in (("vectors", "Sinusoidal"), ("bias", "ALiBi")):
+        shown.open(view, position="rotary")
+        assert page.locator(".screen .warning").count() == 0
+        assert re.search(f"Rotary .* has nothing to show in this view. Shown instead: {title}", line.inner_text())
+        assert shown.address().get("position", "rotary") == "rotary"
+    line.locator('[data-suits="t5"]').click()
+    shown.becomes(lambda: not line.is_visible() and shown.address().get("position") == "t5")
+    shown.settle("bias")
+    shown.open("rotation", position="rotary")
+    assert not line.is_visible()
 
 
 def test_a_long_map_shows_its_tiles(shown: Page) -> None:

@@ -147,7 +147,7 @@ def test_nobody_changes_weights_while_somebody_looks() -> None:
                 assert all(torch.equal(x, before[name]) for name, x in model_tensors(model).items())
                 assert live.finished == step
         copied, ids, labels = live.question("a 猫")
-        assert labels == ["a", "␣", "猫", "‥", "‥"]
+        assert labels == ["a", "␣", "猫₁", "猫₂", "猫₃"]
         assert ids.shape == (1, 5)
         assert not copied.training
         first = copied(ids)

@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ import torch
 from common import every_method, every_place, refusal
 from torch import Tensor
 
-from headway import Transformer
-from headway.figures.values import Block, Heatmap
+from headway import HeadwayError, Transformer
+from headway.figures.values import Bars, Block, Heatmap
+from headway.inspect.head import Head
 from headway.inspect.split import maps
 from headway.positions import parse
+from headway.training import Bytes, token_texts
 from headway.views import Question, view
 from headway.views.attending import KEYS
 from headway.views.changing import swapped
@@ -468,3 +471,70 @@ def test_all_parts_share_one_scale() -> None:
     low, high = heatmaps(columns)[0].limits
     assert low == -high
     assert all(tensor(one.values).abs().max() <= high for one in heatmaps(columns))
+
+
+def _bytes(text: str, **given: Any) -> Question:
+    made = Transformer(vocab=256, dim=32, layers=2, heads=2, position="rotary").eval()
+    ids = torch.tensor([list(text.encode())])
+    return Question.of(made, ids, token_texts(Bytes(), ids[0]), **given)
+
+
+@pytest.mark.parametrize(("how", "names"), [
+    ("characters", ["t", "h", "e", "␣", "猫", "坐", "在", "␣", "m", "a", "t", "。"]),
+    ("words", ["the", "␣猫", "坐", "在", "␣mat", "。"]),
+])  # fmt: skip
+def test_weights_of_bytes_are_those_of_their_characters(how: str, names: list[str]) -> None:
+    question = _bytes("the 猫坐在 mat。", options={"group": how}, layer=1)
+    weights, sizes = (
+        Head(question.seen, 0).weights.double(),
+        [len(name.encode().replace("␣".encode(), b" ")) for name in names],
+    )
+    columns = torch.stack([part.sum(1) for part in weights.split(sizes, 1)], 1)
+    wanted = torch.stack([part.mean(0) for part in columns.split(sizes, 0)])
+    for name, figure in (
+        ("head", view("head", question).figures[0]),
+        ("wall", view("wall", question).figures[0].tiles[2][1]),
+    ):
+        assert figure.rows == figure.columns == names, name
+        got = torch.tensor(figure.values.values, dtype=torch.float64).view(figure.values.shape)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
+        torch.testing.assert_close(got.sum(1), torch.ones(len(names), dtype=torch.float64), rtol=0, atol=1e-6)
+    shown = view("head", question)
+    assert f"{len(question.labels)} tokens are shown as {len(names)} {how}" in shown.notes[0]["en"]
+    assert set(re.findall("“(.*?)”", shown.finding["en"])) <= set(names)
+
+
+def test_what_belongs_to_single_tokens_numbers_them() -> None:
+    question = _bytes("a 猫")
+    numbered = ["a", "␣", "猫₁", "猫₂", "猫₃"]
+    for options in ({"group": "tokens"}, {"what": "scores"}):
+        assert view("head", replace(question, options=options)).figures[0].rows == numbered
+    shown = view("softmax", question)
+    assert shown.figures[0].labels == numbered
+    assert "numbered" in shown.notes[-1]["en"]
+    assert not any("numbered" in note["en"] for note in view("softmax", _bytes("a cat")).notes)
+    # a text that says so itself has no parts
+    assert Question.fresh("x₁ x₂").labels == view("head", Question.fresh("x₁ x₂")).figures[0].rows
+    with pytest.raises(HeadwayError, match="'group'"):
+        view("head", replace(question, options={"group": "bytes"}))
+
+
+def test_colours_of_a_long_text_fit_its_later_queries() -> None:
+    words = [f"w{n % 37}" for n in range(200)]
+    shown = view("head", Question.fresh(" ".join(words))).figures[0]
+    assert shown.limits == (0.0, 1.0)
+    assert shown.fit is not None
+    values = torch.tensor(shown.values.values).view(200, 200)[100:]
+    seen = torch.ones(200, 200).tril()[100:].bool()
+    assert (values[seen] <= shown.fit[1]).double().mean() == pytest.approx(0.995, abs=0.001)
+    assert view("head", Question.fresh("the cat sat on a mat")).figures[0].fit is None
+    assert len({tile.fit for _, tile, _ in view("wall", Question.fresh(" ".join(words))).figures[0].tiles}) == 1
+
+
+def test_a_masked_pair_has_no_score() -> None:
+    question = Question.fresh("the cat sat on", query=1, options={"key": 3})
+    shown = view("split", question)
+    assert "The mask hides the pair" in shown.finding["en"]
+    assert [cells[1] for _, cells in shown.figures[1].rows] == ["–"] * len(shown.figures[1].rows)
+    assert not any(isinstance(figure, Bars) for figure in shown.figures)
+    assert any(isinstance(figure, Bars) for figure in view("split", replace(question, options={"key": 0})).figures)

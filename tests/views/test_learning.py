@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import string
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from headway import HeadwayError, Transformer
 from headway.figures.values import Block, Columns, Film, Grid, Heatmap, Lines, Steps, View, both
 from headway.figures.words import LANGUAGES, strings
 from headway.inspect import one_step, watch
+from headway.inspect.step import RATES
 from headway.inspect.watch import Reading, Watch
 from headway.positions import methods
 from headway.training import (
@@ -29,6 +32,7 @@ from headway.training import (
     token_texts,
     train,
 )
+from headway.training.optimizer import peak_rate
 from headway.training.text import read_text
 from headway.views import Question, view
 from headway.views.learning import PAYLOAD, singular_values
@@ -152,9 +156,10 @@ def test_singular_values_without_the_product() -> None:
 def test_the_step_is_the_microscopes(name: str) -> None:
     model = Transformer(**{**MODEL, "dim": 48, "vocab": 17, "position": name}).eval()
     ids = torch.randint(17, (1, 6))
-    question = Question.of(model, ids, list("abcdef"), layer=LAYER, head=HEAD, options={"matrix": "k", "lr": 0.02})
+    options = {"matrix": "k", "lr_sgd": 0.02, "lr_adam": 0.005}
+    question = Question.of(model, ids, list("abcdef"), layer=LAYER, head=HEAD, options=options)
     found = view("step", question)
-    taken = one_step(model, ids, layer=LAYER, head=HEAD, lr=0.02)
+    taken = one_step(model, ids, layer=LAYER, head=HEAD, lr={"sgd": 0.02, "adam": 0.005})
     steps, summary = found.figures
     assert isinstance(steps, Steps)
     assert isinstance(summary, Grid)
@@ -175,7 +180,7 @@ def test_the_step_is_the_microscopes(name: str) -> None:
         assert (as_tensor(figures[0].values) - x.T @ exact).abs().max() < 1e-6
     columns = update[0]
     assert isinstance(columns, Columns)
-    assert [label["en"] for label, _ in columns.columns] == ["SGD, learning rate 0.02", "Adam, learning rate 0.02"]
+    assert [label["en"] for label, _ in columns.columns] == ["SGD, learning rate 0.02", "Adam, learning rate 0.005"]
     for kind, (_, figures) in zip(("sgd", "adam"), columns.columns, strict=True):
         before, gradient, moved, after = (as_tensor(figure.values) for figure in figures[:4])
         assert (after - before - moved).abs().max() < 1e-6
@@ -187,6 +192,19 @@ def test_the_step_is_the_microscopes(name: str) -> None:
     assert f"from {taken.loss:.3g} to" in found.finding["en"]
     assert ("dS = A" in found.formula) == (model.position.normalise == "softmax")
     assert size(found) < 2_000_000
+
+
+def test_each_optimizer_has_its_own_rate() -> None:
+    assert {name: peak_rate(TrainSettings(optimizer=name)) for name in RATES} == RATES
+    question = Question.fresh("the cat sat")
+    shown = view("step", question)
+    assert [label["en"] for label, _ in shown.figures[0].stages[-1].figures[0].columns] == [
+        "SGD, learning rate 0.1", "Adam, learning rate 0.003",
+    ]  # fmt: skip
+    assert any("its own learning rate" in note["en"] for note in shown.notes)
+    for rate in (0, -1, 11, math.nan, math.inf, "0.1", None, True):
+        with pytest.raises(HeadwayError, match="lr_adam"):
+            view("step", replace(question, options={"lr_adam": rate}))
 
 
 def test_the_largest_step_is_below_two_megabytes() -> None:

@@ -81,7 +81,7 @@ def test_the_slider_shows_the_checkpoint(page: Any, run: Path) -> None:
 def test_after_minus_before_is_the_update(page: Any, question: Question) -> None:
     page.locator("#view-step").get_by_role("tab").last.click()
     taken = one_step(question.model, question.ids, layer=LAYER, head=HEAD)
-    for kind, column in (("sgd", "SGD, learning rate 0.01"), ("adam", "Adam, learning rate 0.01")):
+    for kind, column in (("sgd", "SGD, learning rate 0.1"), ("adam", "Adam, learning rate 0.003")):
         before, gradient, update, after, *state = maps(page, "step", column)
         move = taken.moves[kind]["q"]
         assert (before - move.before).abs().max() < 1e-6
@@ -89,7 +89,7 @@ def test_after_minus_before_is_the_update(page: Any, question: Question) -> None
         assert update.abs().max() > 1e-6
         assert len(state) == (2 if kind == "adam" else 0)
         if kind == "sgd":
-            assert (update + 0.01 * gradient).abs().max() < 1e-6
+            assert (update + 0.1 * gradient).abs().max() < 1e-6
 
 
 def test_the_chain_of_gradients_is_the_models(page: Any, question: Question) -> None:

@@ -251,13 +251,15 @@ def test_an_images_sinusoids_have_wavelengths_along_each_axis() -> None:
 def test_similarity_is_the_cosine_of_the_vectors(spec: str) -> None:
     question = asked(spec)
     shown = view("similarity", question)
-    vectors = tensor(view("vectors", question).figures[0].values)[:128]
-    dot, cosine = (tensor(figure.values) for figure in figures(shown, Heatmap))
-    close(dot, vectors @ vectors.T)
-    close(cosine, torch.nn.functional.cosine_similarity(vectors[:, None], vectors[None], -1))
-    close(cosine.diagonal(), torch.ones(len(cosine)))
+    vectors = tensor(view("vectors", question).figures[0].values)
+    cosine = torch.nn.functional.cosine_similarity(vectors[:, None], vectors[None], -1)
+    dot, near = (tensor(figure.values) for figure in figures(shown, Heatmap))
+    close(dot, vectors[:128] @ vectors[:128].T)
+    close(near, cosine[:128, :128])
+    close(near.diagonal(), torch.ones(len(near)))
     mean = curve(figures(shown, Lines)[0].lines[0])
     offsets = [int(x) for x in figures(shown, Lines)[0].x]
+    assert offsets == list(range(len(vectors)))
     close(mean, torch.stack([cosine.diagonal(n).mean() for n in offsets]))
     along = max(float(cosine.diagonal(n).max() - cosine.diagonal(n).min()) for n in range(len(cosine)))
     assert (along < 1e-6) == (spec == "sinusoidal")
@@ -273,6 +275,27 @@ def test_methods_without_vectors_show_the_score_of_equal_tokens() -> None:
     assert torch.equal(hidden.bool(), torch.ones(64, 64).triu(1).bool())
 
 
+@pytest.mark.parametrize(("name", "spec", "reach"), [
+    ("similarity", "rotary", 300), ("rotation", "rotary", 300), ("bias", "kerple", 3000), ("bias", "fire", 200),
+])  # fmt: skip
+def test_every_distance_is_drawn(name: str, spec: str, reach: int) -> None:
+    shown = view(name, asked(spec, options={"positions": reach, "reach": reach}))
+    lines = figures(shown, Lines)[-1]
+    assert lines.x == list(range(int(lines.x[0]), int(lines.x[-1]) + 1))
+    assert lines.x[-1] >= reach - 1
+    assert all(len(line.values) == len(lines.x) for line in lines.lines)
+    if name == "similarity":
+        assert ("Maps show the first 128 of 300" in str(shown.notes)) == (reach > 128)
+        assert figures(shown, Heatmap)[0].values.shape == (128, 128)
+
+
+def test_the_score_of_equal_tokens_is_the_formula_at_every_distance() -> None:
+    (lines,) = figures(view("similarity", asked("rotary", options={"positions": 1024})), Lines)
+    width = asked("rotary").attentions[0].shape.head_dim
+    rates = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    close(curve(lines.lines[0]), (torch.arange(1024)[:, None] * rates).cos().mean(1), atol=1e-5)
+
+
 # --- bias -----------------------------------------------------------------------------------------------------------
 
 
@@ -280,8 +303,8 @@ def test_methods_without_vectors_show_the_score_of_equal_tokens() -> None:
 def test_alibis_slopes_are_the_formula(heads: int, slopes: list[float]) -> None:
     shown = view("bias", asked(made=model("alibi", heads=heads), head=1, options={"reach": 900}))
     (lines,) = figures(shown, Lines)
-    assert lines.log_x
-    assert lines.x[-1] == 900
+    assert not lines.log_x  # where a straight line would look like an exponential
+    assert lines.x == list(range(1, 901))
     for line, slope in zip(lines.lines, slopes, strict=True):
         close(curve(line), -slope * torch.tensor(lines.x))
     assert str(slopes[1])[:6].lstrip("0") in shown.finding["en"].replace("−", "-")
@@ -496,7 +519,6 @@ def test_curve_table_and_sentence_are_of_the_same_queries(position: str, tokens:
 
 def test_all_that_queries_give_is_in_the_means_by_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headway.views.distances.ENOUGH", 1)
-    monkeypatch.setattr("headway.views.distances.NEAR", 1000)
     for question in (asked("alibi", 60), asked("rotary", 60, options={"windows": torch.randint(30, (3, 60))})):
         layer = _windows(question)
         found = by_distance(layer, layer.weights)
@@ -528,8 +550,8 @@ def test_windows_are_pooled() -> None:
 def test_a_long_text_is_looked_at_by_some_of_its_queries() -> None:
     assert len(range(*second_half(10_000).indices(10_000))) <= 128
     shown = view("distance", asked(tokens=400))
-    assert figures(shown, Lines)[0].x[-1] >= 300
-    assert len(figures(shown, Lines)[0].x) < 100
+    for lines in figures(shown, Lines):
+        assert lines.x == list(range(1, 301))  # up to here each point averages enough queries
 
 
 def test_a_single_token_has_no_distance() -> None:

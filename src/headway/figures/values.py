@@ -58,6 +58,8 @@ class Heatmap:
         axes: what rows and columns are.
         scale: "sequential" for shares, "diverging" for signed numbers around 0, "cyclic" for angles.
         limits: limits of the colour scale; None is those of the values (symmetric if diverging).
+        fit: narrower limits, in which most cells can be distinguished, used unless the reader chooses ``limits``; the
+            cells beyond are counted below the map. None where ``limits`` do.
         hidden: 1 where a cell is masked, (rows, columns); None masks nothing.
         unit: unit of the values, e.g. "%" or "rad".
         links: whether a screen may also show it as lines between two columns of tokens; print shows the map.
@@ -73,6 +75,7 @@ class Heatmap:
     hidden: Block | None = None
     unit: str = ""
     links: bool = False
+    fit: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

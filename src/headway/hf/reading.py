@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
+from headway.characters import labels
 from headway.figures.values import Said, both
 from headway.hf.loading import load
 from headway.hf.predicting import Predicting, predictor
@@ -43,7 +44,7 @@ class Reader:
     def tokens(self, text: str) -> tuple[Int[Tensor, "1 tokens"], list[str]]:
         """The ids of a text, and what each token is of it: characters stay whole.
 
-        A character that is divided into several tokens is shown at the first of them, the others are "‥".
+        The tokens of a character that is divided are numbered, see :func:`headway.characters.labels`.
 
         Raises:
             HeadwayError: when there is no tokenizer, or the text has no tokens, or more than the model reads.
@@ -60,12 +61,13 @@ class Reader:
         names = self.tokenizer.convert_ids_to_tokens(ids)
         if not fast:
             return torch.tensor([ids]), names
-        labels, before = [], (0, 0)
+        texts: list[str | None] = []
+        before = (0, 0)
         for name, special, (a, b) in zip(names, found["special_tokens_mask"], found["offset_mapping"], strict=True):
             divided = (a, b) == before and b > a
-            labels.append(name if special or a == b else "‥" if divided else text[a:b])
+            texts.append(name if special or a == b else None if divided else text[a:b])
             before = (a, b)
-        return torch.tensor([ids]), labels
+        return torch.tensor([ids]), labels(texts)
 
     def question(
         self, text: str, *, target: str | None = None, part: str | None = None, layer: int = 0, head: int = 0

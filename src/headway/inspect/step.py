@@ -34,6 +34,8 @@ from headway.shapes import HeadwayError
 from headway.terms import AnyTerm, Pairwise
 from headway.transformer import Transformer
 
+RATES = {"sgd": 0.1, "adam": 0.003}
+"""Default learning rates: those of a training, see ``headway.training.optimizer.peak_rate``."""
 IGNORED = -100
 """Targets with this value are ignored in the loss."""
 
@@ -105,7 +107,7 @@ def one_step(
     targets: Int[Tensor, "1 tokens"] | None = None,
     layer: int = 0,
     head: int = 0,
-    lr: float = 0.01,
+    lr: float | Mapping[str, float] = RATES,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Step:
     """Take one training step on one text with SGD and with Adam, on copies; the model is unchanged.
@@ -118,7 +120,9 @@ def one_step(
         targets: target of each token, (1, N); -100 is ignored. Default for a decoder: the next token.
         layer: which layer's attention, from 0.
         head: which query head, from 0.
-        lr: learning rate of both.
+        lr: learning rate of each, default 0.1 for "sgd" and 0.003 for "adam"; a number is for both. A step of Adam
+            changes each entry by about its rate, one of SGD by its rate times the gradient, so that one rate for both
+            compares nothing.
         optimizer: the optimizer of the model's own training: a third step, named "own", uses a copy of it with its
             state, learning rate and weight decay.
 
@@ -263,12 +267,13 @@ def _chosen(model: Transformer, layer: int, head: int) -> Attending:
 
 
 def _optimisers(
-    model: Transformer, twin: Transformer, lr: float, own: torch.optim.Optimizer | None
+    model: Transformer, twin: Transformer, lr: float | Mapping[str, float], own: torch.optim.Optimizer | None
 ) -> dict[str, torch.optim.Optimizer]:
     params = [parameter for parameter in twin.parameters() if parameter.requires_grad]
+    rates = dict(RATES) | (dict(lr) if isinstance(lr, Mapping) else dict.fromkeys(RATES, lr))
     made: dict[str, torch.optim.Optimizer] = {
-        "sgd": torch.optim.SGD(params, lr=lr),
-        "adam": torch.optim.Adam(params, lr=lr),
+        "sgd": torch.optim.SGD(params, lr=rates["sgd"]),
+        "adam": torch.optim.Adam(params, lr=rates["adam"]),
     }
     if own is not None:
         copy_of = {id(a): b for a, b in zip(model.parameters(), twin.parameters(), strict=True)}

@@ -60,8 +60,8 @@ def scale_of(*maps: Heatmap) -> tuple[Normalize, bool, bool]:
     """
     found = np.concatenate([np.ma.masked_invalid(numbers_of(one)).compressed() for one in maps])
     least, most = (float(found.min()), float(found.max())) if found.size else (0.0, 1.0)
-    if maps[0].limits is not None:
-        low, high = maps[0].limits
+    if (limits := maps[0].fit or maps[0].limits) is not None:
+        low, high = limits
     elif maps[0].scale == "diverging":
         high = max(abs(least), abs(most))
         low = -high

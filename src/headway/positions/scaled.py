@@ -27,6 +27,9 @@ from headway.positions.rotary import Rotary
 from headway.positions.working import Line, Lines, Number, plain
 from headway.shapes import HeadShape, HeadwayError
 
+_TURNS = (1e-9, 1e9)
+"""Limits of yarn's numbers of rotations: of any others the logarithm may overflow."""
+
 
 @dataclass(eq=False)
 class Interpolated(Rotary):
@@ -228,6 +231,11 @@ class Yarn(Rotary):
         if not 0 < self.beta_slow < self.beta_fast < math.inf:
             raise HeadwayError(
                 f"expected yarn beta_slow above 0 and below a finite beta_fast={self.beta_fast}, got {self.beta_slow}"
+            )
+        if not _TURNS[0] <= self.beta_slow < self.beta_fast <= _TURNS[1]:
+            raise HeadwayError(
+                f"expected yarn beta_slow and beta_fast from {_TURNS[0]:g} to {_TURNS[1]:g} rotations, got "
+                f"{self.beta_slow} and {self.beta_fast}"
             )
 
     def rates(self, width: int, device: torch.device) -> Float[Tensor, " pairs"]:

@@ -46,12 +46,14 @@ LIMITS = {
 PICTURES = {"svg": "image/svg+xml", "png": "image/png", "pdf": "application/pdf"}
 """What a view can be drawn as, and its content type."""
 OPTIONS = (
-    *("by", "change", "dim", "heads", "key", "matrix", "position", "positions", "reach", "sample", "seed", "shift"),
-    *("tokens", "top_k", "what"),
+    *("by", "change", "dim", "group", "heads", "key", "matrix", "position", "positions", "reach", "sample", "seed"),
+    *("shift", "tokens", "top_k", "what"),
 )
 """Options of views that the page may set; each view checks its own further."""
 FRACTIONS = ("temperature", "top_p")
 """Likewise, those that need not be whole."""
+RATES = ("lr_adam", "lr_sgd")
+"""Likewise, learning rates."""
 _SPEC, _ID, _SLOT = 300, 80, 40
 _MOST = 2**31 - 1
 
@@ -148,7 +150,12 @@ _ASKED = Record(
         "column": Whole(0, 100_000),
         "others": Many(_MODEL, LIMITS["others"]),
         "results": Words(longest=_ID),
-        "options": Record({}, dict.fromkeys(OPTIONS, _OPTION) | dict.fromkeys(FRACTIONS, Number(0, most=_MOST))),
+        "options": Record(
+            {},
+            dict.fromkeys(OPTIONS, _OPTION)
+            | dict.fromkeys(FRACTIONS, Number(0, most=_MOST))
+            | dict.fromkeys(RATES, Number(above=0, most=10)),
+        ),
     },
 )
 _PICTURE = Record({"format": Words(tuple(PICTURES)), "language": Words(LANGUAGES), **_ASKED.fields}, _ASKED.optional)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from headway.compare.cells import CELL, RESULTS
-from headway.compare.claims import superseded
+from headway.compare.cells import RESULTS
 from headway.compare.page import page
+from headway.config import TransformerConfig
 from headway.figures.values import both
 from headway.init import seeded
 from headway.inspect.explain import words
@@ -25,25 +23,22 @@ from headway.inspect.watch import MATRICES, Watch
 from headway.shapes import HeadwayError
 from headway.shipped import FOLDER as SHIPPED
 from headway.sizes import Size, check_size
-from headway.studio.fields import LIMITS, Asked, Fresh, Model, OfLive, OfRun
+from headway.studio.entries import Entry, described, found, load
+from headway.studio.fields import LIMITS, SIZES, Asked, Fresh, Model, OfLive, OfRun
 from headway.training import (
     Bytes,
     Checkpoints,
     History,
     Vocabulary,
-    load_model,
-    open_run,
     read_json,
     read_text,
     token_texts,
 )
-from headway.training.history import HISTORY
-from headway.training.run import passed_over
 from headway.training.watching import load_watch
 from headway.transformer import Transformer
 from headway.views import Question
 from headway.views.question import Recording
-from headway.views.questions import CHECKPOINTS, is_checkpoint
+from headway.views.questions import CHECKPOINTS
 
 T = TypeVar("T")
 _NOTHING: Any = object()
@@ -76,31 +71,6 @@ class Recent(OrderedDict[Hashable, Any]):
         return found
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A folder the studio shows.
-
-    Args:
-        id: names it in addresses; made from its name and a digest of its path.
-        path: the folder; never told to the page.
-        title: its name.
-        kind: "run", "shipped" (a run that ships with headway), "cell" (one model of a comparison), "comparison", or
-            "checkpoint", a folder of transformers.
-    """
-
-    id: str
-    path: Path
-    title: str
-    kind: str
-
-    @classmethod
-    def of(cls, path: Path, title: str, kind: str) -> Entry:
-        """An entry with the id that its path gives it, the same at every start."""
-        digest = hashlib.blake2b(str(path).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
-        name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40]
-        return cls(f"{name or kind}-{digest}", path, title, kind)
-
-
 class Library:
     """Runs and comparisons by id, and the models made from them.
 
@@ -120,7 +90,7 @@ class Library:
         self._models = Recent(6)
         self._questions = Recent(6)
         for folder in self._folders:
-            if not _found(folder):
+            if not found(folder):
                 raise HeadwayError(
                     f"expected a folder of `headway train` or `headway compare`, a checkpoint of transformers, or a "
                     f"folder that holds some, got {folder}"
@@ -132,13 +102,13 @@ class Library:
 
     def entries(self) -> dict[str, Entry]:
         """Everything there is now, by id; runs that appear while the studio is open are found too."""
-        self._known = {entry.id: entry for folder in self._folders for entry in _found(folder)}
+        self._known = {entry.id: entry for folder in self._folders for entry in found(folder)}
         return self._known
 
     def plain(self) -> dict[str, Any]:
         """The listing for the page: ids, titles and sizes."""
         entries = sorted(self.entries().values(), key=self._rank)
-        runs = [_described(entry) for entry in entries if entry.kind in MODELS]
+        runs = [described(entry) for entry in entries if entry.kind in MODELS]
         compared = [{"id": entry.id, "title": entry.title} for entry in entries if entry.kind == "comparison"]
         return {"runs": runs, "comparisons": compared}
 
@@ -179,6 +149,16 @@ class Library:
             watched=base.watched or self._watched(asked),
             options=self._options(asked, base),
         )
+
+    def suited(self, asked: Asked, suits: Sequence[str]) -> Asked:
+        """The same question where the method has something to show; of a trained model, if it was of one."""
+        if isinstance(asked.model, Fresh):
+            config = replace(asked.model.config, position=suits[0])
+            return replace(asked, model=replace(asked.model, config=config))
+        runs = self.plain()["runs"]
+        found = next((one["id"] for one in runs if str(one.get("position")).partition("(")[0] in suits), None)
+        made = Fresh(TransformerConfig(1, position=suits[0], **SIZES))
+        return replace(asked, model=OfRun(found) if found else made)
 
     def keep(self, question: Question) -> None:
         """Keep what was recorded of a text for the next view of it, unless the text is long."""
@@ -318,7 +298,7 @@ class Library:
     def _loaded(self, model: OfRun) -> tuple[Transformer, Vocabulary, History | None, tuple[str, ...]]:
         entry = self._entry(model.id, MODELS)
         key = (model.id, self.version(model))
-        return self._models.make(key, lambda: self.without_paths(lambda: _load(entry)))
+        return self._models.make(key, lambda: self.without_paths(lambda: load(entry)))
 
     def _entry(self, identity: str, kinds: Sequence[str]) -> Entry:
         entry = self._known.get(identity) or self.entries().get(identity)
@@ -406,97 +386,3 @@ def _backend(tokens: int) -> str:
 def _made(model: Fresh, vocabulary: int, tokens: int) -> Transformer:
     with seeded(model.seed):
         return Transformer(replace(model.config, vocab=vocabulary, backend=_backend(tokens))).eval()
-
-
-def _found(folder: Path) -> list[Entry]:
-    """What a folder holds: itself, or what its direct folders are."""
-    own = _kind(folder)
-    if own is not None:
-        return _entries(folder, own)
-    try:
-        inside = sorted(path for path in folder.iterdir() if path.is_dir())
-    except OSError:
-        return []
-    return [entry for path in inside if (kind := _kind(path)) is not None for entry in _entries(path, kind)]
-
-
-def _kind(folder: Path) -> str | None:
-    if (folder / "settings.json").is_file():
-        return "shipped" if folder.parent == SHIPPED else "run"
-    if is_checkpoint(folder):
-        return "checkpoint"
-    return "comparison" if (folder / "results.json").is_file() else None
-
-
-def _entries(folder: Path, kind: str) -> list[Entry]:
-    name = folder.name or "run"
-    entries = [Entry.of(folder, name, kind)]
-    if kind == "comparison":
-        for cell in sorted(set((folder / "cells").glob("*")) - set(superseded(folder / "cells"))):
-            if (identity := _identity(cell)) is not None:
-                title = f"{name} / {identity['spec']}, seed {identity['train'].get('seed')}"
-                entries.append(Entry.of(cell, title, "cell"))
-    return entries
-
-
-def _identity(cell: Path) -> dict[str, Any] | None:
-    """How one model of a comparison was made, if it reads text as bytes and was saved; recall and copy have no text."""
-    try:
-        found: dict[str, Any] = read_json(cell / "cell.json", CELL)["identity"]
-    except HeadwayError:
-        return None
-    data = found["data"]
-    reads = found["task"] == "text" and data.get("vocabulary_size") == Bytes.size and "tokenizer" not in data
-    usable = len(found["model"]) == 3 and reads and Checkpoints(cell / "checkpoints").steps()
-    return found if usable else None
-
-
-def _described(entry: Entry) -> dict[str, Any]:
-    """Id, title, method and sizes of a model, as far as its folder tells; a damaged one says so when it is opened."""
-    own = {"id": entry.id, "title": entry.title, "kind": entry.kind, "watched": (entry.path / "watch").is_dir()}
-    try:
-        config: Mapping[str, Any]
-        if entry.kind == "checkpoint":
-            return own | _sizes(entry.path / "config.json")
-        if entry.kind in ("run", "shipped"):
-            config = open_run(entry.path).config
-        else:
-            found = _identity(entry.path) or {}
-            config = {"position": found["spec"], **dict(zip(("dim", "layers", "heads"), found["model"], strict=True))}
-        return own | {name: config.get(name) for name in ("position", "dim", "layers", "heads")}
-    except (HeadwayError, KeyError):
-        return own
-
-
-def _sizes(path: Path) -> dict[str, Any]:
-    """Family and sizes of a checkpoint, by what its configuration may call them."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        return {}
-    names = {
-        "dim": ("hidden_size", "d_model", "n_embd", "dim"),
-        "layers": ("num_hidden_layers", "n_layer", "num_layers"),
-    }
-    names["heads"] = ("num_attention_heads", "num_heads", "n_head", "n_heads")
-    first = {key: next((found[name] for name in several if name in found), None) for key, several in names.items()}
-    return {"position": found.get("model_type")} | first
-
-
-def _load(entry: Entry) -> tuple[Transformer, Vocabulary, History | None, tuple[str, ...]]:
-    if entry.kind in ("run", "shipped"):
-        loaded, vocabulary, run = load_model(entry.path)
-        assert isinstance(loaded, Transformer)
-        return loaded, vocabulary, run.history, run.notes
-    identity = _identity(entry.path)
-    checkpoint, skipped = Checkpoints(entry.path / "checkpoints").latest()
-    if identity is None or checkpoint is None:
-        raise HeadwayError(f"expected a whole checkpoint in {entry.title}, got none: finish the comparison")
-    dim, layers, heads = identity["model"]
-    config = {"vocab": Bytes.size, "dim": dim, "layers": layers, "heads": heads, "position": identity["spec"]}
-    # settings may ask for any size, but not for more than was saved
-    check_size(config, tokens=1, parameters=sum(tensor.numel() for tensor in checkpoint.model.values()))
-    model = Transformer.from_config(config)
-    checkpoint.restore(model)
-    history = entry.path / "history.json"
-    record = History.from_json(read_json(history, HISTORY)) if history.is_file() else None
-    return model.eval(), Bytes(), record, tuple(passed_over(checkpoint, skipped))

@@ -50,8 +50,10 @@ from headway.studio.library import Heavy, Library, Recent
 from headway.studio.live_session import Stage
 from headway.studio.said import said
 from headway.studio.worker import Busy, Superseded, Worker
-from headway.views import NAMES, Question, view
+from headway.views import NAMES, Question, View, view
+from headway.views.grouping import Groups
 from headway.views.predicting import next_tokens
+from headway.views.view_helpers import Unsuited
 from headway.web.page import asset
 from headway.web.views_page import empty_page
 
@@ -167,8 +169,8 @@ class Routes:
 
         def drawn() -> bytes:
             with self.stage.still():
-                question = self._patient.question(asked, live=lambda text: self.stage.question(text, asked.view))
-                return picture(view(asked.view, question), language=language, width="double").data(kind)
+                shown = self._viewed(asked, self._asked(asked, self._patient), self._patient)[1]
+                return picture(shown, language=language, width="double").data(kind)
 
         made = await self._slow.run(f"picture-{asked.slot}", drawn)
         return Response(made, media_type=fields.PICTURES[kind])
@@ -203,10 +205,11 @@ class Routes:
 
     def _compose(self, asked: fields.Asked, key: str, library: Library) -> bytes:
         begun = time.perf_counter()
-        question = library.question(asked, live=lambda text: self.stage.question(text, asked.view))
+        question = self._asked(asked, library)
         if asked.view == "long":
             question = self._with_tiles(question, key)
-        shown = view(asked.view, question).plain()
+        question, made, lacks = self._viewed(asked, question, library)
+        shown = made.plain()
         library.keep(question)
         meta = {
             "layers": len(question.attentions),
@@ -221,8 +224,24 @@ class Routes:
             "query": question.row,
             "column": question.column,
             "seconds": round(time.perf_counter() - begun, 3),
+            **_starts(question, asked.view),
+            **lacks,
         }
         return _text({"view": shown, "meta": meta}).encode()
+
+    def _asked(self, asked: fields.Asked, library: Library) -> Question:
+        return library.question(asked, live=lambda text: self.stage.question(text, asked.view))
+
+    def _viewed(
+        self, asked: fields.Asked, question: Question, library: Library
+    ) -> tuple[Question, View, dict[str, Any]]:
+        """A view; of another model where the method has nothing to show, and what to say then."""
+        try:
+            return question, view(asked.view, question), {}
+        except Unsuited as error:
+            lacks = {"instead": {"of": question.position.spec(), "suits": error.suits}}
+            question = self._asked(library.suited(asked, error.suits), library)
+            return question, view(asked.view, question), lacks
 
     def _with_tiles(self, question: Question, key: str) -> Question:
         """The same question, with the map's tiles kept under a name by which the page can ask for more of them."""
@@ -281,7 +300,7 @@ class Routes:
         tab would use them up.
         """
         last = request.query_params.get("since", "0-0")
-        found = re.fullmatch(r"(\d{1,9})-(\d{1,12})", last)
+        found = re.fullmatch(r"([0-9]{1,9})-([0-9]{1,12})", last)
         if found is None:
             raise HeadwayError(f"expected since as session-number, got {last[:60]!r}")
         return _json(self.stage.plain(int(found[2]) if int(found[1]) == self.stage.number else 0))
@@ -397,6 +416,12 @@ def offers() -> dict[str, Any]:
             if one.name not in FIRST["model"]["fresh"]
         ],
     }
+
+
+def _starts(question: Question, view: str) -> dict[str, Any]:
+    """The first token of each row of a map, where rows are groups of tokens."""
+    groups = Groups.of(question) if view == "head" and question.options.get("what") != "scores" else None
+    return {} if groups is None else {"starts": groups.starts}
 
 
 def _assets() -> dict[str, str]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from headway.characters import label
+from headway.characters import labels
 from headway.shapes import HeadwayError
 
 MOST = 2**20
@@ -289,27 +289,28 @@ class Delimited:
 def token_texts(vocabulary: Vocabulary, ids: Iterable[int] | Tensor) -> list[str]:
     """Display text of each token in context, without broken characters.
 
-    A character split into several tokens is shown at the first of them, the others are "‥"; invisible characters are
-    named, see :func:`headway.characters.label`.
+    The tokens of a character that is split are numbered; invisible characters are named, see
+    :func:`headway.characters.labels`.
 
     Args:
         vocabulary: the model's vocabulary.
         ids: token ids of a whole text.
 
     >>> token_texts(Bytes(), "a 猫".encode())
-    ['a', '␣', '猫', '‥', '‥']
+    ['a', '␣', '猫₁', '猫₂', '猫₃']
     """
     pieces = [vocabulary.decode([i]) for i in (ids.flatten().tolist() if isinstance(ids, Tensor) else ids)]
     text = b"".join(pieces).decode("utf-8", "surrogateescape")
     ends = itertools.accumulate(len(piece) for piece in pieces)
-    labels, at, start = [], 0, 0
+    texts: list[str | None] = []
+    at = start = 0
     for end in ends:
         first = at
         while start < end and at < len(text):
             start += len(text[at].encode("utf-8", "surrogateescape"))
             at += 1
-        labels.append(label(text[first:at]) if at > first else "‥")
-    return labels
+        texts.append(text[first:at] if at > first else None)
+    return labels(texts)
 
 
 def together(ids: Iterable[Int64[Tensor, "some"]]) -> Int64[Tensor, "tokens"]:

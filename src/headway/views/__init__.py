@@ -17,6 +17,7 @@ from typing import Any
 from headway.figures.values import View, both, same
 from headway.figures.words import add_words
 from headway.shapes import HeadwayError
+from headway.views.grouping import divided
 from headway.views.question import Question
 
 ORDER = (
@@ -47,6 +48,8 @@ CROSS = ("wall", "head", "softmax")
 """The views that cross attention has."""
 OF_POSITION = ("vectors", "similarity", "bias", "rotation")
 """The views of a position method, which random weights elsewhere do not change."""
+OF_TOKENS = ("stepper", "projection", "softmax", "split", "sidebyside", "whatif", "step", "long")
+"""The views that show single tokens, also where several make one character."""
 _VIEWS = re.compile(r"^VIEWS = (\(.*?\)|\{.*?^\})$", re.MULTILINE | re.DOTALL)
 
 
@@ -92,6 +95,8 @@ def view(name: str, question: Question) -> View:
         )
     composed: Callable[[Question], View] = getattr(importlib.import_module(f"headway.views.{_FILES[name]}"), name)
     shown = composed(question)
+    if name in OF_TOKENS and divided(question):
+        shown = replace(shown, notes=(*shown.notes, both("grouping.parts")))
     notes = (same(note) if isinstance(note, str) else note for note in question.notes)
     mark = both("view.untrained") if question.untrained and _is_random(name, question) else None
     return replace(shown, notes=(*shown.notes, *notes), mark=mark)

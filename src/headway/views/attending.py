@@ -14,9 +14,10 @@ from headway.figures.words import number, percent
 from headway.inspect.head import Head
 from headway.inspect.record import ROWS, Layer, attention_totals
 from headway.schema import Words, require
+from headway.views.grouping import Groups
 from headway.views.question import Question
 from headway.views.softmax_steps import softmax_steps
-from headway.views.to_figures import Window, pairs, refuse_beyond, spans, stepped, told
+from headway.views.to_figures import Window, fitting, pairs, refuse_beyond, spans, stepped, told
 
 VIEWS = ("softmax", "wall", "head")
 
@@ -26,6 +27,8 @@ KEYS = 64
 """Maximum number of bars; for longer texts, the keys with the largest weights."""
 SIDE = 64
 """Rows and columns of a tile of the wall; longer texts are pooled."""
+FINE = 2**20
+"""Maximum bytes of a head's map that is sent as float32."""
 CELLS = 500_000
 """Total cells of all tiles of the wall, so that it stays below 2 MB."""
 LOOKS = ("previous", "first", "self", "entropy", "distance")
@@ -102,7 +105,8 @@ def _spent(question: Question, head: Head) -> Said:
 def head(question: Question) -> View:
     """The attention map of one head over the whole text, up to 1,024 tokens.
 
-    ``options["what"]`` is "weights" (default) or "scores".
+    ``options["what"]`` is "weights" (default) or "scores". ``options["group"]`` is "characters" (default): weights of
+    tokens that are parts of a character are shown together; or "words" or "tokens".
 
     Raises:
         HeadwayError: on a longer text, or another ``what``.
@@ -113,12 +117,20 @@ def head(question: Question) -> View:
     refuse_beyond(question, LONGEST, "head")
     what = choice_of(question, "what", WHAT)
     one, window = Head(question.seen, question.head), Window.of(question, LONGEST)
+    groups = Groups.of(question)
     scale = "sequential" if what == "weights" else "diverging"
     title = both(f"head.{what}", layer=question.layer, head=question.head)
-    shown = replace(pairs(title, getattr(one, what), window, seen=one.seen, scale=scale), links=what == "weights")
+    values, seen, notes = getattr(one, what), one.seen, []
+    if groups is not None and what == "weights":
+        values, seen, notes = groups.weights(values), groups.seen(seen), [groups.note]
+        window = Window(groups.labels, 0, len(groups.labels))
+    elif groups is not None:
+        notes = [both("grouping.scores")]
+    shown = replace(pairs(title, values, window, seen=seen, scale=scale, fine=FINE), links=what == "weights")
     summary = one.layer.summary()
     average = {name: float(summary[name][0, question.head]) for name in _looked(question)}
-    return View("head", _linked(question, one, what, average), (shown, _looks(one, average)), "", stepped(shown.values))
+    finding = _linked(question, one, what, average, groups)
+    return View("head", finding, (shown, _looks(one, average)), "", [*notes, *stepped(shown.values)])
 
 
 def choice_of(question: Question, name: str, choices: tuple[str, ...]) -> str:
@@ -144,10 +156,12 @@ def strongest(values: Tensor, seen: Tensor) -> tuple[int, int] | None:
     return divmod(int(values.masked_fill(~others, -torch.inf).argmax()), values.shape[1])
 
 
-def link(question: Question, pair: tuple[int, int]) -> Said:
-    """A query and a key, formatted for a sentence."""
+def link(question: Question, pair: tuple[int, int], groups: Groups | None = None) -> Said:
+    """A query and a key, formatted for a sentence; of groups of tokens if there are some."""
     query, key = pair
     labels = {"query_label": question.labels[query], "key_label": question.of_keys[key]}
+    if groups is not None:
+        labels = {"query_label": groups.labels[query], "key_label": groups.labels[key]}
     return both("attending.link", query=query, key=key, **labels)
 
 
@@ -156,7 +170,9 @@ def _looked(question: Question) -> tuple[str, ...]:
     return LOOKS if question.keys is None else ("first", "entropy")
 
 
-def _linked(question: Question, one: Head, what: str, average: Mapping[str, float]) -> Said:
+def _linked(
+    question: Question, one: Head, what: str, average: Mapping[str, float], groups: Groups | None = None
+) -> Said:
     """The most prominent link, and what a query attends to on average."""
     shares = {name: percent(average[name]) for name in ("self", "previous", "first") if name in average}
     # early queries see few keys, so that their weights are always large: compare with the uniform share
@@ -167,13 +183,20 @@ def _linked(question: Question, one: Head, what: str, average: Mapping[str, floa
         value = percent(float(one.weights[best])) if what == "weights" else number(float(one.scores[best]))
         entropy = number(average["entropy"])
         return told(f"head.finding.cross.{what}", link=link(question, best), value=value, entropy=entropy, **shares)
-    pair = strongest(values, one.seen)
+    weights, seen = one.weights, one.seen
+    if groups is not None and what == "weights":
+        even = one.seen.to(times) / one.seen.sum(-1, keepdim=True).clamp(min=1)
+        weights, seen = groups.weights(weights), groups.seen(seen)
+        times = values = weights / groups.weights(even).clamp(min=1e-12)
+    pair = strongest(values, seen)
     if pair is None:
         return both("head.alone", share=shares["self"])
-    said = {"value": percent(float(one.weights[pair])), "times": number(float(times[pair]))}
+    said = {"value": percent(float(weights[pair])), "times": number(float(times[pair]))}
     if what == "scores":
         said = {"value": number(float(one.scores[pair]))}
-    return told(f"head.finding.{what}", link=link(question, pair), **said, **shares)
+    return told(
+        f"head.finding.{what}", link=link(question, pair, groups if what == "weights" else None), **said, **shares
+    )
 
 
 def _looks(one: Head, average: Mapping[str, float]) -> Grid:
@@ -202,10 +225,13 @@ def wall(question: Question) -> View:
     layers = list(question.trace)
     count = sum(layer.heads for layer in layers)
     side = max(2, min(SIDE, math.isqrt(CELLS // count)))
-    every = math.ceil(max(len(question.labels), len(question.of_keys)) / side)
-    maps = [_pooled(layer, every) for layer in layers]
-    span = spans(torch.cat([weights for weights, _ in maps]), "sequential")
-    window = Window.of(question, len(question.labels))
+    groups = Groups.of(question)
+    labels = question.labels if groups is None else groups.labels
+    every = math.ceil(max(len(labels), 0 if question.keys is None else len(question.keys)) / side)
+    maps = [_pooled(layer, every, groups) for layer in layers]
+    every_map = torch.cat([weights for weights, _ in maps])
+    span, fit = spans(every_map, "sequential"), fitting(every_map, torch.cat([seen for _, seen in maps]))
+    window = Window(list(labels), 0, len(labels), question.keys)
     if every > 1:
         rows = _stretches(window.tokens, every)
         columns = None if question.keys is None else _stretches(len(question.keys), every)
@@ -216,12 +242,15 @@ def wall(question: Question) -> View:
         for index in range(layer.heads):
             name = same(f"L{number_of} H{index}")
             fine = 4 * CELLS // (3 * count)
-            tile = pairs(name, weights[index], window, seen=seen[index], scale="sequential", limits=span, fine=fine)
+            tile = pairs(
+                name, weights[index], window, seen=seen[index], scale="sequential", limits=span, fit=fit, fine=fine
+            )
             average = {key: float(summary[key][0, index]) for key in _looked(question)}
             tiles.append((name, tile, {**average, "layer": float(number_of), "head": float(index)}))
     sorts = {name: both(f"wall.{name}") for name in _looked(question)}
     figure = Wall(both("wall.title"), tiles, layers[0].heads, sorts)
-    notes = [both("wall.pooled", every=every, tokens=len(question.labels))] if every > 1 else []
+    notes = [] if groups is None else [groups.note]
+    notes += [both("wall.pooled", every=every, tokens=len(labels))] if every > 1 else []
     return View("wall", _roles(tiles), (figure,), "", [*notes, *stepped(tiles[0][1].values)])
 
 
@@ -230,8 +259,13 @@ def _stretches(tokens: int, every: int) -> list[str]:
     return [f"{start}–{min(start + every, tokens) - 1}" for start in range(0, tokens, every)]
 
 
-def _pooled(layer: Layer, every: int) -> tuple[Tensor, Tensor]:
+def _pooled(layer: Layer, every: int, groups: Groups | None) -> tuple[Tensor, Tensor]:
     """The largest weight of each square of ``every`` × ``every`` pairs, and whether any of them is seen, by head."""
+    if groups is not None:
+        whole = layer.weights()[0].detach()
+        mask = layer.seen()
+        shown = torch.ones_like(whole) if mask is None else mask.expand(1, *whole.shape)[0].to(whole)
+        return _squares(groups.weights(whole), every), _squares(groups.seen(shown).to(whole), every) > 0
     weights: list[Tensor] = []
     seen: list[Tensor] = []
     rows = max(1, ROWS // every) * every
@@ -240,11 +274,16 @@ def _pooled(layer: Layer, every: int) -> tuple[Tensor, Tensor]:
         tile = layer.weights(part)[0].detach()
         visible = layer.seen(part)
         shown = torch.ones_like(tile) if visible is None else visible.expand(1, *tile.shape)[0].to(tile)
-        padding = (0, -tile.shape[2] % every, 0, -tile.shape[1] % every)
-        for pooled, x in ((weights, tile), (seen, shown)):
-            squares = torch.nn.functional.pad(x, padding).unflatten(2, (-1, every)).unflatten(1, (-1, every))
-            pooled.append(squares.amax((2, 4)))
+        weights.append(_squares(tile, every))
+        seen.append(_squares(shown, every))
     return torch.cat(weights, 1), torch.cat(seen, 1) > 0
+
+
+def _squares(x: Tensor, every: int) -> Tensor:
+    """The largest value of each square, (H, rows, columns)."""
+    padded = torch.nn.functional.pad(x, (0, -x.shape[2] % every, 0, -x.shape[1] % every))
+    largest: Tensor = padded.unflatten(2, (-1, every)).unflatten(1, (-1, every)).amax((2, 4))
+    return largest
 
 
 def _roles(tiles: Sequence[tuple[Said, Heatmap, Mapping[str, float]]]) -> Said:

@@ -17,15 +17,17 @@ from headway.inspect.record import Layer
 from headway.inspect.split import CONTENT, PRODUCTS, split
 from headway.shapes import HeadwayError
 from headway.terms import ByDistance, Pairwise, PerKey, Term
-from headway.views.distances import Spread, by_distance, points, some, spaced
+from headway.views.distances import EVERY, Spread, by_distance, drawn, points, some
 from headway.views.question import Question
-from headway.views.view_helpers import CURVES, ROUNDING, instead
+from headway.views.view_helpers import CURVES, ROUNDING, Unsuited, instead
 from headway.views.worked_out import added_worked, bias_worked
 
 VIEWS = ("bias",)
 
 REACH = 512
 """Default maximum distance of the bias curve."""
+LINEAR = 1e-6
+"""Differences between the slopes of a straight line are at most this."""
 STEPS = 96
 """With fewer changes than this, bias is drawn as steps."""
 
@@ -46,9 +48,10 @@ def bias(question: Question) -> View:
     """
     terms = (*question.seen.call.score_terms, *question.seen.call.row_terms)
     if not terms:
-        raise HeadwayError(
+        raise Unsuited(
+            "bias",
             f"expected a method that adds something to scores (alibi, t5, shaw, fire), got {question.position.spec()}: "
-            f"look at {instead(question, 'bias')}"
+            f"look at {instead(question, 'bias')}",
         )
     if any(isinstance(term, ByDistance) and term.row is not None for term in terms):
         return _by_offset(question, [term for term in terms if isinstance(term, ByDistance)])
@@ -75,6 +78,8 @@ def _by_table(question: Question) -> View:
     past = past.flip(-1)  # (H, distances), from 0
     shown = some(heads, CURVES, first=question.head)
     finding, notes = _finding_of_table(question, past), [both("bias.note.table", reach=f"{reach:,}")]
+    if reach > EVERY:
+        notes.append(both("bias.note.some", n=f"{EVERY:,}"))
     if not position.relative:
         notes.append(both("bias.note.query", n=f"{reach:,}"))
     figures: list[Figure] = [_curves(both("bias.table"), past, shown), bias_worked(question, past)]
@@ -103,7 +108,7 @@ def _finding_of_table(question: Question, past: Tensor) -> dict[str, str]:
     slopes = own.diff()
     said: dict[str, Any] = {"head": question.head, "one": number(float(own[1])), "far": number(float(own[-1]))}
     said |= {"reach": f"{len(own) - 1:,}", "slope": number(float(slopes[0]))}
-    if len(changes) and float((slopes - slopes[0]).abs().max()) < 1e-6:
+    if len(changes) and _linear(own[None]):
         return both("bias.finding.linear", **said)
     if 0 < len(changes) < STEPS:
         return both("bias.finding.steps", levels=len(changes) + 1, last=f"{int(changes[-1]):,}", **said)
@@ -115,12 +120,17 @@ def _curves(title: dict[str, str], values: Tensor, heads: Sequence[int]) -> Line
     changes = ((values.diff(dim=1).abs() > ROUNDING).any(0).nonzero()[:, 0] + 1).tolist()
     steps = 0 < len(changes) < STEPS
     last = values.shape[1] - 1
-    xs = sorted({1, *changes, last} - {0}) if steps else spaced(range(values.shape[1]))[1:]
+    xs = sorted({1, *changes, last} - {0}) if steps else drawn(range(1, last + 1))
     lines = [Line(both("head", n=head), points(values[head, xs]), steps=steps) for head in heads]
     marks = [(float(changes[-1]), both("bias.last"))] if steps and changes[-1] > 1 else []
-    return Lines(
-        title, [float(x) for x in xs], lines, (both("place.distance"), both("place.added")), log_x=True, marks=marks
-    )
+    axes = (both("place.distance"), both("place.added"))
+    return Lines(title, [float(x) for x in xs], lines, axes, log_x=not _linear(values), marks=marks)
+
+
+def _linear(values: Tensor) -> bool:
+    """Whether each curve, (curves, distances), is a straight line: a logarithmic axis would bend it."""
+    slopes = values.diff(dim=1)
+    return bool(((slopes - slopes[:, :1]).abs() < LINEAR).all())
 
 
 def _by_offset(question: Question, terms: Sequence[ByDistance]) -> View:

@@ -17,7 +17,7 @@ from headway.shapes import HeadwayError
 from headway.transformer import Transformer
 from headway.views.attending import WHAT, choice_of, link
 from headway.views.question import Changes, Question
-from headway.views.to_figures import Window, pairs, refuse_beyond, spans, stepped, told
+from headway.views.to_figures import Window, fitting, pairs, refuse_beyond, spans, stepped, told
 
 VIEWS = ("whatif",)
 
@@ -55,14 +55,18 @@ def whatif(question: Question) -> View:
     window = Window.of(question, LONGEST)
     scale = "sequential" if what == "weights" else "diverging"
     limits = spans(torch.cat((values[before.seen], after[seen])), scale)
+    fit = fitting(torch.stack((values, after)), torch.stack((before.seen, seen))) if what == "weights" else None
     # do not colour rounding errors as changes
     top = max(float(difference.abs().max()), SAME)
     maps = (
         (
             both("whatif.before"),
-            pairs(both("whatif.before"), values, window, seen=before.seen, scale=scale, limits=limits),
+            pairs(both("whatif.before"), values, window, seen=before.seen, scale=scale, limits=limits, fit=fit),
         ),
-        (both("whatif.after"), pairs(both("whatif.after"), after, window, seen=seen, scale=scale, limits=limits)),
+        (
+            both("whatif.after"),
+            pairs(both("whatif.after"), after, window, seen=seen, scale=scale, limits=limits, fit=fit),
+        ),
         (
             both("whatif.difference"),
             pairs(both("whatif.difference"), difference, window, seen=both_seen, limits=(-top, top)),

@@ -18,10 +18,8 @@ MOST_ROWS = 128
 """Maximum number of queries; more would not visibly change a mean."""
 ENOUGH = 50
 """Minimum queries per point, where the text is long enough."""
-NEAR = 32
-"""Distances up to this one have one point each."""
-OCTAVE = 12
-"""Points per doubling of the distance beyond."""
+EVERY = 16_384
+"""Maximum points of a curve; up to here every distance has one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,22 +98,20 @@ def by_distance(
     counts = table.isfinite().sum(1).amin(0)
     queries = len(layer.x) * len(range(*rows.indices(layer.queries)))
     kept = (counts >= min(ENOUGH, queries)).nonzero()[:, 0].tolist()
-    distances = spaced(kept)
+    distances = drawn(kept)
     table = table[..., distances]
     low, high = (torch.stack([each.nanquantile(share, 0) for each in table]) for share in (0.1, 0.9))
     return Spread(distances, table.nanmean(1), low, high, counts[distances], queries)
 
 
-def spaced(distances: Sequence[int]) -> list[int]:
-    """Some of many distances: all near ones, then :data:`OCTAVE` for each doubling, and the last.
+def drawn(distances: Sequence[int]) -> list[int]:
+    """The distances with a point: all, or the first, the last and every n-th of more than :data:`EVERY`.
 
-    >>> spaced(range(100))[30:]
-    [30, 31, 32, 34, 36, 38, 40, 43, 45, 48, 51, 54, 57, 60, 64, 68, 72, 76, 81, 85, 91, 96, 99]
+    >>> len(drawn(range(4096))), drawn(range(40_001))[-3:]
+    (4096, [39996, 39999, 40000])
     """
-    longest = max(distances)
-    far = range(1, 1 + OCTAVE * max(0, math.ceil(math.log2(max(longest, 1) / NEAR))))
-    wanted = {*range(NEAR + 1), *(round(NEAR * 2 ** (i / OCTAVE)) for i in far), longest}
-    return [distance for distance in distances if distance in wanted]
+    every = -(-len(distances) // EVERY)
+    return list(dict.fromkeys([*distances[::every], *distances[-1:]]))
 
 
 def point(value: float) -> float | None:

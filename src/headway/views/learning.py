@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +29,10 @@ from headway.figures.values import (
     same,
 )
 from headway.figures.words import number, percent
-from headway.inspect.step import Move, Step, one_step
+from headway.inspect.step import RATES, Move, Step, one_step
 from headway.inspect.watch import MATRICES, Snapshot, Watch
 from headway.positions import Position
+from headway.schema import Number, require
 from headway.shapes import HeadwayError
 from headway.views.attending import choice_of
 from headway.views.question import Question, Recording
@@ -100,11 +102,12 @@ def step(question: Question) -> View:
     """Back-propagation through a head in one step on this text, and the updates of SGD and Adam, side by side.
 
     Args:
-        question: ``options``: "matrix" is "q" (default), "k" or "v"; "lr" of both optimizers, 0.01 by default;
-            "targets", (1, N), for an encoder; "optimizer", the run's own, shown in addition.
+        question: ``options``: "matrix" is "q" (default), "k" or "v"; "lr_sgd" and "lr_adam" are their learning
+            rates, 0.1 and 0.003 by default; "targets", (1, N), for an encoder; "optimizer", the run's own, shown too.
 
     Raises:
-        HeadwayError: when the text has nothing to predict. A longer text is cut to its first 128 tokens, with a note.
+        HeadwayError: when the text has nothing to predict, or on a rate that is not above 0. A longer text is cut to
+            its first 128 tokens, with a note.
     """
     which, given = choice_of(question, "matrix", MATRICES), len(question.labels)
     if given > LONGEST:
@@ -125,19 +128,23 @@ def step(question: Question) -> View:
         targets=options.get("targets"),
         layer=question.layer,
         head=question.head,
-        lr=options.get("lr", 0.01),
+        lr={name: _rate(options, name) for name in RATES},
         optimizer=options.get("optimizer"),
     )
     stages = _stages(taken, which, question)
-    title = both("step.title", layer=question.layer, head=question.head)
     notes: list[Said] = [both("step.cut", shown=LONGEST, count=f"{given:,}")] if given > LONGEST else []
-    notes += [both("step.mode"), both("step.scales")]
+    notes += [both("step.mode"), both("step.rates"), both("step.scales")]
     if taken.layer.heads != taken.layer.call.k.shape[1]:
         notes.append(both("step.shared", heads=taken.layer.call.groups))
     notes += _pooled_note(taken.moves["sgd"][which].before)
-    figures = (Steps(title, stages), _summary(taken, which))
+    steps = Steps(both("step.title", layer=question.layer, head=question.head), stages)
     formula = _STEP[taken.layer.call.normalise.partition("+")[0]]
-    return View("step", _step_finding(taken, which), figures, formula, notes)
+    return View("step", _step_finding(taken, which), (steps, _summary(taken, which)), formula, notes)
+
+
+def _rate(options: Mapping[str, Any], name: str) -> float:
+    require(rate := options.get(f"lr_{name}", RATES[name]), Number(above=0, most=10), f"the option 'lr_{name}'")
+    return float(rate)
 
 
 _BACK = "dQ = scale · dS K,  dK = scale · dSᵀ Q,  dV = Aᵀ dO\ndW_Q = Xᵀ dQ,  dW_K = Xᵀ dK,  dW_V = Xᵀ dV\n"

@@ -21,6 +21,7 @@ from headway.views.biasing import added_by_distance
 from headway.views.distances import by_distance, second_half
 from headway.views.question import Question
 from headway.views.reaching import FLOOR
+from headway.views.to_figures import fitting
 
 VIEWS = ("sidebyside",)
 
@@ -172,14 +173,16 @@ def _figures(
     shown = slice(0, min(TOKENS, len(question.labels)))
     maps = [layer.weights(shown)[0, head, :, shown] for layer, head in zip(layers, heads, strict=True)]
     top = max(float(each.max()) for each in maps)
+    masks = [
+        None if (seen := layer.seen(shown)) is None else seen.expand(1, layer.heads, -1, -1)[0, head, :, shown]
+        for layer, head in zip(layers, heads, strict=True)
+    ]
+    widest = max((fit[1] if (fit := fitting(*each)) else top for each in zip(maps, masks, strict=True)), default=top)
     labels = question.labels[shown]
     columns: list[list[Figure]] = []
-    for layer, head, name, weights in zip(layers, heads, names, maps, strict=True):
+    for layer, head, name, weights, seen in zip(layers, heads, names, maps, masks, strict=True):
         added, share = added_by_distance(layer, every=True), by_distance(layer, layer.weights)
-        seen = layer.seen(shown)
-        hidden = None
-        if seen is not None:
-            hidden = Block.of((~seen.expand(1, layer.heads, -1, -1)[0, head, :, shown]).int().tolist(), "bits")
+        hidden = None if seen is None else Block.of((~seen).int().tolist(), "bits")
         columns.append(
             [
                 Lines(
@@ -205,6 +208,7 @@ def _figures(
                     (both("place.query"), both("place.key")),
                     limits=(0.0, top),
                     hidden=hidden,
+                    fit=(0.0, widest) if widest < top / 2 else None,
                 ),
             ]
         )

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from headway.figures.values import Block, Figure, Heatmap, Line, Lines, View, both
+from headway.figures.values import Block, Figure, Heatmap, Line, Lines, Said, View, both
 from headway.figures.words import number
 from headway.init import seeded
 from headway.inspect.probe import alike, attached, in_float64
 from headway.positions import Position
 from headway.shapes import HeadwayError
 from headway.terms import PerKey
-from headway.views.distances import point, points, some, spaced
+from headway.views.distances import point, points, some
 from headway.views.question import Question
-from headway.views.view_helpers import MOST, ROUNDING, instead, places, scores
+from headway.views.view_helpers import MOST, ROUNDING, Unsuited, instead, places, scores
 from headway.views.worked_out import vector_worked
 
 VIEWS = ("vectors", "similarity")
@@ -25,7 +24,9 @@ VIEWS = ("vectors", "similarity")
 WIDEST = 512
 """Maximum dimensions of a vector that are shown."""
 SIDE = 128
-"""Maximum rows of a map of positions by positions."""
+"""Maximum rows of a map of positions by positions; curves show all."""
+CONSTANT = 1e-6
+"""A diagonal that varies less is constant."""
 Curves = tuple[list[float], list[float], list[float]]
 
 
@@ -109,8 +110,8 @@ def similarity(question: Question) -> View:
     over the offset. For a method that adds no vectors, the score of two equal tokens at each pair of positions.
 
     Args:
-        question: ``options["positions"]`` is the number of positions, default those of the text, at least 64, at
-            most 128.
+        question: ``options["positions"]`` is the number of positions, default those of the text, at least 64; maps
+            show the first 128 of them.
 
     Raises:
         HeadwayError: when position changes no score of equal tokens.
@@ -121,38 +122,36 @@ def similarity(question: Question) -> View:
     """
     if not question.position.embeds:
         return _alike_scores(question)
-    added = _added(_adding(question), question)[:SIDE]
-    dot = added @ added.T
-    lengths = added.norm(dim=1).clamp(min=1e-12)
-    cosine = dot / lengths[:, None] / lengths
-    names = [str(p) for p in range(len(added))]
+    added = _added(_adding(question), question)
+    unit = added / added.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    dot, cosine = added[:SIDE] @ added[:SIDE].T, unit @ unit.T
+    names = [str(p) for p in range(len(dot))]
     axes = (both("place.position"), both("place.position"))
     profile, variation = _diagonals(cosine)
     finding = both(
-        "similarity.finding.constant" if variation < 1e-6 else "similarity.finding.varies",
+        "similarity.finding.constant" if variation < CONSTANT else "similarity.finding.varies",
         near=number(profile[0][1]),
         far=number(profile[0][-1]),
         offset=len(profile[0]) - 1,
         varies=number(variation),
     )
-    offsets = spaced(range(len(added)))
-    line = _profile(profile, offsets)
+    near = Block.of(cosine[:SIDE, :SIDE].tolist())
     return View(
         "similarity",
         finding,
         [
             Heatmap(both("similarity.dot"), Block.of(dot.tolist()), names, names, axes, "diverging"),
-            Heatmap(both("similarity.cosine"), Block.of(cosine.tolist()), names, names, axes, "diverging", (-1.0, 1.0)),
-            Lines(
-                both("similarity.profile"),
-                [float(n) for n in offsets],
-                [line],
-                (both("place.distance"), both("similarity.axis.cosine")),
-            ),
+            Heatmap(both("similarity.cosine"), near, names, names, axes, "diverging", (-1.0, 1.0)),
+            _profile(both("similarity.profile"), profile, both("similarity.axis.cosine")),
         ],
         "cos(p_i, p_j) = p_i·p_j / (‖p_i‖ ‖p_j‖)",
-        [both("similarity.note")],
+        [both("similarity.note"), *_cut(len(added))],
     )
+
+
+def _cut(positions: int) -> list[Said]:
+    """A note where maps show some of the positions."""
+    return [both("similarity.cut", shown=SIDE, count=f"{positions:,}")] if positions > SIDE else []
 
 
 def _adding(question: Question) -> Position:
@@ -175,9 +174,10 @@ def _tokens(question: Question, dim: int) -> Tensor:
 def _embedding(question: Question, view: str) -> Position:
     position = _adding(question)
     if not position.embeds:
-        raise HeadwayError(
+        raise Unsuited(
+            view,
             f"expected a method that adds vectors to the embedding (sinusoidal, learned), got {position.spec()}: "
-            f"look at {instead(question, view)}"
+            f"look at {instead(question, view)}",
         )
     return position
 
@@ -220,70 +220,71 @@ def _waves(x: Tensor) -> list[float | None]:
 
 
 def _diagonals(x: Tensor) -> tuple[Curves, float]:
-    """Mean, 10th and 90th percentile along each diagonal from the middle one up, and how far one varies at most."""
-    size, variation = len(x), 0.0
-    curves: Curves = ([], [], [])
-    for offset in range(size):
-        line = x.diagonal(-offset)
-        variation = max(variation, float(line.max() - line.min()))
-        low, high = torch.quantile(line, torch.tensor([0.1, 0.9], dtype=x.dtype)).tolist()
-        for curve, value in zip(curves, (float(line.mean()), low, high), strict=True):
-            curve.append(value)
-    return curves, variation
+    """Mean, 10th and 90th percentile along each diagonal from the middle one down, and how far one varies at most."""
+    size = len(x)
+    apart = torch.arange(size)[:, None] - torch.arange(size)
+    along = x.gather(1, apart.clamp(min=0)).masked_fill(apart < 0, torch.nan).T.contiguous()  # (offsets, rows)
+    shown = torch.arange(size)[:, None] <= torch.arange(size)
+    high, low = (along.masked_fill(~shown, sign * torch.inf) for sign in (-1, 1))
+    variation = float((high.amax(1) - low.amin(1)).max())
+    mean = along.nanmean(1)
+    if variation < CONSTANT:
+        return (mean.tolist(), mean.tolist(), mean.tolist()), variation
+    shares = torch.tensor([0.1, 0.9], dtype=x.dtype)
+    lows, highs = torch.stack([row[n:].quantile(shares) for n, row in enumerate(along)]).T.tolist()
+    return (mean.tolist(), lows, highs), variation
 
 
-def _profile(curves: Curves, offsets: Sequence[int]) -> Line:
-    mean, low, high = ([point(curve[n]) for n in offsets] for curve in curves)
-    return Line(both("similarity.mean"), mean, low, high)
+def _profile(title: Said, curves: Curves, axis: Said) -> Lines:
+    """A curve with its band, at every offset."""
+    mean, low, high = ([point(value) for value in curve] for curve in curves)
+    offsets = [float(n) for n in range(len(mean))]
+    return Lines(title, offsets, [Line(both("similarity.mean"), mean, low, high)], (both("place.distance"), axis))
 
 
 def _alike_scores(question: Question) -> View:
     """The score of equal tokens at each pair of positions."""
     position = question.position
     with seeded(0), torch.no_grad():
-        call = alike(in_float64(position), torch.arange(min(places(question), SIDE))[None])
-        found = scores(call)[0, question.head]
-    notes = [both("similarity.score.note", method=position.spec())]
+        count = places(question)
+        call = alike(in_float64(position), torch.arange(count)[None])
+        starts = range(0, count, SIDE)
+        found = torch.cat([scores(call, slice(n, min(n + SIDE, count)))[0, question.head] for n in starts])
+    notes = [both("similarity.score.note", method=position.spec()), *_cut(count)]
     if any(isinstance(term, PerKey) for term in call.terms):  # which leave a constant per row undetermined
         found = found - found.diagonal()[:, None]
         notes.append(both("place.own"))
     past = torch.ones_like(found, dtype=torch.bool).tril()
     if float(found[past].max() - found[past].min()) < ROUNDING:
-        raise HeadwayError(
+        raise Unsuited(
+            "similarity",
             f"expected a method whose position changes the score of equal tokens, got {position.spec()}, where all "
-            f"pairs have the same score: look at distance instead"
+            f"pairs have the same score: look at distance instead",
         )
-    names = [str(p) for p in range(len(found))]
+    names = [str(p) for p in range(min(SIDE, count))]
     profile, variation = _diagonals(found)
-    offsets = spaced(range(len(found)))
     finding = both(
-        "similarity.score.constant" if variation < 1e-6 else "similarity.score.varies",
+        "similarity.score.constant" if variation < CONSTANT else "similarity.score.varies",
         head=question.head,
         near=number(profile[0][1]),
         far=number(profile[0][-1]),
-        offset=len(names) - 1,
+        offset=count - 1,
         varies=number(variation),
     )
-    line = _profile(profile, offsets)
     return View(
         "similarity",
         finding,
         [
             Heatmap(
                 both("similarity.scores", head=question.head),
-                Block.of(found.tolist()),
+                Block.of(found[:SIDE, :SIDE].tolist()),
                 names,
                 names,
                 (both("place.query"), both("place.key")),
                 "diverging",
-                hidden=Block.of((~past).int().tolist(), "bits"),
+                hidden=Block.of((~past[:SIDE, :SIDE]).int().tolist(), "bits"),
             ),
-            Lines(
-                both("similarity.score.profile"),
-                [float(n) for n in offsets],
-                [line],
-                (both("place.distance"), both("place.score")),
-            ),
+            _profile(both("similarity.score.profile"), profile, both("place.score")),
         ],
         notes=notes,
     )

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from headway.attending import Attending
-from headway.characters import label
+from headway.characters import Piece, label
 from headway.figures.values import Said
 from headway.inspect.explain import fresh_model, words
 from headway.inspect.record import Layer, Trace, recorded
@@ -130,8 +130,8 @@ class Question:
         found = len(self.labels) if self.keys is None else len(self.keys)
         if found != self.recording.tokens:
             raise HeadwayError(f"expected a label for each of {self.recording.tokens} tokens, got {found}")
-        self.labels = [label(one) for one in self.labels]
-        self.keys = None if self.keys is None else [label(one) for one in self.keys]
+        self.labels = [one if isinstance(one, Piece) else label(one) for one in self.labels]
+        self.keys = None if self.keys is None else [one if isinstance(one, Piece) else label(one) for one in self.keys]
         limits = {
             "layer": (self.layer, len(self.attentions)),
             "head": (self.head, self.attentions[0].shape.heads),

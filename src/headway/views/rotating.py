@@ -17,10 +17,9 @@ from headway.inspect.probe import Planes, alike, attached, in_float64, planes
 from headway.inspect.record import Layer
 from headway.masks import Causal
 from headway.positions import Position
-from headway.shapes import HeadwayError
-from headway.views.distances import point, points, some, spaced
+from headway.views.distances import point, points, some
 from headway.views.question import Question
-from headway.views.view_helpers import CURVES, LEAST, MOST, ROUNDING, by_tokens, instead, places, scores
+from headway.views.view_helpers import CURVES, LEAST, MOST, ROUNDING, Unsuited, by_tokens, instead, places, scores
 from headway.views.worked_out import angle_worked, movable_planes
 
 VIEWS = ("rotation",)
@@ -53,7 +52,7 @@ def rotation(question: Question) -> View:
     turning = _turned(question, question.head)
     if turning is None:
         message = f"expected a method that rotates queries and keys (rotary and its kin), got {position.spec()}: "
-        raise HeadwayError(message + f"look at {instead(question, 'rotation')}")
+        raise Unsuited("rotation", message + f"look at {instead(question, 'rotation')}")
     first = layer.attention.content_dim
     found, width, count = turning.planes, layer.attention.shape.head_dim - first, len(turning.planes.rates)
     turns = [2 * math.pi / abs(rate) for axis in turning.rates for rate in axis.tolist() if abs(rate) > ROUNDING]
@@ -78,7 +77,7 @@ def rotation(question: Question) -> View:
     for angles in _angles(turning, axis):
         figures += [angles, angle_worked(position, turning.angles[len(figures) // 2], width)]
     curve = _equal(position, question)[question.head]
-    reach = spaced(range(len(curve)))[1:]
+    reach = list(range(1, len(curve)))
     heads, columns = list(map(str, range(layer.heads))), list(map(str, range(count))) + ["–"] * bool(found.still)
     sides = both("place.head"), both("place.plane")
     figures += [
@@ -223,7 +222,7 @@ def _equal(position: Position, question: Question) -> Tensor:
     """The score of a key equal to the query at each distance, for each head, (H, distances)."""
     with seeded(0), torch.no_grad():
         call = alike(in_float64(position), torch.arange(max(MOST, places(question)))[None])
-        return scores(call)[0, :, -1].flip(-1)
+        return scores(call, slice(-1, None))[0, :, 0].flip(-1)
 
 
 def _moved(layer: Layer, position: Position) -> float:

@@ -35,6 +35,8 @@ def split(question: Question) -> View:
     For methods that rotate q and k, the score of one pair of tokens is also split by rotation plane: the query with
     ``options["key"]``, by default the key of its largest score.
 
+    A masked pair has no score: only the maps are shown, and the sentence says so.
+
     Raises:
         HeadwayError: on a text of more than 1,024 tokens, or a key that does not exist.
 
@@ -47,7 +49,8 @@ def split(question: Question) -> View:
     head = Head(question.seen, question.head, window.rows)
     with torch.no_grad():
         pair = _pair(question, head, window)
-        per_plane = _planes(question, head, window, pair)
+        masked = not bool(head.seen[pair[0] - window.start, pair[1]])
+        per_plane = None if masked else _planes(question, head, window, pair)
         maps = _maps(question, head, window)
     shares = _shares(question, head, window, pair)
     figures = (maps, shares) if per_plane is None else (maps, shares, per_plane)
@@ -109,12 +112,16 @@ def _shares(question: Question, head: Head, window: Window, pair: tuple[int, int
     query, key = pair
     cell = (query - window.start, key)
     rows = [
-        (name, [number(_size(head.parts[part], head.seen)), number(float(head.parts[part][cell]))])
+        (name, [number(_size(head.parts[part], head.seen)), _at(head, head.parts[part], cell)])
         for part, name in _names(question, head).items()
     ]
     total = torch.stack(list(head.parts.values())).sum(0)
-    rows.append((both("attending.score"), [number(_size(total, head.seen)), number(float(total[cell]))]))
+    rows.append((both("attending.score"), [number(_size(total, head.seen)), _at(head, total, cell)]))
     return Grid(both("split.shares"), (both("split.part"), both("split.size"), link(question, pair)), rows)
+
+
+def _at(head: Head, part: Tensor, cell: tuple[int, int]) -> str:
+    return number(float(part[cell])) if bool(head.seen[cell]) else "–"
 
 
 def _weighed(question: Question, head: Head, window: Window, pair: tuple[int, int]) -> Said:
@@ -123,10 +130,12 @@ def _weighed(question: Question, head: Head, window: Window, pair: tuple[int, in
     content = torch.stack([part for name, part in head.parts.items() if name in (*CONTENT, "softcap")]).sum(0)
     position = head.scores - content
     cell = (pair[0] - window.start, pair[1])
+    sizes = {"content": number(_size(content, head.seen)), "position": number(_size(position, head.seen))}
+    if not bool(head.seen[cell]):
+        return told("split.finding.masked", link=link(question, pair), **sizes)
     return told(
         "split.finding",
-        content=number(_size(content, head.seen)),
-        position=number(_size(position, head.seen)),
+        **sizes,
         link=link(question, pair),
         score=number(float(head.scores[cell])),
         from_content=number(float(content[cell])),

@@ -16,6 +16,8 @@ from headway.views.question import Question
 
 FINE = 2**18
 """Maximum bytes of a map that is sent as float32; a larger one is quantised to 255 steps."""
+MOST = 0.995
+"""Share of the weights within the limits of a colour scale that fits them."""
 SIDE = 256
 """Maximum rows and columns of a weight matrix; a larger one is pooled to the largest entries of each square."""
 
@@ -92,6 +94,31 @@ def spans(x: Tensor, scale: str) -> tuple[float, float]:
     return (-top, top) if scale == "diverging" else (0.0, top)
 
 
+def fitting(x: Tensor, seen: Tensor | None) -> tuple[float, float] | None:
+    """Limits in which most attention weights can be distinguished; None where they are not much narrower.
+
+    They hold 99.5 % of the weights of the queries in the second half: early queries see few keys, so that their weights
+    are large whatever a head does. With the first one at 1, a long text would look blank.
+
+    Args:
+        x: weights, (…, rows, keys).
+        seen: unmasked pairs, likewise; None masks nothing.
+
+    >>> seen = torch.ones(50, 50).tril()
+    >>> fitting(seen / seen.sum(-1, keepdim=True), seen.bool())
+    (0.0, 0.0384...)
+    >>> fitting(torch.eye(50), None) is None
+    True
+    """
+    late = slice(x.shape[-2] // 2, None)
+    shown = x[..., late, :].flatten() if seen is None else x[..., late, :][seen.expand(x.shape)[..., late, :]]
+    shown = shown[shown.isfinite()].double()
+    if not len(shown):
+        return None
+    high, whole = float(shown.kthvalue(math.ceil(MOST * len(shown))).values), spans(x, "sequential")[1]
+    return (0.0, high) if 0 < high < whole / 2 else None
+
+
 def block(x: Tensor, span: tuple[float, float] | None = None, *, fine: int = FINE) -> Block:
     """A matrix to send: as float32, or quantised to 255 steps over ``span`` where that takes more than ``fine``
     bytes."""
@@ -118,6 +145,7 @@ def pairs(
     seen: Tensor | None = None,
     scale: str = "diverging",
     limits: tuple[float, float] | None = None,
+    fit: tuple[float, float] | None = None,
     fine: int = FINE,
 ) -> Heatmap:
     """A map of queries by keys.
@@ -129,6 +157,8 @@ def pairs(
         seen: unmasked pairs; the others are hatched.
         scale: kind of colour scale.
         limits: limits of the colour scale; default those of the values.
+        fit: narrower limits, see :class:`headway.figures.values.Heatmap`; default :func:`fitting`, if ``limits`` are
+            default too and the scale is sequential.
         fine: see :func:`block`.
     """
     shown = x if seen is None else x.masked_fill(~seen, 0.0)
@@ -138,7 +168,10 @@ def pairs(
         hidden = Block(tuple(seen.shape), (~seen).int().flatten().tolist(), "bits")
     axes = (both("attending.query"), both("attending.key"))
     columns = window.labels if window.keys is None else window.keys
-    return Heatmap(title, block(shown, span, fine=fine), window.labels, columns, axes, scale, span, hidden)
+    if limits is None and fit is None and scale == "sequential":
+        fit = fitting(shown, seen)
+    values = block(shown, span, fine=fine)
+    return Heatmap(title, values, window.labels, columns, axes, scale, span, hidden, fit=fit)
 
 
 def vectors(title: Said, x: Tensor, window: Window, limits: tuple[float, float] | None = None) -> Heatmap:

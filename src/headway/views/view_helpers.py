@@ -8,6 +8,7 @@ from headway.backends import rows as whole
 from headway.backends.base import Call
 from headway.inspect.probe import planes
 from headway.inspect.record import Layer
+from headway.masks import ALL
 from headway.shapes import HeadwayError
 from headway.views.question import Question
 
@@ -19,6 +20,26 @@ CURVES = 8
 """Maximum curves in one figure: more could not be distinguished."""
 ROUNDING = 1e-9
 """Differences below this are float64 rounding errors."""
+SUITS = {
+    "vectors": ("sinusoidal", "learned"),
+    "similarity": ("sinusoidal", "learned", "rotary"),
+    "bias": ("alibi", "t5", "kerple"),
+    "rotation": ("rotary", "yarn"),
+}
+"""Methods that have something to show in views where others have not."""
+
+
+class Unsuited(HeadwayError):
+    """A view has nothing to show of a position method.
+
+    Args:
+        view: the view, one of :data:`SUITS`.
+        message: what was expected, what it got, and what to do.
+    """
+
+    def __init__(self, view: str, message: str) -> None:
+        super().__init__(message)
+        self.suits = SUITS[view]
 
 
 def places(question: Question) -> int:
@@ -33,9 +54,9 @@ def places(question: Question) -> int:
     return asked
 
 
-def scores(call: Call) -> Tensor:
-    """All scores of a call before the mask, (B, H, Q, K)."""
-    return whole.scores(call, call.q, call.k, call.visible())
+def scores(call: Call, rows: slice = ALL) -> Tensor:
+    """The scores of some queries of a call before the mask, (B, H, rows, K)."""
+    return whole.scores(call, call.q[:, :, rows], call.k, call.visible(rows), rows)
 
 
 def by_tokens(layer: Layer) -> bool:

@@ -16,7 +16,7 @@ from headway.figures.words import LANGUAGES, part_of, strings
 from headway.web.colours import tables, theme
 
 MODULES = (
-    *("theme", "dom", "words", "frame", "host", "styles", "labels", "data", "scales", "tip", "chart"),
+    *("theme", "dom", "words", "frame", "host", "styles", "labels", "data", "scales", "tip", "chart", "choices"),
     *("colours", "blocks", "parts", "heatmap", "links", "plots", "product", "many", "flow", "worked", "turns"),
     *("tiles", "figures", "around"),
 )  # each imports only those before it

@@ -12,6 +12,9 @@ import { popover } from "./popover.js";
 
 const POWERS = (/** @type {number} */ from, /** @type {number} */ to) => Array.from({ length: Math.log2(to / from) + 1 }, (_, i) => from * 2 ** i);
 const WHAT = /** @type {Option} */ ({ name: "what", kind: "choice", values: ["weights", "scores"], first: "weights" });
+const TOKENS = /** @type {Option} */ ({ name: "group", kind: "choice", values: ["characters", "words", "tokens"], first: "characters", trained: true });
+const RATES = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1];
+const rate = (/** @type {string} */ name, /** @type {number} */ first) => /** @type {Option} */ ({ name: `lr_${name}`, kind: "slider", values: RATES, first });
 const MATRIX = /** @type {Option} */ ({ name: "matrix", kind: "choice", values: ["q", "k", "v"], first: "q" });
 
 const SAMPLING = /** @type {Option[]} */ ([
@@ -26,12 +29,12 @@ export const USES = {
   projection: { look: ["layer", "head", "query", "column"], options: [MATRIX] },
   softmax: { look: ["layer", "head", "query"] },
   scaling: { look: ["layer", "head"], options: [{ name: "dim", kind: "slider", values: POWERS(1, 1024) }] },
-  wall: { look: [] },
-  head: { look: ["layer", "head", "query"], options: [WHAT] },
+  wall: { look: [], options: [TOKENS] },
+  head: { look: ["layer", "head", "query"], options: [WHAT, TOKENS] },
   split: { look: ["layer", "head", "query"], options: [{ name: "key", kind: "key" }] },
   distance: { look: ["layer", "head"], options: [{ name: "sample", kind: "choice", values: ["typed", "windows"], first: "typed", trained: true }] },
   vectors: { look: [], options: [{ name: "positions", kind: "slider", values: POWERS(8, 512) }] },
-  similarity: { look: [], options: [{ name: "positions", kind: "slider", values: POWERS(8, 256) }] },
+  similarity: { look: [], options: [{ name: "positions", kind: "slider", values: POWERS(8, 4096) }] },
   bias: { look: ["layer"], options: [{ name: "reach", kind: "slider", values: POWERS(16, 16384) }] },
   rotation: { look: ["layer", "head", "query"], options: [{ name: "positions", kind: "slider", values: POWERS(8, 256) }] },
   prediction: { look: ["query"], options: [...SAMPLING, { name: "shift", kind: "slider", values: [0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 10000], first: 0, off: 0 }] },
@@ -50,7 +53,7 @@ export const USES = {
   longer: { look: [] },
   report: { look: [] },
   film: { look: ["layer", "head"], options: [MATRIX] },
-  step: { look: ["layer", "head"], options: [MATRIX] },
+  step: { look: ["layer", "head"], options: [MATRIX, rate("sgd", 0.1), rate("adam", 0.003)] },
   board: { look: [] },
   long: { look: ["layer", "head"], options: [{ name: "reach", kind: "slider", values: POWERS(16, 1024) }] },
 };
@@ -250,6 +253,7 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
       return html("label", { class: "select" }, html("span", {}, label), input, wrong);
     }
     const values = /** @type {number[]} */ (option.values);
+    const write = (/** @type {number} */ value) => (Number.isInteger(value) ? words.count(value) : String(value));
     const nearest = (/** @type {number} */ wish) => values.reduce((best, value, i) => (Math.abs(value - wish) < Math.abs(values[best] - wish) ? i : best), 0);
     const reads = (/** @type {number} */ value) => (value === option.off ? words.say("studio.value.off") : Number.isInteger(value) ? words.count(value) : String(value));
     const output = html("output", {}, current === undefined ? words.say("studio.value.own") : reads(Number(current)));

@@ -33,8 +33,6 @@ const GROUPS = /** @type {const} */ ([
   ["learning", ["film", "step", "board"]],
 ]);
 const OF_TRAINING = ["film", "step", "board"];
-/** Methods that have something to show where others have not. @type {Record<string, string[]>} */
-const SUITS = { vectors: ["sinusoidal", "learned"], similarity: ["sinusoidal", "learned", "rotary"], bias: ["alibi", "t5", "kerple"], rotation: ["rotary", "yarn"] };
 /** Views whose rows and columns are the text's tokens: a click chooses the query. */
 const OF_PAIRS = ["head", "split", "whatif"];
 const BESIDE = ["fresh:alibi", "fresh:none"];
@@ -308,6 +306,7 @@ export function open(element, offers, strings, source) {
     const hint = html("p", { class: "hint", hidden: true }, words.say("studio.long.short"), " ", html("button", { type: "button", class: "save", "data-keep": "long", onclick: () => go({ text: longest(words) }) }, words.say("studio.sample.thousands")));
     const before = placeOf(last, home).view;
     const resume = html("p", { class: "hint", hidden: !last || !order.includes(before) }, html("button", { type: "button", class: "save", "data-keep": "resume", onclick: () => (location.hash = last) }, words.say("studio.resume", { view: title(before) })));
+    const suited = html("p", { class: "hint instead", role: "note", hidden: true });
     const status = html("p", { class: "status", role: "status" });
     const shown = html("div", { class: "screen", id: "studio-view", tabindex: "-1", "aria-busy": "false" });
     const terms = termsIn(words, offers.glossary);
@@ -327,8 +326,9 @@ export function open(element, offers, strings, source) {
       go(given ? { ...change, options: { ...options[change.view], ...given } } : change);
     });
     shown.addEventListener("headway:cell", (event) => {
-      const { row, column } = /** @type {CustomEvent} */ (event).detail;
+      const { row: shownRow, column } = /** @type {CustomEvent} */ (event).detail;
       const tokens = answer?.meta.tokens.length ?? 0;
+      const row = answer?.meta.starts?.[shownRow] ?? shownRow; // a row may be several tokens
       if (place.view === "projection") go({ query: row, column });
       else if (OF_PAIRS.includes(place.view) && row < tokens) go({ query: row, ...(place.view === "split" ? { options: { ...place.options, key: column } } : {}) });
     });
@@ -355,6 +355,9 @@ export function open(element, offers, strings, source) {
       state() {
         shown.setAttribute("aria-busy", String(waiting));
         hint.hidden = Boolean(offers.site) || place.view !== "long" || !answer || answer.meta.count >= SHORT;
+        const lacks = waiting ? null : instead(words);
+        if (lacks) suited.replaceChildren(...lacks);
+        suited.hidden = !suited.childNodes.length || ["longer", "report"].includes(place.view) || answer?.view.key !== place.view;
         status.textContent = waiting ? words.say("studio.waiting") : answer ? words.say("studio.shown", { view: title(place.view), name: answer.meta.name === "live" ? words.say("studio.model.live") : answer.meta.name, n: words.count(answer.meta.count) }) : "";
       },
       /** @param {boolean} other */
@@ -397,18 +400,24 @@ export function open(element, offers, strings, source) {
         nav,
         html("div", { class: "studio-main" },
           html("div", { class: "short-nav" }, html("label", { class: "select" }, html("span", {}, words.say("studio.views")), short)),
-          panel.element, live.element, status, resume, hint, shown)),
+          panel.element, live.element, status, resume, hint, suited, shown)),
       guide.element,
       terms.tip,
     ];
   });
 
-  /** Why a view cannot be shown, and with which methods it can. @param {import("./words.js").Words} words */
+  /** That the method has nothing to show in this view, what is shown instead, and how to choose it. @param {import("./words.js").Words} words */
+  function instead(words) {
+    const { instead: told, position, name: model } = answer?.meta ?? {};
+    if (!told || failure) return [];
+    const name = (/** @type {string} */ spec) => offers.methods.find((/** @type {any} */ one) => one.name === spec.split("(")[0])?.title ?? spec;
+    return [html("span", {}, words.say("studio.instead", { of: name(told.of), shown: name(position), model })), " ",
+      ...told.suits.map((/** @type {string} */ spec) => html("button", { type: "button", class: "save", "data-suits": spec, onclick: () => go({ position: spec, kind: "fresh" }) }, words.say("studio.instead.choose", { name: name(spec) })))];
+  }
+
+  /** Why a view cannot be shown. @param {import("./words.js").Words} words */
   function refusal(words) {
-    const suits = place.kind === "fresh" ? (SUITS[place.view] ?? []).filter((name) => name !== place.position) : [];
-    const name = (/** @type {string} */ method) => offers.methods.find((/** @type {any} */ one) => one.name === method)?.title ?? method;
-    return headed(words, html("div", { class: "warning", role: "alert" }, html("p", {}, html("strong", {}, words.say("studio.refused")), " ", html("span", { lang: failure.said || !failure.message ? null : "en" }, reason(words, failure))),
-      suits.length > 0 && html("div", { class: "row" }, html("span", {}, words.say("studio.suits")), suits.map((position) => html("button", { type: "button", class: "save", onclick: () => go({ position }) }, name(position))))));
+    return headed(words, html("div", { class: "warning", role: "alert" }, html("p", {}, html("strong", {}, words.say("studio.refused")), " ", html("span", { lang: failure.said || !failure.message ? null : "en" }, reason(words, failure)))));
   }
 
   /** What to do first. @param {import("./words.js").Words} words @param {string} lacks */

@@ -35,6 +35,7 @@ import { DASHES, isHollow, markerPath } from "./styles.js";
 /** @typedef {{ limit: number, highest: Point, id: string, count: number } | null} Clipped */
 
 const GAP = 17; // between the middles of two labels
+const CROWDED = 2000; // points of a line, from which some share their pixels
 const NEVER = /** @type {Clipped} */ (null);
 
 /**
@@ -137,11 +138,12 @@ export function lineChart(describe, onClip) {
     const box = canvas.getBoundingClientRect();
     const px = event.clientX - box.left;
     const py = event.clientY - box.top;
-    const all = now.drawn.flatMap((series) => series.points.map((point) => ({ series, point })));
-    const column = nearest(all, ({ point }) => Math.abs(/** @type {any} */ (now).x(point.x) - px));
+    const { x, y, drawn } = now;
+    const near = drawn.map((/** @type {ChartSeries} */ series) => ({ series, point: closest(series.points, (point) => x(point.x), px) }));
+    const column = nearest(near, ({ point }) => Math.abs(x(point.x) - px));
     const chosen = nearest(
-      all.filter(({ point }) => point.x === column.point.x),
-      ({ point }) => Math.abs(/** @type {any} */ (now).y(point.mean) - py),
+      near.filter(({ point }) => point.x === column.point.x),
+      ({ point }) => Math.abs(y(point.mean) - py),
     );
     focus = { id: chosen.series.id, x: chosen.point.x };
     show();
@@ -197,8 +199,8 @@ function layout(spec, drawn, width, host) {
   const means = drawn.flatMap((series) => series.points.map((point) => point.mean)).sort((a, b) => a - b);
   const every = drawn.flatMap((series) => [...series.points, ...(series.dots ?? [])]);
   let [low, high] = spec.y.domain ?? [
-    Math.min(...every.map((point) => Math.min(point.low, point.mean))),
-    Math.max(...every.map((point) => Math.max(point.high, point.mean))),
+    every.reduce((least, point) => Math.min(least, point.low, point.mean), Infinity),
+    every.reduce((most, point) => Math.max(most, point.high, point.mean), -Infinity),
   ];
   const limit = spec.y.domain ? null : spec.y.clip === "outliers" ? outlierLimit(means) : spec.y.clip === "start" ? startLimit(means) : null;
   if (limit !== null) high = limit;
@@ -306,7 +308,8 @@ function paint(canvas, now) {
   for (const { id: name, style, points, dots, steps } of drawn) {
     const common = { "data-series": name, class: `series hue-${style.hue}` };
     if (points.some((point) => point.seeds > 1)) {
-      const d = runs(points).map((run) => {
+      const d = runs(points).map((all) => {
+        const run = visible(all, x);
         const up = run.map((point) => `${x(point.x).toFixed(1)} ${trueY(now, point.high).toFixed(1)}`);
         const down = run.map((point) => `${x(point.x).toFixed(1)} ${trueY(now, point.low).toFixed(1)}`).reverse();
         return `M${[...up, ...down].join("L")}Z`;
@@ -314,7 +317,7 @@ function paint(canvas, now) {
       bands.append(svg("g", common, svg("path", { class: "band", d: d.join("") })));
     }
     const d = runs(points).map((run) => {
-      const corners = run.map((point) => [x(point.x).toFixed(1), trueY(now, point.mean).toFixed(1)]);
+      const corners = (steps ? run : visible(run, x)).map((point) => [x(point.x).toFixed(1), trueY(now, point.mean).toFixed(1)]);
       return steps ? `M${corners.map(([px, py], i) => (i ? `H${px}V${py}` : `${px} ${py}`)).join("")}` : `M${corners.map((corner) => corner.join(" ")).join("L")}`;
     });
     lines.append(svg("g", common, svg("path", { class: "line", d: d.join(""), "stroke-dasharray": DASHES[style.dash] })));
@@ -353,7 +356,7 @@ function paint(canvas, now) {
       ),
     );
   });
-  const obstacles = sampled(now);
+  const obstacles = drawn.some((/** @type {ChartSeries} */ one) => one.stop) ? sampled(now) : [];
   for (const series of drawn.filter((one) => one.stop)) {
     const point = series.points[series.points.length - 1];
     const anchor = { x: x(point.x), y: y(point.mean) };
@@ -394,6 +397,27 @@ function runs(points) {
   return found;
 }
 
+/**
+ * Of several points in one column of pixels the first, lowest, highest and last: the line covers the same pixels.
+ * @param {Point[]} run @param {(value: number) => number} x
+ */
+function visible(run, x) {
+  if (run.length <= CROWDED) return run;
+  /** @type {Point[]} */
+  const found = [];
+  for (let start = 0; start < run.length; ) {
+    const column = Math.round(2 * x(run[start].x));
+    let [end, low, high] = [start, start, start];
+    for (; end < run.length && Math.round(2 * x(run[end].x)) === column; end += 1) {
+      if (run[end].mean < run[low].mean) low = end;
+      if (run[end].mean > run[high].mean) high = end;
+    }
+    for (const at of new Set([start, Math.min(low, high), Math.max(low, high), end - 1])) found.push(run[at]);
+    start = end;
+  }
+  return found;
+}
+
 /** Points along every line, for notes to avoid. */
 function sampled({ drawn, x, y }) {
   return drawn.flatMap(({ points }) =>
@@ -426,6 +450,17 @@ function step({ drawn }, focus, [across, down]) {
     .sort((a, b) => b.mean - a.mean);
   const rank = column.findIndex(({ id }) => id === focus.id) + down;
   return { id: column[Math.max(0, Math.min(column.length - 1, rank))].id, x: focus.x };
+}
+
+/** The nearest of points in ascending order. @param {Point[]} points @param {(point: Point) => number} place @param {number} at */
+function closest(points, place, at) {
+  let [from, to] = [0, points.length - 1];
+  while (to - from > 1) {
+    const middle = (from + to) >> 1;
+    if (place(points[middle]) < at) from = middle;
+    else to = middle;
+  }
+  return Math.abs(place(points[from]) - at) <= Math.abs(place(points[to]) - at) ? points[from] : points[to];
 }
 
 /** @template T @param {T[]} items @param {(item: T) => number} distance @returns {T} */

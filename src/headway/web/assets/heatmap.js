@@ -1,6 +1,7 @@
 /** A matrix as colours: canvas at the matrix's own resolution, labels around it, a readout for pointer and keyboard. */
 
 import { exact, numbersOf, onAxis, spoken } from "./blocks.js";
+import { scaleChoice } from "./choices.js";
 import { colourIndex, colourTable, groundOf, isDark } from "./colours.js";
 import { html, svg } from "./dom.js";
 import { announce, frameOf, told } from "./parts.js";
@@ -21,6 +22,7 @@ import { valueTip } from "./tip.js";
  * @property {import("./blocks.js").Block | null} hidden
  * @property {string} unit
  * @property {boolean} [links] whether it can also be seen as lines between tokens
+ * @property {[number, number] | null} [fit] narrower limits, unless the reader wants all
  */
 
 const LARGEST = 36; // pixels of a cell
@@ -40,7 +42,8 @@ export function heatmap(given, setting) {
   const { words, form, quiet } = setting;
   const tile = form === "tile";
   let figure = given;
-  let data = read(figure);
+  let whole = false;
+  let data = read(figure, whole);
   /** @type {ReturnType<typeof place> | null} */
   let now = null;
   /** @type {[number | null, number | null] | null} a cell, a whole row or a whole column */
@@ -54,7 +57,8 @@ export function heatmap(given, setting) {
   const tip = valueTip(plot);
   const line = html("p", { class: "readout idle", "aria-live": "polite" });
   const legend = colourBar(words);
-  const { element, refresh } = frameOf(setting, () => figure, tile ? [plot] : [plot, legend.element, line], { table, csv: () => csv() });
+  const choice = scaleChoice(words, (all) => (rescale(all), announce(plot, "headway:scale", { whole: all })));
+  const { element, refresh } = frameOf(setting, () => figure, tile ? [plot] : [plot, legend.element, choice.element, line], { table, csv: () => csv() });
 
   function draw() {
     const width = plot.clientWidth;
@@ -82,6 +86,13 @@ export function heatmap(given, setting) {
     const [rows, columns] = figure.axes.map((one) => told(words, one));
     plot.setAttribute("aria-label", `${told(words, figure.title)}. ${words.say("map.label", { rows, columns, m: words.count(data.height), n: words.count(data.width) })} ${words.say("hint")}`);
     legend.draw(figure, data.limits, data, Boolean(now?.pooled));
+    choice.update(Boolean(figure.fit), whole);
+  }
+
+  /** Colours for all values, or for most of them. @param {boolean} all */
+  function rescale(all) {
+    whole = all;
+    set(figure);
   }
 
   /** "column 3", or "query 3 '…'" where labels are words: a token that happens to be a number is one, too. */
@@ -209,7 +220,7 @@ export function heatmap(given, setting) {
   function set(next) {
     const same = next.values.shape.join() === figure.values.shape.join() && next.rows.join("\n") === figure.rows.join("\n") && next.columns.join("\n") === figure.columns.join("\n");
     figure = next;
-    data = read(figure);
+    data = read(figure, whole);
     refresh();
     if (!same || !now) {
       rest();
@@ -220,7 +231,7 @@ export function heatmap(given, setting) {
     show();
   }
 
-  return { element, draw, set, point };
+  return { element, draw, set, point, rescale };
 }
 
 /**
@@ -272,8 +283,8 @@ export function limitsOf(figure) {
   return [low, high];
 }
 
-/** What is drawn: numbers, what hides them, and how far they reach. @param {Heatmap} figure */
-function read(figure) {
+/** What is drawn: numbers, what hides them, and how far they reach. @param {Heatmap} figure @param {boolean} [whole] */
+function read(figure, whole = false) {
   const [height, width] = figure.values.shape;
   const values = numbersOf(figure.values);
   const hidden = figure.hidden && numbersOf(figure.hidden);
@@ -288,13 +299,13 @@ function read(figure) {
   }
   if (lowest > highest) [lowest, highest] = [0, 0];
   const most = Math.max(Math.abs(lowest), Math.abs(highest));
-  const limits = figure.limits ?? (figure.scale === "diverging" ? [-most, most] : [lowest, highest]);
+  const limits = (!whole && figure.fit) || figure.limits || (figure.scale === "diverging" ? [-most, most] : [lowest, highest]);
   let beyond = 0;
   const slack = 1e-6 * (limits[1] - limits[0]); // float32 rounds limits too
   if (lowest < limits[0] - slack || highest > limits[1] + slack)
     for (let i = 0; i < values.length; i += 1) if (!hidden?.[i] && (values[i] < limits[0] - slack || values[i] > limits[1] + slack)) beyond += 1;
   const numbered = [figure.rows, figure.columns].map((labels) => labels.every(isNumber));
-  return { height, width, values, hidden, limits, lowest, highest, masked, missing, beyond, numbered };
+  return { height, width, values, hidden, limits: /** @type {[number, number]} */ (limits), lowest, highest, masked, missing, beyond, numbered };
 }
 
 /** Where everything goes, in pixels; cells are whole pixels of the device where they are larger than one. */

@@ -2,6 +2,7 @@
 
 import { exact, spoken } from "./blocks.js";
 import { html } from "./dom.js";
+import { scaleChoice } from "./choices.js";
 import { colourBar, heatmap, limitsOf } from "./heatmap.js";
 import { announce, frameOf, keptOf, told } from "./parts.js";
 import { drawnOf } from "./plots.js";
@@ -76,14 +77,16 @@ export function wall(given, setting) {
   const line = html("p", { class: "readout", "aria-live": "polite" });
   const menu = html("select", { onchange: (/** @type {Event} */ event) => { order = keptOf(figure).order = /** @type {HTMLSelectElement} */ (event.target).value; arrange(); } });
   const tools = html("label", { class: "select" }, words.say("wall.sort"), menu);
+  let whole = false;
+  const choice = scaleChoice(words, (all) => { whole = all; set(figure); });
   const sheets = { table: () => sheet(spoken), csv: () => { const { head, rows } = sheet(exact); return [head, ...rows]; } };
-  const { element, refresh } = frameOf(setting, () => figure, [tools, field, bar.element, line], sheets);
+  const { element, refresh } = frameOf(setting, () => figure, [tools, field, bar.element, choice.element, line], sheets);
 
   /** Give all tiles common limits. */
   function scaled() {
-    const maps = figure.tiles.map(([, map]) => map);
+    const maps = figure.tiles.map(([, map]) => (whole ? { ...map, fit: null } : map));
     const limits = commonLimits(maps);
-    return maps.map((map) => ({ ...map, limits }));
+    return maps.map((map) => ({ ...map, limits, fit: null }));
   }
 
   function build() {
@@ -124,9 +127,9 @@ export function wall(given, setting) {
     const fit = Math.max(1, Math.floor(width / SMALLEST));
     area.style.gridTemplateColumns = `repeat(${Math.min(figure.columns, fit)}, minmax(0, ${TILE}px))`;
     for (const { one } of tiles) one.draw();
-    const maps = figure.tiles.map(([, map]) => map);
-    const limits = commonLimits(maps);
-    if (maps.length) bar.draw(maps[0], limits, { masked: maps.some((map) => map.hidden) });
+    const maps = scaled();
+    if (maps.length) bar.draw(maps[0], /** @type {[number, number]} */ (maps[0].limits), { masked: maps.some((map) => map.hidden) });
+    choice.update(figure.tiles.some(([, map]) => map.fit), whole);
   }
 
   const place = (/** @type {number} */ at) => {
@@ -406,6 +409,10 @@ export function columns(given, setting, make) {
       const other = inside.all()[which.i];
       if (other && other !== which.one) other.point?.(row, column);
     }
+  });
+
+  area.addEventListener("headway:scale", (event) => {
+    for (const { inside } of all) for (const one of inside.all()) if (!one.element.contains(/** @type {Node} */ (event.target))) one.rescale?.(/** @type {CustomEvent} */ (event).detail.whole);
   });
 
   /** @param {Columns} next */

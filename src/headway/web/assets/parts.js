@@ -10,6 +10,7 @@ import { download, html } from "./dom.js";
  * @property {HTMLElement} element
  * @property {() => void} draw again: after it has a place, and when width or theme change
  * @property {(figure: any) => void} set the numbers of another figure of the same kind
+ * @property {(whole: boolean) => void} [rescale] colours for all values, or for most of them
  * @property {(row: number | null, column: number | null) => void} [point] show a cell, a row or a column, as if pointed at; -1 nothing
  */
 /**

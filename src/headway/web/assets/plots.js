@@ -5,6 +5,7 @@ import { lineChart, swatch } from "./chart.js";
 import { html, svg } from "./dom.js";
 import { announce, frameOf, told } from "./parts.js";
 import { niceTicks } from "./scales.js";
+import { axisChoice } from "./choices.js";
 import { isKnown, methodStyles, styleOf } from "./styles.js";
 import { valueTip } from "./tip.js";
 
@@ -30,21 +31,23 @@ export function lines(given, setting) {
   const { words } = setting;
   let figure = given;
   const chart = lineChart(describe, () => {});
-  const { element, refresh } = frameOf(setting, () => figure, [chart.element], { table, csv: () => csv() });
+  const axis = axisChoice(words, () => figure, () => chart.draw());
+  const { element, refresh } = frameOf(setting, () => figure, [setting.form ? "" : axis.element, chart.element], { table, csv: () => csv() });
   const names = () => figure.lines.map((line) => told(words, line.label));
   const axes = () => figure.axes.map((one) => told(words, one));
 
   function describe() {
     const [x, y] = axes();
     const styles = lineStyles(figure.lines);
+    const [logX, logY] = [axis.isLog("x"), axis.isLog("y")];
     const log = (/** @type {boolean} */ is) => (is ? words.say("axis.log") : "");
     return {
       label: told(words, figure.title),
       hint: words.say("hint"),
       quiet: setting.quiet,
       empty: words.say("empty"),
-      x: { label: x + log(figure.log_x), ticks: null, log: figure.log_x, format: onAxis },
-      y: { label: y + log(figure.log_y), domain: figure.range ?? null, format: onAxis, clip: null, log: figure.log_y },
+      x: { label: x + log(logX), ticks: null, log: logX, format: onAxis },
+      y: { label: y + log(logY), domain: figure.range ?? null, format: onAxis, clip: null, log: logY },
       value: spoken,
       series: figure.lines.map((line, i) => ({
         id: `${i}`,
@@ -64,7 +67,7 @@ export function lines(given, setting) {
 
   /** The points of a line, and a word where it ends before the others. @param {Line} line */
   function partOf(line) {
-    const points = pointsOf(figure, line);
+    const points = pointsOf(figure, line, axis.isLog("y"));
     const last = points[points.length - 1]?.x;
     return { points, stop: last < Math.max(...figure.x) ? words.say("lines.stop", { x: onAxis(last) }) : null };
   }
@@ -83,16 +86,16 @@ export function lines(given, setting) {
     ...figure.x.map((x, i) => [x, ...figure.lines.flatMap((line) => [exact(line.values[i]), ...(line.low && line.high ? [exact(line.low[i]), exact(line.high[i])] : [])])]),
   ];
 
-  return { element, draw: chart.draw, set: (next) => { figure = next; refresh(); chart.draw(); } };
+  return { element, draw: chart.draw, set: (next) => { figure = next; refresh(); axis.update(); chart.draw(); } };
 }
 
-/** A line's points; after a gap the line begins anew. @param {Lines} figure @param {Line} line */
-function pointsOf({ x, log_y }, { values, low, high }) {
+/** A line's points; after a gap the line begins anew. @param {Lines} figure @param {Line} line @param {boolean} log */
+function pointsOf({ x }, { values, low, high }, log) {
   const points = [];
   let gap = false;
   for (let i = 0; i < x.length; i += 1) {
     const mean = values[i];
-    if (mean === null || mean === undefined || !Number.isFinite(mean) || (log_y && mean <= 0)) {
+    if (mean === null || mean === undefined || !Number.isFinite(mean) || (log && mean <= 0)) {
       gap = points.length > 0;
       continue;
     }
