@@ -106,7 +106,7 @@ def test_moving_the_text_changes_no_score(open_page: Open) -> None:
     change = page.locator("#view-rotation .shown-grid tr").last.locator("td").inner_text()
     mantissa, power = re.fullmatch(r"([\d.]+)·10⁻([⁴⁵⁶⁷⁸⁹])", change).groups()
     assert float(mantissa) * 10 ** -"⁰¹²³⁴⁵⁶⁷⁸⁹".index(power) < 1e-4
-    assert page.locator(".shown-dials").count() == 1
+    assert page.locator(".shown-turns").count() == 1
     angles = sheet(page, "heatmap")
     assert float(angles[1 + 7][1]) == pytest.approx(7 - 2 * math.pi, abs=1e-5)
 
