@@ -45,7 +45,7 @@ TRAIN = {
 TRAIN |= {"bias": True, "qk_norm": True, "length": 128, "batch": 8, "lr": 0.008, "warmup": 50, "schedule": "constant"}
 TRAIN |= {"validate_every": 500, "checkpoint_every": 500, "threads": 1}
 """Options of ``headway train``. Normalised queries and keys, and a bias, let heads form in few steps."""
-STEPS = {"decoder-rotary": 4500, "decoder-t5": 2500, "decoder-sinusoidal": 2000}
+STEPS = {"decoder-rotary": 6000, "decoder-t5": 4000, "decoder-sinusoidal": 4000}
 COMMON, LINES = 300, 20_000
 SINGLE_BYTES = 256
 """Ids below are single bytes, which random tokens leave out."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import headway
 from headway import HeadwayError, Transformer
-from headway.inspect import patterns, recorded
+from headway.inspect import patterns
 from headway.shipped import FOLDER, NAMES, OPENING, load_shipped, measured, path_of
 from headway.training import load_model, open_run
 from headway.views.questions import about_saved
 
 BARS = {
-    "decoder-rotary": {"previous": 0.2, "local": 0.8, "induction": 0.2},
-    "decoder-t5": {"previous": 0.4, "local": 0.8, "induction": 0.05},
-    "decoder-sinusoidal": {"previous": 0.06, "local": 0.4, "induction": 0.02},
+    "decoder-rotary": {"previous": 0.8, "local": 0.9, "induction": 0.35},
+    "decoder-t5": {"previous": 0.4, "local": 0.8, "induction": 0.4},
+    "decoder-sinusoidal": {"local": 0.5},  # nothing else at this size
 }
 """Least share of the strongest head of each kind."""
 
@@ -32,27 +33,25 @@ def test_they_do_what_is_said_of_them(name: str) -> None:
     assert run.notes == ()
     assert run.text["name"] == "english.txt, chinese.txt, repeated.txt"  # no path of a machine
     said, found = measured(name), patterns(model, lowest=256)
-    for what, bar in BARS[name].items():
+    for what in said["heads"]:
         share = getattr(found, what)
-        assert float(share.max()) >= bar, what
+        assert float(share.max()) >= BARS[name].get(what, 0), what
         assert share.tolist() == [pytest.approx(row, abs=0.005) for row in said["heads"][what]], what
         assert said["strongest"][what] == list(divmod(int(share.argmax()), share.shape[1]))
-    assert found.repeated < found.new - 0.2
+    if "induction" in BARS[name]:
+        assert found.repeated < found.new - 3  # nats
     assert said["loss"] == pytest.approx({"new": found.new, "repeated": found.repeated}, abs=0.01)
     assert f"| {name} | 1 |" in (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("language", ["en", "zh"])
-def test_the_head_of_the_first_screen_looks_at_what_came_next(language: str) -> None:
+@pytest.mark.parametrize(("language", "following"), [("en", " tired"), ("zh", "累")])
+def test_a_repetition_is_continued(language: str, following: str) -> None:
     model, vocabulary = headway.load_shipped()
     ids = vocabulary.encode(OPENING[language].encode())
     assert vocabulary.decode(ids).decode() == OPENING[language]
-    layer, head = measured()["strongest"]["induction"]
-    weights = recorded(model, ids[None])[layer].weights()[0, head]
-    earlier = {int(token): number for number, token in enumerate(ids[: len(ids) // 2])}
-    pairs = [(i, earlier[int(ids[i])] + 1) for i in range(len(ids) * 2 // 3, len(ids)) if int(ids[i]) in earlier]
-    share = sum(float(weights[i, j]) for i, j in pairs) / len(pairs)
-    assert share > 3 / len(ids)  # three times as much as from uniform attention
+    with torch.no_grad():
+        best = int(model(ids[None])[0, -1].argmax())
+    assert following.encode().startswith(vocabulary.decode([best]))
 
 
 def test_they_open_by_name() -> None:

@@ -30,7 +30,7 @@ FOLDER = Path(__file__).parent / "models"
 MEASURED = "measured.json"
 """The file in a model's folder with what ``make models`` measured."""
 OPENING = {
-    "en": "The cat sat on the mat because it was tired. The cat sat on the mat because it was",
+    "en": "The cat sat on the mat because it was tired, the cat sat on the mat because it was",
     "zh": "猫坐在垫子上，因为它累了。猫坐在垫子上，因为它",
 }
 """Texts that repeat, on which the head that finds repetitions is worth looking at."""
