@@ -184,7 +184,9 @@ def test_everyone_can_use_it(client: Client, browser: Any, theme: str) -> None: 
     found = opened(client, browser, color_scheme=theme, locale="zh-CN" if theme == "dark" else "en-GB")
     assert_accessible(found.page)
     found.open("whatif")
+    found.page.click('[data-keep="open-model"]')
     assert_accessible(found.page)
+    found.page.keyboard.press("Escape")
     found.open("film")  # with the panel of the training
     assert_accessible(found.page)
     found.page.keyboard.press("m")
