@@ -184,7 +184,9 @@ def test_everyone_can_use_it(client: Client, browser: Any, theme: str) -> None: 
     found = opened(client, browser, color_scheme=theme, locale="zh-CN" if theme == "dark" else "en-GB")
     assert_accessible(found.page)
     found.open("whatif")
+    found.page.click('[data-keep="open-model"]')
     assert_accessible(found.page)
+    found.page.keyboard.press("Escape")
     found.open("film")  # with the panel of the training
     assert_accessible(found.page)
     found.page.keyboard.press("m")
@@ -292,7 +294,7 @@ def test_every_option_of_a_model_can_be_chosen(client: Client, browser: Any) -> 
     page.select_option('[data-more="norm"]', "layer")
     shown.becomes(lambda: page.locator(".finding").first.inner_text() != finding)
     page.fill('[data-more="softcap"]', "-1")
-    shown.becomes(lambda: "expected softcap to be a number above 0, got -1" in page.locator("body").inner_text())
+    shown.becomes(lambda: "softcap to be a number above 0; it got -1" in page.locator("body").inner_text())
     page.fill('[data-more="softcap"]', "")
     shown.becomes(lambda: "m.norm=layer" in page.url and "softcap" not in page.url)
     page.reload()

@@ -189,7 +189,9 @@ def test_pages_are_legible_to_all(open_page: Open, width: int, locale: str, sche
 
 
 def test_a_walk_is_one_page(open_page: Open) -> None:
-    page = open_page(walk_page(Question.fresh("a 猫 sat")))
+    page = open_page(walk_page(Question.fresh("a 猫 sat"), "zh"))
+    assert page.locator("#report").get_attribute("lang") == "zh-CN"  # as asked for, whatever the browser prefers
+    page.click('[data-keep="language-en"]')
     titles = page.locator("h2").all_inner_texts()
     assert titles[:5] == ["Step by step", "One entry of Q", "One row of softmax", "One head", "Content and position"]
     assert len(titles) > 5

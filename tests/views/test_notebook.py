@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from html import unescape
+from html.parser import HTMLParser
 from typing import Any, ClassVar
 
 import pytest
@@ -137,6 +139,27 @@ def test_a_cell_is_never_larger_than_it_may_be() -> None:
     shown = view("head", Question.fresh(" ".join(f"w{n}" for n in range(600))))
     assert len(frame(shown.title, [shown] * 6).encode()) <= LARGEST
     assert "view-head" not in frame(shown.title, [shown])  # which is made by the page's program, not here
+
+
+def test_an_untrusted_notebook_says_what_is_there_and_what_to_do() -> None:
+    """JupyterLab takes out the frame and the script of an untrusted cell, and keeps the text."""
+    kept: list[str] = []
+
+    class Kept(HTMLParser):
+        inside = False
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            self.inside = tag == "iframe"
+
+        def handle_data(self, data: str) -> None:
+            if self.inside:
+                kept.append(unescape(data))
+
+    Kept().feed(cell(Alibi()) or "")
+    text = " ".join(kept)
+    assert text.startswith(Alibi.title)
+    assert "Trust this notebook" in text
+    assert "信任此 notebook" in text
 
 
 def test_what_has_no_picture_is_its_line() -> None:

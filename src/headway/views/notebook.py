@@ -1,7 +1,8 @@
 """Views in a notebook cell: the complete page in a sandboxed iframe without network access.
 
 The page in the frame reports its height; a short script next to the frame sets it, and tells the page whether the
-notebook is dark. Where a notebook does not run the script (untrusted, or a static copy), the frame scrolls.
+notebook is dark. Where a notebook does not run the script (a static copy), the frame scrolls. An untrusted
+notebook takes the frame out and keeps the text inside it, which says what is shown and what to do.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 from headway.figures.values import Said, View, both, same
+from headway.figures.words import LANGUAGES
 from headway.inspect.record import Layer, Trace
 from headway.positions import Position
 from headway.shapes import HeadwayError
@@ -59,12 +61,18 @@ def frame(title: Said, views: Sequence[View], facts: Sequence[Said] = ()) -> str
         source = page.replace("&", "&amp;").replace("'", "&#39;")
         text = (
             f'<iframe data-headway title="{escape(title["en"])}" sandbox="allow-scripts allow-downloads" '
-            f"style=\"width:100%;height:{HEIGHT}px;border:0;display:block\" srcdoc='{source}'></iframe>"
-            f"<script>{asset('cell.js')}</script>"
+            f"style=\"width:100%;height:{HEIGHT}px;border:0;display:block\" srcdoc='{source}'>"
+            f"{_instead(title, views)}</iframe><script>{asset('cell.js')}</script>"
         )
         if len(text.encode()) <= LARGEST:
             break
     return text
+
+
+def _instead(title: Said, views: Sequence[View]) -> str:
+    """What an untrusted notebook shows in place of the frame."""
+    said = (both("cell.untrusted", title=title[one], finding=views[0].finding[one])[one] for one in LANGUAGES)
+    return escape(" ".join(said))
 
 
 def _content(shown: Any) -> tuple[Said, list[Said], list[View]]:

@@ -36,7 +36,8 @@ export function links(given, setting) {
   const choice = html("div", { class: "choice forms", role: "group", "aria-label": words.say("links.form") }, forms);
   const area = html("div", { class: "as-lines" }, plot, scale, line);
   const ownPlot = /** @type {Element} */ (map.element.querySelector(".plot"));
-  ownPlot.before(choice, area);
+  ownPlot.before(choice);
+  ownPlot.after(area);
 
   /** @param {boolean} yes */
   function choose(yes) {
