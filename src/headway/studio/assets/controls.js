@@ -253,7 +253,6 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
       return html("label", { class: "select" }, html("span", {}, label), input, wrong);
     }
     const values = /** @type {number[]} */ (option.values);
-    const write = (/** @type {number} */ value) => (Number.isInteger(value) ? words.count(value) : String(value));
     const nearest = (/** @type {number} */ wish) => values.reduce((best, value, i) => (Math.abs(value - wish) < Math.abs(values[best] - wish) ? i : best), 0);
     const reads = (/** @type {number} */ value) => (value === option.off ? words.say("studio.value.off") : Number.isInteger(value) ? words.count(value) : String(value));
     const output = html("output", {}, current === undefined ? words.say("studio.value.own") : reads(Number(current)));
