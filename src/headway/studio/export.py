@@ -33,7 +33,20 @@ from headway.web.views_page import empty_page
 
 BYTES = 7_500_000
 """What an exported studio takes at most; what is least important is left out."""
-PROGRAM = ("asking", "picker", "place", "popover", "controls", "training", "share", "terms", "tour", "studio", "site")
+PROGRAM = (
+    "asking",
+    "picker",
+    "place",
+    "next",
+    "popover",
+    "controls",
+    "training",
+    "share",
+    "terms",
+    "tour",
+    "studio",
+    "site",
+)
 """The studio's own modules, each of which imports only those before it."""
 METHODS = ("rotary", "alibi", "sinusoidal")
 """Of fresh models."""
@@ -47,6 +60,7 @@ LOOK: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(("stepper", "projection", "split", "rotation", "sidebyside", "step"), ("layer", "head")),
     **dict.fromkeys(("scaling", "distance", "long", "whatif"), ("layer", "head")),
     "bias": ("layer",),
+    "prediction": ("query",),
 }
 """What can be chosen in a view; in others nothing can."""
 LARGE = ("stepper", "step")
@@ -106,6 +120,7 @@ def export(folders: Sequence[Path | str], target: Path | str, views: Sequence[st
     site.write("style.css", asset("style.css") + _own("studio.css"))
     parts: list[str] = []
     routes = Routes(library)
+    library.quick = False  # nobody waits
     for name, content in _parts(routes, wanted, models, texts, known):
         if site.write(f"views/{name}.js", content):
             parts.append(name)
