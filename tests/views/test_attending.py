@@ -532,7 +532,7 @@ def test_colours_of_a_long_text_fit_its_later_queries() -> None:
 
 
 def test_a_masked_pair_has_no_score() -> None:
-    question = Question.fresh("the cat sat on", query=1, options={"key": 3})
+    question = replace(Question.fresh("the cat sat on"), query=1, options={"key": 3})
     shown = view("split", question)
     assert "The mask hides the pair" in shown.finding["en"]
     assert [cells[1] for _, cells in shown.figures[1].rows] == ["–"] * len(shown.figures[1].rows)
