@@ -118,6 +118,9 @@ def export(folders: Sequence[Path | str], target: Path | str, views: Sequence[st
     site.room -= len(frame.encode()) + 20_000
     site.write("site.js", _program())
     site.write("style.css", asset("style.css") + _own("studio.css"))
+    for identity, name in reports.items():
+        if "report" in wanted:
+            site.write(name, library.report(identity))
     parts: list[str] = []
     routes = Routes(library)
     library.quick = False  # nobody waits
@@ -126,9 +129,6 @@ def export(folders: Sequence[Path | str], target: Path | str, views: Sequence[st
             parts.append(name)
     routes.stage.stop()
     routes.close(0)
-    for identity, name in reports.items():
-        if "report" in wanted:
-            site.write(name, library.report(identity))
     look = {view: list(LOOK.get(view, ())) for view in wanted}
     shown = {"models": [key for key, _ in models], "texts": texts, "parts": parts, "look": look, "views": list(wanted)}
     write_output(site.folder / "index.html", _page(head, shown))
