@@ -24,6 +24,7 @@ def test_from_the_first_screen_to_a_file_that_others_open(browser: Any, open_pag
         before = told(page)
         page.fill("textarea", "The cat sat on the mat because it was hungry, the cat sat on the mat because it was")
         found.becomes(lambda: told(page) != before)  # another word, another prediction
+        page.keyboard.press("Escape")  # a text that is being written lies over what is below it
 
         found.open("whatif", text=page.locator("textarea").input_value())
         page.click('[data-keep="option-change-swap"]')

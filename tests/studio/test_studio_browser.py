@@ -44,7 +44,7 @@ VIEWS: dict[str, dict[str, Any]] = {
 
 WITHOUT_FIGURE = ("report",)
 IN_SIGHT = """() => {
-  const figures = [...document.querySelectorAll('.screen :is(.plot, .wall, .dials, table)')];
+  const figures = [...document.querySelectorAll('.screen :is(.plot, .flow, .wall, .dials, table)')];
   const box = figures.map((one) => one.getBoundingClientRect()).find((box) => box.width);
   return (Math.min(window.innerHeight, box.bottom) - box.top) / Math.min(box.height, window.innerHeight / 2);
 }"""
