@@ -162,6 +162,7 @@ def test_a_whole_studio_without_a_server(folders: list[Path], open_page: Any, tm
         assert page.locator(".screen .warning").count() == 0, view
         if view != "report":
             assert section.locator(".finding").inner_text(), view
+    page.evaluate("() => { location.hash = 'view=report'; }")
     with page.context.expect_page() as waiting:
         page.locator(".screen .reports a").first.click()
     waiting.value.locator("h1").wait_for(timeout=10_000)
