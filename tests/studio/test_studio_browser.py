@@ -362,7 +362,7 @@ def test_what_cannot_be_shown_is_said_calmly(client: Client, browser: Any) -> No
     page.fill("textarea", "words again")
     page.locator(".screen .finding").wait_for(timeout=10_000)
     found.open("head", run="gone", kind="run")
-    assert "reload the page" in page.locator('.screen [role="alert"]').inner_text()
+    assert "Reload the page" in page.locator('.screen [role="alert"]').inner_text()
     page.context.close()
 
 

@@ -109,7 +109,7 @@ def test_a_studio_without_a_server_opens_from_disk(site: Path, open_page: Any, t
     wait_for(page, lambda: page.locator(".screen .finding").inner_text() != first)
     page.select_option('[data-choose="model"]', "fresh:alibi")
     wait_for(page, lambda: "alibi" in page.locator(".status").inner_text())
-    page.click('[data-view-link="vectors"]')  # ALiBi adds no vectors: it says which method is shown instead
+    page.click('[data-view-link="vectors"]')
     page.locator('.screen [data-view="vectors"]').wait_for()
     assert page.locator('[data-choose="model"]').input_value() == "fresh:alibi"
     assert "Sinusoidal" in page.locator(".instead").inner_text()

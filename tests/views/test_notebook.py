@@ -186,7 +186,7 @@ def test_lines_in_a_terminal_are_short() -> None:
     }
     assert [found for found in expected if found != expected[found]] == []
     assert repr(view("softmax", Question.fresh("the cat sat"))).startswith(
-        "View('softmax': 2 figures; “sat” attends most to"
+        "View('softmax': 3 figures; “sat” attends most to"
     )
     assert "\n" not in repr(view("vectors", Question.fresh("a b", position="sinusoidal")))
 

@@ -27,25 +27,15 @@ from headway.output import write_output
 from headway.shapes import HeadwayError
 from headway.studio import fields
 from headway.studio.library import Library
-from headway.studio.routes import FIRST, Routes, offers
+from headway.studio.routes import FIRST, Routes, offers, opening_of
 from headway.web.page import MODULES, asset, joined, needed_by, plain
 from headway.web.views_page import empty_page
 
 BYTES = 7_500_000
 """What an exported studio takes at most; what is least important is left out."""
 PROGRAM = (
-    "asking",
-    "picker",
-    "place",
-    "next",
-    "popover",
-    "controls",
-    "training",
-    "share",
-    "terms",
-    "tour",
-    "studio",
-    "site",
+    *("asking", "picker", "place", "popover", "controls", "training", "next", "share", "terms", "tour"),
+    *("studio", "site"),
 )
 """The studio's own modules, each of which imports only those before it."""
 METHODS = ("rotary", "alibi", "sinusoidal")
@@ -56,15 +46,15 @@ RUNS = 3
 """Trained models, at most."""
 LOOK: Mapping[str, Sequence[str]] = {
     "softmax": ("layer", "head", "query"),
-    "head": ("layer", "head", "query"),
-    **dict.fromkeys(("stepper", "projection", "split", "rotation", "sidebyside", "step"), ("layer", "head")),
+    "stepper": ("head",),
+    **dict.fromkeys(("head", "projection", "split", "rotation", "sidebyside"), ("layer", "head")),
     **dict.fromkeys(("scaling", "distance", "long", "whatif"), ("layer", "head")),
     "bias": ("layer",),
     "prediction": ("query",),
 }
 """What can be chosen in a view; in others nothing can."""
-LARGE = ("stepper", "step")
-"""Views with so many numbers that only the first model has them for all heads."""
+LARGE = ("stepper", "softmax", "projection", "rotation")
+"""Views with so many numbers that only the first model and text have all that can be chosen."""
 OF_TRAINING = ("film", "board")
 STEPS = 40
 """Of the training that the views of learning show where no run was watched."""
@@ -109,9 +99,20 @@ def export(folders: Sequence[Path | str], target: Path | str, views: Sequence[st
     site = Site(Path(target))
     _emptied(site.folder)
     known = library.plain()
-    models = _models(known["runs"])
-    texts = [FIRST["text"], *(t for t in (strings("zh")["studio.sample.chinese.text"],) if t != FIRST["text"])]
-    head = {**offers(), **known, "live": {"session": 0, "state": "none", "events": []}, "pictures": False}
+    opening = opening_of(known["runs"])
+    if opening is not None and opening["asked"]["view"] not in wanted:
+        opening["asked"]["view"] = wanted[0]
+    models = _models(known["runs"], FIRST if opening is None else opening["asked"])
+    texts = list(dict.fromkeys(opening["texts"].values() if opening else (FIRST["text"],)))
+    if len(texts) == 1:
+        texts.append(strings("zh")["studio.sample.chinese.text"])
+    head = {
+        **offers(),
+        **known,
+        "opening": opening,
+        "live": {"session": 0, "state": "none", "events": []},
+        "pictures": False,
+    }
     reports = {one["id"]: f"reports/{one['id']}.html" for one in known["comparisons"]}
     head["comparisons"] = [{**one, "href": reports[one["id"]]} for one in known["comparisons"]]
     frame = _page(head, {})  # the page itself comes first, and has to fit
@@ -164,10 +165,9 @@ def _emptied(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _models(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+def _models(runs: Sequence[Mapping[str, Any]], opening: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """What models are shown: the first that the studio opens with, trained ones, fresh ones; by the page's names."""
-    first = FIRST["model"]
-    sizes = first.get("fresh", {})
+    first, sizes = opening["model"], FIRST["model"]["fresh"]
     found = {f"run:{one['id']}": {"run": one["id"]} for one in runs[:RUNS]}
     for method in METHODS:
         found[f"fresh:{method}"] = {"fresh": {**sizes, "position": method}}
@@ -183,7 +183,9 @@ def _parts(
     known: Mapping[str, Any],
 ) -> Iterator[tuple[str, str]]:
     """Name and content of each file of views, the most important first."""
-    pairs = sorted(((m, t) for m in range(len(models)) for t in range(len(texts))), key=lambda pair: (sum(pair), pair))
+    pairs = sorted(
+        ((m, t) for m in range(len(models)) for t in range(len(texts))), key=lambda pair: (pair[0] + 2 * pair[1], pair)
+    )
     for view in wanted:
         if view == "longer" and known["comparisons"]:
             yield from _part(
@@ -199,7 +201,7 @@ def _parts(
                 continue
             asked: dict[str, Any] = {"model": models[m][1]}
             if view == "sidebyside":
-                sizes = models[m][1].get("fresh", {})
+                sizes = FIRST["model"]["fresh"]
                 asked["others"] = [{"fresh": {**sizes, "position": one}} for one in BESIDE]
             whole = view not in LARGE or (m, t) == pairs[0]
             yield from _part(routes, view, f"{view}-{m}-{t}", asked, texts[t], whole=whole)

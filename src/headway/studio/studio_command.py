@@ -37,7 +37,7 @@ def command(
     from headway.shipped import FOLDER
     from headway.studio import DEFAULTS, serve
 
-    folders = runs if runs else [folder for folder in DEFAULTS if folder.is_dir()]
+    folders = runs if runs else [FOLDER, *(folder for folder in DEFAULTS if folder.is_dir())]
     if export is not None:
         from headway.studio import write_site
 
@@ -45,6 +45,6 @@ def command(
         wrote("Studio", export / "index.html")
         print(f"{size / 1e6:.1f} MB. Serve the folder with any web server, or open index.html.")
         return
-    serve(runs if runs else [FOLDER, *folders], port, browser)
+    serve(folders, port, browser)
     # nothing is left to save; a normal exit would take a second to unload torch, or wait for a view nobody needs
     os._exit(0)
