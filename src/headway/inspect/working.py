@@ -10,7 +10,7 @@ from headway.inspect.probe import alike, attached, in_float64
 from headway.positions import Position
 from headway.positions.docstring import formula_of
 from headway.positions.working import Line, Lines, Number
-from headway.terms import AnyTerm, ByDistance, Pairwise
+from headway.terms import AnyTerm, ByDistance, CurveByDistance, Pairwise
 
 NAMES = {"vector": "P[p, {index}]", "bias": "b", "angle": "φ"}
 
@@ -52,7 +52,9 @@ def bias_at(position: Position, head: int, distance: int) -> float:
     """What a method adds to the score of a query and the key a distance before it, in float64."""
     pos = torch.arange(distance + 1)[None]
     heads = attached(position).heads
-    terms = [term for term in _terms(position, distance + 1) if isinstance(term, ByDistance | Pairwise)]
+    terms = [
+        term for term in _terms(position, distance + 1) if isinstance(term, ByDistance | CurveByDistance | Pairwise)
+    ]
     tiles = [term.tile(pos, pos, slice(distance, distance + 1)) for term in terms]
     return float(sum(tile.double()[0].expand(heads, 1, -1)[head, 0, 0] for tile in tiles))
 
