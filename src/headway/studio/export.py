@@ -28,7 +28,7 @@ from headway.shapes import HeadwayError
 from headway.studio import fields
 from headway.studio.library import Library
 from headway.studio.routes import FIRST, Routes, offers, opening_of
-from headway.web.page import MODULES, asset, joined, needed_by, plain
+from headway.web.page import MODULES, asset, compact, joined, needed_by, skeleton
 from headway.web.views_page import empty_page
 
 BYTES = 7_500_000
@@ -240,7 +240,7 @@ def _part(
         for figure in shown["view"]["figures"]:
             if figure["kind"] == "tiles":
                 figure["source"] = ""  # no server makes more of them
-    yield name, f"headwayPart({json.dumps(name)},{_text({'meta': meta, 'views': made})});\n"
+    yield name, f"headwayPart({json.dumps(name)},{compact({'meta': meta, 'views': made})});\n"
 
 
 def _trained(routes: Routes, text: str) -> dict[str, Any]:
@@ -257,8 +257,8 @@ def _trained(routes: Routes, text: str) -> dict[str, Any]:
 
 def _page(head: Mapping[str, Any], site: Mapping[str, Any]) -> str:
     data = {"offers": {**head, "site": site}, "strings": {language: dict(strings(language)) for language in LANGUAGES}}
-    text = _text(plain({**data, "page": empty_page()})).replace("<", "\\u003c")
-    return _PAGE.format(data=text, policy=_POLICY)
+    data["page"] = empty_page()
+    return skeleton("headway studio", _POLICY, _STYLE, _SCRIPT, data, root="studio", noscript=_NOSCRIPT)
 
 
 def _program() -> str:
@@ -270,28 +270,7 @@ def _own(name: str) -> str:
     return files("headway.studio").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-def _text(values: Any) -> str:
-    return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
 _POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="generator" content="headway">
-<title>headway studio</title>
-<link rel="icon" href="data:,">
-<link rel="stylesheet" href="style.css">
-</head>
-<body>
-<main id="studio"></main>
-<noscript><p>This page needs JavaScript. 本页面需要 JavaScript。</p></noscript>
-<script type="application/json" id="data">{data}</script>
-<script src="site.js"></script>
-</body>
-</html>
-"""
+_STYLE = '<link rel="icon" href="data:,">\n<link rel="stylesheet" href="style.css">'
+_NOSCRIPT = "This page needs JavaScript. 本页面需要 JavaScript。"
+_SCRIPT = '<script src="site.js"></script>'

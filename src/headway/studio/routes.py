@@ -54,7 +54,7 @@ from headway.views import NAMES, Question, View, view
 from headway.views.grouping import Groups
 from headway.views.predicting import next_tokens
 from headway.views.view_helpers import Unsuited
-from headway.web.page import asset
+from headway.web.page import asset, compact
 from headway.web.views_page import empty_page
 
 _KINDS = {".js": "text/javascript", ".css": "text/css"}
@@ -201,7 +201,7 @@ class Routes:
         """The likeliest next tokens as JSON, computed in a worker thread while no training step runs."""
         with self.stage.still():
             question = library.question(asked, live=lambda text: self.stage.question(text, asked.view))
-            return _text(next_tokens(question)).encode()
+            return compact(next_tokens(question)).encode()
 
     def _compose(self, asked: fields.Asked, key: str, library: Library) -> bytes:
         begun = time.perf_counter()
@@ -227,7 +227,7 @@ class Routes:
             **_starts(question, asked.view),
             **lacks,
         }
-        return _text({"view": shown, "meta": meta}).encode()
+        return compact({"view": shown, "meta": meta}).encode()
 
     def _asked(self, asked: fields.Asked, library: Library) -> Question:
         return library.question(asked, live=lambda text: self.stage.question(text, asked.view))
@@ -454,12 +454,8 @@ def _not_json(name: str) -> None:
     raise ValueError(name)
 
 
-def _text(values: Any) -> str:
-    return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
 def _json(values: Any, status: int = 200) -> Response:
-    return Response(_text(values), status, media_type="application/json")
+    return Response(compact(values), status, media_type="application/json")
 
 
 async def _refused(_: Request, error: Exception) -> Response:

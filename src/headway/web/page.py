@@ -33,13 +33,29 @@ def document(title: str, data: Mapping[str, Any], module: str) -> str:
         data: the data; values that are not finite become null.
         module: one of :data:`PAGES`.
     """
-    # "<" as an escape keeps "</script>" and "<!--" inside a file name from ending the block.
-    text = json.dumps(plain(data), ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     style = asset("style.css") + "body{margin:0}"
     program = bundle(module)
     allowed = f"script-src {_digest(program)}; style-src {_digest(style)}"
     policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
     noscript = " ".join(strings(language)["page.noscript"] for language in LANGUAGES)
+    parts = f"<style>{style}</style>", f"<script>{program}</script>"
+    return skeleton(f"headway: {title}", policy, *parts, data, root="report", noscript=noscript)
+
+
+def skeleton(title: str, policy: str, head: str, script: str, data: Any, *, root: str, noscript: str) -> str:
+    """A page that carries its own data.
+
+    Args:
+        title: its title.
+        policy: its content-security policy.
+        head: how it is styled, as HTML.
+        script: the script, as HTML.
+        data: what the script reads from the element ``data``; values that are not finite become null.
+        root: the id of the element in which the script draws.
+        noscript: what is said where it does not run.
+    """
+    # "<" as an escape keeps "</script>" and "<!--" inside a file name from ending the block.
+    text = compact(plain(data)).replace("<", "\\u003c")
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -48,17 +64,22 @@ def document(title: str, data: Mapping[str, Any], module: str) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta name="generator" content="headway">
-<title>headway: {escape(title)}</title>
-<style>{style}</style>
+<title>{escape(title)}</title>
+{head}
 </head>
 <body>
-<main id="report"></main>
+<main id="{root}"></main>
 <noscript><p>{escape(noscript)}</p></noscript>
 <script type="application/json" id="data">{text}</script>
-<script>{program}</script>
+{script}
 </body>
 </html>
 """
+
+
+def compact(values: Any) -> str:
+    """Values as JSON without spaces; those that are not finite are refused."""
+    return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def bundle(page: str) -> str:
