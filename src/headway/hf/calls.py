@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -27,3 +27,17 @@ def input_of(args: tuple[Any, ...], given: Mapping[str, Any]) -> Tensor:
 def cache_in(given: Mapping[str, Any]) -> Any:
     """The cache among arguments by name; None without one."""
     return next((given[name] for name in CACHES if given.get(name) is not None), None)
+
+
+def first_position(model: Any, alike: Callable[[int], bool]) -> int | None:
+    """The position that a model gives to the first token of a text: 0, or as RoBERTa's the one after its padding.
+
+    Args:
+        model: one that takes ``position_ids``.
+        alike: whether the model does as usual with positions from there on.
+
+    Returns:
+        The first of them that does; None if neither does.
+    """
+    likely = dict.fromkeys((0, (model.config.pad_token_id or 0) + 1))
+    return next((first for first in likely if alike(first)), None)

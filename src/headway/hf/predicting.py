@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from headway.hf.calls import CACHES
+from headway.hf.calls import CACHES, first_position
 from headway.shapes import HeadwayError
 from headway.views.predictor import Held, Predictor
 
@@ -55,13 +55,17 @@ class Predicting(nn.Module):
         ids = torch.tensor([[0, 1]], device=self.model.device)
         with torch.no_grad():
             usual = self.model(input_ids=ids).logits.double()
-            for first in dict.fromkeys((0, (self.model.config.pad_token_id or 0) + 1)):
+
+            def same(first: int) -> bool:
                 pos = torch.arange(first, first + 2, device=ids.device)[None]
                 logits = self.model(input_ids=ids, position_ids=pos).logits.double()
-                if bool((logits - usual).abs().max() <= SAME * usual.abs().max()):
-                    return first
-        name = type(self.model).__name__
-        raise HeadwayError(f"expected a model whose positions begin at 0, or after its padding, got {name}")
+                return bool((logits - usual).abs().max() <= SAME * usual.abs().max())
+
+            found = first_position(self.model, same)
+        if found is None:
+            name = type(self.model).__name__
+            raise HeadwayError(f"expected a model whose positions begin at 0, or after its padding, got {name}")
+        return found
 
     def new_cache(self) -> DynamicCache:
         """An empty cache."""

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from headway.characters import labels
 from headway.figures.values import Said, both
+from headway.hf.calls import first_position
 from headway.hf.loading import load
 from headway.hf.predicting import Predicting, predictor
 from headway.hf.swap import METHODS, swap_position
@@ -167,9 +168,9 @@ class Text:
         here = torch.arange(self.given["input_ids"].shape[1], device=model.device)[None]
         if takes and not self.part:
             before = self.recorded()
-            for first in dict.fromkeys((0, (model.config.pad_token_id or 0) + 1)):  # RoBERTa counts from there
-                if _alike(before, self.recorded(position_ids=here + first)):
-                    return self.recorded(position_ids=here + first + by)
+            first = first_position(model, lambda first: _alike(before, self.recorded(position_ids=here + first)))
+            if first is not None:
+                return self.recorded(position_ids=here + first + by)
         raise HeadwayError(
             f"expected a model to which positions can be given, got {self.reader.name}, which counts them itself: "
             f"choose another change"
