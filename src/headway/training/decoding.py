@@ -16,7 +16,7 @@ from torch import Tensor
 
 from headway.schema import Number, Whole, require
 from headway.shapes import HeadwayError, as_count
-from headway.training.generation import Sampling, check_decoder, check_prompt, probabilities
+from headway.training.generation import Sampling, check_decoder, check_prompt, drawn, probabilities
 from headway.training.loop import evaluating
 from headway.transformer import Transformer
 
@@ -315,7 +315,7 @@ def _speculate(
                 for _ in range(min(ahead, tokens - written - 1)):
                     rows = torch.tensor([(text + guessed)[len(caches[1]) :]], device=device)
                     guesses.append(probabilities(draft(rows, cache=caches[1])[0, -1], sampling))
-                    guessed.append(int(torch.multinomial(guesses[-1].float(), 1, generator=generator)))
+                    guessed.append(drawn(guesses[-1], generator))
                 rows = torch.tensor([(text + guessed)[len(caches[0]) :]], device=device)
                 logits = model(rows, cache=caches[0])[0, -len(guessed) - 1 :]
                 accepted = _accepted(guessed, guesses, [probabilities(row, sampling) for row in logits], generator)
@@ -337,5 +337,5 @@ def _accepted(
         p = own[number]
         if float(torch.rand(1, generator=generator)) * float(q[token]) >= float(p[token]):
             missing = (p - q).clamp(min=0)
-            return [*guessed[:number], int(torch.multinomial(missing.float(), 1, generator=generator))]
-    return [*guessed, int(torch.multinomial(own[-1].float(), 1, generator=generator))]
+            return [*guessed[:number], drawn(missing, generator)]
+    return [*guessed, drawn(own[-1], generator)]

@@ -156,7 +156,7 @@ class Sampling(Settings):
         likely, ids = self.likely(logits)
         if self.temperature == 0:
             return int(ids[0])
-        return int(ids[torch.multinomial(likely.float(), 1, generator=generator)])
+        return int(ids[drawn(likely, generator)])
 
     def likely(self, logits: Float[Tensor, "vocab"]) -> tuple[Float64[Tensor, "kept"], Int[Tensor, "kept"]]:
         """The tokens that may be drawn, the likeliest first: their probabilities, in float64, which add up to 1; and
@@ -186,6 +186,11 @@ class Sampling(Settings):
             keep = likely.cumsum(0) - likely < self.top_p
             likely, ids = likely[keep], ids[keep]
         return likely / likely.sum(), ids
+
+
+def drawn(shares: Float64[Tensor, "some"], generator: torch.Generator) -> int:
+    """An index, drawn by these shares, which need not add up to 1; in float32, so that seeds keep what they gave."""
+    return int(torch.multinomial(shares.float(), 1, generator=generator))
 
 
 def probabilities(logits: Float[Tensor, "vocab"], sampling: Sampling) -> Float64[Tensor, "vocab"]:
