@@ -29,6 +29,7 @@ export function turns(given, setting) {
   let seen = [...at];
   let frame = 0;
   let playing = 0;
+  let longest = [1, 1]; // of q and of k in any plane
   /** @type {{ element: HTMLElement, plane: number, hands: SVGElement[] }[]} */
   let dials = [];
   const row = html("div", { class: "dials turning" });
@@ -110,6 +111,10 @@ export function turns(given, setting) {
   const total = (/** @type {number[]} */ where) => figure.still + figure.rates.reduce((all, _, plane) => all + inPlane(plane, where).part, 0);
 
   function build() {
+    longest = [figure.q, figure.k].map((block) => {
+      const values = numbersOf(block);
+      return figure.rates.reduce((most, _, plane) => Math.max(most, Math.hypot(values[2 * plane], values[2 * plane + 1])), 1e-12);
+    });
     const count = figure.rates.length;
     const shown = Array.from({ length: Math.min(DIALS, count) }, (_, i) => Math.round((i * (count - 1)) / Math.max(1, Math.min(DIALS, count) - 1)));
     dials = shown.map((plane) => {
@@ -165,10 +170,6 @@ export function turns(given, setting) {
   }
 
   function paint() {
-    const longest = [figure.q, figure.k].map((block) => {
-      const values = numbersOf(block);
-      return figure.rates.reduce((most, _, plane) => Math.max(most, Math.hypot(values[2 * plane], values[2 * plane + 1])), 1e-12);
-    });
     for (const { element: dial, plane, hands } of dials) {
       const { size, angle, part } = inPlane(plane, seen);
       hands.forEach((hand, i) => {
