@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from headway import one_token
 from headway.attending import Attending, Core, check_fits, check_given, normed, place_parameters
 from headway.attending import HeadWeights as HeadWeights
 from headway.cache import KVCache, Tokens
@@ -209,6 +210,10 @@ class Attention(Attending):
         Raises:
             HeadwayError: on widths, positions or a cache that do not fit.
         """
+        if cache is not None and context is None and mask is None and coordinates is None and not terms:
+            heads = None if shared is not None else one_token.step(self, x, pos, cache)
+            if heads is not None:
+                return self._join(heads)
         mask, terms = with_bias(mask, terms)
         if isinstance(x, Tensor) and x.ndim == 2:
             context = None if context is None else context[None]

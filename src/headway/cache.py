@@ -189,7 +189,7 @@ class KVCache:
                 old = self._store.get(part)
                 if old is None or _frozen(old) or self._length > old.shape[1]:
                     room = self._length if self.size is not None else max(self._length, 2 * used)
-                    self._store[part] = x.new_full((len(x), room, *x.shape[2:]), -1 if name == "pos" else 0)
+                    self._store[part] = _room(name, x, room)
                     if old is not None:
                         self._store[part][:, :used] = old[:, :used]
                 self._store[part][:, at] = x
@@ -206,6 +206,24 @@ class KVCache:
             raise HeadwayError(f"{expected}, got {int(filled) + tokens}: make it larger, or keep() fewer")
         self._filled = filled + tokens
         return filled + torch.arange(tokens, device=device)
+
+    def writable(self) -> tuple[Tensor, Tensor, Tensor, int] | None:
+        """Keys (B, R, H_kv, D), values (B, R, H_kv, D_v) and positions (B, R) as they are stored, free room included,
+        and how many tokens they hold; None where there is no room for another, or what is stored differs from what
+        came: no token yet, marks, another dtype, or dropped tokens.
+        """
+        store = self._store
+        if len(store) != 3 or self.dtype is not None or self._newest is not None:
+            return None
+        k, used = store["k"], self._length if self._filled is None else int(self._filled)
+        return (k, store["v"], store["pos"], used) if used < k.shape[1] else None
+
+    def written(self) -> None:
+        """Count one more token, which was written behind the others."""
+        if self._filled is None:
+            self._length += 1
+        else:
+            self._filled = self._filled + 1
 
     def before(self, pos: Int[Tensor, "#batch tokens"]) -> tuple[Tensor, Int[Tensor, " batch"]] | None:
         """Marks (B, ...) and position (B,) of the token that new tokens at these positions follow in the text, -1 where
@@ -253,12 +271,12 @@ class KVCache:
         else:  # of what was dropped at two times, the later in the text
             older = last["order"] < self._newest["order"]
             self._newest = {n: torch.where(_like(older, t), self._newest[n], t) for n, t in last.items()}
-        held = {name: tensor.index_select(1, kept) for name, tensor in self._store.items()}
+        held = {name: _selected(tensor, 1, kept) for name, tensor in self._store.items()}
         if self._filled is None:
             self._store, self._length = held, len(kept)
             return
         for name, tensor in held.items():
-            room = tensor.new_full((len(tensor), self._length, *tensor.shape[2:]), -1 if name == "pos" else 0)
+            room = _room(name, tensor, self._length)
             room[:, : len(kept)] = tensor
             self._store[name] = room
         self._filled = torch.full_like(self._filled, len(kept))
@@ -302,7 +320,7 @@ class KVCache:
         if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= batch):
             raise HeadwayError(f"expected sequences from 0 to {batch - 1}, got {chosen.tolist()}")
         held = {name: tensor[:, : self._length] for name, tensor in self._store.items()}
-        self._store = {name: tensor.index_select(0, chosen) for name, tensor in held.items()}
+        self._store = {name: _selected(tensor, 0, chosen) for name, tensor in held.items()}
         if self._newest is not None:
             self._newest = {name: tensor.index_select(0, chosen) for name, tensor in self._newest.items()}
 
@@ -385,6 +403,20 @@ class KVCache:
                     f"expected {name} of {kind} on {device}, as in the cache, got "
                     f"{tensor.dtype} on {tensor.device}: use a new cache"
                 )
+
+
+def _room(name: str, like: Tensor, tokens: int) -> Tensor:
+    """Memory for so many tokens (B, N, …), the tokens of a head (B, N, H, …) side by side, as attention reads them."""
+    shape = (len(like), *like.shape[2:-1], tokens, *like.shape[-1:]) if like.ndim > 2 else (len(like), tokens)
+    made = like.new_full(shape, -1 if name == "pos" else 0)
+    return made.movedim(-2, 1) if like.ndim > 2 else made
+
+
+def _selected(x: Tensor, dim: int, index: Int[Tensor, " chosen"]) -> Tensor:
+    """Some sequences or tokens of what is stored, laid out as :func:`_room` does."""
+    if x.ndim < 3:
+        return x.index_select(dim, index)
+    return x.movedim(1, -2).index_select(x.ndim - 2 if dim else 0, index).movedim(-2, 1)
 
 
 def _frozen(x: Tensor) -> bool:

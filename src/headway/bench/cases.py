@@ -179,10 +179,10 @@ class Heads(Attention):
 
     def compute(self, core: Core, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: KVCache | None = None) -> Tensor:
         """The heads, (B, H, Q, D), computed by this core from the queries, keys and values of the tokens x."""
-        self.core = core
-        for projection, given in ((self.q, q), (self.k, k), (self.v, v)):
-            assert isinstance(projection, _Precomputed)
-            projection.given = given
+        # not by setattr, whose checks take as long as a step of decoding should
+        self._modules["core"] = core
+        for name, given in (("q", q), ("k", k), ("v", v)):
+            vars(self._modules[name])["given"] = given
         self(x, cache=cache)
         return self._found.pop()
 

@@ -69,6 +69,7 @@ class Alibi(Position):
     paper: ClassVar[str] = "arXiv:2108.12409"
     summary: ClassVar[str] = "Scores fall linearly with distance, with a fixed slope per head."
     summary_zh: ClassVar[str] = "分数随距离线性下降，每个头的斜率固定。"
+    steady: ClassVar[bool] = True
     sharding: ClassVar[dict[str, str]] = {"log_slope": "hx"}
 
     variants: ClassVar[tuple[str, ...]] = ("alibi(learned=True, sides='own')", "alibi(scaled=True)")

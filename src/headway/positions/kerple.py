@@ -52,6 +52,7 @@ class Kerple(Position):
     paper: ClassVar[str] = "arXiv:2205.09921"
     summary: ClassVar[str] = "Scores fall with the logarithm or a power of the distance, at learned rates per head."
     summary_zh: ClassVar[str] = "分数减去距离的对数或幂，每个头学习各自的速率。"
+    steady: ClassVar[bool] = True
     sharding: ClassVar[dict[str, str]] = {"first": "h", "second": "h"}
 
     variants: ClassVar[tuple[str, ...]] = ("kerple(kind='power')", "kerple(clip=3)")

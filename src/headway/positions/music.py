@@ -41,6 +41,7 @@ class Music(Position):
     paper: ClassVar[str] = "arXiv:1809.04281"
     summary: ClassVar[str] = "Scores add the product of the query with a learned vector per head and past distance."
     summary_zh: ClassVar[str] = "每个头、每个过去的距离各学习一个向量，查询与它的乘积加到分数上。"
+    steady: ClassVar[bool] = True
     sharding: ClassVar[dict[str, str]] = {"table": "hxx"}
     per_layer: ClassVar[bool] = True
 
@@ -64,4 +65,4 @@ class Music(Position):
         """q·E for every query and current distance."""
         offset, left = look.offsets(self.clip, 0)
         vectors = look.of_heads(self.table)[:, -offset].to(look.q.dtype)  # (H, W, D)
-        return (ProductPerQuery(look.q * look.scale, vectors, left),)
+        return (ProductPerQuery(look.q, vectors * look.scale, left),)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.positions.base import Position, frequencies
+from headway.positions.base import Position, Turning, frequencies
 from headway.positions.working import Line, Lines, Number, rate
 from headway.shapes import HeadShape, HeadwayError
 
@@ -49,6 +49,7 @@ class Rotary(Position):
     paper: ClassVar[str] = "arXiv:2104.09864"
     summary: ClassVar[str] = "Queries and keys are rotated by their positions; scores depend on the difference only."
     summary_zh: ClassVar[str] = "按位置旋转查询和键，分数只取决于两者之差。"
+    steady: ClassVar[bool] = True
 
     variants: ClassVar[tuple[str, ...]] = (
         "rotary(pairing='interleaved')",
@@ -109,6 +110,10 @@ class Rotary(Position):
     def amplitude(self) -> float:
         """Factor of the cosines and sines of q and of k; the rotated part of q·k grows by its square."""
         return 1.0
+
+    def turning(self, dim: int, device: torch.device) -> Turning | None:
+        """The rates, the amplitude and the pairing."""
+        return Turning(self.rates(self.width(dim), device), self.amplitude(), self.pairing == "interleaved")
 
     def rotated(
         self,

@@ -47,6 +47,7 @@ class Sandwich(Position):
     paper: ClassVar[str] = "arXiv:2212.10356"
     summary: ClassVar[str] = "Scores add the dot product of the two positions' sinusoidal vectors, scaled per head."
     summary_zh: ClassVar[str] = "分数加上两个位置正弦向量的内积，每个头按固定比例缩放。"
+    steady: ClassVar[bool] = True
 
     variants: ClassVar[tuple[str, ...]] = ("sandwich(width=8, clip=3)",)
 

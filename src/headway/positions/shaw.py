@@ -39,6 +39,7 @@ class Shaw(Position):
     paper: ClassVar[str] = "arXiv:1803.02155"
     summary: ClassVar[str] = "Learned vectors by clipped distance are added to keys and values."
     summary_zh: ClassVar[str] = "按截断的距离学习向量，加到键和值上。"
+    steady: ClassVar[bool] = True
     per_layer: ClassVar[bool] = True
 
     variants: ClassVar[tuple[str, ...]] = ("shaw(clip=2)", "shaw(values=False)")
@@ -63,7 +64,7 @@ class Shaw(Position):
 
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """q·a^K for every query and distance, and a^V on the values."""
-        keys = ProductPerQuery(look.q * look.scale, self.key_table[None].to(look.q.dtype), self.clip)
+        keys = ProductPerQuery(look.q, self.key_table[None].to(look.q.dtype) * look.scale, self.clip)
         if not self.values:
             return (keys,)
         return (keys, ValuesByDistance(self.value_table[None], self.clip))

@@ -50,6 +50,7 @@ class T5(Position):
         "A learned bias per head and distance bucket is added to scores; far distances share buckets."
     )
     summary_zh: ClassVar[str] = "按距离分桶，为每个头和每个桶学习一个偏置，加到分数上；远距离共用桶。"
+    steady: ClassVar[bool] = True
     sharding: ClassVar[dict[str, str]] = {"weight": "hx"}
 
     variants: ClassVar[tuple[str, ...]] = ("t5(bidirectional=True)", "t5(buckets=8, max_distance=9)")

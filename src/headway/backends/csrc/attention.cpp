@@ -6,6 +6,7 @@
 // tiles in a fixed order and write to their own memory, so that results do not depend on which thread runs which task.
 #include "boost.h"
 #include "softmax.h"
+#include "step.h"
 #include "tasks.h"
 
 #include <map>
@@ -817,5 +818,19 @@ extern "C" int headway_backward(const headway::Call* call, int kind, char* messa
   return headway::by_kind(kind, message, [&]<typename T, typename In>() { headway::backward<T, In>(*call); });
 }
 
+extern "C" int headway_step(headway::step::Call* step, int kind, char* message) {
+  using namespace headway;
+  return by_kind(kind, message, [&]<typename T, typename In>() {
+    headway::Call& attention = *static_cast<headway::Call*>(step->attention);
+    step->outcome = step::REFUSED;
+    if (step->length >= step->room || !step::place(*step, attention.batch)) return;
+    step::append<T, In>(*step, attention);
+    attention.keys = step->length + 1;
+    forward<T, In>(attention);
+    step->outcome = step::finite<T, In>(attention) ? step::DONE : step::NOT_FINITE;
+  });
+}
+
 // Lets Python check that both sides have the same layout.
-extern "C" int64_t attention_call_size() { return sizeof(headway::Call); }
+extern "C" int64_t step_size() { return sizeof(headway::step::Call); }
+extern "C" int64_t call_size() { return sizeof(headway::Call); }

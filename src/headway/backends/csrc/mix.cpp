@@ -973,4 +973,4 @@ extern "C" int headway_mix_backward(const headway::mix::Call* call, int kind, ch
 }
 
 // Lets Python check that both sides have the same layout.
-extern "C" int64_t mix_call_size() { return sizeof(headway::mix::Call); }
+extern "C" int64_t mix_size() { return sizeof(headway::mix::Call); }

@@ -589,4 +589,4 @@ extern "C" int path_backward(const headway::path::Call* call, int kind, char* me
 }
 
 // Lets Python check that both sides have the same layout.
-extern "C" int64_t path_call_size() { return sizeof(headway::path::Call); }
+extern "C" int64_t path_size() { return sizeof(headway::path::Call); }

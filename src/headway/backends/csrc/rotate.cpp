@@ -9,28 +9,6 @@
 
 namespace headway::rotate {
 
-// The pairs of a row: entries p and P + p, or 2p and 2p + 1.
-template <bool INTERLEAVED>
-inline int64_t first_of(int64_t p) {
-  return INTERLEAVED ? 2 * p : p;
-}
-template <bool INTERLEAVED>
-inline int64_t second_of(int64_t p, int64_t pairs) {
-  return INTERLEAVED ? 2 * p + 1 : pairs + p;
-}
-
-template <typename T, typename In, bool INTERLEAVED>
-void turn(const Call& c, const In* __restrict x, const T* __restrict cos, const T* __restrict sin, In* __restrict out) {
-  const T sign = T(c.sign);
-  for (int64_t p = 0; p < c.pairs; ++p) {
-    const int64_t first = first_of<INTERLEAVED>(p), second = second_of<INTERLEAVED>(p, c.pairs);
-    const T a = T(x[first]), b = T(x[second]), s = sign * sin[p];
-    out[first] = static_cast<In>(a * cos[p] - b * s);
-    out[second] = static_cast<In>(b * cos[p] + a * s);
-  }
-  std::copy(x + 2 * c.pairs, x + c.dim, out + 2 * c.pairs);
-}
-
 // The gradients of cos and sin from those of what was turned.
 template <typename T, typename In, bool INTERLEAVED>
 void differentiate(
@@ -76,4 +54,4 @@ extern "C" int headway_rotate(const headway::rotate::Call* call, int kind, char*
 }
 
 // Lets Python check that both sides have the same layout.
-extern "C" int64_t rotate_call_size() { return sizeof(headway::rotate::Call); }
+extern "C" int64_t rotate_size() { return sizeof(headway::rotate::Call); }

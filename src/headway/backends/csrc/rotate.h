@@ -1,6 +1,7 @@
 // What Python passes to rotate.cpp.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace headway::rotate {
@@ -21,5 +22,27 @@ struct Call {
   int64_t given_batch, given_head, given_row;
   void *d_cos, *d_sin;  // (B, H, N, P) T, contiguous
 };
+
+// The pairs of a row: entries p and P + p, or 2p and 2p + 1.
+template <bool INTERLEAVED>
+inline int64_t first_of(int64_t p) {
+  return INTERLEAVED ? 2 * p : p;
+}
+template <bool INTERLEAVED>
+inline int64_t second_of(int64_t p, int64_t pairs) {
+  return INTERLEAVED ? 2 * p + 1 : pairs + p;
+}
+
+template <typename T, typename In, bool INTERLEAVED>
+void turn(const Call& c, const In* __restrict x, const T* __restrict cos, const T* __restrict sin, In* __restrict out) {
+  const T sign = T(c.sign);
+  for (int64_t p = 0; p < c.pairs; ++p) {
+    const int64_t first = first_of<INTERLEAVED>(p), second = second_of<INTERLEAVED>(p, c.pairs);
+    const T a = T(x[first]), b = T(x[second]), s = sign * sin[p];
+    out[first] = static_cast<In>(a * cos[p] - b * s);
+    out[second] = static_cast<In>(b * cos[p] + a * s);
+  }
+  std::copy(x + 2 * c.pairs, x + c.dim, out + 2 * c.pairs);
+}
 
 }  // namespace headway::rotate

@@ -895,4 +895,4 @@ extern "C" int headway_scan_backward(const headway::scan::Call* call, int kind, 
 }
 
 // Lets Python check that both sides have the same layout.
-extern "C" int64_t scan_call_size() { return sizeof(headway::scan::Call); }
+extern "C" int64_t scan_size() { return sizeof(headway::scan::Call); }

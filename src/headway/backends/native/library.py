@@ -71,10 +71,10 @@ unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
-def _kernel(source: str, header: str) -> Any:
+def kernel_of(source: str, header: str) -> Any:
     """The library, once both sides are known to lay out a call alike."""
     kernel: Any = loaded(source)
-    assert getattr(kernel, f"{Path(source).stem}_call_size")() == ctypes.sizeof(struct(header)), (
+    assert getattr(kernel, f"{Path(header).stem}_size")() == ctypes.sizeof(struct(header)), (
         "Python and the C++ compiler lay out a call differently"
     )
     return kernel
@@ -167,7 +167,7 @@ class Arguments:
         Raises:
             MemoryError: when it reports an error.
         """
-        kernel = _kernel(self.source, self.header)
+        kernel = kernel_of(self.source, self.header)
         message = ctypes.create_string_buffer(256)
         if getattr(kernel, function)(ctypes.byref(self.call), self.kind, message):
             raise MemoryError(f"the CPU kernel failed: {message.value.decode()}")

@@ -129,7 +129,7 @@ def unfit(call: Call) -> str | None:
 
 def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     """See :class:`headway.backends.base.Backend`."""
-    given = _given(call)
+    given = given_of(call)
     if call.training or transforms():
         out = _attention(*given)
     elif not operators.are_seen(given.q, given.k, given.v):
@@ -143,7 +143,7 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
 def partial(call: Call) -> Partial:
     """Attention over these keys alone, to be merged; without gradients."""
     with torch.no_grad(), full_precision(call.device):
-        out, sums = forward(*_given(call))
+        out, sums = forward(*given_of(call))
     greatest, inverse = sums.unbind(-1)
     seen = inverse > 0
     return Partial(out, torch.where(seen, greatest, -torch.inf), torch.where(seen, 1 / inverse, 0.0))
@@ -155,7 +155,7 @@ def within(call: Call, whole: Partial) -> Float[Tensor, "batch heads queries dim
     of_rows = (torch.where(seen, whole.greatest, 0.0), torch.where(seen, 1 / whole.total, 0.0))
     sums = torch.stack(of_rows, -1).to(wide_of(call.q))
     with full_precision(call.device):
-        made: Tensor = _Within.apply(out.detach(), sums.contiguous(), *_given(call))  # type: ignore[no-untyped-call]
+        made: Tensor = _Within.apply(out.detach(), sums.contiguous(), *given_of(call))  # type: ignore[no-untyped-call]
     return made
 
 
@@ -183,7 +183,7 @@ class _Within(torch.autograd.Function):
         return None, None, *gradients, *(None,) * (len(given) - _DIFFERENTIABLE)
 
 
-def _given(call: Call) -> Given:
+def given_of(call: Call) -> Given:
     """The arguments of the kernel."""
     c = canonical.canonical(call, products=True, images=True)
     rows, rows_vectors, rows_index = _product(c.query_products)
@@ -213,7 +213,7 @@ def _curve(curve: CurveByDistance, q: Tensor) -> tuple[Tensor, ...]:
     return curve.level.to(wide), rate, base, slope, breaks
 
 
-def _arguments(given: Given) -> Arguments:
+def arguments_of(given: Given) -> Arguments:
     """The arguments that forward and backward share."""
     arguments, g = Arguments(SOURCE, "call.h", given.q.dtype), given
     call = arguments.call
@@ -338,7 +338,7 @@ def _isolated(given: Given) -> tuple[Given, Tensor | None]:
 
 
 def _run(given: Given, inference: bool) -> tuple[Tensor, Tensor]:
-    arguments = _arguments(given)
+    arguments = arguments_of(given)
     out, sums = _results(given.q, given.v)
     arguments.call.decoding = inference
     arguments.put("out", out, "batch", "head", "row")
@@ -366,7 +366,7 @@ def _differentiate(
         g, poisoned = _isolated(g)
         if poisoned is not None:
             grad, out = (x.masked_fill(poisoned[..., None], 0.0) for x in (grad, out))
-    arguments, q, wide = _arguments(g), g.q, wide_of(g.q)
+    arguments, q, wide = arguments_of(g), g.q, wide_of(g.q)
     arguments.call.some_keys = some_keys
     call, (batch, heads, queries, dim) = arguments.call, g.q.shape
     splits = call.splits = splits_of(_tasks(q, g.k, g.pairs if needs["pairs"] else None), g.k.shape[2])

@@ -1,0 +1,111 @@
+"""One token per sequence against cached ones, in one call: it is turned, joins the cache, and attends to all in it.
+
+What steps share, tables and pointers to the cache, is laid out once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headway.backends.base import Call
+from headway.backends.native import softmax
+from headway.backends.native.library import KINDS, even, kernel_of, struct, wide_of
+
+HEADER = "step.h"
+
+
+def fits(call: Call) -> bool:
+    """Whether steps can be laid out once: where nothing but q, the positions and the number of keys changes."""
+    from headway.backends import native
+
+    if native.refuses(call) or not native.isolates(call) or not (call.k.is_contiguous() and call.v.is_contiguous()):
+        return False
+    given = softmax.given_of(call)
+    changing = (given.q_docs, given.mask_q, given.pairs, given.keys, given.rows, given.cols_x, given.cols, given.rates)
+    return all(x is None for x in (*changing, given.q_slopes, given.curve_level)) and (
+        given.rows_x is None or given.rows_x.data_ptr() == call.q.data_ptr()
+    )
+
+
+class Step:
+    """Steps over one cache, until it needs more memory.
+
+    Args:
+        call: over all the room of the cache: q (B, H, 1, D) and q_pos (B, 1) are room for what is turned and where it
+            stands, k, v and k_pos are views of the cache.
+        k: the cached keys, (B, H_kv, R, D), contiguous.
+        v: the cached values, (B, H_kv, R, D_v), likewise.
+        pos: the cached positions, (B, R), likewise.
+        turning: how queries and keys are turned, None is not at all: radians per position of each pair, (P,), float64;
+            the factor of cosines and sines; and whether entries 2p and 2p + 1 make a pair, not p and P + p.
+        last: the greatest position of a token.
+    """
+
+    DONE, NOT_FINITE, REFUSED = range(3)
+
+    def __init__(
+        self,
+        call: Call,
+        k: Float[Tensor, "batch kv_heads room dim"],
+        v: Float[Tensor, "batch kv_heads room dim_v"],
+        pos: Int[Tensor, "batch room"],
+        turning: tuple[Float[Tensor, " pairs"], float, bool] | None,
+        last: int,
+    ) -> None:
+        given = softmax.given_of(call)
+        self.at = given.q_pos
+        self._attention = softmax.arguments_of(given)
+        self._attention.call.decoding = True
+        wide = wide_of(given.q)
+        self._attention.call.out_head = self._attention.call.out_row = v.shape[3]
+        self._attention.call.out_batch = given.q.shape[1] * v.shape[3]
+        sums = given.q.new_empty(*given.q.shape[:3], 2, dtype=wide)
+        self._attention.put("sums", sums)
+        self._kernel = kernel_of(softmax.SOURCE, HEADER).headway_step
+        self._kind, self._message = KINDS[given.q.dtype], ctypes.create_string_buffer(256)
+        self._shape = (*given.q.shape[:3], v.shape[3])
+        made = self._call = struct(HEADER)()
+        made.attention = ctypes.addressof(self._attention.call)
+        made.keys, made.values, made.places, made.room = k.data_ptr(), v.data_ptr(), pos.data_ptr(), k.shape[2]
+        made.turned, made.at, made.last = given.q.data_ptr(), given.q_pos.data_ptr(), last
+        self._kept: list[object] = [k, v, pos, sums, given]
+        if turning is not None:
+            rates, made.amplitude, interleaved = turning
+            rates, room = rates.contiguous(), given.q.new_empty(2, len(rates), dtype=wide)
+            rotation = struct("rotate.h")()
+            rotation.dim, rotation.pairs, rotation.sign = given.q.shape[3], len(rates), 1.0
+            rotation.interleaved = interleaved
+            made.rotation, made.rates = ctypes.addressof(rotation), rates.data_ptr()
+            made.cos, made.sin = room[0].data_ptr(), room[1].data_ptr()
+            self._kept += [rotation, rates, room]
+        self._pointer = ctypes.byref(made)
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor, pos: Tensor | None, length: int) -> tuple[int, Tensor]:
+        """:attr:`DONE`, :attr:`NOT_FINITE`, or :attr:`REFUSED` where the position is beyond the last or not behind the
+        cached ones; and the output, (B, H, 1, D_v).
+
+        Args:
+            q: of the token, (B, H, 1, D), not turned.
+            k: (B, H_kv, 1, D), likewise.
+            v: (B, H_kv, 1, D_v).
+            pos: its position, (B or 1, 1); None is the one after each sequence's greatest.
+            length: how many tokens are cached. Unless it is refused, the token is written behind them.
+        """
+        call, attention = self._call, self._attention.call
+        q, k, v = even(q), even(k), even(v)  # entries side by side
+        call.q, call.k, call.v, call.length = q.data_ptr(), k.data_ptr(), v.data_ptr(), length
+        call.q_batch, call.q_head, _, _ = q.stride()
+        call.k_batch, call.k_head, _, _ = k.stride()
+        call.v_batch, call.v_head, _, _ = v.stride()
+        if pos is None:
+            call.pos = None
+        else:
+            call.pos, call.pos_batch = pos.data_ptr(), pos.stride(0) if len(pos) > 1 else 0
+        out = q.new_empty(self._shape)
+        attention.out = out.data_ptr()
+        if self._kernel(self._pointer, self._kind, self._message):
+            raise MemoryError(f"the CPU kernel failed: {self._message.value.decode()}")
+        return call.outcome, out
