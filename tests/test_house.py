@@ -26,6 +26,7 @@ FLOORS = (
     ("functional",),
     ("init",),
     ("attending",),
+    ("one_token",),
     ("attention", "latent"),
     ("stack", "saving"),
     ("transformer",),

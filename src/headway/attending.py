@@ -133,6 +133,8 @@ class Attending(nn.Module):
     """Whether keys and values are those of another layer, see :meth:`headway.Attention.share_kv`."""
     qk_norm = False
     """Whether each query and key is normalised."""
+    steps = False
+    """Whether :mod:`headway.one_token` does what the layer does, unless a class below overrides a part of it."""
     content_dim = 0
     """The first dimensions of queries and keys that position does not act on; the rest is the decoupled part."""
 

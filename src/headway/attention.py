@@ -76,6 +76,8 @@ class Attention(Attending):
     torch.Size([2, 10, 512])
     """
 
+    steps = True
+
     def __init__(
         self,
         dim: int,

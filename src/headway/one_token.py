@@ -1,8 +1,8 @@
 """One token per sequence in a layer with a cache: what its steps share is prepared once.
 
 A step of decoding computes little, so that reading options and laying out arguments anew would take most of its time.
-Where the position method is steady (:func:`headway.positions.base.is_steady`) and nothing watches what the layer does,
-a step is one call of C++; all others go the way of any call, with the same result.
+Where the position method is steady, see :mod:`headway.positions.steady`, and nothing watches what the layer does, a
+step is one call of C++; all others go the way of any call, with the same result.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from headway.attending import Attending, Core, normed
-from headway.backends import operators
 from headway.cache import KVCache, Tokens
 from headway.functional import check
-from headway.integers import FAR, Integers, readable
+from headway.integers import FAR, readable
 from headway.masks import reach
-from headway.positions.base import is_steady
+from headway.positions.steady import is_steady, says
 
 if TYPE_CHECKING:
     from headway.backends.native.step import Step
@@ -46,7 +45,7 @@ class _Prepared(NamedTuple):
 _PREPARED: WeakKeyDictionary[KVCache, _Prepared] = WeakKeyDictionary()
 
 
-def step(layer: Any, x: Tensor, pos: Integers | None, cache: KVCache) -> Tensor | None:
+def step(layer: Any, x: Tensor, pos: Any, cache: KVCache) -> Tensor | None:
     """The heads of the tokens x, (B, H, 1, D_v), after they joined the cache; None, with nothing done, where they go
     another way.
 
@@ -83,7 +82,7 @@ def step(layer: Any, x: Tensor, pos: Integers | None, cache: KVCache) -> Tensor 
     return isolated
 
 
-def _fits(layer: Attending, x: Tensor, pos: Integers | None, k: Tensor) -> bool:
+def _fits(layer: Attending, x: Tensor, pos: Any, k: Tensor) -> bool:
     """Whether the call is a plain one: of a token for each sequence in the cache, on the CPU, and not watched."""
     if type(x) is not Tensor or x.shape != (k.shape[0], 1, layer.shape.dim) or not readable(x):
         return False
@@ -92,14 +91,23 @@ def _fits(layer: Attending, x: Tensor, pos: Integers | None, k: Tensor) -> bool:
     ):
         return False
     core = layer.core
-    watched = core._forward_hooks or core._forward_pre_hooks or _has_any_global_hook() or operators.are_seen(x)
+    watched = core._forward_hooks or core._forward_pre_hooks or _has_any_global_hook()
     return not (watched or torch.is_autocast_enabled("cpu") or (layer.dropout and layer.training))
 
 
 def _prepared(layer: Attending, cache: KVCache, store: tuple[Tensor, Tensor, Tensor, int]) -> _Prepared:
     """What was prepared for the cache, anew where something has changed since."""
     core, position = layer.core, layer.position
-    options = (layer, position, type(core), core.backend, *store[:3], layer.mask, layer.scale, layer.softcap)
+    options: tuple[Any, ...] = (
+        layer,
+        position,
+        type(core),
+        core.backend,
+        *store[:3],
+        layer.mask,
+        layer.scale,
+        layer.softcap,
+    )
     options += (layer.log_scale, layer.embed, layer.spread, layer.own_heads, layer.borrows)
     found = _PREPARED.get(cache)
     if found is None or not found.serves(options):
@@ -116,14 +124,12 @@ def _prepared(layer: Attending, cache: KVCache, store: tuple[Tensor, Tensor, Ten
 
 def _is_plain(layer: Attending) -> bool:
     """Whether the layer does what :class:`headway.Attention` does, with a steady method."""
-    from headway.attention import Attention
-
-    kind, position = type(layer), layer.position
+    position = layer.position
     if layer.spread is not None or layer.own_heads is not None or layer.borrows or layer.log_scale is not None:
         return False
     if type(layer.core) is not Core or layer.core.backend not in ("auto", "native"):
         return False
-    if not isinstance(layer, Attention) or any(getattr(kind, name) is not getattr(Attention, name) for name in _SAME):
+    if not (layer.steps and says(type(layer), "steps", _SAME)):
         return False
     return is_steady(position) and not position._modules and not (layer.embed and position.embeds)
 

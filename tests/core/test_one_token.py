@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from headway import Attention, HeadwayError, KVCache, one_token
 from headway.masks import Causal, Mask, Window
 from headway.positions import T5, Position, Rotary
-from headway.positions.base import TermInputs, is_steady
+from headway.positions.base import TermInputs
+from headway.positions.steady import is_steady
 from headway.terms import AnyTerm
 
 DIM, HEADS, TOKENS, FIRST = 32, 4, 13, 3

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -27,6 +27,7 @@ from headway.display import Displayed
 from headway.integers import FAR, Integers, as_positions, exporting, readable
 from headway.positions.along import Before
 from headway.positions.along import angle_dtype as angle_dtype
+from headway.positions.steady import Turning
 from headway.positions.working import Lines, Number
 from headway.shapes import HeadShape, HeadwayError, brief
 from headway.terms import AnyTerm
@@ -133,20 +134,6 @@ class TermInputs:
         return torch.arange(-past, future + 1, device=q_pos.device), past
 
 
-class Turning(NamedTuple):
-    """How :meth:`Position.rotate` turns pairs of a query's or key's entries by its position.
-
-    Args:
-        rates: radians per position of each pair, (P,), float64.
-        amplitude: factor of cosines and sines.
-        interleaved: whether entries 2p and 2p + 1 make a pair, not p and P + p.
-    """
-
-    rates: Float[Tensor, " pairs"]
-    amplitude: float
-    interleaved: bool
-
-
 @dataclass(eq=False)
 class Position(Displayed, nn.Module):
     """A position method. Subclass it in one file of ``headway/positions`` to add a method.
@@ -186,7 +173,8 @@ class Position(Displayed, nn.Module):
     steady: ClassVar[bool] = True
     """Whether its rotation is :meth:`turning`, and its terms follow from parameters, distances and products of queries
     with tables alone, so that steps of decoding can be prepared once. A subclass that defines :meth:`rotate`,
-    :meth:`terms`, :meth:`transform_qk` or :meth:`mark` must say so itself, see :func:`is_steady`."""
+    :meth:`terms`, :meth:`transform_qk` or :meth:`mark` must say so itself, see
+    :func:`headway.positions.steady.is_steady`."""
     by_length: ClassVar[bool] = False
     """Whether how a pair of tokens is compared depends on the length of the whole text."""
     variants: ClassVar[tuple[str, ...]] = ()
@@ -448,21 +436,6 @@ class Position(Displayed, nn.Module):
         if pos is None:
             self.check_length(x)
         return self.embed(x, as_positions(pos, x))
-
-
-_ACTS = ("rotate", "rotated", "terms", "transform_qk", "mark", "prepare")
-
-
-def is_steady(position: Position) -> bool:
-    """Whether a method is :attr:`Position.steady`, as said by its class or by one that acts in the same way.
-
-    >>> from headway.positions import NTK, XPos  # XPos transforms keys anew in each call
-    >>> is_steady(NTK()), is_steady(XPos())
-    (True, False)
-    """
-    order = type(position).__mro__
-    said = next(number for number, kind in enumerate(order) if "steady" in vars(kind))
-    return position.steady and not any(name in vars(kind) for kind in order[:said] for name in _ACTS)
 
 
 @contextmanager

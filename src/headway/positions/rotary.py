@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.positions.base import Position, Turning, frequencies
+from headway.positions.base import Position, frequencies
+from headway.positions.steady import Turning
 from headway.positions.working import Line, Lines, Number, rate
 from headway.shapes import HeadShape, HeadwayError
 

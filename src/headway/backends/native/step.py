@@ -10,6 +10,7 @@ import ctypes
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headway.backends import operators
 from headway.backends.base import Call
 from headway.backends.native import softmax
 from headway.backends.native.library import KINDS, even, kernel_of, struct, wide_of
@@ -85,7 +86,7 @@ class Step:
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, pos: Tensor | None, length: int) -> tuple[int, Tensor]:
         """:attr:`DONE`, :attr:`NOT_FINITE`, or :attr:`REFUSED` where the position is beyond the last or not behind the
-        cached ones; and the output, (B, H, 1, D_v).
+        cached ones, or torch watches operators; and the output, (B, H, 1, D_v).
 
         Args:
             q: of the token, (B, H, 1, D), not turned.
@@ -94,6 +95,8 @@ class Step:
             pos: its position, (B or 1, 1); None is the one after each sequence's greatest.
             length: how many tokens are cached. Unless it is refused, the token is written behind them.
         """
+        if operators.are_seen(q, k, v):
+            return self.REFUSED, q
         call, attention = self._call, self._attention.call
         q, k, v = even(q), even(k), even(v)  # entries side by side
         call.q, call.k, call.v, call.length = q.data_ptr(), k.data_ptr(), v.data_ptr(), length
