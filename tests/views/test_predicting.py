@@ -87,7 +87,7 @@ def test_an_encoder_predicts_each_token_with_a_mask_in_its_place(at_once: int, m
     ids = question.ids[0].tolist()
     expected, moved = torch.empty(len(ids), 257).double(), torch.empty(len(ids), 257).double()
     for place in range(len(ids)):
-        masked = torch.tensor([ids[:place] + [256] + ids[place + 1 :]])
+        masked = torch.tensor([[*ids[:place], 256, *ids[place + 1 :]]])
         with torch.no_grad():
             expected[place] = question.model(masked)[0, place].double().softmax(-1)
             moved[place] = question.model(masked, pos=torch.arange(3, 3 + len(ids)))[0, place].double().softmax(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import threading
 from collections import OrderedDict
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -249,10 +250,11 @@ class Library:
         return Question.of(made, ids, labels, name=str(model.config.position), untrained=True)
 
     def _beside(self, model: Fresh, like: Question) -> Question:
-        """About a fresh model that reads the tokens of another question."""
+        """About a fresh model, of the same kind, that reads the tokens of another question."""
         if like.recording.changes is not None:
             return self._swapped(model, like)
         vocabulary, count = like.model.stack.embedding.num_embeddings, len(like.labels)
+        model = replace(model, config=replace(model.config, kind=like.model.config.kind))
         self._weighed(checked_size(model, vocabulary, count))
         made = _made(model, vocabulary, count)
         predicts = like.predictor and replace(like.predictor, model=made)
@@ -384,5 +386,6 @@ def _backend(tokens: int) -> str:
 
 
 def _made(model: Fresh, vocabulary: int, tokens: int) -> Transformer:
-    with seeded(model.seed):
+    with seeded(model.seed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that an encoder without position is blind to order is what one looks at
         return Transformer(replace(model.config, vocab=vocabulary, backend=_backend(tokens))).eval()
