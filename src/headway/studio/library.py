@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections import OrderedDict
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
