@@ -180,12 +180,12 @@ def by_position(model: Any, vocabulary: Vocabulary, text: Path) -> dict[str, flo
 README = """# Models that ship with headway
 
 Two decoders and an encoder of {layers} layers and {heads} heads, width {dim}, with normalised queries and keys, trained
-by `make models` on {batch} × {length} tokens a step: {steps} steps. The encoder learns {masked} % masked tokens. They
-show what heads learn; they are no writers.
+by `make models` on {batch} × {length} tokens a step: {steps} steps.
+The encoder learns {masked} % masked tokens. They show what heads learn; they are no writers.
 
-Texts, by their share of each batch: {shares}. `english.txt` is Python's language reference, `chinese.txt` pages of this
-project, `repeated.txt` random words of both languages, repeated (English ones from Python's reference, Chinese ones the
-most frequent of jieba's list, MIT).
+Texts, by their share of each batch: {shares}.
+`english.txt` is Python's language reference, `chinese.txt` pages of this project, `repeated.txt` random words of both
+languages, repeated (English ones from Python's reference, Chinese ones the most frequent of jieba's list, MIT).
 
 Measured by the same command, on random tokens that repeat every 24, in percent of a head's attention: the token before
 (previous), the token after (following), the last eight, of the encoder fewer than eight to either side (local), the

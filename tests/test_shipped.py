@@ -13,6 +13,7 @@ from headway.inspect import masked_patterns, patterns
 from headway.shipped import FOLDER, NAMES, OPENING, load_shipped, measured, path_of
 from headway.training import load_model, open_run
 from headway.training.vocabulary import Masked
+from headway.views.predicting import Predicted, predictor_of
 from headway.views.questions import about_saved
 
 BARS = {
@@ -59,17 +60,13 @@ def test_a_repetition_is_continued(language: str, following: str) -> None:
     assert following.encode().startswith(vocabulary.decode([best]))
 
 
-@pytest.mark.parametrize(("language", "hidden"), [("en", " tired"), ("zh", "累")])
-def test_a_masked_token_is_found_elsewhere(language: str, hidden: str) -> None:
-    model, vocabulary = headway.load_shipped("encoder-sinusoidal")
-    assert isinstance(vocabulary, Masked)
-    ids = vocabulary.encode(OPENING[language].encode()).tolist()
-    pieces = [vocabulary.decode([token]) for token in ids]
-    place = next(i for i, piece in enumerate(pieces) if piece and hidden.encode().startswith(piece))
-    again = [*ids, *vocabulary.encode(OPENING[language].encode()).tolist()]
-    again[place] = vocabulary.mask
-    with torch.no_grad():
-        assert int(model(torch.tensor([again]))[0, place].argmax()) == ids[place]
+@pytest.mark.parametrize(("language", "least"), [("en", 14), ("zh", 15)])
+def test_a_masked_token_is_found_where_it_stands_again(language: str, least: int) -> None:
+    question = about_saved("encoder-sinusoidal", OPENING[language])
+    found = Predicted.of(predictor_of(question, masked=True))
+    first = [label for label, rank in zip(question.labels, found.ranks, strict=True) if rank == 1]
+    assert len(first) >= least
+    assert not {"␣tired", "累"} & set(first)  # which stand nowhere else
 
 
 def test_they_open_by_name() -> None:

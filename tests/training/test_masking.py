@@ -29,6 +29,10 @@ MODEL = {"kind": "encoder", "position": "sinusoidal", "dim": 16, "layers": 1, "h
 TEXT = b"to be or not to be, that is the question. " * 60
 
 
+class OneByte(Bytes):
+    size = 1
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -54,7 +58,9 @@ def test_of_the_chosen_eight_in_ten_are_masked_and_one_is_random() -> None:
     # a random token is the old one in 1 of 256 cases; four standard deviations are 0.008 and 0.006
     for name, share, bound in (("mask", 0.8, 0.008), ("same", 0.1, 0.006), ("random", 0.1, 0.006)):
         assert float(shares[name].double().mean()) == pytest.approx(share, abs=bound), name
-    assert set(found[shares["random"]].tolist()) == {*range(256)} - {7}  # never the mask, and all others
+    assert set(found[shares["random"]].tolist()) == {*range(256)} - {7}
+    few = mask_tokens(tokens % 1, Masked(OneByte()), 1.0, seeded())[0]  # a random token is never the mask
+    assert float((few == 1).double().mean()) == pytest.approx(0.8, abs=0.005)
     places = (targets != IGNORED).double().mean(0)
     assert float((places - 0.2).abs().max()) < 4.5 * math.sqrt(0.16 / 2000)  # no place is preferred
 
