@@ -15,7 +15,16 @@ from typer.testing import CliRunner
 
 from headway.cli import app
 from headway.shapes import HeadwayError
-from headway.training import Bpe, Bytes, TextBatches, TrainSettings, load_model, train, vocabulary_from_json
+from headway.training import (
+    Bpe,
+    Bytes,
+    TextBatches,
+    TrainSettings,
+    load_model,
+    load_watch,
+    train,
+    vocabulary_from_json,
+)
 from headway.training.batches import IGNORED
 from headway.training.data import read_data
 from headway.training.execution import Execution
@@ -147,7 +156,8 @@ def test_a_run_resumes_to_the_bit_on_several_texts(tmp_path: Path) -> None:
     assert isinstance(words, Masked)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.model.parameters(), strict=True))
     parts = train(paths, out=tmp_path / "parts", execution=Execution(accumulate=2), **{**given, "model_config": MODEL})
-    one = train(paths, out=tmp_path / "one", **{**given, "model_config": MODEL})
+    one = train(paths, out=tmp_path / "one", watch=3, **{**given, "model_config": MODEL})
+    assert len(load_watch(tmp_path / "one").readings) > 0
     assert parts.history.loss == pytest.approx(one.history.loss, rel=1e-5)
     with pytest.raises(HeadwayError, match=r"mask_share was 0.3, is 0.4"):
         train(paths, **{**cut, "settings": tiny_settings(length=16, validate_every=2, mask_share=0.4)})
