@@ -45,7 +45,7 @@ def test_an_encoder_is_masked_and_says_what_it_cannot_do(browser: Any) -> None: 
     with studio() as client:
         client.enter()
         run = next(one["id"] for one in client.get("/api/state").json()["runs"] if one["title"] == "encoder-sinusoidal")
-        beside = {"model": {"fresh": {"position": "none"}}, "others": [{"run": run}]}
+        beside = {"model": {"fresh": {"position": "alibi"}}, "others": [{"run": run}]}
         assert client.view("sidebyside", **beside).status == 200
         assert client.view("generation", **beside).status == 400  # it stands beside an encoder: it is one, too
         found = opened(client, browser)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
@@ -386,6 +385,5 @@ def _backend(tokens: int) -> str:
 
 
 def _made(model: Fresh, vocabulary: int, tokens: int) -> Transformer:
-    with seeded(model.seed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that an encoder without position is blind to order is what one looks at
+    with seeded(model.seed):
         return Transformer(replace(model.config, vocab=vocabulary, backend=_backend(tokens))).eval()
