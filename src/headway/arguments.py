@@ -38,7 +38,7 @@ ModelRun = Annotated[
     Path | None,
     typer.Option(
         help="A run of `headway train`, a checkpoint of transformers, or decoder-rotary, decoder-t5 or "
-        "decoder-sinusoidal, which ship with headway; default: a small untrained model, with random weights."
+        "encoder-sinusoidal, which ship with headway; default: a small untrained model, with random weights."
     ),
 ]
 NewPosition = Annotated[str, typer.Option(help="Position method of the new model.")]

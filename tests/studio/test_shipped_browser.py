@@ -41,6 +41,29 @@ def test_the_first_screen_shows_a_head_that_learned_something(browser: Any) -> N
         page.context.close()
 
 
+def test_an_encoder_is_masked_and_says_what_it_cannot_do(browser: Any) -> None:  # noqa: F811
+    with studio() as client:
+        client.enter()
+        run = next(one["id"] for one in client.get("/api/state").json()["runs"] if one["title"] == "encoder-sinusoidal")
+        beside = {"model": {"fresh": {"position": "alibi"}}, "others": [{"run": run}]}
+        assert client.view("sidebyside", **beside).status == 200
+        assert client.view("generation", **beside).status == 400  # it stands beside an encoder: it is one, too
+        found = opened(client, browser)
+        section, page = found.open("prediction", kind="run", run=run, query="3"), found.page
+        assert "With a mask in place of" in section.locator(".finding").inner_text()
+        assert "(stood there)" in section.inner_text()
+        strip = page.locator('.next-strip[aria-busy="false"]')
+        strip.wait_for()
+        assert strip.get_attribute("aria-label") == "At a mask after the text"
+        assert page.locator(".next-token:visible").count() == 5
+        assert_accessible(page)
+        assert found.complaints == []
+        for view in ("generation", "step"):
+            page.evaluate("hash => { location.hash = hash; }", f"view={view}&kind=run&run={run}")
+            found.becomes(lambda: "This model is an encoder" in page.locator(".screen").inner_text())
+        page.context.close()
+
+
 def test_folders_that_are_given_come_first(client: Client) -> None:
     state = client.get("/api/state").json()
     kinds = [one["kind"] for one in state["runs"]]

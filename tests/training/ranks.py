@@ -28,11 +28,13 @@ from torch import Tensor
 from headway.parallel import World, processes
 from headway.parallel.process import LostProcess
 from headway.shapes import HeadwayError
+from headway.training import vocabulary
 from headway.training.batches import IGNORED, TextBatches, TextValidation
 from headway.training.checkpoint import Checkpoints, read_checkpoint
 from headway.training.execution import Execution
 from headway.training.history import History
 from headway.training.loop import Observer, Trainer
+from headway.training.masking import MaskedBatches, MaskedValidation
 from headway.training.settings import TrainSettings
 from headway.transformer import Transformer
 
@@ -189,6 +191,16 @@ def trained(
     return {**history.to_json(), "notes": trainer.notes, "resumed": trainer.resumed_from}
 
 
+def of_masks(world: World) -> dict[str, Any]:
+    """Train an encoder on masked tokens."""
+    settings, words = settings_of(), vocabulary.Masked(vocabulary.Bytes())
+    batches = TextBatches(TOKENS, settings.length, settings.batch, settings.seed)
+    validation = MaskedValidation(TOKENS[:200], settings.length, 3, words=words, share=0.3)
+    made = model_of("sinusoidal", vocab=words.size, kind="encoder")
+    trainer = Trainer(made, MaskedBatches(batches, words, 0.3), settings, validation=validation, world=world)
+    return trainer.run().to_json()
+
+
 def close(one: dict[str, Any], other: dict[str, Any], bound: float = 2e-6) -> None:
     assert one["steps"] == other["steps"]
     assert one["validation_steps"] == other["validation_steps"]
@@ -232,6 +244,7 @@ def equal(root: Path, thorough: int) -> None:
             halves = together(2, kind, lambda world: trained(world, dtype="bfloat16"))
             close(whole, same_everywhere(halves), 0.02)
             assert halves[0]["loss"] != whole["loss"]
+    close(alone(of_masks), same_everywhere(together(2, "ddp", of_masks)))
     print("equal")
 
 

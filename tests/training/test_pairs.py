@@ -81,8 +81,6 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_made(tmp_path: Pat
     given: dict[str, Any] = {"out": tmp_path / "run", "model_config": CONFIG, "settings": tiny_settings(length=5)}
     with pytest.raises(HeadwayError, match=r"got none: write a source, a tab and a target on each line$"):
         train(None, **given)
-    with pytest.raises(HeadwayError, match=r"^expected kind to be decoder, .*, got 'encoder': an encoder predicts no"):
-        train(path, **{**given, "model_config": {**CONFIG, "kind": "encoder"}})
     with pytest.raises(HeadwayError, match=r"length=4 tokens, start or end included, got a target of 5 in line 1 of "):
         train(path, **{**given, "settings": tiny_settings(length=4)})
     with pytest.raises(HeadwayError, match=r"^expected no watch and no log_dir for pairs"):

@@ -16,6 +16,7 @@ from headway.inspect.record import recorded
 from headway.shapes import HeadwayError
 from headway.training import Bytes, token_texts
 from headway.training.generation import Sampling, probabilities
+from headway.training.vocabulary import Masked
 from headway.views import Question, view
 from headway.views.draw import draw
 from headway.views.generating import KEYS, written
@@ -50,6 +51,12 @@ def asked(model: Transformer, text: str = TEXT, **more: Any) -> Question:
     return Question.of(model, ids[None], token_texts(Bytes(), ids), vocabulary=Bytes(), **more)
 
 
+def of_masks(model: Transformer, text: str = TEXT, **more: Any) -> Question:
+    """A question about an encoder that learned masked tokens of bytes; the mask is 256."""
+    ids = Bytes().encode(text.encode())
+    return Question.of(model, ids[None], token_texts(Bytes(), ids), vocabulary=Masked(Bytes()), **more)
+
+
 def softmax(model: Transformer, question: Question, **more: Any) -> Tensor:
     with torch.no_grad():
         logits: Tensor = model(question.ids, **more)[0].double()
@@ -71,6 +78,43 @@ def test_the_probability_and_rank_of_each_true_token() -> None:
         assert cells[:2] == [percent(true[place]), f"{rank:,}"]
     bits = -torch.tensor(true, dtype=torch.float64).log2().mean()
     assert number(float(bits)) in view("prediction", question).finding["en"]
+
+
+@pytest.mark.parametrize("at_once", [1, 40])
+def test_an_encoder_predicts_each_token_with_a_mask_in_its_place(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.views.predictor.AT_ONCE", at_once)
+    question = of_masks(made("sinusoidal", kind="encoder", vocab=257), query=4, options={"shift": 3})
+    ids = question.ids[0].tolist()
+    expected, moved = torch.empty(len(ids), 257).double(), torch.empty(len(ids), 257).double()
+    for place in range(len(ids)):
+        masked = torch.tensor([[*ids[:place], 256, *ids[place + 1 :]]])
+        with torch.no_grad():
+            expected[place] = question.model(masked)[0, place].double().softmax(-1)
+            moved[place] = question.model(masked, pos=torch.arange(3, 3 + len(ids)))[0, place].double().softmax(-1)
+    bars, shifted, along, kept, table = view("prediction", question).figures
+    shown = along.series[0][1]
+    assert shown == pytest.approx([float(expected[place, token]) for place, token in enumerate(ids)], rel=1e-5)
+    for place, (name, cells) in enumerate(table.rows):
+        assert name["en"].startswith(f"{place} · ")
+        assert cells[1] == f"{1 + int((expected[place] > expected[place, ids[place]]).sum()):,}"
+    assert len(table.rows) == len(ids)
+    assert bars.series[0][1][:11] == pytest.approx(expected[4].sort(descending=True).values[:11].tolist(), rel=1e-5)
+    assert [name["en"] for name, _ in kept.rows if "stood there" in name["en"]] == ["c (stood there)"]
+    assert shifted.series[1][1][:3] == pytest.approx(
+        moved[4, expected[4].argsort(descending=True)[:3]].tolist(), rel=1e-5
+    )
+    bits = -torch.tensor(shown, dtype=torch.float64).log2().mean()
+    assert number(float(bits)) in view("prediction", question).finding["en"]
+
+
+def test_the_strip_of_an_encoder_reads_a_mask_after_the_text() -> None:
+    question = of_masks(made("sinusoidal", kind="encoder", vocab=257))
+    with torch.no_grad():
+        p = question.model(torch.cat([question.ids, torch.tensor([[256]])], 1))[0, -1].double().softmax(-1)
+    found = next_tokens(question, 3)
+    assert found["masked"]
+    assert [one["p"] for one in found["tokens"]] == pytest.approx(p.sort(descending=True).values[:3].tolist(), rel=1e-9)
+    assert "masked" not in next_tokens(asked(made()), 3)
 
 
 def sampled(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
@@ -156,6 +200,11 @@ def test_what_predicts_nothing_says_so() -> None:
         with pytest.raises(HeadwayError, match="got an encoder, which predicts no next token"):
             view(name, encoder)
     assert "encoder" in next_tokens(encoder)["none"]["en"]
+    masked = of_masks(made("rotary", kind="encoder", vocab=257))
+    with pytest.raises(HeadwayError, match="got an encoder, which predicts masked tokens and no next one"):
+        view("generation", masked)
+    with pytest.raises(HeadwayError, match="at most 256 tokens"):
+        view("prediction", of_masks(made("rotary", kind="encoder", vocab=257), "a" * 257))
     passed = about_trace(recorded(made(), torch.tensor([[1, 2]])))
     assert "only the attentions" in next_tokens(passed)["none"]["en"]
 

@@ -11,7 +11,7 @@ torch.Size([1, 4, 10, 10])
 """
 
 from headway.inspect.head import Head
-from headway.inspect.patterns import Patterns, patterns
+from headway.inspect.patterns import MaskedPatterns, Patterns, masked_patterns, patterns
 from headway.inspect.record import Layer, Trace, record, recorded
 from headway.inspect.split import Split, split
 from headway.inspect.step import Move, Step, one_step
@@ -20,6 +20,7 @@ from headway.inspect.watch import Snapshot, Watch, watch
 __all__ = [
     "Head",
     "Layer",
+    "MaskedPatterns",
     "Move",
     "Patterns",
     "Snapshot",
@@ -27,6 +28,7 @@ __all__ = [
     "Step",
     "Trace",
     "Watch",
+    "masked_patterns",
     "one_step",
     "patterns",
     "record",

@@ -2,7 +2,8 @@
 
     decoder-rotary      two layers of four heads; one head of the second finds what followed the same token before
     decoder-t5          the same, with T5's learned bias per distance
-    decoder-sinusoidal  the same, with sinusoidal position vectors
+    encoder-sinusoidal  an encoder with sinusoidal position vectors, trained on masked tokens; heads read the token
+                        before and the token after, and find what stands at the same place of a repetition
 
 They read English and 中文, in one vocabulary of byte pairs (the extra ``headway[bpe]``). ``models/README.md`` says what
 they were trained on, and what was measured.
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FOLDER", "MEASURED", "NAMES", "OPENING", "load_shipped", "measured", "path_of"]
 
-NAMES = ("decoder-rotary", "decoder-t5", "decoder-sinusoidal")
+NAMES = ("decoder-rotary", "decoder-t5", "encoder-sinusoidal")
 """The models, the one to begin with first."""
 FOLDER = Path(__file__).parent / "models"
 """Holds a run folder for each, and nothing else that could be opened."""
@@ -54,7 +55,7 @@ def load_shipped(name: str = NAMES[0]) -> tuple[Transformer, Vocabulary]:
     """A small trained model that ships with the package, in evaluation mode on the CPU, and its vocabulary.
 
     Args:
-        name: decoder-rotary, decoder-t5 or decoder-sinusoidal.
+        name: decoder-rotary, decoder-t5 or encoder-sinusoidal.
 
     Raises:
         HeadwayError: when there is no such model, or the library tokenizers is missing.

@@ -249,10 +249,11 @@ class Library:
         return Question.of(made, ids, labels, name=str(model.config.position), untrained=True)
 
     def _beside(self, model: Fresh, like: Question) -> Question:
-        """About a fresh model that reads the tokens of another question."""
+        """About a fresh model, of the same kind, that reads the tokens of another question."""
         if like.recording.changes is not None:
             return self._swapped(model, like)
         vocabulary, count = like.model.stack.embedding.num_embeddings, len(like.labels)
+        model = replace(model, config=replace(model.config, kind=like.model.config.kind))
         self._weighed(checked_size(model, vocabulary, count))
         made = _made(model, vocabulary, count)
         predicts = like.predictor and replace(like.predictor, model=made)

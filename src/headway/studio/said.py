@@ -24,6 +24,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("gone", r"expected the id of a (?:run|comparison) that the studio shows"),
     ("training", r"expected a training in the studio|expected a training with at least one step"),
     ("watch", r"expected a watched training"),
+    ("encoder", r"expected a decoder for this view, got an encoder|expected targets, because an encoder"),
     ("own", r"expected a model of headway's own for this view"),
     ("other", rf"expected ({_REST}?), got ({_REST})"),
 )

@@ -14,7 +14,7 @@ from headway.training.settings import TrainSettings
 from headway.training.text import Split, Text, read_text
 from headway.training.tokenizer_json import TokenizerJson
 from headway.training.vocabularies import vocabulary_from_json
-from headway.training.vocabulary import Bpe, Bytes, Delimited, Vocabulary, token_texts
+from headway.training.vocabulary import Bpe, Bytes, Delimited, Masked, Vocabulary, token_texts
 from headway.training.watching import load_watch
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "FolderLock",
     "History",
     "Live",
+    "Masked",
     "Observer",
     "Progress",
     "Run",

@@ -135,6 +135,35 @@ class TextBatches:
         return windows[:, :-1], windows[:, 1:]
 
 
+def spread(tokens: TokenStore, length: int, batch: int, windows: int) -> Int64[Tensor, "windows length+1"]:
+    """Windows spread evenly through a text, which do not overlap but in one token; so many at most.
+
+    >>> spread(torch.arange(10), 3, 1, windows=2)
+    tensor([[0, 1, 2, 3],
+            [3, 4, 5, 6]])
+
+    Raises:
+        HeadwayError: when there are too few tokens for one window.
+    """
+    check_tokens(tokens, length, batch)
+    if windows < 1:
+        raise HeadwayError(f"expected windows of at least 1, got {windows}")
+    # A window's last target may be the next window's first input: no token is a target twice.
+    possible = (len(tokens) - 1) // length
+    count = min(windows, possible)
+    starts = torch.arange(count) * possible // count * length
+    return tokens[starts[:, None] + torch.arange(length + 1)].long()
+
+
+def summed_loss(model: nn.Module, inputs: Inputs, targets: Int64[Tensor, "batch length"]) -> tuple[float, int]:
+    """Sum of the cross-entropy in nats, and the targets that count."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    targets = targets.flatten().to(device)
+    logits = predict(model, inputs, device).flatten(0, 1).float()
+    loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    return loss.item(), int((targets != IGNORED).sum())
+
+
 class TextValidation:
     """Mean loss per token over windows spread evenly through the validation text: the same ones every time.
 
@@ -155,15 +184,7 @@ class TextValidation:
     """
 
     def __init__(self, tokens: TokenStore, length: int, batch: int, windows: int = 64) -> None:
-        check_tokens(tokens, length, batch)
-        if windows < 1:
-            raise HeadwayError(f"expected windows of at least 1, got {windows}")
-        self.batch = batch
-        # A window's last target may be the next window's first input: no token is a target twice.
-        possible = (len(tokens) - 1) // length
-        count = min(windows, possible)
-        starts = torch.arange(count) * possible // count * length
-        self._windows = compact(tokens[starts[:, None] + torch.arange(length + 1)])
+        self.batch, self._windows = batch, compact(spread(tokens, length, batch, windows))
 
     def __call__(self, model: nn.Module, /) -> float:
         """Return the model's mean loss per token, in nats."""

@@ -1,10 +1,11 @@
-"""What a run trains on: a text or several for a decoder, pairs for an encoder-decoder."""
+"""What a run trains on: a text or several for a decoder or an encoder, pairs for an encoder-decoder."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,13 +16,14 @@ from headway.training.batches import AnyBatches, TextBatches, TextValidation
 from headway.training.content import Tell
 from headway.training.documents import COLUMN
 from headway.training.files import dump_json
-from headway.training.mixture import MixedBatches, MixedValidation, shares_of
+from headway.training.masking import MaskedBatches, MaskedValidation
+from headway.training.mixture import MakesValidation, MixedBatches, MixedValidation, shares_of
 from headway.training.pairs import EncodedPairs, PairBatches, Pairs, PairValidation, read_pairs
 from headway.training.settings import TrainSettings
 from headway.training.sources import Source, learned, open_source, sha256_of, tokenised
 from headway.training.text import Split, Text
 from headway.training.vocabularies import Wanted
-from headway.training.vocabulary import Delimited, Vocabulary
+from headway.training.vocabulary import Delimited, Masked, Vocabulary
 from headway.training.watching import fixed_window
 
 Paths = Path | str | Sequence[Path | str] | None
@@ -77,7 +79,7 @@ def read_data(
     """Read what a Transformer of a kind trains on.
 
     Args:
-        kind: "decoder" or "encoder-decoder".
+        kind: "decoder", "encoder" or "encoder-decoder".
         paths: texts, see :func:`headway.training.sources.open_source`; or a file of pairs, see
             :func:`headway.training.pairs.read_pairs`.
         length: tokens per window.
@@ -87,7 +89,7 @@ def read_data(
         tell: is called with the progress of preparing a large text.
 
     Raises:
-        HeadwayError: when they cannot be read, the weights do not fit, or an encoder is to be trained.
+        HeadwayError: when they cannot be read, the weights do not fit, or the kind is none of them.
     """
     several = [paths] if paths is None or isinstance(paths, Path | str) else list(paths)
     if weights is not None and (len(weights) != len(several) or len(several) < 2):
@@ -96,16 +98,16 @@ def read_data(
         if len(several) != 1:
             raise HeadwayError(f"expected one file of pairs for an encoder-decoder, got {len(several)}: join them")
         return PairData(read_pairs(several[0], most=most))
-    if kind != "decoder":
+    if kind not in ("decoder", "encoder"):
         raise HeadwayError(
-            f"expected kind to be decoder, for a text, or encoder-decoder, for pairs, got {kind!r}: "
-            f"an {kind} predicts no next token"
+            f"expected kind to be decoder or encoder, for a text, or encoder-decoder, for pairs, got {kind!r}"
         )
     if not several:
         raise HeadwayError("expected at least one text, got none: None is the built-in one")
     shares = [None] * len(several) if weights is None else shares_of(weights)
     texts = [open_source(path, column=column, most=most, tell=tell) for path in several]
-    return TextData.of(texts, length=length, weights=shares, tell=tell)
+    data = TextData.of(texts, length=length, weights=shares, tell=tell)
+    return MaskedData(data) if kind == "encoder" else data
 
 
 @dataclass(frozen=True)
@@ -162,17 +164,51 @@ class TextData:
         """See :class:`Data`."""
         return learned(self.sources, wanted, self.tell)
 
-    def prepare(self, words: Vocabulary, settings: TrainSettings) -> Prepared:
-        """See :class:`Data`."""
+    def prepare(
+        self, words: Vocabulary, settings: TrainSettings, validate: MakesValidation = TextValidation
+    ) -> Prepared:
+        """See :class:`Data`; ``validate`` makes the validation of one text."""
         length, batch = settings.length, settings.batch
         train, held_out = zip(*(tokenised(source, words, self.tell) for source in self.sources), strict=True)
         window = fixed_window(held_out[0], length)
         if len(self.sources) == 1:
             batches = TextBatches(train[0], length, batch, settings.seed)
-            return Prepared(batches, TextValidation(held_out[0], length, batch), window)
+            return Prepared(batches, validate(held_out[0], length, batch), window)
         weights = [source.weight or len(tokens) for source, tokens in zip(self.sources, train, strict=True)]
         mixed = MixedBatches(train, weights, length, batch, settings.seed)
-        return Prepared(mixed, MixedValidation(held_out, weights, length, batch), window)
+        return Prepared(mixed, MixedValidation(held_out, weights, length, batch, validate), window)
+
+
+@dataclass(frozen=True)
+class MaskedData:
+    """Texts for an encoder.
+
+    Args:
+        text: the same texts for a decoder.
+    """
+
+    text: TextData
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See :class:`Data`."""
+        return self.text.notes
+
+    def described(self) -> dict[str, Any]:
+        """See :class:`Data`."""
+        return self.text.described()
+
+    def vocabulary(self, wanted: Wanted) -> Vocabulary:
+        """See :class:`Data`."""
+        return Masked(self.text.vocabulary(wanted))
+
+    def prepare(self, words: Vocabulary, settings: TrainSettings) -> Prepared:
+        """See :class:`Data`."""
+        assert isinstance(words, Masked)
+        share = settings.mask_share
+        validation = partial(MaskedValidation, words=words, share=share)
+        ready = self.text.prepare(words.words, settings, validation)
+        return replace(ready, batches=MaskedBatches(ready.batches, words, share, settings.seed))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from headway.training.batches import TextValidation, TokenStore, check_tokens, h
 WINDOWS = 64
 """Validation windows of all texts together, about."""
 _DRAWS = 2**62
+MakesValidation = Callable[..., Callable[[nn.Module], float]]
+"""Called with tokens, length, batch and maybe ``windows``, as :class:`TextValidation`."""
 
 
 def shares_of(weights: Sequence[float]) -> list[float]:
@@ -84,15 +86,23 @@ class MixedValidation:
         weights: one for each text.
         length: tokens in a window.
         batch: windows computed at once.
+        validate: makes the validation of each text.
 
     Returns (when called with a model):
         The mean cross-entropy in nats.
     """
 
-    def __init__(self, tokens: Sequence[TokenStore], weights: Sequence[float], length: int, batch: int) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[TokenStore],
+        weights: Sequence[float],
+        length: int,
+        batch: int,
+        validate: MakesValidation = TextValidation,
+    ) -> None:
         self.shares = shares_of(weights)
-        self.parts: list[Callable[[nn.Module], float]] = [
-            TextValidation(one, length, batch, windows=math.ceil(WINDOWS * share))
+        self.parts = [
+            validate(one, length, batch, windows=math.ceil(WINDOWS * share))
             for one, share in zip(tokens, self.shares, strict=True)
         ]
 

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
 from headway.schema import shown
 from headway.shapes import HeadwayError
-from headway.training.batches import IGNORED, compact, predict, seed_for
+from headway.training.batches import IGNORED, compact, seed_for, summed_loss
 from headway.training.files import parse_json
 from headway.training.text import Text, read_text
 from headway.training.validation import mean_loss
@@ -209,9 +208,4 @@ class PairValidation:
 
     def piece(self, number: int, model: nn.Module, /) -> tuple[float, int]:
         """Sum of the loss over one batch, and the targets that count."""
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        inputs, targets = self.pairs.examples(self.index[number * self.batch : (number + 1) * self.batch])
-        targets = targets.flatten().to(device)
-        logits = predict(model, inputs, device).flatten(0, 1).float()
-        loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
-        return loss.item(), int((targets != IGNORED).sum())
+        return summed_loss(model, *self.pairs.examples(self.index[number * self.batch : (number + 1) * self.batch]))

@@ -39,6 +39,8 @@ class TrainSettings(Settings):
         drop_position: final steps without position (DroPE, arXiv:2512.12167, which uses 0.5 to 2 % of the training).
             The position method is dropped, the learning rate warms up and decays once more, and the model can then
             read texts longer than its training length.
+        mask_share: share of the tokens that an encoder is to predict, in (0, 1]; see
+            :mod:`headway.training.masking`. Other models have none.
         keep: checkpoints to keep, at least 2, so that an older one is left if the newest is damaged.
 
     Raises:
@@ -65,6 +67,7 @@ class TrainSettings(Settings):
     seed: Annotated[int, Whole(0)] = 0
     validate_every: Annotated[int | None, Whole(1)] = 100
     checkpoint_every: Annotated[int | None, Whole(1)] = 100
+    mask_share: Annotated[float, Number(above=0, most=1)] = 0.15
     keep: Annotated[int, Whole(2)] = 2
 
     def __post_init__(self) -> None:

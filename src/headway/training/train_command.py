@@ -82,6 +82,8 @@ def command(
 ) -> None:
     """Train one Transformer on a text, or on pairs; rerun the same command to resume.
 
+    `--kind encoder` is trained to predict masked tokens of the text.
+
     `--from PATH` trains a checkpoint of transformers instead of a new model.
 
     `torchrun --nproc-per-node 2 -m headway train …` trains it in two processes.
@@ -154,8 +156,11 @@ def _train(text: list[str] | None, settings: TrainSettings, config: dict[str, An
     if history.status == "interrupted":
         screen.print(f"Interrupted after step {len(history.steps)} of {settings.steps}; rerun the command to resume.")
         raise typer.Exit(130)
-    own = "from" not in config
-    again = f"generate {shlex.quote(str(out))}" if own else f'explain "…" --model {shlex.quote(str(out / CHECKPOINT))}'
+    again = f"generate {shlex.quote(str(out))}"
+    if "from" in config:
+        again = f'explain "…" --model {shlex.quote(str(out / CHECKPOINT))}'
+    elif config.get("kind") == "encoder":
+        again = f"draw prediction --model {shlex.quote(str(out))}"
     screen.print(
         f"Validation loss {history.validation_loss[-1]:.3f} nats per token after {settings.steps} steps, "
         f"{history.tokens_per_second:,.0f} tokens/s.\nRun: {out}\nTry it: headway {again}",

@@ -12,7 +12,7 @@ from headway.schema import Anything, Many, Named, Number, Record, Whole, Words, 
 from headway.shapes import HeadwayError, brief
 from headway.training.files import write_atomic
 from headway.training.tokenizer_json import TOKENIZER, TokenizerJson
-from headway.training.vocabulary import Bpe, Bytes, Delimited, Vocabulary, beginning
+from headway.training.vocabulary import Bpe, Bytes, Delimited, Extended, Masked, Vocabulary, beginning
 
 _BPE = Record(
     {
@@ -23,6 +23,8 @@ _BPE = Record(
     },
     optional={"longest": Whole(16, 2**16)},
 )
+EXTENDED: dict[str, type[Delimited | Masked]] = {one.kind: one for one in (Delimited, Masked)}
+"""Vocabularies made of another one."""
 _TOKENIZER = Record({"kind": Words(("tokenizer",)), "sha256": Words(), "bytes_per_token": Number(0)})
 
 
@@ -85,7 +87,7 @@ def keep(vocabulary: Vocabulary, folder: Path) -> None:
     Raises:
         HeadwayError: when it cannot be written.
     """
-    words = vocabulary.words if isinstance(vocabulary, Delimited) else vocabulary
+    words = vocabulary.words if isinstance(vocabulary, Extended) else vocabulary
     if isinstance(words, TokenizerJson):
         write_atomic(folder / TOKENIZER, words.data)
 
@@ -106,10 +108,10 @@ def vocabulary_from_json(values: Any, folder: Path | None = None) -> Vocabulary:
     if values == {"kind": "bytes"}:
         return Bytes()
     kind = values.get("kind") if isinstance(values, dict) else None
-    if kind == "delimited":
+    if kind in EXTENDED:
         check(values, Record({"kind": Words(), "words": Named(Anything())}), "the vocabulary")
-        if values["words"].get("kind") != kind:
-            return Delimited(vocabulary_from_json(values["words"], folder))
+        if values["words"].get("kind") not in EXTENDED:
+            return EXTENDED[kind](vocabulary_from_json(values["words"], folder))
     check(values, _TOKENIZER if kind == "tokenizer" else _BPE, "the vocabulary")
     mean = float(values["bytes_per_token"])
     if kind == "tokenizer":

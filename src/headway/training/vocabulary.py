@@ -235,7 +235,46 @@ class Bpe:
         }
 
 
-class Delimited:
+class Extended:
+    """A vocabulary with further ids that stand for no bytes; those of the text stay as they are.
+
+    Args:
+        words: the vocabulary of the text.
+        more: how many ids.
+    """
+
+    kind: str
+
+    def __init__(self, words: Vocabulary, more: int) -> None:
+        self.words, self.size = words, words.size + more
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes per token of the text."""
+        return self.words.bytes_per_token
+
+    def encode(self, data: bytes) -> Int64[Tensor, "tokens"]:
+        """Turn bytes into ids, without the further ones."""
+        return self.words.encode(data)
+
+    def encode_stream(self, chunks: Iterable[bytes]) -> Iterator[Int64[Tensor, "tokens"]]:
+        """Turn a text that comes in chunks into ids, without the further ones."""
+        return self.words.encode_stream(chunks)
+
+    def decode(self, ids: Iterable[int] | Tensor) -> bytes:
+        """Turn ids into bytes; the further ones become none.
+
+        Raises:
+            HeadwayError: on an id outside the vocabulary.
+        """
+        return self.words.decode([i for i in checked(ids, self.size) if i < self.words.size])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"kind": self.kind, "words": self.words.to_json()}
+
+
+class Delimited(Extended):
     """A vocabulary with two more ids, ``start`` and ``end``, for sequences that begin and end.
 
     An encoder-decoder reads ``source(data)``, begins with ``start`` and writes until ``end``. Both stand for no bytes.
@@ -248,22 +287,11 @@ class Delimited:
     (258, [72, 105, 257], [256, 72, 105, 257], b'H')
     """
 
+    kind = "delimited"
+
     def __init__(self, words: Vocabulary) -> None:
-        self.words = words
-        self.start, self.end, self.size = words.size, words.size + 1, words.size + 2
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Bytes per token of the text."""
-        return self.words.bytes_per_token
-
-    def encode(self, data: bytes) -> Int64[Tensor, "tokens"]:
-        """Turn bytes into ids, without start and end."""
-        return self.words.encode(data)
-
-    def encode_stream(self, chunks: Iterable[bytes]) -> Iterator[Int64[Tensor, "tokens"]]:
-        """Turn a text that comes in chunks into ids, without start and end."""
-        return self.words.encode_stream(chunks)
+        super().__init__(words, 2)
+        self.start, self.end = words.size, words.size + 1
 
     def source(self, data: bytes) -> Int64[Tensor, "tokens"]:
         """What the encoder reads: the ids and ``end``, so that an empty text is not empty."""
@@ -273,17 +301,23 @@ class Delimited:
         """What the decoder learns: ``start``, the ids and ``end``."""
         return torch.cat([torch.tensor([self.start]), self.source(data)])
 
-    def decode(self, ids: Iterable[int] | Tensor) -> bytes:
-        """Turn ids into bytes; start and end become none.
 
-        Raises:
-            HeadwayError: on an id outside the vocabulary.
-        """
-        return self.words.decode([i for i in checked(ids, self.size) if i < self.start])
+class Masked(Extended):
+    """A vocabulary with one more id, ``mask``, which stands where an encoder predicts a token.
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {"kind": "delimited", "words": self.words.to_json()}
+    Args:
+        words: the vocabulary of the text; its ids stay as they are.
+
+    >>> words = Masked(Bytes())
+    >>> words.size, words.mask, words.encode(b"Hi").tolist(), words.decode([72, 256])
+    (257, 256, [72, 105], b'H')
+    """
+
+    kind = "masked"
+
+    def __init__(self, words: Vocabulary) -> None:
+        super().__init__(words, 1)
+        self.mask = words.size
 
 
 def token_texts(vocabulary: Vocabulary, ids: Iterable[int] | Tensor) -> list[str]:

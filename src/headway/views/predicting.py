@@ -1,5 +1,8 @@
 """What a model predicts: the probability of each token given those before it, and what sampling makes of it.
 
+An encoder that learned masked tokens predicts each token from all others, with a mask in its place. Row r of the
+logits is of token r + 1 of a decoder, and of token r of such an encoder (:attr:`Predictor.ahead`).
+
 p = softmax(logits) in float64;  temperature → softmax(logits / T);  top-k → the k likeliest;  top-p → the likeliest
 whose total reaches p. All three are those of :class:`headway.training.generation.Sampling`, which draws.
 """
@@ -28,6 +31,8 @@ VIEWS = ("prediction",)
 
 LONGEST = 1024
 """Maximum tokens of the text."""
+MASKED = 256
+"""Maximum tokens of a text of which each is masked in turn: as many passes."""
 TOP = 12
 """The likeliest tokens that are shown."""
 ROWS = 64
@@ -40,6 +45,7 @@ NONE = {
     "trace": "a recorded pass, of which only the attentions are known",
     "headless": "a checkpoint without a language-model head",
     "encoder": "an encoder, which predicts no next token",
+    "masked": "an encoder, which predicts masked tokens and no next one",
     "encoder-decoder": "an encoder-decoder, which continues nothing without a source",
 }
 """Why nothing predicts the next token; the page's line about it is ``prediction.none.<key>``."""
@@ -48,17 +54,19 @@ MOST_SEED = 2**31 - 1
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a model predicts after each token of a text.
+    """What a model predicts after each token of a text, or in its place.
 
     Args:
-        logits: of the token after each, (N, vocab), in float64.
+        logits: of the token after each, or of each, (N, vocab), in float64.
         p: their softmax.
         ids: of the text.
+        ahead: 1 where row r predicts token r + 1, 0 where it predicts token r.
     """
 
     logits: Float64[Tensor, "tokens vocab"]
     p: Float64[Tensor, "tokens vocab"]
     ids: Sequence[int]
+    ahead: int = 1
 
     @classmethod
     def of(cls, predictor: Predictor, shift: int = 0) -> Predicted:
@@ -67,46 +75,64 @@ class Predicted:
         Raises:
             HeadwayError: on logits that are not finite.
         """
-        logits = predictor.logits(shift)
-        if not bool(logits.isfinite().all()):
-            raise HeadwayError(
-                "expected finite logits, got NaN or infinity: the model's weights are damaged or diverged"
-            )
-        return cls(logits, logits.softmax(-1), predictor.ids[0].tolist())
+        logits = checked(predictor.logits(shift))
+        return cls(logits, logits.softmax(-1), predictor.ids[0].tolist(), predictor.ahead)
 
     @property
-    def true(self) -> Float64[Tensor, "tokens-1"]:
-        """The probability of each token after the first, given those before it."""
-        return self.p[:-1].gather(1, torch.tensor(self.ids[1:], dtype=torch.long)[:, None])[:, 0]
+    def true(self) -> Float64[Tensor, "tokens-ahead"]:
+        """The probability of each token that is predicted: all, or those after the first."""
+        true = torch.tensor(self.ids[self.ahead :], dtype=torch.long)
+        return self.p[: len(true)].gather(1, true[:, None])[:, 0]
 
     @property
     def ranks(self) -> list[int]:
-        """The rank of each token after the first, 1 for the likeliest; equal ones share the better rank."""
-        ranks: list[int] = ((self.p[:-1] > self.true[:, None]).sum(1) + 1).tolist()
+        """The rank of each of them, 1 for the likeliest; equal ones share the better rank."""
+        true = self.true
+        ranks: list[int] = ((self.p[: len(true)] > true[:, None]).sum(1) + 1).tolist()
         return ranks
 
+    def before(self, row: int) -> Sequence[int]:
+        """The tokens before that which a row predicts."""
+        return self.ids[: row + self.ahead]
+
+    def token(self, row: int) -> int | None:
+        """The token of the text that a row predicts; None at the end."""
+        return self.ids[row + self.ahead] if row + self.ahead < len(self.ids) else None
+
+    def say(self, key: str, **values: object) -> Said:
+        """A sentence on the next token, or on a masked one."""
+        return both(f"{'prediction' if self.ahead else 'masked'}.{key}", **values)
+
     def likeliest(self, row: int, count: int) -> list[int]:
-        """The likeliest tokens after a token."""
+        """The likeliest tokens of a row."""
         ids: list[int] = self.p[row].sort(descending=True, stable=True).indices[:count].tolist()
         return ids
+
+
+def checked(logits: Tensor) -> Tensor:
+    """Refuse logits that are not finite."""
+    if not bool(logits.isfinite().all()):
+        raise HeadwayError("expected finite logits, got NaN or infinity: the model's weights are damaged or diverged")
+    return logits
 
 
 def prediction(question: Question) -> View:
     """What the model predicts at each token, and what temperature, top-k and top-p make of it at the query.
 
     ``options["temperature"]`` (1), ``["top_k"]`` and ``["top_p"]`` are those of :func:`headway.generate`; with
-    ``options["shift"]`` all positions are shifted by so many, and predictions are compared.
+    ``options["shift"]`` all positions are shifted by so many, and predictions are compared. Of an encoder that learned
+    masked tokens each token is masked in turn.
 
     Raises:
-        HeadwayError: on a model that predicts no next token, a text of more than 1,024 tokens, other options, and
-            positions that the method cannot serve.
+        HeadwayError: on a model that predicts no token, a text of more than 1,024 tokens, or 256 that are masked, other
+            options, and positions that the method cannot serve.
 
     >>> view = prediction(Question.fresh("the cat sat on the mat"))
     >>> [type(figure).__name__ for figure in view.figures]
     ['Bars', 'Bars', 'Grid', 'Grid']
     """
-    refuse_beyond(question, LONGEST, "prediction")
-    predictor, sampling = predictor_of(question), sampling_of(question)
+    predictor, sampling = predictor_of(question, masked=True), sampling_of(question)
+    refuse_beyond(question, LONGEST if predictor.ahead else MASKED, "prediction")
     shift = question.options.get("shift", 0)
     require(shift, Whole(0, FARTHEST), "the option 'shift'")
     found = Predicted.of(predictor)
@@ -118,7 +144,7 @@ def prediction(question: Question) -> View:
         figures.append(moved)
         finding = {language: f"{finding[language]}{_GAP[language]}{said[language]}" for language in LANGUAGES}
     notes = [_cut(found, question.row, sampling), both("prediction.note", vocab=f"{found.p.shape[1]:,}")]
-    along = _along(question, predictor, found) if len(question.labels) > 1 else ()
+    along = _along(question, predictor, found) if len(question.labels) > found.ahead else ()
     figures += [*along[:1], kept, *along[1:]]
     formula = "p = softmax(logits / T),  top-k,  top-p"
     return View("prediction", finding, figures, formula, notes)
@@ -127,19 +153,19 @@ def prediction(question: Question) -> View:
 _GAP = {"en": " ", "zh": ""}
 
 
-def predictor_of(question: Question) -> Predictor:
-    """What predicts the next token of a question's text.
+def predictor_of(question: Question, *, masked: bool = False) -> Predictor:
+    """What predicts the next token of a question's text, or with ``masked`` maybe masked ones.
 
     Raises:
         HeadwayError: where nothing does.
     """
-    found, why = _predictor(question)
+    found, why = _predictor(question, masked)
     if found is None:
         raise HeadwayError(f"expected a decoder for this view, got {NONE[why]}: choose another model")
     return found
 
 
-def _predictor(question: Question) -> tuple[Predictor | None, str]:
+def _predictor(question: Question, masked: bool = False) -> tuple[Predictor | None, str]:
     """What predicts the next token, or why nothing does."""
     found = question.predictor
     if found is None and question.recording.model is not None:
@@ -147,7 +173,7 @@ def _predictor(question: Question) -> tuple[Predictor | None, str]:
     if found is None:
         return None, "trace"
     why = found.lacks()
-    return (found, "") if why is None else (None, why)
+    return (found, "") if why is None or (masked and why == "masked") else (None, why)
 
 
 def next_tokens(question: Question, most: int = 5) -> dict[str, Any]:
@@ -155,25 +181,22 @@ def next_tokens(question: Question, most: int = 5) -> dict[str, Any]:
 
     Returns:
         ``vocab`` and ``tokens``, each with its label, its probability, and what it adds to the text (None where that is
-        no whole character); or ``none``, a sentence in every language, where the model predicts none.
+        no whole character), and ``masked`` where they are those of a mask after the text; or ``none``, a sentence in
+        every language, where the model predicts none.
 
     >>> found = next_tokens(Question.fresh("the cat sat"), 2)
     >>> found["vocab"], sorted(found["tokens"][0])
     (3, ['added', 'label', 'p'])
     """
-    predictor, why = _predictor(question)
+    predictor, why = _predictor(question, masked=True)
     if predictor is None:
         return {"none": both(f"prediction.none.{why}")}
-    found, last = Predicted.of(predictor), len(question.labels) - 1
+    p, ids = checked(predictor.following()).softmax(-1), predictor.ids[0].tolist()
     tokens = [
-        {
-            "label": predictor.shown(found.ids, token),
-            "added": predictor.spelling.added(found.ids, token),
-            "p": float(found.p[last, token]),
-        }
-        for token in found.likeliest(last, most)
+        {"label": predictor.shown(ids, token), "added": predictor.spelling.added(ids, token), "p": float(p[token])}
+        for token in p.sort(descending=True, stable=True).indices[:most].tolist()
     ]
-    return {"vocab": found.p.shape[1], "tokens": tokens}
+    return {"vocab": len(p), "tokens": tokens, **({} if predictor.ahead else {"masked": True})}
 
 
 def sampling_of(question: Question) -> Sampling:
@@ -225,17 +248,16 @@ def bars_of(title: Said, labels: Sequence[str], tokens: Sequence[int], logits: T
 
 def _sampled(question: Question, predictor: Predictor, found: Predicted, sampling: Sampling) -> tuple[Bars, Grid]:
     """The likeliest tokens after the query, before and after sampling, as bars and in words."""
-    row, before = question.row, found.ids[: question.row + 1]
+    row, true = question.row, found.token(question.row)
     tokens = found.likeliest(row, TOP)
-    if row + 1 < len(found.ids) and found.ids[row + 1] not in tokens:
-        tokens[-1] = found.ids[row + 1]
-    labels = [predictor.shown(before, token) for token in tokens]
+    if true is not None and true not in tokens:
+        tokens[-1] = true
+    labels = [predictor.shown(found.before(row), token) for token in tokens]
     after = probabilities(found.logits[row], sampling)
-    title = both("prediction.next", token=question.labels[row], place=row)
-    true = found.ids[row + 1] if row + 1 < len(found.ids) else None
+    title = found.say("next", token=question.labels[row], place=row)
     rows = [
         (
-            both("prediction.true", token=name) if token == true else same(name),
+            found.say("true", token=name) if token == true else same(name),
             [percent(float(found.p[row, token])), percent(float(after[token])), _verdict(found, row, token, sampling)],
         )
         for name, token in zip(labels, tokens, strict=True)
@@ -265,17 +287,17 @@ def _finding(question: Question, predictor: Predictor, found: Predicted) -> Said
     first = found.likeliest(row, 1)[0]
     values: dict[str, object] = {
         "token": question.labels[row],
-        "first": predictor.shown(found.ids[: row + 1], first),
+        "first": predictor.shown(found.before(row), first),
         "share": percent(float(found.p[row, first])),
     }
-    if len(found.ids) < 2:
+    if len(found.ids) <= found.ahead:
         return both("prediction.finding.one", **values)
     bits = float(-found.true.log2().mean())
     values |= {"bits": number(bits), "uniform": number(math.log2(found.p.shape[1]))}
-    if row + 1 == len(found.ids):
+    if found.token(row) is None:
         return both("prediction.finding.end", **values)
-    true = {"true": question.labels[row + 1], "p": percent(float(found.true[row])), "rank": f"{found.ranks[row]:,}"}
-    return both("prediction.finding", **values, **true)
+    values |= {"true": question.labels[row + found.ahead], "rank": f"{found.ranks[row]:,}"}
+    return found.say("finding", **values, p=percent(float(found.true[row])))
 
 
 def _shifted(question: Question, predictor: Predictor, found: Predicted, shift: int) -> tuple[Bars, Said]:
@@ -283,7 +305,7 @@ def _shifted(question: Question, predictor: Predictor, found: Predicted, shift: 
     moved = Predicted.of(predictor, shift)
     row = question.row
     tokens = found.likeliest(row, TOP)
-    labels = [predictor.shown(found.ids[: row + 1], token) for token in tokens]
+    labels = [predictor.shown(found.before(row), token) for token in tokens]
     series = [
         (both("prediction.shift.before"), [float(x) for x in found.p[row, tokens]]),
         (both("prediction.shift.after", by=shift), [float(x) for x in moved.p[row, tokens]]),
@@ -296,40 +318,32 @@ def _shifted(question: Question, predictor: Predictor, found: Predicted, shift: 
         "method": question.position.spec(),
         "largest": number(largest),
         "after": question.labels[place],
-        "token": predictor.shown(found.ids[: place + 1], token),
+        "token": predictor.shown(found.before(place), token),
         "old": number(float(found.p[place, token])),
         "new": number(float(moved.p[place, token])),
     }
-    said = both("prediction.shift.same" if largest <= SAME else "prediction.shift.changed", **values)
-    return Bars(
-        both("prediction.shift", by=shift, token=question.labels[row]), labels, series, both("prediction.axis")
-    ), said
+    said = both("prediction.shift.same", **values) if largest <= SAME else found.say("shift.changed", **values)
+    title = found.say("shift", by=shift, token=question.labels[row])
+    return Bars(title, labels, series, both("prediction.axis")), said
 
 
 def _along(question: Question, predictor: Predictor, found: Predicted) -> tuple[Bars, Grid]:
-    """The probability of each token of the text given those before it, and a table with ranks."""
-    stop = min(len(found.ids), max(question.row + 2, ROWS))
+    """The probability of each token of the text given those before it, or all others, and a table with ranks."""
+    stop = min(len(found.ids), max(question.row + 1 + found.ahead, ROWS))
     start = max(0, stop - ROWS)
     places = range(start, stop)
     true, ranks = found.true.tolist(), found.ranks
-    shares = [None if place == 0 else true[place - 1] for place in places]
-    window = both("prediction.along.part", first=start, last=stop - 1) if stop - start < len(found.ids) else None
-    title = window or both("prediction.along")
-    bars = Bars(
-        title, [question.labels[place] for place in places], [(both("prediction.p"), shares)], both("prediction.axis")
-    )
+    shares = [None if place < found.ahead else true[place - found.ahead] for place in places]
+    window = found.say("along.part", first=start, last=stop - 1) if stop - start < len(found.ids) else None
+    title = window or found.say("along")
+    labels = [question.labels[place] for place in places]
+    bars = Bars(title, labels, [(found.say("p"), shares)], both("prediction.axis"))
     rows = []
-    for place in places:
-        if place == 0:
-            continue
-        first = found.likeliest(place - 1, 1)[0]
-        best = f"{predictor.shown(found.ids[:place], first)} {percent(float(found.p[place - 1, first]))}"
-        bits = number(-math.log2(true[place - 1])) if true[place - 1] > 0 else "∞"
-        rows.append(
-            (
-                same(f"{place} · {question.labels[place]}"),
-                [percent(true[place - 1]), f"{ranks[place - 1]:,}", bits, best],
-            )
-        )
+    for place in places[max(found.ahead - start, 0) :]:
+        row = place - found.ahead
+        first = found.likeliest(row, 1)[0]
+        best = f"{predictor.shown(found.ids[:place], first)} {percent(float(found.p[row, first]))}"
+        bits = number(-math.log2(true[row])) if true[row] > 0 else "∞"
+        rows.append((same(f"{place} · {question.labels[place]}"), [percent(true[row]), f"{ranks[row]:,}", bits, best]))
     names = [both(f"prediction.column.{name}") for name in ("token", "p", "rank", "bits", "best")]
     return bars, Grid(both("prediction.table"), names, rows)

@@ -1,4 +1,4 @@
-"""What predicts the next token of a text: a model, the ids it reads, and what its tokens stand for."""
+"""What predicts tokens of a text, the next or masked ones: a model, the ids it reads, and what tokens stand for."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from headway.characters import label
 from headway.inspect.explain import words
 from headway.training.vocabulary import Vocabulary
 
+AT_ONCE = 4096
+"""Tokens that masked texts are computed with at once, about."""
 CHARACTER = 4
 """Maximum bytes of a character in UTF-8."""
 
@@ -105,19 +107,21 @@ class Held:
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """A model that predicts the next token, as :func:`headway.generate` takes it, and a text.
+    """A model that predicts the next token, as :func:`headway.generate` takes it, or masked tokens, and a text.
 
     Args:
         model: called with ``pos`` and ``cache``, and with ``new_cache()``.
         ids: the text, (1, N).
         spelling: what tokens stand for.
         recorded: the module whose attentions are recorded; default the model.
+        mask: id that stands where an encoder predicts a token; None where it has none.
     """
 
     model: Any
     ids: Int[Tensor, "1 tokens"]
     spelling: Spelling
     recorded: nn.Module | None = None
+    mask: int | None = None
 
     @classmethod
     def of_labels(cls, model: Any, ids: Int[Tensor, "1 tokens"], labels: Sequence[str]) -> Predictor:
@@ -131,15 +135,40 @@ class Predictor:
         return found
 
     def lacks(self) -> str | None:
-        """Why the model predicts no next token: "encoder", "encoder-decoder" or "headless"; None where it does."""
+        """Why the model predicts no next token: "masked", "encoder", "encoder-decoder" or "headless"; else None."""
         kind = str(getattr(self.model, "kind", "decoder"))
-        return None if kind == "decoder" else kind
+        return None if kind == "decoder" else "masked" if self.mask is not None else kind
+
+    @property
+    def ahead(self) -> int:
+        """How far after a token that lies which is predicted there: 1 of a decoder, 0 of masked tokens."""
+        return int(self.mask is None)
 
     def logits(self, shift: int = 0) -> Float[Tensor, "tokens vocab"]:
-        """Logits of the token after each token of the text, with all positions shifted, in float64, on the CPU."""
-        pos = None if shift == 0 else torch.arange(shift, shift + self.ids.shape[1], device=self.ids.device)[None]
+        """Logits of the token after each token of the text, or of each token with a mask in its place.
+
+        All positions are shifted by so many; in float64, on the CPU.
+        """
+        if self.mask is None:
+            return self._called(self.ids, shift)[0]
+        tokens = self.ids.shape[1]
+        rows = torch.arange(tokens, device=self.ids.device)
+        found = []
+        for some in rows.split(max(1, AT_ONCE // tokens)):  # a text for each token, with its mask
+            masked = self.ids.expand(len(some), -1).scatter(1, some[:, None], self.mask)
+            found.append(self._called(masked, shift)[torch.arange(len(some)), some.cpu()])
+        return torch.cat(found)
+
+    def following(self) -> Float[Tensor, "vocab"]:
+        """Logits of the token after the text; of masked tokens at a mask there."""
+        if self.mask is None:
+            return self.logits()[-1]
+        return self._called(torch.cat([self.ids, self.ids.new_tensor([[self.mask]])], 1))[0, -1]
+
+    def _called(self, ids: Int[Tensor, "texts tokens"], shift: int = 0) -> Float[Tensor, "texts tokens vocab"]:
+        pos = None if shift == 0 else torch.arange(shift, shift + ids.shape[1], device=ids.device)[None]
         with torch.no_grad():
-            found: Tensor = self.model(self.ids, pos=pos)[0].cpu().double()
+            found: Tensor = self.model(ids, pos=pos).cpu().double()
         return found
 
     def shown(self, before: Sequence[int], token: int) -> str:

@@ -16,7 +16,7 @@ from headway.inspect.record import Layer, Trace, recorded
 from headway.inspect.watch import Watch
 from headway.positions import Position
 from headway.shapes import HeadwayError
-from headway.training.vocabulary import Vocabulary
+from headway.training.vocabulary import Masked, Vocabulary
 from headway.transformer import Transformer
 from headway.views.predictor import OfVocabulary, Predictor
 
@@ -161,7 +161,8 @@ class Question:
             where: the other fields.
         """
         if vocabulary is not None:
-            where["predictor"] = Predictor(model, ids, OfVocabulary(vocabulary))
+            mask = vocabulary.mask if isinstance(vocabulary, Masked) else None
+            where["predictor"] = Predictor(model, ids, OfVocabulary(vocabulary), mask=mask)
         return cls(Recording(model, ids), labels, **where)
 
     @classmethod

@@ -5,7 +5,7 @@ import { told } from "./parts.js";
 import { modelOf } from "./place.js";
 
 /** @typedef {{ label: string, added: string | null, p: number }} Token */
-/** @typedef {{ tokens?: Token[], none?: Record<string, string> }} Found none says why there are none */
+/** @typedef {{ tokens?: Token[], masked?: boolean, none?: Record<string, string> }} Found none says why there are none */
 /** @typedef {import("./place.js").Place} Place */
 
 const COUNT = 5;
@@ -27,8 +27,9 @@ export function nextStrip(words, { place, go, requests }) {
     return { button, name, share };
   });
   const more = html("button", { type: "button", class: "plain", "data-keep": "next-more", onclick: () => go({ view: "prediction", query: -1 }) }, words.say("studio.next.more"));
+  const caption = html("span", { class: "caption" }, words.say("studio.next"));
   const element = html("div", { class: "next-strip", role: "group", "aria-label": words.say("studio.next") },
-    html("span", { class: "caption" }, words.say("studio.next")), tokens.map(({ button }) => button), line, more);
+    caption, tokens.map(({ button }) => button), line, more);
 
   /** @param {Token} [token] */
   function append(token) {
@@ -44,6 +45,8 @@ export function nextStrip(words, { place, go, requests }) {
     element.hidden = WITHOUT.includes(place().view) || !found;
     element.setAttribute("aria-busy", String(requests.waiting()));
     if (!found) return;
+    caption.textContent = words.say(found.masked ? "studio.next.masked" : "studio.next");
+    element.setAttribute("aria-label", caption.textContent);
     const none = found.none ? told(words, found.none) : "";
     line.hidden = !none;
     line.textContent = none;
