@@ -63,6 +63,7 @@ class Heatmap:
         hidden: 1 where a cell is masked, (rows, columns); None masks nothing.
         unit: unit of the values, e.g. "%" or "rad".
         links: whether a screen may also show it as lines between two columns of tokens; print shows the map.
+        tokens: the first token of each row and column, where they are groups or part of a text; None numbers from 0.
     """
 
     title: Said
@@ -76,6 +77,7 @@ class Heatmap:
     unit: str = ""
     links: bool = False
     fit: tuple[float, float] | None = None
+    tokens: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)

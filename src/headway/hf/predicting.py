@@ -27,11 +27,15 @@ class Predicting(nn.Module):
 
     Args:
         model: any; :attr:`kind` says whether it predicts next tokens.
+        ids: of the text, (1, N).
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, ids: Int[Tensor, "1 tokens"]) -> None:
         super().__init__()
         self.model = model
+        # padding has no position of its own, and equal tokens may not tell which of them is seen
+        known = [one for one in dict.fromkeys([*ids[0].tolist(), *range(3)]) if one != model.config.pad_token_id]
+        self.two = torch.tensor([known[:2]], device=model.device)
 
     @cached_property
     def kind(self) -> str:
@@ -40,9 +44,8 @@ class Predicting(nn.Module):
             return "encoder-decoder"
         if type(self.model).__name__ not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
             return "headless"
-        ids = torch.tensor([[0, 1]], device=self.model.device)
         with torch.no_grad():
-            both, one = (self.model(input_ids=part).logits[0, 0].double() for part in (ids, ids[:, :1]))
+            both, one = (self.model(input_ids=part).logits[0, 0].double() for part in (self.two, self.two[:, :1]))
         return "decoder" if bool((both - one).abs().max() <= SAME * both.abs().max()) else "encoder"
 
     @cached_property
@@ -52,13 +55,12 @@ class Predicting(nn.Module):
         Raises:
             HeadwayError: when it is neither.
         """
-        ids = torch.tensor([[0, 1]], device=self.model.device)
         with torch.no_grad():
-            usual = self.model(input_ids=ids).logits.double()
+            usual = self.model(input_ids=self.two).logits.double()
 
             def same(first: int) -> bool:
-                pos = torch.arange(first, first + 2, device=ids.device)[None]
-                logits = self.model(input_ids=ids, position_ids=pos).logits.double()
+                pos = torch.arange(first, first + 2, device=self.two.device)[None]
+                logits = self.model(input_ids=self.two, position_ids=pos).logits.double()
                 return bool((logits - usual).abs().max() <= SAME * usual.abs().max())
 
             found = first_position(self.model, same)

@@ -91,7 +91,7 @@ class Reader:
             if part is not None or target is not None:
                 raise HeadwayError(f"expected no part or target, got one: {self.name} is no encoder-decoder")
             found = self._about(Text(self, given), labels, layer, head)
-            predicts = predictor(Predicting(self.model), self.tokenizer, ids)
+            predicts = predictor(Predicting(self.model, ids), self.tokenizer, ids)
             return replace(found, notes=self.unknown(ids, labels), predictor=predicts)
         part = part or ("encoder" if target is None else "decoder")
         if part not in PARTS:
@@ -103,7 +103,7 @@ class Reader:
         of_decoder = [self.tokenizer.convert_ids_to_tokens(first) or "<start>", *names]
         keys = labels if part == "cross" else None
         found = self._about(Text(self, given, part), labels if part == "encoder" else of_decoder, layer, head, keys)
-        predicts = predictor(Predicting(self.model), self.tokenizer, ids)
+        predicts = predictor(Predicting(self.model, ids), self.tokenizer, ids)
         return replace(found, notes=self.unknown(ids, labels), predictor=predicts)
 
     def unknown(self, ids: Int[Tensor, "1 tokens"], labels: Sequence[str]) -> tuple[Said, ...]:

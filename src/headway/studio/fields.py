@@ -27,6 +27,7 @@ from headway.schema import (
 from headway.settings import described
 from headway.shapes import HeadwayError
 from headway.views import NAMES
+from headway.views import OPTIONS as OF_VIEWS
 
 BODY = 2**20
 """Maximum bytes of a request."""
@@ -45,15 +46,12 @@ LIMITS = {
 """The maximum of each; the page shows them."""
 PICTURES = {"svg": "image/svg+xml", "png": "image/png", "pdf": "application/pdf"}
 """What a view can be drawn as, and its content type."""
-OPTIONS = (
-    *("by", "change", "dim", "group", "heads", "key", "matrix", "position", "positions", "reach", "sample", "seed"),
-    *("shift", "tokens", "top_k", "what"),
-)
+OPTIONS = sorted({"sample"}.union(*OF_VIEWS.values()))
 """Options of views that the page may set; each view checks its own further."""
 FRACTIONS = ("temperature", "top_p")
-"""Likewise, those that need not be whole."""
+"""Those that need not be whole."""
 RATES = ("lr_adam", "lr_sgd")
-"""Likewise, learning rates."""
+"""Those that are learning rates."""
 _SPEC, _ID, _SLOT = 300, 80, 40
 _MOST = 2**31 - 1
 

@@ -51,7 +51,6 @@ from headway.studio.live_session import Stage
 from headway.studio.said import said
 from headway.studio.worker import Busy, Superseded, Worker
 from headway.views import NAMES, Question, View, view
-from headway.views.grouping import Groups
 from headway.views.predicting import next_tokens
 from headway.views.view_helpers import Unsuited
 from headway.web.page import asset, compact
@@ -223,8 +222,8 @@ class Routes:
             "head": question.head,
             "query": question.row,
             "column": question.column,
+            "keys": _keys(question) if asked.view == "split" else None,
             "seconds": round(time.perf_counter() - begun, 3),
-            **_starts(question, asked.view),
             **lacks,
         }
         return compact({"view": shown, "meta": meta}).encode()
@@ -418,10 +417,14 @@ def offers() -> dict[str, Any]:
     }
 
 
-def _starts(question: Question, view: str) -> dict[str, Any]:
-    """The first token of each row of a map, where rows are groups of tokens."""
-    groups = Groups.of(question) if view == "head" and question.options.get("what") != "scores" else None
-    return {} if groups is None else {"starts": groups.starts}
+def _keys(question: Question) -> list[int] | None:
+    """The keys that the query may see; None where no mask hides any."""
+    seen = question.seen.seen(slice(question.row, question.row + 1))
+    if seen is None:
+        return None
+    heads = seen.expand(1, question.seen.heads, 1, -1)
+    found: list[int] = heads[0, question.head, 0].nonzero()[:, 0].tolist()
+    return found
 
 
 def _assets() -> dict[str, str]:

@@ -48,8 +48,27 @@ CROSS = ("wall", "head", "softmax")
 """The views that cross attention has."""
 OF_POSITION = ("vectors", "similarity", "bias", "rotation")
 """The views of a position method, which random weights elsewhere do not change."""
-OF_TOKENS = ("stepper", "projection", "softmax", "split", "sidebyside", "whatif", "step", "long")
+OF_TOKENS = ("stepper", "projection", "softmax", "split", "step", "long")
 """The views that show single tokens, also where several make one character."""
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "projection": ("matrix",),
+    "scaling": ("dim",),
+    "wall": ("group",),
+    "head": ("what", "group"),
+    "split": ("key",),
+    "vectors": ("positions",),
+    "similarity": ("positions",),
+    "bias": ("reach",),
+    "rotation": ("positions",),
+    "prediction": ("temperature", "top_k", "top_p", "shift"),
+    "generation": ("tokens", "temperature", "top_k", "top_p", "seed", "heads"),
+    "sidebyside": ("group",),
+    "film": ("matrix",),
+    "step": ("matrix", "lr_sgd", "lr_adam"),
+    "long": ("reach",),
+    "whatif": ("change", "by", "seed", "position", "what", "group"),
+}
+"""The options of each view that a reader chooses; each view checks their values, see its docstring."""
 _VIEWS = re.compile(r"^VIEWS = (\(.*?\)|\{.*?^\})$", re.MULTILINE | re.DOTALL)
 
 
@@ -75,7 +94,7 @@ _FILES = _found()
 NAMES = (*[name for name in ORDER if name in _FILES], *sorted(_FILES.keys() - set(ORDER)))
 """All views by name."""
 
-__all__ = ["NAMES", "Question", "View", "view"]
+__all__ = ["NAMES", "OPTIONS", "Question", "View", "view"]
 
 
 def view(name: str, question: Question) -> View:

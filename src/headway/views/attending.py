@@ -123,7 +123,7 @@ def head(question: Question) -> View:
     values, seen, notes = getattr(one, what), one.seen, []
     if groups is not None and what == "weights":
         values, seen, notes = groups.weights(values), groups.seen(seen), [groups.note]
-        window = Window(groups.labels, 0, len(groups.labels))
+        window = Window.grouped(groups)
     elif groups is not None:
         notes = [both("grouping.scores")]
     shown = replace(pairs(title, values, window, seen=seen, scale=scale, fine=FINE), links=what == "weights")

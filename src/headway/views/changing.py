@@ -16,6 +16,7 @@ from headway.positions import parse
 from headway.shapes import HeadwayError
 from headway.transformer import Transformer
 from headway.views.attending import WHAT, choice_of, link
+from headway.views.grouping import Groups
 from headway.views.question import Changes, Question
 from headway.views.to_figures import Window, fitting, pairs, refuse_beyond, spans, stepped, told
 
@@ -35,7 +36,7 @@ def whatif(question: Question) -> View:
 
     ``options["change"]`` is "shift" (default; all positions + ``options["by"]``, 5), "shuffle" (the same tokens in
     another order, by ``options["seed"]``, 0) or "swap" (the same weights with the method ``options["position"]``);
-    ``options["what"]`` is "weights" (default) or "scores".
+    ``options["what"]`` is "weights" (default) or "scores", ``options["group"]`` as of :func:`headway.views.head`.
 
     Raises:
         HeadwayError: on a text of more than 512 tokens, on other options, and where the method does not support the
@@ -50,18 +51,24 @@ def whatif(question: Question) -> View:
     with torch.no_grad():
         after, seen, said, notes = {"shift": _shift, "shuffle": _shuffle, "swap": _swap}[change](question, what)
         values = getattr(before, what)
-    both_seen = before.seen & seen
+    window, was_seen, groups = Window.of(question, LONGEST), before.seen, Groups.of(question)
+    if groups is not None and what == "weights":
+        window, values, after = Window.grouped(groups), groups.weights(values), groups.weights(after)
+        was_seen, seen = groups.seen(was_seen), groups.seen(seen)
+        notes = [*notes, groups.note]
+    elif groups is not None:
+        groups, notes = None, [*notes, both("grouping.scores")]
+    both_seen = was_seen & seen
     difference = (after - values).masked_fill(~both_seen, 0.0)
-    window = Window.of(question, LONGEST)
     scale = "sequential" if what == "weights" else "diverging"
-    limits = spans(torch.cat((values[before.seen], after[seen])), scale)
-    fit = fitting(torch.stack((values, after)), torch.stack((before.seen, seen))) if what == "weights" else None
+    limits = spans(torch.cat((values[was_seen], after[seen])), scale)
+    fit = fitting(torch.stack((values, after)), torch.stack((was_seen, seen))) if what == "weights" else None
     # do not colour rounding errors as changes
     top = max(float(difference.abs().max()), SAME)
     maps = (
         (
             both("whatif.before"),
-            pairs(both("whatif.before"), values, window, seen=before.seen, scale=scale, limits=limits, fit=fit),
+            pairs(both("whatif.before"), values, window, seen=was_seen, scale=scale, limits=limits, fit=fit),
         ),
         (
             both("whatif.after"),
@@ -75,10 +82,12 @@ def whatif(question: Question) -> View:
     title = both(f"whatif.{what}", layer=question.layer, head=question.head)
     figure = Columns(title, [(name, [shown]) for name, shown in maps])
     notes += [*stepped(maps[0][1].values), *stepped(maps[2][1].values)]
-    return View("whatif", _changed(question, said, values, after, both_seen), (figure,), "", notes)
+    return View("whatif", _changed(question, said, values, after, both_seen, groups), (figure,), "", notes)
 
 
-def _changed(question: Question, said: Said, before: Tensor, after: Tensor, seen: Tensor) -> Said:
+def _changed(
+    question: Question, said: Said, before: Tensor, after: Tensor, seen: Tensor, groups: Groups | None
+) -> Said:
     """The largest change, and where it is."""
     change = (after - before).abs().masked_fill(~seen, 0.0)
     largest = float(change.max())
@@ -86,7 +95,7 @@ def _changed(question: Question, said: Said, before: Tensor, after: Tensor, seen
         return told("whatif.nothing", change=said, largest=number(largest))
     place = divmod(int(change.argmax()), change.shape[1])
     values = {"old": number(float(before[place])), "new": number(float(after[place]))}
-    return told("whatif.finding", change=said, link=link(question, place), **values)
+    return told("whatif.finding", change=said, link=link(question, place, groups), **values)
 
 
 Changed = tuple[Tensor, Tensor, Said, list[Said]]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headway.characters import shortened
 from headway.figures.values import View
@@ -15,7 +15,7 @@ from headway.output import streamed, write_output
 from headway.plot import picture, to_csv
 from headway.positions import Position, parse
 from headway.shapes import HeadwayError
-from headway.views import NAMES, view
+from headway.views import NAMES, OPTIONS, view
 from headway.views.question import Question
 from headway.views.questions import OF_METHODS, OF_PASSES, about_position, about_trace, composed
 
@@ -42,6 +42,7 @@ def draw(
     width: str = "single",
     caption: bool = True,
     csv: str | os.PathLike[str] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Drawing:
     """Draw a position method, a recorded pass, or a view, for a paper or a talk.
 
@@ -63,18 +64,21 @@ def draw(
         width: "single" (3.4 inches) or "double" (7) column.
         caption: write the view's title, finding, formula and notes around the figures.
         csv: file for the data, ending in .csv.
+        options: options of the view, e.g. ``{"what": "scores"}`` of "head"; ``headway.views.OPTIONS`` has their names.
 
     Returns:
         A matplotlib figure, whose axes can be changed before ``savefig`` writes it; a notebook shows it.
 
     Raises:
-        HeadwayError: when the view is unknown or does not apply, or matplotlib is missing, with what to do.
+        HeadwayError: when the view is unknown or does not apply, has no such option, or matplotlib is missing, with
+            what to do.
 
     >>> len(draw("alibi", heads=2, caption=False).axes)
     1
     """
     _check_endings(path, csv)
-    chosen = _view(shown, view, layer, head, labels, keys, heads, dim, length)
+    _check_options(view, options or {})
+    chosen = _view(shown, view, layer, head, labels, keys, heads, dim, length, options or {})
     made = picture(chosen, language=language, width=width, caption=caption)
     if csv is not None:
         write_output(csv, to_csv(chosen, language))
@@ -93,6 +97,17 @@ def _check_endings(path: str | os.PathLike[str] | None, csv: str | os.PathLike[s
             )
 
 
+def _check_options(name: str | None, options: Mapping[str, Any]) -> None:
+    """Refuse an option that the view does not have."""
+    for one in options:
+        if name is None:
+            raise HeadwayError(f"expected the name of a view to set its option {one!r}, got none: name the view, too")
+        known = OPTIONS.get(name, ())
+        if one not in known:
+            has = f"one of the options of the view {name!r}, {', '.join(known)}" if known else f"no option of {name!r}"
+            raise HeadwayError(f"expected {has}, got {one!r}")
+
+
 def _view(
     shown: Position | Trace | Layer | Question | View | str,
     name: str | None,
@@ -103,6 +118,7 @@ def _view(
     heads: int | None,
     dim: int | None,
     length: int | None,
+    options: Mapping[str, Any],
 ) -> View:
     """The one view that is drawn."""
     if name is not None and name not in NAMES:
@@ -126,6 +142,7 @@ def _view(
         question,
         layer=question.layer if layer is None else layer,
         head=question.head if head is None else head,
+        options={**question.options, **options},
     )
     if name is not None:
         return view(name, placed)

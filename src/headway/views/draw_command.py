@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from headway.arguments import SEED, WIDEST, Head, Language, Layer, ModelRun, NewPosition, check_sizes
 from headway.console import wrote
 from headway.shapes import HeadwayError
+
+_DECIMAL = r"-?[0-9]*\.[0-9]+(e-?[0-9]{1,2})?|-?[0-9]{1,12}e-?[0-9]{1,2}"
 
 
 def command(
@@ -30,6 +32,9 @@ def command(
     dim: Annotated[int | None, typer.Option(min=1, max=WIDEST, help="Width of a new model; default: 64.")] = None,
     length: Annotated[int | None, typer.Option(help="Number of positions to show of a method; default: 128.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=SEED, help="Seed of a new model's weights.")] = 0,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Option of the view as name=value, e.g. what=scores; repeatable.")
+    ] = None,
     language: Language = "en",
     width: Annotated[str, typer.Option(help="single or double column, 3.4 or 7 inches wide.")] = "single",
     caption: Annotated[bool, typer.Option(help="Add the view's title, finding and notes.")] = True,
@@ -77,5 +82,22 @@ def command(
         width=width,
         caption=caption,
         csv=csv,
+        options=_options(option or []),
     )
     wrote("Picture", out, csv)
+
+
+def _options(given: list[str]) -> dict[str, Any]:
+    """Options of a view as they are typed.
+
+    >>> _options(["what=scores", "reach=64", "top_p=0.9"])
+    {'what': 'scores', 'reach': 64, 'top_p': 0.9}
+    """
+    found: dict[str, Any] = {}
+    for one in given:
+        name, sign, value = one.partition("=")
+        if not (name and sign and value):
+            raise HeadwayError(f"expected an option of the view as name=value, got {one[:60]!r}: e.g. what=scores")
+        kind = int if re.fullmatch(r"-?[0-9]{1,12}", value) else float if re.fullmatch(_DECIMAL, value) else str
+        found[name] = kind(value)
+    return found

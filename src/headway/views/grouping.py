@@ -72,6 +72,12 @@ class Groups:
         member = self._member().float()
         return (member @ x.float() @ member.mT) > 0
 
+    def first(self, most: int) -> Groups:
+        """At most so many of them."""
+        if len(self.labels) <= most:
+            return self
+        return Groups(self.labels[:most], self.starts[:most], self.starts[most], self.how)
+
     @property
     def note(self) -> Said:
         """How they are made."""

@@ -19,6 +19,7 @@ from headway.inspect.record import Layer
 from headway.shapes import HeadwayError
 from headway.views.biasing import added_by_distance
 from headway.views.distances import by_distance, second_half
+from headway.views.grouping import Groups
 from headway.views.question import Question
 from headway.views.reaching import FLOOR
 from headway.views.to_figures import fitting
@@ -37,7 +38,8 @@ def sidebyside(question: Question) -> View:
     the scores by distance, attention by distance, and the attention map; and which heads were matched, and why.
 
     Args:
-        question: ``others`` are further models on the same text.
+        question: ``others`` are further models on the same text; ``options["group"]`` as of
+            :func:`headway.views.head`.
 
     Raises:
         HeadwayError: without others, or when they have another text.
@@ -64,7 +66,8 @@ def sidebyside(question: Question) -> View:
     ]
     told = {"name": names[0], "head": question.head, "mean": means[0], "others": Listed(others)}
     rule = "sidebyside.rule" if max(map(len, described)) <= EXACT else "sidebyside.rule.greedy"
-    notes = [both(rule, name=names[0])]
+    groups = Groups.of(question)
+    notes = [both(rule, name=names[0]), *([groups.note] if groups else [])]
     if any(one.position.embeds for one in asked) and question.layer > 0:
         notes.append(both("sidebyside.estimate"))
     return View(
@@ -73,7 +76,7 @@ def sidebyside(question: Question) -> View:
         [
             Columns(
                 both("sidebyside.columns", name=names[0], head=question.head, layer=question.layer),
-                list(zip(said, _figures(question, layers, heads, names), strict=True)),
+                list(zip(said, _figures(question, layers, heads, names, groups), strict=True)),
             ),
             _matched(names, costs, pairs),
             Grid(
@@ -167,18 +170,22 @@ def _name(question: Question) -> str:
 
 
 def _figures(
-    question: Question, layers: Sequence[Layer], heads: Sequence[int], names: Sequence[str]
+    question: Question, layers: Sequence[Layer], heads: Sequence[int], names: Sequence[str], groups: Groups | None
 ) -> list[list[Figure]]:
     """A column of figures for each model."""
-    shown = slice(0, min(TOKENS, len(question.labels)))
+    groups = groups and groups.first(TOKENS)
+    shown = slice(0, groups.count if groups else min(TOKENS, len(question.labels)))
     maps = [layer.weights(shown)[0, head, :, shown] for layer, head in zip(layers, heads, strict=True)]
-    top = max(float(each.max()) for each in maps)
     masks = [
         None if (seen := layer.seen(shown)) is None else seen.expand(1, layer.heads, -1, -1)[0, head, :, shown]
         for layer, head in zip(layers, heads, strict=True)
     ]
+    if groups:
+        maps = [groups.weights(one) for one in maps]
+        masks = [None if one is None else groups.seen(one) for one in masks]
+    top = max(float(each.max()) for each in maps)
     widest = max((fit[1] if (fit := fitting(*each)) else top for each in zip(maps, masks, strict=True)), default=top)
-    labels = question.labels[shown]
+    labels = groups.labels if groups else question.labels[shown]
     columns: list[list[Figure]] = []
     for layer, head, name, weights, seen in zip(layers, heads, names, maps, masks, strict=True):
         added, share = added_by_distance(layer, every=True), by_distance(layer, layer.weights)

@@ -12,6 +12,7 @@ from torch import Tensor
 from headway.figures.values import Block, Heatmap, Said, both, same
 from headway.figures.words import LANGUAGES, number, strings
 from headway.shapes import HeadwayError
+from headway.views.grouping import Groups
 from headway.views.question import Question
 
 FINE = 2**18
@@ -31,12 +32,14 @@ class Window:
         start: the first of them.
         tokens: number of tokens of the whole text.
         keys: display texts of the keys, where they are tokens of another sequence.
+        firsts: the first token of each label, where they are groups or part of a text.
     """
 
     labels: Sequence[str]
     start: int
     tokens: int
     keys: Sequence[str] | None = None
+    firsts: Sequence[int] | None = None
 
     @classmethod
     def of(cls, question: Question, size: int) -> Window:
@@ -47,7 +50,13 @@ class Window:
         """
         tokens = len(question.labels)
         start = min(max(0, question.row - size + 1), max(0, tokens - size))
-        return cls(list(question.labels[start : start + size]), start, tokens, question.keys)
+        labels = list(question.labels[start : start + size])
+        return cls(labels, start, tokens, question.keys, range(start, start + len(labels)) if start else None)
+
+    @classmethod
+    def grouped(cls, groups: Groups) -> Window:
+        """All groups of a text."""
+        return cls(groups.labels, 0, len(groups.labels), firsts=groups.starts)
 
     @property
     def rows(self) -> slice:
@@ -171,7 +180,7 @@ def pairs(
     if limits is None and fit is None and scale == "sequential":
         fit = fitting(shown, seen)
     values = block(shown, span, fine=fine)
-    return Heatmap(title, values, window.labels, columns, axes, scale, span, hidden, fit=fit)
+    return Heatmap(title, values, window.labels, columns, axes, scale, span, hidden, fit=fit, tokens=window.firsts)
 
 
 def vectors(title: Said, x: Tensor, window: Window, limits: tuple[float, float] | None = None) -> Heatmap:

@@ -8,7 +8,7 @@ import { popover } from "./popover.js";
 
 /** @typedef {import("./place.js").Place} Place */
 /** @typedef {{ name: string, kind: "choice" | "slider" | "number" | "method" | "key", values?: (string | number)[], first?: string | number, when?: [string, string], trained?: boolean, off?: number }} Option off is a value that leaves the option out */
-/** @typedef {{ layers: number, heads: number, head_dim: number, tokens: string[], count: number, layer: number, head: number, query: number, column: number, position: string, name: string, seconds: number }} Meta */
+/** @typedef {{ layers: number, heads: number, head_dim: number, tokens: string[], keys: number[] | null, count: number, layer: number, head: number, query: number, column: number, position: string, name: string, seconds: number }} Meta */
 
 const POWERS = (/** @type {number} */ from, /** @type {number} */ to) => Array.from({ length: Math.log2(to / from) + 1 }, (_, i) => from * 2 ** i);
 const WHAT = /** @type {Option} */ ({ name: "what", kind: "choice", values: ["weights", "scores"], first: "weights" });
@@ -30,7 +30,7 @@ export const USES = {
   softmax: { look: ["layer", "head", "query"] },
   scaling: { look: ["layer", "head"], options: [{ name: "dim", kind: "slider", values: POWERS(1, 1024) }] },
   wall: { look: [], options: [TOKENS] },
-  head: { look: ["layer", "head", "query"], options: [WHAT, TOKENS] },
+  head: { look: ["layer", "head", "query"], options: [WHAT, { ...TOKENS, when: ["what", "weights"] }] },
   split: { look: ["layer", "head", "query"], options: [{ name: "key", kind: "key" }] },
   distance: { look: ["layer", "head"], options: [{ name: "sample", kind: "choice", values: ["typed", "windows"], first: "typed", trained: true }] },
   vectors: { look: [], options: [{ name: "positions", kind: "slider", values: POWERS(8, 512) }] },
@@ -39,7 +39,7 @@ export const USES = {
   rotation: { look: ["layer", "head", "query"], options: [{ name: "positions", kind: "slider", values: POWERS(8, 256) }] },
   prediction: { look: ["query"], options: [...SAMPLING, { name: "shift", kind: "slider", values: [0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 10000], first: 0, off: 0 }] },
   generation: { look: ["layer", "head"], options: [{ name: "tokens", kind: "slider", values: [1, 2, 4, 8, 12, 16, 24, 32, 48, 64], first: 12 }, ...SAMPLING, { name: "seed", kind: "number", first: 0 }, { name: "heads", kind: "choice", values: ["all", "chosen"], first: "all" }] },
-  sidebyside: { look: ["layer", "head", "query"] },
+  sidebyside: { look: ["layer", "head", "query"], options: [TOKENS] },
   whatif: {
     look: ["layer", "head"],
     options: [
@@ -48,6 +48,7 @@ export const USES = {
       { name: "seed", kind: "number", first: 0, when: ["change", "shuffle"] },
       { name: "position", kind: "method", first: "alibi", when: ["change", "swap"] },
       WHAT,
+      { ...TOKENS, when: ["what", "weights"] },
     ],
   },
   longer: { look: [] },
@@ -101,8 +102,9 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
     else if (samples.value) go({ text, query: -1 });
     samples.value = "";
   } }, html("option", { value: "" }, words.say("studio.sample")), offers.site?.texts.map((/** @type {string} */ text) => html("option", { value: text }, text)) ?? ["short", "chinese", "repeated", "long", "thousands"].map((key) => html("option", { value: key }, words.say(`studio.sample.${key}`)))));
-  // one line; while it is typed in, it lies over the page below, so that the figures stay where they are
-  const textBox = html("div", { class: "text-box" }, html("div", { class: "text-line" }, area), samples);
+  // one line; while it is typed in, the controls are taller and lie over the page below: the figures stay where they are
+  const textLine = html("div", { class: "text-line" }, area);
+  const textBox = html("div", { class: "text-box" }, textLine, samples);
 
   // The model
   const runName = (/** @type {any} */ one) => one.kind === "checkpoint" && one.layers && one.heads && one.dim ? words.say("studio.run.sizes", { ...one, family: one.position }) : one.position ? `${one.title} · ${one.position}` : one.title;
@@ -247,7 +249,7 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
       return html("label", { class: "select" }, html("span", {}, label), html("select", { "data-keep": keep, onchange: (/** @type {Event} */ event) => {
         const { value } = /** @type {HTMLSelectElement} */ (event.target);
         choose(value === "" ? undefined : Number(value));
-      } }, html("option", { value: "" }, words.say("studio.value.largest")), (meta()?.tokens ?? []).map((token, i) => html("option", { value: i, selected: current === i }, `${i} · ${token}`))));
+      } }, html("option", { value: "" }, words.say("studio.value.largest")), (meta()?.keys ?? meta()?.tokens.map((_, i) => i) ?? []).map((i) => html("option", { value: i, selected: current === i }, `${i} · ${meta()?.tokens[i] ?? ""}`))));
     if (option.kind === "number") {
       const { input, wrong } = wholeNumber(keep, current, offers.limits.seed, () => place().options[option.name] ?? option.first, (value) => choose(value, "soon"));
       return html("label", { class: "select" }, html("span", {}, label), input, wrong);
@@ -273,7 +275,7 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
     const { view, options, kind } = place();
     const given = optionsOf(place());
     const shown = (offers.site ? [] : USES[view]?.options ?? []).filter((one) => (!one.when || given[one.when[0]] === one.when[1]) && !(one.trained && kind === "fresh"));
-    const key = JSON.stringify([view, shown.map((one) => one.name), shown.map((one) => (one.kind === "slider" ? 0 : options[one.name])), shown.some((one) => one.kind === "key") && meta()?.tokens, meta()?.head_dim]);
+    const key = JSON.stringify([view, shown.map((one) => one.name), shown.map((one) => (one.kind === "slider" ? 0 : options[one.name])), shown.some((one) => one.kind === "key") && [meta()?.tokens, meta()?.keys], meta()?.head_dim]);
     const busy = view === ownView && own.contains(document.activeElement) && document.activeElement instanceof HTMLInputElement;
     if (key === ownShown || busy) return;
     ownShown = key;
@@ -319,7 +321,28 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
   }
 
   update();
-  return { element: html("div", { class: "choices" }, asked, others, compared.element), asked, update, methods };
+  const element = html("div", { class: "choices" }, asked, others, compared.element);
+  let flat = 0;
+  let pressed = false;
+  const stretch = () => (element.style.marginBottom = textLine.classList.contains("typed") ? `${flat - element.offsetHeight}px` : "");
+  /** @param {boolean} typed */
+  const write = (typed) => {
+    if (typed && !textLine.classList.contains("typed")) flat = element.offsetHeight;
+    textLine.classList.toggle("typed", typed);
+    stretch();
+  };
+  const done = () => setTimeout(() => {
+    pressed = false;
+    write(document.activeElement === area);
+  });
+  new ResizeObserver(stretch).observe(element);
+  area.addEventListener("focus", () => write(true));
+  area.addEventListener("blur", () => pressed || write(false)); // what is being pressed must not move before it is clicked
+  element.addEventListener("pointerdown", () => {
+    pressed = true;
+    addEventListener("pointerup", done, { once: true });
+  });
+  return { element, asked, update, methods };
 }
 
 /** The longer example, over and over. @param {import("./words.js").Words} words */

@@ -21,7 +21,8 @@
  * @property {Record<string, string | number>} options what single views ask for besides
  */
 
-const NUMBERS = /** @type {const} */ (["dim", "heads", "layers", "seed", "layer", "head", "query", "column"]);
+const SIZES = /** @type {const} */ (["dim", "heads", "layers", "seed"]);
+const NUMBERS = /** @type {const} */ ([...SIZES, "layer", "head", "query", "column"]);
 const WORDS = /** @type {const} */ (["view", "text", "kind", "position", "run", "results"]);
 /** A longer text is stored in the browser's history instead of the address. */
 const LONGEST = 2000;
@@ -32,9 +33,9 @@ const LONGEST = 2000;
  * @returns {string} with "#"
  */
 export function addressOf(place, home) {
-  const found = new URLSearchParams({ view: place.view });
+  const found = new URLSearchParams({ view: place.view, kind: place.kind });
   for (const name of [...WORDS, ...NUMBERS]) {
-    if (name === "view" || place[name] === home?.[name] || (home && name === "text" && place.text.length > LONGEST)) continue;
+    if (name === "view" || name === "kind" || place[name] === home?.[name] || (home && name === "text" && place.text.length > LONGEST)) continue;
     found.set(name, String(place[name]));
   }
   for (const other of place.others) found.append("other", other);
@@ -57,7 +58,8 @@ export function placeOf(address, home, text) {
     const value = Number(found.get(name));
     if (found.has(name) && Number.isInteger(value)) place[name] = value;
   }
-  if (!["fresh", "run", "live"].includes(place.kind)) place.kind = home.kind;
+  const named = (/** @type {string} */ name) => found.has(name) || (name === "more" && [...found.keys()].some((one) => one.startsWith("m.")));
+  if (!["fresh", "run", "live"].includes(found.get("kind") ?? "")) place.kind = ["position", ...SIZES, "more"].some(named) ? "fresh" : home.kind;
   if (text !== undefined && !found.has("text")) place.text = text;
   for (const [name, value] of found) if (name.startsWith("o.") && value) place.options[name.slice(2)] = /^-?\d{1,9}(\.\d{1,9})?$/.test(value) ? Number(value) : value;
   for (const [name, value] of found) if (name.startsWith("m.") && value) place.more[name.slice(2)] = plain(value);

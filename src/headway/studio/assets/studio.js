@@ -50,10 +50,10 @@ const LIVE = 700; // milliseconds between two requests about a model that trains
 export function open(element, offers, strings, source) {
   const first = offers.first;
   /** @type {Place} */
-  const checkpoint = offers.runs.find((/** @type {any} */ one) => one.kind === "checkpoint"); // opened by name: shown first
+  const trained = offers.opening?.asked.model.run ?? ""; // an address that names no model is about that of the opening
   const groups = GROUPS.map(([name, views]) => /** @type {[string, string[]]} */ ([name, views.filter((view) => !offers.site || offers.site.views.includes(view))])).filter(([, views]) => views.length);
   const order = groups.flatMap(([, views]) => views);
-  const home = { view: order.includes(first.view) ? first.view : order[0], text: first.text, kind: checkpoint ? "run" : "fresh", ...first.model.fresh, run: (checkpoint ?? offers.runs[0])?.id ?? "", layer: first.layer, head: first.head, query: first.query, column: first.column, others: [], results: "", options: {}, more: {} };
+  const home = { view: order.includes(first.view) ? first.view : order[0], text: first.text, kind: trained ? "run" : "fresh", ...first.model.fresh, run: trained || (offers.runs[0]?.id ?? ""), layer: first.layer, head: first.head, query: first.query, column: first.column, others: [], results: "", options: {}, more: {} };
   const last = location.hash.length > 1 ? "" : recall("last") ?? ""; // of an earlier session: an address with "#" is followed
   /** What an address without a state shows. @type {{ asked: any, texts: Record<string, string> } | null} */
   const opening = offers.opening ?? null;
@@ -326,9 +326,8 @@ export function open(element, offers, strings, source) {
       go(given ? { ...change, options: { ...options[change.view], ...given } } : change);
     });
     shown.addEventListener("headway:cell", (event) => {
-      const { row: shownRow, column } = /** @type {CustomEvent} */ (event).detail;
+      const { row, column } = /** @type {CustomEvent} */ (event).detail;
       const tokens = answer?.meta.tokens.length ?? 0;
-      const row = answer?.meta.starts?.[shownRow] ?? shownRow; // a row may be several tokens
       if (place.view === "projection") go({ query: row, column });
       else if (OF_PAIRS.includes(place.view) && row < tokens) go({ query: row, ...(place.view === "split" ? { options: { ...place.options, key: column } } : {}) });
     });

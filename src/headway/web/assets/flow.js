@@ -53,7 +53,7 @@ export function flow(given, setting, make) {
   }
 
   function name() {
-    const text = `${at + 1} / ${figure.stages.length} · ${told(words, figure.stages[at].label)}`;
+    const text = `${at + 1} / ${figure.stages.length} · ${told(words, figure.stages[at].label).replace(/^· /, "")}`;
     range.max = String(figure.stages.length - 1);
     range.value = String(at);
     range.setAttribute("aria-valuetext", text);

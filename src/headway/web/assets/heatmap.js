@@ -23,6 +23,7 @@ import { valueTip } from "./tip.js";
  * @property {string} unit
  * @property {boolean} [links] whether it can also be seen as lines between tokens
  * @property {[number, number] | null} [fit] narrower limits, unless the reader wants all
+ * @property {number[] | null} [tokens] the first token of each row and column, if not its index
  */
 
 const LARGEST = 36; // pixels of a cell
@@ -152,6 +153,12 @@ export function heatmap(given, setting) {
     announce(plot, "headway:point", { row, column });
   }
 
+  /** The tokens of a cell, of which a row may be several. @param {number} row @param {number} column */
+  function choose(row, column) {
+    const [first, second] = [row, column].map((i) => figure.tokens?.[i] ?? i);
+    announce(plot, "headway:cell", { row: first, column: second });
+  }
+
   const leave = () => {
     rest();
     announce(plot, "headway:point", { row: -1, column: -1 });
@@ -177,12 +184,12 @@ export function heatmap(given, setting) {
     plot.addEventListener("blur", leave);
     plot.addEventListener("click", (event) => {
       const cell = cellAt(event);
-      if (cell) announce(plot, "headway:cell", { row: cell[0], column: cell[1] });
+      if (cell) choose(...cell);
     });
     plot.addEventListener("keydown", (event) => {
       if (event.key === "Escape") return leave();
       if (event.key === "Enter" || event.key === " ") {
-        if (focus && focus[0] !== null && focus[1] !== null) announce(plot, "headway:cell", { row: focus[0], column: focus[1] });
+        if (focus && focus[0] !== null && focus[1] !== null) choose(focus[0], focus[1]);
         return event.preventDefault();
       }
       const page = Math.max(2, Math.round(data.height / 10));
