@@ -68,7 +68,7 @@ class Page:
 
     def open(self, view: str, **more: Any) -> Any:
         """Go to a view as a shared address does, and wait until it is there."""
-        self.page.evaluate("hash => { location.hash = hash; }", urlencode({"view": view, **more}))
+        self.page.evaluate("hash => { location.hash = hash; }", urlencode({"view": view, "kind": "fresh", **more}))
         return self.settle(view)
 
     def settle(self, view: str) -> Any:

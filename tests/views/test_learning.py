@@ -190,7 +190,7 @@ def test_the_step_is_the_microscopes(name: str) -> None:
             assert len(figures) == 6
             assert (as_tensor(figures[4].values) - 0.1 * gradient).abs().max() < 1e-6
     assert f"from {taken.loss:.3g} to" in found.finding["en"]
-    assert ("dS = A" in found.formula) == (model.position.normalise == "softmax")
+    assert ("dS = A" in found.figures[0].stages[2].formula) == (model.position.normalise == "softmax")
     assert size(found) < 2_000_000
 
 

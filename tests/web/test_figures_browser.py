@@ -523,13 +523,13 @@ def test_numbers_are_written_with_the_digits_they_need(open_page: Open) -> None:
     said = {
         0: "0",
         0.5: "0.500",
-        1e-7: "1.00e−7",
+        1e-7: "1.00·10⁻⁷",
         -0.00123: "−0.0012",
         0.0437: "0.044",
         -2.346: "−2.35",
         23.46: "23.5",
         1234.5: "1,235",
-        1.5e6: "1.50e6",
+        1.5e6: "1.50·10⁶",
         0.9999: "1.00",
     }
     for value, text in said.items():
@@ -540,9 +540,9 @@ def test_numbers_are_written_with_the_digits_they_need(open_page: Open) -> None:
         "1",
         "0.25",
         "−0.5",
-        "1e−7",
+        "1·10⁻⁷",
         "2,048",
-        "1e6",
+        "1·10⁶",
     ]
 
 

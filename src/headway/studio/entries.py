@@ -19,6 +19,7 @@ from headway.training.history import HISTORY
 from headway.training.run import passed_over
 from headway.transformer import Transformer
 from headway.views.questions import is_checkpoint
+from headway.web.page import compact
 
 
 @dataclass(frozen=True)
@@ -90,20 +91,28 @@ def identity_of(cell: Path) -> dict[str, Any] | None:
 
 
 def described(entry: Entry) -> dict[str, Any]:
-    """Id, title, method and sizes of a model, as far as its folder tells; a damaged one says so when it is opened."""
+    """Id, title, vocabulary, method and sizes of a model, as far as its folder tells; a damaged one says so when it is
+    opened."""
     own = {"id": entry.id, "title": entry.title, "kind": entry.kind, "watched": (entry.path / "watch").is_dir()}
     try:
         config: Mapping[str, Any]
         if entry.kind == "checkpoint":
             return own | _sizes(entry.path / "config.json")
         if entry.kind in ("run", "shipped"):
-            config = open_run(entry.path).config
+            run = open_run(entry.path)
+            config, own["vocabulary"] = run.config, _digest(run.vocabulary)
         else:
             found = identity_of(entry.path) or {}
+            own["vocabulary"] = _digest(Bytes())
             config = {"position": found["spec"], **dict(zip(("dim", "layers", "heads"), found["model"], strict=True))}
         return own | {name: config.get(name) for name in ("position", "dim", "layers", "heads")}
     except (HeadwayError, KeyError):
         return own
+
+
+def _digest(vocabulary: Vocabulary) -> str:
+    """The same for models that read the same tokens."""
+    return hashlib.blake2b(compact(vocabulary.to_json()).encode(), digest_size=8).hexdigest()
 
 
 def _sizes(path: Path) -> dict[str, Any]:

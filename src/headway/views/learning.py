@@ -138,21 +138,12 @@ def step(question: Question) -> View:
         notes.append(both("step.shared", heads=taken.layer.call.groups))
     notes += _pooled_note(taken.moves["sgd"][which].before)
     steps = Steps(both("step.title", layer=question.layer, head=question.head), stages)
-    formula = _STEP[taken.layer.call.normalise.partition("+")[0]]
-    return View("step", _step_finding(taken, which), (steps, _summary(taken, which)), formula, notes)
+    return View("step", _step_finding(taken, which), (steps, _summary(taken, which)), "", notes)
 
 
 def _rate(options: Mapping[str, Any], name: str) -> float:
     require(rate := options.get(f"lr_{name}", RATES[name]), Number(above=0, most=10), f"the option 'lr_{name}'")
     return float(rate)
-
-
-_BACK = "dQ = scale · dS K,  dK = scale · dSᵀ Q,  dV = Aᵀ dO\ndW_Q = Xᵀ dQ,  dW_K = Xᵀ dK,  dW_V = Xᵀ dV\n"
-_BACK += "SGD: W ← W − lr · g        Adam: W ← W − lr · m̂ / (√v̂ + ε)"
-_STEP = {
-    "softmax": f"dA = dO Vᵀ        dS = A ∘ (dA − Σ_j A dA)\n{_BACK}",
-    "stickbreaking": f"dA = dO Vᵀ        dS = ∂loss/∂S\n{_BACK}",
-}
 
 
 def board(question: Question) -> View:
@@ -382,17 +373,22 @@ def _stages(taken: Step, which: str, question: Question) -> list[Stage]:
             ],
         ),
         stage("scores", square, formula, [pairs(both("step.ds"), taken.d_scores, window, seen=taken.seen)]),
-        stage("vectors", rows, "dQ = scale · dS K", [_beside(both("step.vectors.title"), back)]),
+        stage(
+            "vectors",
+            rows,
+            "dQ = scale · dS K,  dK = scale · dSᵀ Q,  dV = Aᵀ dO",
+            [_beside(both("step.vectors.title"), back)],
+        ),
         stage(
             "matrices",
             sizes,
-            "dW_Q = Xᵀ dQ",
+            f"d{TITLES[which]} = Xᵀ d{which.upper()}",
             [_beside(both("step.matrices.title"), matrices)],
         ),
         stage(
             "update",
             sizes,
-            "SGD: −lr · g      Adam: −lr · m̂ / (√v̂ + ε)",
+            "SGD: −lr · g,  Adam: −lr · m̂ / (√v̂ + ε)",
             [
                 Columns(
                     both("step.update.title", matrix=TITLES[which]),

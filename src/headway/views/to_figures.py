@@ -51,7 +51,7 @@ class Window:
         tokens = len(question.labels)
         start = min(max(0, question.row - size + 1), max(0, tokens - size))
         labels = list(question.labels[start : start + size])
-        return cls(labels, start, tokens, question.keys, range(start, start + len(labels)) if start else None)
+        return cls(labels, start, tokens, question.keys, [*range(start, start + len(labels))] if start else None)
 
     @classmethod
     def grouped(cls, groups: Groups) -> Window:

@@ -107,7 +107,8 @@ export function open(element, offers, strings, source) {
   /** A view of several models starts with some. */
   function furnish() {
     if (place.view !== "sidebyside" || place.others.length) return;
-    const runs = offers.runs.map((/** @type {any} */ one) => `run:${one.id}`).filter((/** @type {string} */ id) => id !== `run:${place.run}`);
+    const own = offers.runs.find((/** @type {any} */ one) => one.id === place.run)?.vocabulary; // the same tokens
+    const runs = offers.runs.filter((/** @type {any} */ one) => own && one.vocabulary === own && one.id !== place.run).map((/** @type {any} */ one) => `run:${one.id}`);
     place.others = place.kind === "run" && runs.length ? runs.slice(0, 2) : [...BESIDE];
   }
 

@@ -40,6 +40,9 @@ function unpacked({ kind, shape, span }, bytes) {
   return kind === "uint8" ? bytes : new Float32Array(bytes.buffer);
 }
 
+/** @type {Record<string, string>} */
+const RAISED = { "+": "", "-": "⁻", ...Object.fromEntries([..."⁰¹²³⁴⁵⁶⁷⁸⁹"].map((one, i) => [i, one])) };
+
 /**
  * A number for display: three digits, a minus sign as wide as a digit, powers of ten where digits would be lost.
  * @param {number | null | undefined} value
@@ -53,7 +56,7 @@ export function spoken(value) {
   let text;
   if (size < 9.995e-4 || size >= 999_500) {
     const [digits, power] = size.toExponential(2).split("e");
-    text = `${digits}e${power.replace("+", "").replace("-", "−")}`;
+    text = `${digits}·10${[...power].map((one) => RAISED[one]).join("")}`; // as figures/words.py writes them
   } else {
     const places = size < 0.9995 ? 3 : size < 9.995 ? 2 : size < 99.95 ? 1 : 0;
     // below 0.01 three decimals would leave one digit
@@ -70,7 +73,7 @@ export function spoken(value) {
 export function onAxis(value) {
   const size = Math.abs(value);
   if (value === 0) return "0";
-  if (size < 1e-3 || size >= 1e6) return spoken(value).replace(/\.?0+(?=e)/, "");
+  if (size < 1e-3 || size >= 1e6) return spoken(value).replace(/\.?0+(?=·)/, "");
   return value.toLocaleString("en-US", { maximumSignificantDigits: size >= 1000 && Number.isInteger(value) ? 6 : 3 }).replace("-", "−");
 }
 

@@ -35,6 +35,7 @@ import { DASHES, isHollow, markerPath } from "./styles.js";
 /** @typedef {{ limit: number, highest: Point, id: string, count: number } | null} Clipped */
 
 const GAP = 17; // between the middles of two labels
+const NARROW = 320; // pixels
 const CROWDED = 2000; // points of a line, from which some share their pixels
 const NEVER = /** @type {Clipped} */ (null);
 
@@ -216,7 +217,8 @@ function layout(spec, drawn, width, host) {
     if (!clipped) high = to;
   }
 
-  const ending = drawn.filter((series) => series.points[series.points.length - 1].x === end && !series.stop);
+  // the only line of a narrow figure is named above it
+  const ending = drawn.length === 1 && width < NARROW ? [] : drawn.filter((series) => series.points[series.points.length - 1].x === end && !series.stop);
   const valueAt = (series) => {
     const { mean } = series.points[series.points.length - 1];
     return spec.endValues ? spec.value(mean) + (limit !== null && mean > limit ? " ▲" : "") : "";

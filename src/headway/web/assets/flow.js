@@ -115,7 +115,7 @@ export function flow(given, setting, make) {
     }
 
     const columns = columnsOf();
-    area.style.gridTemplateColumns = `minmax(3.4rem, 1.1fr) ${columns.map(([one]) => (wide(one) ? "minmax(0, 1.35fr)" : "minmax(0, 0.8fr)")).join(" ")}`;
+    area.style.gridTemplateColumns = `minmax(5.2rem, 1.1fr) ${columns.map(([one]) => (wide(one) ? "minmax(0, 1.35fr)" : "minmax(0, 0.8fr)")).join(" ")}`;
     const heads = columns.map((tracks) => html("div", { class: "flow-head" }, tracks.map((one) => told(words, one.label)).join(", "), wide(tracks[0]) && tracks[0].width > tracks[0].values.shape[1] && html("small", {}, ` ${tracks[0].values.shape[1]}/${tracks[0].width}`)));
     const rows = figure.rows.map(([kind, said], row) => [html("div", { class: `flow-name flow-${kind}` }, told(words, said)), ...columns.map((tracks) => {
       for (const track of tracks) {

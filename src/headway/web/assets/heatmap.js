@@ -31,6 +31,7 @@ const COMFORTABLE = 560; // pixels of a map, if that is enough
 const TALLEST = 900;
 const TEXT = 12; // pixels of a label
 const LINE = 15; // from one label to the next
+const FEW = 16; // rows
 const SHOWN = 64; // rows and columns of a table
 const TILTED = 88; // most pixels of a tilted label
 
@@ -333,7 +334,7 @@ function place(figure, data, width, host, tile, words) {
   // Column labels are horizontal if they fit their cells, otherwise tilted; the last ones then extend to the right.
   const flat = tile ? 0 : widest(figure.columns, Infinity) + 6;
   const first = fitting(roomy);
-  const tilted = !tile && flat > first && !data.numbered[1];
+  const tilted = !tile && flat > Math.max(first, 2 * TEXT) && !data.numbered[1];
   const longest = Math.min(TILTED, width * 0.2);
   const out = (/** @type {number} */ size) => Math.max(0, ...figure.columns.slice(-8).map((text, i, { length }) => Math.min(longest, measure(text)) * Math.SQRT1_2 + 10 - (length - i - 0.5) * size));
   const cell = tilted && first * data.width + out(first) > roomy ? fitting(roomy - out(first)) : first;
@@ -341,8 +342,9 @@ function place(figure, data, width, host, tile, words) {
   const high = figure.rows.join("\n") === figure.columns.join("\n") ? cell : tile ? floor((cell * data.width) / data.height) : floor(Math.min(most / data.height, Math.max(cell, legible, Math.min(18, 240 / data.height))));
   const wide = cell * data.width;
   const tall = high * data.height;
-  const everyRow = strideFor((data.numbered[0] ? 1.6 * LINE : LINE) / high);
-  const everyColumn = strideFor((tilted ? TEXT * Math.SQRT2 : flat) / cell);
+  const few = data.height <= FEW; // each of which is numbered
+  const everyRow = strideFor((data.numbered[0] && !few ? 1.6 * LINE : LINE) / high, data.numbered[0]);
+  const everyColumn = strideFor((tilted ? TEXT * Math.SQRT2 : flat) / cell, data.numbered[1]);
   const head = tile ? 0 : (tilted ? Math.min(longest, flat) * Math.SQRT1_2 + 12 : LINE) + LINE + 6;
   const pixels = { width: Math.min(data.width, Math.max(1, Math.round(wide * scale))), height: Math.min(data.height, Math.max(1, Math.round(tall * scale))) };
   return { left: rail, top: head, wide, tall, cell, high, everyRow, everyColumn, tilted, measure, heading, longest, height: head + tall + (tile ? 0 : 2), pixels, pooled: pixels.width < data.width || pixels.height < data.height, width };
@@ -408,8 +410,9 @@ function colour(canvas, { values, hidden, limits, width, height }, pixels, table
   context.putImageData(image, 0, 0);
 }
 
-/** The interval between shown labels: 1, 2, 5, 10, 20, 50 … */
-function strideFor(least) {
+/** The interval between shown labels; of numbers 1, 2, 5, 10, 20, 50 … @param {number} least @param {boolean} numbered */
+function strideFor(least, numbered) {
+  if (!numbered) return Math.ceil(least - 1e-9);
   for (let power = 1; ; power *= 10) for (const step of [1, 2, 5]) if (step * power >= least - 1e-9) return step * power;
 }
 

@@ -205,16 +205,17 @@ export function steps(given, setting, make, { above, below, first = 0, shown, sh
   const id = `stage-${tabs}`;
   const strip = html("div", { class: "strip", role: "tablist" });
   const said = html("p", { class: "stage-said" });
+  const formula = html("code", { class: "stage-formula" });
   const deeper = html("p", { class: "deeper" });
   const inside = group(figure.stages[open]?.figures ?? [], { ...setting, level: setting.level + 1 }, make);
-  const panel = html("div", { class: "stage", role: "tabpanel", id: `${id}-panel`, tabindex: "0" }, said, deeper, inside.element);
+  const panel = html("div", { class: "stage", role: "tabpanel", id: `${id}-panel`, tabindex: "0" }, said, formula, deeper, inside.element);
   const { element, refresh } = frameOf(setting, () => figure, [above, strip, below, panel], sheets);
 
   function build() {
     strip.setAttribute("aria-label", told(words, figure.title));
     strip.replaceChildren(...figure.stages.map((stage, i) =>
       html("button", { type: "button", role: "tab", id: `${id}-${i}`, "aria-controls": `${id}-panel`, onclick: () => show(i), onkeydown: (/** @type {KeyboardEvent} */ event) => move(event, i) },
-        html("span", { class: "stage-label" }, told(words, stage.label)), html("span", { class: "stage-shape" }, stage.shape), html("span", { class: "stage-formula" }, stage.formula))));
+        html("span", { class: "stage-label" }, told(words, stage.label)), html("span", { class: "stage-shape" }, stage.shape))));
     show(Math.min(open, figure.stages.length - 1));
   }
 
@@ -228,6 +229,8 @@ export function steps(given, setting, make, { above, below, first = 0, shown, sh
     const stage = figure.stages[open];
     panel.setAttribute("aria-labelledby", `${id}-${open}`);
     said.textContent = told(words, stage.said);
+    formula.textContent = stage.formula;
+    formula.hidden = !stage.formula;
     link(stage);
     inside.set(stage.figures);
     shown?.(open);

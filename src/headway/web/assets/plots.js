@@ -40,14 +40,14 @@ export function lines(given, setting) {
     const [x, y] = axes();
     const styles = lineStyles(figure.lines);
     const [logX, logY] = [axis.isLog("x"), axis.isLog("y")];
-    const log = (/** @type {boolean} */ is) => (is ? words.say("axis.log") : "");
+    const name = (/** @type {string} */ axis, /** @type {boolean} */ is) => `${axis}${is ? words.say("axis.log") : ""}`.replace("）（", "，");
     return {
       label: told(words, figure.title),
       hint: words.say("hint"),
       quiet: setting.quiet,
       empty: words.say("empty"),
-      x: { label: x + log(logX), ticks: null, log: logX, format: onAxis },
-      y: { label: y + log(logY), domain: figure.range ?? null, format: onAxis, clip: null, log: logY },
+      x: { label: name(x, logX), ticks: null, log: logX, format: onAxis },
+      y: { label: name(y, logY), domain: figure.range ?? null, format: onAxis, clip: null, log: logY },
       value: spoken,
       series: figure.lines.map((line, i) => ({
         id: `${i}`,
