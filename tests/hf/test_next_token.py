@@ -72,6 +72,14 @@ def test_generation_attends_as_the_whole_text_does(readers: dict[str, Reader], n
     assert len(view("generation", question).figures[0].frames) == 12
 
 
+def test_positions_that_begin_after_padding_are_found_by_the_text(tmp_path: Path) -> None:
+    config = hf.RobertaConfig(**SIZES | {"pad_token_id": 1}, is_decoder=True)
+    question = reader(save(tmp_path, randomised(hf.RobertaForCausalLM(config)))).question(TEXT)
+    question.options = {"shift": 5}
+    assert "change" in view("prediction", question).finding["en"]
+    assert question.predictor.model.first == 2
+
+
 @pytest.mark.parametrize(("name", "said"), [("gpt2", "`learned(max_length=64)` change"), ("llama", "unchanged")])
 def test_shifting_positions(readers: dict[str, Reader], name: str, said: str) -> None:
     question = readers[name].question(TEXT)

@@ -144,7 +144,7 @@ def test_a_checkpoint_of_transformers_opens_first(browser: Any, tmp_path: Path) 
         assert listed == ["tiny · bert, 2 layers × 3 heads, width 24", *listed[1:]]  # and models that ship
         assert page.locator('[data-choose="run"]').input_value().startswith("tiny-")
         for view in ("head", "split"):
-            section = found.open(view)
+            section = found.open(view, kind="run")
             assert section.locator("canvas").count() >= 1, view
             assert "unknown to the vocabulary" in section.inner_text()
         assert found.complaints == []
@@ -285,7 +285,7 @@ def test_it_works_by_keyboard_alone(shown: Page) -> None:
 
 
 def test_every_option_of_a_model_can_be_chosen(client: Client, browser: Any) -> None:  # noqa: F811
-    shown = opened(client, browser, fragment="#view=stepper")
+    shown = opened(client, browser, fragment="#view=stepper&kind=fresh")
     page = shown.page
     finding = page.locator(".finding").first.inner_text()
     assert page.locator("[data-more]").count() == len(FORM) - 4  # those with their own field
@@ -527,7 +527,7 @@ def test_a_view_that_is_none_opens_the_first(shown: Page, view: str) -> None:
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_numbers_that_are_none_are_said_and_not_passed_over(client: Client, browser: Any, language: str) -> None:  # noqa: F811
-    found = opened(client, browser, locale="zh-CN" if language == "zh" else "en-GB", fragment="#view=board")
+    found = opened(client, browser, locale="zh-CN" if language == "zh" else "en-GB", fragment="#view=board&kind=fresh")
     page = found.page
     page.fill('[data-keep="live-lr"]', "abc")
     assert "abc" in page.locator("#live-lr-wrong").inner_text()

@@ -13,6 +13,8 @@ from browser import assert_accessible, browser  # noqa: F401
 from served import Client, studio
 from test_studio_browser import VIEWS, Page, opened
 
+from headway.views import OPTIONS
+
 SHIFT = 90  # pixels that the page is scrolled before a map is read
 
 
@@ -52,6 +54,61 @@ def test_controls_stay_in_sight_and_the_text_grows_over_the_figures(shown: Page)
     shown.becomes(lambda: page.evaluate("window.scrollY") > 0)
     assert area.bounding_box()["y"] >= 0
     page.evaluate("window.scrollTo(0, 0)")
+
+
+def test_a_text_that_is_typed_in_covers_no_button(shown: Page) -> None:
+    section = shown.open("head", kind="run", text="the cat sat on the mat " * 30)
+    page, area = shown.page, shown.page.locator("textarea")
+    top = section.locator(".plot").first.bounding_box()["y"]
+    area.focus()
+    shown.becomes(lambda: area.bounding_box()["height"] > 80)
+    assert section.locator(".plot").first.bounding_box()["y"] == top
+    reached = """button => {
+      const box = button.getBoundingClientRect();
+      return button.contains(document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2));
+    }"""
+    buttons = page.locator(".choices button:visible").all()
+    assert len(buttons) >= 6
+    assert all(button.evaluate(reached) for button in buttons)
+    scores = page.locator('[data-keep="option-what-scores"]')
+    scores.click()
+    shown.becomes(lambda: scores.get_attribute("aria-pressed") == "true" and area.bounding_box()["height"] < 40)
+    assert section.locator(".plot").first.bounding_box()["y"] == top
+
+
+def test_a_link_without_a_model_opens_what_the_studio_opens_on(client: Client, browser: Any) -> None:  # noqa: F811
+    found = opened(client, browser, fragment="#view=sidebyside")
+    first = client.get("/api/state").json()["opening"]["asked"]["model"]["run"]
+    assert found.choice("run") == first
+    beside = [name for name in found.page.locator(".others .chip").all_inner_texts() if "✕" in name]
+    assert len(beside) == 2
+    assert found.page.locator(".screen .warning").count() == 0  # these read the same tokens
+    found.page.evaluate("() => { location.hash = 'view=head&position=alibi'; }")  # a model is named: a new one
+    found.settle("head")
+    found.becomes(lambda: "alibi" in found.page.locator(".status").inner_text())
+    assert found.complaints == []
+    found.page.context.close()
+
+
+def test_a_random_model_is_marked_once(shown: Page) -> None:
+    for view, more in (("head", {}), ("bias", {"position": "alibi"})):  # ALiBi's slopes are not random
+        shown.open(view, **more)
+        assert shown.page.locator(".mark:visible").all_inner_texts() == ["untrained, random"]
+    shown.open("head", kind="run")
+    assert shown.page.locator(".mark:visible").count() == 0
+
+
+def test_only_keys_that_a_query_may_see_can_be_chosen(shown: Page) -> None:
+    shown.open("split", text="one two three four", query=1)
+    keys = '[data-keep="option-key"] option'
+    shown.becomes(lambda: shown.page.locator(keys).count() == 3)
+    assert shown.page.locator(keys).all_inner_texts()[1:] == ["0 · one", "1 · two"]
+
+
+def test_options_of_views_are_those_that_are_declared(shown: Page) -> None:
+    uses = shown.page.evaluate("async () => (await import('/assets/controls.js')).USES")
+    own = {view: {one["name"] for one in use.get("options", [])} - {"sample"} for view, use in uses.items()}
+    assert {view: names for view, names in own.items() if names} == {view: set(OPTIONS[view]) for view in OPTIONS}
 
 
 @pytest.mark.parametrize("view", ["head", "whatif", "split", "softmax", "wall", "long", "vectors"])
@@ -137,7 +194,7 @@ def test_a_head_is_seen_as_lines_too(shown: Page) -> None:
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_terms_are_explained_where_they_stand_and_in_a_list(client: Client, browser: Any, language: str) -> None:  # noqa: F811
     locale = "zh-CN" if language == "zh" else "en-GB"
-    found = opened(client, browser, fragment="#view=softmax", locale=locale)
+    found = opened(client, browser, fragment="#view=softmax&kind=fresh", locale=locale)
     page, tip = found.page, found.page.locator("#term-tip")
     term = page.locator(".screen .term").first
     assert term.inner_text() == {"en": "scores", "zh": "分数"}[language]
@@ -204,9 +261,9 @@ def test_errors_speak_the_readers_language(client: Client, browser: Any) -> None
         "distance": {"text": "one"},
     }
     for view, more in wrong.items():
-        found.page.evaluate("hash => { location.hash = hash; }", f"view=projection&seed={len(view)}")
+        found.page.evaluate("hash => { location.hash = hash; }", f"view=projection&kind=fresh&seed={len(view)}")
         found.settle("projection")
-        found.page.evaluate("([v, more]) => { location.hash = new URLSearchParams({view: v, ...more}); }", [view, more])
+        found.page.evaluate("([v, more]) => { location.hash = new URLSearchParams({view: v, kind: 'fresh', ...more}); }", [view, more])
         alert.wait_for(timeout=10_000)
         said = alert.inner_text().replace("无法显示：", "")
         assert re.search("[一-鿿]", said), (view, said)

@@ -491,15 +491,21 @@ def test_weights_of_bytes_are_those_of_their_characters(how: str, names: list[st
     )
     columns = torch.stack([part.sum(1) for part in weights.split(sizes, 1)], 1)
     wanted = torch.stack([part.mean(0) for part in columns.split(sizes, 0)])
+    beside = view("sidebyside", replace(question, others=[question])).figures[0]
+    what = view("whatif", replace(question, options={"group": how, "by": 0}))
     for name, figure in (
         ("head", view("head", question).figures[0]),
         ("wall", view("wall", question).figures[0].tiles[2][1]),
+        ("sidebyside", beside.columns[1][1][-1]),
+        ("whatif", what.figures[0].columns[1][1][0]),
     ):
         assert figure.rows == figure.columns == names, name
         got = torch.tensor(figure.values.values, dtype=torch.float64).view(figure.values.shape)
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
         torch.testing.assert_close(got.sum(1), torch.ones(len(names), dtype=torch.float64), rtol=0, atol=1e-6)
     shown = view("head", question)
+    starts = [sum(sizes[:n]) for n in range(len(sizes))]
+    assert list(shown.figures[0].tokens) == list(what.figures[0].columns[0][1][0].tokens) == starts
     assert f"{len(question.labels)} tokens are shown as {len(names)} {how}" in shown.notes[0]["en"]
     assert set(re.findall("“(.*?)”", shown.finding["en"])) <= set(names)
 

@@ -121,6 +121,21 @@ def test_what_cannot_be_drawn_is_said() -> None:
         draw("alibi", length=1)
 
 
+def test_options_of_a_view_are_drawn_and_checked(tmp_path: Path) -> None:
+    question = Question.fresh("the cat sat")
+    scores = draw(question, tmp_path / "a.svg", view="head", options={"what": "scores"}, csv=tmp_path / "a.csv")
+    assert scores.data("svg") != draw(question, view="head").data("svg")
+    assert ",-" in (tmp_path / "a.csv").read_text(encoding="utf-8")  # weights are not negative
+    with pytest.raises(HeadwayError, match=r"^expected one of the options of the view 'head', what, group, got 'key'$"):
+        draw(question, view="head", options={"key": 1})
+    with pytest.raises(HeadwayError, match=r"^expected no option of 'stepper', got 'key'$"):
+        draw(question, view="stepper", options={"key": 1})
+    with pytest.raises(HeadwayError, match=r"^expected the name of a view to set its option 'reach', got none"):
+        draw("alibi", options={"reach": 9})
+    with pytest.raises(HeadwayError, match=r"^expected the option 'what' to be one of weights, scores, got 'x'$"):
+        draw(question, view="head", options={"what": "x"})
+
+
 def test_headway_draw_is_imported_when_it_is_used() -> None:
     program = "import sys, headway; assert 'torch' not in sys.modules; print(len(headway.draw('alibi').axes))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "1\n"
@@ -162,6 +177,10 @@ def test_the_command_draws_a_method(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_command_draws_a_view(run: Run, tmp_path: Path) -> None:
+    status, _, err = run("split", "--option", "key=0", "--out", "a.svg")
+    assert status == 0, err
+    status, _, err = run("head", "--option", "what", "--out", "b.svg")
+    assert "expected an option of the view as name=value, got 'what'" in err
     assert run("head", "--text", "猫 坐 下", "--position", "alibi", "--head", "1", "--out", "x.svg")[0] == 0
     assert "猫" in (tmp_path / "x.svg").read_text(encoding="utf-8")
 

@@ -324,10 +324,11 @@ export function controlPanel(words, offers, { place, meta, go, running, home }) 
   const element = html("div", { class: "choices" }, asked, others, compared.element);
   let flat = 0;
   let pressed = false;
-  const stretch = () => (element.style.marginBottom = textLine.classList.contains("typed") ? `${flat - element.offsetHeight}px` : "");
+  const height = () => element.getBoundingClientRect().height;
+  const stretch = () => (element.style.marginBottom = textLine.classList.contains("typed") ? `${flat - height()}px` : "");
   /** @param {boolean} typed */
   const write = (typed) => {
-    if (typed && !textLine.classList.contains("typed")) flat = element.offsetHeight;
+    if (typed && !textLine.classList.contains("typed")) flat = height();
     textLine.classList.toggle("typed", typed);
     stretch();
   };

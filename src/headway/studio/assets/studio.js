@@ -358,7 +358,7 @@ export function open(element, offers, strings, source) {
         const lacks = waiting ? null : instead(words);
         if (lacks) suited.replaceChildren(...lacks);
         suited.hidden = !suited.childNodes.length || ["longer", "report"].includes(place.view) || answer?.view.key !== place.view;
-        status.textContent = waiting ? words.say("studio.waiting") : answer ? words.say("studio.shown", { view: title(place.view), name: answer.meta.name === "live" ? words.say("studio.model.live") : answer.meta.name, n: words.count(answer.meta.count) }) : "";
+        status.textContent = waiting ? words.say("studio.waiting") : answer && place.view !== "longer" ? words.say("studio.shown", { view: title(place.view), name: answer.meta.name === "live" ? words.say("studio.model.live") : answer.meta.name, n: words.count(answer.meta.count) }) : "";
       },
       /** @param {boolean} other */
       show(other) {

@@ -22,6 +22,7 @@ import { valueTip } from "./tip.js";
 /** @typedef {{ kind: "columns", title: Said, columns: [Said, Plain[]][] }} Columns */
 
 const TILE = 168; // pixels of a tile, at most
+const FEW = 8; // tiles, which may be larger
 const SMALLEST = 62;
 const WHOLE_FILM = 6000; // milliseconds from the first frame to the last
 
@@ -125,7 +126,7 @@ export function wall(given, setting) {
     const width = area.clientWidth;
     if (!width) return;
     const fit = Math.max(1, Math.floor(width / SMALLEST));
-    area.style.gridTemplateColumns = `repeat(${Math.min(figure.columns, fit)}, minmax(0, ${TILE}px))`;
+    area.style.gridTemplateColumns = `repeat(${Math.min(figure.columns, fit)}, minmax(0, ${figure.tiles.length > FEW ? TILE : 1.4 * TILE}px))`;
     for (const { one } of tiles) one.draw();
     const maps = scaled();
     if (maps.length) bar.draw(maps[0], /** @type {[number, number]} */ (maps[0].limits), { masked: maps.some((map) => map.hidden) });
