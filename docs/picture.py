@@ -4,6 +4,7 @@ Usage: python docs/picture.py REPORT.html OUT.png    the first figure of a repor
        python docs/picture.py studio FOLDER          the studio, each of PLACES
 """
 
+import io
 import re
 import shutil
 import subprocess
@@ -12,17 +13,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, sync_playwright
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
 
-TEXT = "text=The+cat+sat+on+the+mat+because+it+was+tired"
+ROTARY, T5, SINUSOIDAL = ({"run": f"decoder-{name}"} for name in ("rotary", "t5", "sinusoidal"))
+INDUCTION = ROTARY | {"layer": "1"}
 PLACES = {
-    "studio": (f"view=split&{TEXT}&position=alibi", "light", "en-US"),
-    "product": (f"view=projection&{TEXT}", "light", "en-US"),
-    "wall": (f"view=wall&{TEXT}&layers=4&heads=8", "dark", "en-US"),
-    "rotation": (f"view=rotation&{TEXT}", "light", "zh-CN"),
-    "step": (f"view=step&{TEXT}", "dark", "zh-CN"),
+    "stepper": (INDUCTION, ".flow", "light", "en-US"),
+    "projection": (INDUCTION, ".products", "light", "en-US"),
+    "wall": (ROTARY, ".map-legend", "dark", "en-US"),
+    "split": (INDUCTION, "table.small", "light", "en-US"),
+    "prediction": (ROTARY, ".plot >> nth=1", "light", "zh-CN"),
+    "vectors": (SINUSOIDAL, ".map-legend >> nth=0", "light", "en-US"),
+    "bias": (T5, ".plot >> nth=0", "dark", "en-US"),
+    "rotation": (INDUCTION, ".map-legend >> nth=0", "light", "zh-CN"),
+    "sidebyside": (INDUCTION, ".beside-one figure >> nth=0", "light", "en-US"),
+    "whatif": (INDUCTION | {"o.change": "swap"}, ".map-legend >> nth=-1", "dark", "en-US"),
+    "step": (INDUCTION, '[role="tabpanel"] .map-legend >> nth=-1', "dark", "zh-CN"),
 }
-"""Where in the studio each picture is taken, in which theme and language."""
+"""Which model each view is of, where its picture ends, and in which theme and language it is taken."""
+WIDE, MARGIN = 1296, 12
+"""Pixels of the window, and around a view."""
 
 
 def report(browser: Browser, source: str, out: str) -> None:
@@ -49,28 +60,54 @@ def served() -> Iterator[str]:
 
 
 def studio(browser: Browser, folder: str) -> None:
-    """Photograph the studio: the first picture whole, the others the view alone."""
-    for name, (place, theme, language) in PLACES.items():
-        size = {"width": 1280, "height": 1010 if name == "studio" else 860}
-        page = browser.new_page(viewport=size, color_scheme=theme, locale=language)
-        with served() as address:
-            page.goto(address)
-            page.wait_for_url(lambda url: "token" not in url)  # a link that was followed leads on without it
-            page.evaluate("place => { location.hash = place; }", place)
-            page.locator(f"[data-view={place[5:].partition('&')[0]}] canvas, [data-view=step] svg").first.wait_for()
-            page.wait_for_timeout(1500)  # what fades in has done so
-            view = page.locator("section.view")
-            if name != "studio":
-                page.locator("header").first.evaluate("header => { header.style.position = 'static'; }")
-                if name == "step":
-                    page.get_by_role("tab").last.click()
-                    page.wait_for_timeout(500)
-                view.evaluate("view => view.scrollIntoView()")
-            box = view.bounding_box()
-            assert box is not None
-            clip = {"x": box["x"] - 16, "y": max(0, box["y"]), "width": box["width"] + 32, "height": size["height"]}
-            page.screenshot(path=Path(folder) / f"{name}.png", **({} if name == "studio" else {"clip": clip}))
-        page.close()
+    """Photograph the studio as it opens, and then each view by itself."""
+    with served() as address:
+        first = browser.new_page(viewport={"width": WIDE, "height": 860}, color_scheme="light", locale="en-US")
+        first.goto(address)  # the link works once: the others have its cookie
+        settle(first, "head")
+        save(first.screenshot(), Path(folder) / "studio.png")
+        runs = first.evaluate("async () => (await (await fetch('/api/state')).json()).runs")
+        known, entered = {one["title"]: one["id"] for one in runs}, first.context.storage_state()
+        for name, (model, last, theme, language) in PLACES.items():
+            context = browser.new_context(
+                viewport={"width": WIDE, "height": 1600}, color_scheme=theme, locale=language, storage_state=entered,
+                reduced_motion="reduce",
+            )  # fmt: skip
+            page = context.new_page()
+            page.goto(address.partition("?")[0])
+            settle(page, "head")
+            place = {"view": name, **model, "run": known[model["run"]]}
+            place["text"] = page.locator("textarea").input_value()
+            page.evaluate("place => { location.hash = new URLSearchParams(place); }", place)
+            settle(page, name)
+            save(page.screenshot(clip=part(page, name, last)), Path(folder) / f"{name}.png")
+            context.close()
+
+
+def settle(page: Page, view: str) -> None:
+    """Wait until a view is there, and what fades in has done so."""
+    page.locator(f'.screen[aria-busy="false"] [data-view="{view}"]').wait_for()
+    page.wait_for_timeout(1500)
+
+
+def part(page: Page, name: str, last: str) -> dict[str, float]:
+    """A view from its title to one of its parts, without what stands before it on the page."""
+    page.locator(".status").evaluate("status => { status.style.visibility = 'hidden'; }")
+    if name == "step":
+        page.get_by_role("tab").nth(3).click()
+        page.wait_for_timeout(500)
+    view = page.locator("section.view").bounding_box()
+    end = page.locator(f"section.view {last}").bounding_box()
+    assert view is not None
+    assert end is not None
+    width, height = view["width"] + 2 * MARGIN, end["y"] + end["height"] - view["y"] + MARGIN / 2 + 2
+    return {"x": view["x"] - MARGIN, "y": view["y"] - MARGIN / 2, "width": width, "height": height}
+
+
+def save(picture: bytes, path: Path) -> None:
+    """Write a picture as small as it gets without a loss."""
+    with Image.open(io.BytesIO(picture)) as whole:
+        whole.convert("RGB").save(path, optimize=True)
 
 
 def main(source: str, out: str) -> None:

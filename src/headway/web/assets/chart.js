@@ -35,7 +35,7 @@ import { DASHES, isHollow, markerPath } from "./styles.js";
 /** @typedef {{ limit: number, highest: Point, id: string, count: number } | null} Clipped */
 
 const GAP = 17; // between the middles of two labels
-const NARROW = 320; // pixels
+const NARROW = 360; // pixels
 const CROWDED = 2000; // points of a line, from which some share their pixels
 const NEVER = /** @type {Clipped} */ (null);
 

@@ -369,7 +369,7 @@ function label(rails, figure, now, words) {
     parts.push(
       tilted
         ? svg("text", { class: "rail", transform: `translate(${x + 3} ${y}) rotate(-45)` }, cut(figure.columns[column], longest, measure))
-        : svg("text", { class: "rail", x, y, "text-anchor": "middle" }, figure.columns[column]),
+        : svg("text", { class: "rail", x: Math.max(x, left + measure(figure.columns[column]) / 2), y, "text-anchor": "middle" }, figure.columns[column]),
     );
   }
   rails.replaceChildren(...parts);
