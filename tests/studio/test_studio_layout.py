@@ -263,7 +263,9 @@ def test_errors_speak_the_readers_language(client: Client, browser: Any) -> None
     for view, more in wrong.items():
         found.page.evaluate("hash => { location.hash = hash; }", f"view=projection&kind=fresh&seed={len(view)}")
         found.settle("projection")
-        found.page.evaluate("([v, more]) => { location.hash = new URLSearchParams({view: v, kind: 'fresh', ...more}); }", [view, more])
+        found.page.evaluate(
+            "place => { location.hash = new URLSearchParams(place); }", {"view": view, "kind": "fresh", **more}
+        )
         alert.wait_for(timeout=10_000)
         said = alert.inner_text().replace("无法显示：", "")
         assert re.search("[一-鿿]", said), (view, said)
