@@ -345,6 +345,7 @@ def _stages(taken: Step, which: str, question: Question) -> list[Stage]:
 
     square, rows = f"{tokens} × {tokens}", f"{tokens} × {width}"
     formula = "dS = A ∘ (dA − Σ_j A dA)" if taken.layer.call.normalise == "softmax" else "dS = ∂loss/∂S"
+    weights = f"d{TITLES[which]} = Xᵀ d{which.upper()}"
     moved = {"Q": taken.d_q, "K": taken.d_k, "V": taken.d_v}
     back = {f"d{name}": vectors(both(f"step.d{name.lower()}"), x, window) for name, x in moved.items()}
     matrices = {
@@ -379,12 +380,7 @@ def _stages(taken: Step, which: str, question: Question) -> list[Stage]:
             "dQ = scale · dS K,  dK = scale · dSᵀ Q,  dV = Aᵀ dO",
             [_beside(both("step.vectors.title"), back)],
         ),
-        stage(
-            "matrices",
-            sizes,
-            f"d{TITLES[which]} = Xᵀ d{which.upper()}",
-            [_beside(both("step.matrices.title"), matrices)],
-        ),
+        stage("matrices", sizes, weights, [_beside(both("step.matrices.title"), matrices)]),
         stage(
             "update",
             sizes,
