@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-ROTARY, T5, SINUSOIDAL = ({"run": f"decoder-{name}"} for name in ("rotary", "t5", "sinusoidal"))
+ROTARY, T5, SINUSOIDAL = ({"run": name} for name in ("decoder-rotary", "decoder-t5", "encoder-sinusoidal"))
 INDUCTION = ROTARY | {"layer": "1"}
 PLACES = {
     "stepper": (INDUCTION, ".flow", "light", "en-US"),

@@ -78,6 +78,7 @@ def test_a_text_that_is_typed_in_covers_no_button(shown: Page) -> None:
 
 def test_a_link_without_a_model_opens_what_the_studio_opens_on(client: Client, browser: Any) -> None:  # noqa: F811
     found = opened(client, browser, fragment="#view=sidebyside")
+    found.settle("sidebyside")
     first = client.get("/api/state").json()["opening"]["asked"]["model"]["run"]
     assert found.choice("run") == first
     beside = [name for name in found.page.locator(".others .chip").all_inner_texts() if "✕" in name]
