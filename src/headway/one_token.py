@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from headway.attending import Attending, Core, normed
+from headway.backends.base import transforms
 from headway.cache import KVCache, Tokens
 from headway.functional import check
-from headway.integers import FAR, readable
+from headway.integers import FAR
 from headway.masks import reach
 from headway.positions.steady import is_steady, says
 
@@ -37,9 +38,10 @@ class _Prepared(NamedTuple):
 
     def serves(self, options: tuple[Any, ...]) -> bool:
         """Whether nothing has changed since."""
-        if any(map(is_not, options, self.options)):
-            return False
-        return all(held.get(name) is x and x._version == version for held, name, x, version in self.learned)
+        for held, name, x, version in self.learned:
+            if held.get(name) is not x or x._version != version:
+                return False
+        return not any(map(is_not, options, self.options))
 
 
 _PREPARED: WeakKeyDictionary[KVCache, _Prepared] = WeakKeyDictionary()
@@ -84,10 +86,10 @@ def step(layer: Any, x: Tensor, pos: Any, cache: KVCache) -> Tensor | None:
 
 def _fits(layer: Attending, x: Tensor, pos: Any, k: Tensor) -> bool:
     """Whether the call is a plain one: of a token for each sequence in the cache, on the CPU, and not watched."""
-    if type(x) is not Tensor or x.shape != (k.shape[0], 1, layer.shape.dim) or not readable(x):
+    if type(x) is not Tensor or x.shape != (k.shape[0], 1, layer.shape.dim) or not x.is_cpu or transforms():
         return False
     if pos is not None and not (
-        type(pos) is Tensor and pos.dtype is torch.int64 and readable(pos) and pos.shape in ((1, 1), (k.shape[0], 1))
+        type(pos) is Tensor and pos.dtype is torch.int64 and pos.is_cpu and pos.shape in ((1, 1), (k.shape[0], 1))
     ):
         return False
     core = layer.core

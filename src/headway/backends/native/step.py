@@ -95,7 +95,7 @@ class Step:
             pos: its position, (B or 1, 1); None is the one after each sequence's greatest.
             length: how many tokens are cached. Unless it is refused, the token is written behind them.
         """
-        if operators.are_seen(q, k, v):
+        if operators.are_seen():
             return self.REFUSED, q
         call, attention = self._call, self._attention.call
         q, k, v = even(q), even(k), even(v)  # entries side by side
