@@ -693,6 +693,14 @@ def test_longer_counts_who_gets_worse_as_the_report_does() -> None:
     assert "1 of 3 methods are clearly worse than at 64" in told["en"]
 
 
+@pytest.mark.parametrize(("later", "said"), [([2.4, 2.5, 2.6], "it is clearly worse"), ([1.0, 1.0, 1.1], "it is not")])
+def test_longer_of_one_method_counts_none(later: list[float], said: str) -> None:
+    told = view("longer", asked(results=seeds({"a": later}))).finding
+    assert isinstance(told, dict)
+    assert f"At 128 tokens {said}" in told["en"]
+    assert " of 1 methods" not in told["en"]
+
+
 def test_longer_of_one_seed_speaks_of_one() -> None:
     results = seeds({"a": [1.0], "b": [1.3]})
     for given, said in (([0], "of one seed"), ([0, 1], "mean and range over 2 seeds")):

@@ -103,6 +103,9 @@ def _finding(summary: Summary) -> dict[str, str]:
         return _said("longer.finding.none", longest=longest)
     first = best(summary, longest)
     count = sum(worse(summary, method, base, longest) for method in summary.methods)
-    told = _said("longer.finding", worse=count, count=len(summary.methods), base=base, longest=longest)
+    if len(summary.methods) == 1:
+        told = _said("longer.finding.one.worse" if count else "longer.finding.one.kept", base=base, longest=longest)
+    else:
+        told = _said("longer.finding", worse=count, count=len(summary.methods), base=base, longest=longest)
     gap = {"en": " ", "zh": ""}
     return {language: f"{getattr(first, language)}{gap[language]}{told[language]}" for language in LANGUAGES}
