@@ -28,7 +28,8 @@ def shown(question: Question, *names: str) -> str:
 
 def number(text: str) -> float:
     """The number a readout ends with."""
-    found = re.search(r"(−?[\d.,]+(?:e−?\d+)?)\D*$", text)
+    plain = text.replace("·10", "e").translate(str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789−"))
+    found = re.search(r"(−?[\d.,]+(?:e−?\d+)?)\D*$", plain)
     assert found is not None, text
     return float(found[1].replace("−", "-").replace(",", ""))
 

@@ -104,7 +104,7 @@ def test_a_short_text_is_shown_whole() -> None:
     assert isinstance(most, Tiles)
     assert most.levels == 1
     assert most.overview.values.shape == (40, 40)
-    assert "the text is no longer than that" in shown.finding["en"]
+    assert "The text has no more than the last 40 tokens" in shown.finding["en"]
     assert shown.figures[2].values.shape == (40, 40)
 
 
