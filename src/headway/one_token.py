@@ -63,7 +63,7 @@ def step(layer: Any, x: Tensor, pos: Any, cache: KVCache) -> Tensor | None:
     if store is None or not _fits(layer, x, pos, store[0]):
         return None
     prepared = _prepared(layer, cache, store)
-    if prepared.steps is None:
+    if prepared.steps is None or prepared.steps.are_seen():  # before projections, which a counter would see twice
         return None
     heads, kv_heads = layer.shape.heads, layer.shape.kv_heads
     q, k, v = layer._split(layer.q(x), heads), layer._split(layer.k(x), kv_heads), layer._split(layer.v(x), kv_heads)
@@ -152,6 +152,5 @@ def _prepare(layer: Attending, k: Tensor, v: Tensor, pos: Tensor, used: int) -> 
     )
     rest = (layer.scale, position.normalise, layer.softcap, layer.sinks)
     call = check(turned, k, v, layer.mask, terms, at, pos, *rest, looked_at=True)
-    if not native.fits(call):
-        return None
-    return native.Step(call, k, v, pos, position.turning(dim, k.device), last if terms else FAR - 1)
+    given = native.given_for_steps(call)
+    return None if given is None else native.Step(given, position.turning(dim, k.device), last if terms else FAR - 1)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from headway import Attention, HeadwayError, KVCache, one_token
 from headway.masks import Causal, Mask, Window
@@ -192,6 +193,26 @@ def test_what_is_watched_goes_the_general_way(watch: str, taken: list[bool]) -> 
         (torch.compile(attention, backend="eager") if watch == "compile" else attention)(last, cache=cache, **given)
     assert not any(taken)
     assert bool(seen) == (watch == "hook")
+
+
+def test_who_watches_operators_sees_each_once() -> None:
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen[-1].append(str(op))
+            return op(*args, **(kwargs or {}))
+
+    (x, pos), seen = tokens(), list[list[str]]()
+    for way in (decoded, general):
+        attention, cache = layer("rotary"), KVCache(TOKENS + 1)
+        way(attention, cache, x, pos)
+        seen.append([])
+        with torch.no_grad(), Watch(), pytest.MonkeyPatch.context() as patch:
+            if way is general:
+                patch.setattr(one_token, "step", lambda *_: None)
+            attention(x[:, -1:], cache=cache)
+    products, expected = ([op for op in ops if "mm" in op or "headway" in op] for ops in seen)
+    assert products == expected
+    assert len(expected) > 4
 
 
 def test_caches_that_were_cut_copied_or_filled(taken: list[bool]) -> None:

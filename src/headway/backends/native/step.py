@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from headway.backends import operators
@@ -18,46 +18,42 @@ from headway.backends.native.library import KINDS, even, kernel_of, struct, wide
 HEADER = "step.h"
 
 
-def fits(call: Call) -> bool:
-    """Whether steps can be laid out once: where nothing but q, the positions and the number of keys changes."""
+def given_for_steps(call: Call) -> softmax.Given | None:
+    """The arguments of the kernel if steps can share them, where nothing but q, the positions and the number of keys
+    changes from one to the next; else None.
+    """
     from headway.backends import native
 
     if native.refuses(call) or not native.isolates(call) or not (call.k.is_contiguous() and call.v.is_contiguous()):
-        return False
+        return None
     given = softmax.given_of(call)
     changing = (given.q_docs, given.mask_q, given.pairs, given.keys, given.rows, given.cols_x, given.cols, given.rates)
-    return all(x is None for x in (*changing, given.q_slopes, given.curve_level)) and (
-        given.rows_x is None or given.rows_x.data_ptr() == call.q.data_ptr()
-    )
+    if any(x is not None for x in (*changing, given.q_slopes, given.curve_level)):
+        return None
+    return given if given.rows_x is None or given.rows_x.data_ptr() == call.q.data_ptr() else None
 
 
 class Step:
     """Steps over one cache, until it needs more memory.
 
     Args:
-        call: over all the room of the cache: q (B, H, 1, D) and q_pos (B, 1) are room for what is turned and where it
-            stands, k, v and k_pos are views of the cache.
-        k: the cached keys, (B, H_kv, R, D), contiguous.
-        v: the cached values, (B, H_kv, R, D_v), likewise.
-        pos: the cached positions, (B, R), likewise.
+        given: of :func:`given_for_steps`, over all the room of the cache: q (B, H, 1, D) and q_pos (B, 1) are room for
+            what is turned and where it stands, k (B, H_kv, R, D), v and k_pos (B, R) are the cache's own, contiguous.
         turning: how queries and keys are turned, None is not at all: radians per position of each pair, (P,), float64;
             the factor of cosines and sines; and whether entries 2p and 2p + 1 make a pair, not p and P + p.
         last: the greatest position of a token.
     """
 
     DONE, NOT_FINITE, REFUSED = range(3)
+    are_seen = staticmethod(operators.are_seen)
 
     def __init__(
         self,
-        call: Call,
-        k: Float[Tensor, "batch kv_heads room dim"],
-        v: Float[Tensor, "batch kv_heads room dim_v"],
-        pos: Int[Tensor, "batch room"],
+        given: softmax.Given,
         turning: tuple[Float[Tensor, " pairs"], float, bool] | None,
         last: int,
     ) -> None:
-        given = softmax.given_of(call)
-        self.at = given.q_pos
+        self.at, k, v, pos = given.q_pos, given.k, given.v, given.k_pos
         self._attention = softmax.arguments_of(given)
         self._attention.call.decoding = True
         wide = wide_of(given.q)
@@ -72,7 +68,7 @@ class Step:
         made.attention = ctypes.addressof(self._attention.call)
         made.keys, made.values, made.places, made.room = k.data_ptr(), v.data_ptr(), pos.data_ptr(), k.shape[2]
         made.turned, made.at, made.last = given.q.data_ptr(), given.q_pos.data_ptr(), last
-        self._kept: list[object] = [k, v, pos, sums, given]
+        self._kept: list[object] = [sums, given]
         if turning is not None:
             rates, made.amplitude, interleaved = turning
             rates, room = rates.contiguous(), given.q.new_empty(2, len(rates), dtype=wide)
@@ -86,7 +82,7 @@ class Step:
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, pos: Tensor | None, length: int) -> tuple[int, Tensor]:
         """:attr:`DONE`, :attr:`NOT_FINITE`, or :attr:`REFUSED` where the position is beyond the last or not behind the
-        cached ones, or torch watches operators; and the output, (B, H, 1, D_v).
+        cached ones; and the output, (B, H, 1, D_v).
 
         Args:
             q: of the token, (B, H, 1, D), not turned.
@@ -95,8 +91,6 @@ class Step:
             pos: its position, (B or 1, 1); None is the one after each sequence's greatest.
             length: how many tokens are cached. Unless it is refused, the token is written behind them.
         """
-        if operators.are_seen():
-            return self.REFUSED, q
         call, attention = self._call, self._attention.call
         q, k, v = even(q), even(k), even(v)  # entries side by side
         call.q, call.k, call.v, call.length = q.data_ptr(), k.data_ptr(), v.data_ptr(), length
