@@ -16,6 +16,7 @@ elsewhere  mean of α(i, i − P) + α(i, i + P) over masked i: the head finds t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -74,15 +75,17 @@ def patterns(model: Transformer, *, period: int = 24, texts: int = 16, lowest: i
     ids = _drawn(model.config.vocab, period, texts, lowest, seed)
     tokens = torch.arange(ids.shape[1])
     near = tokens[:, None] - tokens < NEAR
-    found: dict[str, list[Tensor]] = {"previous": [], "local": [], "induction": []}
+
+    def of(weights: Tensor) -> dict[str, Tensor]:
+        return {
+            "previous": weights.diagonal(-1, -2, -1),
+            "local": (weights * near)[:, :, 1:].sum(-1),
+            "induction": weights.diagonal(1 - period, -2, -1)[..., 1:],
+        }
+
     with full_precision():
         loss = F.cross_entropy(model(ids)[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none").mean(0)
-        for layer in recorded(model, ids):
-            weights = layer.weights().double()  # (B, H, N, N)
-            found["previous"].append(weights.diagonal(-1, -2, -1).mean((0, 2)))
-            found["local"].append((weights * near)[:, :, 1:].sum(-1).mean((0, 2)))
-            found["induction"].append(weights.diagonal(1 - period, -2, -1)[..., 1:].mean((0, 2)))
-    shares = {name: torch.stack(parts) for name, parts in found.items()}
+        shares = _shares(model, ids, of)
     return Patterns(**shares, new=float(loss[: period - 1].mean()), repeated=float(loss[period:].mean()))
 
 
@@ -136,19 +139,27 @@ def masked_patterns(
     hidden = ids.index_fill(1, period + places, mask)
     tokens = torch.arange(ids.shape[1])
     near = (tokens[:, None] - tokens).abs() < NEAR
-    found: dict[str, list[Tensor]] = {"previous": [], "following": [], "local": [], "elsewhere": []}
+
+    def of(weights: Tensor) -> dict[str, Tensor]:
+        others = weights[..., period + places, places] + weights[..., period + places, 2 * period + places]
+        return {
+            "previous": weights.diagonal(-1, -2, -1),
+            "following": weights.diagonal(1, -2, -1),
+            "local": (weights * near).sum(-1),
+            "elsewhere": others,
+        }
+
     with full_precision():
         repeated = _loss(model, hidden, ids, period + places)
         new = _loss(model, hidden[:, period : 2 * period], ids[:, :period], places)
-        for layer in recorded(model, hidden):
-            weights = layer.weights().double()  # (B, H, N, N)
-            others = weights[..., period + places, places] + weights[..., period + places, 2 * period + places]
-            found["previous"].append(weights.diagonal(-1, -2, -1).mean((0, 2)))
-            found["following"].append(weights.diagonal(1, -2, -1).mean((0, 2)))
-            found["local"].append((weights * near).sum(-1).mean((0, 2)))
-            found["elsewhere"].append(others.mean((0, 2)))
-    shares = {name: torch.stack(parts) for name, parts in found.items()}
+        shares = _shares(model, hidden, of)
     return MaskedPatterns(**shares, new=new, repeated=repeated)
+
+
+def _shares(model: Transformer, ids: Tensor, of: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What is measured of the weights (B, H, N, N), each (B, H, places), averaged over texts and places: (L, H)."""
+    found = [of(layer.weights().double()) for layer in recorded(model, ids)]
+    return {name: torch.stack([one[name].mean((0, 2)) for one in found]) for name in found[0]}
 
 
 def _loss(model: Transformer, hidden: Tensor, ids: Tensor, places: Tensor) -> float:
