@@ -58,9 +58,11 @@ def test_an_encoder_is_masked_and_says_what_it_cannot_do(browser: Any) -> None: 
         assert page.locator(".next-token:visible").count() == 5
         assert_accessible(page)
         assert found.complaints == []
-        for view in ("generation", "step"):
-            page.evaluate("hash => { location.hash = hash; }", f"view={view}&kind=run&run={run}")
-            found.becomes(lambda: "This model is an encoder" in page.locator(".screen").inner_text())
+        section = found.open("step", kind="run", run=run)
+        assert "Hidden, and to be predicted" in section.inner_text()
+        assert "[MASK]" in section.inner_text()
+        page.evaluate("hash => { location.hash = hash; }", f"view=generation&kind=run&run={run}")
+        found.becomes(lambda: "This model is an encoder" in page.locator(".screen").inner_text())
         page.context.close()
 
 

@@ -49,7 +49,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize(("length", "share", "count"), [(128, 0.15, 19), (7, 0.15, 1), (1, 0.15, 1), (9, 1.0, 9)])
 def test_every_row_has_its_share_and_only_chosen_places_are_targets(length: int, share: float, count: int) -> None:
     tokens = torch.randint(256, (50, length), generator=seeded())
-    inputs, targets = mask_tokens(tokens, WORDS, share, seeded(1))
+    inputs, targets = mask_tokens(tokens, WORDS.mask, share, seeded(1))
     chosen = targets != IGNORED
     assert chosen.sum(1).tolist() == [count] * 50
     assert torch.equal(targets[chosen], tokens[chosen])
@@ -59,7 +59,7 @@ def test_every_row_has_its_share_and_only_chosen_places_are_targets(length: int,
 
 def test_of_the_chosen_eight_in_ten_are_masked_and_one_is_random() -> None:
     tokens = torch.full((2000, 100), 7)
-    inputs, targets = mask_tokens(tokens, WORDS, 0.2, seeded())
+    inputs, targets = mask_tokens(tokens, WORDS.mask, 0.2, seeded())
     found = inputs[targets != IGNORED]
     assert len(found) == 40_000
     shares = {"mask": found == WORDS.mask, "same": found == 7}
@@ -68,7 +68,7 @@ def test_of_the_chosen_eight_in_ten_are_masked_and_one_is_random() -> None:
     for name, share, bound in (("mask", 0.8, 0.008), ("same", 0.1, 0.006), ("random", 0.1, 0.006)):
         assert float(shares[name].double().mean()) == pytest.approx(share, abs=bound), name
     assert set(found[shares["random"]].tolist()) == {*range(256)} - {7}
-    few = mask_tokens(tokens % 1, Masked(OneByte()), 1.0, seeded())[0]  # a random token is never the mask
+    few = mask_tokens(tokens % 1, Masked(OneByte()).mask, 1.0, seeded())[0]  # a random token is never the mask
     assert float((few == 1).double().mean()) == pytest.approx(0.8, abs=0.005)
     places = (targets != IGNORED).double().mean(0)
     assert float((places - 0.2).abs().max()) < 4.5 * math.sqrt(0.16 / 2000)  # no place is preferred
@@ -113,7 +113,7 @@ def test_validation_masks_the_same_tokens_at_every_call_and_size_of_batch() -> N
     assert losses[0] == pytest.approx(losses[1])
     assert (spies[0] == WORDS.mask).any(1).all()
     # each loss is log(Σ exp) of 257 scores, of which one is 1, minus the score of the target: 1 where it was left
-    inputs, targets = mask_tokens(TOKENS[:16][None], WORDS, 0.25, seeded(3))
+    inputs, targets = mask_tokens(TOKENS[:16][None], WORDS.mask, 0.25, seeded(3))
     one = MaskedValidation(TOKENS[:17], 16, 1, words=WORDS, share=0.25)
     one._inputs, one._targets = (inputs,), (targets,)
     right = int((inputs == targets).sum())

@@ -21,6 +21,7 @@ from headway.inspect.step import RATES
 from headway.inspect.watch import Reading, Watch
 from headway.positions import methods
 from headway.training import (
+    Bytes,
     History,
     TextBatches,
     Trainer,
@@ -32,8 +33,10 @@ from headway.training import (
     token_texts,
     train,
 )
+from headway.training.masking import mask_tokens
 from headway.training.optimizer import peak_rate
 from headway.training.text import read_text
+from headway.training.vocabulary import Masked
 from headway.views import Question, view
 from headway.views.learning import PAYLOAD, singular_values
 
@@ -192,6 +195,34 @@ def test_the_step_is_the_microscopes(name: str) -> None:
     assert f"from {taken.loss:.3g} to" in found.finding["en"]
     assert ("dS = A" in found.figures[0].stages[2].formula) == (model.position.normalise == "softmax")
     assert size(found) < 2_000_000
+
+
+def test_an_encoder_learns_tokens_masked_as_in_its_training() -> None:
+    model = Transformer(**{**MODEL, "vocab": 257, "kind": "encoder", "position": "sinusoidal"}).eval()
+    text = b"the cat sat on the mat, and it slept"
+    ids = Bytes().encode(text)[None]
+    question = Question.of(model, ids, token_texts(Bytes(), ids), layer=LAYER, head=HEAD, vocabulary=Masked(Bytes()))
+    found = view("step", question)
+    inputs, targets = mask_tokens(ids, 256, TrainSettings().mask_share, torch.Generator().manual_seed(0))
+    taken = one_step(model, inputs, targets=targets, layer=LAYER, head=HEAD)
+    hidden = (targets[0] >= 0).tolist()
+    assert sum(hidden) == 5
+    assert f"loss of this text goes from {taken.loss:.3g} to" in found.finding["en"]
+    assert isinstance(found.figures[0], Steps)
+    loss, *_ = found.figures[0].stages
+    (bars,) = loss.figures
+    assert bars.series[0][1] == pytest.approx(
+        [value if one else None for value, one in zip(taken.losses.tolist(), hidden, strict=True)]
+    )
+    assert loss.said == both("step.masked.said")
+    assert [one == "[MASK]" for one in bars.labels] == (inputs[0] == 256).tolist()
+    assert 0 < sum(one == "[MASK]" for one in bars.labels) <= 5
+    told = " ".join(f"“{one}”" for one, chosen in zip(question.labels, hidden, strict=True) if chosen)
+    assert found.notes[0] == both("step.hidden", tokens=told)
+    given = view("step", replace(question, options={"targets": targets}))  # targets of one's own hide nothing
+    assert f"from {one_step(model, ids, targets=targets).loss:.3g} to" in given.finding["en"]
+    with pytest.raises(HeadwayError, match="expected targets, because an encoder predicts no next token"):
+        view("step", Question.of(model, ids, token_texts(Bytes(), ids)))
 
 
 def test_each_optimizer_has_its_own_rate() -> None:

@@ -20,6 +20,7 @@ from headway.bench.floor import products
 from headway.bench.measure import error, interleaved, median_ratio, repeats_for, same
 from headway.bench.page import PLAIN
 from headway.memory import peak_memory
+from headway.shapes import HeadwayError
 
 EXACT_UP_TO = 1024
 """Tokens up to which errors are measured: the float64 reference materialises all scores."""
@@ -224,13 +225,11 @@ def trouble(problem: Exception) -> tuple[str, str]:
     """The status of a row that raised an exception, and the reason in one line."""
     lines = str(problem).strip().splitlines()
     said = lines[0] if lines else ""
-    if isinstance(problem, Unsupported):
+    if isinstance(problem, Unsupported | HeadwayError | NotImplementedError):  # a method that refuses says why
         return "unsupported", said
     if isinstance(problem, TooLarge):
         return "out of memory", said
     if isinstance(problem, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(problem):
         torch.cuda.empty_cache()
         return "out of memory", said
-    if isinstance(problem, NotImplementedError):
-        return "unsupported", said
     return "failed", f"{type(problem).__name__}: {said}" if said else type(problem).__name__

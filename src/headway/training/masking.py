@@ -26,22 +26,19 @@ MASK, RANDOM = 0.8, 0.1
 Masking = tuple[Int64[Tensor, "batch length"], Int64[Tensor, "batch length"]]
 
 
-def mask_tokens(
-    tokens: Int64[Tensor, "batch length"], words: Masked, share: float, generator: torch.Generator
-) -> Masking:
+def mask_tokens(tokens: Int64[Tensor, "batch length"], mask: int, share: float, generator: torch.Generator) -> Masking:
     """What an encoder reads, and what it shall predict there: max(1, round(share · length)) tokens of each row.
 
     Args:
         tokens: the text.
-        words: their vocabulary; the mask is its last id.
+        mask: its id, the last of the vocabulary.
         share: of the tokens that are chosen, in (0, 1].
         generator: draws which, and what becomes of them.
 
     Returns:
         Inputs and targets, both (B, N); targets of tokens that were not chosen are -100.
 
-    >>> from headway.training.vocabulary import Bytes
-    >>> inputs, targets = mask_tokens(torch.arange(8)[None], Masked(Bytes()), 0.25, torch.Generator().manual_seed(0))
+    >>> inputs, targets = mask_tokens(torch.arange(8)[None], 256, 0.25, torch.Generator().manual_seed(0))
     >>> inputs.tolist(), targets.tolist()
     ([[0, 1, 256, 256, 4, 5, 6, 7]], [[-100, -100, 2, 3, -100, -100, -100, -100]])
     """
@@ -49,8 +46,8 @@ def mask_tokens(
     count = max(1, round(share * tokens.shape[1]))
     places = draw().argsort(dim=1, stable=True)[:, :count]
     chosen = torch.zeros_like(tokens, dtype=torch.bool).scatter(1, places, True)
-    becomes, random = draw(), torch.randint(words.mask, tokens.shape, generator=generator)
-    inputs = tokens.where(becomes >= MASK + RANDOM, random).where(becomes >= MASK, words.mask)
+    becomes, random = draw(), torch.randint(mask, tokens.shape, generator=generator)
+    inputs = tokens.where(becomes >= MASK + RANDOM, random).where(becomes >= MASK, mask)
     return inputs.where(chosen, tokens), tokens.where(chosen, IGNORED)
 
 
@@ -72,7 +69,7 @@ class MaskedBatches:
         generator = torch.Generator().manual_seed(seed_for(self.seed, step, "mask"))
         tokens, _ = self.windows(step)
         assert isinstance(tokens, Tensor)
-        return mask_tokens(tokens, self.words, self.share, generator)
+        return mask_tokens(tokens, self.words.mask, self.share, generator)
 
 
 class MaskedValidation:
@@ -94,7 +91,7 @@ class MaskedValidation:
         self, tokens: TokenStore, length: int, batch: int, windows: int = 64, *, words: Masked, share: float
     ) -> None:
         generator = torch.Generator().manual_seed(seed_for(0, 0, "masked validation"))
-        found = mask_tokens(spread(tokens, length, batch, windows)[:, :-1].long(), words, share, generator)
+        found = mask_tokens(spread(tokens, length, batch, windows)[:, :-1].long(), words.mask, share, generator)
         self._inputs, self._targets = (x.split(batch) for x in found)
 
     def __call__(self, model: nn.Module, /) -> float:

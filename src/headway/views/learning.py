@@ -1,27 +1,22 @@
-"""How matrices learn: their film through training, one step under the microscope, and the training's curves."""
+"""How matrices learn: their film through training, and the training's curves."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from headway.attending import Attending
 from headway.figures.values import (
-    Bars,
     Columns,
     Film,
-    Grid,
     Heatmap,
     Line,
     Lines,
     Said,
-    Stage,
-    Steps,
     View,
     both,
     evenly,
@@ -29,25 +24,19 @@ from headway.figures.values import (
     same,
 )
 from headway.figures.words import number, percent
-from headway.inspect.step import RATES, Move, Step, one_step
 from headway.inspect.watch import MATRICES, Snapshot, Watch
 from headway.positions import Position
-from headway.schema import Number, require
 from headway.shapes import HeadwayError
 from headway.views.attending import choice_of
-from headway.views.question import Question, Recording
-from headway.views.to_figures import SIDE, Window, block, matrix, pairs, stepped, vectors
+from headway.views.question import Question
+from headway.views.to_figures import SIDE, block, matrix, stepped
 
-VIEWS = ("film", "step", "board")
+VIEWS = ("film", "board")
 
-LONGEST = 128
-"""Maximum tokens of a training step's maps."""
 PAYLOAD = 1_850_000
 """Bytes of a film's frames, so that the view with its labels stays below 2 MB."""
 FRAMES = 12
 """Minimum frames of a film; for fewer, its values are quantised to 255 steps to save space."""
-FINE = 2**16
-"""Maximum bytes of a step's matrix that is sent as float32."""
 COARSE = 2**14
 """Maximum bytes of a map of W_Q W_Kᵀ that is sent as float32; it is the largest map of a frame."""
 VALUES = 8
@@ -88,7 +77,7 @@ def film(question: Question) -> View:
     if len(frames) < len(steps):
         notes.append(both("film.thinned", shown=len(frames), frames=len(steps)))
     notes += stepped(block(first.weight, limits["weight"], fine=fine))
-    notes += _pooled_note(first.weight)
+    notes += pooled_note(first.weight)
     if type(question.position).rotate is not Position.rotate:
         notes.append(both("film.rotated"))
     figures = (Film(title, frames), _values_lines(values))
@@ -96,54 +85,6 @@ def film(question: Question) -> View:
 
 
 _FILM = "ΔW = W − W_start        W ← W + update        q_i·k_j = x_i W_Q W_Kᵀ x_jᵀ"
-
-
-def step(question: Question) -> View:
-    """Back-propagation through a head in one step on this text, and the updates of SGD and Adam, side by side.
-
-    Args:
-        question: ``options``: "matrix" is "q" (default), "k" or "v"; "lr_sgd" and "lr_adam" are their learning
-            rates, 0.1 and 0.003 by default; "targets", (1, N), for an encoder; "optimizer", the run's own, shown too.
-
-    Raises:
-        HeadwayError: when the text has nothing to predict, or on a rate that is not above 0. A longer text is cut to
-            its first 128 tokens, with a note.
-    """
-    which, given = choice_of(question, "matrix", MATRICES), len(question.labels)
-    if given > LONGEST:
-        targets = question.options.get("targets")
-        cut = {} if targets is None else {"targets": targets[:, :LONGEST]}
-        question = replace(
-            question,
-            recording=Recording(question.model, question.ids[:, :LONGEST]),
-            labels=question.labels[:LONGEST],
-            query=-1,
-            others=(),
-            options={**question.options, **cut},
-        )
-    options = question.options
-    taken = one_step(
-        question.model,
-        question.ids,
-        targets=options.get("targets"),
-        layer=question.layer,
-        head=question.head,
-        lr={name: _rate(options, name) for name in RATES},
-        optimizer=options.get("optimizer"),
-    )
-    stages = _stages(taken, which, question)
-    notes: list[Said] = [both("step.cut", shown=LONGEST, count=f"{given:,}")] if given > LONGEST else []
-    notes += [both("step.mode"), both("step.rates"), both("step.scales")]
-    if taken.layer.heads != taken.layer.call.k.shape[1]:
-        notes.append(both("step.shared", heads=taken.layer.call.groups))
-    notes += _pooled_note(taken.moves["sgd"][which].before)
-    steps = Steps(both("step.title", layer=question.layer, head=question.head), stages)
-    return View("step", _step_finding(taken, which), (steps, _summary(taken, which)), "", notes)
-
-
-def _rate(options: Mapping[str, Any], name: str) -> float:
-    require(rate := options.get(f"lr_{name}", RATES[name]), Number(above=0, most=10), f"the option 'lr_{name}'")
-    return float(rate)
 
 
 def board(question: Question) -> View:
@@ -249,7 +190,7 @@ _Moment = dict[str, Tensor | None]
 
 def _limits(moments: Sequence[_Moment]) -> dict[str, tuple[float, float]]:
     """The limits of the colour scales, the same in every frame."""
-    return {name: _span([x for moment in moments if (x := moment[name]) is not None]) for name in moments[0]}
+    return {name: span_of([x for moment in moments if (x := moment[name]) is not None]) for name in moments[0]}
 
 
 def _frame(
@@ -279,7 +220,8 @@ def _frame(
     return both("film.frame", step=step), [here, ahead, square]
 
 
-def _span(xs: Sequence[Tensor]) -> tuple[float, float]:
+def span_of(xs: Sequence[Tensor]) -> tuple[float, float]:
+    """Symmetric limits of a colour scale that all of them fit into."""
     top = max((float(x.abs().max()) for x in xs), default=0.0) or 1.0
     return -top, top
 
@@ -298,7 +240,8 @@ def _watched(question: Question) -> Watch:
     return question.watched
 
 
-def _pooled_note(x: Tensor) -> list[Said]:
+def pooled_note(x: Tensor) -> list[Said]:
+    """A note on a matrix that is too large to be drawn entry by entry."""
     return [both("learning.pooled", rows=x.shape[0], columns=x.shape[1])] if max(x.shape) > SIDE else []
 
 
@@ -330,118 +273,6 @@ def _film_finding(which: str, question: Question, moments: Mapping[int, _Moment]
         moved=percent((change.norm() / start.norm()).item()),
         before=number(values[first][0].item()),
         after=number(values[last][0].item()),
-    )
-
-
-def _stages(taken: Step, which: str, question: Question) -> list[Stage]:
-    window = Window.of(question, LONGEST)
-    tokens, width = len(window.labels), taken.d_q.shape[1]
-    losses = [None if value != value else value for value in taken.losses.tolist()]
-    gradients = {name: taken.moves["sgd"][name].gradient for name in MATRICES}
-    sizes = " × ".join(map(str, gradients[which].shape))
-
-    def stage(key: str, shape: str, formula: str, figures: Sequence[object]) -> Stage:
-        return Stage(both(f"step.{key}.label"), shape, formula, both(f"step.{key}.said"), figures)
-
-    square, rows = f"{tokens} × {tokens}", f"{tokens} × {width}"
-    formula = "dS = A ∘ (dA − Σ_j A dA)" if taken.layer.call.normalise == "softmax" else "dS = ∂loss/∂S"
-    weights = f"d{TITLES[which]} = Xᵀ d{which.upper()}"
-    moved = {"Q": taken.d_q, "K": taken.d_k, "V": taken.d_v}
-    back = {f"d{name}": vectors(both(f"step.d{name.lower()}"), x, window) for name, x in moved.items()}
-    matrices = {
-        f"d{TITLES[name]}": matrix(both("step.matrix", matrix=TITLES[name]), x, fine=FINE)
-        for name, x in gradients.items()
-    }
-    return [
-        stage(
-            "loss",
-            str(tokens),
-            "loss_i = −ln p(target_i)",
-            [Bars(both("step.losses"), window.labels, [(both("step.loss.one"), losses)], both("board.nats"))],
-        ),
-        stage(
-            "weights",
-            square,
-            "dA = dO Vᵀ",
-            [
-                _beside(
-                    both("step.weights.title"),
-                    {
-                        "A": pairs(both("step.a"), taken.weights, window, seen=taken.seen, scale="sequential"),
-                        "dA": pairs(both("step.da"), taken.d_weights, window, seen=taken.seen),
-                    },
-                )
-            ],
-        ),
-        stage("scores", square, formula, [pairs(both("step.ds"), taken.d_scores, window, seen=taken.seen)]),
-        stage(
-            "vectors",
-            rows,
-            "dQ = scale · dS K,  dK = scale · dSᵀ Q,  dV = Aᵀ dO",
-            [_beside(both("step.vectors.title"), back)],
-        ),
-        stage("matrices", sizes, weights, [_beside(both("step.matrices.title"), matrices)]),
-        stage(
-            "update",
-            sizes,
-            "SGD: −lr · g,  Adam: −lr · m̂ / (√v̂ + ε)",
-            [
-                Columns(
-                    both("step.update.title", matrix=TITLES[which]),
-                    [(_optimiser(name, taken), _moved(moves[which], which)) for name, moves in taken.moves.items()],
-                )
-            ],
-        ),
-    ]
-
-
-def _beside(title: Said, maps: Mapping[str, Heatmap]) -> Columns:
-    return Columns(title, [(same(name), [one]) for name, one in maps.items()])
-
-
-def _optimiser(name: str, taken: Step) -> Said:
-    return both(f"step.{name}", lr=number(taken.rates[name]))
-
-
-def _moved(move: Move, which: str) -> list[Heatmap]:
-    name = TITLES[which]
-    span = _span([move.before, move.after])
-    maps = [
-        matrix(both("step.before", matrix=name), move.before, span, fine=FINE),
-        matrix(both("step.gradient", matrix=name), move.gradient, fine=FINE),
-        matrix(both("step.moved", matrix=name), move.update, fine=FINE),
-        matrix(both("step.after", matrix=name), move.after, span, fine=FINE),
-    ]
-    return maps + [matrix(both(f"step.state.{kind}"), x, fine=FINE) for kind, x in move.state.items()]
-
-
-def _summary(taken: Step, which: str) -> Grid:
-    def row(key: str, cells: Sequence[float]) -> tuple[Said, list[str]]:
-        return both(f"step.row.{key}", matrix=TITLES[which]), [number(cell) for cell in cells]
-
-    moves = [one[which] for one in taken.moves.values()]
-    rows = [
-        row("rate", list(taken.rates.values())),
-        row("gradient", [move.gradient.norm().item() for move in moves]),
-        row("largest", [move.update.abs().max().item() for move in moves]),
-        row("ratio", [(move.update.norm() / move.before.norm()).item() for move in moves]),
-        row("before", [taken.loss] * len(moves)),
-        row("after", list(taken.losses_after.values())),
-    ]
-    heads = [both(f"step.{name}.short") for name in taken.moves]
-    return Grid(both("step.summary"), [both("step.quantity"), *heads], rows)
-
-
-def _step_finding(taken: Step, which: str) -> Said:
-    largest = {name: moves[which].update.abs().max().item() for name, moves in taken.moves.items()}
-    return both(
-        "step.finding",
-        matrix=TITLES[which],
-        sgd=number(largest["sgd"]),
-        adam=number(largest["adam"]),
-        loss=number(taken.loss),
-        sgd_loss=number(taken.losses_after["sgd"]),
-        adam_loss=number(taken.losses_after["adam"]),
     )
 
 
