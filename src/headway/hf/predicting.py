@@ -1,10 +1,10 @@
-"""The next token of a text, predicted by a checkpoint of transformers with a language-model head."""
+"""The next token of a text, or a masked one, predicted by a checkpoint of transformers with a language-model head."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from headway.hf.calls import CACHES, first_position
 from headway.shapes import HeadwayError
@@ -42,11 +45,18 @@ class Predicting(nn.Module):
         """A kind of Transformer: "encoder" where later tokens matter too; "headless" if it predicts none."""
         if self.model.config.is_encoder_decoder:
             return "encoder-decoder"
+        if self.masked:
+            return "encoder"
         if type(self.model).__name__ not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
             return "headless"
         with torch.no_grad():
             both, one = (self.model(input_ids=part).logits[0, 0].double() for part in (self.two, self.two[:, :1]))
         return "decoder" if bool((both - one).abs().max() <= SAME * both.abs().max()) else "encoder"
+
+    @property
+    def masked(self) -> bool:
+        """Whether it was made to predict masked tokens."""
+        return type(self.model).__name__ in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
 
     @cached_property
     def first(self) -> int:
@@ -129,5 +139,9 @@ class OfTokenizer:
 
 
 def predictor(model: Predicting, tokenizer: Any, ids: Tensor) -> Predictor:
-    """What predicts the next token of a text that a checkpoint reads."""
-    return Predictor(model, ids.to(model.model.device), OfTokenizer(tokenizer), recorded=model.model)
+    """What predicts the next token of a text that a checkpoint reads, or its masked tokens."""
+    made = Predictor(model, ids.to(model.model.device), OfTokenizer(tokenizer), recorded=model.model)
+    mask = getattr(tokenizer, "mask_token_id", None)
+    if not model.masked or mask is None:
+        return made
+    return replace(made, mask=mask, around=frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id})

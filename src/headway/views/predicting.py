@@ -10,7 +10,7 @@ whose total reaches p. All three are those of :class:`headway.training.generatio
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,12 +61,14 @@ class Predicted:
         p: their softmax.
         ids: of the text.
         ahead: 1 where row r predicts token r + 1, 0 where it predicts token r.
+        around: ids that are no part of the text.
     """
 
     logits: Float64[Tensor, "tokens vocab"]
     p: Float64[Tensor, "tokens vocab"]
     ids: Sequence[int]
     ahead: int = 1
+    around: Collection[int] = ()
 
     @classmethod
     def of(cls, predictor: Predictor, shift: int = 0) -> Predicted:
@@ -76,13 +78,24 @@ class Predicted:
             HeadwayError: on logits that are not finite.
         """
         logits = checked(predictor.logits(shift))
-        return cls(logits, logits.softmax(-1), predictor.ids[0].tolist(), predictor.ahead)
+        return cls(logits, logits.softmax(-1), predictor.ids[0].tolist(), predictor.ahead, predictor.around)
 
     @property
     def true(self) -> Float64[Tensor, "tokens-ahead"]:
         """The probability of each token that is predicted: all, or those after the first."""
         true = torch.tensor(self.ids[self.ahead :], dtype=torch.long)
         return self.p[: len(true)].gather(1, true[:, None])[:, 0]
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows that predict a token of the text: not one that stands around it, unless it has no others."""
+        rows = range(len(self.ids) - self.ahead)
+        return [row for row in rows if self.token(row) not in self.around] or [*rows]
+
+    @property
+    def bits(self) -> float:
+        """The mean of −log₂ p of the text's tokens."""
+        return float(-self.true.log2()[self.rows].mean())
 
     @property
     def ranks(self) -> list[int]:
@@ -136,6 +149,8 @@ def prediction(question: Question) -> View:
     shift = question.options.get("shift", 0)
     require(shift, Whole(0, FARTHEST), "the option 'shift'")
     found = Predicted.of(predictor)
+    if found.around:
+        question = replace(question, query=min(found.rows, key=lambda row: abs(row - question.row)))
     bars, kept = _sampled(question, predictor, found, sampling)
     figures: list[Bars | Grid] = [bars]
     finding = _finding(question, predictor, found)
@@ -144,6 +159,8 @@ def prediction(question: Question) -> View:
         figures.append(moved)
         finding = {language: f"{finding[language]}{_GAP[language]}{said[language]}" for language in LANGUAGES}
     notes = [_cut(found, question.row, sampling), both("prediction.note", vocab=f"{found.p.shape[1]:,}")]
+    if outside := [one for one, token in zip(question.labels, found.ids, strict=True) if token in found.around]:
+        notes.append(both("masked.around", tokens=" ".join(f"“{one}”" for one in dict.fromkeys(outside))))
     along = _along(question, predictor, found) if len(question.labels) > found.ahead else ()
     figures += [*along[:1], kept, *along[1:]]
     formula = "p = softmax(logits / T),  top-k,  top-p"
@@ -191,7 +208,7 @@ def next_tokens(question: Question, most: int = 5) -> dict[str, Any]:
     predictor, why = _predictor(question, masked=True)
     if predictor is None:
         return {"none": both(f"prediction.none.{why}")}
-    p, ids = checked(predictor.following()).softmax(-1), predictor.ids[0].tolist()
+    p, ids = checked(predictor.following()).softmax(-1), predictor.text
     tokens = [
         {"label": predictor.shown(ids, token), "added": predictor.spelling.added(ids, token), "p": float(p[token])}
         for token in p.sort(descending=True, stable=True).indices[:most].tolist()
@@ -292,8 +309,7 @@ def _finding(question: Question, predictor: Predictor, found: Predicted) -> Said
     }
     if len(found.ids) <= found.ahead:
         return both("prediction.finding.one", **values)
-    bits = float(-found.true.log2().mean())
-    values |= {"bits": number(bits), "uniform": number(math.log2(found.p.shape[1]))}
+    values |= {"bits": number(found.bits), "uniform": number(math.log2(found.p.shape[1]))}
     if found.token(row) is None:
         return both("prediction.finding.end", **values)
     values |= {"true": question.labels[row + found.ahead], "rank": f"{found.ranks[row]:,}"}
@@ -332,15 +348,17 @@ def _along(question: Question, predictor: Predictor, found: Predicted) -> tuple[
     stop = min(len(found.ids), max(question.row + 1 + found.ahead, ROWS))
     start = max(0, stop - ROWS)
     places = range(start, stop)
-    true, ranks = found.true.tolist(), found.ranks
-    shares = [None if place < found.ahead else true[place - found.ahead] for place in places]
+    true, ranks, known = found.true.tolist(), found.ranks, set(found.rows)
+    shares = [true[place - found.ahead] if place - found.ahead in known else None for place in places]
     window = found.say("along.part", first=start, last=stop - 1) if stop - start < len(found.ids) else None
     title = window or found.say("along")
     labels = [question.labels[place] for place in places]
     bars = Bars(title, labels, [(found.say("p"), shares)], both("prediction.axis"))
     rows = []
-    for place in places[max(found.ahead - start, 0) :]:
+    for place in places:
         row = place - found.ahead
+        if row not in known:
+            continue
         first = found.likeliest(row, 1)[0]
         best = f"{predictor.shown(found.ids[:place], first)} {percent(float(found.p[row, first]))}"
         bits = number(-math.log2(true[row])) if true[row] > 0 else "∞"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -115,6 +115,7 @@ class Predictor:
         spelling: what tokens stand for.
         recorded: the module whose attentions are recorded; default the model.
         mask: id that stands where an encoder predicts a token; None where it has none.
+        around: ids that stand around a text and are no part of it, such as BERT's [CLS] and [SEP].
     """
 
     model: Any
@@ -122,6 +123,7 @@ class Predictor:
     spelling: Spelling
     recorded: nn.Module | None = None
     mask: int | None = None
+    around: Collection[int] = ()
 
     @classmethod
     def of_labels(cls, model: Any, ids: Int[Tensor, "1 tokens"], labels: Sequence[str]) -> Predictor:
@@ -144,6 +146,14 @@ class Predictor:
         """How far after a token that lies which is predicted there: 1 of a decoder, 0 of masked tokens."""
         return int(self.mask is None)
 
+    @property
+    def text(self) -> list[int]:
+        """The ids up to the end of the text, without what stands after it."""
+        ids: list[int] = self.ids[0].tolist()
+        while len(ids) > 1 and ids[-1] in self.around:
+            ids.pop()
+        return ids
+
     def logits(self, shift: int = 0) -> Float[Tensor, "tokens vocab"]:
         """Logits of the token after each token of the text, or of each token with a mask in its place.
 
@@ -163,7 +173,9 @@ class Predictor:
         """Logits of the token after the text; of masked tokens at a mask there."""
         if self.mask is None:
             return self.logits()[-1]
-        return self._called(torch.cat([self.ids, self.ids.new_tensor([[self.mask]])], 1))[0, -1]
+        before = len(self.text)
+        mask = self.ids.new_tensor([[self.mask]])
+        return self._called(torch.cat([self.ids[:, :before], mask, self.ids[:, before:]], 1))[0, before]
 
     def _called(self, ids: Int[Tensor, "texts tokens"], shift: int = 0) -> Float[Tensor, "texts tokens vocab"]:
         pos = None if shift == 0 else torch.arange(shift, shift + ids.shape[1], device=ids.device)[None]
