@@ -15,6 +15,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,14 +93,16 @@ def check_size(
     if _at_least(config) > numbers:
         raise _too_large(parameters, limit)
 
-    def measure(periods: int, tokens: int, batch: int) -> tuple[int, int, int]:
-        return _measured({**config, "layers": rest + periods * period}, tokens, batch, training, limit)
+    def measure(periods: int, tokens: int, batch: int, exact: bool = False) -> tuple[int, int, int]:
+        return _measured({**config, "layers": rest + periods * period}, tokens, batch, training, limit, exact)
 
     try:
         at = (made.layers // period, tokens, batch)
         # the reference holds a value per pair of tokens, which grows faster, but takes few operations at any length
         small = (_SMALL[0], 2**40, _SMALL[2]) if config.get("backend") == "reference" else _SMALL
         found = Size(*_continued(measure, at, small))
+        if found.held > limit:  # a bound, maybe, which nobody should be refused for
+            found = Size(*_continued(partial(measure, exact=True), at, small))
     except TooLarge as large:
         raise _too_large(parameters if large.building else None, limit) from None
     except HeadwayError:
@@ -218,7 +221,10 @@ def metered(most: int = 2**62, tokens: int = 1, gradients: bool = False, layers:
         REACH.reset(reach)
 
 
-def _measured(config: dict[str, Any], tokens: int, batch: int, training: bool, most: int) -> tuple[int, int, int]:
+def _measured(
+    config: dict[str, Any], tokens: int, batch: int, training: bool, most: int, exact: bool
+) -> tuple[int, int, int]:
+    """Parameters, bytes of weights and bytes held; unless ``exact``, a bound of these where one is known."""
     if config.get("backend") != "reference":
         config = {**config, "backend": "tiled"}  # the others hold no more, and not all of them run on the meta device
     with metered(most, tokens, training, config["layers"]) as meter:
@@ -226,7 +232,8 @@ def _measured(config: dict[str, Any], tokens: int, batch: int, training: bool, m
         learned = list(model.parameters())
         state = 3 * sum(p.numel() * p.element_size() for p in learned) if training else 0
         count, weights = sum(p.numel() for p in learned), meter.held + state
-        if (bound := _ordinary(model, tokens, batch, training)) is not None and weights + bound <= most:
+        bound = None if exact else _ordinary(model, tokens, batch, training)
+        if bound is not None and weights + bound <= most:
             return count, weights, weights + bound
         meter.building, meter.peak = False, meter.held  # construction itself may have held more temporarily
         ids = torch.empty(batch, tokens, dtype=torch.long)

@@ -172,6 +172,15 @@ def test_sizes_that_no_text_reaches_are_no_matter() -> None:
         check_size(config("randomized(longest=2147483647)"), training=True, most=MOST)
 
 
+def test_nobody_is_refused_for_a_bound() -> None:
+    wanted = config("rotary", dim=64, heads=4, layers=2)
+    assert sizes._measured(wanted, 128, 1, False, 2**40, exact=False)[2] > 2 * 10**7  # what is quick to say
+    found = check_size(wanted, tokens=32_768, most=2 * 10**9)
+    assert found.held < 2 * 10**8
+    with pytest.raises(HeadwayError, match="of memory, got about 1"):
+        check_size(wanted, tokens=32_768, most=10**8)
+
+
 def test_other_kinds_of_models_are_counted() -> None:
     both = check_size(config(kind="encoder-decoder", activation="swiglu", norm="layer", bias=True, tie=False))
     assert both.parameters > check_size(config()).parameters

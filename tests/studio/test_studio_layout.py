@@ -107,7 +107,7 @@ def test_only_keys_that_a_query_may_see_can_be_chosen(shown: Page) -> None:
 
 
 def test_options_of_views_are_those_that_are_declared(shown: Page) -> None:
-    uses = shown.page.evaluate("async () => (await import('/assets/controls.js')).USES")
+    uses = shown.page.evaluate("() => module_controls.USES")
     own = {view: {one["name"] for one in use.get("options", [])} - {"sample"} for view, use in uses.items()}
     assert {view: names for view, names in own.items() if names} == {view: set(OPTIONS[view]) for view in OPTIONS}
 

@@ -17,7 +17,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,13 @@ from headway.output import write_output
 from headway.shapes import HeadwayError
 from headway.studio import fields
 from headway.studio.library import Library
+from headway.studio.program import program, style
 from headway.studio.routes import FIRST, Routes, offers, opening_of
-from headway.web.page import MODULES, asset, compact, joined, needed_by, skeleton
+from headway.web.page import compact, skeleton
 from headway.web.views_page import empty_page
 
 BYTES = 7_500_000
 """What an exported studio takes at most; what is least important is left out."""
-PROGRAM = (
-    *("asking", "picker", "place", "popover", "controls", "training", "next", "share", "terms", "tour"),
-    *("studio", "site"),
-)
-"""The studio's own modules, each of which imports only those before it."""
 METHODS = ("rotary", "alibi", "sinusoidal")
 """Of fresh models."""
 BESIDE = ("alibi", "none")
@@ -117,8 +112,8 @@ def export(folders: Sequence[Path | str], target: Path | str, views: Sequence[st
     head["comparisons"] = [{**one, "href": reports[one["id"]]} for one in known["comparisons"]]
     frame = _page(head, {})  # the page itself comes first, and has to fit
     site.room -= len(frame.encode()) + 20_000
-    site.write("site.js", _program())
-    site.write("style.css", asset("style.css") + _own("studio.css"))
+    site.write("site.js", program("site") + _BEGIN)
+    site.write("style.css", style())
     for identity, name in reports.items():
         if "report" in wanted:
             site.write(name, library.report(identity))
@@ -261,16 +256,8 @@ def _page(head: Mapping[str, Any], site: Mapping[str, Any]) -> str:
     return skeleton("headway studio", _POLICY, _STYLE, _SCRIPT, data, root="studio", noscript=_NOSCRIPT)
 
 
-def _program() -> str:
-    sources = {name: asset(f"{name}.js") for name in MODULES} | {name: _own(f"{name}.js") for name in PROGRAM}
-    return joined(needed_by("site", sources)) + '\nmodule_site.render(document.getElementById("studio"));\n'
-
-
-def _own(name: str) -> str:
-    return files("headway.studio").joinpath("assets", name).read_text(encoding="utf-8")
-
-
 _POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
 _STYLE = '<link rel="icon" href="data:,">\n<link rel="stylesheet" href="style.css">'
 _NOSCRIPT = "This page needs JavaScript. 本页面需要 JavaScript。"
 _SCRIPT = '<script src="site.js"></script>'
+_BEGIN = '\nmodule_site.render(document.getElementById("studio"));\n'

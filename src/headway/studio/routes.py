@@ -1,7 +1,7 @@
 """Routes of the studio: the page, views as JSON, and the live training.
 
 GET  /                        the page
-GET  /assets/<name>           its modules, styles and words, by a list of names
+GET  /assets/<name>           its program, style and words
 GET  /api/page                an empty page of views, in which the studio's page saves what it shows
 GET  /api/state               runs, comparisons, methods, views, limits
 POST /api/view                a view, with the shapes of its model
@@ -48,12 +48,13 @@ from headway.shipped import OPENING, measured
 from headway.studio import fields
 from headway.studio.library import Heavy, Library, Recent
 from headway.studio.live_session import Stage
+from headway.studio.program import program, style
 from headway.studio.said import said
 from headway.studio.worker import Busy, Superseded, Worker
 from headway.views import NAMES, Question, View, view
 from headway.views.predicting import next_tokens
 from headway.views.view_helpers import Unsuited
-from headway.web.page import asset, compact
+from headway.web.page import compact
 from headway.web.views_page import empty_page
 
 _KINDS = {".js": "text/javascript", ".css": "text/css"}
@@ -89,7 +90,7 @@ class Routes:
         self._patient, self._slow = self.library.patient(), Worker()
         self.library.quick = True
         self._tiles = itertools.count()
-        self._assets = _assets()
+        self._assets = {"studio.js": program("main"), "studio.css": style()}
 
     def application(self) -> Starlette:
         """As ASGI; who may ask is the :class:`headway.studio.guard.Guard`'s business."""
@@ -114,14 +115,11 @@ class Routes:
         return Starlette(routes=routes, exception_handlers={HTTPException: _refused})
 
     async def page(self, _: Request) -> Response:
-        """The page itself, which holds nothing but the names of its modules."""
-        modules = "\n".join(
-            f'<link rel="modulepreload" href="/assets/{name}">' for name in sorted(self._assets) if name.endswith(".js")
-        )
-        return Response(_PAGE.format(modules=modules), media_type="text/html")
+        """The page itself, which holds nothing."""
+        return Response(_PAGE, media_type="text/html")
 
     async def asset(self, request: Request) -> Response:
-        """A module or a style, by its name in the list of those there are."""
+        """The program, the style or the words."""
         name = request.path_params["name"]
         if name == "words.json":
             return _json({language: dict(strings(language)) for language in LANGUAGES})
@@ -427,14 +425,6 @@ def _keys(question: Question) -> list[int] | None:
     return found
 
 
-def _assets() -> dict[str, str]:
-    """What the page loads, by name: what every page is drawn with, and the studio's own."""
-    shared = [one.name for one in files("headway.web").joinpath("assets").iterdir()]
-    own = [one for one in files("headway.studio").joinpath("assets").iterdir() if one.name.endswith(tuple(_KINDS))]
-    found = {name: asset(name) for name in ("theme.js", *shared) if name.endswith(tuple(_KINDS))}
-    return found | {one.name: one.read_text(encoding="utf-8") for one in own}
-
-
 async def _body(request: Request) -> Any:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refused(415, "expected a body of JSON with the content type application/json.")
@@ -476,10 +466,10 @@ _PAGE = """<!doctype html>
 <meta name="color-scheme" content="light dark">
 <title>headway studio</title>
 <link rel="icon" href="data:,">
-<link rel="stylesheet" href="/assets/style.css">
 <link rel="stylesheet" href="/assets/studio.css">
-{modules}
-<script type="module" src="/assets/main.js"></script>
+<link rel="preload" as="fetch" crossorigin href="/api/state">
+<link rel="preload" as="fetch" crossorigin href="/assets/words.json">
+<script defer src="/assets/studio.js"></script>
 </head>
 <body>
 <main id="studio"></main>
