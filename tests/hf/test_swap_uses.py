@@ -213,3 +213,43 @@ def test_what_is_said(llama: Any) -> None:
         swap_position(llama, T5().attach(HeadShape.of(32, 4)))
     with refusal("acts on the positions that they share", whole=False):
         swap_position(llama, ["randomized", "alibi"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`", "ignore:The .grad attribute")
+@pytest.mark.parametrize(("family", "method"), [("gpt2", "kerple"), ("llama", "alibi")])
+def test_compiled_it_is_as_eager(family: str, method: str) -> None:
+    model, ids = made(family), tokens(2, N)
+    seen = torch.ones_like(ids)
+    seen[0, :3] = 0
+    with swapped(model, method):
+        if method == "kerple":
+            parameters(model)
+        torch.compiler.reset()
+        results = []
+        for called in (model, torch.compile(model, backend="eager")):
+            out = called(input_ids=ids, attention_mask=seen)[0]
+            learned = [one for one in model.parameters() if one.requires_grad]
+            found = torch.autograd.grad(out[seen.bool()].square().sum(), learned, allow_unused=True)
+            results.append([out[seen.bool()], *(one for one in found if one is not None)])
+    assert len(results[0]) > 1
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_lora_trains_beside_it_and_is_merged() -> None:
+    peft = pytest.importorskip("peft")
+    model, ids = made("gpt2"), tokens(2, N)
+    with swapped(model, "kerple"):
+        before = model(input_ids=ids)[0]
+        config = peft.LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True)
+        adapted = peft.get_peft_model(model, config).eval()
+        torch.testing.assert_close(adapted(input_ids=ids)[0], before)  # one matrix of each adapter begins at zero
+        learned = [one for one in adapted.parameters() if one.requires_grad]
+        out = adapted(input_ids=ids)[0]
+        for one, slope in zip(learned, torch.autograd.grad(out.square().mean(), learned), strict=True):
+            one.data -= slope / slope.norm().clamp_min(1e-9)
+        after = adapted(input_ids=ids)[0]
+        assert (after - before).abs().max() > 1e-3
+        torch.testing.assert_close(adapted.merge_and_unload()(input_ids=ids)[0], after)
