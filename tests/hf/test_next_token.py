@@ -18,6 +18,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from headway import generate
+from headway.backends.native import library as native
 from headway.hf.reading import Reader, reader
 from headway.inspect import recorded
 from headway.shapes import HeadwayError
@@ -54,6 +55,23 @@ def test_probabilities_are_the_models_own(readers: dict[str, Reader], name: str)
     assert [one["p"] for one in found["tokens"]] == pytest.approx(p[-1].topk(5).values.tolist(), rel=1e-9)
     added = {one["added"] for one in next_tokens(question, 260)["tokens"]}
     assert added == {None, "<s>"} | {chr(byte) for byte in range(128)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_short_text_waits_for_no_compiler(
+    readers: dict[str, Reader], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(source: str) -> Any:
+        assert source == "rotate.cpp", source  # a small one
+        return library(source)
+
+    library = native.loaded
+
+    monkeypatch.setattr(native, "loaded", compiled)
+    question = readers[name].question(TEXT)
+    for shown in ("stepper", "wall", "prediction"):
+        view(shown, question)
+    next_tokens(question)
 
 
 @pytest.mark.parametrize("name", MODELS)

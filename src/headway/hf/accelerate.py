@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
@@ -34,7 +35,7 @@ class Part:
         kind: name of its class.
         names: names of its modules.
         position: how position enters, where headway computes it.
-        plan: which backend computes a text of 2,048 tokens here, how exactly, and in how much memory.
+        like: the method of headway's own whose terms it has, and the device: for :attr:`plan`.
         memory: bytes of the position bias of such a text, in one layer, before and after; None where there is none.
         reason: why it was left alone; None when it was accelerated.
     """
@@ -42,9 +43,18 @@ class Part:
     kind: str
     names: tuple[str, ...]
     position: str
-    plan: str = ""
+    like: tuple[str, torch.device] | None = None
     memory: tuple[int, int] | None = None
     reason: str | None = None
+
+    @property
+    def plan(self) -> str:
+        """Which backend computes a text of 2,048 tokens here, how exactly, and in how much memory."""
+        if self.like is None:
+            return ""
+        method, device = self.like
+        found = plan(parse(method), tokens=TOKENS, heads=8, head_dim=64, device=device)
+        return f"{found.route} · {found.exactness} · {found.memory}"
 
     def __str__(self) -> str:
         many = f"{len(self.names)} × {self.kind}"
@@ -223,19 +233,12 @@ def _accelerate(unit: _Unit, done: Accelerated) -> list[Part]:
             parts.append(Part(kind.__name__, tuple(names), position, reason=reason))
             continue
         memory = getattr(family, "memory", lambda module, tokens: None)(module, TOKENS)
-        plan = _plan(getattr(family, "like", "none"), module)
-        parts.append(Part(kind.__name__, tuple(names), position, plan, memory))
+        like = getattr(family, "like", "none"), next(module.parameters()).device
+        parts.append(Part(kind.__name__, tuple(names), position, like, memory))
     if shared is None:
         for _, module in unit.attentions:
             _swap(module, done)
     return parts
-
-
-def _plan(method: str, module: nn.Module) -> str:
-    """What headway would run for one of its own methods of the same kind, on the module's device."""
-    device = next(module.parameters()).device
-    found = plan(parse(method), tokens=TOKENS, heads=8, head_dim=64, device=device)
-    return f"{found.route} · {found.exactness} · {found.memory}"
 
 
 def _reason(kind: Any, unit: _Unit) -> str | None:
