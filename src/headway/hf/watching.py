@@ -69,6 +69,6 @@ def attend(
         q, k, given = placed(q, k, given)
     for look in tuple(_LOOKING):
         look(module, q, k, v, given)
-    if _LOOKING and q.shape[:3].numel() * k.shape[2] <= FEW:
+    if watched() and q.shape[:3].numel() * k.shape[2] <= FEW:
         given.setdefault("backend", "reference")  # who looks at a short text need not wait for a compiler
     return functional.attend(q, k, v, **given)

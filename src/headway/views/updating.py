@@ -14,6 +14,7 @@ from headway.inspect.step import IGNORED, RATES, Move, Step, one_step
 from headway.inspect.watch import MATRICES
 from headway.schema import Number, require
 from headway.training.masking import mask_tokens
+from headway.training.settings import TrainSettings
 from headway.views.attending import choice_of
 from headway.views.learning import TITLES, pooled_note, span_of
 from headway.views.question import Question, Recording
@@ -25,8 +26,6 @@ LONGEST = 128
 """Maximum tokens of a training step's maps."""
 FINE = 2**16
 """Maximum bytes of a step's matrix that is sent as float32."""
-SHARE = 0.15
-"""Share of the tokens of which an encoder learns: that of its training, by default."""
 MASK_LABEL = "[MASK]"
 
 
@@ -88,7 +87,7 @@ def _masked(question: Question) -> tuple[Question, str]:
     if predictor is None or predictor.mask is None or question.options.get("targets") is not None:
         return question, ""
     dice = torch.Generator().manual_seed(0)
-    ids, targets = mask_tokens(question.ids.cpu(), predictor.mask, SHARE, dice)
+    ids, targets = mask_tokens(question.ids.cpu(), predictor.mask, TrainSettings.mask_share, dice)
     hidden = targets[0] != IGNORED
     labels = [
         old if token == before else MASK_LABEL if token == predictor.mask else predictor.spelling.name(token)
@@ -112,8 +111,8 @@ def _stages(taken: Step, which: str, question: Question, loss: str) -> list[Stag
     gradients = {name: taken.moves["sgd"][name].gradient for name in MATRICES}
     sizes = " × ".join(map(str, gradients[which].shape))
 
-    def stage(key: str, shape: str, formula: str, figures: Sequence[object]) -> Stage:
-        return Stage(both(f"step.{key}.label"), shape, formula, both(f"step.{key}.said"), figures)
+    def stage(key: str, shape: str, formula: str, figures: Sequence[object], said: str = "") -> Stage:
+        return Stage(both(f"step.{key}.label"), shape, formula, both(f"step.{said or key}.said"), figures)
 
     square, rows = f"{tokens} × {tokens}", f"{tokens} × {width}"
     formula = "dS = A ∘ (dA − Σ_j A dA)" if taken.layer.call.normalise == "softmax" else "dS = ∂loss/∂S"
@@ -125,12 +124,12 @@ def _stages(taken: Step, which: str, question: Question, loss: str) -> list[Stag
         for name, x in gradients.items()
     }
     return [
-        Stage(
-            both("step.loss.label"),
+        stage(
+            "loss",
             str(tokens),
             "loss_i = −ln p(target_i)",
-            both(f"step.{loss}.said"),
             [Bars(both("step.losses"), window.labels, [(both("step.loss.one"), losses)], both("board.nats"))],
+            said=loss,
         ),
         stage(
             "weights",
