@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,23 @@ def test_an_encoder_predicts_each_word_with_a_mask_in_its_place() -> None:
     assert [one["p"] for one in found["tokens"]] == pytest.approx(at(5, [2, 5, 6, 1, 7, 4, 3]).topk(5).values.tolist())
     with pytest.raises(HeadwayError, match="got an encoder, which predicts masked tokens and no next one"):
         view("generation", question)
+
+    # a reader's own mask: what stands there is asked for, and no token is behind it
+    asked = opened.question("the [MASK] sat")
+    assert opened.tokens("the [MASK] sat")[0].tolist() == [[2, 5, 4, 7, 3]]
+    shown = view("prediction", asked)
+    bars, along, _, table = shown.figures
+    first = at(2, [2, 5, 4, 7, 3]).topk(6)
+    assert bars.series[0][1][:5] == pytest.approx(first.values[:5].tolist())
+    likeliest = opened.tokenizer.convert_ids_to_tokens(first.indices[0].item())
+    assert f"At “[MASK]” (token 2) the likeliest token is “{likeliest}”" in shown.finding["en"]
+    assert along.series[0][1][2] is None
+    assert table.rows[1][0]["en"] == "2 · [MASK]"
+    assert table.rows[1][1][:3] == ["—"] * 3
+    known = [at(1, [2, 4, 4, 7, 3])[5], at(3, [2, 5, 4, 4, 3])[7]]
+    other = view("prediction", replace(asked, query=1)).finding["en"]
+    assert f"a token costs {-sum(math.log2(p) for p in known) / 2:.3g} bits" in other
+    assert view("prediction", opened.question("[MASK]")).finding["en"].startswith("At “[MASK]”")
     opened.tokenizer.mask_token = None
     with pytest.raises(HeadwayError, match="got an encoder, which predicts no next token"):
         view("prediction", opened.question("the cat sat"))

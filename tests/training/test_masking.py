@@ -187,6 +187,10 @@ def test_the_command_trains_an_encoder_and_says_what_it_cannot_do(tmp_path: Path
     assert "got an encoder, which predicts no next token" in str(written.exception)
     with pytest.raises(HeadwayError, match=r"^expected mask_share to be .*, got 0"):
         TrainSettings(mask_share=0)
+    share = ["train", str(tmp_path / "a.txt"), "--mask-share", "0.2", "--out", str(tmp_path / "other"), *sizes]
+    ignored = CliRunner().invoke(app, share)
+    assert str(ignored.exception).startswith("expected mask_share with kind encoder only, got 0.2 with decoder")
+    assert not (tmp_path / "other").exists()
     with pytest.raises(HeadwayError, match=r"^expected kind to be decoder or encoder, .* got 'rnn'$"):
         read_data("rnn", None, length=8)
 

@@ -141,6 +141,7 @@ class OfTokenizer:
 def predictor(model: Predicting, tokenizer: Any, ids: Tensor) -> Predictor:
     """What predicts the next token of a text that a checkpoint reads, or its masked tokens."""
     mask = getattr(tokenizer, "mask_token_id", None) if model.masked else None
-    around = frozenset[int]() if mask is None else frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    own = {mask, tokenizer.unk_token_id}  # these stand in a text, others around it
+    around = frozenset[int]() if mask is None else frozenset(tokenizer.all_special_ids) - own
     spelling = OfTokenizer(tokenizer)
     return Predictor(model, ids.to(model.model.device), spelling, recorded=model.model, mask=mask, around=around)

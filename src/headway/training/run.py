@@ -189,10 +189,13 @@ def train(
     else:
         _check_base(execution, vocabulary, watch, log_dir)
         model_config, settings, wanted = base.config, base.settings(settings), base.wanted
+    kind = str(model_config.get("kind", "decoder"))
+    if not (folder / "settings.json").exists():  # an older run may go on with what it once ignored
+        settings.check_used(kind)
     with processes(execution.parallel, device) as world, contextlib.ExitStack() as held:
         check_watched(world, watch, log_dir)
         data = read_data(
-            str(model_config.get("kind", "decoder")),
+            kind,
             text,
             length=settings.length,
             weights=weights,

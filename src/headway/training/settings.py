@@ -12,6 +12,13 @@ from headway.settings import Settings
 from headway.shapes import HeadwayError
 
 SCHEDULES = ("cosine", "constant")
+USED = {
+    "mask_share": ("kind", ("encoder",)),
+    "momentum": ("optimizer", ("sgd",)),
+    "betas": ("optimizer", ("adam", "adamw")),
+    "floor": ("schedule", ("cosine",)),
+}
+"""Settings that only some choices use: the name of the choice, and which."""
 DTYPES = ("float32", "bfloat16")
 
 
@@ -92,6 +99,25 @@ class TrainSettings(Settings):
     def positioned(self) -> int:
         """Number of steps with position: all before the last ``drop_position``."""
         return self.steps - self.drop_position
+
+    def check_used(self, kind: str) -> None:
+        """Refuse settings that training a model of a kind would not use, unless they have their default.
+
+        Raises:
+            HeadwayError: on one.
+
+        >>> TrainSettings(momentum=0.5).check_used("decoder")
+        Traceback (most recent call last):
+            ...
+        headway.shapes.HeadwayError: expected momentum with optimizer sgd only, got 0.5 with adamw: leave one of them out
+        """
+        for name, (choice, users) in USED.items():
+            value, chosen = getattr(self, name), kind if choice == "kind" else getattr(self, choice)
+            if chosen not in users and value != getattr(type(self), name):
+                raise HeadwayError(
+                    f"expected {name} with {choice} {' or '.join(users)} only, got {value} with {chosen}: "
+                    f"leave one of them out"
+                )
 
     @classmethod
     def of(cls, values: Mapping[str, Any], what: str = "training settings") -> Self:

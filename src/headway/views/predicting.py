@@ -62,6 +62,7 @@ class Predicted:
         ids: of the text.
         ahead: 1 where row r predicts token r + 1, 0 where it predicts token r.
         around: ids that are no part of the text.
+        mask: the id of a mask, which nothing stands behind where the text itself has it.
     """
 
     logits: Float64[Tensor, "tokens vocab"]
@@ -69,6 +70,7 @@ class Predicted:
     ids: Sequence[int]
     ahead: int = 1
     around: Collection[int] = ()
+    mask: int | None = None
 
     @classmethod
     def of(cls, predictor: Predictor, shift: int = 0) -> Predicted:
@@ -78,7 +80,8 @@ class Predicted:
             HeadwayError: on logits that are not finite.
         """
         logits = checked(predictor.logits(shift))
-        return cls(logits, logits.softmax(-1), predictor.ids[0].tolist(), predictor.ahead, predictor.around)
+        ids: list[int] = predictor.ids[0].tolist()
+        return cls(logits, logits.softmax(-1), ids, predictor.ahead, predictor.around, predictor.mask)
 
     @property
     def true(self) -> Float64[Tensor, "tokens-ahead"]:
@@ -90,12 +93,21 @@ class Predicted:
     def rows(self) -> list[int]:
         """The rows that predict a token of the text: not one that stands around it, unless it has no others."""
         rows = range(len(self.ids) - self.ahead)
-        return [row for row in rows if self.token(row) not in self.around] or [*rows]
+        return [row for row in rows if self.ids[row + self.ahead] not in self.around] or [*rows]
+
+    @property
+    def asked(self) -> list[int]:
+        """The rows of masks in the text itself, whose token nobody knows."""
+        return [row for row in self.rows if self.token(row) is None and row + self.ahead < len(self.ids)]
+
+    def nearest(self, row: int) -> int:
+        """The row to show for a query: of one around the text the nearest mask in it, or else the nearest token."""
+        return row if row in self.rows else min(self.asked or self.rows, key=lambda one: abs(one - row))
 
     @property
     def bits(self) -> float:
         """The mean of −log₂ p of the text's tokens."""
-        return float(-self.true.log2()[self.rows].mean())
+        return float(-self.true.log2()[[row for row in self.rows if self.token(row) is not None]].mean())
 
     @property
     def ranks(self) -> list[int]:
@@ -109,8 +121,9 @@ class Predicted:
         return self.ids[: row + self.ahead]
 
     def token(self, row: int) -> int | None:
-        """The token of the text that a row predicts; None at the end."""
-        return self.ids[row + self.ahead] if row + self.ahead < len(self.ids) else None
+        """The token of the text that a row predicts; None at the end, and at a mask in the text."""
+        found = self.ids[row + self.ahead] if row + self.ahead < len(self.ids) else None
+        return None if found == self.mask else found
 
     def say(self, key: str, **values: object) -> Said:
         """A sentence on the next token, or on a masked one."""
@@ -150,7 +163,7 @@ def prediction(question: Question) -> View:
     require(shift, Whole(0, FARTHEST), "the option 'shift'")
     found = Predicted.of(predictor)
     if found.around:
-        question = replace(question, query=min(found.rows, key=lambda row: abs(row - question.row)))
+        question = replace(question, query=found.nearest(question.row))
     bars, kept = _sampled(question, predictor, found, sampling)
     figures: list[Bars | Grid] = [bars]
     finding = _finding(question, predictor, found)
@@ -304,11 +317,14 @@ def _finding(question: Question, predictor: Predictor, found: Predicted) -> Said
     first = found.likeliest(row, 1)[0]
     values: dict[str, object] = {
         "token": question.labels[row],
+        "place": row,
         "first": predictor.shown(found.before(row), first),
         "share": percent(float(found.p[row, first])),
     }
     if len(found.ids) <= found.ahead:
         return both("prediction.finding.one", **values)
+    if row in found.asked:
+        return both("masked.finding.asked", **values)
     values |= {"bits": number(found.bits), "uniform": number(math.log2(found.p.shape[1]))}
     if found.token(row) is None:
         return both("prediction.finding.end", **values)
@@ -348,7 +364,8 @@ def _along(question: Question, predictor: Predictor, found: Predicted) -> tuple[
     stop = min(len(found.ids), max(question.row + 1 + found.ahead, ROWS))
     start = max(0, stop - ROWS)
     places = range(start, stop)
-    true, ranks, known = found.true.tolist(), found.ranks, set(found.rows)
+    true, ranks, asked = found.true.tolist(), found.ranks, set(found.asked)
+    known = set(found.rows) - asked
     shares = [true[place - found.ahead] if place - found.ahead in known else None for place in places]
     window = found.say("along.part", first=start, last=stop - 1) if stop - start < len(found.ids) else None
     title = window or found.say("along")
@@ -357,11 +374,12 @@ def _along(question: Question, predictor: Predictor, found: Predicted) -> tuple[
     rows = []
     for place in places:
         row = place - found.ahead
-        if row not in known:
+        if row not in known | asked:
             continue
         first = found.likeliest(row, 1)[0]
         best = f"{predictor.shown(found.ids[:place], first)} {percent(float(found.p[row, first]))}"
         bits = number(-math.log2(true[row])) if true[row] > 0 else "∞"
-        rows.append((same(f"{place} · {question.labels[place]}"), [percent(true[row]), f"{ranks[row]:,}", bits, best]))
+        own = ["—"] * 3 if row in asked else [percent(true[row]), f"{ranks[row]:,}", bits]
+        rows.append((same(f"{place} · {question.labels[place]}"), [*own, best]))
     names = [both(f"prediction.column.{name}") for name in ("token", "p", "rank", "bits", "best")]
     return bars, Grid(both("prediction.table"), names, rows)
