@@ -351,7 +351,7 @@ def test_without_matplotlib_it_says_what_to_install() -> None:
 def test_letters_that_no_font_has_are_said_once() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        picture(heatmap(rows=["\U0001f9a3", "\U00012000", "c", "d", "e"])).data("png")
+        picture(heatmap(rows=["\U0001f9a3", "\U00012000", "c", "d", "e"], columns=list("abcde"))).data("png")
     (one,) = caught
     assert str(one.message).startswith("expected fonts with the letters '\\U00012000' and '\\U0001f9a3', found none")
 
