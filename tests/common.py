@@ -344,6 +344,20 @@ def assert_as_exact(
         assert error <= 2 * fair + least, f"{name} errs by {error:.3g}, plain PyTorch by {fair:.3g}"
 
 
+def judge_draws(draw: Callable[[], tuple[dict, dict, dict]], few: int = 1, more: int = 8, atom: float = 0.0) -> None:
+    """Judge by :func:`assert_as_exact` a few draws of what a backend found, what plain PyTorch found, and the truth; if
+    they fail, with more: plain PyTorch may err by next to nothing, by chance, most of all where a gradient is one number.
+    """
+    draws = [draw() for _ in range(few)]
+    try:
+        assert_as_exact(*(list(some) for some in zip(*draws, strict=True)), atom)
+    except AssertionError:
+        draws += [draw() for _ in range(more)]
+        common = set[str].intersection(*(set(truth) for _, _, truth in draws))
+        found = ([{name: one[name] for name in common} for one in some] for some in zip(*draws, strict=True))
+        assert_as_exact(*found, atom)
+
+
 def _error_of(share: float, name: str, draws: list[dict], truth: list[dict]) -> float:
     """The largest error of any number of a token and head, in the best ``share`` of them."""
     errors = [(x[name].double() - exact[name]).abs().amax(-1) for x, exact in zip(draws, truth, strict=True)]

@@ -18,8 +18,9 @@ from headway.compare.run import Comparison, Job, compare, work
 from headway.compare.workers import Seen, compare_with_workers
 from headway.shapes import HeadwayError
 
+STEPS = 500  # more than a worker does before it hears that it is interrupted
 SMALL: dict[str, Any] = {"train_length": 8, "test_lengths": (8, 16), "seeds": (0,), "batch": 4, "dim": 16, "layers": 1}
-SMALL |= {"heads": 2, "steps": 250, "positions": ("rotary", "alibi")}
+SMALL |= {"heads": 2, "steps": STEPS, "positions": ("rotary", "alibi")}
 
 
 def without_time(results: dict[str, Any]) -> list[Any]:
@@ -47,7 +48,7 @@ def test_interrupted_and_killed_workers_end_with_the_digits_of_one_process(tmp_p
     assert end is not None
     assert end["outcome"] == "interrupted"
     saved = end["trained"][1]
-    assert 0 < saved < 250
+    assert 0 < saved < STEPS
 
     def kill(seen: Seen) -> None:
         for one in seen.working:
@@ -61,7 +62,9 @@ def test_interrupted_and_killed_workers_end_with_the_digits_of_one_process(tmp_p
     assert claims.end(name, 2) is None  # killed
     again = claims.end(name, 3)
     assert again is not None
-    assert again["trained"] in ([saved, 250], [100, 250], [200, 250])  # from its checkpoint
+    first, last = again["trained"]
+    assert last == STEPS
+    assert first == saved or (first > 0 and first % 100 == 0)  # from its checkpoint
     assert len(claims.numbers(claims_of(out, "alibi")[0])) == 2  # nothing else was trained twice
 
     threads = torch.get_num_threads()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import assert_as_exact, refusal
+from common import assert_as_exact, judge_draws, refusal
 from torch import Tensor
 
 from headway import Causal, Dense, Documents, Window, attend
@@ -122,18 +122,19 @@ def test_as_exact_as_plain_pytorch(kind: str, dtype: torch.dtype) -> None:
     n = (
         1100 if (kind, dtype) == ("count", torch.bfloat16) else 600
     )  # long enough to sum up what a rounded output errs by
-    pos, found = torch.arange(n)[None], ([], [], [])  # type: tuple[Tensor, tuple[list[Any], ...]]
-    for _ in range(2):
+    pos = torch.arange(n)[None]
+
+    def once() -> tuple[Any, Any, Any]:
         inputs = {name: x.to(dtype) for name, x in draw(kind, 1, 2, 1, n, n, 32, 32).items()}
         if "slope" in inputs:
             inputs["slope"] = inputs["slope"].float()
         weight = torch.randn(1, 2, n, 32).to(dtype)
         given = {"mask": Causal(), "q_pos": pos, "k_pos": pos}
         wide = {name: x.double() for name, x in inputs.items()}
-        found[0].append(run(kind, inputs, weight, "native", **given))
-        found[1].append(run(kind, inputs, weight, "reference", **given))
-        found[2].append(run(kind, wide, weight.double(), "reference", **given))
-    assert_as_exact(*found)
+        got, plain = (run(kind, inputs, weight, which, **given) for which in ("native", "reference"))
+        return got, plain, run(kind, wide, weight.double(), "reference", **given)
+
+    judge_draws(once, few=2)
 
 
 @pytest.mark.parametrize("shift", [-9.0, -4.0, 5.0])

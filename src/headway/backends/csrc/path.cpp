@@ -190,7 +190,7 @@ struct Head {
     };
     Head head = of_blocks(call, blocks, (split * call.batch + b) * call.w_heads + h_w, gradients);
     head.v = at(gradients ? call.d_v : call.v, by_v * tokens * call.dim_v);
-    head.per_key = at(gradients ? call.d_per_key : call.per_key, ((split * call.batch + b) * call.heads + h) * tokens);
+    if (!gradients) head.per_key = at(call.per_key, (b * call.heads + h) * tokens);
     return head;
   }
   static Head of_blocks(const Call& call, Blocks<T>& blocks, int64_t by_w, bool gradients) {
@@ -526,6 +526,9 @@ void backward(const Call& call) {
                     stop = std::min(call.queries, begin + QUERIES);
       const Head<T> head = Head<T>::of(call, blocks, b, h, 0, false),
                     d_head = Head<T>::of(call, d_blocks, b, h, split, true);
+      double* d_per_key = call.d_per_key == nullptr
+                              ? nullptr
+                              : call.d_per_key + ((split * call.batch + b) * call.heads + h) * call.blocks * BLOCK;
       const Dropout dropout(dropped(call), b, h);
       const T *out = static_cast<const T*>(call.out) + (first + begin) * dim_v,
               *grad = static_cast<const T*>(call.grad) + (first + begin) * dim_v,
@@ -564,7 +567,7 @@ void backward(const Call& call) {
               weight, gradient, 0, BLOCK, sight.added<T>(i, block, head.per_key, row_room), rows[i - begin],
               sight.first[i] / BLOCK == sight.last[i] / BLOCK);
           if (dropout.on) dropout.apply(weight, i, block * BLOCK, 0, BLOCK);
-          for (int64_t j = 0; d_here.per_key != nullptr && j < BLOCK; ++j) d_here.per_key[j] += gradient[j];
+          for (int64_t j = 0; d_per_key != nullptr && j < BLOCK; ++j) d_per_key[block * BLOCK + j] += gradient[j];
         }
         multiply(BLOCK, dim_v, part.rows(), weights, grad_here, d_here.v, true, true);
         crossing.differentiate(d_here, gradients, d_u + skip * dim, room);

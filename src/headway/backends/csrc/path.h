@@ -29,7 +29,8 @@ struct Call {
   int64_t splits;            // tasks that share the queries of a key head; each has its own gradients of keys
   void* d_q;                 // (B, H, Q, D) T
   void *d_k, *d_w, *d_beta;  // as above
-  void *d_v, *d_per_key;     // S of each, zeros; the latter may be null
+  void* d_v;                 // S of it, zeros
+  double* d_per_key;         // S of it, zeros, or null
 };
 
 }  // namespace headway::path

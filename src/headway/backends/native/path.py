@@ -132,10 +132,10 @@ def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given
         arguments.put(name, x)
     d_v = v.new_zeros(splits, *v.shape)
     arguments.put("d_v", d_v)
-    d_per_key = None if per_key is None else per_key.new_zeros(splits, *per_key.shape)
+    d_per_key = None if per_key is None else per_key.new_zeros(splits, *per_key.shape, dtype=torch.float64)
     arguments.put_rows("d_per_key", d_per_key)
     arguments.run("path_backward")
-    return [d_q, d_k, d_v.sum(0), d_w, d_beta, q.new_empty(0) if d_per_key is None else d_per_key.sum(0)]
+    return [d_q, d_k, d_v.sum(0), d_w, d_beta, q.new_empty(0) if d_per_key is None else d_per_key.sum(0).to(q.dtype)]
 
 
 def _gradients(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor]:
