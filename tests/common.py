@@ -333,8 +333,8 @@ def assert_as_exact(
             for draws in (got, plain)
         )
         largest = max(exact[name].abs().max().item() for exact in truth)
-        # gradients of q and k are differences of values as large as those of v; with a single key they cancel
-        scale = max(largest, *(exact["dv"].abs().max().item() for exact in truth)) if name in ("dq", "dk") else largest
+        # gradients of scores are differences of values as large as those of v; with a single key they cancel
+        scale = largest if name == "out" else max(largest, *(exact["dv"].abs().max().item() for exact in truth))
         least = max(atom, torch.finfo(got[0][name].dtype).eps) * max(1.0, scale)
         if jump and name in ("dq", "dk"):
             for share in (0.5, 0.99):
@@ -346,7 +346,7 @@ def assert_as_exact(
 
 def judge_draws(draw: Callable[[], tuple[dict, dict, dict]], few: int = 1, more: int = 8, atom: float = 0.0) -> None:
     """Judge by :func:`assert_as_exact` a few draws of what a backend found, what plain PyTorch found, and the truth; if
-    they fail, with more: plain PyTorch may err by next to nothing, by chance, most of all where a gradient is one number.
+    they fail, with more: plain PyTorch may err by next to nothing, most of all where a gradient is one number.
     """
     draws = [draw() for _ in range(few)]
     try:

@@ -109,14 +109,13 @@ class TrainSettings(Settings):
         >>> TrainSettings(momentum=0.5).check_used("decoder")
         Traceback (most recent call last):
             ...
-        headway.shapes.HeadwayError: expected momentum with optimizer sgd only, got 0.5 with adamw: leave one of them out
+        headway.shapes.HeadwayError: expected momentum with optimizer sgd only, got 0.5 with adamw: leave one out
         """
         for name, (choice, users) in USED.items():
             value, chosen = getattr(self, name), kind if choice == "kind" else getattr(self, choice)
             if chosen not in users and value != getattr(type(self), name):
                 raise HeadwayError(
-                    f"expected {name} with {choice} {' or '.join(users)} only, got {value} with {chosen}: "
-                    f"leave one of them out"
+                    f"expected {name} with {choice} {' or '.join(users)} only, got {value} with {chosen}: leave one out"
                 )
 
     @classmethod
