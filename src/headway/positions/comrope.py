@@ -11,6 +11,7 @@ P and θ are learned. Because the blocks commute, R(x)ᵀR(y) = R(y − x), so t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -20,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.positions.base import Position, angle_dtype
-from headway.positions.rotary import waves
+from headway.positions.rotary import many_waves, rotate_pairs
 from headway.shapes import HeadShape, HeadwayError
 
 KINDS = ("ld", "ap")
@@ -35,8 +36,8 @@ class ComRope(Position):
     by the query heads of a group, and for "ld" θ (axes, d_k/b), initialised N(0, 1).
 
     Coordinates come from ``coordinates=`` of Attention and Transformer; without them every coordinate of a token is
-    its position. P − Pᵀ = V diag(iλ) Vᴴ is decomposed once, not per token: exp(s(P − Pᵀ)) x = V (e^{iλs} ∘ Vᴴx), exact
-    at any position.
+    its position. P − Pᵀ is decomposed once, not per token: it has an orthonormal basis of planes, U, that it turns by
+    λ, and x lies in part outside of them: exp(s(P − Pᵀ)) x = x + U (R(λs) − 1) Uᵀx, exact at any position.
 
     Pitfalls: the paper scales images to [0, 1] and samples P with standard deviation 1; with coordinates in tokens or
     patches that corresponds to 1/extent. Where two λ of a block are equal, as for P = 0, the gradient of P is not
@@ -118,9 +119,12 @@ class ComRope(Position):
         rates = rates.masked_fill(~sound, torch.nan)
         if basis.requires_grad and not torch.compiler.is_compiling():
             basis.register_hook(partial(_without_phases, basis.detach()))
+        # eigenvalues are ±λ, and 0 if b is odd; those of λ alone span the planes
+        pairs = slice(self.block - self.block // 2, None)
+        rates, planes = rates[..., pairs], self._planes(basis[..., pairs])
         q_waves = self._waves(q_pos, rates, q)
         k_waves = q_waves if k_pos is q_pos else self._waves(k_pos, rates, k)
-        return self._turned(q, basis, q_waves), self._turned(k, basis, k_waves)
+        return _turned(q, planes, *q_waves), _turned(k, planes, *k_waves)
 
     def along(self, pos: Int[Tensor, "batch tokens *axes"]) -> Float[Tensor, "batch tokens blocks"]:
         """Rotation of each block for each token, in multiples s of P − Pᵀ, float64."""
@@ -132,17 +136,28 @@ class ComRope(Position):
             share = (block % self.dims == axis[:, None]).to(angle_dtype(pos.device))
         return (where[..., None] * share).sum(-2)
 
-    def _waves(self, pos: Tensor, rates: Tensor, like: Tensor) -> Tensor:
-        angles = self.along(pos)[:, None, :, :, None] * rates[:, None]  # (B, H_kv, N, blocks, b)
-        return torch.complex(*waves(angles, like))[:, :, None]
+    def _planes(self, basis: Tensor) -> Tensor:
+        """The planes of all blocks as columns of a matrix per key head, (H_kv, d_k, 2P): first, then second axes."""
+        axes = torch.cat((basis.real, -basis.imag), -1) * math.sqrt(2)  # (H_kv, blocks, b, 2p)
+        inside = torch.diag_embed(axes.movedim(1, -1))  # (H_kv, b, 2p, blocks, blocks)
+        columns: Tensor = inside.unflatten(2, (2, -1)).permute(0, 4, 1, 2, 5, 3).flatten(3)
+        return columns.flatten(1, 2).flatten(2)
 
-    def _turned(self, x: Tensor, basis: Tensor, wave: Tensor) -> Tensor:
-        heads, blocks, size, _ = basis.shape
-        parts = x.unflatten(1, (heads, -1)).unflatten(-1, (blocks, size)).to(wave.dtype)
-        basis = basis.to(wave.dtype)
-        spectrum = torch.einsum("hjcs,bhgnjc->bhgnjs", basis.conj(), parts) * wave
-        turned = torch.einsum("hjcs,bhgnjs->bhgnjc", basis, spectrum).real
-        return turned.flatten(-2).flatten(1, 2).to(x.dtype)
+    def _waves(self, pos: Tensor, rates: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """cos − 1 and sin of the angle of each plane, (B, H_kv, N, P)."""
+        angles = self.along(pos)[:, None, :, :, None] * rates[:, None]  # (B, H_kv, N, blocks, p)
+        cos, sin = many_waves(angles.flatten(3), like)
+        return cos - 1, sin
+
+
+def _turned(x: Tensor, planes: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x + U (R − 1) Uᵀx."""
+    each = x.to(cos.dtype).unflatten(1, (len(planes), -1))  # (B, H_kv, group, N, d_k)
+    planes, group = planes.to(cos.dtype)[:, None], each.shape[2]
+    cos, sin = (wave if group == 1 else wave.repeat_interleave(group, 1) for wave in (cos, sin))
+    moved = rotate_pairs((each @ planes).flatten(1, 2), cos, sin).view(*each.shape[:-1], -1)
+    turned: Tensor = each + moved @ planes.mT
+    return turned.flatten(1, 2).to(x.dtype)
 
 
 def _without_phases(basis: Tensor, gradient: Tensor | None) -> Tensor | None:

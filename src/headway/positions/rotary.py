@@ -165,6 +165,20 @@ def waves(angles: Float[Tensor, "*shape"], like: Tensor) -> tuple[Float[Tensor, 
     return angles.cos().to(precise), angles.sin().to(precise)
 
 
+def many_waves(
+    angles: Float[Tensor, "*shape"], like: Tensor
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    """:func:`waves` of angles in float64 that each head or each text has of its own, where most of the time would go
+    into cos and sin.
+    """
+    if like.dtype != torch.float64 and angles.device.type == "cpu" and not torch.compiler.is_compiling():
+        from headway.backends.native import rotate
+
+        if rotate.fits_waves(angles):
+            return rotate.waves(angles)
+    return waves(angles, like)
+
+
 def rotate_pairs(
     x: Float[Tensor, "batch heads tokens dim"],
     cos: Float[Tensor, "#batch #heads #tokens pairs"],

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from headway.positions.along import Before, running_sum, windows
 from headway.positions.base import Position, TermInputs, frequencies
-from headway.positions.rotary import PAIRINGS, rotate_pairs, waves
+from headway.positions.rotary import PAIRINGS, many_waves, rotate_pairs
 from headway.shapes import HeadShape, HeadwayError
 
 
@@ -138,14 +138,14 @@ class SelectiveRotary(Position):
         assert self.shape is not None
         assert look.marks is not None
         rates, repeats = frequencies(look.q.shape[-1], self.base, look.q.device), look.q.shape[1] // look.k.shape[1]
-        turns = waves(self._angles(look, look.marks, repeats) * rates, look.k)
+        turns = many_waves(self._angles(look, look.marks, repeats) * rates, look.k)
         k = rotate_pairs(look.k, *turns, self.pairing)
         if look.crosses:
             return look.q, k
         if look.own is None:  # queries turn as the keys of their own tokens
             turns = (look.of_queries(turns[0], 2), look.of_queries(turns[1], 2))
         else:
-            turns = waves(self._angles(look, look.own, repeats) * rates, look.k)
+            turns = many_waves(self._angles(look, look.own, repeats) * rates, look.k)
         cos, sin = turns if repeats == 1 else (x.repeat_interleave(repeats, 1) for x in turns)
         return rotate_pairs(look.q, cos, sin, self.pairing), k
 

@@ -1,6 +1,6 @@
 """Pairs of a vector's entries turned by angles (rotary methods), in one pass over memory, forward and backward.
 
-(a, b) → (a cos − b sin, b cos + a sin)
+(a, b) → (a cos − b sin, b cos + a sin); and cos and sin of many angles, where each token and head has its own.
 """
 
 from __future__ import annotations
@@ -31,6 +31,50 @@ def fits(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
         and not transforms()
         and unavailable(SOURCE) is None
     )
+
+
+def fits_waves(angles: Tensor) -> bool:
+    """Whether the kernel can take cos and sin of these angles."""
+    return (
+        angles.device.type == "cpu"
+        and angles.dtype is torch.float64
+        and angles.numel() > 0
+        and not operators.are_followed(angles)
+        and torch._C._get_tracing_state() is None
+        and not transforms()
+        and unavailable(SOURCE) is None
+    )
+
+
+def waves(angles: Float[Tensor, "*shape"]) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    """cos and sin of angles in float64, rounded to float32; the kernel must fit."""
+    found: tuple[Tensor, Tensor] = _Waves.apply(angles)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Waves(torch.autograd.Function):
+    """Of the angles' gradient too neither is computed twice."""
+
+    @staticmethod
+    def forward(ctx: Any, angles: Tensor) -> tuple[Tensor, Tensor]:
+        given = angles.contiguous()
+        cos, sin = (torch.empty_like(given, dtype=torch.float32) for _ in range(2))
+        arguments = Arguments(SOURCE, "waves.h", torch.float32)
+        arguments.call.count = given.numel()
+        for name, x in (("angles", given), ("cos", cos), ("sin", sin)):
+            arguments.put(name, x)
+        arguments.run("headway_waves")
+        if angles.requires_grad:
+            ctx.save_for_backward(angles, cos, sin)
+        return cos, sin
+
+    @staticmethod
+    def backward(ctx: Any, d_cos: Tensor, d_sin: Tensor) -> Tensor:
+        angles, cos, sin = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            cos, sin = waves(angles)
+        d_angles: Tensor = cos * d_sin - sin * d_cos
+        return d_angles.double()
 
 
 def rotate(
