@@ -105,13 +105,30 @@ class BucketAttention(BucketOwner):
         return Buckets(self, self.by_distance(device), self.relative_attention_max_distance, past_seen_tokens)
 
 
+class UdopAttention(BucketAttention):
+    """UDOP's decoder is T5's; its encoder sums distances in the text and between boxes on the page, for all pairs of
+    tokens, once per forward and for all layers.
+    """
+
+    position = (
+        "T5 buckets, a table by distance, in the decoder; in the encoder the model's own sum of distances in the text "
+        "and on the page, of all pairs"
+    )
+
+    @staticmethod
+    def memory(module: Any, tokens: int) -> tuple[int, int]:
+        """See :meth:`BucketAttention.memory`."""
+        before, after = BucketAttention.memory(module, tokens)
+        return before, after if module.is_decoder else before
+
+
 ATTENTIONS = {
     "T5Attention": BucketAttention,
     "MT5Attention": BucketAttention,
     "UMT5Attention": BucketAttention,
     "LongT5Attention": BucketAttention,
     "SwitchTransformersAttention": BucketAttention,
-    "UdopAttention": BucketAttention,
+    "UdopAttention": UdopAttention,
     "Pix2StructTextAttention": BucketAttention,
     "Pop2PianoAttention": BucketAttention,
 }
