@@ -1,4 +1,4 @@
-"""Write the tables of docs/scale.md anew, with the commands above them: ``make scale``."""
+"""Write the tables of docs/scale.md and docs/scale.zh.md anew, with the commands above them: ``make scale``."""
 
 import re
 import shlex
@@ -6,7 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-PAGE = Path(__file__).with_suffix(".md")
+WORDS = {
+    "tokens": "词元数",
+    "GPUs": "GPU 数",
+    "position": "位置方法",
+    "GPUs a sequence": "每条序列的 GPU",
+    "sequences": "序列数",
+    "GB a GPU": "每 GPU 内存（GB）",
+    "fits": "放得下",
+    "s a step": "每步秒数",
+    "tokens/s a GPU": "每 GPU 每秒词元",
+    "yes": "是",
+    "no": "否",
+}
 
 
 def anew(found: re.Match[str]) -> str:
@@ -17,5 +29,14 @@ def anew(found: re.Match[str]) -> str:
     return f"```sh\n.venv/bin/headway plan {found[1]}\n```\n\n{table}\n\n"
 
 
-text = re.sub(r"```sh\n\.venv/bin/headway plan (.*?)\n```\n\n.*?\n\n", anew, PAGE.read_text(), flags=re.DOTALL)
-PAGE.write_text(text)
+def in_chinese(table: str) -> str:
+    """The same table with its words in Chinese."""
+    return "|".join(f" {WORDS[cell.strip()]} " if cell.strip() in WORDS else cell for cell in table.split("|"))
+
+
+COMMAND = re.compile(r"```sh\n\.venv/bin/headway plan (.*?)\n```\n\n.*?\n\n", re.DOTALL)
+page = Path(__file__).with_suffix(".md")
+page.write_text(COMMAND.sub(anew, page.read_text()))
+tables = iter([found[0] for found in COMMAND.finditer(page.read_text())])
+chinese = page.with_suffix(".zh.md")
+chinese.write_text(COMMAND.sub(lambda _: in_chinese(next(tables)), chinese.read_text()))
