@@ -155,7 +155,7 @@ def _turned(x: Tensor, planes: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     each = x.to(cos.dtype).unflatten(1, (len(planes), -1))  # (B, H_kv, group, N, d_k)
     planes, group = planes.to(cos.dtype)[:, None], each.shape[2]
     cos, sin = (wave if group == 1 else wave.repeat_interleave(group, 1) for wave in (cos, sin))
-    moved = rotate_pairs((each @ planes).flatten(1, 2), cos, sin).view(*each.shape[:-1], -1)
+    moved = rotate_pairs((each @ planes).flatten(1, 2), cos, sin).unflatten(1, each.shape[1:3])
     turned: Tensor = each + moved @ planes.mT
     return turned.flatten(1, 2).to(x.dtype)
 
