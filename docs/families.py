@@ -80,7 +80,8 @@ def page(rows: dict[str, Any], machine: dict[str, Any]) -> str:
     ]
     for name, row in rows.items():
         if "speed" not in row:
-            head.append(f"| `{name}` | left alone: {row['status'].rpartition('got none in ')[2]} | | |{' |' * len(LENGTHS)} |")
+            why = row["status"].rpartition("got none in ")[2]
+            head.append(f"| `{name}` | left alone: {why} | | |{' |' * len(LENGTHS)} |")
             continue
         speeds = [f"{row['speed'][str(n)]:.2f}" if str(n) in row["speed"] else "–" for n in LENGTHS]
         cells = [row["status"], f"{row['output']:.2f}", f"{row['gradient']:.2f}", *speeds, f"{row['memory']:.2f}"]
