@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import headway
 from headway import HeadwayError, Transformer
+from headway.cli import app
 from headway.inspect import masked_patterns, patterns
-from headway.shipped import FOLDER, NAMES, OPENING, load_shipped, measured, path_of
+from headway.shipped import FOLDER, NAMES, OPENING, load_shipped, measured, named, path_of
 from headway.training import load_model, open_run
 from headway.training.vocabulary import Masked
 from headway.views.predicting import Predicted, predictor_of
@@ -76,3 +79,14 @@ def test_they_open_by_name() -> None:
     with pytest.raises(HeadwayError, match="expected one of the models that ship, decoder-rotary, decoder-t5"):
         load_shipped("decoder")
     assert open_run(path_of("decoder-t5")).history.status == "done"
+    written = CliRunner().invoke(app, ["generate", "decoder-t5", "one two one", "--tokens", "3"])
+    assert written.exit_code == 0, written.output
+    assert written.output.startswith("one two one")
+    assert len(written.output) > len("one two one\n")
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert named("decoder-t5") == path_of("decoder-t5")
+    (tmp_path / "decoder-t5").mkdir()
+    assert named("decoder-t5") == Path("decoder-t5")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from headway.training.vocabulary import Vocabulary
     from headway.transformer import Transformer
 
-__all__ = ["FOLDER", "MEASURED", "NAMES", "OPENING", "load_shipped", "measured", "path_of"]
+__all__ = ["FOLDER", "MEASURED", "NAMES", "OPENING", "load_shipped", "measured", "named", "path_of"]
 
 NAMES = ("decoder-rotary", "decoder-t5", "encoder-sinusoidal")
 """The models, the one to begin with first."""
@@ -49,6 +49,15 @@ def path_of(name: str) -> Path:
     if name not in NAMES:
         raise HeadwayError(f"expected one of the models that ship, {', '.join(NAMES)}, got {name!r}")
     return FOLDER / name
+
+
+def named(folder: Path | str) -> Path:
+    """The folder of a model that ships, if that is its name and no such folder exists; else the folder that is given.
+
+    >>> named("decoder-t5") == path_of("decoder-t5"), named("run") == Path("run")
+    (True, True)
+    """
+    return path_of(str(folder)) if str(folder) in NAMES and not Path(folder).exists() else Path(folder)
 
 
 def load_shipped(name: str = NAMES[0]) -> tuple[Transformer, Vocabulary]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,14 @@ from headway.shapes import HeadwayError
 if TYPE_CHECKING:  # torch is imported when the command runs
     from headway.training.vocabulary import Vocabulary
 
+SHIPPED = "headway.shipped"
+"""What knows the models that ship, found by name: the way up."""
 BEAMS = 1024
 """The maximum number of beams; each has a cache."""
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="A run folder of `headway train`.")],
+    run: Annotated[Path, typer.Argument(help="A run folder of `headway train`, or the name of a model that ships.")],
     prompt: Annotated[
         str,
         typer.Argument(
@@ -61,7 +64,7 @@ def command(
             f"expected --beams without --{next(iter(given)).replace('_', '-')}, because beam search samples nothing, "
             f"got both: leave one out"
         )
-    model, vocabulary, opened = load_model(run)
+    model, vocabulary, opened = load_model(importlib.import_module(SHIPPED).named(run))
     say(opened.notes)
     piped = prompt == "-"
     if piped:

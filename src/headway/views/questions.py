@@ -14,7 +14,7 @@ from headway.init import seeded
 from headway.inspect.record import Layer, Trace
 from headway.positions import Position
 from headway.shapes import HeadShape, HeadwayError
-from headway.shipped import NAMES, path_of
+from headway.shipped import named
 from headway.training import load_model, load_watch, token_texts
 from headway.transformer import Transformer
 from headway.views import view
@@ -93,11 +93,11 @@ def about_saved(folder: Path | str, text: str) -> Question:
     Raises:
         HeadwayError: when it is neither; as :func:`about_run`, and as :func:`headway.hf.load`.
     """
-    if str(folder) in NAMES and not Path(folder).exists():
-        return replace(about_run(path_of(str(folder)), text), name=str(folder))
+    if (found := named(folder)) != Path(folder):
+        return replace(about_run(found, text), name=str(folder))
     if is_checkpoint(folder):
-        found: Question = importlib.import_module(CHECKPOINTS).about(folder, text)
-        return found
+        question: Question = importlib.import_module(CHECKPOINTS).about(folder, text)
+        return question
     if not (Path(folder) / "settings.json").is_file():
         raise HeadwayError(
             f"expected a run of `headway train` (settings.json) or a checkpoint of transformers (config.json), got "
