@@ -317,6 +317,7 @@ class Attention(Attending):
             k = normed(self.k_norm, k)
         marks = self.marked(source, k_pos, cache)
         q, k = self.rotated(q, k, where, k_where)
+        v = self.position.turn_values(v, k_pos)
         return q, Tokens(k, v, k_pos, marks) if cache is None else cache.append(k, v, k_pos, marks)
 
     def _attend(
@@ -334,9 +335,11 @@ class Attention(Attending):
         """The output of every head, (B, H, N, D_v)."""
         mask = self.restricted(mask)
         if self.spread is not None:
-            return self.spread.attend(self, q, q_pos, tokens, mask, tuple(terms), crosses=crosses)
-        q, k, own = self.prepared(q, tokens.k, q_pos, tokens, mask, cache, crosses=crosses, given=given)
-        return self.weighed(q, k, tokens.v, mask, (*own, *terms), q_pos, tokens.pos, given=given)
+            out = self.spread.attend(self, q, q_pos, tokens, mask, tuple(terms), crosses=crosses)
+        else:
+            q, k, own = self.prepared(q, tokens.k, q_pos, tokens, mask, cache, crosses=crosses, given=given)
+            out = self.weighed(q, k, tokens.v, mask, (*own, *terms), q_pos, tokens.pos, given=given)
+        return self.position.turn_values(out, q_pos, back=True)
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
         return x.view(*x.shape[:2], heads, self.shape.head_dim).transpose(1, 2)

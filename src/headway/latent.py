@@ -106,6 +106,11 @@ class LatentAttention(Attending):
             depth=depth,
             embed=embed,
         )
+        if self.position.turns_values:
+            raise HeadwayError(
+                f"expected a method that leaves values as they are, because latent attention makes them of latent "
+                f"vectors, got {self.position.method_name()}: use headway.Attention"
+            )
         self.dim, self.heads, self.head_dim = shape.dim, shape.heads, shape.head_dim
         self.shape = HeadShape(shape.dim, shape.heads, shape.heads, wide)
         self.content_dim = shape.head_dim

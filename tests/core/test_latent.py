@@ -78,7 +78,7 @@ def test_it_is_deepseek_v3(query_latent_dim: int | None) -> None:
         torch.testing.assert_close(torch.autograd.grad(got.square().sum(), x)[0], slope, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", [name for name, method in methods().items() if not method().turns_values])
 def test_absorbed_cached_and_whole_are_one(name: str) -> None:
     made = layer(name)
     x = torch.randn(2, 11, 48, dtype=torch.float64)

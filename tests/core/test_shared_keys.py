@@ -27,6 +27,7 @@ METHODS = [
     "shaw",
     "fox",
     "selectiverotary",
+    "rotatedvalues",
     "cope",
 ]
 BASE: dict[str, Any] = {"vocab": 11, "dim": 32, "layers": 4, "heads": 4, "kv_heads": 2}
@@ -117,7 +118,7 @@ def test_it_is_saved_loaded_and_trained_as_it_is(tmp_path: Path) -> None:
         assert bool(one.any())
 
 
-@pytest.mark.parametrize("position", ["sinusoidal", "rotary", "selectiverotary"])
+@pytest.mark.parametrize("position", ["sinusoidal", "rotary", "selectiverotary", "rotatedvalues"])
 def test_what_is_recorded_is_what_was_computed(position: str) -> None:
     model = made(position, qk_norm=True)
     with record(model) as trace:

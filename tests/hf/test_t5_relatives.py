@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as hf
+from common import refusal
 from family_laws import same_files, same_in_training
 from models import accelerated, padding, randomised, same, tokens
+
+from headway.hf.inputs import of_family, random_inputs
 
 SMALL = {
     "vocab_size": 96,
@@ -83,6 +86,24 @@ def test_the_cache_keeps_the_bias(relative):
                 cache = out.cache
                 found.append(out.logits)
     torch.testing.assert_close(torch.cat(found, 1), whole, rtol=1e-10, atol=1e-10)
+
+
+def test_random_pages_have_boxes():
+    encoder = udop()[0].get_encoder()
+    given = random_inputs(encoder, 9, side="left")
+    left, upper, right, lower = given["bbox"].unbind(-1)
+    assert bool((left <= right).all() and (upper <= lower).all() and (right <= 1).all())
+    encoder(**given)
+    sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3, "coordinate_size": 8}
+    whole = hf.LayoutLMv3Model(hf.LayoutLMv3Config(**sizes, shape_size=8, intermediate_size=48, vocab_size=96))
+    boxes = random_inputs(whole, 9)["bbox"]
+    assert boxes.dtype == torch.int64
+    assert boxes.max() > 500
+
+
+def test_a_family_that_cannot_be_made_says_why():
+    with refusal("expected a family that can be made with 4 layers of width 512, got lilt: ", whole=False):
+        of_family("lilt")
 
 
 def test_what_each_bias_takes_is_said():

@@ -30,7 +30,7 @@ def test_parts_add_up_and_weights_make_the_output(spec: str) -> None:
         parts = split(layer)
         close(parts.total, layer.scores())
         close(parts.content + parts.position, layer.scores())
-        close(layer.output(), output)
+        close(layer.output(), layer.attention.position.turn_values(output, torch.arange(9)[None], back=True))
         rows = slice(3, 6)
         close(split(layer, rows).total, layer.scores()[:, :, rows])
         close(layer.weights(rows), layer.weights()[:, :, rows])

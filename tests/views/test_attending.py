@@ -125,7 +125,7 @@ def stages_and_parts(spec: str, kind: str, kv_heads: int | None) -> None:
     if parse(spec).normalise == "softmax":
         assert seen.equal(torch.ones(n, n).tril() > 0 if kind == "decoder" else torch.ones(n, n) > 0)
         close(scores.masked_fill(~seen, -torch.inf).softmax(-1), last["softmax"])
-    if not spec.startswith("shaw"):  # which adds to the values
+    if not spec.startswith(("shaw", "rotatedvalues")):  # which act on the values
         close(last[labels[-3]] @ last["V"], last["A V"])
     close(found["o in"][:, 16:], last["A V"])
     close(found["o"], last["· W_O"])

@@ -38,7 +38,7 @@ WORDS = ["it", "was", "the", "best", "of", "times", ",", *"那是最好的年代
 LARGEST = 2_000_000
 TURNING = {
     *("axial", "comrope", "dynamicntk", "fope", "grapem", "hope", "interpolated", "llama3", "longrope", "mrope", "ntk"),
-    *("pope", "proportional", "randomized", "rotary", "selectiverotary", "xpos", "yarn"),
+    *("pope", "proportional", "randomized", "rotary", "rotatedvalues", "selectiverotary", "xpos", "yarn"),
 }
 ADDING = {
     *("alibi", "cope", "dape", "dapev2", "deberta", "dynamicbias", "fire", "fox", "grapea", "grapeap", "hopelorentz"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ def random_inputs(
             made["decoder_input_ids"] = torch.randint(
                 min(4, words - 1), words, (rows, max(1, tokens // 2)), generator=draw
             )
+        if "bbox" in inspect.signature(model.forward).parameters:
+            made["bbox"] = _boxes(model, rows, tokens, draw).to(model.device)
     elif name == "pixel_values":
         size = getattr(config, "image_size", 224)
         height, width = size if isinstance(size, list | tuple) else (size, size)
@@ -61,6 +64,19 @@ def random_inputs(
             "pass inputs="
         )
     return {key: value.to(model.device) for key, value in made.items()}
+
+
+def _boxes(model: PreTrainedModel, rows: int, tokens: int, draw: torch.Generator) -> Tensor:
+    """Where each token stands on its page: left, upper, right and lower ends, as shares or in the model's units."""
+    config, dtype = model.config, next(model.parameters()).dtype
+    if config.model_type == "bros":  # four corners
+        corners: Tensor = torch.rand(rows, tokens, config.dim_bbox, generator=draw)
+        return corners.to(dtype)
+    boxes: Tensor = torch.rand(rows, tokens, 2, 2, generator=draw).sort(2).values.flatten(2)
+    if config.model_type == "udop":
+        return boxes.to(dtype)
+    units: Tensor = boxes * (min(1001, config.max_2d_position_embeddings) - 1)
+    return units.long()
 
 
 def _words(model: PreTrainedModel) -> int:
@@ -125,12 +141,16 @@ def of_family(name: str) -> PreTrainedModel:
     if name == "deberta-v2":  # DeBERTa-v3's settings
         sizes |= {"relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm"}
         sizes |= {"share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+    if name == "layoutlmv3":  # four coordinates and two sizes of a box side by side
+        sizes |= {"coordinate_size": 86, "shape_size": 84}
     try:
         config = kind(**sizes)
         torch.manual_seed(0)
         auto: Any = AutoModel
         model = encoder_of(auto.from_config(config))
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        with torch.no_grad():
+            model(**random_inputs(model, 8))
+    except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         raise HeadwayError(
             f"expected a family that can be made with 4 layers of width 512, got {name}: {error}"
         ) from error

@@ -28,6 +28,11 @@ class Placed:
 
     def __init__(self, name: str, position: Position, layer: Layer) -> None:
         self.name, self.position, self.first = name, position, layer.attention.content_dim
+        if self.first and position.turns_values:
+            raise HeadwayError(
+                f"expected a method that leaves values as they are, because latent attention makes them of latent "
+                f"vectors, got {position.method_name()} for {name}"
+            )
         self.order: Tensor | None = getattr(layer.attention, "order", None)
         self.root, self.scale = _divided(layer.attention.__dict__["module"], layer.attention.shape.head_dim)
         self.marks: WeakKeyDictionary[Any, tuple[Tensor, Tensor, Tensor]] = WeakKeyDictionary()
@@ -101,6 +106,12 @@ class Placed:
             turned_k = torch.cat((k[..., : self.first], turned_k.expand(-1, k.shape[1], -1, -1)), -1)
         given |= {"terms": (*terms, *given.get("terms", ())), "normalise": position.normalise}
         return turned_q, turned_k, given | {"q_pos": q_pos, "k_pos": k_pos, "scale": scale}
+
+    def turn_values(self, v: Tensor, pos: Tensor | None, *, back: bool = False) -> Tensor:
+        """Values or outputs, as this method turns them; positions are those that :meth:`__call__` gave."""
+        if self.off or pos is None or not self.position.turns_values:
+            return v
+        return self.position.turn_values(v, pos, back=back)
 
     def _positions(self, q_pos: Tensor, k_pos: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Positions counted from the first token, or from the first of each packed document, or drawn ones; masks,

@@ -255,6 +255,7 @@ class _Recorder:
                         opened.norms[which] = found.norm
             self.opened[module] = opened
         q, call = as_method(opened.position, q, call)
+        call = replace(call, v=opened.position.turn_values(call.v, call.k_pos))
         stream = None if crosses else self.embedded.stream(module, x)
         starts = stream is None and not crosses and set(re.findall(r"\d+", name)) <= {"0"}
         starts = starts and not isinstance(opened.position, Own)

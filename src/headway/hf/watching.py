@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,13 +14,23 @@ from headway.terms import AnyTerm
 
 Look = Callable[[nn.Module, Tensor, Tensor, Tensor, dict[str, Any]], None]
 """Called with an attention's module, its queries, keys and values, and the other arguments of ``attend``."""
-Placed = Callable[[Tensor, Tensor, dict[str, Any]], tuple[Tensor, Tensor, dict[str, Any]]]
-"""Gives queries and keys another position method, see :func:`headway.hf.swap_position`."""
 PLACED = "headway_placed"
 """Where an attention has it."""
 FEW = 2**24
 """Scores of a call, of all heads, up to which the reference computes them while somebody looks on."""
 _LOOKING: list[Look] = []
+
+
+class Placed(Protocol):
+    """Gives an attention another position method, see :func:`headway.hf.swap_position`."""
+
+    def __call__(self, q: Tensor, k: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Queries, keys and the other arguments of ``attend``."""
+        ...
+
+    def turn_values(self, v: Tensor, pos: Tensor | None, *, back: bool = False) -> Tensor:
+        """Values or outputs, see :meth:`headway.positions.Position.turn_values`."""
+        ...
 
 
 def watched() -> bool:
@@ -71,4 +81,7 @@ def attend(
         look(module, q, k, v, given)
     if watched() and q.shape[:3].numel() * k.shape[2] <= FEW:
         given.setdefault("backend", "reference")  # who looks at a short text need not wait for a compiler
-    return functional.attend(q, k, v, **given)
+    if placed is None:
+        return functional.attend(q, k, v, **given)
+    out = functional.attend(q, k, placed.turn_values(v, given.get("k_pos")), **given)
+    return placed.turn_values(out, given.get("q_pos"), back=True)

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from headway.attending import HeadWeights
@@ -95,8 +95,19 @@ class Head:
 
     @property
     def v(self) -> Float[Tensor, "keys head_dim"]:
-        """Values."""
-        return self.layer.call.v[self.batch, self.group]
+        """Values, before position turns them."""
+        return self._turned_back(self.layer.call.k_pos)
+
+    def received(self, row: int) -> Float[Tensor, "keys head_dim"]:
+        """Values as a query receives them: turned by the distance where a method turns values."""
+        return self._turned_back(self.layer.call.q_pos[:, row, None])
+
+    def _turned_back(self, pos: Int[Tensor, "#batch #keys"]) -> Float[Tensor, "keys head_dim"]:
+        v, position = self.layer.call.v[self.batch, self.group], self.layer.attention.position
+        if not position.turns_values:
+            return v
+        at = pos[self.batch % len(pos)].expand(len(v))
+        return position.turn_values(v[None, None], at[None], back=True)[0, 0]
 
     @property
     def mapped_q(self) -> Float[Tensor, "tokens dim_r"]:

@@ -159,14 +159,14 @@ class Layer(Displayed):
         return self.weights(slice(query, query + 1))[batch, head, 0]
 
     def output(self, rows: slice = ALL) -> Float[Tensor, "batch heads rows dim_v"]:
-        """The output of each head, Σ_j α_ij v_j, for the queries ``rows``."""
+        """The output of each head, Σ_j α_ij v_j, for the queries ``rows``; turned back where values were turned."""
         weights = self.weights(rows)
         v = self.call.v.repeat_interleave(self.call.groups, 1).to(weights.dtype)
         with full_precision():
             out = weights @ v
             for term in self.call.value_terms:
                 out = out + term.add(weights, self.call.q_pos[:, rows], self.call.k_pos)
-        return out
+            return self.attention.position.turn_values(out, self.call.q_pos[:, rows], back=True)
 
     def summary(self, rows: slice = ALL) -> dict[str, Float[Tensor, "batch heads"]]:
         """What each head attends to, averaged over the queries ``rows``, in blocks of queries.

@@ -223,6 +223,12 @@ class Position(Displayed, nn.Module):
         """Transform queries and keys by their positions or coordinates; by default unchanged."""
         return q, k
 
+    def turn_values(
+        self, v: Float[Tensor, "batch heads tokens dim"], pos: Int[Tensor, "#batch tokens"], *, back: bool = False
+    ) -> Float[Tensor, "batch heads tokens dim"]:
+        """Transform values by their positions or, ``back``, outputs by those of their queries; by default unchanged."""
+        return v
+
     def turning(self, dim: int, device: torch.device) -> Turning | None:
         """What :meth:`rotate` of a steady method does to queries and keys of this width; by default nothing."""
         return None
@@ -257,8 +263,7 @@ class Position(Displayed, nn.Module):
         return marks
 
     def renumber(self, pos: Int[Tensor, "#batch tokens"]) -> Int[Tensor, "batch tokens"]:
-        """New positions for the tokens during training, in the same order, with -1 unchanged; by default the same
-        positions.
+        """New positions for the tokens during training, in the same order, -1 unchanged; by default the same.
 
         Called once for all layers, and never with a cache.
         """
@@ -387,6 +392,11 @@ class Position(Displayed, nn.Module):
             q, k = self.transform_qk(look)
             look = replace(look, q=q, k=k)
         return q, k, self.terms(look)
+
+    @property
+    def turns_values(self) -> bool:
+        """Whether values and outputs are transformed, see :meth:`turn_values`."""
+        return type(self).turn_values is not Position.turn_values
 
     @property
     def embeds(self) -> bool:

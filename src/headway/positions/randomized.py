@@ -150,6 +150,17 @@ class Randomized(Position):
         """As in the inner method."""
         return self.inside.rotate(q, k, q_pos, k_pos)
 
+    @property
+    def turns_values(self) -> bool:
+        """As in the inner method."""
+        return self.inside.turns_values
+
+    def turn_values(
+        self, v: Float[Tensor, "batch heads tokens dim"], pos: Int[Tensor, "#batch tokens"], *, back: bool = False
+    ) -> Float[Tensor, "batch heads tokens dim"]:
+        """As in the inner method."""
+        return self.inside.turn_values(v, pos, back=back)
+
     def of_key_heads(self, heads: slice) -> AbstractContextManager[None]:
         """See :meth:`Position.of_key_heads`."""
         return self.inside.of_key_heads(heads)

@@ -22,7 +22,7 @@ class Turning(NamedTuple):
     interleaved: bool
 
 
-_ACTS = ("rotate", "rotated", "terms", "transform_qk", "mark", "prepare")
+_ACTS = ("rotate", "rotated", "turn_values", "terms", "transform_qk", "mark", "prepare")
 
 
 def is_steady(position: Any) -> bool:

@@ -139,15 +139,16 @@ class _Numbers:
     def values(self) -> None:
         """α, V, and the sum of both."""
         head, keys, first = self.head, self.keys, self._stage("A V")
-        alpha, v = wide(head.weights[0]), wide(head.v)
+        alpha, v = wide(head.weights[0]), wide(head.received(self.row))
         left, out = alpha * self.others, wide(head.output)
         total = alpha.sum()[None, None]
         self._track(
             "α", first - 1, {"key": alpha[keys, None], "rest": left.sum()[None, None], "sum": total}, "α", "softmax"
         )
-        self._track("v", self._stage("V"), {"key": v[keys]}, "v", "projection:v")
+        self._track("v", self._stage("V"), {"key": wide(head.v)[keys]}, "v", "projection:v")
         parts = {"key": alpha[keys, None] * v[keys], "rest": (left @ v)[None], "added": out - alpha @ v, "sum": out}
-        self._track("α v", first, parts, "αv", "head")
+        turned = self.question.position.turns_values
+        self._track("α v′" if turned else "α v", first, parts, "αv", "head")
 
     def output(self) -> None:
         """The head's part of the layer's output, and that of the other heads."""

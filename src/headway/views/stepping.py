@@ -269,9 +269,11 @@ class _Stages:
     def _values(self) -> Stage:
         head = self.head
         adds = bool(self.layer.call.value_terms)
-        formula = "A V + Σ_j α_ij a_ij" if adds else "A V"
+        turned = self.question.position.turns_values
+        formula = "Σ_j α_ij R(j − i) v_j" if turned else "A V + Σ_j α_ij a_ij" if adds else "A V"
         figures = [vectors(same(formula), head.output, self.window)]
-        return self._stage("values.added" if adds else "values", "A V", head.output.shape[1], formula, figures)
+        key = "values.turned" if turned else "values.added" if adds else "values"
+        return self._stage(key, "A V", head.output.shape[1], formula, figures)
 
     def _output(self) -> Stage:
         shape, linear = self.attention.shape, self.attention.o
