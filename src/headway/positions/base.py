@@ -7,8 +7,8 @@
 3. ``terms``   adds something to the scores or values
 4. ``mark``    computes data per token, cached with k and v; ``carry`` sums or convolves it along the text
 
-For what these cannot express: ``renumber`` changes the positions during training, ``transform_qk`` transforms all keys,
-including cached ones, at every call, and ``normalise`` names an alternative to softmax.
+For what these cannot express: ``turn_values`` transforms values and outputs, ``renumber`` changes the positions during
+training, ``transform_qk`` transforms all keys, including cached ones, at every call; ``normalise`` replaces softmax.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class Position(Displayed, nn.Module):
     steady: ClassVar[bool] = True
     """Whether its rotation is :meth:`turning`, and its terms follow from parameters, distances and products of queries
     with tables alone, so that steps of decoding can be prepared once. A subclass that defines :meth:`rotate`,
-    :meth:`terms`, :meth:`transform_qk` or :meth:`mark` must say so itself, see
+    :meth:`terms`, :meth:`turn_values`, :meth:`transform_qk` or :meth:`mark` must say so itself, see
     :func:`headway.positions.steady.is_steady`."""
     by_length: ClassVar[bool] = False
     """Whether how a pair of tokens is compared depends on the length of the whole text."""
