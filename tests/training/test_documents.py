@@ -84,7 +84,10 @@ def test_nothing_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.Mon
         open_source(tmp_path / "a.jsonl")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(HeadwayError, match=r"expected the library pyarrow to read .*a.parquet, got none: pip install"):
+    with pytest.raises(
+        HeadwayError,
+        match=r"expected the library pyarrow to read .*a.parquet, got none: pip install 'headway\[parquet\]'",
+    ):
         open_source(tmp_path / "a.parquet")
     (tmp_path / "sets").mkdir()
     (tmp_path / "sets" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
@@ -98,7 +101,7 @@ def test_nothing_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_parquet_and_saved_data_sets(tmp_path: Path) -> None:
-    arrow = pytest.importorskip("pyarrow")
+    arrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
     from pyarrow import parquet
 
     documents = [one for one in DOCUMENTS if "\ud800" not in one] * 1000
