@@ -134,7 +134,7 @@ def of_family(name: str) -> PreTrainedModel:
     sizes: dict[str, Any] = {
         key: size for key, size in SIZES.items() if type(getattr(plain, key, None)) is int and key not in fixed
     }
-    if "image_size" in plain.to_dict():
+    if "image_size" in plain.to_dict() and "max_2d_position_embeddings" not in plain.to_dict():  # UDOP reads pages
         sizes = {}
     if getattr(plain, "pad_token_id", None) is not None:
         sizes["pad_token_id"] = 0

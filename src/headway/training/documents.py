@@ -203,7 +203,7 @@ def _library(path: Path) -> Any:
         import pyarrow
     except ImportError as error:
         raise HeadwayError(
-            f"expected the library pyarrow to read {path}, got none: pip install 'headway[parquet]', or write the documents as "
-            f'lines of a .jsonl, {{"text": "…"}}'
+            f"expected the library pyarrow to read {path}, got none: pip install 'headway[parquet]', or write the "
+            f'documents as lines of a .jsonl, {{"text": "…"}}'
         ) from error
     return pyarrow
