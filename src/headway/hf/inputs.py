@@ -148,8 +148,10 @@ def of_family(name: str) -> PreTrainedModel:
         torch.manual_seed(0)
         auto: Any = AutoModel
         model = encoder_of(auto.from_config(config))
+        training = model.training
         with torch.no_grad():
-            model(**random_inputs(model, 8))
+            model.eval()(**random_inputs(model, 8))
+        model.train(training)
     except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         raise HeadwayError(
             f"expected a family that can be made with 4 layers of width 512, got {name}: {error}"
