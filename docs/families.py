@@ -37,8 +37,8 @@ PAGE = Path(__file__).with_name("families.md")
 
 def measured(name: str) -> dict[str, Any]:
     """One row; a family that is left alone says why."""
-    model = of_family(name)
     try:
+        model = of_family(name)
         done = accelerate(model, quiet=True)
     except HeadwayError as error:
         return {"status": str(error)}

@@ -170,3 +170,11 @@ def test_all_of_seamless() -> None:
     with accelerated(hf.SeamlessM4TForSpeechToText(config)) as done:
         assert all(part.reason is None for part in done.parts)
         assert {part.kind for part in done.parts} == {"SeamlessM4TConformerSelfAttention", "SeamlessM4TAttention"}
+
+
+def test_the_mean_of_all_heads_is_compared_where_its_own_code_returns_no_more() -> None:
+    frame = {"conv_dim": (8,), "conv_stride": (320,), "conv_kernel": (400,)}  # as random_inputs counts samples
+    model = randomised(hf.WavLMModel(hf.WavLMConfig(**SMALL | CONV | frame, num_buckets=12, max_bucket_distance=9)))
+    found = headway.hf.verify(model, lengths=(25,))
+    assert found.weights.layers == 2
+    assert found.passed

@@ -12,6 +12,8 @@ import torch
 from models import accelerated, as_exact, far, padding, randomised, same, tokens
 from transformers import XLNetConfig, XLNetForSequenceClassification, XLNetLMHeadModel, XLNetModel
 
+import headway.hf
+
 CONFIG = {"vocab_size": 90, "d_model": 30, "n_layer": 2, "n_head": 5, "d_inner": 40, "dropout": 0.0}
 
 
@@ -108,3 +110,9 @@ def test_generation_and_classification() -> None:
         assert torch.equal(model.generate(tokens(1, 9), **asked), expected)
     classifier = randomised(XLNetForSequenceClassification(XLNetConfig(**CONFIG)))
     same(classifier, lambda m: m(tokens(2, 9)).logits)
+
+
+def test_padding_that_sees_itself_is_not_compared() -> None:
+    found = headway.hf.verify(made(), lengths=(9,))
+    assert found.weights.layers == 2
+    assert found.passed

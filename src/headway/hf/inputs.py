@@ -150,7 +150,7 @@ def of_family(name: str) -> PreTrainedModel:
         model = encoder_of(auto.from_config(config))
         training = model.training
         with torch.no_grad():
-            model.eval()(**random_inputs(model, 8))
+            model.train(False)(**random_inputs(model, 8))
         model.train(training)
     except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         raise HeadwayError(
