@@ -154,7 +154,7 @@ def of_family(name: str) -> PreTrainedModel:
         model.train(training)
     except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         raise HeadwayError(
-            f"expected a family that can be made with 4 layers of width 512, got {name}: {error}"
+            f"expected a family that can be made with 4 layers of width 512, got {name}: {str(error).strip().splitlines()[0]}"
         ) from error
     with torch.no_grad():
         for parameter in model.parameters():
