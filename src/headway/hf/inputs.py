@@ -153,8 +153,9 @@ def of_family(name: str) -> PreTrainedModel:
             model.train(False)(**random_inputs(model, 8))
         model.train(training)
     except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HeadwayError(
-            f"expected a family that can be made with 4 layers of width 512, got {name}: {str(error).strip().splitlines()[0]}"
+            f"expected a family that can be made with 4 layers of width 512, got {name}: {why}"
         ) from error
     with torch.no_grad():
         for parameter in model.parameters():
