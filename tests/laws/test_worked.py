@@ -131,8 +131,8 @@ def rotated(position: Position, pair: int) -> Tensor:
 
 DECLARED = {
     *("alibi", "axial", "dynamicbias", "dynamicntk", "fire", "hope", "interpolated", "kerple", "learned", "llama3"),
-    *("longrope", "mrope", "ntk", "pope", "proportional", "randomized", "rotary", "sandwich", "sinusoidal"),
-    *("sinusoidal2d", "t5", "xpos", "yarn"),
+    *("longrope", "mrope", "ntk", "pope", "proportional", "randomized", "rotary", "rotatedvalues", "sandwich"),
+    *("sinusoidal", "sinusoidal2d", "t5", "xpos", "yarn"),
 }
 
 

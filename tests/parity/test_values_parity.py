@@ -1,4 +1,7 @@
-"""Values that position rotates: DeepSeek-V4's own functions, its formula, and what it promises."""
+"""Values that position rotates: DeepSeek-V4's own functions, its formula, and what it promises.
+
+Held against: transformers (the rotations of DeepSeek-V4), and the formula, value by value.
+"""
 
 from __future__ import annotations
 

@@ -35,10 +35,11 @@ class RotatedValues(Rotary):
         fraction: share of each head that is rotated, of queries, keys and values: its first r dimensions.
         pairing: see :class:`Rotary`; DeepSeek-V4 has "interleaved".
 
+    >>> import torch
     >>> position = RotatedValues()
     >>> v, pos = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[7]])
     >>> turned = position.turn_values(v, pos)
-    >>> position.turn_values(turned, pos, back=True).allclose(v)
+    >>> position.turn_values(turned, pos, back=True).allclose(v, atol=1e-6)
     True
     """
 
