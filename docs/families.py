@@ -23,7 +23,7 @@ from headway.shapes import HeadwayError
 FAMILIES = (
     "t5", "mt5", "umt5", "switch_transformers", "longt5", "udop", "bloom", "mpt", "falcon", "deberta",
     "deberta-v2", "xlnet", "mpnet", "swin", "swinv2", "donut-swin", "beit", "layoutlmv3", "wav2vec2-conformer",
-    "seamless_m4t", "wavlm", "inkling_text", "llama", "mistral", "qwen3", "gemma3_text", "gpt2", "bert", "modernbert",
+    "seamless_m4t", "wavlm", "llama", "mistral", "qwen3", "gemma3_text", "gpt2", "bert", "modernbert",
     "vit",
 )  # fmt: skip
 LENGTHS = (512, 1024, 2048, 4096)
