@@ -223,6 +223,18 @@ def test_position_vectors_are_those_of_the_table(name: str) -> None:
     assert [layer.stream.first for layer in trace if layer.stream is not None] == [True, False]
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_verify_takes_experts_whose_grouped_products_know_no_float64(name: str) -> None:
+    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    torch.manual_seed(0)
+    config = hf.AutoConfig.for_model(name, **sizes, num_local_experts=4, num_experts=4)
+    model = hf.AutoModelForCausalLM.from_config(config)
+    model.set_experts_implementation("grouped_mm")
+    assert headway.hf.verify(model, lengths=(9,)).passed
+    assert model.config._experts_implementation == "grouped_mm"
+
+
 def test_verify_compares_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made("llama")
     model.config.architectures = ["LlamaModel"]

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel
 
@@ -152,7 +153,7 @@ def of_family(name: str) -> PreTrainedModel:
         with torch.no_grad():
             model.train(False)(**random_inputs(model, 8))
         model.train(training)
-    except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+    except (ValueError, TypeError, AttributeError, RuntimeError, ImportError, StrictDataclassError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HeadwayError(
             f"expected a family that can be made with 4 layers of width 512, got {name}: {why}"
