@@ -388,3 +388,15 @@ def test_what_randomized_refuses() -> None:
         Randomized(longest=0)
     with refusal("expected a method whose positions are not drawn already, got 'randomized'"):
         Randomized(method="randomized")
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 1000.0])
+def test_the_exponential_of_exported_programs_is_torchs(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    from headway.positions import grape
+
+    x = torch.randn(2, 8, 8, dtype=torch.float64)
+    x = x - x.mT
+    x = x * size / torch.linalg.matrix_norm(x, 2).amax()
+    exact = torch.linalg.matrix_exp(x)
+    monkeypatch.setattr(grape, "exporting", lambda: True)
+    torch.testing.assert_close(grape._exponential(x), exact, rtol=0, atol=1e-11)

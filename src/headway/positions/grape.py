@@ -25,11 +25,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad, softplus
 
+from headway.integers import exporting
 from headway.positions.alibi import slopes
 from headway.positions.base import Position, TermInputs, angle_dtype, frequencies
 from headway.positions.rotary import PAIRINGS, rotate_pairs, waves
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, SlopePerToken
+
+HALVINGS, ORDER = 10, 18
+"""Of a matrix with a norm up to 1,000, halved so often, this many terms of the series are exact to 12 digits."""
 
 
 @dataclass(eq=False)
@@ -119,7 +123,7 @@ class GrapeM(Position):
         # in float64, which autocast does not round to bfloat16 within the exponential
         basis = self.basis.to(angle_dtype(self.basis.device))
         square = pad(basis, (0, basis.shape[1] - basis.shape[2]))
-        turned: Tensor = torch.linalg.matrix_exp(square - square.mT)
+        turned = _exponential(square - square.mT)
         return turned[..., : basis.shape[2]]
 
     def rotate(
@@ -224,3 +228,17 @@ class GrapeA(Position):
             content
         )
         return -slope[:, None] * softplus(content)
+
+
+def _exponential(x: Float[Tensor, "*batch width width"]) -> Float[Tensor, "*batch width width"]:
+    """exp(x); in an exported program by products alone, because ONNX has no exponential of matrices."""
+    if not exporting():
+        found: Tensor = torch.linalg.matrix_exp(x)
+        return found
+    small, one = x / 2**HALVINGS, torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    total = one
+    for order in range(ORDER, 0, -1):  # Taylor's series, from its end
+        total = one + small @ total / order
+    for _ in range(HALVINGS):
+        total = total @ total
+    return total

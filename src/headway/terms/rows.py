@@ -154,7 +154,7 @@ class Scan(RowTerm):
             return _zero_where_masked(content, seen).sigmoid()
         left, right = (finite(x, content.dtype) for x in (self.left[:, :, rows], self.right[:, :, cols]))
         product = _in_groups(left, right.shape[1]) @ right.mT
-        product = product.reshape(len(product), *left.shape[1:3], right.shape[2])
+        product = product.reshape(product.shape[0], *left.shape[1:3], right.shape[2])  # len() would fix it in an export
         # before log σ, whose gradient would be NaN where masked
         gates = torch.nn.functional.logsigmoid(_zero_where_masked(product, seen))
         return gates if self.slope is None else gates * self.slope.to(gates.dtype)[:, None, None]
