@@ -36,7 +36,8 @@ def in_chinese(table: str) -> str:
 
 COMMAND = re.compile(r"```sh\n\.venv/bin/headway plan (.*?)\n```\n\n.*?\n\n", re.DOTALL)
 page = Path(__file__).with_suffix(".md")
-page.write_text(COMMAND.sub(anew, page.read_text()))
-tables = iter([found[0] for found in COMMAND.finditer(page.read_text())])
+text = COMMAND.sub(anew, page.read_text())
+page.write_text(text)
+tables = iter(COMMAND.finditer(text))
 chinese = page.with_suffix(".zh.md")
-chinese.write_text(COMMAND.sub(lambda _: in_chinese(next(tables)), chinese.read_text()))
+chinese.write_text(COMMAND.sub(lambda _: in_chinese(next(tables)[0]), chinese.read_text()))

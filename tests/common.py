@@ -296,6 +296,13 @@ def values_and_gradients(position: Any, inputs: Sequence[Tensor], weight: Tensor
     return {"out": out.detach()} | {f"d{name}": g for name, g in zip(named, gradients, strict=True) if g is not None}
 
 
+def leaving_values() -> list[str]:
+    """The methods that leave values as they are, which latent attention takes."""
+    from headway.positions import methods
+
+    return [name for name, method in methods().items() if not method().turns_values]
+
+
 def close(got: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
     """Within a relative and an absolute ``tolerance`` of the expected value."""
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)

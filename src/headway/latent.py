@@ -30,7 +30,8 @@ from headway.terms import AnyTerm, ValuesByDistance
 
 
 class LatentAttention(Attending):
-    """Multi-head latent attention (MLA; DeepSeek-V2, arXiv:2405.04434), with any position method.
+    """Multi-head latent attention (MLA; DeepSeek-V2, arXiv:2405.04434), with any position method that leaves
+    values as they are.
 
     Per token a cache holds ``latent_dim`` + ``position_dim`` numbers, whatever the number of heads. Position acts on
     the last ``position_dim`` dimensions of queries and keys, the decoupled part; a method whose bias depends on queries
@@ -106,11 +107,7 @@ class LatentAttention(Attending):
             depth=depth,
             embed=embed,
         )
-        if self.position.turns_values:
-            raise HeadwayError(
-                f"expected a method that leaves values as they are, because latent attention makes them of latent "
-                f"vectors, got {self.position.method_name()}: use headway.Attention"
-            )
+        check_values(self.position, ": use headway.Attention")
         self.dim, self.heads, self.head_dim = shape.dim, shape.heads, shape.head_dim
         self.shape = HeadShape(shape.dim, shape.heads, shape.heads, wide)
         self.content_dim = shape.head_dim
@@ -279,3 +276,12 @@ class LatentAttention(Attending):
         if x.ndim not in (2, 3) or x.shape[-1] != self.dim:
             raise HeadwayError(f"expected x of shape (batch, tokens, {self.dim}), got {tuple(x.shape)}")
         check_fits(self.q, x=x)
+
+
+def check_values(position: Position, hint: str) -> None:
+    """Refuse a method that turns values, which latent attention makes of latent vectors; ``hint`` ends the sentence."""
+    if position.turns_values:
+        raise HeadwayError(
+            f"expected a method that leaves values as they are, because latent attention makes them of latent "
+            f"vectors, got {position.method_name()}{hint}"
+        )

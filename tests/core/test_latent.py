@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
+from common import leaving_values
 from torch import Tensor, nn
 
 from headway import Causal, HeadwayError, KVCache, LatentAttention
-from headway.positions import methods
 from headway.terms import DenseBias
 
 SIZES = {"latent_dim": 20, "head_dim": 12, "position_dim": 8}
@@ -78,7 +78,7 @@ def test_it_is_deepseek_v3(query_latent_dim: int | None) -> None:
         torch.testing.assert_close(torch.autograd.grad(got.square().sum(), x)[0], slope, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", [name for name, method in methods().items() if not method().turns_values])
+@pytest.mark.parametrize("name", leaving_values())
 def test_absorbed_cached_and_whole_are_one(name: str) -> None:
     made = layer(name)
     x = torch.randn(2, 11, 48, dtype=torch.float64)

@@ -12,6 +12,18 @@ from torch import Tensor, nn
 
 import headway.hf
 
+T5_SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "d_kv": 12,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 3,
+    "relative_attention_max_distance": 20,
+    "relative_attention_num_buckets": 8,
+    "dropout_rate": 0.0,
+}
+"""What tiny T5 and its relatives are made with."""
+
 
 def randomised(model: nn.Module, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
     """Every parameter random, because transformers initialises most to constants; in evaluation mode."""

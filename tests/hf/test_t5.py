@@ -8,21 +8,9 @@ import family_laws
 import pytest
 import torch
 import transformers as hf
-from models import accelerated, as_exact, far, padding, randomised, same, same_generation, tokens
+from models import T5_SIZES, accelerated, as_exact, far, padding, randomised, same, same_generation, tokens
 
-SMALL = {
-    "vocab_size": 96,
-    "d_model": 40,
-    "d_kv": 12,
-    "d_ff": 48,
-    "num_layers": 2,
-    "num_heads": 3,
-    "relative_attention_max_distance": 20,
-    "relative_attention_num_buckets": 8,
-    "decoder_start_token_id": 0,
-    "pad_token_id": 0,
-    "dropout_rate": 0.0,
-}
+SMALL = {**T5_SIZES, "d_model": 40, "decoder_start_token_id": 0, "pad_token_id": 0}
 PAIRS = {
     "t5": (hf.T5Config, hf.T5ForConditionalGeneration, {}),
     "mt5": (hf.MT5Config, hf.MT5ForConditionalGeneration, {"feed_forward_proj": "gated-gelu"}),

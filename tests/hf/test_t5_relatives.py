@@ -7,20 +7,10 @@ import torch
 import transformers as hf
 from common import refusal
 from family_laws import same_files, same_in_training
-from models import accelerated, padding, randomised, same, tokens
+from models import T5_SIZES, accelerated, padding, randomised, same, tokens
 
 from headway.hf.inputs import of_family, random_inputs
 
-SMALL = {
-    "vocab_size": 96,
-    "d_kv": 12,
-    "d_ff": 48,
-    "num_layers": 2,
-    "num_heads": 3,
-    "relative_attention_max_distance": 20,
-    "relative_attention_num_buckets": 8,
-    "dropout_rate": 0.0,
-}
 STARTS = {"d_model": 36, "decoder_start_token_id": 0, "pad_token_id": 0}
 PAIR = {"decoder_input_ids": tokens(2, 31, seed=1)}
 
@@ -33,7 +23,7 @@ def udop():
     buckets = {"relative_attention_num_buckets": 8}
     biases = [{"type": kind, **buckets} for kind in ("horizontal", "vertical")]
     biases.insert(0, {"type": "1d", "max_distance": 20, **buckets})
-    config = hf.UdopConfig(**SMALL, **STARTS, image_size=32, patch_size=8, relative_bias_args=biases)
+    config = hf.UdopConfig(**T5_SIZES, **STARTS, image_size=32, patch_size=8, relative_bias_args=biases)
     one, other = numbers(2, 47, 2), numbers(2, 47, 2, seed=1)
     boxes = torch.cat((torch.minimum(one, other), torch.maximum(one, other)), -1)
     given = {"input_ids": tokens(2, 47), "bbox": boxes, "pixel_values": numbers(2, 3, 32, 32), **PAIR}
@@ -41,7 +31,7 @@ def udop():
 
 
 def pix2struct():
-    text = {**SMALL, "hidden_size": 36, "is_decoder": True}
+    text = {**T5_SIZES, "hidden_size": 36, "is_decoder": True}
     vision = {"hidden_size": 36, "patch_embed_hidden_size": 48, "d_ff": 48, "d_kv": 12, "seq_len": 64}
     vision |= {"num_hidden_layers": 2, "num_attention_heads": 3, "dropout_rate": 0.0, "attention_dropout": 0.0}
     patches = numbers(2, 20, 50)
@@ -51,7 +41,7 @@ def pix2struct():
 
 
 def pop2piano():
-    config = hf.Pop2PianoConfig(**SMALL, **STARTS, composer_vocab_size=5, num_decoder_layers=2)
+    config = hf.Pop2PianoConfig(**T5_SIZES, **STARTS, composer_vocab_size=5, num_decoder_layers=2)
     return randomised(hf.Pop2PianoForConditionalGeneration(config)), {"inputs_embeds": numbers(2, 47, 36), **PAIR}, 47
 
 

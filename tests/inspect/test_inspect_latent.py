@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from common import close, randomise, transformer
+from common import close, leaving_values, randomise, transformer
 from torch import Tensor
 
 from headway import Causal, HeadwayError, KVCache, LatentAttention, Transformer
@@ -15,7 +15,6 @@ from headway.inspect import one_step, record, split, watch
 from headway.inspect.explain import explain
 from headway.inspect.head import Head
 from headway.inspect.record import recorded
-from headway.positions import methods
 from headway.views import Question, view
 from headway.views.explain_text import walk_text
 from headway.views.questions import OF_PASSES, about_trace, composed
@@ -74,7 +73,7 @@ def test_queries_keys_and_values_are_those_of_each_head(query_latent_dim: int | 
     close(split(layer).content, parts["content"] + parts["decoupled"])
 
 
-@pytest.mark.parametrize("name", [name for name, method in methods().items() if not method().turns_values])
+@pytest.mark.parametrize("name", leaving_values())
 def test_parts_add_up_and_weights_make_the_output(name: str) -> None:
     module, x, outputs = made(name), torch.randn(2, 9, 48).double(), []
     with record(module) as trace:

@@ -136,7 +136,8 @@ def of_family(name: str) -> PreTrainedModel:
     sizes: dict[str, Any] = {
         key: size for key, size in SIZES.items() if type(getattr(plain, key, None)) is int and key not in fixed
     }
-    if "image_size" in plain.to_dict() and "max_2d_position_embeddings" not in plain.to_dict():  # UDOP reads pages
+    told = plain.to_dict()
+    if "image_size" in told and "max_2d_position_embeddings" not in told:  # UDOP reads pages
         sizes = {}
     if getattr(plain, "pad_token_id", None) is not None:
         sizes["pad_token_id"] = 0

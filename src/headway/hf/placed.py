@@ -12,6 +12,7 @@ from headway.hf.calls import cache_in
 from headway.hf.recording import zero_angles
 from headway.hf.watching import watched
 from headway.inspect.record import Layer
+from headway.latent import check_values
 from headway.masks import Causal, Dense, Documents, parts, reach
 from headway.positions import Position
 from headway.shapes import HeadwayError
@@ -28,11 +29,8 @@ class Placed:
 
     def __init__(self, name: str, position: Position, layer: Layer) -> None:
         self.name, self.position, self.first = name, position, layer.attention.content_dim
-        if self.first and position.turns_values:
-            raise HeadwayError(
-                f"expected a method that leaves values as they are, because latent attention makes them of latent "
-                f"vectors, got {position.method_name()} for {name}"
-            )
+        if self.first:
+            check_values(position, f" for {name}")
         self.order: Tensor | None = getattr(layer.attention, "order", None)
         self.root, self.scale = _divided(layer.attention.__dict__["module"], layer.attention.shape.head_dim)
         self.marks: WeakKeyDictionary[Any, tuple[Tensor, Tensor, Tensor]] = WeakKeyDictionary()
@@ -109,9 +107,7 @@ class Placed:
 
     def turn_values(self, v: Tensor, pos: Tensor | None, *, back: bool = False) -> Tensor:
         """Values or outputs, as this method turns them; positions are those that :meth:`__call__` gave."""
-        if self.off or pos is None or not self.position.turns_values:
-            return v
-        return self.position.turn_values(v, pos, back=back)
+        return v if self.off or pos is None else self.position.turn_values(v, pos, back=back)
 
     def _positions(self, q_pos: Tensor, k_pos: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Positions counted from the first token, or from the first of each packed document, or drawn ones; masks,

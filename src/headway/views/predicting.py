@@ -98,7 +98,7 @@ class Predicted:
     @property
     def asked(self) -> list[int]:
         """The rows of masks in the text itself, whose token nobody knows."""
-        return [row for row in self.rows if self.token(row) is None and row + self.ahead < len(self.ids)]
+        return [row for row in self.rows if self.token(row) is None]
 
     def nearest(self, row: int) -> int:
         """The row to show for a query: of one around the text the nearest mask in it, or else the nearest token."""
@@ -364,8 +364,8 @@ def _along(question: Question, predictor: Predictor, found: Predicted) -> tuple[
     stop = min(len(found.ids), max(question.row + 1 + found.ahead, ROWS))
     start = max(0, stop - ROWS)
     places = range(start, stop)
-    true, ranks, asked = found.true.tolist(), found.ranks, set(found.asked)
-    known = set(found.rows) - asked
+    true, ranks, shown, asked = found.true.tolist(), found.ranks, set(found.rows), set(found.asked)
+    known = shown - asked
     shares = [true[place - found.ahead] if place - found.ahead in known else None for place in places]
     window = found.say("along.part", first=start, last=stop - 1) if stop - start < len(found.ids) else None
     title = window or found.say("along")
@@ -374,7 +374,7 @@ def _along(question: Question, predictor: Predictor, found: Predicted) -> tuple[
     rows = []
     for place in places:
         row = place - found.ahead
-        if row not in known | asked:
+        if row not in shown:
             continue
         first = found.likeliest(row, 1)[0]
         best = f"{predictor.shown(found.ids[:place], first)} {percent(float(found.p[row, first]))}"

@@ -20,26 +20,20 @@ SOURCE = "rotate.cpp"
 
 def fits(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether the kernel can turn these: on a CPU, and where no tool of torch follows single operations."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype in KINDS
-        and cos.dtype is wide_of(x)
-        and sin.dtype is cos.dtype
-        and x.numel() > 0
-        and not operators.are_followed(x, cos, sin)
-        and torch._C._get_tracing_state() is None
-        and not transforms()
-        and unavailable(SOURCE) is None
-    )
+    return x.dtype in KINDS and cos.dtype is wide_of(x) and sin.dtype is cos.dtype and _takes(x, cos, sin)
 
 
 def fits_waves(angles: Tensor) -> bool:
     """Whether the kernel can take cos and sin of these angles."""
+    return angles.dtype is torch.float64 and _takes(angles)
+
+
+def _takes(first: Tensor, *more: Tensor) -> bool:
+    """Whether the kernel takes tensors like these, whatever their dtypes."""
     return (
-        angles.device.type == "cpu"
-        and angles.dtype is torch.float64
-        and angles.numel() > 0
-        and not operators.are_followed(angles)
+        first.device.type == "cpu"
+        and first.numel() > 0
+        and not operators.are_followed(first, *more)
         and torch._C._get_tracing_state() is None
         and not transforms()
         and unavailable(SOURCE) is None
