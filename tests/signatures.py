@@ -46,12 +46,14 @@ ProductPerQuery(x, vectors) + ValuesByDistance(table)    fcwdpt  ------  ------ 
 no terms, stickbreaking                                  fcwdpt  ------  ------  ------  ------  fcwdpt  fcwdpt
 ByDistance(table, in rows)                               fcwdpt  ------  fcwdpt  fc-d--  ------  fcwdpt  fcwdpt
 PerKey(bias) + ProductPerQuery(x, vectors)               fcwdpt  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
+ChannelDecay(q, k, own, c)                               fcwdpt  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
 ByDistance(fixed entry, tails)                           fcwdpt  ------  fcwdpt  fcwd--  fcwdpt  fcwdpt  fcwdpt
 CurveByDistance(level, rate, fixed knots, base, slope)   fcwdpt  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
 SlopePerToken(q)                                         fcwdpt  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
 SlopePerToken(k)                                         fcwdpt  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
 PathProduct(q, k, w, beta) + PerKey(bias)                fcwdpt  ------  ------  ------  ------  fcwdpt  fcwdpt
 no terms, stickbreaking+remainder                        fcwdpt  ------  ------  ------  ------  fcwdpt  fcwdpt
+ChannelDecay(q, k, own, c) + PerKey(bias)                fcwdpt  ------  fcwdpt  ------  ------  fcwdpt  fcwdpt
 """
 """The masks with which a backend accepts the terms of a signature: f full, c causal, w window, d causal and documents,
 p prefix, t a tensor. "few" is sdpa with few queries. triton and flex are asked about a GPU, the others about a CPU."""

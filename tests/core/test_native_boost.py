@@ -147,7 +147,7 @@ def test_what_is_refused() -> None:
     with refusal("expected the rates of Boost of at least 0, got -1.0"):
         Boost(x["q"], x["k"], x["basis"], x["rates"] - 1, 0.3)
     term = Boost(x["q"], x["k"], x["basis"], x["rates"], 0.3)
-    with refusal("the term Boost is given twice", whole=False):
+    with refusal("two terms replace the product of queries and keys", whole=False):
         attend(x["q"], x["k"], x["v"], terms=(term, term), backend="native")
     learned = Boost(x["q"], x["k"], x["basis"], x["rates"].clone().requires_grad_(), 0.3)
     with refusal("it gives no gradient for the rates of Boost", whole=False):

@@ -20,7 +20,20 @@ TOKENS = 300
 """More than a tile has queries or keys."""
 FEWER = 130
 HEADS, KV_HEADS, WIDTH = 4, 2, 16
-METHODS = ["none", "kerple", "shaw", "fire", "hopelorentz", "fox", "cope", "grapeap", "stickbreaking", "dapev2", "path"]
+METHODS = [
+    "none",
+    "kerple",
+    "shaw",
+    "fire",
+    "hopelorentz",
+    "fox",
+    "cope",
+    "grapeap",
+    "stickbreaking",
+    "dapev2",
+    "path",
+    "wall",
+]
 """One of each way to compute: tables, products, values, curves, decay, sums and sticks along rows, mixes, paths."""
 
 

@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, hessian, jacrev, jvp, vjp, vmap
 from headway import Attention, Causal, HeadwayError, LatentAttention, Transformer, attend
 from headway.positions import methods
 
-KINDS = ("none", "rotary", "alibi", "t5", "shaw", "fire", "cope", "path", "stickbreaking", "fox")
+KINDS = ("none", "rotary", "alibi", "t5", "shaw", "fire", "cope", "path", "stickbreaking", "fox", "wall")
 
 
 def made(position: str) -> Attention:

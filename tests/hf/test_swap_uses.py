@@ -217,6 +217,7 @@ def test_what_is_said(llama: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`", "ignore:The .grad attribute")
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("family", "method"), [("gpt2", "kerple"), ("llama", "alibi")])
 def test_compiled_it_is_as_eager(family: str, method: str) -> None:
     model, ids = made(family), tokens(2, N)

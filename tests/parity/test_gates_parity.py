@@ -1,6 +1,6 @@
 """Methods that gate scores by content (FoX, Inkling, GRAPE), against their authors' code or their papers' formulas.
 
-Held against: transformers (Inkling, Inkling 2); FoX and GRAPE-A against their papers' formulas written anew, which the
+Held against: transformers (Inkling, Inkling 2); FoX, Wall attention and GRAPE-A against their papers' formulas written anew, which the
 authors' own code equals in float64.
 """
 
@@ -107,6 +107,45 @@ def test_fox_decodes_from_cached_gates() -> None:
     cache = KVCache()
     close(torch.cat([ours(piece, cache=cache) for piece in x.split([7, 1, 3, 1], 1)], 1), forgotten(ours, x))
     assert cache.marks.shape == (2, 12, 3)
+
+
+# --- Wall attention ---------------------------------------------------------------------------------------------------
+
+
+def walled(ours: Attention, x: Tensor) -> Tensor:
+    """Σ_c q_ic k_jc Π_{t=j+1…i} f_tc / √d, gate by gate, and what FoX adds where there is a gate per head too."""
+    q, k, v = projected(ours, x)
+    f = ours.position.gate(x).sigmoid().unflatten(-1, (q.shape[1], -1)).transpose(1, 2)  # (B, H, N, D)
+    tokens = x.shape[1]
+    rows = []
+    for i in range(tokens):
+        kept = [f[:, :, j + 1 : i + 1].prod(2) for j in range(i + 1)] + [torch.zeros_like(f[:, :, 0])] * (
+            tokens - 1 - i
+        )
+        rows.append((q[:, :, i, None] * torch.stack(kept, 2) * k).sum(-1) / math.sqrt(8))
+    scores = torch.stack(rows, 2)
+    if ours.position.forget:
+        logs = torch.nn.functional.logsigmoid(ours.position.forget_gate(x)).cumsum(1).transpose(1, 2)
+        scores = scores + logs[..., None] - logs[..., None, :]
+    return out_of(ours, scores, v)
+
+
+@pytest.mark.parametrize("spec", ["wall", "wall(bias=0.0)", "wall(forget=True)"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (6, 2)])
+def test_wall_as_its_authors_write_it(spec: str, heads: int, kv_heads: int) -> None:
+    ours = module(spec, heads, kv_heads)
+    x = torch.randn(2, 40, 8 * heads, dtype=torch.float64, requires_grad=True)
+    same_with_gradients(ours(x), walled(ours, x), [x, *ours.parameters()])
+
+
+def test_wall_without_forgetting_is_no_position() -> None:
+    ours, plain = module("wall"), module("none")
+    with torch.no_grad():
+        ours.position.gate.weight.zero_()
+        ours.position.gate.bias.fill_(700.0)
+    plain.load_state_dict({name: x for name, x in ours.state_dict().items() if not name.startswith("position")})
+    x = torch.randn(2, 40, 24, dtype=torch.float64)
+    close(ours(x), plain(x))
 
 
 # --- Inkling ----------------------------------------------------------------------------------------------------------

@@ -41,7 +41,20 @@ TURNING = {
     *("pope", "proportional", "randomized", "rotary", "rotatedvalues", "selectiverotary", "xpos", "yarn"),
 }
 ADDING = {
-    *("alibi", "cope", "dape", "dapev2", "deberta", "dynamicbias", "fire", "fox", "grapea", "grapeap", "hopelorentz"),
+    *(
+        "alibi",
+        "cope",
+        "dape",
+        "dapev2",
+        "deberta",
+        "dynamicbias",
+        "fire",
+        "fox",
+        "grapea",
+        "grapeap",
+        "hopelorentz",
+        "wall",
+    ),
     *("inkling", "kerple", "music", "path", "sandwich", "shaw", "swin", "swinv2", "t5", "transformerxl"),
 }
 EMBEDDING = {"learned", "sinusoidal", "sinusoidal2d"}

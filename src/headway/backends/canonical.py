@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from headway.backends.base import Call
 from headway.integers import FAR
@@ -24,6 +25,7 @@ from headway.masks import Causal, Documents, Mask, Steps, is_distance_only, part
 from headway.terms import (
     Boost,
     ByDistance,
+    ChannelDecay,
     CurveByDistance,
     DenseBias,
     PerKey,
@@ -69,6 +71,8 @@ class Canonical:
         scale: multiplies q·k.
         pairs: added per pair, (B or 1, H or 1, Q, K), in its own dtype if that is q's or the accumulator's; or None.
         rates: how fast each product of q·k decays per step of distance, (D,), or None.
+        decays: what each product of q·k is multiplied by, e^{own − c}: own (B, H, Q, D) and c (B, H, K, D), float64, or
+            None. H_kv is H then.
         mask: the masks that are neither a reach nor documents, or None.
         row: tokens are those of an image with rows this long, and the table is by distances of raster(); 0 if not.
     """
@@ -101,6 +105,7 @@ class Canonical:
     pairs: Float[Tensor, "#batch #heads queries keys"] | None = None
     sinks: Float[Tensor, " heads"] | None = None
     rates: Float[Tensor, " dim"] | None = None
+    decays: tuple[Float[Tensor, "batch heads queries dim"], Float[Tensor, "batch heads keys dim"]] | None = None
     mask: Steps | None = None
     row: int = 0
 
@@ -138,13 +143,14 @@ def unfit(
         return "more than one term is a curve by distance"
     if len(call.value_terms) > 1:
         return "more than one term is added to values"
-    boosts = [term for term in call.terms if isinstance(term, Boost)]
-    if len(boosts) > 1:
-        return "the term Boost is given twice"
-    if boosts and call.softcap is not None:
-        return "a softcap is combined with the term Boost"
-    if boosts and torch.is_grad_enabled() and boosts[0].rates.requires_grad:
-        return "it gives no gradient for the rates of Boost"
+    products = [term for term in call.terms if isinstance(term, Boost | ChannelDecay)]
+    if len(products) > 1:
+        return "two terms replace the product of queries and keys"
+    for term in products:
+        if call.softcap is not None:
+            return f"a softcap is combined with the term {type(term).__name__}"
+        if isinstance(term, Boost) and torch.is_grad_enabled() and term.rates.requires_grad:
+            return "it gives no gradient for the rates of Boost"
     return None
 
 
@@ -200,7 +206,7 @@ def canonical(call: Call, products: bool = False, images: bool = False) -> Canon
     q_pos, k_pos = call.q_pos, call.k_pos
     if call.row is not None and not images:
         q_pos, k_pos = raster(q_pos, call.row), raster(k_pos, call.row)
-    (q, k, v), scale, rates = _boosted(call, wide)
+    (q, k, v), scale, rates, decays = _products(call, wide)
     return Canonical(
         q,
         k,
@@ -230,6 +236,7 @@ def canonical(call: Call, products: bool = False, images: bool = False) -> Canon
         _one_dense(pairs, (call.q.dtype, wide)),
         None if call.sinks is None else call.sinks.to(wide),
         rates,
+        decays,
         _steps(call, others) if others else None,
         (call.row or 0) if images else 0,
     )
@@ -247,20 +254,27 @@ def _steps(call: Call, masks: Sequence[Mask]) -> Steps:
     return Steps(found.steps, q, k, None if found.table is None else found.table.expand(batch, heads, -1, -1))
 
 
-def _boosted(call: Call, wide: torch.dtype) -> tuple[tuple[Tensor, Tensor, Tensor], float, Tensor | None]:
-    """q, k and v, the scale, and the rates at which products of q·k decay; all in the accumulator's dtype if any do."""
-    term = next((term for term in call.terms if isinstance(term, Boost)), None)
+def _products(call: Call, wide: torch.dtype) -> tuple[tuple[Tensor, Tensor, Tensor], float, Tensor | None, Any]:
+    """q, k and v, the scale, and what multiplies products of q·k: rates or decays, see :class:`Canonical`."""
+    term = next((term for term in call.terms if isinstance(term, Boost | ChannelDecay)), None)
     if term is None:
-        return (call.q, call.k, call.v), call.scale, None
-    q, k, rates = term.coordinates(term.q, wide), term.coordinates(term.k, wide), term.rates.detach().to(wide)
-    same = term.q is call.q and term.k is call.k and term.scale == call.scale and not term.basis.requires_grad
-    if same:  # its q·k cancels the call's
-        return (q, k, call.v.to(wide)), call.scale, rates
-    still = rates.new_zeros(call.q.shape[3] + q.shape[3])
-    q = torch.cat((call.q.to(wide) * call.scale, -term.scale * q, term.scale * q), -1)
-    heads = math.lcm(call.k.shape[1], k.shape[1])
-    own_k, k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (call.k.to(wide), k, call.v.to(wide)))
-    return (q, torch.cat((own_k, k, k), -1), v), 1.0, torch.cat((still, rates))
+        return (call.q, call.k, call.v), call.scale, None, None
+    given = call.q.to(wide), call.k.to(wide)
+    if isinstance(term, Boost):
+        q, k, fixed = term.coordinates(term.q, wide), term.coordinates(term.k, wide), not term.basis.requires_grad
+        heads = math.lcm(call.k.shape[1], k.shape[1])
+    else:
+        q, k, fixed, heads = term.q.to(wide), term.k.to(wide), True, call.q.shape[1]
+    scale, still = call.scale, 0
+    k, own_k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, given[1], call.v.to(wide)))
+    if not (term.q is call.q and term.k is call.k and term.scale == call.scale and fixed):
+        q = torch.cat((given[0] * call.scale, -term.scale * q, term.scale * q), -1)
+        scale, still = 1.0, q.shape[3] - k.shape[3]
+        k = torch.cat((own_k, k, k), -1)
+    # otherwise its q·k cancels the call's
+    if isinstance(term, Boost):
+        return (q, k, v), scale, pad(term.rates.detach().to(wide), (still, 0)), None
+    return (q, k, v), scale, None, tuple(pad(x.double(), (still, 0)) for x in (term.own, term.c))
 
 
 def _one_dense(biases: Sequence[Tensor], known: tuple[torch.dtype, ...]) -> Tensor | None:

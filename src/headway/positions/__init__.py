@@ -43,6 +43,7 @@ from headway.positions.stickbreaking import StickBreaking
 from headway.positions.swin import Swin, SwinV2
 from headway.positions.t5 import T5
 from headway.positions.transformerxl import TransformerXL
+from headway.positions.wall import Wall
 from headway.positions.xpos import XPos
 
 __all__ = [
@@ -92,6 +93,7 @@ __all__ = [
     "SwinV2",
     "TermInputs",
     "TransformerXL",
+    "Wall",
     "XPos",
     "Yarn",
     "as_method",

@@ -3,6 +3,7 @@
     score(i, j) = scale · q_i·k_j + Σ terms(i, j)
 
 - ``pairs``: terms of one query and one key each, defined by a tile of any queries and keys;
+- ``products``: other products of a query and a key than q·k;
 - ``tokens``: pair terms with numbers for each token, by distance;
 - ``rows``: algorithms over all keys of a query.
 """
@@ -10,7 +11,6 @@
 from __future__ import annotations
 
 from headway.terms.pairs import (
-    Boost,
     ByDistance,
     DenseBias,
     Difference,
@@ -22,6 +22,7 @@ from headway.terms.pairs import (
     ValuesByDistance,
     raster,
 )
+from headway.terms.products import Boost, ChannelDecay
 from headway.terms.rows import PATH_BLOCK, MixHeads, PathProduct, RowTerm, Scan, finite, from_the_end
 from headway.terms.tokens import (
     ByDistancePerKey,
@@ -43,6 +44,7 @@ __all__ = [
     "ByDistance",
     "ByDistancePerKey",
     "ByDistancePerQuery",
+    "ChannelDecay",
     "CurveByDistance",
     "DenseBias",
     "Difference",

@@ -324,68 +324,6 @@ class LowRankBias(Term):
 
 
 @dataclass(frozen=True, eq=False)
-class Boost(Term):
-    """Adds scale · Σ_c q̂_c k̂_c (e^{−r_c |k_pos − q_pos|} − 1): in the coordinates q̂ = basis · q and k̂ = basis · k, each
-    product of q·k decays with distance at its own rate.
-
-    With the queries, keys and scale of the call itself, the score becomes scale · Σ_c q̂_c k̂_c e^{−r_c |k_pos − q_pos|}.
-
-    Args:
-        q: queries, (B, H, Q, D).
-        k: keys, (B, H_kv, K, D), where H_kv divides H.
-        basis: coordinates, one per row, (D, D); its rows must be orthonormal.
-        rates: r ≥ 0, (D,); fixed, and fastest to compute in ascending order.
-        scale: what q·k is multiplied by.
-
-    >>> one, pos = torch.ones(1, 1, 1, 1), torch.tensor([[0]])
-    >>> Boost(one, one, torch.eye(1), torch.tensor([2.0]).log(), 4.0).tile(pos, pos + 1).item()
-    -2.0
-    """
-
-    axes: ClassVar[dict[str, str]] = {"q": "bhqx", "k": "bgkx"}
-
-    q: Float[Tensor, "batch heads queries dim"]
-    k: Float[Tensor, "batch kv_heads keys dim"]
-    basis: Float[Tensor, "dim dim"]
-    rates: Float[Tensor, " dim"]
-    scale: float
-
-    def __post_init__(self) -> None:
-        for name, axes in (("q", 4), ("k", 4), ("basis", 2), ("rates", 1)):
-            expect(self, name, axes)
-        if readable(self.rates) and not bool((self.rates >= 0).all()):
-            raise HeadwayError(f"expected the rates of Boost of at least 0, got {self.rates.min().item()}")
-
-    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
-        """See :meth:`Term.fits`."""
-        expect_size(self, "q", 1, "heads", heads)
-        expect_size(self, "q", 2, "queries", queries)
-        expect_size(self, "k", 2, "keys", keys)
-        if not self.k.shape[1] or heads % self.k.shape[1]:
-            expect_size(self, "k", 1, "heads", heads, 1)
-
-    def coordinates(
-        self, x: Float[Tensor, "batch heads tokens dim"], dtype: torch.dtype
-    ) -> Float[Tensor, "batch heads tokens dim"]:
-        """Queries or keys in the basis."""
-        return x.to(dtype) @ self.basis.to(dtype).mT
-
-    def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
-        """See :meth:`Term.tile`."""
-        wide = torch.promote_types(torch.promote_types(self.q.dtype, self.rates.dtype), torch.float32)
-        # NaN and inf as zero: attend sees to the rows that see them, they must not reach others
-        finite = (x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for x in (self.q[:, :, rows], self.k[:, :, cols]))
-        q, k = (self.coordinates(x, wide) for x in finite)
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
-        away = distance(q_pos, k_pos, rows, cols).abs()[:, None].to(q.dtype)
-        # one dimension at a time: all at once would need queries · keys · head width values
-        total = q.new_zeros(*q.shape[:3], k.shape[2])
-        for a, b, rate in zip(q.unbind(-1), k.unbind(-1), self.rates.to(q.dtype), strict=True):
-            total = total + a[..., None] * b[..., None, :] * torch.expm1(-rate * away)
-        return self.scale * total
-
-
-@dataclass(frozen=True, eq=False)
 class Pairwise(Term):
     """Adds fn(q_pos, k_pos), computed tile by tile: for biases that no other term can express.
 

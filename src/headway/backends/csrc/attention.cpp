@@ -4,7 +4,7 @@
 //
 // Forward keeps a running maximum and sum per query. Backward recomputes each tile's weights from these. Tasks process
 // tiles in a fixed order and write to their own memory, so that results do not depend on which thread runs which task.
-#include "boost.h"
+#include "decay.h"
 #include "softmax.h"
 #include "step.h"
 #include "tasks.h"
@@ -81,7 +81,7 @@ template <typename T, typename In>
 void forward(const Call& call) {
   const Shared<T, In> shared(call);
   const Products<T>&rows_tables = *shared.rows, &cols_tables = *shared.cols, &values = *shared.values;
-  const bool few = call.decoding && call.queries <= FEW && call.rates == nullptr;
+  const bool few = call.decoding && call.queries <= FEW && call.rates == nullptr && call.q_decay == nullptr;
   const int64_t wide_d = round_up(call.dim, LANES<T>), wide_v = round_up(call.dim_v, LANES<T>);
   const int64_t per_head = (call.queries + TASK - 1) / TASK, group = call.heads / call.kv_heads;
   // the heads of a task read the same keys: in decoding, reading them is most of the work
@@ -92,7 +92,7 @@ void forward(const Call& call) {
   const size_t bytes = sizeof(T) * (together * task_rows * (wide_d + wide_v + 2) + columns * (2 * wide_d + wide_v) +
                                     (tile_rows + 1) * columns + Terms<T>::room(call, tile_rows, columns)) +
                        sizeof(T) * (together * task_rows * (rows_tables.stride + values.stride) + rows_tables.room()) +
-                       64 * 20 + Boosts<T>::bytes(call, tile_rows, columns);
+                       64 * 20 + Altered<T>::bytes(call, tile_rows, columns);
   std::atomic<int64_t> computed{0}, skipped{0};
 
   const auto work = [&](int64_t task, Scratch& room, const T* tables) {
@@ -108,7 +108,7 @@ void forward(const Call& call) {
       *v_room = room.take<T>(columns * wide_v);
     T *scores = room.take<T>(tile_rows * columns), *tile_room = room.take<T>(Terms<T>::room(call, tile_rows, columns)),
       *row_room = room.take<T>(columns);
-    Boosts<T> boosts(call, b, room, tile_rows, columns);
+    Altered<T> altered(call, b, room, tile_rows, columns);
     std::vector<Terms<T>> terms;
     T *own = room.take<T>(together * task_rows * rows_tables.stride),  // tables of the task's queries
         *products = room.take<T>(rows_tables.room());
@@ -173,8 +173,8 @@ void forward(const Call& call) {
             } else {
               pack<T, In>(k_room, wide_d, k_rows, call.k_row, keys.size(), call.dim, T(call.scale));
               std::fill(k_room + keys.size() * wide_d, k_room + round_up(keys.size(), PANEL<T>) * wide_d, T(0));
-              if (boosts.on)
-                boosts.enter(k_room);
+              if (altered.on)
+                altered.enter(k_room, keys, h_kv);
               else
                 transpose<T>(k_panel, k_room, wide_d, keys.size(), call.dim);
             }
@@ -186,8 +186,8 @@ void forward(const Call& call) {
                 k.start + tile.first * k.stride, k.stride, scores + tile.first, columns);
             for (int64_t i = 0; i < tile.rows(); ++i)
               std::fill(scores + i * columns + tile.last, scores + i * columns + tile.wide, T(0));
-          } else if (boosts.on) {
-            boosts.scores(tile, mine.start, mine.stride, scores, columns);
+          } else if (altered.on) {
+            altered.scores(tile, mine.start, mine.stride, scores, columns);
           } else {
             product<T>(
                 tile.rows(), tile.wide - tile.first, call.dim, mine.start, mine.stride, 1,
@@ -566,7 +566,7 @@ void backward(const Call& call) {
       sizeof(T) * (columns * (3 * wide_d + 3 * wide_v) + tile_rows * (wide_d + wide_v) +
                    (2 * padded_rows + 1) * columns + Gradients<T>::sums(call, tile_rows, columns) +
                    (call.softcap != 0 ? padded_rows * columns : 0) + Terms<T>::room(call, tile_rows, columns)) +
-      64 * 16 + Boosts<T>::bytes(call, tile_rows, columns) + Multiplied<T>::bytes(rows_tables, group, call.queries) +
+      64 * 16 + Altered<T>::bytes(call, tile_rows, columns) + Multiplied<T>::bytes(rows_tables, group, call.queries) +
       Multiplied<T>::bytes(cols_tables, group, columns) + Multiplied<T>::bytes(values, group, call.queries);
   const bool d_rows_needed = call.d_rows_x != nullptr || call.d_rows_vectors != nullptr,
              d_cols_needed = call.d_cols_x != nullptr || call.d_cols_vectors != nullptr;
@@ -640,7 +640,7 @@ void backward(const Call& call) {
     T *tile_room = room.take<T>(Terms<T>::room(call, tile_rows, columns)),
       *sums = room.take<T>(Gradients<T>::sums(call, tile_rows, columns));
     T* caps = call.softcap != 0 ? room.take<T>(padded_rows * columns) : nullptr;
-    Boosts<T> boosts(call, b, room, tile_rows, columns);
+    Altered<T> altered(call, b, room, tile_rows, columns);
     std::vector<Gradients<T>> terms;
     for (int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) terms.emplace_back(call, b, h, split);
     Multiplied<T> rows_of_heads(rows_tables, d_rows_needed, group, call.queries, room),
@@ -666,7 +666,7 @@ void backward(const Call& call) {
     const auto write_until = [&](int64_t last) {
       for (; next < last; next += call.splits) {
         const Span& keys = shared.k[b][next];
-        if (boosts.on && next == held) boosts.leave(keys, d_k);
+        if (altered.on && next == held) altered.leave(keys, d_k);
         if (cols_tables && next == held)
           for (int64_t g = 0; g < group; ++g)
             cols_of_heads.differentiate(g, 0, b, h_kv * group + g, keys.begin, keys.size());
@@ -696,8 +696,8 @@ void backward(const Call& call) {
             keys.size(), call.dim_v, T(1));
         std::fill(k_room + keys.size() * wide_d, k_room + whole * wide_d, T(0));
         std::fill(v_room + keys.size() * wide_v, v_room + whole * wide_v, T(0));
-        if (boosts.on)
-          boosts.enter(k_room);
+        if (altered.on)
+          altered.enter(k_room, keys, h_kv);
         else
           transpose<T>(k_panel, k_room, wide_d, keys.size(), call.dim);
         transpose<T>(v_panel, v_room, wide_v, keys.size(), call.dim_v);
@@ -716,8 +716,8 @@ void backward(const Call& call) {
       const Rows<T> grad = rows_of<T>(
           at_row<In>(call.grad, b, call.grad_batch, h, call.grad_head, query, call.grad_row), call.grad_row, rows,
           call.dim_v, wide_v, grad_room);
-      if (boosts.on)
-        boosts.scores(tile, q.start, q.stride, weights, columns);
+      if (altered.on)
+        altered.scores(tile, q.start, q.stride, weights, columns);
       else
         product<T>(
             rows, tile.wide - tile.first, call.dim, q.start, q.stride, 1, k_panel + tile.first * call.dim, PANEL<T>,
@@ -758,9 +758,9 @@ void backward(const Call& call) {
           d_v + tile.first * wide_v, wide_v, true);
       char& started = begun[(h - h_kv * group) * some_queries + iq];
       T* d_q = d_q_of(h, query);
-      if (boosts.on) {
+      if (altered.on) {
         for (int64_t i = 0; i < rows && !started; ++i) std::fill_n(d_q + i * call.d_q_row, wide_d, T(0));
-        boosts.gradients(tile, gradients, columns, q.start, q.stride, d_q, call.d_q_row, d_k);
+        altered.gradients(tile, gradients, columns, q.start, q.stride, d_q, call.d_q_row, d_k);
       } else {
         product<T>(
             width, wide_d, rows, gradients + tile.first, 1, columns, q.start, q.stride, PANEL<T>,

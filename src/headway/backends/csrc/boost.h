@@ -28,11 +28,10 @@ class Boosts {
   Boosts(const Call& call, int64_t b, Scratch& room, int64_t rows, int64_t columns)
       : on(call.rates != nullptr),
         call_(call),
+        b_(b),
         wide_(round_up(call.dim, LANES<T>)),
         q_pos_(call.q_pos + b * call.q_pos_batch),
-        k_pos_(call.k_pos + b * call.k_pos_batch),
-        q_docs_(call.q_docs == nullptr ? nullptr : call.q_docs + b * call.q_docs_batch),
-        k_docs_(call.k_docs == nullptr ? nullptr : call.k_docs + b * call.k_docs_batch) {
+        k_pos_(call.k_pos + b * call.k_pos_batch) {
     if (!on) return;
     rates_ = room.take<T>(wide_);
     pack<T, T>(rates_, wide_, static_cast<const T*>(call.rates), 0, 1, call.dim, T(1));
@@ -64,7 +63,7 @@ class Boosts {
       if (side == BOTH) {
         for (int64_t i = from; i < end; ++i)
           for (int64_t j = first; j < wide; ++j)
-            to[i * to_row + j] = visible(tile, i, j) ? pair(tile, i, j, q + i * q_row) : T(0);
+            to[i * to_row + j] = visible(call_, b_, tile, i, j) ? pair(tile, i, j, q + i * q_row) : T(0);
         return;
       }
       const int64_t kept = whole ? kept_at(gap(tile)) : call_.dim;
@@ -91,7 +90,7 @@ class Boosts {
       if (side == BOTH) {
         for (int64_t i = from; i < end; ++i)
           for (int64_t j = first; j < last; ++j)
-            if (visible(tile, i, j))
+            if (visible(call_, b_, tile, i, j))
               pair_gradients(tile, i, j, gradient[i * row + j], q + i * q_row, d_q + i * d_q_row, d_k + j * wide_);
         return;
       }
@@ -174,14 +173,6 @@ class Boosts {
                         : tile.distance + first - (end - 1) > call_.future;
   }
 
-  bool visible(const Tile& tile, int64_t i, int64_t j) const {
-    if (tile.regular) return j < tile.last;
-    if (j >= tile.last) return false;
-    const int64_t m = query(tile, i), n = key(tile, j);
-    return m >= 0 && n >= 0 && n - m <= call_.future && n - m >= -call_.past &&
-           (q_docs_ == nullptr || q_docs_[tile.q->begin + i] == k_docs_[tile.k->begin + j]);
-  }
-
   int64_t anchor_of(const Tile& tile, Side side, int64_t from, int64_t end, bool whole) const {
     if (whole) return side == PAST ? tile.k->high : tile.k->low;
     return side == PAST ? query(tile, from) : query(tile, end - 1);
@@ -253,8 +244,8 @@ class Boosts {
   }
 
   const Call& call_;
-  const int64_t wide_;
-  const int64_t *q_pos_, *k_pos_, *q_docs_, *k_docs_;
+  const int64_t b_, wide_;
+  const int64_t *q_pos_, *k_pos_;
   T *rates_ = nullptr, *own_ = nullptr, *table_ = nullptr, *q_ = nullptr, *d_q_ = nullptr;
   const T* k_ = nullptr;
   Far far_[2] = {}, near_ = {};

@@ -43,7 +43,9 @@ struct Call {
   int64_t curve_width, curve_knots, curve_rate_batch, curve_breaks_batch;
   const void* pairs;  // (B, H, Q, K) of one of by_kind's types, contiguous over keys, or null
   int64_t pairs_batch, pairs_head, pairs_row, pairs_kind;
-  const void* rates;      // (D,) T, how fast each dimension of q and k decays with distance, or null
+  const void* rates;              // (D,) T, how fast each dimension of q and k decays with distance, or null
+  const void *q_decay, *k_decay;  // doubles (B, H, Q, D) and (B, H, K, D), P of each, see decay.h, or null; H_kv is H
+  int64_t q_decay_batch, q_decay_head, q_decay_row, k_decay_batch, k_decay_head, k_decay_row;
   double bound;           // of the product of any dimension of a query and a key, times the scale
   double scale, softcap;  // content is scale q k, or softcap tanh(scale q k / softcap) if that is not 0
   const void* sinks;      // (H) T, the score of one more key without a value, or null

@@ -129,6 +129,16 @@ struct Tile {
   int64_t rows() const { return q->size(); }
 };
 
+// Whether the reach, documents and padding show a pair of a tile.
+inline bool visible(const Call& call, int64_t b, const Tile& tile, int64_t i, int64_t j) {
+  if (j >= tile.last) return false;
+  const int64_t query = tile.q->begin + i, key = tile.k->begin + j;
+  const int64_t m = call.q_pos[b * call.q_pos_batch + query], n = call.k_pos[b * call.k_pos_batch + key];
+  return m >= 0 && n >= 0 && n - m <= call.future && n - m >= -call.past &&
+         (call.q_docs == nullptr ||
+          call.q_docs[b * call.q_docs_batch + query] == call.k_docs[b * call.k_docs_batch + key]);
+}
+
 // Find the columns of a tile to compute, of which the call's mask shows what `state` says; false if all of it is
 // hidden.
 template <typename T, typename AnyCall>

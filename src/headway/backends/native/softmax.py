@@ -25,6 +25,7 @@ from headway.backends.native.library import KINDS, Arguments, by_token, even, ma
 from headway.backends.native.operation import Operation
 from headway.terms import (
     Boost,
+    ChannelDecay,
     CurveByDistance,
     DenseBias,
     ProductPerKey,
@@ -64,6 +65,8 @@ class Given(NamedTuple):
     curve_slope: Tensor | None
     pairs: Tensor | None
     sinks: Tensor | None
+    q_decay: Tensor | None
+    k_decay: Tensor | None
     q_pos: Tensor
     k_pos: Tensor
     q_docs: Tensor | None
@@ -96,7 +99,7 @@ class Given(NamedTuple):
         return ", ".join(f"{kinds[kind]} {name}" for name, kind in given.items())
 
 
-_TERMS = (Boost, CurveByDistance, DenseBias, SlopePerToken, TablePerKey, ValuesByDistance)
+_TERMS = (Boost, ChannelDecay, CurveByDistance, DenseBias, SlopePerToken, TablePerKey, ValuesByDistance)
 _DIFFERENTIABLE = Given._fields.index("q_pos")
 _AXES = {
     "keys": "bhk",
@@ -192,7 +195,18 @@ def given_of(call: Call) -> Given:
     return Given._make(
         (
             *(c.q, c.k, c.v, c.keys, c.table, c.tails, c.rows, rows, rows_vectors, c.cols, cols, cols_vectors),
-            *(c.values, c.q_slopes, c.k_slopes, level, rate, base, slope, c.pairs, c.sinks),
+            *(
+                c.values,
+                c.q_slopes,
+                c.k_slopes,
+                level,
+                rate,
+                base,
+                slope,
+                c.pairs,
+                c.sinks,
+                *(c.decays or (None, None)),
+            ),
             *(c.q_pos, c.k_pos, c.q_docs, c.k_docs, breaks, rows_index, cols_index, c.rates, call.seed),
             *mask_of(c),
             *(c.past, c.future, c.left, c.rows_left, c.cols_left, c.values_left, c.row),
@@ -219,10 +233,11 @@ def arguments_of(given: Given) -> Arguments:
     call = arguments.call
     call.batch, call.heads, call.queries, call.dim = g.q.shape
     call.kv_heads, call.keys, call.dim_v = g.v.shape[1:]
-    call.past, call.future, call.scale, call.skip, call.dropout = g.past, g.future, g.scale, 1, g.dropout
+    call.past, call.future, call.scale, call.dropout = g.past, g.future, g.scale, g.dropout
+    call.skip = g.q_decay is None  # with it |q|·|k| bounds no score
     call.left, call.rows_left, call.cols_left, call.values_left = g.left, g.rows_left, g.cols_left, g.values_left
     call.row = g.row
-    for name in ("q", "k", "v", "rows", "rows_x", "cols", "cols_x", "pairs"):
+    for name in ("q", "k", "v", "rows", "rows_x", "cols", "cols_x", "pairs", "q_decay", "k_decay"):
         arguments.put_rows(name, getattr(g, name), "batch", "head", "row")
     for name in ("q_pos", "k_pos", "q_docs", "k_docs"):
         arguments.put_rows(name, getattr(g, name), "batch")
@@ -297,8 +312,9 @@ def _compute(given: Given, inference: bool) -> tuple[Tensor, Tensor]:
 def _of_tokens(given: Given) -> tuple[list[Tensor], list[Tensor]]:
     """The vectors of every query, (B, H, Q, …), and of every key, (B, H or H_kv, K, …)."""
     q_slopes, k_slopes = (None if x is None else x[..., None] for x in (given.q_slopes, given.k_slopes))
-    queries = [x for x in (given.q, given.rows, given.rows_x, q_slopes) if x is not None]
-    return queries, [x for x in (given.k, given.v, given.cols, given.cols_x, k_slopes) if x is not None]
+    queries = [x for x in (given.q, given.rows, given.rows_x, q_slopes, given.q_decay) if x is not None]
+    keys = (given.k, given.v, given.cols, given.cols_x, k_slopes, given.k_decay)
+    return queries, [x for x in keys if x is not None]
 
 
 def _isolated(given: Given) -> tuple[Given, Tensor | None]:
@@ -331,9 +347,11 @@ def _isolated(given: Given) -> tuple[Given, Tensor | None]:
         return x.masked_fill(bad[..., None] if x.ndim == 4 else bad, 0.0)
 
     cleaned: dict[str, Any] = {
-        name: clean(getattr(given, name), bad_row) for name in ("q", "rows", "rows_x", "q_slopes")
+        name: clean(getattr(given, name), bad_row) for name in ("q", "rows", "rows_x", "q_slopes", "q_decay")
     }
-    cleaned |= {name: clean(getattr(given, name), bad_key) for name in ("k", "v", "cols", "cols_x", "k_slopes")}
+    cleaned |= {
+        name: clean(getattr(given, name), bad_key) for name in ("k", "v", "cols", "cols_x", "k_slopes", "k_decay")
+    }
     return given._replace(**cleaned), sees_bad | (bad_row & sees)
 
 
@@ -403,6 +421,11 @@ def _differentiate(
         weight = (g.sinks[:, None] - sums[..., 0]).exp() * sums[..., 1]
         found["sinks"] = -(weight * mean).sum((0, 2))
     whole = d_q[0] if splits == 1 else d_q.sum(0)
+    # scores depend on q and e^own through their product alone, and on k and e^−c
+    if needs["q_decay"]:
+        found["q_decay"] = whole[..., :dim].double() * q
+    if needs["k_decay"]:
+        found["k_decay"] = -d_k.double() * g.k
     if whole.shape != q.shape or whole.dtype != q.dtype:
         whole = q.new_empty(by_token(q.shape)).transpose(1, 2).copy_(whole[..., :dim])
     rest = Given._fields[3:_DIFFERENTIABLE]
