@@ -206,7 +206,7 @@ def canonical(call: Call, products: bool = False, images: bool = False) -> Canon
     q_pos, k_pos = call.q_pos, call.k_pos
     if call.row is not None and not images:
         q_pos, k_pos = raster(q_pos, call.row), raster(k_pos, call.row)
-    (q, k, v), scale, rates, decays = _products(call, wide)
+    (q, k, v), scale, *factors = _products(call, wide)
     return Canonical(
         q,
         k,
@@ -235,8 +235,7 @@ def canonical(call: Call, products: bool = False, images: bool = False) -> Canon
         curve,
         _one_dense(pairs, (call.q.dtype, wide)),
         None if call.sinks is None else call.sinks.to(wide),
-        rates,
-        decays,
+        *factors,
         _steps(call, others) if others else None,
         (call.row or 0) if images else 0,
     )
