@@ -290,11 +290,11 @@ class Attending(nn.Module):
     def rotated(
         self,
         q: Float[Tensor, "batch heads queries dim"],
-        k: Float[Tensor, "batch kv_heads keys dim"],
+        k: Float[Tensor, "batch kv_heads keys dim_k"],
         q_pos: Int[Tensor, "#batch queries *axes"],
         k_pos: Int[Tensor, "#batch keys *axes"],
     ) -> tuple[Tensor, Tensor]:
-        """Queries and keys as the position method rotates them."""
+        """Queries and keys as the position method rotates them; there may be no new keys, as wide as cached ones."""
         if self.own_heads is None:
             return self.position.rotate(q, k, q_pos, k_pos)
         groups = self.shape.heads // self.shape.kv_heads

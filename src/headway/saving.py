@@ -93,4 +93,4 @@ def fill(model: nn.Module, path: str | os.PathLike[str], name: str = WEIGHTS) ->
         if given[name].is_floating_point() != tensor.is_floating_point():
             raise HeadwayError(f"expected {name} in {file} of a dtype as {tensor.dtype}, got {given[name].dtype}")
     for name, tensor in expected.items():
-        tensor.data = given[name]
+        tensor.data = given[name].clone()  # not as the file happens to align it, which changes last bits

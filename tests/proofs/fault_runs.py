@@ -211,6 +211,8 @@ def spoiled(dice: random.Random, data: bytes) -> bytes:
                     walk(inner)
 
         walk(value)
+        if not places:  # there is nothing in it
+            return data[:-1]
         one, key = dice.choice(places)
         if how == "value":
             one[key] = dice.choice(HOSTILE)

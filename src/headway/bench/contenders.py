@@ -103,7 +103,7 @@ def ours(backend: str) -> Contender:
             if name is None:
                 raise Unsupported(refused[names[-1]] or "")
             accepts.append((name, _load(name).describe(call)[1]))
-            return call.q
+            return given.empty()
 
         with torch.set_grad_enabled(case.backward):
             built.runs(choose)()

@@ -139,12 +139,14 @@ class Layer(Displayed):
     def scores(self, rows: slice = ALL) -> Float[Tensor, "batch heads rows keys"]:
         """Scores before the mask, scale · q·k plus every term, for the queries ``rows``."""
         with full_precision():
-            return whole.scores(self.call, self.call.q[:, :, rows], self.call.k, self.seen(rows), rows)
+            found = whole.scores(self.call, self.call.q[:, :, rows], self.call.k, self.seen(rows), rows)
+        return found.to(self.call.q.dtype)  # a term may be of a wider one
 
     def weights(self, rows: slice = ALL) -> Float[Tensor, "batch heads rows keys"]:
         """Attention weights for the queries ``rows``; 0 where masked."""
         with full_precision():
-            return whole.weights(self.call, self.call.q[:, :, rows], self.call.k, self.seen(rows), rows)
+            found = whole.weights(self.call, self.call.q[:, :, rows], self.call.k, self.seen(rows), rows)
+        return found.to(self.call.q.dtype)
 
     def row(self, query: int, head: int, batch: int = 0) -> Float[Tensor, " keys"]:
         """The weights of one query in one head, O(keys) even for a long text.

@@ -120,7 +120,7 @@ class Deberta(Position):
         )
 
     def _rows(
-        self, look: TermInputs, weight: Float[Tensor, "heads head_dim dim"], below: int, above: int
+        self, look: TermInputs, weight: Float[Tensor, "all_heads head_dim dim"], below: int, above: int
     ) -> tuple[Float[Tensor, "heads rows head_dim"], int]:
         """P W of the rows for distances -below ... above, and the first of them."""
         side = self.buckets or self.clip

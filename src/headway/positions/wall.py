@@ -59,6 +59,7 @@ class Wall(Position):
         "gate.bias": "h",
         "forget_gate.weight": "hx",
         "forget_gate.bias": "h",
+        "marks": "h",
     }
     per_layer: ClassVar[bool] = True
     sequential: ClassVar[bool] = True
@@ -81,7 +82,7 @@ class Wall(Position):
 
     def build(self, shape: HeadShape) -> None:
         """Create W and b, and w and b per head."""
-        self.heads, self.head_dim = shape.heads, shape.head_dim
+        self.head_dim = shape.head_dim
         self.gate = nn.Linear(shape.dim, shape.heads * shape.head_dim)
         if self.forget:
             self.forget_gate = nn.Linear(shape.dim, shape.heads)
@@ -93,13 +94,14 @@ class Wall(Position):
             nn.init.constant_(gate.bias, self.bias)
 
     def mark(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens width"]:
-        """Log f of every dimension of every head, then of the heads, in float32 or better."""
+        """Log f of every dimension of a head, then of the head itself, head by head, in float32 or better."""
         # NaN in a token reaches the queries that see its key and value; it must not reach all others through the sum
         x = x.nan_to_num(0.0, 0.0, 0.0)
-        logits = self.gate(x)
+        logits = self.gate(x).unflatten(-1, (-1, self.head_dim))
         if self.forget:
-            logits = torch.cat((logits, self.forget_gate(x)), -1)
-        return nn.functional.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+            logits = torch.cat((logits, self.forget_gate(x)[..., None]), -1)
+        gates: Tensor = nn.functional.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        return gates.flatten(2)
 
     def carry(
         self, marks: Float[Tensor, "batch tokens width"], pos: Int[Tensor, "#batch tokens"], before: Before | None
@@ -110,15 +112,13 @@ class Wall(Position):
     def terms(self, look: TermInputs) -> tuple[AnyTerm, ...]:
         """The difference of the gated product from q·k, and what FoX adds."""
         assert look.marks is not None
-        (own, own_total), (c, total) = self._sums(look.own_marks(), look), self._sums(look.marks, look)
-        decay = ChannelDecay(look.q, look.k, own, c, look.scale)
+        own, c = self._sums(look.own_marks(), look), self._sums(look.marks, look)
+        decay = ChannelDecay(look.q, look.k, own[..., : self.head_dim], c[..., : self.head_dim], look.scale)
         if not self.forget:
             return (decay,)
         dtype = torch.promote_types(look.q.dtype, torch.float32)
-        return decay, forgetting(total, dtype, own_total if look.absolute else None)
+        return decay, forgetting(c[..., -1], dtype, own[..., -1] if look.absolute else None)
 
-    def _sums(self, marks: Float[Tensor, "batch tokens width"], look: TermInputs) -> tuple[Tensor, Tensor]:
-        """P, (B, H, N, D), and the running sum of the log gates per head, (B, H, N), for the current heads."""
-        of_channels, of_heads = marks.tensor_split((self.heads * self.head_dim,), -1)
-        each = of_channels.unflatten(-1, (self.heads, self.head_dim)).movedim(2, 0)
-        return look.of_heads(each).transpose(0, 1), look.of_heads(of_heads.movedim(-1, 0)).transpose(0, 1)
+    def _sums(self, marks: Float[Tensor, "batch tokens width"], look: TermInputs) -> Float[Tensor, "batch heads n each"]:
+        """P of the current heads, and with ``forget`` the running sum of their own gates behind it."""
+        return look.of_heads(marks.unflatten(-1, (-1, self.head_dim + self.forget)).movedim(2, 0)).transpose(0, 1)

@@ -108,7 +108,7 @@ void forward(const Call& call) {
       *v_room = room.take<T>(columns * wide_v);
     T *scores = room.take<T>(tile_rows * columns), *tile_room = room.take<T>(Terms<T>::room(call, tile_rows, columns)),
       *row_room = room.take<T>(columns);
-    Altered<T> altered(call, b, room, tile_rows, columns);
+    Altered<T> altered(call, b, 0, room, tile_rows, columns);
     std::vector<Terms<T>> terms;
     T *own = room.take<T>(together * task_rows * rows_tables.stride),  // tables of the task's queries
         *products = room.take<T>(rows_tables.room());
@@ -271,8 +271,8 @@ void forward(const Call& call) {
 
 // --------------------------------------------------------------------------------------------------------- backward
 
-template <typename T>
-inline void add_to(T* to, const T* from, int64_t count) {
+template <typename To, typename T>
+inline void add_to(To* to, const T* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] += from[i];
 }
 
@@ -286,7 +286,7 @@ class Gradients : public Terms<T> {
     const int64_t bh = b * call.heads + h, index = split * call.batch * call.heads + bh;
     if (call.d_table != nullptr) d_table_ = call.d_table + index * call.width;
     if (call.d_tails != nullptr) d_tails_ = call.d_tails + index * 2;
-    if (call.d_per_key != nullptr) d_per_key_ = static_cast<T*>(call.d_per_key) + bh * call.keys;
+    if (call.d_per_key != nullptr) d_per_key_ = call.d_per_key + bh * call.keys;
     if (call.d_curve_level != nullptr) d_level_ = call.d_curve_level + index * call.curve_width;
     if (call.d_curve_base != nullptr) d_base_ = call.d_curve_base + index * (call.curve_knots + 1);
     if (call.d_curve_slope != nullptr) d_slope_ = call.d_curve_slope + index * (call.curve_knots + 1);
@@ -481,8 +481,8 @@ class Gradients : public Terms<T> {
 
   double *d_table_ = nullptr, *d_tails_ = nullptr, *d_level_ = nullptr, *d_base_ = nullptr, *d_slope_ = nullptr;
   double* d_rate_ = nullptr;
-  T *d_per_key_ = nullptr, *d_pairs_ = nullptr, *sums_ = nullptr, *by_key_ = nullptr, *d_q_slopes_ = nullptr,
-    *d_k_slopes_ = nullptr;
+  double* d_per_key_ = nullptr;
+  T *d_pairs_ = nullptr, *sums_ = nullptr, *by_key_ = nullptr, *d_q_slopes_ = nullptr, *d_k_slopes_ = nullptr;
   double total_ = 0;
 };
 
@@ -640,7 +640,7 @@ void backward(const Call& call) {
     T *tile_room = room.take<T>(Terms<T>::room(call, tile_rows, columns)),
       *sums = room.take<T>(Gradients<T>::sums(call, tile_rows, columns));
     T* caps = call.softcap != 0 ? room.take<T>(padded_rows * columns) : nullptr;
-    Altered<T> altered(call, b, room, tile_rows, columns);
+    Altered<T> altered(call, b, split, room, tile_rows, columns);
     std::vector<Gradients<T>> terms;
     for (int64_t h = h_kv * group; h < (h_kv + 1) * group; ++h) terms.emplace_back(call, b, h, split);
     Multiplied<T> rows_of_heads(rows_tables, d_rows_needed, group, call.queries, room),

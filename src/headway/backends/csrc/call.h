@@ -65,7 +65,7 @@ struct Call {
   int64_t d_q_split, d_q_batch, d_q_head, d_q_row;
   void *d_k, *d_v;  // (B, H_kv, K, D), (B, H_kv, K, D_v)
   int64_t d_k_batch, d_k_head, d_k_row, d_v_batch, d_v_head, d_v_row;
-  void* d_per_key;                           // (B, H, K) T, or null
+  double* d_per_key;                         // (B, H, K), or null
   double *d_table, *d_tails;                 // (S, B, H, W) and (S, B, H, 2), or null
   void* d_rows;                              // (S, B, H, Q, W') T, or null
   void *d_rows_x, *d_rows_vectors;           // (S, B, H, Q, X) and (S, B, H, E, X) T, or null
@@ -74,6 +74,7 @@ struct Call {
   int64_t values_x_batch, values_x_head, values_x_row;
   void* d_values_vectors;                // (S, B, H, E, D_v) T, or null
   double *d_curve_level, *d_curve_rate;  // (S, B, H, W) and (S, B, H, Q), or null
+  double *d_q_decay, *d_k_decay;         // (S, B, H, Q, D) and (B, H, K, D), zeros, or null
   double *d_curve_base, *d_curve_slope;  // (S, B, H, K + 1), or null
   void *d_q_slopes, *d_k_slopes;         // (S, B, H, Q) and (B, H, K) T, or null
   void* d_pairs;                         // T, contiguous, as broadcast as the pairs, or null

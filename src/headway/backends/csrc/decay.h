@@ -6,6 +6,9 @@
 // P_j). Behind the block both factors are at most 1, and a tile is an ordinary product of scaled queries and scaled
 // keys. Beside the diagonal, where the first factor of a strong gate would overflow, narrow pieces of the block have
 // anchors of their own, and what is left of them is computed pair by pair.
+//
+// The gradient of P_i is what pairs of query i contribute, that of P_j the same of key j, negative; gates get sums of
+// both in which most of it cancels. So gradients are sums of doubles, of the same numbers on either side.
 #pragma once
 
 #include "boost.h"
@@ -23,17 +26,22 @@ class Decays {
   static size_t bytes(const Call& call, int64_t rows, int64_t columns) {
     if (call.q_decay == nullptr) return 0;
     const int64_t wide = round_up(call.dim, LANES<T>);
-    return sizeof(T) * wide * (2 + 3 * rows + 3 * (columns + PIECE + 2 * PANEL<T>)) + sizeof(double) * 2 * wide +
-           64 * 16;
+    const int64_t keys = columns + PIECE + 2 * PANEL<T>;
+    const size_t of_gradients = call.grad == nullptr ? 0 : sizeof(double) * (2 * wide * (rows + keys) + rows * columns);
+    return sizeof(T) * wide * (2 + 2 * rows + 2 * keys) + sizeof(double) * 2 * wide + of_gradients + 64 * 20;
   }
 
-  Decays(const Call& call, int64_t b, Scratch& room, int64_t rows, int64_t columns)
-      : on(call.q_decay != nullptr), call_(call), b_(b), wide_(round_up(call.dim, LANES<T>)) {
+  Decays(const Call& call, int64_t b, int64_t split, Scratch& room, int64_t rows, int64_t columns)
+      : on(call.q_decay != nullptr), call_(call), b_(b), split_(split), wide_(round_up(call.dim, LANES<T>)) {
     if (!on) return;
     for (T** each : {&factor_, &rest_}) *each = room.take<T>(wide_);
-    for (T** each : {&q_, &factors_, &d_q_}) *each = room.take<T>(rows * wide_);
-    whole_.make(room, columns + PANEL<T>, wide_);
-    piece_.make(room, PIECE + PANEL<T>, wide_);
+    for (T** each : {&q_, &factors_}) *each = room.take<T>(rows * wide_);
+    const bool gradients = call.grad != nullptr;
+    whole_.make(room, columns + PANEL<T>, wide_, gradients);
+    piece_.make(room, PIECE + PANEL<T>, wide_, gradients);
+    if (!gradients) return;
+    for (double** each : {&exact_q_, &d_q_}) *each = room.take<double>(rows * wide_);
+    exact_ = room.take<double>(rows * columns);
   }
 
   // Go to a block of keys of a head, `k` with rows of wide_ values.
@@ -44,6 +52,12 @@ class Decays {
     };
     q_decay_ = decay(call_.q_decay, call_.q_decay_batch, call_.q_decay_head, call_.q_decay_row, 0);
     k_decay_ = decay(call_.k_decay, call_.k_decay_batch, call_.k_decay_head, call_.k_decay_row, keys.begin);
+    const auto gradient = [&](double* start, int64_t split, int64_t tokens, int64_t token) {
+      const int64_t head = (split * call_.batch + b_) * call_.heads + h;
+      return start == nullptr ? nullptr : start + (head * tokens + token) * call_.dim;
+    };
+    d_q_decay_ = gradient(call_.d_q_decay, split_, call_.queries, 0);
+    d_k_decay_ = gradient(call_.d_k_decay, 0, call_.keys, keys.begin);
     scale_keys(0, keys.size(), whole_);
     begun_ = false;
   }
@@ -75,17 +89,23 @@ class Decays {
               pair_gradients(tile, i, j, gradient[i * row + j], q + i * q_row, d_q + i * d_q_row, d_k + j * wide_);
         return;
       }
-      const T* own = gradient + from * row + first;
-      const int64_t offset = (first - by->first) * wide_;
-      if (by == &whole_ && !begun_) std::fill(whole_.d, whole_.d + tile.k->size() * wide_, T(0));
+      const int64_t width = last - first, rows = end - from, offset = (first - by->first) * wide_;
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < width; ++j) exact_[i * width + j] = double(gradient[(from + i) * row + first + j]);
+      std::copy_n(q_ + from * wide_, rows * wide_, exact_q_);
+      if (by == &whole_ && !begun_) std::fill(whole_.d, whole_.d + tile.k->size() * wide_, 0.0);
       begun_ |= by == &whole_;
-      product<T>(
-          last - first, wide_, end - from, own, 1, row, q_ + from * wide_, wide_, PANEL<T>, by->d + offset, wide_,
-          by == &whole_);
-      if (by != &whole_) add_keys(*by, last - first, d_k);
-      product<T>(end - from, wide_, last - first, own, row, 1, by->rows + offset, wide_, PANEL<T>, d_q_, wide_, false);
-      for (int64_t i = from; i < end; ++i)
-        add_product(d_q + i * d_q_row, d_q_ + (i - from) * wide_, factors_ + i * wide_);
+      product<double>(
+          width, wide_, rows, exact_, 1, width, exact_q_, wide_, PANEL<double>, by->d + offset, wide_, by == &whole_);
+      if (by != &whole_) add_keys(*by, width, d_k);
+      product<double>(
+          rows, wide_, width, exact_, width, 1, by->exact + offset, wide_, PANEL<double>, d_q_, wide_, false);
+      for (int64_t i = 0; i < rows; ++i) {
+        const double *d = d_q_ + i * wide_, *x = exact_q_ + i * wide_;
+        double* decay = d_q_decay_ == nullptr ? nullptr : d_q_decay_ + (tile.q->begin + from + i) * call_.dim;
+        for (int64_t c = 0; decay != nullptr && c < call_.dim; ++c) decay[c] += d[c] * x[c];
+        add_product(d_q + (from + i) * d_q_row, d, factors_ + (from + i) * wide_);
+      }
     });
   }
 
@@ -100,12 +120,13 @@ class Decays {
  private:
   // Some keys from `first` on, times exp(anchor - P), as rows and as the operand of a product; and gradients of these.
   struct Scaled {
-    T *rows, *panel, *d;
-    double* anchor;
+    T *rows, *panel;
+    double *exact, *d, *anchor;  // the rows again, and their gradients
     int64_t first;
-    void make(Scratch& room, int64_t count, int64_t wide) {
-      for (T** each : {&rows, &panel, &d}) *each = room.take<T>(count * wide);
+    void make(Scratch& room, int64_t count, int64_t wide, bool gradients) {
+      for (T** each : {&rows, &panel}) *each = room.take<T>(count * wide);
       anchor = room.take<double>(wide);
+      for (double** each : {&exact, &d}) *each = gradients ? room.take<double>(count * wide) : nullptr;
     }
   };
 
@@ -150,6 +171,7 @@ class Decays {
     }
     std::fill(to.rows + count * wide_, to.rows + round_up(count, PANEL<T>) * wide_, T(0));
     transpose<T>(to.panel, to.rows, wide_, count, call_.dim);
+    if (to.exact != nullptr) std::copy_n(to.rows, count * wide_, to.exact);
   }
   // exp(anchor - P) of a key, until the next call.
   const T* factor_of(const Scaled& by, int64_t j) {
@@ -157,12 +179,15 @@ class Decays {
     return factor_;
   }
   void add_keys(const Scaled& by, int64_t count, T* d_k) {
-    for (int64_t j = 0; j < count; ++j)
-      add_product(d_k + (by.first + j) * wide_, by.d + j * wide_, factor_of(by, by.first + j));
+    for (int64_t j = 0; j < count; ++j) {
+      const double *d = by.d + j * wide_, *x = by.exact + j * wide_;
+      double* decay = d_k_decay_ == nullptr ? nullptr : d_k_decay_ + (by.first + j) * call_.dim;
+      for (int64_t c = 0; decay != nullptr && c < call_.dim; ++c) decay[c] -= d[c] * x[c];
+      add_product(d_k + (by.first + j) * wide_, d, factor_of(by, by.first + j));
+    }
   }
-  void add_product(T* to, const T* a, const T* b) const {
-    for (int64_t d = 0; d < wide_; d += LANES<T>)
-      at::vec::fmadd(V::loadu(a + d), V::loadu(b + d), V::loadu(to + d)).store(to + d);
+  void add_product(T* to, const double* a, const T* b) const {
+    for (int64_t d = 0; d < wide_; ++d) to[d] += T(a[d]) * b[d];
   }
 
   // exp(P_i - P_j), until the next call.
@@ -197,19 +222,24 @@ class Decays {
   }
   void pair_gradients(const Tile& tile, int64_t i, int64_t j, T gradient, const T* q, T* d_q, T* d_k) {
     const T *factor = factor_of_pair(tile, i, j), *k = k_ + j * wide_;
-    const V g(gradient);
-    for (int64_t d = 0; d < wide_; d += LANES<T>) {
-      const V scaled = g * V::loadu(factor + d);
-      at::vec::fmadd(scaled, V::loadu(k + d), V::loadu(d_q + d)).store(d_q + d);
-      at::vec::fmadd(scaled, V::loadu(q + d), V::loadu(d_k + d)).store(d_k + d);
+    double *of_q = d_q_decay_ == nullptr ? nullptr : d_q_decay_ + (tile.q->begin + i) * call_.dim,
+           *of_k = d_k_decay_ == nullptr ? nullptr : d_k_decay_ + j * call_.dim;
+    for (int64_t d = 0; d < call_.dim; ++d) {
+      const T scaled = gradient * factor[d];
+      const double both = double(scaled * q[d]) * double(k[d]);
+      d_q[d] += scaled * k[d];
+      d_k[d] += scaled * q[d];
+      if (of_q != nullptr) of_q[d] += both;
+      if (of_k != nullptr) of_k[d] -= both;
     }
   }
 
   const Call& call_;
-  const int64_t b_, wide_;
+  const int64_t b_, split_, wide_;
   const double *q_decay_ = nullptr, *k_decay_ = nullptr;
   const T* k_ = nullptr;
-  T *factor_ = nullptr, *rest_ = nullptr, *q_ = nullptr, *factors_ = nullptr, *d_q_ = nullptr;
+  T *factor_ = nullptr, *rest_ = nullptr, *q_ = nullptr, *factors_ = nullptr;
+  double *exact_q_ = nullptr, *d_q_ = nullptr, *exact_ = nullptr, *d_q_decay_ = nullptr, *d_k_decay_ = nullptr;
   Scaled whole_ = {}, piece_ = {};
   bool begun_ = false;
 };
@@ -221,8 +251,10 @@ class Altered {
   static size_t bytes(const Call& call, int64_t rows, int64_t columns) {
     return Boosts<T>::bytes(call, rows, columns) + Decays<T>::bytes(call, rows, columns);
   }
-  Altered(const Call& call, int64_t b, Scratch& room, int64_t rows, int64_t columns)
-      : boosts_(call, b, room, rows, columns), decays_(call, b, room, rows, columns), on(boosts_.on || decays_.on) {}
+  Altered(const Call& call, int64_t b, int64_t split, Scratch& room, int64_t rows, int64_t columns)
+      : boosts_(call, b, room, rows, columns),
+        decays_(call, b, split, room, rows, columns),
+        on(boosts_.on || decays_.on) {}
 
   void enter(const T* k, const Span& keys, int64_t h) { boosts_.on ? boosts_.enter(k) : decays_.enter(k, keys, h); }
   template <typename... Args>

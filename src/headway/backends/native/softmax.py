@@ -118,11 +118,13 @@ _AXES = {
     "curve_rate": "bq",
     "curve_base": "hp",
     "curve_slope": "hp",
+    "q_decay": "bhqx",
+    "k_decay": "bhkx",
 }
 """The axes of the inputs whose gradients are sums, b for sequences and h for heads. Each task has its own part of them,
 (splits, B, H, …), unless one task alone adds to it; the parts are summed over the axes that the input does not have."""
-_OF_ONE_TASK = ("keys", "cols", "cols_x", "k_slopes")
-_IN_DOUBLE = ("table", "tails", "curve_level", "curve_rate", "curve_base", "curve_slope")
+_OF_ONE_TASK = ("keys", "cols", "cols_x", "k_slopes", "k_decay")
+_IN_DOUBLE = ("keys", "table", "tails", "curve_level", "curve_rate", "curve_base", "curve_slope", "q_decay", "k_decay")
 
 
 def unfit(call: Call) -> str | None:
@@ -421,11 +423,6 @@ def _differentiate(
         weight = (g.sinks[:, None] - sums[..., 0]).exp() * sums[..., 1]
         found["sinks"] = -(weight * mean).sum((0, 2))
     whole = d_q[0] if splits == 1 else d_q.sum(0)
-    # scores depend on q and e^own through their product alone, and on k and e^−c
-    if needs["q_decay"]:
-        found["q_decay"] = whole[..., :dim].double() * q
-    if needs["k_decay"]:
-        found["k_decay"] = -d_k.double() * g.k
     if whole.shape != q.shape or whole.dtype != q.dtype:
         whole = q.new_empty(by_token(q.shape)).transpose(1, 2).copy_(whole[..., :dim])
     rest = Given._fields[3:_DIFFERENTIABLE]
