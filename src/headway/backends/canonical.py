@@ -191,7 +191,6 @@ def canonical(call: Call, products: bool = False, images: bool = False) -> Canon
         call.fits("a mask", max(len(ids), len(key_ids)), 1, queries, keys)
         q_docs, k_docs = ids.expand(batch, -1), key_ids.expand(batch, -1)
     call.check_terms()
-    pairs = [term.bias for term in call.terms if isinstance(term, DenseBias)]
     table, left, tails = _one_table([term for term in call.terms if isinstance(term, ByDistance)])
     rows, rows_left, query_products = _tables([t for t in call.terms if isinstance(t, TablePerQuery)], products)
     cols, cols_left, key_products = _tables([t for t in call.terms if isinstance(t, TablePerKey)], products)
@@ -206,7 +205,7 @@ def canonical(call: Call, products: bool = False, images: bool = False) -> Canon
     q_pos, k_pos = call.q_pos, call.k_pos
     if call.row is not None and not images:
         q_pos, k_pos = raster(q_pos, call.row), raster(k_pos, call.row)
-    (q, k, v), scale, *factors = _products(call, wide)
+    (q, k, v), scale, rates, decays = _products(call, wide)
     return Canonical(
         q,
         k,
@@ -233,9 +232,10 @@ def canonical(call: Call, products: bool = False, images: bool = False) -> Canon
         summed([term.q for term in slopes], queries),
         summed([term.k for term in slopes], keys),
         curve,
-        _one_dense(pairs, (call.q.dtype, wide)),
+        _one_dense([term.bias for term in call.terms if isinstance(term, DenseBias)], (call.q.dtype, wide)),
         None if call.sinks is None else call.sinks.to(wide),
-        *factors,
+        rates,
+        decays,
         _steps(call, others) if others else None,
         (call.row or 0) if images else 0,
     )

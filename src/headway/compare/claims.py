@@ -129,18 +129,20 @@ class Claims:
         make_folder(path.parent)
         fresh = temporary(path)
         with explained(f"claiming {path}"):
-            fresh.mkdir()
-            write_json_atomic(fresh / "owner.json", owner)
-            (fresh / "beat").write_bytes(b"{}".ljust(_ROOM))
             try:
+                fresh.mkdir()
+                write_json_atomic(fresh / "owner.json", owner)
+                (fresh / "beat").write_bytes(b"{}".ljust(_ROOM))
                 os.rename(fresh, path)
-            except OSError:
+            except (OSError, HeadwayError):
                 if not path.exists():
                     raise
         # someone was faster; or it was done, and said over a network to have failed
         if (self._owner(cell, number + 1) or {}).get("token") != token:
             shutil.rmtree(fresh, ignore_errors=True)
             return None
+        for late in path.parent.glob("*.tmp-*"):  # of workers that were slower, or killed as they began
+            shutil.rmtree(late, ignore_errors=True)
         folder = self._folder_for(cell, number + 1) if copies else self.out
         return Claim(path, folder, self.lease)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ SEES_ALL = object()
 
 @dataclass(frozen=True, eq=False)
 class LazyMask:
-    """Stands for transformers' boolean mask (batch, 1, queries, keys), made only where something else reads it.
+    """Stands for transformers' mask (batch, 1, queries, keys), made only where something else reads it.
 
     Args:
         mask: which keys each query may see; None is all.
@@ -39,6 +39,8 @@ class LazyMask:
         k_pos: the index of each key, (B or 1, K); −1 is padding.
         plain: whether both count from 0 without padding.
         batch: number of sequences.
+        added: the dtype of the mask that a model's eager attention adds to scores, so that whatever else reads it finds
+            0 where a key is visible; None for a boolean one, as of SDPA.
     """
 
     mask: Mask | None
@@ -46,10 +48,16 @@ class LazyMask:
     k_pos: Positions
     plain: bool
     batch: int
+    added: torch.dtype | None = None
     ndim: ClassVar[int] = 4
 
+    def tensor(self) -> Tensor:
+        """The tensor that this stands for."""
+        seen = self.dense()
+        return seen if self.added is None else as_added(seen, seen.new_empty(0, dtype=self.added))
+
     def dense(self) -> Tensor:
-        """The boolean tensor that this stands for."""
+        """Which keys each query may see, as a boolean tensor."""
         seen = (self.k_pos >= 0)[:, None, None]
         if self.mask is not None:
             seen = seen & self.mask.tile(self.q_pos, self.k_pos)
@@ -71,38 +79,42 @@ class LazyMask:
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """The mask on another device; as a tensor where another dtype is asked for."""
         device, dtype = torch._C._nn._parse_to(*args, **kwargs)[:2]
-        if dtype not in (None, torch.bool):
-            return self.dense().to(*args, **kwargs)
+        if dtype not in (None, self.added or torch.bool):
+            return self.tensor().to(*args, **kwargs)
         return replace(self, q_pos=self.q_pos.to(device), k_pos=self.k_pos.to(device))
 
     def __getitem__(self, part: Any) -> Any:
         parts = part if isinstance(part, tuple) and len(part) == 4 else (None,) * 4
         whole = all(isinstance(x, slice) and x.indices(n) == (0, n, 1) for x, n in zip(parts, self.shape, strict=True))
-        return self if whole else self.dense()[part]
+        return self if whole else self.tensor()[part]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(self.dense(), name)
+        return getattr(self.tensor(), name)
 
     @classmethod
     def __torch_function__(
         cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Called by torch's functions: they get the tensor."""
-        made = torch.utils._pytree.tree_map_only(cls, cls.dense, (args, kwargs or {}))
+        made = torch.utils._pytree.tree_map_only(cls, cls.tensor, (args, kwargs or {}))
         return function(*made[0], **made[1])
 
     def __invert__(self) -> Tensor:
-        return ~self.dense()
+        return ~self.tensor()
 
     def __and__(self, other: Any) -> Any:
-        return self.dense() & other
+        return self.tensor() & other
 
     def __or__(self, other: Any) -> Any:
-        return self.dense() | other
+        return self.tensor() | other
 
 
+@overload
+def as_added(mask: LazyMask | Tensor, like: Tensor) -> Tensor: ...
+@overload
+def as_added(mask: None, like: Tensor) -> None: ...
 def as_added(mask: LazyMask | Tensor | None, like: Tensor) -> Tensor | None:
     """A mask as the models' own code adds it to scores: 0 where a key is visible, otherwise the least of ``like``."""
     seen = mask.dense() if isinstance(mask, LazyMask) else mask
@@ -169,8 +181,11 @@ def headway_mask(
 
 
 def headway_eager_mask(*args: Any, **kwargs: Any) -> LazyMask | Tensor | None:
-    """As :func:`headway_mask`, but never None for a causal mask, as for transformers' eager attention."""
-    return headway_mask(*args, **kwargs | {"allow_is_causal_skip": False})
+    """As :func:`headway_mask`, but never None for a causal mask, and added to scores: as for eager attention."""
+    made, dtype = headway_mask(*args, **kwargs | {"allow_is_causal_skip": False}), kwargs.get("dtype", torch.float32)
+    if isinstance(made, LazyMask):
+        return replace(made, added=dtype)
+    return None if made is None else as_added(made, made.new_empty(0, dtype=dtype))
 
 
 def read(function: Callable[..., Any], queries: Positions | None, keys: Positions | None) -> Any:

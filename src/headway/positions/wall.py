@@ -119,6 +119,8 @@ class Wall(Position):
         dtype = torch.promote_types(look.q.dtype, torch.float32)
         return decay, forgetting(c[..., -1], dtype, own[..., -1] if look.absolute else None)
 
-    def _sums(self, marks: Float[Tensor, "batch tokens width"], look: TermInputs) -> Float[Tensor, "batch heads n each"]:
+    def _sums(
+        self, marks: Float[Tensor, "batch tokens width"], look: TermInputs
+    ) -> Float[Tensor, "batch heads n each"]:
         """P of the current heads, and with ``forget`` the running sum of their own gates behind it."""
         return look.of_heads(marks.unflatten(-1, (-1, self.head_dim + self.forget)).movedim(2, 0)).transpose(0, 1)
