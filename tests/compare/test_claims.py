@@ -51,6 +51,14 @@ def test_of_many_that_want_a_cell_one_gets_it(tmp_path: Path) -> None:
     assert all(os.listdir(tmp_path / "claims" / name) == ["1"] for name in names)  # losers leave nothing
 
 
+def test_what_a_killed_worker_began_is_removed_by_the_next(tmp_path: Path) -> None:
+    half = tmp_path / "claims" / CELL / "1.tmp-4484-4f44ec0b"
+    half.mkdir(parents=True)
+    (half / "owner.json.tmp-4484-cb82fdea").write_text("{")
+    with taken(Claims(tmp_path)):
+        assert os.listdir(half.parent) == ["1"]
+
+
 def test_a_live_worker_keeps_its_cell_and_tells_what_it_does(out: Path) -> None:
     with taken(Claims(out, lease=0.6)) as claim:
         claim.doing = {"what": "train"}

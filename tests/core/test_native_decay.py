@@ -44,7 +44,7 @@ def drawn(queries: int, gate: float, keys: int | None = None, heads: int = 4, kv
 
 
 def run(inputs: dict[str, Tensor], backend: str, *more: Any, scale: float = SCALE, **given: Any) -> dict[str, Tensor]:
-    """The output and the gradients of q, k, v and what gates are made from; of the term's own q and k, if it has some."""
+    """The output and the gradients of q, k, v and what gates are made from; of the term's own, if it has some."""
     leaves = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
     of = [leaves.get(f"own_{name}", leaves[name]) for name in "qk"]
     total = logsigmoid(leaves["gates"]).double().cumsum(2)

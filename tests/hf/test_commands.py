@@ -78,6 +78,15 @@ def test_verify_leaves_the_model_as_it_was(folder):
 def test_families_and_lengths():
     with pytest.raises(HeadwayError, match="a folder or a family of transformers such as t5"):
         headway.hf.inputs.of_family("nonsense")
+    with pytest.raises(
+        HeadwayError, match=r"glm4v: it would have 9,\d+,\d+,\d+ parameters, because its parts have siz"
+    ):
+        headway.hf.inputs.of_family("glm4v")
+    with pytest.raises(
+        HeadwayError, match=r"got nougat: Unrecognized model type for subconfig: donut_swin\..*\[\.\.\.\]$"
+    ):
+        headway.hf.inputs.of_family("nougat")
+    assert headway.hf.inputs.of_family("gpt_oss").config.num_local_experts == 16
     for text in ("", "a", "0", "1,-2", "1.5"):
         with pytest.raises(HeadwayError, match="numbers of tokens"):
             as_lengths(text)

@@ -16,7 +16,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import headway.hf
 from headway.hf.forms import eager_of, form_of
-from headway.hf.lazy_mask import LazyMask, headway_mask
+from headway.hf.lazy_mask import LazyMask, headway_eager_mask, headway_mask
 from headway.shapes import HeadwayError
 
 BASE = {"vocab_size": 96, "hidden_size": 42, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6}
@@ -217,6 +217,14 @@ def test_masks_read_are_masks_evaluated(kind, side):
         assert torch.equal(lazy.dense(), m.sdpa_mask(**given))
         assert torch.equal(lazy[:, :, 1:, :3], m.sdpa_mask(**given)[:, :, 1:, :3])
         assert torch.equal(torch.logical_not(lazy), ~m.sdpa_mask(**given))
+        # where the model's own attention is eager, whatever else reads the mask finds what is added to scores
+        added = headway_eager_mask(**given, dtype=torch.float64)
+        assert isinstance(added, LazyMask)
+        expected = m.eager_mask(**given, dtype=torch.float64)
+        assert torch.equal(added[:, :, 1:, :3], expected[:, :, 1:, :3])
+        assert torch.equal(added.bool(), expected.bool())
+        assert added.dtype == torch.float64
+        assert torch.equal(added.dense(), m.sdpa_mask(**given))
 
 
 def test_a_mask_that_is_not_known_is_evaluated():

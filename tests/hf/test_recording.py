@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from common import refusal
+from common import close, refusal
 from models import far, padding, randomised, tokens
 from torch import Tensor
 from torch.nn.functional import linear
@@ -233,6 +233,43 @@ def test_verify_takes_experts_whose_grouped_products_know_no_float64(name: str) 
     model.set_experts_implementation("grouped_mm")
     assert headway.hf.verify(model, lengths=(9,)).passed
     assert model.config._experts_implementation == "grouped_mm"
+
+
+def test_a_model_whose_own_weights_leave_out_its_sink() -> None:
+    """GraniteSWA scales the output instead: its weights add to 1, ours with the sink do not."""
+    sizes = {"vocab_size": 96, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3}
+    more = {"num_key_value_heads": 1, "intermediate_size": 24, "sliding_window": 4}
+    model = hf.GraniteSWAModel(hf.GraniteSWAConfig(**sizes, **more))
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.self_attn.sinks.normal_()
+    found = headway.hf.verify(model, lengths=(9,))
+    assert found.passed
+    assert (found.weights.layers, found.weights.why) == (2, "")
+
+
+def test_a_norm_of_a_kind_of_its_own_is_not_divided() -> None:
+    """MobileBERT's NoNorm has no divisor: what position contributes behind it is not told."""
+    sizes = {"vocab_size": 96, "hidden_size": 24, "embedding_size": 24, "num_hidden_layers": 1}
+    more = {"num_attention_heads": 3, "intermediate_size": 24, "intra_bottleneck_size": 24, "true_hidden_size": 24}
+    model = hf.MobileBertModel(hf.MobileBertConfig(**sizes, **more, use_bottleneck=False))
+    assert headway.hf.verify(model, lengths=(9,)).passed
+    trace = recorded(model, input_ids=torch.arange(9)[None])
+    assert trace[0].stream is None
+
+
+def test_experts_are_routed_as_by_the_models_own_code() -> None:
+    """NLLB-MoE's router reads the mask beside the attention."""
+    sizes = {"vocab_size": 96, "d_model": 24, "encoder_layers": 2, "encoder_attention_heads": 3, "encoder_ffn_dim": 24}
+    more = {"decoder_layers": 1, "decoder_attention_heads": 3, "decoder_ffn_dim": 24, "num_experts": 4}
+    model = hf.NllbMoeModel(hf.NllbMoeConfig(**sizes, **more, encoder_sparse_step=1, decoder_sparse_step=1))
+    encoder = model.get_encoder().double().eval()
+    ids, seen = torch.randint(4, 96, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    seen[0, 5:] = 0
+    own = encoder(input_ids=ids, attention_mask=seen)[0]
+    done = headway.hf.accelerate(encoder, quiet=True)
+    close(encoder(input_ids=ids, attention_mask=seen)[0][seen.bool()], own[seen.bool()])
+    done.undo()
 
 
 def test_verify_compares_weights(monkeypatch: pytest.MonkeyPatch) -> None:

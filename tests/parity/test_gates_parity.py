@@ -1,7 +1,7 @@
 """Methods that gate scores by content (FoX, Inkling, GRAPE), against their authors' code or their papers' formulas.
 
-Held against: transformers (Inkling, Inkling 2); FoX, Wall attention and GRAPE-A against their papers' formulas written anew, which the
-authors' own code equals in float64.
+Held against: transformers (Inkling, Inkling 2); FoX, Wall attention and GRAPE-A against their formulas written anew,
+which the authors' own code of FoX and GRAPE-A equals in float64.
 """
 
 from __future__ import annotations

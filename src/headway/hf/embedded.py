@@ -106,11 +106,15 @@ class Embedded:
         known = norm if norm is not None and isinstance(norm.module, nn.LayerNorm | nn.RMSNorm) else None
         if root.start is None:
             root.start = _started(root, x)
+            if root.start is None:
+                return None
             tokens, position, part = root.start
             if known is not None and part.shape == x.shape and same_tensor(root.made[-1].out, x):
                 return Stream(tokens, position, known.x, known.module, True)  # type: ignore[arg-type]
             return Stream(wide(x) - part, part, x, None, True)
         tokens, position, part = root.start
+        if part.shape != x.shape:  # later stages of an image have fewer and wider tokens
+            return None
         if known is None or known.x.shape != tokens.shape:
             return Stream(wide(x) - part, part, x, None, False)
         return Stream(tokens, position, known.x, known.module, False)  # type: ignore[arg-type]
@@ -191,8 +195,10 @@ def _follow(root: _Root) -> Any:
     return hook
 
 
-def _started(root: _Root, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The embedding, the vectors added to it, and what they contribute to the input of the first attention."""
+def _started(root: _Root, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The embedding, the vectors added to it, and what they contribute to the input of the first attention; None where
+    that went through a norm of another kind than LayerNorm and RMSNorm, or has other widths.
+    """
     chain: list[int] = []
     at = x
     while True:
@@ -209,6 +215,8 @@ def _started(root: _Root, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         made: Any = root.made[number]
         if is_projection(made.module):
             part = part @ wide(by_column(made.module, made.module.weight.detach())).T
+        elif not isinstance(made.module, nn.LayerNorm | nn.RMSNorm):
+            return None
         else:
             part = through_norm(Stream(tokens, position, made.x, made.module, True), part)
-    return tokens, position, part
+    return (tokens, position, part) if part.shape == x.shape else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -113,6 +114,10 @@ SIZES |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 8
 SIZES |= dict.fromkeys(("intermediate_size", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim"), 2048)
 SIZES |= {"head_dim": 64, "d_kv": 64, "max_position_embeddings": 16_384, "max_seq_len": 16_384, "n_positions": 16_384}
 SIZES |= {"vocab_size": 4096}
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""How many experts a layer has, which become at most 16."""
+MOST = 1_500_000_000
+"""Parameters; a model with more has parts of sizes of their own."""
 
 
 def of_family(name: str) -> PreTrainedModel:
@@ -130,7 +135,16 @@ def of_family(name: str) -> PreTrainedModel:
         raise HeadwayError(
             f"expected a folder or a family of transformers such as t5, deberta-v2 or llama, got {brief(name)}"
         )
-    kind: Any = CONFIG_MAPPING[name]
+    try:
+        return _made(name, CONFIG_MAPPING[name])
+    except Exception as error:  # whatever another library's code raises
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise HeadwayError(
+            f"expected a family that can be made with 4 layers of width 512, got {name}: {shorten(why, 200)}"
+        ) from error
+
+
+def _made(name: str, kind: Any) -> PreTrainedModel:
     plain = kind()
     fixed = {key for key in SIZES if isinstance(getattr(kind, key, None), property)}
     sizes: dict[str, Any] = {
@@ -146,20 +160,19 @@ def of_family(name: str) -> PreTrainedModel:
         sizes |= {"share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
     if name == "layoutlmv3":  # four coordinates and two sizes of a box side by side
         sizes |= {"coordinate_size": 86, "shape_size": 84}
-    try:
-        config = kind(**sizes)
-        torch.manual_seed(0)
-        auto: Any = AutoModel
-        model = encoder_of(auto.from_config(config))
-        training = model.training
-        with torch.no_grad():
-            model.train(False)(**random_inputs(model, 8))
-        model.train(training)
-    except Exception as error:  # whatever another library's code raises
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise HeadwayError(
-            f"expected a family that can be made with 4 layers of width 512, got {name}: {why}"
-        ) from error
+    sizes |= {key: 16 for key in EXPERTS if type(told.get(key)) is int and told[key] > 16}
+    auto: Any = AutoModel
+    config = kind(**sizes)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in auto.from_config(config).parameters())
+    if parameters > MOST:
+        raise HeadwayError(f"it would have {parameters:,} parameters, because its parts have sizes of their own")
+    torch.manual_seed(0)
+    model = encoder_of(auto.from_config(config))
+    training = model.training
+    with torch.no_grad():
+        model.train(False)(**random_inputs(model, 8))
+    model.train(training)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

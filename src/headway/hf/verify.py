@@ -244,6 +244,10 @@ def _weights(exact: PreTrainedModel, given: Mapping[str, Any]) -> Weights:
         if real is not None and real.shape == (len(weights), weights.shape[2]):  # padding may see itself, as in XLNet
             alive = alive & real.bool()[:, None, :, None]
         sums = theirs.sum(-1, keepdim=True).masked_fill(~alive, 1) if weights.shape == theirs.shape else None
+        if sums is not None and layer.call.sinks is not None:  # some return what is left beside the sink, some all
+            share = weights.sum(-1, keepdim=True)
+            weights = weights if torch.allclose(sums, share.masked_fill(~alive, 1), atol=0.01) else weights / share
+            sums = sums / weights.sum(-1, keepdim=True).masked_fill(~alive, 1)
         if sums is None or not bool(((sums - 1).abs() < 0.01).all()):
             return Weights(why="its own code returns something else than weights")
         if torch.equal(theirs, theirs[:, :1].expand_as(theirs)):  # WavLM returns the mean of its heads for each of them

@@ -30,15 +30,15 @@ class Wall(Position):
     per head is arXiv:2503.02130).
 
     Formula: q·k/√d_k becomes Σ_c q_ic k_jc Π_{t=j+1…i} f_tc/√d_k, f_t = σ(W x_t + b). Learned: W (H·d_k, d_model) ~
-    N(0, 0.02²) and b (H·d_k) = ``bias``, separate for each layer and for each query head, also where heads share keys. The
+    N(0, 0.02²) and b (H·d_k) = ``bias``, separate for each layer and each query head, also where heads share keys. The
     running sum of log f, (B, N, H·d_k) in float64, is cached with k and v, so that a cache may drop tokens and keep the
     effect of their gates. ``forget`` adds w (H, d_model) and b (H), initialised likewise, and H cached values.
 
-    Pitfalls: for causal attention; future keys would gain what past keys lose. A forgotten key's score goes to 0, not to
-    −∞, so it keeps some attention; ``forget`` takes that away too. Positions are not used: gates are multiplied in the
-    order of tokens in memory, without padding, so rows must not be shuffled. The cache holds twice as many bytes per
-    value as keys in float32, for every query head. ``native`` has a kernel; all other backends compute O(queries · keys ·
-    d_k) exponentials.
+    Pitfalls: for causal attention; future keys would gain what past keys lose. A forgotten key's score goes to 0, not
+    to −∞, so it keeps some attention; ``forget`` takes that away too. Positions are not used: gates are multiplied in
+    the order of tokens in memory, without padding, so rows must not be shuffled. The cache holds a double for every
+    dimension of every query head, besides keys and values. ``native`` has a kernel; all other backends compute
+    O(queries · keys · d_k) exponentials.
 
     Args:
         bias: b at the start; at 8 a token forgets 0.03 %, nearly nothing.

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headway.integers import FAR, Positions, readable
+from headway.integers import FAR, Positions
 from headway.masks import ALL, distance
 from headway.shapes import HeadwayError, brief, kind_of
 
