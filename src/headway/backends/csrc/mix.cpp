@@ -50,8 +50,7 @@ inline void some_columns(
 #pragma GCC unroll 8
     for (int m = 0; m < OUT; ++m)
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n)
-        sum[m][n] = init == nullptr ? V(T(0)) : V::loadu(init[first + (m < here ? m : 0)] + j + n * lanes);
+      for (int n = 0; n < N; ++n) sum[m][n] = V(T(0));
     const T* w = weights;
     for (int64_t c = 0; c < count; ++c, w += OUT) {
       V x[N];
@@ -68,7 +67,10 @@ inline void some_columns(
     for (int m = 0; m < OUT; ++m)
       if (m < here)
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) store(first + m, j + n * lanes, sum[m][n]);
+        for (int n = 0; n < N; ++n) {
+          const int64_t at = j + n * lanes;  // what may be large is added last, so that it rounds once
+          store(first + m, at, init == nullptr ? sum[m][n] : V::loadu(init[first + m] + at) + sum[m][n]);
+        }
   }
 }
 
