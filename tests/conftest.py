@@ -33,6 +33,7 @@ CHECKED = [
         "transformer",
     )
 ]
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # as headway.cli does, before torch is loaded
 # The core's annotations, such as Float[Tensor, "batch heads queries dim"], are checked at every call of a test. That
 # costs as much as the tests themselves: one test or case in twenty-five is checked, with HEADWAY_CHECKED=all each one.
 EVERY = {"none": 0, "all": 1}.get(os.environ.get("HEADWAY_CHECKED", ""), 25)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from headway.config import MOST as MOST
 from headway.config import WIDEST as WIDEST
 from headway.console import console
 from headway.settings import Field, Settings, described
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 
 LOOKED_AT = 10**8
 """The maximum number of parameters of a model that is made only to be looked at."""
@@ -126,10 +127,12 @@ def numbers(option: str, text: str) -> list[int]:
     Raises:
         HeadwayError: on anything else; it names the option.
     """
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise HeadwayError(f"expected {option} as whole numbers like 64,128,256, got {text!r}") from None
+    found: list[int] = []
+    with contextlib.suppress(ValueError):
+        found = [int(part) for part in text.split(",") if part.strip()]
+    if not found:
+        raise HeadwayError(f"expected {option} as whole numbers like 64,128,256, got {brief(text)}")
+    return found
 
 
 def fractions(option: str, text: str) -> list[float]:
@@ -162,7 +165,9 @@ def check_device(name: str, *, here: bool) -> None:
         raise HeadwayError(f"expected --device as cpu, cuda or cuda:0, got {shortened(name)!r}")
     count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(kind, 1)
     if here and int(number or 0) >= count:
-        raise HeadwayError(f"expected a device of this machine, got {name!r}, and it has {count} of this kind: use cpu")
+        raise HeadwayError(
+            f"expected a device of this machine, got {brief(name)}, and it has {count} of this kind: use cpu"
+        )
 
 
 def check_sizes(

@@ -11,7 +11,7 @@ import typer
 
 from headway.arguments import check_device, check_sizes
 from headway.console import console, wrote
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 
 
 def command(
@@ -25,7 +25,7 @@ def command(
     if name is None and html is not None:
         raise HeadwayError("expected a method with --html, got none: headway methods rotary --html rotary.html")
     if name is not None and out is not None:
-        raise HeadwayError(f"expected no method with --out, which writes pages on all, got {name!r}: use --html")
+        raise HeadwayError(f"expected no method with --out, which writes pages on all, got {brief(name)}: use --html")
     from headway.catalogue.entries import SHAPE, catalogue, entry
     from headway.catalogue.page import method_text, methods_note, methods_table, write_markdown, write_method
     from headway.positions import parse

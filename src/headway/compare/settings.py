@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from headway.config import CORE, DEEPEST, MOST, OPTIMIZERS, STEPS, MaybeWidth
 from headway.schema import LARGEST, Number, Whole, Words, shown
 from headway.settings import Settings
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 
 if TYPE_CHECKING:  # modules that need torch are imported when used, so that the command line lists the options at once
     from headway.positions import Position
@@ -130,7 +130,7 @@ class Comparison(Settings):
         replace(self.train_settings(self.seeds[0]), steps=self.recalibration, warmup=None)
         for how in self.extend:
             if how not in WAYS:
-                raise HeadwayError(f"expected extend among {', '.join(WAYS)}, got {how!r}")
+                raise HeadwayError(f"expected extend among {', '.join(WAYS)}, got {brief(how)}")
         if self.extend and not any(self.ways(spec) for spec in self.specs()):
             raise HeadwayError(
                 f"expected a method that {' or '.join(self.extend)} can extend, e.g. rotary, "

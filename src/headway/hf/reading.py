@@ -21,7 +21,7 @@ from headway.hf.predicting import Predicting, predictor
 from headway.hf.swap import METHODS, swap_position
 from headway.init import seeded
 from headway.inspect.record import Layer, Trace, recorded
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.views.question import Question, Recording
 
 PARTS = ("encoder", "decoder", "cross")
@@ -95,7 +95,7 @@ class Reader:
             return replace(found, notes=self.unknown(ids, labels), predictor=predicts)
         part = part or ("encoder" if target is None else "decoder")
         if part not in PARTS:
-            raise HeadwayError(f"expected part {', '.join(PARTS)}, got {part!r}")
+            raise HeadwayError(f"expected part {', '.join(PARTS)}, got {brief(part)}")
         start = getattr(self.model.config, "decoder_start_token_id", None)
         after, names = self.tokens(target) if target is not None else (ids[:, :0], [])
         first = 0 if start is None else start

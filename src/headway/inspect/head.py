@@ -19,7 +19,7 @@ from headway.inspect.record import ROWS, Layer, wide
 from headway.inspect.split import split
 from headway.inspect.watch import MATRICES
 from headway.masks import ALL
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 
 
 class Cell(NamedTuple):
@@ -156,7 +156,7 @@ class Head:
             HeadwayError: when ``which`` is not "q", "k" or "v".
         """
         if which not in MATRICES:
-            raise HeadwayError(f"expected a matrix q, k or v, got {which!r}")
+            raise HeadwayError(f"expected a matrix q, k or v, got {brief(which)}")
         linear: nn.Linear = getattr(self.layer.attention, which)
         return linear, (self.index if which == "q" else self.group) * self.layer.attention.columns(which)
 

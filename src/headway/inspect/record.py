@@ -25,7 +25,7 @@ from headway.display import Displayed
 from headway.functional import check
 from headway.latent import LatentAttention
 from headway.masks import ALL
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.stack import Block, Stack
 from headway.terms import AnyTerm
 
@@ -251,7 +251,7 @@ class Trace(Displayed):
         found = [layer for layer in self.layers if layer.name == index]
         if not found:
             names = ", ".join(dict.fromkeys(layer.name for layer in self.layers)) or "none, nothing ran"
-            raise HeadwayError(f"expected the name of a recorded attention ({names}), got {index!r}")
+            raise HeadwayError(f"expected the name of a recorded attention ({names}), got {brief(index)}")
         return found[-1]
 
     def summary(self) -> dict[str, Float[Tensor, "layers batch heads"]]:

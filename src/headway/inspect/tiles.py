@@ -26,7 +26,7 @@ from torch.nn.functional import pad
 from headway.inspect.record import Layer
 from headway.integers import Positions
 from headway.masks import ALL
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.terms import ByDistance, Term, Tile
 
 TILE = 256
@@ -230,7 +230,7 @@ class TileSource:
     def cells(self, level: int, row: int, column: int, how: str = "max") -> Float[Tensor, "rows columns"]:
         """One tile as a tensor; arguments as in :meth:`tile`."""
         if how not in HOW:
-            raise HeadwayError(f"expected tiles pooled by {' or '.join(HOW)}, got {how!r}")
+            raise HeadwayError(f"expected tiles pooled by {' or '.join(HOW)}, got {brief(how)}")
         down, across = self.grid(level)
         if not (0 <= row < down and 0 <= column < across):
             raise HeadwayError(f"expected one of the {down} × {across} tiles of level {level}, got ({row}, {column})")

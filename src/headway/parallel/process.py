@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 
 KINDS = ("ddp", "fsdp")
 _LONG = datetime.timedelta(days=365)
@@ -157,7 +157,7 @@ def processes(kind: str | None = None, device: torch.device | str = "cpu") -> It
     """
     device = torch.device(device)
     if kind is not None and kind not in KINDS:
-        raise HeadwayError(f"expected parallel to be {' or '.join(KINDS)}, got {kind!r}")
+        raise HeadwayError(f"expected parallel to be {' or '.join(KINDS)}, got {brief(kind)}")
     if not launched():
         if kind is not None:
             raise HeadwayError(

@@ -18,7 +18,7 @@ from headway.positions.learned import Learned
 from headway.positions.rotary import Rotary
 from headway.positions.scaled import NTK, DynamicNTK, Interpolated, Llama3, LongRope, Proportional, Yarn
 from headway.schema import Words, require
-from headway.shapes import HeadwayError, as_count
+from headway.shapes import HeadwayError, as_count, brief
 
 WAYS: dict[str, type[Rotary]] = {"linear": Interpolated, "ntk": NTK, "dynamic": DynamicNTK, "yarn": Yarn}
 """The scalings of :mod:`headway.positions.scaled`, by their name in ``how``."""
@@ -61,7 +61,7 @@ def _table(position: Learned, to: int, how: str | None, trained: int | None) -> 
     to = as_count(to, "to, a length,", 1)
     trained = position.max_length if trained is None else as_count(trained, "trained, a length,")
     if how not in (None, "linear"):
-        raise HeadwayError(f"expected how 'linear', the only way to extend a table, got {how!r}")
+        raise HeadwayError(f"expected how 'linear', the only way to extend a table, got {brief(how)}")
     if not 1 <= trained <= min(to, position.max_length):
         raise HeadwayError(
             f"expected trained from 1 to {position.max_length} and to at least that, got trained={trained} and to={to}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headway.schema import Anything, Named
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.training.files import read_json
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def path_of(name: str) -> Path:
     'decoder-t5'
     """
     if name not in NAMES:
-        raise HeadwayError(f"expected one of the models that ship, {', '.join(NAMES)}, got {name!r}")
+        raise HeadwayError(f"expected one of the models that ship, {', '.join(NAMES)}, got {brief(name)}")
     return FOLDER / name
 
 

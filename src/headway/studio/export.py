@@ -23,7 +23,7 @@ from typing import Any
 from headway._version import __version__
 from headway.figures.words import LANGUAGES, strings
 from headway.output import write_output
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.studio import fields
 from headway.studio.library import Library
 from headway.studio.program import program, style
@@ -137,7 +137,7 @@ def _wanted(views: Sequence[str] | None) -> tuple[str, ...]:
     known = (*(one["key"] for one in offers()["views"]), "report")
     for name in views or ():
         if name not in known:
-            raise HeadwayError(f"expected views of {', '.join(known)}, got {name!r}")
+            raise HeadwayError(f"expected views of {', '.join(known)}, got {brief(name)}")
     return known if views is None else tuple(dict.fromkeys(views))
 
 

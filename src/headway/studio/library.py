@@ -20,7 +20,7 @@ from headway.figures.values import both
 from headway.init import seeded
 from headway.inspect.explain import words
 from headway.inspect.watch import MATRICES, Watch
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.shipped import FOLDER as SHIPPED
 from headway.sizes import Size, check_size
 from headway.studio.entries import Entry, described, found, load
@@ -305,7 +305,9 @@ class Library:
         entry = self._known.get(identity) or self.entries().get(identity)
         if entry is None or entry.kind not in kinds:
             what = "comparison" if "comparison" in kinds else "run"
-            raise HeadwayError(f"expected the id of a {what} that the studio shows, got {identity!r}: reload the page")
+            raise HeadwayError(
+                f"expected the id of a {what} that the studio shows, got {brief(identity)}: reload the page"
+            )
         return entry
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from headway.parallel.process import World
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.sizes import memory
 from headway.training.files import (
     dump_json,
@@ -139,7 +139,7 @@ class Checkpoint:
         for key, tensor in self.optimizer.items():
             name, _, what = key.rpartition("/")
             if name not in index or what not in _KEPT[kind]:
-                raise HeadwayError(f"expected optimizer state of this model in {self.path}, got {key!r}: {_OTHER}")
+                raise HeadwayError(f"expected optimizer state of this model in {self.path}, got {brief(key)}: {_OTHER}")
             like = torch.zeros(()) if what in _SCALARS else by_name[name]
             _check_like(self.path, key, like, tensor)
             state.setdefault(index[name], {})[what] = tensor

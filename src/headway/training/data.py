@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.training.batches import AnyBatches, TextBatches, TextValidation
 from headway.training.content import Tell
 from headway.training.documents import COLUMN
@@ -100,7 +100,7 @@ def read_data(
         return PairData(read_pairs(several[0], most=most))
     if kind not in ("decoder", "encoder"):
         raise HeadwayError(
-            f"expected kind to be decoder or encoder, for a text, or encoder-decoder, for pairs, got {kind!r}"
+            f"expected kind to be decoder or encoder, for a text, or encoder-decoder, for pairs, got {brief(kind)}"
         )
     if not several:
         raise HeadwayError("expected at least one text, got none: None is the built-in one")

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from headway.inspect.watch import Watch
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.training.data import TextData
 from headway.training.history import History
 from headway.training.loop import Observer, Trainer
@@ -166,7 +166,7 @@ class Live:
     @speed.setter
     def speed(self, value: float | None) -> None:
         if value is not None and not 0 < value < float("inf"):
-            raise HeadwayError(f"expected a speed above 0 steps per second, or None, got {value!r}")
+            raise HeadwayError(f"expected a speed above 0 steps per second, or None, got {brief(value)}")
         with self._changed:
             self._speed, self._next = value, 0.0
             self._changed.notify_all()

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from headway.characters import labels
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 
 MOST = 2**20
 """Maximum tokens of a vocabulary."""
@@ -151,10 +151,10 @@ class Bpe:
             raise HeadwayError("expected distinct BPE tokens with all 256 bytes among them: the vocabulary is damaged")
         for token in tokens:
             if not token or not set(token) <= set(byte_of):
-                raise HeadwayError(f"expected BPE tokens of byte-level characters, got {token!r}: it is damaged")
+                raise HeadwayError(f"expected BPE tokens of byte-level characters, got {brief(token)}: it is damaged")
         for left, right in merges:
             if left not in ids or right not in ids or left + right not in ids:
-                raise HeadwayError(f"expected BPE merges of known tokens, got {left!r} + {right!r}: it is damaged")
+                raise HeadwayError(f"expected BPE merges of known tokens, got {brief(left)} + {right!r}: it is damaged")
         self.tokens, self.merges, self.bytes_per_token = tuple(tokens), tuple(merges), bytes_per_token
         self.longest = longest
         self._bytes = [bytes(byte_of[c] for c in token) for token in tokens]

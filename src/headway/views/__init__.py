@@ -16,7 +16,7 @@ from typing import Any
 
 from headway.figures.values import View, both, same
 from headway.figures.words import add_words
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.views.grouping import divided
 from headway.views.question import Question
 
@@ -109,8 +109,8 @@ def view(name: str, question: Question) -> View:
     """
     if question.keys is not None and name not in CROSS:
         raise HeadwayError(
-            f"expected one of the views of cross attention ({', '.join(CROSS)}), got {name!r}, which compares tokens "
-            f"of one text"
+            f"expected one of the views of cross attention ({', '.join(CROSS)}), got {brief(name)}, which compares "
+            f"tokens of one text"
         )
     composed: Callable[[Question], View] = getattr(importlib.import_module(f"headway.views.{_FILES[name]}"), name)
     shown = composed(question)

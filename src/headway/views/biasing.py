@@ -15,7 +15,7 @@ from headway.inspect.head import Head
 from headway.inspect.probe import alike, in_float64
 from headway.inspect.record import Layer
 from headway.inspect.split import CONTENT, PRODUCTS, split
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.terms import ByDistance, Pairwise, PerKey, Term
 from headway.views.distances import EVERY, Spread, by_distance, drawn, points, some
 from headway.views.question import Question
@@ -69,7 +69,7 @@ def _by_table(question: Question) -> View:
     """A bias that depends on positions alone."""
     reach = question.options.get("reach", max(REACH, len(question.labels)))
     if not isinstance(reach, int) or not 2 <= reach <= 65536:
-        raise HeadwayError(f"expected options reach, a distance in tokens, from 2 to 65536, got {reach!r}")
+        raise HeadwayError(f"expected options reach, a distance in tokens, from 2 to 65536, got {brief(reach)}")
     position, heads = question.position, question.seen.heads
     with seeded(0), torch.no_grad():
         call = alike(in_float64(position), torch.arange(reach + 1)[None])

@@ -13,7 +13,7 @@ from headway.init import seeded
 from headway.inspect.head import Head
 from headway.inspect.record import Trace, recorded
 from headway.positions import parse
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.transformer import Transformer
 from headway.views.attending import WHAT, choice_of, link
 from headway.views.grouping import Groups
@@ -128,7 +128,7 @@ def _swap(question: Question, what: str) -> Changed:
     if not isinstance(spec, str):
         raise HeadwayError(
             f"expected the option 'position', a method such as alibi, to swap {question.position.spec()} for, "
-            f"got {spec!r}"
+            f"got {brief(spec)}"
         )
     trace, made = _changes(question).swapped(spec)
     head = Head(trace[question.layer], question.head)
@@ -183,5 +183,5 @@ def swapped(model: Transformer, spec: str, seed: int = 0) -> tuple[Transformer, 
 def _whole(question: Question, name: str, default: int) -> int:
     given = question.options.get(name, default)
     if not isinstance(given, int):
-        raise HeadwayError(f"expected the option {name!r} to be a whole number, got {given!r}")
+        raise HeadwayError(f"expected the option {name!r} to be a whole number, got {brief(given)}")
     return given

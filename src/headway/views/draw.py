@@ -14,7 +14,7 @@ from headway.inspect.record import Layer, Trace
 from headway.output import streamed, write_output
 from headway.plot import picture, to_csv
 from headway.positions import Position, parse
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.views import NAMES, OPTIONS, view
 from headway.views.question import Question
 from headway.views.questions import OF_METHODS, OF_PASSES, about_position, about_trace, composed
@@ -105,7 +105,7 @@ def _check_options(name: str | None, options: Mapping[str, Any]) -> None:
         known = OPTIONS.get(name, ())
         if one not in known:
             has = f"one of the options of the view {name!r}, {', '.join(known)}" if known else f"no option of {name!r}"
-            raise HeadwayError(f"expected {has}, got {one!r}")
+            raise HeadwayError(f"expected {has}, got {brief(one)}")
 
 
 def _view(
@@ -122,7 +122,7 @@ def _view(
 ) -> View:
     """The one view that is drawn."""
     if name is not None and name not in NAMES:
-        raise HeadwayError(f"expected a view ({', '.join(NAMES)}), got {name!r}")
+        raise HeadwayError(f"expected a view ({', '.join(NAMES)}), got {brief(name)}")
     if isinstance(shown, View):
         return shown
     if isinstance(shown, str | Position):
@@ -134,7 +134,7 @@ def _view(
         layer = question.layer
         if name is not None and name not in OF_PASSES:
             raise HeadwayError(
-                f"expected a view that needs no model ({', '.join(OF_PASSES)}), got {name!r}: pass a Question"
+                f"expected a view that needs no model ({', '.join(OF_PASSES)}), got {brief(name)}: pass a Question"
             )
     else:
         question, choices = shown, ("head", "long")

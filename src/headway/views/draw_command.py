@@ -10,7 +10,7 @@ import typer
 
 from headway.arguments import SEED, WIDEST, Head, Language, Layer, ModelRun, NewPosition, check_sizes
 from headway.console import wrote
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 
 _DECIMAL = r"-?[0-9]*\.[0-9]+(e-?[0-9]{1,2})?|-?[0-9]{1,12}e-?[0-9]{1,2}"
 
@@ -47,7 +47,7 @@ def command(
     if (which is None) is (what in ("position", "run")):
         given = " ".join(filter(None, (what, which)))
         raise HeadwayError(
-            f"expected position METHOD, run FOLDER or the name of a view, got {given!r}: "
+            f"expected position METHOD, run FOLDER or the name of a view, got {brief(given)}: "
             f"e.g. headway draw position t5, or headway draw split --position alibi"
         )
     from headway.views import Question

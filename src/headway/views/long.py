@@ -10,7 +10,7 @@ from torch import Tensor
 from headway.figures.values import Block, Figure, Heatmap, Line, Lines, Tiles, View, both
 from headway.figures.words import number
 from headway.inspect.tiles import HOW, TILE, TileSource
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.views.question import Question
 
 VIEWS = ("long",)
@@ -47,7 +47,7 @@ def long(question: Question) -> View:
 def _reach(question: Question) -> int:
     reach = question.options.get("reach", TILE)
     if not isinstance(reach, int) or not 1 <= reach <= 4 * TILE:
-        raise HeadwayError(f"expected options reach, a number of tokens, from 1 to {4 * TILE}, got {reach!r}")
+        raise HeadwayError(f"expected options reach, a number of tokens, from 1 to {4 * TILE}, got {brief(reach)}")
     return reach
 
 

@@ -11,7 +11,7 @@ from headway.backends.rows import by_key_head
 from headway.figures.values import Bars, Grid, Line, Lines, View, both, same
 from headway.figures.words import number
 from headway.inspect.record import Layer
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.views.distances import point, second_half
 from headway.views.question import Question
 
@@ -43,7 +43,7 @@ def scaling(question: Question) -> View:
     layer = question.seen
     width = question.options.get("dim", layer.attention.shape.head_dim)
     if not isinstance(width, int) or not 1 <= width <= WIDEST:
-        raise HeadwayError(f"expected options dim, a width of a head, from 1 to {WIDEST}, got {width!r}")
+        raise HeadwayError(f"expected options dim, a width of a head, from 1 to {WIDEST}, got {brief(width)}")
     widths = sorted({*WIDTHS, width})
     drawn = {dim: _drawn(dim) for dim in widths}
     spread = {dim: float(raw.std()) for dim, raw in drawn.items()}

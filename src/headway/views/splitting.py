@@ -10,7 +10,7 @@ from headway.figures.words import number
 from headway.inspect.head import Head
 from headway.inspect.probe import planes
 from headway.inspect.split import CONTENT, PRODUCTS, exact
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.views.attending import link
 from headway.views.question import Question
 from headway.views.to_figures import Window, pairs, part_name, refuse_beyond, spans, told
@@ -86,7 +86,7 @@ def _pair(question: Question, head: Head, window: Window) -> tuple[int, int]:
         scores = head.scores[row - window.start].masked_fill(~others, -torch.inf)
         return row, int(scores.argmax()) if bool(others.any()) else row
     if not isinstance(key, int) or not 0 <= key < head.layer.keys:
-        raise HeadwayError(f"expected the option 'key' from 0 to {head.layer.keys - 1}, got {key!r}")
+        raise HeadwayError(f"expected the option 'key' from 0 to {head.layer.keys - 1}, got {brief(key)}")
     return row, key
 
 

@@ -9,7 +9,7 @@ from headway.backends.base import Call
 from headway.inspect.probe import planes
 from headway.inspect.record import Layer
 from headway.masks import ALL
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 from headway.views.question import Question
 
 LEAST = 64
@@ -50,7 +50,7 @@ def places(question: Question) -> int:
     """
     asked = question.options.get("positions", min(max(len(question.labels), LEAST), MOST))
     if not isinstance(asked, int) or not 2 <= asked <= 4096:
-        raise HeadwayError(f"expected options positions, the number to show, from 2 to 4096, got {asked!r}")
+        raise HeadwayError(f"expected options positions, the number to show, from 2 to 4096, got {brief(asked)}")
     return asked
 
 

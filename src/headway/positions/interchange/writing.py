@@ -19,7 +19,7 @@ from headway.positions.scaled import DynamicNTK
 from headway.positions.shaw import Shaw
 from headway.positions.t5 import T5
 from headway.positions.transformerxl import TransformerXL
-from headway.shapes import HeadwayError
+from headway.shapes import HeadwayError, brief
 
 
 def to_hf(position: Position) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def convert_pairing(
     [0.0, 2.0, 1.0, 3.0]
     """
     if to not in PAIRINGS:
-        raise HeadwayError(f"expected pairing {' or '.join(PAIRINGS)}, got {to!r}")
+        raise HeadwayError(f"expected pairing {' or '.join(PAIRINGS)}, got {brief(to)}")
     if heads < 1 or weight.shape[0] % heads:
         raise HeadwayError(f"expected rows for {heads} heads of one width, got {weight.shape[0]} rows")
     by_head = weight.unflatten(0, (heads, -1))
