@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from headway.shapes import HeadwayError, brief
 
@@ -146,13 +146,11 @@ def of_family(name: str) -> PreTrainedModel:
 
 def _made(name: str, kind: Any) -> PreTrainedModel:
     plain = kind()
-    fixed = {key for key in SIZES if isinstance(getattr(kind, key, None), property)}
-    sizes: dict[str, Any] = {
-        key: size for key, size in SIZES.items() if type(getattr(plain, key, None)) is int and key not in fixed
-    }
     told = plain.to_dict()
-    if "image_size" in told and "max_2d_position_embeddings" not in told:  # UDOP reads pages
-        sizes = {}
+    pages = "max_2d_position_embeddings" in told  # UDOP reads them
+    sizes = {} if "image_size" in told and not pages else _sizes(plain)
+    if isinstance(getattr(plain, "text_config", None), PreTrainedConfig):  # what reads the text beside images or sound
+        sizes["text_config"] = {**told["text_config"], **_sizes(plain.text_config), "layer_types": None}
     if getattr(plain, "pad_token_id", None) is not None:
         sizes["pad_token_id"] = 0
     if name == "deberta-v2":  # DeBERTa-v3's settings
@@ -160,7 +158,6 @@ def _made(name: str, kind: Any) -> PreTrainedModel:
         sizes |= {"share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
     if name == "layoutlmv3":  # four coordinates and two sizes of a box side by side
         sizes |= {"coordinate_size": 86, "shape_size": 84}
-    sizes |= {key: 16 for key in EXPERTS if type(told.get(key)) is int and told[key] > 16}
     auto: Any = AutoModel
     config = kind(**sizes)
     with torch.device("meta"):
@@ -178,6 +175,14 @@ def _made(name: str, kind: Any) -> PreTrainedModel:
             if parameter.ndim > 1:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
     return model
+
+
+def _sizes(plain: PreTrainedConfig) -> dict[str, Any]:
+    """The sizes of a configuration that are reduced."""
+    told = {key: getattr(plain, key, None) for key in (*SIZES, *EXPERTS)}
+    found = {key: size for key, size in SIZES.items() if type(told[key]) is int}
+    found |= {key: 16 for key in EXPERTS if isinstance(told[key], int) and told[key] > 16}
+    return {key: size for key, size in found.items() if not isinstance(getattr(type(plain), key, None), property)}
 
 
 def encoder_of(model: PreTrainedModel) -> PreTrainedModel:

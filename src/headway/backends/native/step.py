@@ -28,7 +28,7 @@ def given_for_steps(call: Call) -> softmax.Given | None:
         return None
     given = softmax.given_of(call)
     changing = (given.q_docs, given.mask_q, given.pairs, given.keys, given.rows, given.cols_x, given.cols, given.rates)
-    if any(x is not None for x in (*changing, given.q_slopes, given.curve_level)):
+    if any(x is not None for x in (*changing, given.q_slopes, given.curve_level, given.q_decay)):
         return None
     return given if given.rows_x is None or given.rows_x.data_ptr() == call.q.data_ptr() else None
 
