@@ -52,6 +52,7 @@ def test_memories() -> None:
         with accelerated(made()):
             found = made()(tokens(2, 9), use_mems=True).mems
             later = made()(tokens(2, 9, seed=1), mems=found, use_mems=True)[0]
+            assert made()(tokens(2, 9), use_mems=False).mems is None
         own = made()(tokens(2, 9, seed=1), mems=expected, use_mems=True)[0]
     assert all(far(*pair) < 1e-12 for pair in zip(found, expected, strict=True))
     assert far(later, own) < 1e-12
