@@ -29,6 +29,7 @@ KINDS: dict[str, tuple[Mask, Tensor]] = {
     "padding": (KeyPadding(REAL), REAL[:, None, None].expand(-1, -1, N, -1)),
     "padding and causal": (Causal() & KeyPadding(REAL), BOTH),
     "padding or causal": (Causal() | KeyPadding(REAL), REAL[:, None, None] | PAST),
+    "padding twice": (KeyPadding(REAL) & Causal() & KeyPadding(REAL.flip(1)), BOTH & REAL.flip(1)[:, None, None]),
     "padding of one sequence": (KeyPadding(REAL[:1]) & Window(9), REAL[:1, None, None] & PAST & (ROW - COL <= 9)),
     "three axes": (Dense(REAL[:, None] & PAST), (REAL[:, None] & PAST)[:, None]),
     "of transformers": (Causal() & from_hf(REAL.long()), BOTH),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from headway.backends.native import rotate
-from headway.positions.rotary import many_waves
+from headway.positions.rotary import many_waves, rotate_pairs
 
 
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e6, 1e12, 1e18])
@@ -58,3 +58,11 @@ def test_every_other_way_gives_the_same() -> None:
     assert {wave.dtype for wave in many_waves(angles, like.double())} == {torch.float64}
     _, tangent = torch.func.jvp(lambda x: many_waves(x, like)[0], (angles,), (torch.ones_like(angles),))
     torch.testing.assert_close(tangent, -angles.sin().float())
+
+
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+def test_plain_torch_rotates_as_the_kernel_does(pairing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, angles = torch.randn(2, 3, 5, 10).double(), torch.randn(1, 1, 5, 4).double()
+    turned = rotate_pairs(x, angles.cos(), angles.sin(), pairing)
+    monkeypatch.setattr(rotate, "fits", lambda *given: False)
+    torch.testing.assert_close(rotate_pairs(x, angles.cos(), angles.sin(), pairing), turned)

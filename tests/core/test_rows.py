@@ -61,6 +61,10 @@ def test_a_query_sees_what_is_before_it() -> None:
     assert not attend(q, k, v, normalise="stickbreaking")[:, :, 0].any()
     whole = attend(q, k, v, normalise="stickbreaking")
     torch.testing.assert_close(attend(q, k, v, normalise="stickbreaking", mask=Causal()), whole)
+    near = attend(q, k, v, normalise="stickbreaking", mask=Window(2))
+    pairs = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril(-1).triu(-2)
+    torch.testing.assert_close(near, attend(q, k, v, normalise="stickbreaking", mask=pairs))
+    assert not torch.allclose(near, whole)
 
 
 def test_nearer_is_what_lies_later() -> None:
@@ -136,14 +140,16 @@ def test_a_reflection_turns_the_sign() -> None:
     assert path[0, 0, 3].tolist() == [-1, 1, -1, 1]
 
 
-def test_padding_reflects_nothing() -> None:
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_padding_reflects_nothing(backend: str) -> None:
     q, k, v, w = torch.randn(4, 1, 2, 5, 8).double()
     w, beta, kept = w / w.norm(dim=-1, keepdim=True), 2 * torch.rand(1, 2, 5).double(), torch.tensor([0, 1, 3, 4])
 
     def run(pos: Tensor, *x: Tensor) -> Tensor:
         q, k, v, w, beta = x
         product = PathProduct(q, k, w, beta, 0.3)
-        return attend(q, k, v, mask=Causal(), terms=(product,), q_pos=pos, k_pos=pos, scale=0.3)
+        given = {"q_pos": pos, "k_pos": pos, "scale": 0.3, "backend": backend}
+        return attend(q, k, v, mask=Causal(), terms=(product,), **given)
 
     padded = run(torch.tensor([0, 1, -1, 2, 3]), q, k, v, w, beta)
     whole = run(torch.arange(4), *(x[:, :, kept] for x in (q, k, v, w, beta)))

@@ -265,7 +265,7 @@ class Built:
         if before:  # the attention of the cached tokens is not part of the measurement
             q, k, v = self.q.expand(-1, -1, before, -1), self.k[:, :, :before], self.v[:, :, :before]
             with torch.no_grad():
-                self.heads.compute(_Core(lambda call: call.q), self.x[:, :before], q, k, v, cache)
+                self.heads.compute(_Core(CoreCall.empty), self.x[:, :before], q, k, v, cache)
         new = self.x[:, before:], self.q, self.k[:, :, before:], self.v[:, :, before:]
 
         def step() -> Tensor:
