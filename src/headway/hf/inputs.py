@@ -179,9 +179,9 @@ def _made(name: str, kind: Any) -> PreTrainedModel:
 
 def _sizes(plain: PreTrainedConfig) -> dict[str, Any]:
     """The sizes of a configuration that are reduced."""
-    told = {key: getattr(plain, key, None) for key in (*SIZES, *EXPERTS)}
+    told: dict[str, Any] = {key: getattr(plain, key, None) for key in (*SIZES, *EXPERTS)}
     found = {key: size for key, size in SIZES.items() if type(told[key]) is int}
-    found |= {key: 16 for key in EXPERTS if isinstance(told[key], int) and told[key] > 16}
+    found |= {key: 16 for key in EXPERTS if type(told[key]) is int and told[key] > 16}
     return {key: size for key, size in found.items() if not isinstance(getattr(type(plain), key, None), property)}
 
 
