@@ -75,13 +75,22 @@ def test_verify_leaves_the_model_as_it_was(folder):
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
+def test_a_model_that_knows_no_float64_says_so():
+    sizes = {"vocab_size": 96, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "head_dim": 8}
+    config = hf.AutoConfig.for_model(
+        "openai_privacy_filter", **sizes, num_key_value_heads=1, num_local_experts=4, pad_token_id=0
+    )
+    with pytest.raises(
+        HeadwayError, match="expected a model whose own code computes in float64, to compare with, got Op"
+    ):
+        headway.hf.verify(hf.AutoModel.from_config(config), lengths=(9,))
+
+
 def test_families_and_lengths():
     with pytest.raises(HeadwayError, match="a folder or a family of transformers such as t5"):
         headway.hf.inputs.of_family("nonsense")
-    with pytest.raises(
-        HeadwayError, match=r"glm4v: it would have 9,\d+,\d+,\d+ parameters, because its parts have siz"
-    ):
-        headway.hf.inputs.of_family("glm4v")
+    with pytest.raises(HeadwayError, match=r"pi0: it would have 3,\d+,\d+,\d+ parameters, because its parts have siz"):
+        headway.hf.inputs.of_family("pi0")
     with pytest.raises(
         HeadwayError, match=r"got nougat: Unrecognized model type for subconfig: donut_swin\..*\[\.\.\.\]$"
     ):

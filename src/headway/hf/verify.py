@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -138,7 +139,7 @@ def verify(
         inputs: what to call the model with instead.
 
     Raises:
-        HeadwayError: as :func:`headway.hf.accelerate`.
+        HeadwayError: as :func:`headway.hf.accelerate`; or when the model's own code does not compute in float64.
 
     >>> from transformers import T5Config, T5EncoderModel
     >>> small = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
@@ -155,8 +156,7 @@ def verify(
     try:
         for tokens, side, drawn in _given(model, lengths, inputs):
             for draw, given in enumerate(drawn):
-                with in_float64():
-                    truth = _run(exact, given)
+                truth = _truth(exact, given)
                 own = _run(model, given)
                 done = accelerate(model, quiet=True)
                 ours = _run(model, given)
@@ -194,6 +194,18 @@ def _given(
     limit = longest(model)
     fitting = [n for n in lengths if limit is None or n <= limit]
     return [drawn(n, side) for n in fitting for side in (SIDES if n > 1 else SIDES[:1])]
+
+
+def _truth(exact: PreTrainedModel, given: Mapping[str, Any]) -> Run:
+    """What the model's own code computes in float64."""
+    try:
+        with in_float64():
+            return _run(exact, given)
+    except RuntimeError as error:
+        why = shorten(str(error), 200)
+        raise HeadwayError(
+            f"expected a model whose own code computes in float64, to compare with, got {type(exact).__name__}: {why}"
+        ) from error
 
 
 def _run(model: PreTrainedModel, given: Mapping[str, Any]) -> Run:
