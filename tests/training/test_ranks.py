@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from headway.training.files import read_json, write_json_atomic
 from headway.training.loop import Trainer
 from headway.training.run import train
 from headway.training.settings import TrainSettings
+from headway.training.validation import mean_loss
 
 COMPILER = ("ignore:`torch.jit", "ignore:The .grad attribute")
 """What torch's compiler warns about itself."""
@@ -39,6 +41,26 @@ def ranks(*arguments: object, warnings: Sequence[str] = ()) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def test_a_piece_that_is_computed_twice_counts_once() -> None:
+    """Three pieces in two processes: in the last turn both compute the third."""
+
+    class Three:
+        pieces = 3
+
+        def piece(self, number: int, model: nn.Module, /) -> tuple[float, int]:
+            return (1.0, 20.0, 300.0)[number], 1
+
+    class Two(World):
+        size, rank = 2, 0
+
+        def all_of(self, own: Any) -> list[Any]:
+            self.turns = getattr(self, "turns", 0) + 1
+            return [own, Three().piece(min(2 * self.turns - 1, 2), nn.Identity())]
+
+    assert mean_loss(Three(), nn.Identity(), Two()) == 107.0
+    assert mean_loss(Three(), nn.Identity()) == 107.0
 
 
 def test_two_processes_equal_one_resume_and_end_together(tmp_path: Path) -> None:
