@@ -258,22 +258,27 @@ def _products(call: Call, wide: torch.dtype) -> tuple[tuple[Tensor, Tensor, Tens
     term = next((term for term in call.terms if isinstance(term, Boost | ChannelDecay)), None)
     if term is None:
         return (call.q, call.k, call.v), call.scale, None, None
-    given = call.q.to(wide), call.k.to(wide)
+    factors: list[Tensor]
     if isinstance(term, Boost):
         q, k, fixed = term.coordinates(term.q, wide), term.coordinates(term.k, wide), not term.basis.requires_grad
-        heads = math.lcm(call.k.shape[1], k.shape[1])
+        heads, factors = math.lcm(call.k.shape[1], k.shape[1]), [term.rates.detach().to(wide)]
     else:
-        q, k, fixed, heads = term.q.to(wide), term.k.to(wide), True, call.q.shape[1]
-    scale, still = call.scale, 0
-    k, own_k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, given[1], call.v.to(wide)))
+        q, k, fixed = term.q.to(wide), term.k.to(wide), True
+        heads, factors = call.q.shape[1], [term.own.double(), term.c.double()]
+
+    def of_heads(x: Tensor) -> Tensor:
+        return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
+
+    k, v, scale = of_heads(k), of_heads(call.v.to(wide)), call.scale
     if not (term.q is call.q and term.k is call.k and term.scale == call.scale and fixed):
-        q = torch.cat((given[0] * call.scale, -term.scale * q, term.scale * q), -1)
-        scale, still = 1.0, q.shape[3] - k.shape[3]
-        k = torch.cat((own_k, k, k), -1)
+        still = call.q.shape[3] + q.shape[3]
+        q = torch.cat((call.q.to(wide) * call.scale, -term.scale * q, term.scale * q), -1)
+        k, scale = torch.cat((of_heads(call.k.to(wide)), k, k), -1), 1.0
+        factors = [pad(x, (still, 0)) for x in factors]
     # otherwise its q·k cancels the call's
     if isinstance(term, Boost):
-        return (q, k, v), scale, pad(term.rates.detach().to(wide), (still, 0)), None
-    return (q, k, v), scale, None, tuple(pad(x.double(), (still, 0)) for x in (term.own, term.c))
+        return (q, k, v), scale, factors[0], None
+    return (q, k, v), scale, None, tuple(factors)
 
 
 def _one_dense(biases: Sequence[Tensor], known: tuple[torch.dtype, ...]) -> Tensor | None:

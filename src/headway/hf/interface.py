@@ -207,7 +207,7 @@ def _by_the_model(
     queries, keys = query.shape[2], key.shape[2]
     if attention_mask is None and causal:
         attention_mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()[None, None]
-    attention_mask = as_added(attention_mask, query)
+    attention_mask = as_added(attention_mask, query.dtype)
     if isinstance(position_bias, Bias):
         position_bias = position_bias.dense(queries, keys).to(query.dtype)
     if position_bias is not None:

@@ -54,7 +54,7 @@ class LazyMask:
     def tensor(self) -> Tensor:
         """The tensor that this stands for."""
         seen = self.dense()
-        return seen if self.added is None else as_added(seen, seen.new_empty(0, dtype=self.added))
+        return seen if self.added is None else as_added(seen, self.added)
 
     def dense(self) -> Tensor:
         """Which keys each query may see, as a boolean tensor."""
@@ -112,15 +112,15 @@ class LazyMask:
 
 
 @overload
-def as_added(mask: LazyMask | Tensor, like: Tensor) -> Tensor: ...
+def as_added(mask: LazyMask | Tensor, dtype: torch.dtype) -> Tensor: ...
 @overload
-def as_added(mask: None, like: Tensor) -> None: ...
-def as_added(mask: LazyMask | Tensor | None, like: Tensor) -> Tensor | None:
-    """A mask as the models' own code adds it to scores: 0 where a key is visible, otherwise the least of ``like``."""
+def as_added(mask: None, dtype: torch.dtype) -> None: ...
+def as_added(mask: LazyMask | Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask as the models' own code adds it to scores: 0 where a key is visible, otherwise the least of ``dtype``."""
     seen = mask.dense() if isinstance(mask, LazyMask) else mask
     if seen is None or seen.dtype is not torch.bool:
         return seen
-    return like.new_zeros(seen.shape).masked_fill(~seen, torch.finfo(like.dtype).min)
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def headway_mask(
@@ -185,7 +185,7 @@ def headway_eager_mask(*args: Any, **kwargs: Any) -> LazyMask | Tensor | None:
     made, dtype = headway_mask(*args, **kwargs | {"allow_is_causal_skip": False}), kwargs.get("dtype", torch.float32)
     if isinstance(made, LazyMask):
         return replace(made, added=dtype)
-    return None if made is None else as_added(made, made.new_empty(0, dtype=dtype))
+    return None if made is None else as_added(made, dtype)
 
 
 def read(function: Callable[..., Any], queries: Positions | None, keys: Positions | None) -> Any:

@@ -5,6 +5,7 @@ NaN and inf count as zero in them: attend sees to the rows that see such tokens,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,8 +20,40 @@ from headway.terms.pairs import Term, Tile, expect, expect_size
 from headway.terms.rows import finite
 
 
+class _OtherProduct(Term):
+    """What such terms share."""
+
+    q: Float[Tensor, "batch heads queries dim"]
+    k: Float[Tensor, "batch kv_heads keys dim"]
+    scale: float
+
+    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
+        """See :meth:`Term.fits`."""
+        expect_size(self, "q", 1, "heads", heads)
+        expect_size(self, "q", 2, "queries", queries)
+        expect_size(self, "k", 2, "keys", keys)
+        if not self.k.shape[1] or heads % self.k.shape[1]:
+            expect_size(self, "k", 1, "heads", heads, 1)
+
+    def added(
+        self,
+        q: Float[Tensor, "batch heads q dim"],
+        k: Float[Tensor, "batch kv_heads k dim"],
+        exponents: Iterable[Tensor],
+    ) -> Tile:
+        """scale · Σ_c q_c k_c (e^{exponent_c} − 1), for exponents of pairs, one after the other.
+
+        All dimensions at once would need queries · keys · head width values.
+        """
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+        total = q.new_zeros(*q.shape[:3], k.shape[2])
+        for a, b, exponent in zip(q.unbind(-1), k.unbind(-1), exponents, strict=True):
+            total = total + a[..., None] * b[..., None, :] * torch.expm1(exponent)
+        return self.scale * total
+
+
 @dataclass(frozen=True, eq=False)
-class Boost(Term):
+class Boost(_OtherProduct):
     """Adds scale · Σ_c q̂_c k̂_c (e^{−r_c |k_pos − q_pos|} − 1): in the coordinates q̂ = basis · q and k̂ = basis · k, each
     product of q·k decays with distance at its own rate.
 
@@ -52,14 +85,6 @@ class Boost(Term):
         if readable(self.rates) and not bool((self.rates >= 0).all()):
             raise HeadwayError(f"expected the rates of Boost of at least 0, got {self.rates.min().item()}")
 
-    def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
-        """See :meth:`Term.fits`."""
-        expect_size(self, "q", 1, "heads", heads)
-        expect_size(self, "q", 2, "queries", queries)
-        expect_size(self, "k", 2, "keys", keys)
-        if not self.k.shape[1] or heads % self.k.shape[1]:
-            expect_size(self, "k", 1, "heads", heads, 1)
-
     def coordinates(
         self, x: Float[Tensor, "batch heads tokens dim"], dtype: torch.dtype
     ) -> Float[Tensor, "batch heads tokens dim"]:
@@ -70,17 +95,12 @@ class Boost(Term):
         """See :meth:`Term.tile`."""
         wide = torch.promote_types(torch.promote_types(self.q.dtype, self.rates.dtype), torch.float32)
         q, k = (self.coordinates(finite(x, wide), wide) for x in (self.q[:, :, rows], self.k[:, :, cols]))
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
         away = distance(q_pos, k_pos, rows, cols).abs()[:, None].to(q.dtype)
-        # one dimension at a time: all at once would need queries · keys · head width values
-        total = q.new_zeros(*q.shape[:3], k.shape[2])
-        for a, b, rate in zip(q.unbind(-1), k.unbind(-1), self.rates.to(q.dtype), strict=True):
-            total = total + a[..., None] * b[..., None, :] * torch.expm1(-rate * away)
-        return self.scale * total
+        return self.added(q, k, (-rate * away for rate in self.rates.to(q.dtype)))
 
 
 @dataclass(frozen=True, eq=False)
-class ChannelDecay(Term):
+class ChannelDecay(_OtherProduct):
     """Adds scale · Σ_c q_ic k_jc (e^{own_ic − c_jc} − 1): each dimension of q·k is forgotten at its own pace, learned
     and computed from the tokens.
 
@@ -114,21 +134,18 @@ class ChannelDecay(Term):
 
     def fits(self, heads: int, queries: int, keys: int, dim_v: int) -> None:
         """See :meth:`Term.fits`."""
-        for name, of, count in (("q", "queries", queries), ("own", "queries", queries), ("c", "keys", keys)):
+        super().fits(heads, queries, keys, dim_v)
+        for name, of, count in (("own", "queries", queries), ("c", "keys", keys)):
             expect_size(self, name, 1, "heads", heads)
             expect_size(self, name, 2, of, count)
-        expect_size(self, "k", 2, "keys", keys)
-        if not self.k.shape[1] or heads % self.k.shape[1]:
-            expect_size(self, "k", 1, "heads", heads, 1)
 
     def tile(self, q_pos: Positions, k_pos: Positions, rows: slice = ALL, cols: slice = ALL) -> Tile:
         """See :meth:`Term.tile`."""
         wide = torch.promote_types(self.q.dtype, torch.float32)
         q, k = (finite(x, wide) for x in (self.q[:, :, rows], self.k[:, :, cols]))
         own, c = (finite(x, x.dtype) for x in (self.own[:, :, rows], self.c[:, :, cols]))
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
-        total = q.new_zeros(*q.shape[:3], k.shape[2])
-        for a, b, above, below in zip(q.unbind(-1), k.unbind(-1), own.unbind(-1), c.unbind(-1), strict=True):
-            away = (above[..., None] - below[..., None, :]).clamp(max=80.0).to(wide)
-            total = total + a[..., None] * b[..., None, :] * torch.expm1(away)
-        return self.scale * total
+        away = (
+            (above[..., None] - below[..., None, :]).clamp(max=80.0).to(wide)
+            for above, below in zip(own.unbind(-1), c.unbind(-1), strict=True)
+        )
+        return self.added(q, k, away)

@@ -11,6 +11,16 @@
 
 namespace headway {
 
+// sum_d q_d factor_d k_d over `wide` values.
+template <typename T>
+T weighted_product(const T* q, const T* factor, const T* k, int64_t wide) {
+  using V = Vectorized<T>;
+  V sum(T(0));
+  for (int64_t d = 0; d < wide; d += LANES<T>)
+    sum = at::vec::fmadd(V::loadu(q + d) * V::loadu(factor + d), V::loadu(k + d), sum);
+  return sum_of(sum);
+}
+
 template <typename T>
 class Boosts {
   using V = Vectorized<T>;
@@ -227,11 +237,7 @@ class Boosts {
   }
 
   T pair(const Tile& tile, int64_t i, int64_t j, const T* q) const {
-    const T *factor = factors(key(tile, j) - query(tile, i), wide_), *k = k_ + j * wide_;
-    V sum(T(0));
-    for (int64_t d = 0; d < wide_; d += LANES<T>)
-      sum = at::vec::fmadd(V::loadu(q + d) * V::loadu(factor + d), V::loadu(k + d), sum);
-    return sum_of(sum);
+    return weighted_product(q, factors(key(tile, j) - query(tile, i), wide_), k_ + j * wide_, wide_);
   }
   void pair_gradients(const Tile& tile, int64_t i, int64_t j, T gradient, const T* q, T* d_q, T* d_k) const {
     const T *factor = factors(key(tile, j) - query(tile, i), wide_), *k = k_ + j * wide_;

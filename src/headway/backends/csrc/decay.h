@@ -214,11 +214,7 @@ class Decays {
     return most;
   }
   T pair(const Tile& tile, int64_t i, int64_t j, const T* q) {
-    const T *factor = factor_of_pair(tile, i, j), *k = k_ + j * wide_;
-    V sum(T(0));
-    for (int64_t d = 0; d < wide_; d += LANES<T>)
-      sum = at::vec::fmadd(V::loadu(q + d) * V::loadu(factor + d), V::loadu(k + d), sum);
-    return sum_of(sum);
+    return weighted_product(q, factor_of_pair(tile, i, j), k_ + j * wide_, wide_);
   }
   void pair_gradients(const Tile& tile, int64_t i, int64_t j, T gradient, const T* q, T* d_q, T* d_k) {
     const T *factor = factor_of_pair(tile, i, j), *k = k_ + j * wide_;

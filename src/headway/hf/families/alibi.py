@@ -80,7 +80,7 @@ class BloomAttention:
         """As the model's own, which computes one query, and attentions where they are asked for."""
         own: Any = self
         if output_attentions or not isinstance(attention_mask, LazyMask):
-            mask = as_added(attention_mask, hidden_states)
+            mask = as_added(attention_mask, hidden_states.dtype)
             passed = {"layer_past": layer_past, "use_cache": use_cache, "output_attentions": output_attentions}
             return super().forward(hidden_states, residual, alibi, mask, **passed, **kwargs)  # type: ignore[misc, no-any-return]
         q, k, v = own._reshape(own.query_key_value(hidden_states))
@@ -196,7 +196,7 @@ class FalconAttention:
         if own.config.alibi:
             alibi = _falcon_alibi(own, file, hidden_states, attention_mask)
         if output_attentions:
-            mask = as_added(attention_mask, hidden_states)
+            mask = as_added(attention_mask, hidden_states.dtype)
             if own.config.alibi and mask is not None:  # as FalconModel does
                 added = alibi.view(len(hidden_states), own.num_heads, 1, -1) * own.inv_norm_factor
                 mask = added.masked_fill(mask < -1, torch.finfo(mask.dtype).min)

@@ -63,7 +63,7 @@ class MPNetSelfAttention:
         if output_attentions:
             if isinstance(position_bias, Bias):
                 position_bias = position_bias.dense(hidden_states.shape[1], hidden_states.shape[1])
-            passed = (as_added(attention_mask, hidden_states), position_bias, output_attentions)
+            passed = (as_added(attention_mask, hidden_states.dtype), position_bias, output_attentions)
             return super().forward(hidden_states, *passed, **kwargs)  # type: ignore[misc]
         q, k, v = (
             project(hidden_states).unflatten(-1, (-1, own.attention_head_size)).transpose(1, 2)

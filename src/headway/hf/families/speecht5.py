@@ -73,7 +73,7 @@ class RelativeAttention:
         if output_attentions or not isinstance(position_bias, RelativeKeys) or cache is not None:
             if isinstance(position_bias, RelativeKeys):
                 position_bias = position_bias.owner.of_pairs(hidden_states)
-            mask = as_added(attention_mask, hidden_states)
+            mask = as_added(attention_mask, hidden_states.dtype)
             return super().forward(  # type: ignore[misc, no-any-return]
                 hidden_states, key_value_states, cache, mask, position_bias, output_attentions, **kwargs
             )
