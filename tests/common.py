@@ -318,6 +318,18 @@ def same_with_gradients(got: Tensor, expected: Tensor, leaves: Sequence[Tensor],
         assert e.any()
 
 
+def on_two_threads(run: Callable[[], dict[str, Tensor]], times: int = 4) -> dict[str, Tensor]:
+    """What a run on two threads finds, the same bits every time."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        first, *others = (run() for _ in range(times))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(first[name], other[name]) for other in others for name in first)
+    return first
+
+
 def assert_as_exact(
     got: list[dict], plain: list[dict], truth: list[dict], atom: float = 0.0, jump: float = 0.0
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import assert_as_exact
+from common import assert_as_exact, on_two_threads
 from torch import Tensor
 
 from headway import Causal, Documents, Window, attend
@@ -161,16 +161,10 @@ def test_one_head_of_32k_tokens() -> None:
 
 def test_two_threads_give_the_same_bits_every_time() -> None:
     """The keys of one head are divided among the threads, and the next free one takes the next task."""
-    before = torch.get_num_threads()
     inputs = {name: torch.randn(1, 1, 1500, 32) for name in "qkv"}
     inputs |= {"table": torch.randn(1, 129), "rows": torch.randn(1, 1, 1500, 9)}
     weight = torch.randn(1, 1, 1500, 32)
-    try:
-        torch.set_num_threads(2)
-        runs = [run(inputs, weight, "native", mask=Causal(), left=128) for _ in range(6)]
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(runs[0][name], other[name]) for other in runs[1:] for name in other)
+    on_two_threads(lambda: run(inputs, weight, "native", mask=Causal(), left=128), times=6)
 
 
 # --- skipped tiles ------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import assert_as_exact, refusal
+from common import assert_as_exact, on_two_threads, refusal
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -138,14 +138,8 @@ def test_nan_reaches_only_those_who_see_it() -> None:
 
 
 def test_two_threads_give_the_same_bits_every_time() -> None:
-    before = torch.get_num_threads()
     inputs = {name: x.float() for name, x in drawn(700, 0.0, heads=1, kv_heads=1).items()}
-    try:
-        torch.set_num_threads(2)
-        runs = [run(inputs, "native", mask=Causal()) for _ in range(4)]
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(runs[0][name], other[name]) for other in runs[1:] for name in other)
+    on_two_threads(lambda: run(inputs, "native", mask=Causal()))
 
 
 def test_what_is_refused() -> None:

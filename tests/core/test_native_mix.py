@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import assert_as_exact, refusal
+from common import assert_as_exact, on_two_threads, refusal
 from torch import Tensor
 
 from headway import Causal, Documents, Window, attend
@@ -140,14 +140,9 @@ def test_as_exact_as_plain_pytorch(taps: int, dtype: torch.dtype) -> None:
 
 
 def test_two_threads_give_the_same_bits_every_time() -> None:
-    before, given = torch.get_num_threads(), inputs(3, 300, 300)
+    given = inputs(3, 300, 300)
     given = {name: x.float() for name, x in given.items()}
-    try:
-        torch.set_num_threads(2)
-        runs = [run(given, "native", mask=Causal()) for _ in range(4)]
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(runs[0][name], other[name]) for other in runs[1:] for name in other)
+    on_two_threads(lambda: run(given, "native", mask=Causal()))
 
 
 def test_memory_grows_with_tokens_and_not_with_pairs() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import assert_as_exact, refusal
+from common import assert_as_exact, on_two_threads, refusal
 from torch import Tensor
 
 from headway import Causal, Documents, Window, attend
@@ -105,15 +105,9 @@ def test_as_exact_as_plain_pytorch(dtype: torch.dtype) -> None:
 
 def test_two_threads_give_the_same_bits_every_time() -> None:
     inputs = {name: x.float() for name, x in drawn(600, heads=(1, 1, 1)).items()}
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        runs = [run(inputs, "native", mask=Causal()) for _ in range(4)]
-    finally:
-        torch.set_num_threads(before)
+    found = on_two_threads(lambda: run(inputs, "native", mask=Causal()))
     truth = run(inputs, "native", mask=Causal())
-    for name, x in runs[0].items():
-        assert all(torch.equal(x, other[name]) for other in runs[1:])
+    for name, x in found.items():
         torch.testing.assert_close(x, truth[name], rtol=1e-4, atol=1e-5)
 
 
