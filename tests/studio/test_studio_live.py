@@ -242,7 +242,8 @@ def test_ctrl_c_ends_it_at_once_even_while_it_trains_and_a_browser_is_connected(
             assert time.perf_counter() - begun < 3
             assert process.returncode == 0
             assert "stopped" in rest
-            assert idle.recv(1) == b""
+            with contextlib.suppress(ConnectionResetError):  # what the system says of one that was not accepted yet
+                assert idle.recv(1) == b""
 
 
 def test_a_used_port_is_one_sentence_and_no_port_means_any(client: Client) -> None:
