@@ -140,18 +140,22 @@ inline T max_of(Vectorized<T> x) {
   return value[0];
 }
 
-// C (M, N) = or += A (M, K) B (K, N), M and N vectors small enough for the registers.
+// C (M, N) = or += A (M, K) B (K, N), M and N vectors small enough for the registers. Few of these are summed in
+// several chains, because a sum waits for the one before it.
 template <typename T, int M, int N>
 inline void block(
     int64_t K, const T* A, int64_t a_row, int64_t a_col, const T* B, int64_t b_row, T* C, int64_t c_row, bool add) {
   using V = Vectorized<T>;
   constexpr int64_t lanes = LANES<T>;
-  V sum[M][N];
+  constexpr int CHAINS = M * N < 8 ? 8 / (M * N) : 1;
+  V sum[CHAINS][M][N];
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
+  for (int c = 0; c < CHAINS; ++c)
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) sum[m][n] = V(T(0));
-  for (int64_t k = 0; k < K; ++k) {
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) sum[c][m][n] = V(T(0));
+  const auto step = [&](int64_t k, V(&to)[M][N]) {
     V b[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) b[n] = V::loadu(B + k * b_row + n * lanes);
@@ -159,16 +163,26 @@ inline void block(
     for (int m = 0; m < M; ++m) {
       const V a(A[m * a_row + k * a_col]);
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) sum[m][n] = at::vec::fmadd(a, b[n], sum[m][n]);
+      for (int n = 0; n < N; ++n) to[m][n] = at::vec::fmadd(a, b[n], to[m][n]);
     }
-  }
+  };
+  int64_t k = 0;
+  for (; k + CHAINS <= K; k += CHAINS)
+#pragma GCC unroll 8
+    for (int c = 0; c < CHAINS; ++c) step(k + c, sum[c]);
+#pragma GCC unroll 8
+  for (int c = 0; c < CHAINS - 1; ++c)  // each to its chain, so that zeros behind the last change nothing
+    if (k + c < K) step(k + c, sum[c]);
   // added last, so that the error grows with the length of a block and the number of blocks, not with their product
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
       T* to = C + m * c_row + n * lanes;
-      (add ? sum[m][n] + V::loadu(to) : sum[m][n]).store(to);
+      V total = sum[0][m][n];
+#pragma GCC unroll 8
+      for (int c = 1; c < CHAINS; ++c) total = total + sum[c][m][n];
+      (add ? total + V::loadu(to) : total).store(to);
     }
 }
 
@@ -235,6 +249,22 @@ void product(
   }
 }
 
+// The sum of each of LANES vectors that lie one behind the other, added as `sum_of` adds them.
+template <typename T>
+inline Vectorized<T> sums_of(const T* vectors) {
+  constexpr int64_t lanes = LANES<T>;
+  alignas(64) T turned[lanes * lanes];
+  at::vec::transpose_mxn<T, lanes, lanes>(vectors, lanes, turned, lanes);
+  Vectorized<T> sum[lanes];
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < lanes; ++i) sum[i] = Vectorized<T>::loadu(turned + i * lanes);
+#pragma GCC unroll 4
+  for (int64_t half = lanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < half; ++i) sum[i] = sum[i] + sum[i + half];
+  return sum[0];
+}
+
 // C (M, N) = scale · A (M, K) B (N, K)ᵀ for so few rows of A that packing B would cost more than the product. K is a
 // multiple of the lanes.
 template <typename T>
@@ -242,10 +272,27 @@ void products_of_few(
     int64_t M, int64_t N, int64_t K, T scale, const T* A, int64_t a_row, const T* B, int64_t b_row, T* C,
     int64_t c_row) {
   using V = Vectorized<T>;
-  for (int64_t n = 0; n < N; ++n, B += b_row)
+  constexpr int64_t lanes = LANES<T>;
+  int64_t n = 0;
+  for (; n + lanes <= N; n += lanes, B += lanes * b_row)
+    for (int64_t m = 0; m < M; ++m) {
+      V sum[lanes];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < lanes; ++i) sum[i] = V(T(0));
+      for (int64_t k = 0; k < K; k += lanes) {
+        const V a = V::loadu(A + m * a_row + k);
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < lanes; ++i) sum[i] = at::vec::fmadd(a, V::loadu(B + i * b_row + k), sum[i]);
+      }
+      alignas(64) T vectors[lanes * lanes];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < lanes; ++i) sum[i].store(vectors + i * lanes);
+      (V(scale) * sums_of<T>(vectors)).store(C + m * c_row + n);
+    }
+  for (; n < N; ++n, B += b_row)
     for (int64_t m = 0; m < M; ++m) {
       V sum(T(0));
-      for (int64_t k = 0; k < K; k += LANES<T>) sum = at::vec::fmadd(V::loadu(A + m * a_row + k), V::loadu(B + k), sum);
+      for (int64_t k = 0; k < K; k += lanes) sum = at::vec::fmadd(V::loadu(A + m * a_row + k), V::loadu(B + k), sum);
       C[m * c_row + n] = scale * sum_of(sum);
     }
 }
