@@ -207,23 +207,23 @@ class KVCache:
         self._filled = filled + tokens
         return filled + torch.arange(tokens, device=device)
 
-    def writable(self) -> tuple[Tensor, Tensor, Tensor, int] | None:
+    def writable(self) -> tuple[Tensor, Tensor, Tensor, int | Tensor] | None:
         """Keys (B, R, H_kv, D), values (B, R, H_kv, D_v) and positions (B, R) as they are stored, free room included,
-        and how many tokens they hold; None where there is no room for another, or what is stored differs from what
-        came: no token yet, marks, another dtype, or dropped tokens.
+        and how many tokens they hold, with a size as the tensor that counts them; None where there is no room for
+        another, or what is stored differs from what came: no token yet, marks, another dtype, or dropped tokens.
         """
         store = self._store
         if len(store) != 3 or self.dtype is not None or self._newest is not None:
             return None
-        k, used = store["k"], self._length if self._filled is None else int(self._filled)
-        return (k, store["v"], store["pos"], used) if used < k.shape[1] else None
+        k, used = store["k"], self._filled
+        if used is None and self._length >= k.shape[1]:
+            return None
+        return k, store["v"], store["pos"], self._length if used is None else used
 
     def written(self) -> None:
-        """Count one more token, which was written behind the others."""
+        """Count one more token, which was written behind the others; not with a size, whose tensor counts it."""
         if self._filled is None:
             self._length += 1
-        else:
-            self._filled = self._filled + 1
 
     def before(self, pos: Int[Tensor, "#batch tokens"]) -> tuple[Tensor, Int[Tensor, " batch"]] | None:
         """Marks (B, ...) and position (B,) of the token that new tokens at these positions follow in the text, -1 where

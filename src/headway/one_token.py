@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from headway.attending import Attending, Core, normed
@@ -65,10 +65,11 @@ def step(layer: Any, x: Tensor, pos: Any, cache: KVCache) -> Tensor | None:
     prepared = _prepared(layer, cache, store)
     if prepared.steps is None or prepared.steps.are_seen():  # before projections, which a counter would see twice
         return None
+    made, split = _modules(layer), layer._split
     heads, kv_heads = layer.shape.heads, layer.shape.kv_heads
-    q, k, v = layer._split(layer.q(x), heads), layer._split(layer.k(x), kv_heads), layer._split(layer.v(x), kv_heads)
+    q, k, v = split(made["q"](x), heads), split(made["k"](x), kv_heads), split(made["v"](x), kv_heads)
     if layer.qk_norm:
-        q, k = normed(layer.q_norm, q), normed(layer.k_norm, k)
+        q, k = normed(made["q_norm"], q), normed(made["k_norm"], k)
     if not (q.dtype == k.dtype == v.dtype == store[0].dtype and type(q) is type(k) is type(v) is Tensor):
         return None
     done, out = prepared.steps.run(q, k, v, pos, store[3])
@@ -84,6 +85,11 @@ def step(layer: Any, x: Tensor, pos: Any, cache: KVCache) -> Tensor | None:
     return isolated
 
 
+def _modules(layer: nn.Module) -> dict[str, Any]:
+    """Its modules by name: to read an attribute that is a module takes as long as a small operator of torch."""
+    return layer._modules
+
+
 def _fits(layer: Attending, x: Tensor, pos: Any, k: Tensor) -> bool:
     """Whether the call is a plain one: of a token for each sequence in the cache, on the CPU, and not watched."""
     if type(x) is not Tensor or x.shape != (k.shape[0], 1, layer.shape.dim) or not x.is_cpu or transforms():
@@ -92,14 +98,14 @@ def _fits(layer: Attending, x: Tensor, pos: Any, k: Tensor) -> bool:
         type(pos) is Tensor and pos.dtype is torch.int64 and pos.is_cpu and pos.shape in ((1, 1), (k.shape[0], 1))
     ):
         return False
-    core = layer.core
+    core = _modules(layer)["core"]
     watched = core._forward_hooks or core._forward_pre_hooks or _has_any_global_hook()
     return not (watched or torch.is_autocast_enabled("cpu") or (layer.dropout and layer.training))
 
 
-def _prepared(layer: Attending, cache: KVCache, store: tuple[Tensor, Tensor, Tensor, int]) -> _Prepared:
+def _prepared(layer: Attending, cache: KVCache, store: tuple[Tensor, Tensor, Tensor, int | Tensor]) -> _Prepared:
     """What was prepared for the cache, anew where something has changed since."""
-    core, position = layer.core, layer.position
+    core, position = _modules(layer)["core"], _modules(layer)["position"]
     options: tuple[Any, ...] = (
         layer,
         position,
@@ -118,7 +124,7 @@ def _prepared(layer: Attending, cache: KVCache, store: tuple[Tensor, Tensor, Ten
         learned = [(held, name, x) for held, name in places if (x := held[name]) is not None]
         # a tensor of inference mode does not tell when it changes
         fixed = store[0].device.type == "cpu" and not any(x.is_inference() for _, _, x in learned)
-        steps = _prepare(layer, *store) if fixed and _is_plain(layer) else None
+        steps = _prepare(layer, *store[:3], int(store[3])) if fixed and _is_plain(layer) else None
         versions = () if steps is None else tuple((*place, place[2]._version) for place in learned)
         found = _PREPARED[cache] = _Prepared(steps, options, versions)
     return found

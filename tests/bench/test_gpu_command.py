@@ -189,7 +189,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
         if done == 3:
             raise KeyboardInterrupt
 
-    results = benchmark(tmp_path, 1, plan=replace(PLAN, methods=("none",)), device="cpu", on_row=stop)
+    results = benchmark(tmp_path, 10, plan=replace(PLAN, methods=("none",)), device="cpu", on_row=stop)
     assert results["complete"] is False
     assert len(results["rows"]) == 4
     assert (tmp_path / "report.html").exists()

@@ -164,7 +164,8 @@ def test_a_stick_of_equal_shares_is_exact_to_a_rounding() -> None:
     got = attend(q, k, v, normalise="stickbreaking", backend="native", **given)
     share = torch.tensor(-7.0).double().sigmoid()
     expected = share * (1 - share) ** torch.arange(n - 1, -1, -1) @ v.double()
-    assert (got - expected).abs().max() < 2**-20 * expected.abs().max()  # plain PyTorch multiplies by the exact shares with as much
+    # plain PyTorch, multiplying by the exact shares, is as far off
+    assert (got - expected).abs().max() < 2**-20 * expected.abs().max()
 
 
 @pytest.mark.parametrize("ahead", [0, 10, 20])

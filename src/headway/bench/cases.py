@@ -158,12 +158,14 @@ class CoreCall(NamedTuple):
 
 
 class _Precomputed(nn.Linear):
-    """A projection whose output is given; it has the widths of a real one."""
+    """A projection whose output is given, at next to no cost; it has the widths of a real one."""
 
-    given: Tensor
+    def __init__(self, like: nn.Linear, given: dict[str, Tensor], name: str) -> None:
+        super().__init__(like.in_features, like.out_features, bias=False)
+        self.given, self.name = given, name
 
-    def forward(self, _: Tensor) -> Tensor:
-        return self.given
+    def __call__(self, _: Tensor) -> Tensor:
+        return self.given[self.name]
 
 
 class Heads(Attention):
@@ -176,26 +178,25 @@ class Heads(Attention):
         super().__init__(
             shape.dim, shape.heads, kv_heads=shape.kv_heads, head_dim=shape.head_dim, position=position, mask=mask
         )
+        self.given: dict[str, Tensor] = {}
         self.q, self.k, self.v = (
-            _Precomputed(one.in_features, one.out_features, bias=False) for one in (self.q, self.k, self.v)
+            _Precomputed(one, self.given, name) for name, one in (("q", self.q), ("k", self.k), ("v", self.v))
         )
-        self._found: list[Tensor] = []
 
     def compute(self, core: Core, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: KVCache | None = None) -> Tensor:
         """The heads, (B, H, Q, D), computed by this core from the queries, keys and values of the tokens x."""
         # not by setattr, whose checks take as long as a step of decoding should
         self._modules["core"] = core
-        for name, given in (("q", q), ("k", k), ("v", v)):
-            vars(self._modules[name])["given"] = given
+        self.given.update(x=x, q=q, k=k, v=v)
         self(x, cache=cache)
-        return self._found.pop()
+        return self.given.pop("heads")
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
         return x
 
     def _join(self, heads: Tensor) -> Tensor:
-        self._found.append(heads)
-        return heads.new_empty(1).expand(heads.shape[0], heads.shape[2], self.shape.dim)
+        self.given["heads"] = heads
+        return self.given["x"]  # in the shape of an output
 
 
 class _Core(Core):
@@ -212,13 +213,16 @@ class _Core(Core):
 class _RewindableCache(KVCache):
     """A cache that can be shortened to an earlier length, so that one step can be run repeatedly."""
 
+    _behind: Tensor | None = None  # positions of the room behind it
+
     def rewind(self, length: int) -> None:
         """Forget all but the first tokens, at next to no cost."""
         if self.size is None:
             self._length = length
         elif self._filled is not None:
             self._filled.fill_(length)
-            self._store["pos"][:, length:] = -1
+            self._behind = self._store["pos"][:, length:] if self._behind is None else self._behind
+            self._behind.fill_(-1)
 
 
 @dataclass

@@ -823,9 +823,11 @@ extern "C" int headway_step(headway::step::Call* step, int kind, char* message) 
   return by_kind(kind, message, [&]<typename T, typename In>() {
     headway::Call& attention = *static_cast<headway::Call*>(step->attention);
     step->outcome = step::REFUSED;
+    if (step->filled != nullptr) step->length = *step->filled;
     if (step->length >= step->room || !step::place(*step, attention.batch)) return;
     step::append<T, In>(*step, attention);
     attention.keys = step->length + 1;
+    if (step->filled != nullptr) ++*step->filled;
     forward<T, In>(attention);
     step->outcome = step::finite<T, In>(attention) ? step::DONE : step::NOT_FINITE;
   });

@@ -27,6 +27,7 @@ struct Call {
   void *keys, *values;      // the cache, (B, H_kv, R, D) and (B, H_kv, R, D_v), contiguous
   int64_t* places;          // its positions (B, R)
   int64_t room, length;     // R, and how many tokens it holds; the next is written behind them
+  int64_t* filled;          // the same number where it is kept, to be read and counted up, or null
   int64_t outcome;          // set: one of these
 };
 

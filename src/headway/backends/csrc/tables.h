@@ -137,12 +137,14 @@ class Products {
     stride = side.index == nullptr ? columns_ : apart(width);
     const int64_t kinds = side.vectors_head == 0 ? 1 : call.heads, padded = round_up(count_, PANEL<T>);
     rows_ = uninitialised<T>(kinds * padded * wide_);
-    panels_ = uninitialised<T>(kinds * padded * side.dim);
+    const bool packed = side.tokens > FEW;
+    if (packed) panels_ = uninitialised<T>(kinds * padded * side.dim);
     at::parallel_for(0, kinds, 1, [&](int64_t begin, int64_t end) {
       for (int64_t h = begin; h < end; ++h) {
         const T* from = static_cast<const T*>(side.vectors) + h * side.vectors_head + first_ * side.dim;
         T* rows = rows_.get() + h * padded * wide_;
         pack<T, T>(rows, wide_, from, side.dim, count_, side.dim, T(1));
+        if (!packed) continue;
         std::fill(rows + count_ * wide_, rows + padded * wide_, T(0));
         transpose<T>(panels_.get() + h * padded * side.dim, rows, wide_, padded, side.dim);
       }
@@ -238,10 +240,10 @@ class Products {
   };
 
   static Range range_of(const int64_t* pos, int64_t tokens) {
-    Range found = NONE;
-    for (int64_t i = 0; i < tokens; ++i)
-      if (pos[i] >= 0) found = found.with({pos[i], pos[i]});
-    return found;
+    int64_t low = NONE.low, high = -1;
+    for (int64_t i = 0; i < tokens; ++i) low = std::min(low, pos[i] < 0 ? NONE.low : pos[i]);
+    for (int64_t i = 0; i < tokens; ++i) high = std::max(high, pos[i]);
+    return high < 0 ? NONE : Range{low, high};
   }
 
   // Rows whose distance is a power of two would share few sets of the cache.

@@ -96,6 +96,15 @@ inline std::vector<Span> spans(const int64_t* pos, const int64_t* docs, int64_t 
   for (int64_t begin = 0; begin < tokens; begin += step) {
     constexpr int64_t most = std::numeric_limits<int64_t>::max(), least = std::numeric_limits<int64_t>::min();
     Span span{begin, std::min(tokens, begin + step), most, least, most, least, true, {}};
+    const int64_t first = pos[begin], own = docs == nullptr ? 0 : docs[begin];
+    int64_t unlike = first < 0;  // the usual: one run
+    for (int64_t i = begin; i < span.end; ++i) unlike |= pos[i] ^ (first + (i - begin));
+    for (int64_t i = begin; docs != nullptr && i < span.end; ++i) unlike |= docs[i] ^ own;
+    if (unlike == 0) {
+      result.push_back(
+          {begin, span.end, first, first + span.size() - 1, own, own, true, {{0, span.size(), first, own}}});
+      continue;
+    }
     for (int64_t i = begin; i < span.end; ++i) {
       span.unit &= pos[i] >= 0 && pos[i] == pos[begin] + (i - begin);
       if (pos[i] < 0) continue;

@@ -80,7 +80,7 @@ class Step:
             self._kept += [rotation, rates, room]
         self._pointer = ctypes.byref(made)
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, pos: Tensor | None, length: int) -> tuple[int, Tensor]:
+    def run(self, q: Tensor, k: Tensor, v: Tensor, pos: Tensor | None, length: int | Tensor) -> tuple[int, Tensor]:
         """:attr:`DONE`, :attr:`NOT_FINITE`, or :attr:`REFUSED` where the position is beyond the last or not behind the
         cached ones; and the output, (B, H, 1, D_v).
 
@@ -89,11 +89,16 @@ class Step:
             k: (B, H_kv, 1, D), likewise.
             v: (B, H_kv, 1, D_v).
             pos: its position, (B or 1, 1); None is the one after each sequence's greatest.
-            length: how many tokens are cached. Unless it is refused, the token is written behind them.
+            length: how many tokens are cached. Unless it is refused, the token is written behind them; and a tensor,
+                of one int64, counts it.
         """
         call, attention = self._call, self._attention.call
         q, k, v = even(q), even(k), even(v)  # entries side by side
-        call.q, call.k, call.v, call.length = q.data_ptr(), k.data_ptr(), v.data_ptr(), length
+        call.q, call.k, call.v = q.data_ptr(), k.data_ptr(), v.data_ptr()
+        if isinstance(length, int):
+            call.length, call.filled = length, None
+        else:
+            call.filled = length.data_ptr()
         call.q_batch, call.q_head, _, _ = q.stride()
         call.k_batch, call.k_head, _, _ = k.stride()
         call.v_batch, call.v_head, _, _ = v.stride()
