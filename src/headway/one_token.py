@@ -65,11 +65,10 @@ def step(layer: Any, x: Tensor, pos: Any, cache: KVCache) -> Tensor | None:
     prepared = _prepared(layer, cache, store)
     if prepared.steps is None or prepared.steps.are_seen():  # before projections, which a counter would see twice
         return None
-    made, split = _modules(layer), layer._split
-    heads, kv_heads = layer.shape.heads, layer.shape.kv_heads
-    q, k, v = split(made["q"](x), heads), split(made["k"](x), kv_heads), split(made["v"](x), kv_heads)
+    made, heads, kv_heads = _modules(layer), layer.shape.heads, layer.shape.kv_heads
+    q, k, v = made["q"](x), made["k"](x), made["v"](x)
     if layer.qk_norm:
-        q, k = normed(made["q_norm"], q), normed(made["k_norm"], k)
+        q, k = normed(made["q_norm"], layer._split(q, heads)), normed(made["k_norm"], layer._split(k, kv_heads))
     if not (q.dtype == k.dtype == v.dtype == store[0].dtype and type(q) is type(k) is type(v) is Tensor):
         return None
     done, out = prepared.steps.run(q, k, v, pos, store[3])
@@ -80,6 +79,7 @@ def step(layer: Any, x: Tensor, pos: Any, cache: KVCache) -> Tensor | None:
         return out
     at = prepared.steps.at.clone()
     tokens = Tokens(cache.k, cache.v, cache.pos, None)
+    q = q if layer.qk_norm else layer._split(q, heads)
     q, _ = layer.rotated(q, tokens.k[:, :, :0], at, tokens.pos[:, :0])
     isolated: Tensor = layer._attend(q, at, tokens, None, (), cache, crosses=False, given=True)
     return isolated

@@ -213,16 +213,20 @@ class _Core(Core):
 class _RewindableCache(KVCache):
     """A cache that can be shortened to an earlier length, so that one step can be run repeatedly."""
 
-    _behind: Tensor | None = None  # positions of the room behind it
+    _rewound: tuple[Tensor, Any, Any] | None = None  # what counts tokens; it and the positions behind them as arrays
 
     def rewind(self, length: int) -> None:
         """Forget all but the first tokens, at next to no cost."""
         if self.size is None:
             self._length = length
-        elif self._filled is not None:
+        elif self._filled is not None and not self._filled.is_cpu:
             self._filled.fill_(length)
-            self._behind = self._store["pos"][:, length:] if self._behind is None else self._behind
-            self._behind.fill_(-1)
+            self._store["pos"][:, length:] = -1
+        elif self._filled is not None:
+            if self._rewound is None or self._rewound[0] is not self._filled:
+                self._rewound = self._filled, self._filled.numpy(), self._store["pos"][:, length:].numpy()
+            _, filled, behind = self._rewound
+            filled[...], behind[...] = length, -1
 
 
 @dataclass

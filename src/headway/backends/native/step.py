@@ -13,7 +13,7 @@ from torch import Tensor
 from headway.backends import operators
 from headway.backends.base import Call
 from headway.backends.native import softmax
-from headway.backends.native.library import KINDS, even, kernel_of, struct, wide_of
+from headway.backends.native.library import KINDS, kernel_of, struct, wide_of
 
 HEADER = "step.h"
 
@@ -63,7 +63,7 @@ class Step:
         self._attention.put("sums", sums)
         self._kernel = kernel_of(softmax.SOURCE, HEADER).headway_step
         self._kind, self._message = KINDS[given.q.dtype], ctypes.create_string_buffer(256)
-        self._shape = (*given.q.shape[:3], v.shape[3])
+        self._shape, self._dim = (*given.q.shape[:3], v.shape[3]), given.q.shape[3]
         made = self._call = struct(HEADER)()
         made.attention = ctypes.addressof(self._attention.call)
         made.keys, made.values, made.places, made.room = k.data_ptr(), v.data_ptr(), pos.data_ptr(), k.shape[2]
@@ -85,23 +85,22 @@ class Step:
         cached ones; and the output, (B, H, 1, D_v).
 
         Args:
-            q: of the token, (B, H, 1, D), not turned.
-            k: (B, H_kv, 1, D), likewise.
-            v: (B, H_kv, 1, D_v).
+            q: of the token, (B, H, 1, D) or (B, 1, H·D), not turned.
+            k: (B, H_kv, 1, D) or (B, 1, H_kv·D), likewise.
+            v: (B, H_kv, 1, D_v) or (B, 1, H_kv·D_v).
             pos: its position, (B or 1, 1); None is the one after each sequence's greatest.
             length: how many tokens are cached. Unless it is refused, the token is written behind them; and a tensor,
                 of one int64, counts it.
         """
         call, attention = self._call, self._attention.call
-        q, k, v = even(q), even(k), even(v)  # entries side by side
+        q, call.q_batch, call.q_head = _even(q, self._dim)
+        k, call.k_batch, call.k_head = _even(k, self._dim)
+        v, call.v_batch, call.v_head = _even(v, self._shape[3])
         call.q, call.k, call.v = q.data_ptr(), k.data_ptr(), v.data_ptr()
         if isinstance(length, int):
             call.length, call.filled = length, None
         else:
             call.filled = length.data_ptr()
-        call.q_batch, call.q_head, _, _ = q.stride()
-        call.k_batch, call.k_head, _, _ = k.stride()
-        call.v_batch, call.v_head, _, _ = v.stride()
         if pos is None:
             call.pos = None
         else:
@@ -111,3 +110,12 @@ class Step:
         if self._kernel(self._pointer, self._kind, self._message):
             raise MemoryError(f"the CPU kernel failed: {self._message.value.decode()}")
         return call.outcome, out
+
+
+def _even(x: Tensor, width: int) -> tuple[Tensor, int, int]:
+    """The same values with a head's entries side by side, and how far apart sequences and heads lie."""
+    strides = x.stride()
+    if strides[-1] != 1:
+        x = x.contiguous()
+        strides = x.stride()
+    return x, strides[0], strides[1] if len(strides) == 4 else width
