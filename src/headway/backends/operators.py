@@ -24,9 +24,9 @@ def are_seen(*tensors: Tensor | None) -> bool:
 
 def are_followed(*tensors: Tensor | None) -> bool:
     """Whether operations on these tensors are compiled, counted, or done by other code than torch's own."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return True
-    return bool(torch._C._len_torch_dispatch_stack()) or any(x is not None and type(x) not in _PLAIN for x in tensors)
+    return bool(tensors) and any(x is not None and type(x) not in _PLAIN for x in tensors)
 
 
 def count(operator: Any, at: int, products: int) -> None:
