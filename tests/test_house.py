@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -206,3 +207,9 @@ def test_every_public_thing_is_described() -> None:
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.ClassDef | ast.Module):
                 assert ast.get_docstring(node), f"{path}: {getattr(node, 'name', 'the module')} has no docstring"
+
+
+def test_every_listed_fault_can_be_planted() -> None:
+    """The lists of ``make mutants`` name text that is there once."""
+    runner = runpy.run_path(str(Path(__file__).parent / "mutants" / "run.py"))
+    assert len(runner["read"](None)) > 400
