@@ -100,7 +100,7 @@ def _fits(layer: Attending, x: Tensor, pos: Any, k: Tensor) -> bool:
         return False
     core = _modules(layer)["core"]
     watched = core._forward_hooks or core._forward_pre_hooks or _has_any_global_hook()
-    return not (watched or torch.is_autocast_enabled("cpu") or (layer.dropout and layer.training))
+    return not (watched or (layer.dropout and layer.training))
 
 
 def _prepared(layer: Attending, cache: KVCache, store: tuple[Tensor, Tensor, Tensor, int | Tensor]) -> _Prepared:

@@ -95,6 +95,27 @@ def test_steps_in_half_precision(dtype: torch.dtype, taken: list[bool]) -> None:
     assert torch.equal(found, general(attention, KVCache(), x, pos))
 
 
+class Wide(nn.Linear):
+    """A projection that autocast does not make narrower."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_steps_under_autocast(wide: bool, taken: list[bool]) -> None:
+    attention, (x, pos) = layer("rotary", qk_norm=True), tokens()
+    for name in "qkv" if wide else "":
+        own = getattr(attention, name)
+        setattr(attention, name, Wide(DIM, own.out_features, bias=False))
+        getattr(attention, name).load_state_dict(own.state_dict())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = decoded(attention, KVCache(), x, pos)
+        assert any(taken)
+        assert torch.equal(found, general(attention, KVCache(), x, pos))
+
+
 def test_unsteady_methods_take_the_general_way(taken: list[bool]) -> None:
     for spec in ("fire", "fox", "dynamicntk", "xpos", "cope", "stickbreaking", "transformerxl", "longrope"):
         decoded(layer(spec), KVCache(), *tokens())

@@ -11,7 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils.output_capturing import _active_collector
 
 from headway.hf.forms import Form, eager_of, formula, with_token_sinks
-from headway.hf.lazy_mask import LazyMask, as_added, headway_eager_mask, headway_mask
+from headway.hf.lazy_mask import LazyMask, SpreadMask, as_added, headway_eager_mask, headway_mask
 from headway.hf.watching import attend, replaced, watched
 from headway.integers import Positions
 from headway.masks import Causal, Dense, KeyPadding, Mask
@@ -85,6 +85,9 @@ def headway_attention(
 
     Weights are returned only when the model was asked for attentions; they are then computed by the model's own code.
     """
+    if isinstance(attention_mask, SpreadMask):  # from an attention of a family, which calls this one by itself
+        passed = {"scaling": scaling, "softcap": softcap, "position_bias": position_bias, **kwargs}
+        return attention_mask.spread.attention(module, query, key, value, attention_mask, dropout, **passed)
     what = form(module)
     query, key, value = in_one_dtype(query, key, value)
     causal = _causal(module, is_causal, query.shape[2])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from headway.hf.watching import watched
 from headway.integers import FAR, Positions, readable
 from headway.masks import Causal, Documents, Mask, Window
 from headway.masks.base import And, Or
+
+if TYPE_CHECKING:
+    from headway.hf.spread import Spread
 
 SEES_ALL = object()
 
@@ -109,6 +112,27 @@ class LazyMask:
 
     def __or__(self, other: Any) -> Any:
         return self.tensor() | other
+
+
+@dataclass(frozen=True, eq=False)
+class SpreadMask:
+    """Stands for transformers' mask where tokens are spread over processes.
+
+    Args:
+        mask: which keys each query may see, by position and document; None is all.
+        pos: positions of this process's tokens in the whole text, (B or 1, N); −1 is padding.
+        greatest: the greatest position in the whole text.
+        spread: how they lie on the processes.
+    """
+
+    mask: Mask | None
+    pos: Tensor
+    greatest: int
+    spread: Spread
+
+    def to(self, *_: Any) -> SpreadMask:
+        """Itself: it has no dtype."""
+        return self
 
 
 @overload

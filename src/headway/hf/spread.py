@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from headway.hf.interface import asked_for_weights, form, in_one_dtype, scale_of
-from headway.hf.lazy_mask import SEES_ALL, read
-from headway.masks import Documents, Mask
+from headway.hf.interface import Bias, asked_for_weights, form, in_one_dtype, scale_of
+from headway.hf.lazy_mask import SEES_ALL, SpreadMask, read
+from headway.masks import Documents
 from headway.parallel import Layout, Ranks, attend
 from headway.parallel.context import way_of
 from headway.parallel.ranks import Mesh
@@ -28,10 +28,22 @@ from headway.shapes import HeadwayError, brief
 SPREAD = "headway_spread"
 """The name of this attention in transformers' interface."""
 
-_NAMES = """bert cohere2 gemma2 gemma3_text gpt2 gpt_neox gpt_oss granite llama mistral mixtral modernbert olmo2 phi3
-qwen2 qwen3 smollm3 starcoder2"""
-TYPES = tuple(_NAMES.split())
+_NAMES = """afmoe albert apertus arcee aria_text bert bitnet bloom cohere cohere2 cwm distilbert electra ernie
+ernie4_5 ernie4_5_moe eurobert exaone4 falcon flex_olmo gemma gemma2 gemma3_text glm glm4 glm4_moe gpt2
+gpt_bigcode gpt_neox gpt_oss granite granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe
+jetmoe llama minimax_m2 ministral mistral mixtral modernbert modernbert-decoder mpt nanochat nemotron
+olmo olmo2 olmo3 olmoe opt persimmon phi phi3 phimoe qwen2 qwen3 seed_oss smollm3 stablelm starcoder2
+vaultgemma"""
+_BEHIND_PADDING = "camembert data2vec-text roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl"
+_ENCODERS = "t5 mt5 umt5"
+BEHIND_PADDING = frozenset(_BEHIND_PADDING.split())
+"""Families that give the first token of a text the position after that of padding, which is ``pad_token_id``."""
+ENCODERS = frozenset(_ENCODERS.split())
+"""Families with an encoder and a decoder, of which the encoder alone can be spread."""
+TYPES = tuple(f"{_NAMES} {_BEHIND_PADDING} {_ENCODERS}".split())
 """Families whose tokens meet in attention alone and take their positions from ``position_ids`` alone, each tested."""
+LAYERS = {"full_attention", "sliding_attention"}
+"""What the layers of these families may be; some configurations have others."""
 
 CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
 HEADS = (*CAUSAL_HEADS, "ForMaskedLM", "ForTokenClassification")
@@ -45,21 +57,6 @@ WHY = {
     "past_key_values": "decode in one process, after undo()",
     "output_attentions": "weights of the whole text are on no process",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class SpreadMask:
-    """Stands for transformers' mask where tokens are spread.
-
-    Args:
-        mask: which keys each query may see, by position and document; None is all.
-        pos: positions of this process's tokens in the whole text, (B or 1, N); −1 is padding.
-        spread: how they lie on the processes.
-    """
-
-    mask: Mask | None
-    pos: Tensor
-    spread: Spread
 
 
 @dataclass(eq=False)
@@ -78,6 +75,10 @@ class Spread:
     zigzag: bool
     name: str
     hooks: tuple[Any, ...] = ()
+
+    def attention(self, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        """:func:`spread_attention`."""
+        return spread_attention(*args, **kwargs)
 
     def __deepcopy__(self, memo: Any) -> Spread:
         return self  # a process group cannot be copied
@@ -111,11 +112,18 @@ class Spread:
         mask = None
         if documents is not None:
             mask = Documents(self._ids(documents, tokens, "documents", "a number for each token's document"))
-        self._check_distinct(pos, pos.new_zeros(pos.shape) if mask is None else torch.as_tensor(mask.ids))
-        if "use_cache" in inspect.signature(model.forward).parameters:
+        greatest = self._greatest(pos, pos.new_zeros(pos.shape) if mask is None else torch.as_tensor(mask.ids))
+        takes = inspect.signature(model.forward).parameters
+        if "use_cache" in takes:
             given["use_cache"] = False
-        _CURRENT.set(SpreadMask(mask, pos, self))
-        return (), given | {"position_ids": pos.clamp(min=0)}  # what padding looks up is seen by no token
+        _CURRENT.set(SpreadMask(mask, pos, greatest, self))
+        if "position_ids" not in takes:
+            given.pop("position_ids")
+        elif model.config.model_type in BEHIND_PADDING:
+            given["position_ids"] = pos + (model.config.pad_token_id + 1)
+        else:
+            given["position_ids"] = pos.clamp(min=0)  # what padding looks up is seen by no token
+        return (), given
 
     def _after(self, *_: Any) -> None:
         _CURRENT.set(None)
@@ -152,8 +160,12 @@ class Spread:
         whole: Tensor = ids.long().expand(shape)
         return whole
 
-    def _check_distinct(self, pos: Tensor, ids: Tensor) -> None:
-        """Refuse two tokens of a text at one place, as where packed documents are not named, on all processes alike."""
+    def _greatest(self, pos: Tensor, ids: Tensor) -> int:
+        """The greatest position in the whole text, on all processes alike.
+
+        Raises:
+            HeadwayError: when two tokens are at one place, as where packed documents are not named.
+        """
         pos, ids = self.layout.together(torch.stack((pos, ids)), 2)
         padding = torch.arange(pos.shape[1], device=pos.device) - pos.shape[1]
         places = torch.where(pos < 0, padding, (ids << 32) + pos).sort(1).values
@@ -162,6 +174,7 @@ class Spread:
                 f"expected a position of its own for every token, because {self.name}'s {self}, got one twice: of a "
                 f"text packed of several documents pass documents=shard(ids, fill=-1) as well"
             )
+        return int(pos.amax())
 
 
 _CURRENT: ContextVar[SpreadMask | None] = ContextVar("spread", default=None)
@@ -195,6 +208,12 @@ def _refuses(model: PreTrainedModel) -> str | None:
     config: Any = model.config
     if config.model_type not in TYPES or not type(model).__module__.startswith("transformers.models."):
         return f"only of {', '.join(TYPES)} is it known that no token's number in its own part is used"
+    if config.model_type in ENCODERS and hasattr(model.base_model, "decoder"):
+        return "it has an encoder and a decoder, each with positions of its own; spread its encoder"
+    others = set(getattr(config, "layer_types", None) or ()) - LAYERS
+    if others or any(isinstance(module, nn.Conv1d) for module in model.modules()):
+        kinds = ", ".join(sorted(others)) or "convolutions"
+        return f"it has layers of {kinds}, in which tokens meet outside attention"
     if model.base_model is not model and not type(model).__name__.endswith(HEADS):
         return "its head reads some tokens alone, which not every process has; spread the model inside"
     if any(name.rpartition(".")[2] == "pooler" for name, _ in model.named_modules()):
@@ -248,17 +267,21 @@ def spread_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     softcap: float | None = None,
+    position_bias: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it, over the tokens of all processes; see ``sdpa_attention_forward``.
 
     Raises:
-        HeadwayError: when the mask is not one of :func:`spread_mask`, or attentions are asked for.
+        HeadwayError: when the mask is not one of :func:`spread_mask`, the position bias goes by more than positions, or
+            attentions are asked for.
     """
-    if not isinstance(attention_mask, SpreadMask) or kwargs.get("position_bias") is not None:
+    known = position_bias is None or isinstance(position_bias, Bias)
+    if not isinstance(attention_mask, SpreadMask) or not known:
+        got = type(attention_mask if known else position_bias).__name__
         raise HeadwayError(
-            f"expected the mask and no position bias in {type(module).__name__}, because tokens are spread over "
-            f"processes, got {type(attention_mask).__name__}: undo() it, and run it in one process"
+            f"expected a mask and a position bias by position in {type(module).__name__}, because tokens are spread "
+            f"over processes, got {got}: undo() it, and run it in one process"
         )
     if asked_for_weights(kwargs):
         raise HeadwayError(f"expected no output_attentions, got some: {WHY['output_attentions']}")
@@ -274,6 +297,7 @@ def spread_attention(
         how=spread.how,
         zigzag=spread.zigzag,
         mask=attention_mask.mask,
+        terms=() if position_bias is None else position_bias.terms(),
         scale=scale_of(module, what, scaling),
         softcap=softcap if what.softcap else None,
         sinks=module.sinks if what.sinks else None,  # type: ignore[arg-type]

@@ -98,7 +98,7 @@ class Step:
         v, call.v_batch, call.v_head = _even(v, self._shape[3])
         call.q, call.k, call.v = q.data_ptr(), k.data_ptr(), v.data_ptr()
         if isinstance(length, int):
-            call.length, call.filled = length, None
+            call.length = length
         else:
             call.filled = length.data_ptr()
         if pos is None:

@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from headway.hf.forms import Form
 from headway.hf.interface import Bias, headway_attention
-from headway.hf.lazy_mask import LazyMask, as_added, headway_mask
+from headway.hf.lazy_mask import LazyMask, SpreadMask, as_added, headway_mask
 from headway.hf.watching import replaced
 from headway.shapes import HeadwayError, kind_of
 from headway.terms import PerKey
@@ -52,6 +52,16 @@ class KeyBias(Bias):
         return replace(self, bias=self.bias.to(*args, **kwargs))
 
 
+def key_bias_of(whole: Tensor, mask: SpreadMask) -> KeyBias:
+    """That of the tokens on a process, from the bias of a whole text, (H, 1, L)."""
+    return KeyBias(whole[:, 0, mask.pos.clamp(min=0)].transpose(0, 1))
+
+
+def _text(mask: SpreadMask) -> Tensor:
+    """A mask of the whole text, (1, L), whose tokens are all real."""
+    return mask.pos.new_ones(1, mask.greatest + 1)
+
+
 class BloomAttention:
     """Put before BLOOM's attention."""
 
@@ -79,14 +89,19 @@ class BloomAttention:
     ) -> tuple[Tensor, Tensor | None]:
         """As the model's own, which computes one query, and attentions where they are asked for."""
         own: Any = self
-        if output_attentions or not isinstance(attention_mask, LazyMask):
+        if output_attentions or not isinstance(attention_mask, LazyMask | SpreadMask):
             mask = as_added(attention_mask, hidden_states.dtype)
             passed = {"layer_past": layer_past, "use_cache": use_cache, "output_attentions": output_attentions}
             return super().forward(hidden_states, residual, alibi, mask, **passed, **kwargs)  # type: ignore[misc, no-any-return]
         q, k, v = own._reshape(own.query_key_value(hidden_states))
         if layer_past is not None:
             k, v = layer_past.update(k, v, own.layer_idx)
-        bias = KeyBias(alibi.view(len(q), own.num_heads, -1))
+        if isinstance(attention_mask, SpreadMask):
+            file: Any = sys.modules[type(own).__module__]
+            whole = file.build_alibi_tensor(_text(attention_mask), own.num_heads, alibi.dtype)
+            bias = key_bias_of(whole, attention_mask)
+        else:
+            bias = KeyBias(alibi.view(len(q), own.num_heads, -1))
         dropout = own.attention_dropout.p if own.training else 0.0
         passed = {"dropout": dropout, "scaling": own.inv_norm_factor, "position_bias": bias}
         out, _ = headway_attention(own, q, k, v, attention_mask, **passed)
@@ -126,7 +141,7 @@ class MptAttention:
     ) -> tuple[Tensor, Tensor | None]:
         """As the model's own, which computes wherever the mask is a tensor."""
         own: Any = self
-        if not isinstance(attention_mask, LazyMask) or kwargs:
+        if not isinstance(attention_mask, LazyMask | SpreadMask) or kwargs:
             mask = ~attention_mask if isinstance(attention_mask, LazyMask) else attention_mask
             return super().forward(hidden_states, position_bias, cache, mask, **kwargs)  # type: ignore[misc, no-any-return]
         joint = own.Wqkv(hidden_states)
@@ -137,13 +152,17 @@ class MptAttention:
             k, v = cache.update(k, v, own.layer_idx)
         bias = None
         if position_bias is not None and not replaced(own):
-            keys = k.shape[2]
+            spread = attention_mask if isinstance(attention_mask, SpreadMask) else None
+            keys = k.shape[2] if spread is None else spread.greatest + 1
             if position_bias.shape[2] < keys:
                 raise HeadwayError(
                     f"expected at most max_seq_len={position_bias.shape[2]} keys, for which the model makes its ALiBi, "
                     f"got {keys}: raise config.max_seq_len"
                 )
-            bias = KeyBias(position_bias[None, :, 0, position_bias.shape[2] - keys :])
+            if spread is None:
+                bias = KeyBias(position_bias[None, :, 0, position_bias.shape[2] - keys :])
+            else:
+                bias = key_bias_of(position_bias, spread)
         dropout = own.attn_dropout_p if own.training else 0.0
         passed = {"dropout": dropout, "scaling": own.softmax_scale, "position_bias": bias}
         out, _ = headway_attention(own, q, k, v, attention_mask, **passed)
@@ -207,7 +226,7 @@ class FalconAttention:
             q, k = file.apply_rotary_pos_emb(q, k, *position_embeddings)
         if layer_past is not None:
             k, v = layer_past.update(k, v, own.layer_idx)
-        bias = None if alibi is None else KeyBias(alibi.view(len(q), own.num_heads, -1) * own.inv_norm_factor)
+        bias = None if alibi is None else KeyBias(alibi.view(-1, own.num_heads, k.shape[2]) * own.inv_norm_factor)
         dropout = own.attention_dropout.p if own.training and alibi is not None else 0.0  # none with rotary positions
         passed = {"dropout": dropout, "scaling": own.inv_norm_factor, "position_bias": bias}
         out, _ = headway_attention(own, q, k, v, attention_mask, **passed)
@@ -216,6 +235,9 @@ class FalconAttention:
 
 def _falcon_alibi(own: Any, file: Any, hidden_states: Tensor, mask: Any) -> Tensor:
     """The model's own ALiBi, (B·H, 1, K), from the mask of its tokens."""
+    if isinstance(mask, SpreadMask):
+        whole = file.build_alibi_tensor(_text(mask), own.num_heads, hidden_states.dtype)
+        return key_bias_of(whole, mask).bias.flatten(0, 1)[:, None]
     if isinstance(mask, LazyMask):
         real = mask.k_pos >= 0
     elif isinstance(mask, Tensor) and mask.dtype is torch.bool and mask.shape[1:3] == (1, 1):
