@@ -24,6 +24,8 @@ SMALL |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "sliding_wind
 SMALL |= {"num_local_experts": 2, "num_experts_per_tok": 1, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
 SMALL |= {"attn_logit_softcapping": 2.0, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 32}
 SMALL |= {"d_model": 32, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 4, "n_heads": 4, "n_layers": 2}
+SMALL |= {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 4, "attention_dropout": 0.0}
+SMALL |= {"max_relative_positions": 9, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SMALL |= {"dropout_rate": 0.0, "hidden_dropout": 0.0, "num_experts": 2, "n_routed_experts": 2}
 LAYERS = {"layer_types": ["sliding_attention", "full_attention"]}
 MIXED = ("cohere2", "gemma3_text", "gpt_oss", "qwen2", "qwen3", "smollm3", "modernbert")
@@ -158,7 +160,8 @@ def refused() -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     models = {
         "T5Model (t5): it has an encoder and a decoder": hf.T5Model(hf.T5Config(**small)),
-        "DebertaV2Model (deberta-v2): only of afmoe, albert": hf.DebertaV2Model(hf.DebertaV2Config(**SMALL)),
+        "EsmModel (esm): only of afmoe, albert": hf.EsmModel(hf.EsmConfig(**SMALL), add_pooling_layer=False),
+        "it has layers of convolutions": hf.DebertaV2Model(hf.DebertaV2Config(**SMALL, conv_kernel_size=3)),
         "its pooler reads the first token": hf.BertModel(hf.BertConfig(**SMALL)),
         "its head reads some tokens": hf.LlamaForSequenceClassification(hf.LlamaConfig(**SMALL)),
         "(dynamic) goes by the length": hf.LlamaModel(hf.LlamaConfig(**SMALL, rope_parameters=rope)),
@@ -201,7 +204,7 @@ def refused() -> None:
 
 def proof() -> None:
     """All of it, in one start."""
-    exact("t5", "bloom", "mistral")
+    exact("t5", "bloom", "mistral", "deberta-v2")
     families("llama", "roberta", "gpt2", "modernbert", "mpt", "falcon")
     padded("llama", "falcon", "roberta")
     refused()

@@ -28,12 +28,12 @@ from headway.shapes import HeadwayError, brief
 SPREAD = "headway_spread"
 """The name of this attention in transformers' interface."""
 
-_NAMES = """afmoe albert apertus arcee aria_text bert bitnet bloom cohere cohere2 cwm distilbert electra ernie
-ernie4_5 ernie4_5_moe eurobert exaone4 falcon flex_olmo gemma gemma2 gemma3_text glm glm4 glm4_moe gpt2
-gpt_bigcode gpt_neox gpt_oss granite granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe
-jetmoe llama minimax_m2 ministral mistral mixtral modernbert modernbert-decoder mpt nanochat nemotron
-olmo olmo2 olmo3 olmoe opt persimmon phi phi3 phimoe qwen2 qwen3 seed_oss smollm3 stablelm starcoder2
-vaultgemma"""
+_NAMES = """afmoe albert apertus arcee aria_text bert bitnet bloom cohere cohere2 cwm deberta deberta-v2 distilbert
+electra ernie ernie4_5 ernie4_5_moe eurobert exaone4 falcon flex_olmo gemma gemma2 gemma3_text glm glm4
+glm4_moe gpt2 gpt_bigcode gpt_neox gpt_oss granite granitemoe granitemoeshared helium hunyuan_v1_dense
+hunyuan_v1_moe jetmoe llama minimax_m2 ministral mistral mixtral modernbert modernbert-decoder mpt
+nanochat nemotron olmo olmo2 olmo3 olmoe opt persimmon phi phi3 phimoe qwen2 qwen3 seed_oss smollm3
+stablelm starcoder2 vaultgemma"""
 _BEHIND_PADDING = "camembert data2vec-text roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl"
 _ENCODERS = "t5 mt5 umt5"
 BEHIND_PADDING = frozenset(_BEHIND_PADDING.split())
@@ -181,6 +181,11 @@ _CURRENT: ContextVar[SpreadMask | None] = ContextVar("spread", default=None)
 """The call that runs, while it makes its masks."""
 
 
+def current() -> SpreadMask | None:
+    """What masks of the call that runs stand on; None where tokens are not spread."""
+    return _CURRENT.get()
+
+
 def named(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments of a call by their names."""
     names = [name for name in inspect.signature(forward).parameters if name != "self"]
@@ -242,20 +247,20 @@ def spread_mask(
     Raises:
         HeadwayError: when a part of the model is called by itself, or the mask goes by more than positions.
     """
-    current = _CURRENT.get()
-    if current is None:
+    now = current()
+    if now is None:
         raise HeadwayError(
             "expected a call of the model that headway.hf.accelerate(model, mesh=…) was given, got one of a part of it"
         )
     made = read(mask_function, None, None)
     if made is None or attention_mask is not None or q_length != kv_length:
         raise HeadwayError(
-            f"expected masks by position (causal, windows, documents), because {current.spread.name}'s "
-            f"{current.spread}, got another: undo() it, and run it in one process"
+            f"expected masks by position (causal, windows, documents), because {now.spread.name}'s "
+            f"{now.spread}, got another: undo() it, and run it in one process"
         )
     if made is SEES_ALL:
-        return current
-    return replace(current, mask=made if current.mask is None else made & current.mask)
+        return now
+    return replace(now, mask=made if now.mask is None else made & now.mask)
 
 
 def spread_attention(

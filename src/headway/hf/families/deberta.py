@@ -18,6 +18,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from headway.hf.forms import Form
+from headway.hf.interface import Bias, headway_attention
+from headway.hf.lazy_mask import SpreadMask
+from headway.hf.spread import current
 from headway.hf.watching import attend
 from headway.integers import readable
 from headway.positions.deberta import Deberta
@@ -42,6 +46,18 @@ class Real:
         return real[:, None, :, None] & real[:, None, None, :]
 
 
+@dataclass(frozen=True, eq=False)
+class Products(Bias):
+    """Products of queries and keys with relative embeddings, as a bias of tokens that are spread over processes."""
+
+    made: tuple[AnyTerm, ...]
+    start = 0
+
+    def terms(self) -> tuple[AnyTerm, ...]:
+        """See :meth:`headway.hf.interface.Bias.terms`."""
+        return self.made
+
+
 class Encoder:
     """Put before DeBERTa's encoders, which make the distance and the mask of every pair of tokens."""
 
@@ -50,6 +66,9 @@ class Encoder:
 
     def get_attention_mask(self, attention_mask: Any) -> Any:
         """The mask of the layers; a tensor as the model's own where it is given for every pair."""
+        spread = current()
+        if spread is not None:
+            return spread
         if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
             return super().get_attention_mask(attention_mask)  # type: ignore[misc]
         real = attention_mask.bool()
@@ -66,6 +85,7 @@ class _Attention:
 
     position = "DeBERTa's products with relative embeddings, by buckets"
     like = "deberta"
+    headway_form = Form()
 
     @staticmethod
     def memory(module: Any, tokens: int) -> tuple[int, int] | None:
@@ -87,7 +107,7 @@ class _Attention:
     ) -> tuple[Tensor, Tensor | None]:
         """As the model's own, which computes attentions, and masks or distances that are given for each pair."""
         own: Any = self
-        ours = isinstance(attention_mask, Real) and relative_pos is None and not output_attentions
+        ours = isinstance(attention_mask, Real | SpreadMask) and relative_pos is None and not output_attentions
         if not ours or not own.takes(hidden_states, query_states):
             mask = attention_mask.dense(hidden_states) if isinstance(attention_mask, Real) else attention_mask
             if own.relative_attention and relative_pos is None:
@@ -97,10 +117,15 @@ class _Attention:
         q, k, v = own.heads(hidden_states, query_states)
         terms: tuple[AnyTerm, ...] = ()
         if own.relative_attention:
-            terms = own.terms(q, k, own.pos_dropout(rel_embeddings))
+            length = q.shape[2] if isinstance(attention_mask, Real) else attention_mask.greatest + 1
+            terms = own.terms(q, k, own.pos_dropout(rel_embeddings), length)
+        dropout = own.dropout.p if own.training else 0.0
+        if isinstance(attention_mask, SpreadMask):
+            bias = Products(terms)
+            out, _ = headway_attention(own, q, k, v, attention_mask, dropout, scaling=1.0, position_bias=bias)
+            return out.flatten(2), None
         real = attention_mask.real
         pos = None if real is None else torch.arange(q.shape[2], device=q.device).masked_fill(~real, -1)
-        dropout = own.dropout.p if own.training else 0.0
         out = attend(own, q, k, v, position=terms, q_pos=pos, k_pos=pos, scale=1.0, dropout=dropout)
         if real is not None:
             out = torch.where(real[:, None, :, None], out, v.mean(2, keepdim=True))
@@ -133,11 +158,11 @@ class DebertaAttention(_Attention):
         q_bias, v_bias = (own.transpose_for_scores(bias[None, None]) for bias in (own.q_bias, own.v_bias))
         return (q + q_bias) / _root(q, 1 + len(own.pos_att_type)), k, v + v_bias
 
-    def terms(self, q: Tensor, k: Tensor, embeddings: Tensor) -> tuple[AnyTerm, ...]:
-        """The products of queries and keys with relative embeddings."""
+    def terms(self, q: Tensor, k: Tensor, embeddings: Tensor, length: int) -> tuple[AnyTerm, ...]:
+        """The products of queries and keys with relative embeddings, of a text of this length."""
         own: Any = self
         far = own.max_relative_positions
-        span = min(q.shape[2], far)
+        span = min(length, far)
         rows = embeddings[far - span : far + span][None]
         index = (torch.arange(span, -span - 1, -1, device=q.device) + span).clamp(max=2 * span - 1)
         found: list[AnyTerm] = []
@@ -178,10 +203,10 @@ class DebertaV2Attention(_Attention):
         """What scores are divided by."""
         return _root(q, 1 + sum(kind in self.pos_att_type for kind in ("c2p", "p2c")))  # type: ignore[attr-defined]
 
-    def terms(self, q: Tensor, k: Tensor, embeddings: Tensor) -> tuple[AnyTerm, ...]:
-        """The products of queries and keys with relative embeddings."""
+    def terms(self, q: Tensor, k: Tensor, embeddings: Tensor, length: int) -> tuple[AnyTerm, ...]:
+        """The products of queries and keys with relative embeddings, of a text of this length."""
         own: Any = self
-        index, some = self.index(q)
+        index, some = self.index(length, q.device)
         rows, left = embeddings[some], len(index) // 2
         to_keys, to_queries = (own.key_proj, own.query_proj) if own.share_att_key else (None, None)
         found: list[AnyTerm] = []
@@ -193,17 +218,17 @@ class DebertaV2Attention(_Attention):
             found.append(ProductPerKey(k, query_rows / self.root(q), left, index))
         return tuple(found)
 
-    def index(self, q: Tensor) -> tuple[Int[Tensor, " width"], slice]:
-        """The row for each distance of a key from a query, as far as rows differ, and which relative embeddings these
-        rows are.
+    def index(self, length: int, device: torch.device) -> tuple[Int[Tensor, " width"], slice]:
+        """The row for each distance of a key from a query in a text of this length, as far as rows differ, and which
+        relative embeddings these rows are.
         """
         own: Any = self
         far, buckets, span = own.max_relative_positions, own.position_buckets, own.pos_ebd_size
         if buckets > 0 and buckets % 2:  # then one more row follows, further away
             middle = buckets // 2
             far = 2 + int(middle * ((far - 1) / middle) ** (middle / (middle - 1)))
-        far = max(min(far, q.shape[2] - 1), 1)
-        away = torch.arange(far, -far - 1, -1, device=q.device)  # query minus key
+        far = max(min(far, length - 1), 1)
+        away = torch.arange(far, -far - 1, -1, device=device)  # query minus key
         if buckets > 0:
             file: Any = sys.modules[type(self).__module__]
             away = file.make_log_bucket_position(away, buckets, own.max_relative_positions).long()
