@@ -51,6 +51,8 @@ def positions(kind: str, batch: int, tokens: int) -> Tensor:
         return pos + 10**6
     if kind == "left padded":
         pos[0] = (pos[0] - tokens // 3).clamp(min=-1)
+    if kind == "one of padding":  # -1, 0, 1 … go up by one, too
+        pos[0] -= 1
     if kind == "evicted":
         return torch.sort(torch.randperm(3 * tokens)[:tokens]).values.expand(batch, -1)
     if kind == "packed":
@@ -67,7 +69,7 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["near", "far", "left padded", "evicted", "packed"])
+@pytest.mark.parametrize("kind", ["near", "far", "left padded", "one of padding", "evicted", "packed"])
 @pytest.mark.parametrize("mask", list(MASKS))
 @pytest.mark.parametrize("tokens", [1, 2, 63, 113, 700])
 def test_exact_in_float64(tokens: int, mask: str, kind: str) -> None:
@@ -112,6 +114,15 @@ def test_exact_in_float64(tokens: int, mask: str, kind: str) -> None:
             got[name], exact, rtol=1e-9, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
         )
         assert torch.equal(got[name], again[name])
+
+
+def test_a_window_in_an_image_counts_tokens_not_offsets() -> None:
+    q, k, v = torch.randn(3, 1, 2, 40, 8, dtype=torch.float64)
+    term = ByDistance(torch.randn(2, 2 * 8 * 9 + 1, dtype=torch.float64), 72, row=5)
+    got, expected = (
+        attend(q, k, v, terms=(term,), mask=Causal() & Window(7), backend=name) for name in ("native", "reference")
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
 
 
 def hash_of(*parts: object) -> int:

@@ -108,6 +108,7 @@ def test_of_other_queries_and_keys_than_the_call_has() -> None:
     inputs = drawn(130, 2.0) | {"own_q": normal(2, 4, 130, WIDTH), "own_k": normal(2, 1, 130, WIDTH)}
     same(inputs, mask=Causal(), scale=0.2)
     same(inputs | {"own_k": normal(2, 4, 130, WIDTH)}, mask=Causal())
+    same(drawn(130, 2.0), mask=Causal(), scale=0.2)
 
 
 def test_with_other_terms_sinks_and_dropout() -> None:

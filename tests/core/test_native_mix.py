@@ -89,16 +89,27 @@ def placed(kind: str) -> dict[str, Any]:
         case "right padded":
             pos = torch.stack((n[0].where(n[0] < 100, -1), n[1]))
             order = (pos >= 0).cumsum(1)
+        case "padded inside":
+            pos = torch.stack((n[0] - 3 * (n[0] > 60), n[1]))
+            pos[0, 61:64] = -1
+            order = (pos >= 0).cumsum(1)
         case "evicted":
             pos = order = n + (n > 70) + 4 * (n > 99)
         case "shuffled":
             pos = order = n[:, torch.randperm(130)]
+        case "shuffled and packed":
+            order = n[:, torch.randperm(130)]
+            ids = Documents(order // 41)
+            return {"q_pos": order % 41, "k_pos": order % 41, "order": order, "mask": Causal() & ids}
         case _:
             return {"q_pos": n[:, :130] % 41, "k_pos": n % 41, "mask": masks(130)["documents"]}
     return {"q_pos": pos, "k_pos": pos, "order": order, "mask": Causal()}
 
 
-@pytest.mark.parametrize("kind", ["far", "left padded", "right padded", "evicted", "shuffled", "packed"])
+KINDS = ("far", "left padded", "right padded", "padded inside", "evicted", "shuffled", "shuffled and packed")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "packed"])
 @pytest.mark.parametrize("taps", [1, 5])
 def test_tokens_anywhere(taps: int, kind: str) -> None:
     same(inputs(taps, 130, 130, batch=2, heads=3, kv_heads=3), **placed(kind))

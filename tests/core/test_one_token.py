@@ -116,6 +116,29 @@ def test_steps_under_autocast(wide: bool, taken: list[bool]) -> None:
         assert torch.equal(found, general(attention, KVCache(), x, pos))
 
 
+class Spaced(nn.Linear):
+    """A projection whose entries do not lie side by side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack((super().forward(x),) * 2, -1)[..., 0]
+
+
+def test_projections_may_return_anything(taken: list[bool]) -> None:
+    attention, (x, pos) = layer("rotary"), tokens()
+    for name in "qkv":
+        own = getattr(attention, name)
+        setattr(attention, name, Spaced(DIM, own.out_features, bias=False))
+        getattr(attention, name).load_state_dict(own.state_dict())
+    found = decoded(attention, KVCache(), x, pos)
+    assert any(taken)
+    assert torch.equal(found, general(attention, KVCache(), x, pos))
+
+
+def test_dropout_is_drawn_the_general_way(taken: list[bool]) -> None:
+    decoded(layer("rotary", dropout=0.5).train(), KVCache(), *tokens())
+    assert not any(taken)
+
+
 def test_unsteady_methods_take_the_general_way(taken: list[bool]) -> None:
     for spec in ("fire", "fox", "dynamicntk", "xpos", "cope", "stickbreaking", "transformerxl", "longrope"):
         decoded(layer(spec), KVCache(), *tokens())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import Any, ClassVar, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -25,9 +25,6 @@ from headway.hf.watching import watched
 from headway.integers import FAR, Positions, readable
 from headway.masks import Causal, Documents, Mask, Window
 from headway.masks.base import And, Or
-
-if TYPE_CHECKING:
-    from headway.hf.spread import Spread
 
 SEES_ALL = object()
 
@@ -114,6 +111,19 @@ class LazyMask:
         return self.tensor() | other
 
 
+class Spreading(Protocol):
+    """What a :class:`SpreadMask` asks of :class:`headway.hf.spread.Spread`."""
+
+    mesh: Any
+    how: str
+    zigzag: bool
+    name: str
+
+    def attention(self, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        """Attention over the tokens of all processes."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, eq=False)
 class SpreadMask:
     """Stands for transformers' mask where tokens are spread over processes.
@@ -128,7 +138,7 @@ class SpreadMask:
     mask: Mask | None
     pos: Tensor
     greatest: int
-    spread: Spread
+    spread: Spreading
 
     def to(self, *_: Any) -> SpreadMask:
         """Itself: it has no dtype."""
