@@ -196,6 +196,12 @@ def refused() -> None:
     for text, call in calls.items():
         with refusal(text, whole=False):
             call()
+    for name, room in (("roberta", 63), ("gpt2", 64), ("opt", 64)):
+        short = made(name)
+        spread(short)
+        short(ids, position_ids=pos.where(pos < 0, pos + (room - N)))
+        with refusal(f"expected positions below {room},", whole=False):
+            short(ids, position_ids=pos.where(pos < 0, pos + (room - N + 1)))
     copied = copy.deepcopy(model)
     assert torch.equal(copied(ids, position_ids=pos).logits, model(ids, position_ids=pos).logits)
     done.undo()

@@ -113,6 +113,9 @@ class Spread:
         if documents is not None:
             mask = Documents(self._ids(documents, tokens, "documents", "a number for each token's document"))
         greatest = self._greatest(pos, pos.new_zeros(pos.shape) if mask is None else torch.as_tensor(mask.ids))
+        room = _room(model)
+        if room is not None and greatest >= room:  # here, because a process that fails later lets the others wait
+            raise HeadwayError(f"expected positions below {room}, for which {self.name} has embeddings, got {greatest}")
         takes = inspect.signature(model.forward).parameters
         if "use_cache" in takes:
             given["use_cache"] = False
@@ -179,6 +182,19 @@ class Spread:
 
 _CURRENT: ContextVar[SpreadMask | None] = ContextVar("spread", default=None)
 """The call that runs, while it makes its masks."""
+
+
+TABLES = ("embed_positions", "position_embeddings", "wpe")
+"""What learned embeddings of positions are called."""
+
+
+def _room(model: PreTrainedModel) -> int | None:
+    """For how many positions a model has embeddings; None where it needs none."""
+    before = model.config.pad_token_id + 1 if model.config.model_type in BEHIND_PADDING else 0
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in TABLES and isinstance(module, nn.Embedding):
+            return module.num_embeddings - before - getattr(module, "offset", 0)
+    return None
 
 
 def current() -> SpreadMask | None:
