@@ -66,14 +66,7 @@ def products(built: Built) -> int:
         step()
         (call,) = seen
         _backward([call.q, call.k, *_tensors(call.terms)], leaves)
-        before = float(counter.flops)
-        for term in call.terms:  # without vectors of distances that do not occur
-            if isinstance(term, ProductPerQuery | ProductPerKey):
-                total = counter.flops
-                _backward([term.vectors], leaves)
-                made = counter.made(term.vectors) + counter.flops - total
-                before -= made * (1 - occurring(term, built.case) / term.vectors.shape[1])
-    return inside(call, built.case) * (3 if built.case.backward else 1) + round(before / 2)
+    return inside(call, built.case) * (3 if built.case.backward else 1) + counter.flops // 2
 
 
 def inside(call: CoreCall, case: Case) -> int:
@@ -116,16 +109,6 @@ def entries(term: Product, case: Case) -> int:
     return int((last - first + 1).sum())
 
 
-def occurring(term: Product, case: Case) -> int:
-    """Entries that any token reaches.
-
-    >>> occurring(ValuesByDistance(torch.zeros(1, 3, 8), 1), Case(4))
-    2
-    """
-    first, last = _reached(term, case)
-    return int(last.max() - first.min() + 1)
-
-
 def _reached(term: Product, case: Case) -> tuple[Tensor, Tensor]:
     """The first and the last entry that each token reaches, numbered without the distances that share one."""
     q_pos, k_pos = (pos[0] for pos in case.positions())
@@ -153,21 +136,12 @@ class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
-        self._made: dict[int, int] = {}  # by address: views are what they view
-
-    def made(self, x: Tensor) -> int:
-        """The operations that a tensor was computed with."""
-        return self._made.get(x.untyped_storage().data_ptr(), 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        formula, own = flop_registry.get(func.overloadpacket), 0
+        formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
-            own = formula(*args, **(kwargs or {}), out_val=out)
-        self.flops += own
-        total = own + sum({x.untyped_storage().data_ptr(): self.made(x) for x in _tensors(args)}.values())
-        for x in _tensors(out):
-            self._made[x.untyped_storage().data_ptr()] = total
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
         return out
 
 
