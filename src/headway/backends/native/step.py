@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -63,7 +64,7 @@ class Step:
         self._attention.put("sums", sums)
         self._kernel = kernel_of(softmax.SOURCE, HEADER).headway_step
         self._kind, self._message = KINDS[given.q.dtype], ctypes.create_string_buffer(256)
-        self._shape, self._dim = (*given.q.shape[:3], v.shape[3]), given.q.shape[3]
+        self._like, self._dim = given.q.new_empty(*given.q.shape[:3], v.shape[3]), given.q.shape[3]
         made = self._call = struct(HEADER)()
         made.attention = ctypes.addressof(self._attention.call)
         made.keys, made.values, made.places, made.room = k.data_ptr(), v.data_ptr(), pos.data_ptr(), k.shape[2]
@@ -95,7 +96,7 @@ class Step:
         call, attention = self._call, self._attention.call
         q, call.q_batch, call.q_head = _even(q, self._dim)
         k, call.k_batch, call.k_head = _even(k, self._dim)
-        v, call.v_batch, call.v_head = _even(v, self._shape[3])
+        v, call.v_batch, call.v_head = _even(v, self._like.shape[3])
         call.q, call.k, call.v = q.data_ptr(), k.data_ptr(), v.data_ptr()
         if isinstance(length, int):
             call.length = length
@@ -105,7 +106,7 @@ class Step:
             call.pos = None
         else:
             call.pos, call.pos_batch = pos.data_ptr(), pos.stride(0) if len(pos) > 1 else 0
-        out = q.new_empty(self._shape)
+        out = torch.empty_like(self._like)  # sooner made than a new one of its shape
         attention.out = out.data_ptr()
         if self._kernel(self._pointer, self._kind, self._message):
             raise MemoryError(f"the CPU kernel failed: {self._message.value.decode()}")
