@@ -95,6 +95,14 @@ def test_steps_in_half_precision(dtype: torch.dtype, taken: list[bool]) -> None:
     assert torch.equal(found, general(attention, KVCache(), x, pos))
 
 
+def project_by(kind: type[nn.Linear], attention: Attention) -> None:
+    """Put projections of another kind, with the same weights, in place of an attention's own."""
+    for name in "qkv":
+        own = getattr(attention, name)
+        setattr(attention, name, kind(DIM, own.out_features, bias=False))
+        getattr(attention, name).load_state_dict(own.state_dict())
+
+
 class Wide(nn.Linear):
     """A projection that autocast does not make narrower."""
 
@@ -106,10 +114,8 @@ class Wide(nn.Linear):
 @pytest.mark.parametrize("wide", [False, True])
 def test_steps_under_autocast(wide: bool, taken: list[bool]) -> None:
     attention, (x, pos) = layer("rotary", qk_norm=True), tokens()
-    for name in "qkv" if wide else "":
-        own = getattr(attention, name)
-        setattr(attention, name, Wide(DIM, own.out_features, bias=False))
-        getattr(attention, name).load_state_dict(own.state_dict())
+    if wide:
+        project_by(Wide, attention)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = decoded(attention, KVCache(), x, pos)
         assert any(taken)
@@ -125,10 +131,7 @@ class Spaced(nn.Linear):
 
 def test_projections_may_return_anything(taken: list[bool]) -> None:
     attention, (x, pos) = layer("rotary"), tokens()
-    for name in "qkv":
-        own = getattr(attention, name)
-        setattr(attention, name, Spaced(DIM, own.out_features, bias=False))
-        getattr(attention, name).load_state_dict(own.state_dict())
+    project_by(Spaced, attention)
     found = decoded(attention, KVCache(), x, pos)
     assert any(taken)
     assert torch.equal(found, general(attention, KVCache(), x, pos))

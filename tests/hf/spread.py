@@ -130,7 +130,8 @@ def families(*names: str) -> None:
 
 
 def every_family() -> None:
-    """All of them, in one start."""
+    """All of them, in one start, with the gradients of those whose positions are learned or rotary."""
+    exact("llama", "gpt2", "bert")
     families(*TYPES)
 
 

@@ -68,12 +68,14 @@ class Spread:
         how: how keys and queries meet, see :func:`headway.parallel.context_parallel`.
         zigzag: as the tokens were spread.
         name: of the model's class, for messages.
+        table: the module with the model's embeddings of positions, by name; None where it has none.
     """
 
     mesh: Mesh
     how: str
     zigzag: bool
     name: str
+    table: str | None
     hooks: tuple[Any, ...] = ()
 
     def attention(self, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
@@ -113,7 +115,7 @@ class Spread:
         if documents is not None:
             mask = Documents(self._ids(documents, tokens, "documents", "a number for each token's document"))
         greatest = self._greatest(pos, pos.new_zeros(pos.shape) if mask is None else torch.as_tensor(mask.ids))
-        room = _room(model)
+        room = None if self.table is None else _room(model, self.table)
         if room is not None and greatest >= room:  # here, because a process that fails later lets the others wait
             raise HeadwayError(f"expected positions below {room}, for which {self.name} has embeddings, got {greatest}")
         takes = inspect.signature(model.forward).parameters
@@ -188,13 +190,17 @@ TABLES = ("embed_positions", "position_embeddings", "wpe")
 """What learned embeddings of positions are called."""
 
 
-def _room(model: PreTrainedModel) -> int | None:
-    """For how many positions a model has embeddings; None where it needs none."""
+def _table(model: PreTrainedModel) -> str | None:
+    """The module with a model's embeddings of positions, by name; None where it has none."""
+    tables = (name for name, module in model.named_modules() if isinstance(module, nn.Embedding))
+    return next((name for name in tables if name.rpartition(".")[2] in TABLES), None)
+
+
+def _room(model: PreTrainedModel, table: str) -> int:
+    """For how many positions a model has embeddings."""
     before = model.config.pad_token_id + 1 if model.config.model_type in BEHIND_PADDING else 0
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] in TABLES and isinstance(module, nn.Embedding):
-            return module.num_embeddings - before - getattr(module, "offset", 0)
-    return None
+    embeddings: Any = model.get_submodule(table)
+    return int(embeddings.num_embeddings - before - getattr(embeddings, "offset", 0))
 
 
 def current() -> SpreadMask | None:
@@ -216,7 +222,7 @@ def spread_over(model: PreTrainedModel, mesh: Mesh, how: str, zigzag: bool) -> S
     """
     name, kind = type(model).__name__, getattr(model.config, "model_type", None)
     way_of(how)
-    spread = Spread(mesh, how, zigzag, name)
+    spread = Spread(mesh, how, zigzag, name, _table(model))
     reason = _refuses(model)
     if reason is not None:
         raise HeadwayError(f"expected a model whose tokens can be spread over processes, got {name} ({kind}): {reason}")

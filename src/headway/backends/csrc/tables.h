@@ -241,8 +241,10 @@ class Products {
 
   static Range range_of(const int64_t* pos, int64_t tokens) {
     int64_t low = NONE.low, high = -1;
-    for (int64_t i = 0; i < tokens; ++i) low = std::min(low, pos[i] < 0 ? NONE.low : pos[i]);
-    for (int64_t i = 0; i < tokens; ++i) high = std::max(high, pos[i]);
+    for (int64_t i = 0; i < tokens; ++i) {
+      low = std::min(low, pos[i] < 0 ? NONE.low : pos[i]);
+      high = std::max(high, pos[i]);
+    }
     return high < 0 ? NONE : Range{low, high};
   }
 

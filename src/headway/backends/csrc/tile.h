@@ -106,7 +106,7 @@ inline std::vector<Span> spans(const int64_t* pos, const int64_t* docs, int64_t 
       continue;
     }
     for (int64_t i = begin; i < span.end; ++i) {
-      span.unit &= pos[i] >= 0 && pos[i] == pos[begin] + (i - begin);
+      span.unit &= pos[i] >= 0 && pos[i] == first + (i - begin);
       if (pos[i] < 0) continue;
       const int64_t doc = docs == nullptr ? 0 : docs[i];
       const bool more = !span.runs.empty() && span.runs.back().end == i - begin && pos[i] == pos[i - 1] + 1 &&

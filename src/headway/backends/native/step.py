@@ -114,7 +114,9 @@ class Step:
 
 
 def _even(x: Tensor, width: int) -> tuple[Tensor, int, int]:
-    """The same values with a head's entries side by side, and how far apart sequences and heads lie."""
+    """The same values with a head's entries side by side, and how far apart sequences and heads lie; as
+    :func:`headway.backends.native.library.even`, but strides, whose reading takes time in a step, are read once.
+    """
     strides = x.stride()
     if strides[-1] != 1:
         x = x.contiguous()

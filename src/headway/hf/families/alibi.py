@@ -57,9 +57,10 @@ def key_bias_of(whole: Tensor, mask: SpreadMask) -> KeyBias:
     return KeyBias(whole[:, 0, mask.pos.clamp(min=0)].transpose(0, 1))
 
 
-def _text(mask: SpreadMask) -> Tensor:
-    """A mask of the whole text, (1, L), whose tokens are all real."""
-    return mask.pos.new_ones(1, mask.greatest + 1)
+def spread_key_bias(own: Any, mask: SpreadMask, dtype: torch.dtype) -> KeyBias:
+    """That of the tokens on a process, from the function of the model's own file, for a text of real tokens."""
+    file: Any = sys.modules[type(own).__module__]
+    return key_bias_of(file.build_alibi_tensor(mask.pos.new_ones(1, mask.greatest + 1), own.num_heads, dtype), mask)
 
 
 class BloomAttention:
@@ -97,9 +98,7 @@ class BloomAttention:
         if layer_past is not None:
             k, v = layer_past.update(k, v, own.layer_idx)
         if isinstance(attention_mask, SpreadMask):
-            file: Any = sys.modules[type(own).__module__]
-            whole = file.build_alibi_tensor(_text(attention_mask), own.num_heads, alibi.dtype)
-            bias = key_bias_of(whole, attention_mask)
+            bias = spread_key_bias(own, attention_mask, alibi.dtype)
         else:
             bias = KeyBias(alibi.view(len(q), own.num_heads, -1))
         dropout = own.attention_dropout.p if own.training else 0.0
@@ -236,8 +235,7 @@ class FalconAttention:
 def _falcon_alibi(own: Any, file: Any, hidden_states: Tensor, mask: Any) -> Tensor:
     """The model's own ALiBi, (B·H, 1, K), from the mask of its tokens."""
     if isinstance(mask, SpreadMask):
-        whole = file.build_alibi_tensor(_text(mask), own.num_heads, hidden_states.dtype)
-        return key_bias_of(whole, mask).bias.flatten(0, 1)[:, None]
+        return spread_key_bias(own, mask, hidden_states.dtype).bias.flatten(0, 1)[:, None]
     if isinstance(mask, LazyMask):
         real = mask.k_pos >= 0
     elif isinstance(mask, Tensor) and mask.dtype is torch.bool and mask.shape[1:3] == (1, 1):

@@ -47,7 +47,7 @@ class Real:
 
 
 @dataclass(frozen=True, eq=False)
-class Products(Bias):
+class SpreadProducts(Bias):
     """Products of queries and keys with relative embeddings, as a bias of tokens that are spread over processes."""
 
     made: tuple[AnyTerm, ...]
@@ -121,7 +121,7 @@ class _Attention:
             terms = own.terms(q, k, own.pos_dropout(rel_embeddings), length)
         dropout = own.dropout.p if own.training else 0.0
         if isinstance(attention_mask, SpreadMask):
-            bias = Products(terms)
+            bias = SpreadProducts(terms)
             out, _ = headway_attention(own, q, k, v, attention_mask, dropout, scaling=1.0, position_bias=bias)
             return out.flatten(2), None
         real = attention_mask.real
