@@ -241,6 +241,18 @@ def test_positions_that_are_not_indices(case: Case, tile: Any) -> None:
     compare(case)
 
 
+def test_a_window_over_an_image_is_left_to_kernels_that_know_positions_as_they_are() -> None:
+    """The kernel reads those of :func:`headway.terms.raster`, whose distances have the same sign, not the same size."""
+    q, pos, term = (
+        torch.randn(1, 1, 20, 16, device=DEVICE),
+        torch.arange(20)[None],
+        ByDistance(torch.zeros(1, 37), 18, row=5),
+    )
+    causal = Call(q, q, q, pos, pos, Causal(), (term,), 0.25, "softmax", True, DEVICE)
+    assert backend.refuses(causal) is None
+    assert "the mask Window is not" in (backend.refuses(replace(causal, mask=Window(9))) or "")
+
+
 def test_a_wide_table_sums_over_many_queries_at_once(tile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tile((32, 32))
     monkeypatch.setattr(attention, "HELD", 1)
