@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import headway.hf
-from headway.hf.spread import CAUSAL_HEADS, ENCODERS, TYPES
+from headway.hf.spread import CAUSAL_HEADS, PAIRS, TYPES
 from headway.parallel import Ranks, shard, shard_tokens, sum_gradients, unshard
 from headway.parallel.context import WAYS
 
@@ -33,7 +33,8 @@ N = 13
 
 
 def made(name: str, **more: Any) -> Any:
-    """A tiny model of a family, in float64."""
+    """A tiny model of a family, in float64; of "t5 encoder" T5's encoder alone."""
+    name, _, alone = name.partition(" ")
     kind = hf.CONFIG_MAPPING[name]
     options = SMALL | (LAYERS if name in MIXED else {}) | ({"use_sliding_window": True} if "qwen" in name else {})
     if name == "falcon":
@@ -41,8 +42,10 @@ def made(name: str, **more: Any) -> Any:
     config = kind(**options | more)
     if hasattr(config, "_experts_implementation"):
         config._experts_implementation = "eager"  # grouped products take no float64
-    if name in ENCODERS:
+    if alone:
         return randomised(hf.AutoModelForTextEncoding.from_config(config))
+    if name in PAIRS:
+        return randomised(hf.AutoModelForSeq2SeqLM.from_config(config))
     auto = hf.AutoModelForMaskedLM if masked(config) else hf.AutoModelForCausalLM
     return randomised(auto.from_config(config))
 
@@ -60,26 +63,48 @@ def followers(ids: Tensor) -> Tensor:
     return torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
 
 
+def two_texts(model: Any) -> dict[str, Tensor]:
+    """Two texts for an encoder, and two others, of another length, for its decoder."""
+    ids = tokens(2, N + 7)
+    return {"input_ids": ids[:, :N], "decoder_input_ids": ids[:, 4:]} if is_pair(model) else {"input_ids": ids[:, :N]}
+
+
+def is_pair(model: Any) -> bool:
+    """Whether it has an encoder and a decoder."""
+    return hasattr(model.base_model, "encoder") and hasattr(model.base_model, "decoder")
+
+
+def shares(texts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What this process gives to the model."""
+    given = {}
+    for name, ids in texts.items():
+        given[name], given[name.replace("input", "position")] = shard_tokens(ids)
+    return given
+
+
 def measured(model: Any, how: str | None, packed: bool) -> dict[str, Tensor]:
     """What a model makes of two texts, and the gradients of a loss of every token's follower."""
-    ids, pos = tokens(2, N), torch.arange(N).expand(2, -1)
-    pos = torch.where(FIVE, pos - 5, pos) if packed else pos
-    targets = followers(ids)
+    texts = two_texts(model)
+    ids = texts.get("decoder_input_ids", texts["input_ids"])  # of which it predicts the followers
+    targets, length = followers(ids), ids.shape[1]
+    pos = torch.arange(N).expand(2, -1)
+    pos = torch.where(FIVE, pos - 5, pos)
     model.zero_grad()
-    more: dict[str, Any] = {}
     if how is None:
         # transformers looks for documents where there is no cache
-        out = model(input_ids=ids, **{"use_cache": False, "position_ids": pos} if packed else {})[0]
+        out = model(**texts, **{"use_cache": False, "position_ids": pos} if packed else {})[0]
     else:
-        (ids, pos), targets = shard_tokens(ids, pos=pos), shard(targets, fill=-100)
-        more = {"documents": shard(FIVE.long().expand(2, -1), fill=-1)} if packed else {}
-        out = model(input_ids=ids, position_ids=pos, **more)[0]
+        given, targets = shares(texts), shard(targets, fill=-100)
+        if packed:
+            given["position_ids"] = shard(pos, fill=-1)
+            given["documents"] = shard(FIVE.long().expand(2, -1), fill=-1)
+        out = model(**given)[0]
     targets = targets.clamp(max=out.shape[2] - 1)  # where it has no head
-    (cross_entropy(out.flatten(0, 1), targets.flatten(), reduction="sum") / (2 * N - 2)).backward()
+    (cross_entropy(out.flatten(0, 1), targets.flatten(), reduction="sum") / (2 * length - 2)).backward()
     if how is not None:
         sum_gradients(model)
-        out = unshard(out, length=N)
-    return {"out": out.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()}
+        out = unshard(out, length=length)
+    return {"out": out.detach()} | {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def exact(*names: str) -> None:
@@ -111,28 +136,54 @@ ROUNDED = ("bloom", "falcon", "gemma2", "mpt", "vaultgemma")
 
 def families(*names: str) -> None:
     """The output of each family, and its own loss, which is in float32."""
-    ids = tokens(2, N)
-    (mine, pos), targets = shard_tokens(ids), followers(ids)
-    own = shard(targets, fill=-100)
     for name in names:
         model = made(name)
+        texts = two_texts(model)
         causal = type(model).__name__.endswith(CAUSAL_HEADS)
+        targets = followers(texts["input_ids"])
+        own = shard(targets, fill=-100)
         given = {"labels": own, "shift_labels": own, "num_items_in_batch": 2 * N - 2} if causal else {}
         with torch.no_grad():
-            expected = model(input_ids=ids)[0]
+            expected = model(**texts)[0]
             headway.hf.accelerate(model, mesh=dist.group.WORLD, quiet=True)
-            found = model(mine, position_ids=pos, **given)
-        off = far(unshard(found[1 if causal else 0], length=N), expected)
+            found = model(**shares(texts), **given)
+        off = far(unshard(found[1 if causal else 0], length=expected.shape[1]), expected)
         assert off < (1e-5 if name in ROUNDED else 1e-9), (name, off)
         if causal:
             loss = cross_entropy(expected.flatten(0, 1), targets.flatten())
             assert abs(float(Ranks.of(None).summed(found.loss) - loss)) < 1e-5, name
 
 
+def packed_pairs(*names: str) -> None:
+    """Several texts for an encoder and a decoder in one row are what each is by itself."""
+    for name in names:
+        model, ids = made(name), tokens(1, N + 7)
+        rows = {"input_ids": ids[:, :N], "decoder_input_ids": ids[:, 4:]}
+        cuts = {"input_ids": [5, 8], "decoder_input_ids": [9, 7]}
+        parts = {key: rows[key].split(sizes, 1) for key, sizes in cuts.items()}
+        given: dict[str, Tensor] = {}
+        for key, sizes in cuts.items():
+            pos = torch.cat([torch.arange(size) for size in sizes])[None]
+            given[key], given[key.replace("input", "position")] = shard_tokens(rows[key], pos=pos)
+            documents = torch.arange(2).repeat_interleave(torch.tensor(sizes))[None]
+            given[key.replace("input_ids", "documents")] = shard(documents, fill=-1)
+        with torch.no_grad():
+            expected = [model(**{key: parts[key][i] for key in cuts})[0] for i in range(2)]
+            headway.hf.accelerate(model, mesh=dist.group.WORLD, quiet=True)
+            found = unshard(model(**given)[0], length=16)
+        assert far(found, torch.cat(expected, 1)) < 1e-9, name
+        with refusal("expected documents and decoder_documents,", whole=False):
+            model(**{key: x for key, x in given.items() if key != "documents"})
+        with refusal("expected decoder_input_ids, this process's tokens", whole=False):
+            model(**{key: x for key, x in given.items() if key != "decoder_input_ids"})
+        with refusal("expected no encoder_outputs", whole=False):
+            model(**given, encoder_outputs=(given["input_ids"],))
+
+
 def every_family() -> None:
     """All of them, in one start, with the gradients of those whose positions are learned or rotary."""
-    exact("llama", "gpt2", "bert")
-    families(*TYPES)
+    exact("llama", "gpt2", "bert", "t5 encoder", "bart")
+    families(*TYPES, "t5 encoder", "mt5 encoder", "umt5 encoder")
 
 
 def padded(*names: str) -> None:
@@ -143,12 +194,16 @@ def padded(*names: str) -> None:
         ids = ids.masked_fill(real == 0, model.config.pad_token_id)
         pos = (real.cumsum(1) - 1).masked_fill(real == 0, -1)
         alone = {"position_ids": pos.clamp(min=0)} if name == "llama" else {}
+        texts = two_texts(model) | {"input_ids": ids}
         with torch.no_grad():
-            expected = model(input_ids=ids, attention_mask=real, **alone).logits
+            expected = model(**texts, attention_mask=real, **alone).logits
             headway.hf.accelerate(model, mesh=dist.group.WORLD, quiet=True)
-            mine, own = shard_tokens(ids, pos=pos)
-            found = unshard(model(mine, position_ids=own).logits, length=N)
-        assert far(found[real > 0], expected[real > 0]) < (1e-5 if name in ROUNDED else 1e-9), name
+            given = shares(texts)
+            given["position_ids"] = shard_tokens(ids, pos=pos)[1]
+            found = unshard(model(**given).logits, length=expected.shape[1])
+        if not is_pair(model):  # otherwise each token of the decoder sees the tokens of the encoder, padding aside
+            found, expected = found[real > 0], expected[real > 0]
+        assert far(found, expected) < (1e-5 if name in ROUNDED else 1e-9), name
 
 
 def refused() -> None:
@@ -157,10 +212,8 @@ def refused() -> None:
     def spread(model: Any, **more: Any) -> headway.hf.Accelerated:
         return headway.hf.accelerate(model, mesh=dist.group.WORLD, quiet=True, **more)
 
-    small = {"vocab_size": 64, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 4}
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     models = {
-        "T5Model (t5): it has an encoder and a decoder": hf.T5Model(hf.T5Config(**small)),
         "EsmModel (esm): only of afmoe, albert": hf.EsmModel(hf.EsmConfig(**SMALL), add_pooling_layer=False),
         "it has layers of convolutions": hf.DebertaV2Model(hf.DebertaV2Config(**SMALL, conv_kernel_size=3)),
         "its pooler reads the first token": hf.BertModel(hf.BertConfig(**SMALL)),
@@ -212,6 +265,7 @@ def refused() -> None:
 def proof() -> None:
     """All of it, in one start."""
     exact("t5", "bloom", "mistral", "deberta-v2")
-    families("llama", "roberta", "gpt2", "modernbert", "mpt", "falcon")
-    padded("llama", "falcon", "roberta")
+    families("llama", "roberta", "gpt2", "modernbert", "mpt", "falcon", "bart", "t5 encoder")
+    packed_pairs("t5", "bart")
+    padded("llama", "falcon", "roberta", "t5")
     refused()

@@ -121,8 +121,9 @@ def accelerate(
 
     With a mesh, the tokens of its texts are spread over processes. Each of them calls the model with its own tokens and
     their positions, as :func:`headway.parallel.shard_tokens` gives them, and gets their logits; padding is position −1
-    instead of an ``attention_mask``, and packed documents are named by ``documents=shard(ids, fill=-1)``. There is no
-    cache, and the loss is of shifted labels that were shifted before they were spread. Gradients are shares, see
+    instead of an ``attention_mask``, and packed documents are named by ``documents=shard(ids, fill=-1)``. A decoder
+    beside an encoder has its own: ``decoder_input_ids``, ``decoder_position_ids`` and ``decoder_documents``. There is
+    no cache, and the loss is of labels that were shifted before they were spread. Gradients are shares, see
     :func:`headway.parallel.context_parallel`. A call that would be anything but exact is refused.
 
     Args:

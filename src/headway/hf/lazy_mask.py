@@ -133,12 +133,14 @@ class SpreadMask:
         pos: positions of this process's tokens in the whole text, (B or 1, N); −1 is padding.
         greatest: the greatest position in the whole text.
         spread: how they lie on the processes.
+        context: positions of this process's tokens of the text that these attend to, where it is another.
     """
 
     mask: Mask | None
     pos: Tensor
     greatest: int
     spread: Spreading
+    context: Tensor | None = None
 
     def to(self, *_: Any) -> SpreadMask:
         """Itself: it has no dtype."""

@@ -2,7 +2,9 @@
 
 Each process calls the model with its own tokens and their positions in the whole text. A hook on the model takes these
 positions down; the masks that transformers makes are read as masks by position and carry them to every attention, also
-to those that gradient checkpointing computes again. What a call could get wrong in silence is refused before it starts.
+to those that gradient checkpointing computes again. A model with an encoder and a decoder reads two texts, each spread
+by itself; what its decoder sees of the encoder's text is a mask between the two. What a call could get wrong in silence
+is refused before it starts.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,24 +38,29 @@ hunyuan_v1_moe jetmoe llama minimax_m2 ministral mistral mixtral modernbert mode
 nanochat nemotron olmo olmo2 olmo3 olmoe opt persimmon phi phi3 phimoe qwen2 qwen3 seed_oss smollm3
 stablelm starcoder2 vaultgemma"""
 _BEHIND_PADDING = "camembert data2vec-text roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl"
-_ENCODERS = "t5 mt5 umt5"
+_PAIRS = "t5 mt5 umt5 bart mbart plbart blenderbot blenderbot-small pegasus marian"
 BEHIND_PADDING = frozenset(_BEHIND_PADDING.split())
 """Families that give the first token of a text the position after that of padding, which is ``pad_token_id``."""
-ENCODERS = frozenset(_ENCODERS.split())
-"""Families with an encoder and a decoder, of which the encoder alone can be spread."""
-TYPES = tuple(f"{_NAMES} {_BEHIND_PADDING} {_ENCODERS}".split())
-"""Families whose tokens meet in attention alone and take their positions from ``position_ids`` alone, each tested."""
+PAIRS = tuple(_PAIRS.split())
+"""Families with an encoder and a decoder: two texts, each with positions of its own."""
+TYPES = (*_NAMES.split(), *_BEHIND_PADDING.split(), *PAIRS)
+"""Families whose tokens meet in attention alone, at the positions that they are given, each tested."""
 LAYERS = {"full_attention", "sliding_attention"}
 """What the layers of these families may be; some configurations have others."""
 
 CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
-HEADS = (*CAUSAL_HEADS, "ForMaskedLM", "ForTokenClassification")
+HEADS = (*CAUSAL_HEADS, "ForMaskedLM", "ForTokenClassification", "ForConditionalGeneration", "MTModel")
 """Ends of the names of models that compute one output for each token, from this token alone."""
 
 TAKEN = {"input_ids", "inputs_embeds", "position_ids", "token_type_ids", "labels", "shift_labels"}
 TAKEN |= {"num_items_in_batch", "return_dict", "output_hidden_states", "use_cache"}
+SIDES = ("", "decoder_")
+"""What the names of arguments begin with that are for an encoder, or for a model without one, and for a decoder."""
+TAKEN_BY_PAIRS = TAKEN | {"decoder_input_ids", "decoder_inputs_embeds", "decoder_position_ids"}
 WHY = {
     "attention_mask": "give padding the position −1, and documents by documents=",
+    "decoder_attention_mask": "give padding the position −1, and documents by decoder_documents=",
+    "encoder_outputs": "give the encoder's tokens",
     "cache": "decode in one process, after undo()",
     "past_key_values": "decode in one process, after undo()",
     "output_attentions": "weights of the whole text are on no process",
@@ -69,6 +77,7 @@ class Spread:
         zigzag: as the tokens were spread.
         name: of the model's class, for messages.
         table: the module with the model's embeddings of positions, by name; None where it has none.
+        sides: of :data:`SIDES`, those of its texts.
     """
 
     mesh: Mesh
@@ -76,6 +85,7 @@ class Spread:
     zigzag: bool
     name: str
     table: str | None
+    sides: tuple[str, ...] = SIDES[:1]
     hooks: tuple[Any, ...] = ()
 
     def attention(self, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
@@ -95,8 +105,15 @@ class Spread:
 
     def start(self, model: PreTrainedModel) -> None:
         """Take down the positions of every call of the model from now on."""
-        before = model.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True)
-        self.hooks = (before, model.register_forward_hook(self._after, always_call=True))
+        hooks = [model.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True)]
+        hooks.append(model.register_forward_hook(self._after, always_call=True))
+        if len(self.sides) > 1:
+            inner: Any = model.base_model
+            for number, stack in enumerate((inner.encoder, inner.decoder)):
+                hooks.append(stack.register_forward_pre_hook(partial(self._enters, number)))
+        if "position_ids" not in inspect.signature(model.forward).parameters:
+            hooks += [model.get_submodule(name).register_forward_hook(self._placed) for name in _tables(model)]
+        self.hooks = tuple(hooks)
 
     def undo(self) -> None:
         """Take the hooks away."""
@@ -104,31 +121,58 @@ class Spread:
             hook.remove()
 
     def _before(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
-        documents = kwargs.pop("documents", None)
+        documents = [kwargs.pop(f"{side}documents", None) for side in self.sides]
         given = named(model.forward, args, kwargs)
         self._check_arguments(given)
-        tokens = given.get("inputs_embeds") if given.get("input_ids") is None else given["input_ids"]
-        pos = self._ids(
-            given.get("position_ids"), tokens, "position_ids", "its own tokens' positions in the whole text"
-        )
-        mask = None
-        if documents is not None:
-            mask = Documents(self._ids(documents, tokens, "documents", "a number for each token's document"))
-        greatest = self._greatest(pos, pos.new_zeros(pos.shape) if mask is None else torch.as_tensor(mask.ids))
-        room = None if self.table is None else _room(model, self.table)
+        if len({ids is None for ids in documents}) > 1:
+            raise HeadwayError(
+                f"expected documents and decoder_documents, because {self.name}'s {self}, got one without the other"
+            )
+        texts = [self._text(given, side, ids) for side, ids in zip(self.sides, documents, strict=True)]
+        room, greatest = None if self.table is None else _room(model, self.table), max(text.greatest for text in texts)
         if room is not None and greatest >= room:  # here, because a process that fails later lets the others wait
             raise HeadwayError(f"expected positions below {room}, for which {self.name} has embeddings, got {greatest}")
         takes = inspect.signature(model.forward).parameters
         if "use_cache" in takes:
             given["use_cache"] = False
-        _CURRENT.set(SpreadMask(mask, pos, greatest, self))
-        if "position_ids" not in takes:
-            given.pop("position_ids")
-        elif model.config.model_type in BEHIND_PADDING:
-            given["position_ids"] = pos + (model.config.pad_token_id + 1)
-        else:
-            given["position_ids"] = pos.clamp(min=0)  # what padding looks up is seen by no token
+        _CURRENT.set(_Call(texts))
+        for side in self.sides:
+            given.pop(f"{side}position_ids")
+        if "position_ids" in takes:  # what padding looks up is seen by no token
+            pos, behind = texts[0].pos, model.config.model_type in BEHIND_PADDING
+            given["position_ids"] = pos + (model.config.pad_token_id + 1) if behind else pos.clamp(min=0)
         return (), given
+
+    def _text(self, given: dict[str, Any], side: str, documents: Any) -> SpreadMask:
+        """One of the texts of a call: where its tokens are, and which of them see each other at most."""
+        tokens = given.get(f"{side}input_ids")
+        if tokens is None:
+            tokens = given.get(f"{side}inputs_embeds")
+        if tokens is None and side:
+            raise HeadwayError(
+                f"expected decoder_input_ids, this process's tokens, because {self.name}'s {self}, got none: of labels "
+                f"of the whole text, shard(model.prepare_decoder_input_ids_from_labels(labels))"
+            )
+        what = "its own tokens' positions in the whole text"
+        pos = self._ids(given.get(f"{side}position_ids"), tokens, f"{side}position_ids", what)
+        mask, ids = None, pos.new_zeros(pos.shape)
+        if documents is not None:
+            ids = self._ids(documents, tokens, f"{side}documents", "a number for each token's document")
+            mask = Documents(ids)
+        return SpreadMask(mask, pos, self._greatest(pos, ids, side), self)
+
+    def _enters(self, number: int, *_: Any) -> None:
+        """Before the encoder, 0, or the decoder, 1."""
+        now = _CURRENT.get()
+        if now is not None:
+            now.number = number
+
+    def _placed(self, table: Any, *_: Any) -> Tensor | None:
+        """After embeddings of positions, of a model that would count this process's tokens from 0."""
+        now = current()
+        if now is None:
+            return None
+        return nn.functional.embedding(now.pos.clamp(min=0) + getattr(table, "offset", 0), table.weight)
 
     def _after(self, *_: Any) -> None:
         _CURRENT.set(None)
@@ -136,7 +180,8 @@ class Spread:
     def _check_arguments(self, given: dict[str, Any]) -> None:
         for key, value in given.items():
             off = value is None or (isinstance(value, bool | int) and not value)
-            if not off and (key not in TAKEN or key == "use_cache"):
+            taken = TAKEN_BY_PAIRS if len(self.sides) > 1 else TAKEN
+            if not off and (key not in taken or key == "use_cache"):
                 what = WHY.get(key, WHY["cache"] if key == "use_cache" else "leave it out")
                 raise HeadwayError(f"expected no {key}, because {self.name}'s {self}, got some: {what}")
         if given.get("labels") is not None:
@@ -165,7 +210,7 @@ class Spread:
         whole: Tensor = ids.long().expand(shape)
         return whole
 
-    def _greatest(self, pos: Tensor, ids: Tensor) -> int:
+    def _greatest(self, pos: Tensor, ids: Tensor, side: str) -> int:
         """The greatest position in the whole text, on all processes alike.
 
         Raises:
@@ -177,23 +222,43 @@ class Spread:
         if bool((places.diff(dim=1) == 0).any()):
             raise HeadwayError(
                 f"expected a position of its own for every token, because {self.name}'s {self}, got one twice: of a "
-                f"text packed of several documents pass documents=shard(ids, fill=-1) as well"
+                f"text packed of several documents pass {side}documents=shard(ids, fill=-1) as well"
             )
         return int(pos.amax())
 
 
-_CURRENT: ContextVar[SpreadMask | None] = ContextVar("spread", default=None)
-"""The call that runs, while it makes its masks."""
+@dataclass(eq=False)
+class _Call:
+    """A call of a spread model while it makes its masks.
+
+    Args:
+        texts: the masks of its texts: one, or the encoder's and the decoder's.
+        number: which of them its layers read now.
+    """
+
+    texts: list[SpreadMask]
+    number: int = 0
+
+    def crossing(self) -> SpreadMask:
+        """How the decoder's tokens see the encoder's."""
+        context, own = self.texts
+        mask = None
+        if isinstance(own.mask, Documents) and isinstance(context.mask, Documents):
+            mask = Documents(own.mask.ids, context.mask.ids)
+        return replace(own, mask=mask, context=context.pos)
+
+
+_CURRENT: ContextVar[_Call | None] = ContextVar("spread", default=None)
 
 
 TABLES = ("embed_positions", "position_embeddings", "wpe")
 """What learned embeddings of positions are called."""
 
 
-def _table(model: PreTrainedModel) -> str | None:
-    """The module with a model's embeddings of positions, by name; None where it has none."""
+def _tables(model: PreTrainedModel) -> list[str]:
+    """The modules with a model's embeddings of positions, by name."""
     tables = (name for name, module in model.named_modules() if isinstance(module, nn.Embedding))
-    return next((name for name in tables if name.rpartition(".")[2] in TABLES), None)
+    return [name for name in tables if name.rpartition(".")[2] in TABLES]
 
 
 def _room(model: PreTrainedModel, table: str) -> int:
@@ -204,8 +269,9 @@ def _room(model: PreTrainedModel, table: str) -> int:
 
 
 def current() -> SpreadMask | None:
-    """What masks of the call that runs stand on; None where tokens are not spread."""
-    return _CURRENT.get()
+    """What masks of the text that is read now stand on; None where tokens are not spread."""
+    now = _CURRENT.get()
+    return None if now is None else now.texts[now.number]
 
 
 def named(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -222,7 +288,9 @@ def spread_over(model: PreTrainedModel, mesh: Mesh, how: str, zigzag: bool) -> S
     """
     name, kind = type(model).__name__, getattr(model.config, "model_type", None)
     way_of(how)
-    spread = Spread(mesh, how, zigzag, name, _table(model))
+    both = hasattr(model.base_model, "encoder") and hasattr(model.base_model, "decoder")
+    table = next(iter(_tables(model)), None)
+    spread = Spread(mesh, how, zigzag, name, table, SIDES if both and kind in PAIRS else SIDES[:1])
     reason = _refuses(model)
     if reason is not None:
         raise HeadwayError(f"expected a model whose tokens can be spread over processes, got {name} ({kind}): {reason}")
@@ -235,8 +303,6 @@ def _refuses(model: PreTrainedModel) -> str | None:
     config: Any = model.config
     if config.model_type not in TYPES or not type(model).__module__.startswith("transformers.models."):
         return f"only of {', '.join(TYPES)} is it known that no token's number in its own part is used"
-    if config.model_type in ENCODERS and hasattr(model.base_model, "decoder"):
-        return "it has an encoder and a decoder, each with positions of its own; spread its encoder"
     others = set(getattr(config, "layer_types", None) or ()) - LAYERS
     if others or any(isinstance(module, nn.Conv1d) for module in model.modules()):
         kinds = ", ".join(sorted(others)) or "convolutions"
@@ -269,20 +335,23 @@ def spread_mask(
     Raises:
         HeadwayError: when a part of the model is called by itself, or the mask goes by more than positions.
     """
-    now = current()
+    now = _CURRENT.get()
     if now is None:
         raise HeadwayError(
             "expected a call of the model that headway.hf.accelerate(model, mesh=…) was given, got one of a part of it"
         )
-    made = read(mask_function, None, None)
-    if made is None or attention_mask is not None or q_length != kv_length:
+    own, made = now.texts[now.number], read(mask_function, None, None)
+    hides = attention_mask is not None and not bool(attention_mask.all())  # some decoders make one of ones
+    if now.number and made is SEES_ALL and not hides:
+        return now.crossing()  # what a decoder sees whole is the encoder's text
+    if made is None or hides or q_length != kv_length:
         raise HeadwayError(
-            f"expected masks by position (causal, windows, documents), because {now.spread.name}'s "
-            f"{now.spread}, got another: undo() it, and run it in one process"
+            f"expected masks by position (causal, windows, documents), because {own.spread.name}'s "
+            f"{own.spread}, got another: undo() it, and run it in one process"
         )
     if made is SEES_ALL:
-        return now
-    return replace(now, mask=made if now.mask is None else made & now.mask)
+        return own
+    return replace(own, mask=made if own.mask is None else made & own.mask)
 
 
 def spread_attention(
@@ -319,7 +388,7 @@ def spread_attention(
         key,
         value,
         q_pos=attention_mask.pos,
-        k_pos=attention_mask.pos,
+        k_pos=attention_mask.pos if attention_mask.context is None else attention_mask.context,
         mesh=spread.mesh,
         how=spread.how,
         zigzag=spread.zigzag,
