@@ -136,8 +136,15 @@ class Products {
     columns_ = apart(count_);
     stride = side.index == nullptr ? columns_ : apart(width);
     const int64_t kinds = side.vectors_head == 0 ? 1 : call.heads, padded = round_up(count_, PANEL<T>);
-    rows_ = uninitialised<T>(kinds * padded * wide_);
     const bool packed = side.tokens > FEW;
+    if (!packed && wide_ == side.dim) {  // as they are
+      source_ = static_cast<const T*>(side.vectors) + first_ * side.dim;
+      source_head_ = side.vectors_head;
+      return;
+    }
+    rows_ = uninitialised<T>(kinds * padded * wide_);
+    source_ = rows_.get();
+    source_head_ = side.vectors_head == 0 ? 0 : padded * wide_;
     if (packed) panels_ = uninitialised<T>(kinds * padded * side.dim);
     at::parallel_for(0, kinds, 1, [&](int64_t begin, int64_t end) {
       for (int64_t h = begin; h < end; ++h) {
@@ -363,9 +370,7 @@ class Products {
   const T* vectors_of(int64_t b, int64_t h, int64_t token) const {
     return static_cast<const T*>(side_.x) + b * side_.x_batch + h * side_.x_head + token * side_.x_row;
   }
-  const T* rows(int64_t h) const {
-    return rows_.get() + (side_.vectors_head == 0 ? 0 : h) * round_up(count_, PANEL<T>) * wide_;
-  }
+  const T* rows(int64_t h) const { return source_ + h * source_head_; }
   int64_t row_of(int64_t entry) const { return side_.index == nullptr ? entry : side_.index[low_ + entry] - first_; }
 
   const Call& call_;
@@ -374,6 +379,8 @@ class Products {
   std::vector<Run> runs_;      // of `index`
   int64_t low_ = 0, first_ = 0, count_ = 0, wide_ = 0, columns_ = 0;
   std::unique_ptr<T[]> rows_, panels_;
+  const T* source_ = nullptr;  // vector 0 of head 0, those of the other heads source_head_ apart
+  int64_t source_head_ = 0;
 };
 
 }  // namespace headway
