@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,13 +13,13 @@ from headway.backends.base import transforms
 from headway.shapes import HeadwayError
 
 Forward = Callable[..., tuple[Tensor, ...]]
-Backward = Callable[..., list[Tensor]]
+Backward = Callable[..., Sequence[Tensor | None]]
 
 
 class Operation:
     """A pair of functions: ``forward(*given)`` returns the output and what backward needs besides what was given;
-    ``backward(grad, *results, needed, *given)`` returns the gradients of the first inputs, an empty tensor for each
-    that is not needed.
+    ``backward(grad, *results, needed, *given)`` returns the gradients of the first inputs, anything for one that is not
+    needed.
 
     Args:
         name: of the operators, ``headway::NAME_forward`` and ``headway::NAME_backward``.
@@ -30,7 +29,7 @@ class Operation:
         forward: see above.
         backward: see above.
         empty: what forward returns, uninitialised, in the shapes and strides of its results.
-        gradients: likewise of backward.
+        gradients: likewise of backward, tensors without entries where none are needed.
         products: matrix products over all pairs of query and key, forward and backward, see
             :func:`headway.backends.operators.count`.
     """
@@ -56,7 +55,7 @@ class Operation:
         )
         self._backward_op = torch.library.custom_op(
             f"headway::{name}_backward",
-            backward,
+            _all_tensors(backward),
             mutates_args=(),
             schema=f"(Tensor grad, Tensor out{kept}, bool[] needed, {given}) -> Tensor[]",
         )
@@ -76,8 +75,12 @@ class Operation:
         if operators.are_seen(*given[at : at + 3]):
             operators.count(getattr(torch.ops.headway, f"{self._name}_forward"), at, self._products[0])
             out: Tensor = self._forward_op(*given)[0]
-        else:
+        elif transforms():
             out = self._step.apply(*given)[0]
+        else:  # what its apply does then, which would bind the many arguments by name first
+            function: Any = torch.autograd.Function
+            inputs = (*_alive(given[: self._tensors]), *given[self._tensors :])
+            out = super(function, self._step).apply(*inputs)[0]  # type: ignore[misc]
         return out
 
     def _keep(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -85,7 +88,7 @@ class Operation:
         ctx.numbers = inputs[self._tensors :]
 
     def _differentiate(self, ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved: list[Any] = [None if x is None else torch._C._functorch.unwrap_if_dead(x) for x in ctx.saved_tensors]
+        saved = _alive(ctx.saved_tensors)
         needed = list(ctx.needs_input_grad[: self._differentiable])
         compute: Any = self._backward
         if operators.are_seen(grad, *saved[:3]):
@@ -98,18 +101,18 @@ class Operation:
         return (*(g if need else None for g, need in zip(gradients, needed, strict=True)), *(None,) * rest)
 
 
+def _alive(tensors: Sequence[Tensor | None]) -> list[Any]:
+    """The tensors inside those of transforms of ``torch.func`` that have ended."""
+    return [None if x is None else torch._C._functorch.unwrap_if_dead(x) for x in tensors]
+
+
 def _step(forward: Forward, keep: Callable[..., None], differentiate: Callable[..., Any]) -> Any:
     """The kernel as one step of autograd."""
 
     def vmap(info: Any, in_dims: tuple[Any, ...], *given: Any) -> Any:
         return _one_by_one(step.apply, info, in_dims, given)
 
-    def run(*given: Any) -> Any:
-        return forward(*given)
-
-    # torch reads it in every call: from a kernel's many arguments that would take longer than all else around it
-    run.__signature__ = inspect.signature(run)  # type: ignore[attr-defined]
-    members = {"forward": run, "setup_context": keep, "backward": differentiate, "vmap": vmap}
+    members = {"forward": forward, "setup_context": keep, "backward": differentiate, "vmap": vmap}
     step: Any = type("Attention", (torch.autograd.Function,), {k: staticmethod(f) for k, f in members.items()})
     return step
 
@@ -117,8 +120,10 @@ def _step(forward: Forward, keep: Callable[..., None], differentiate: Callable[.
 def _step_back(backward: Backward) -> Any:
     """The backward pass under ``torch.func.grad``, which unwraps the tensors of a function's forward pass."""
 
+    complete = _all_tensors(backward)
+
     def forward(*given: Any) -> tuple[Tensor, ...]:
-        return tuple(backward(*given))
+        return tuple(complete(*given))
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         pass
@@ -130,6 +135,15 @@ def _step_back(backward: Backward) -> Any:
         )
 
     return _step(forward, keep, refuse)
+
+
+def _all_tensors(backward: Backward) -> Callable[..., list[Tensor]]:
+    """A backward pass that returns a tensor without entries instead of None, as torch's operators must."""
+
+    def complete(grad: Tensor, *given: Any) -> list[Tensor]:
+        return [grad.new_empty(0) if x is None else x for x in backward(grad, *given)]
+
+    return complete
 
 
 def _one_by_one(apply: Any, info: Any, in_dims: Sequence[Any], given: Sequence[Any]) -> Any:

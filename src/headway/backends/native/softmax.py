@@ -373,14 +373,14 @@ def _tasks(q: Tensor, k: Tensor, pairs: Tensor | None) -> int:
     return sequences * (k.shape[1] if pairs is None or pairs.shape[1] > 1 else 1)
 
 
-def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor]:
-    """The gradients of the first of what was given; an empty tensor for those not needed."""
+def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor | None]:
+    """The gradients of the first of what was given."""
     return _differentiate(grad, out, sums, needed, given, some_keys=False)
 
 
 def _differentiate(
     grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], given: Sequence[Any], *, some_keys: bool
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     g, needs = Given(*given), dict(zip(Given._fields, needed, strict=False))
     if not math.isfinite(sum(x.sum(dtype=wide_of(x)) for x in itertools.chain(*_of_tokens(g)))):
         g, poisoned = _isolated(g)
@@ -426,7 +426,7 @@ def _differentiate(
     if whole.shape != q.shape or whole.dtype != q.dtype:
         whole = q.new_empty(by_token(q.shape)).transpose(1, 2).copy_(whole[..., :dim])
     rest = Given._fields[3:_DIFFERENTIABLE]
-    return [whole, d_k, d_v, *(found[n].to(getattr(g, n).dtype) if n in found else q.new_empty(0) for n in rest)]
+    return [whole, d_k, d_v, *(found[n].to(getattr(g, n).dtype) if n in found else None for n in rest)]
 
 
 def _summed(name: str, parts: Tensor, x: Tensor) -> Tensor:

@@ -47,12 +47,12 @@ def in_windows(
     # embedding's backward sums equal entries densely; indexing's would sort them first
     bias = nn.functional.embedding(index, table).T.unflatten(1, (tokens, tokens))
     q, k = q.to(v.dtype), k.to(v.dtype)
-    if mask is not None and watched():  # heads stay heads
-        bias = (bias + mask[:, None]).repeat(batch // len(mask), 1, 1, 1)
-    elif mask is not None:  # the windows of an image as more heads
-        bias = (bias + mask[:, None]).flatten(0, 1)
-        q, k, v = (x.unflatten(0, (-1, len(mask))).flatten(1, 2) for x in (q, k, v))
-    bias = bias if bias.ndim == 4 else bias[None]
+    bias = bias[None] if mask is None else bias + mask[:, None]
+    if len(bias) > 1 and watched():  # heads stay heads
+        bias = bias.repeat(batch // len(bias), 1, 1, 1)
+    elif 1 < len(bias) < batch:  # the windows of an image as more heads
+        q, k, v = (x.unflatten(0, (-1, len(bias))).flatten(1, 2) for x in (q, k, v))
+        bias = bias.flatten(0, 1)[None]
     out = attend(module, q, k, v, terms=(DenseBias(bias),), scale=scale, dropout=dropout)
     return out.reshape(batch, heads, tokens, -1).transpose(1, 2).flatten(2)
 
