@@ -35,7 +35,7 @@ N = 13
 
 
 def made(name: str, **more: Any) -> Any:
-    """A tiny model of a family, in float64; of "t5 encoder" T5's encoder alone."""
+    """A tiny model of a family, in float64; of "t5 encoder" T5's encoder alone, of "bart decoder" BART's decoder."""
     name, _, alone = name.partition(" ")
     kind = hf.CONFIG_MAPPING[name]
     options = SMALL | (LAYERS if name in MIXED else {}) | ({"use_sliding_window": True} if "qwen" in name else {})
@@ -44,8 +44,10 @@ def made(name: str, **more: Any) -> Any:
     config = kind(**options | more)
     if hasattr(config, "_experts_implementation"):
         config._experts_implementation = "eager"  # grouped products take no float64
-    if alone:
+    if alone == "encoder":
         return randomised(hf.AutoModelForTextEncoding.from_config(config))
+    if alone == "decoder":
+        return randomised(hf.AutoModelForCausalLM.from_config(config))
     if name in PAIRS:
         return randomised(hf.AutoModelForSeq2SeqLM.from_config(config))
     auto = hf.AutoModelForMaskedLM if masked(config) else hf.AutoModelForCausalLM
@@ -141,7 +143,7 @@ def families(*names: str) -> None:
     for name in names:
         model = made(name)
         texts = two_texts(model)
-        causal = type(model).__name__.endswith(CAUSAL_HEADS)
+        causal = type(model).__name__.endswith(CAUSAL_HEADS) and not name.endswith(" decoder")
         targets = followers(texts["input_ids"])
         own = shard(targets, fill=-100)
         given = {"labels": own, "shift_labels": own, "num_items_in_batch": 2 * N - 2} if causal else {}
@@ -185,7 +187,8 @@ def packed_pairs(*names: str) -> None:
 def every_family() -> None:
     """All of them, in one start, with the gradients of those whose positions are learned or rotary."""
     exact("llama", "gpt2", "bert", "t5 encoder", "bart")
-    families(*TYPES, "t5 encoder", "mt5 encoder", "umt5 encoder")
+    decoders = [f"{name} decoder" for name in PAIRS if "t5" not in name]
+    families(*TYPES, "t5 encoder", "mt5 encoder", "umt5 encoder", *decoders)
 
 
 def padded(*names: str) -> None:
@@ -258,6 +261,10 @@ def refused() -> None:
         short(ids, position_ids=pos.where(pos < 0, pos + (room - N)))
         with refusal(f"expected positions below {room},", whole=False):
             short(ids, position_ids=pos.where(pos < 0, pos + (room - N + 1)))
+    alone = made("bart decoder")  # its own loss is the mean over the tokens it is given
+    spread(alone)
+    with refusal("expected no labels,", whole=False):
+        alone(ids, position_ids=pos, labels=ids, shift_labels=ids, num_items_in_batch=24)
     copied = copy.deepcopy(model)
     assert torch.equal(copied(ids, position_ids=pos).logits, model(ids, position_ids=pos).logits)
     done.undo()
@@ -267,7 +274,7 @@ def refused() -> None:
 def proof() -> None:
     """All of it, in one start."""
     exact("t5", "bloom", "mistral", "deberta-v2")
-    families("llama", "roberta", "gpt2", "modernbert", "mpt", "falcon", "bart", "t5 encoder")
+    families("llama", "roberta", "gpt2", "modernbert", "mpt", "falcon", "bart", "bart decoder", "t5 encoder")
     packed_pairs("t5", "bart")
     padded("llama", "falcon", "roberta", "t5")
     refused()

@@ -78,6 +78,7 @@ class Spread:
         name: of the model's class, for messages.
         table: the module with the model's embeddings of positions, by name; None where it has none.
         sides: of :data:`SIDES`, those of its texts.
+        sums: whether its own loss is a sum over shifted labels, divided by the number of targets that it is given.
     """
 
     mesh: Mesh
@@ -86,6 +87,7 @@ class Spread:
     name: str
     table: str | None
     sides: tuple[str, ...] = SIDES[:1]
+    sums: bool = False
     hooks: tuple[Any, ...] = ()
 
     def attention(self, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
@@ -187,7 +189,7 @@ class Spread:
         if given.get("labels") is not None:
             needs = ("shift_labels", "num_items_in_batch")
             missing = [key for key in needs if given.get(key) is None]
-            if missing or not self.name.endswith(CAUSAL_HEADS):
+            if missing or not self.sums:
                 raise HeadwayError(
                     f"expected no labels, because {self.name}'s {self}, and it would shift and average its own part: "
                     f"compute the loss from the logits, or, of a causal model, pass labels and shift_labels both as "
@@ -289,8 +291,9 @@ def spread_over(model: PreTrainedModel, mesh: Mesh, how: str, zigzag: bool) -> S
     name, kind = type(model).__name__, getattr(model.config, "model_type", None)
     way_of(how)
     both = hasattr(model.base_model, "encoder") and hasattr(model.base_model, "decoder")
-    table = next(iter(_tables(model)), None)
-    spread = Spread(mesh, how, zigzag, name, table, SIDES if both and kind in PAIRS else SIDES[:1])
+    table, pair = next(iter(_tables(model)), None), kind in PAIRS
+    sums = name.endswith(CAUSAL_HEADS) and not pair
+    spread = Spread(mesh, how, zigzag, name, table, SIDES if both and pair else SIDES[:1], sums)
     reason = _refuses(model)
     if reason is not None:
         raise HeadwayError(f"expected a model whose tokens can be spread over processes, got {name} ({kind}): {reason}")
