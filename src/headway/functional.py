@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headway.axes import changed
 from headway.backends import BACKENDS, SHIPPED
 from headway.backends.base import Backend, Call, transforms
 from headway.integers import Array, Integers, as_positions, exporting
-from headway.masks import Before, Causal, Dense, Mask, as_mask, divided, fitted, padding
+from headway.masks import Before, Causal, Dense, Mask, divided, fitted, padding
 from headway.positions.base import Position
 from headway.schema import Number, require
 from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief, broadcasts, contents
@@ -424,7 +425,7 @@ def plan(
     heads: int,
     head_dim: int,
     kv_heads: int | None = None,
-    mask: Mask | None = None,
+    mask: Mask | Tensor | Array | None = None,
     device: str | torch.device = "cpu",
     training: bool = True,
 ) -> Plan:
@@ -436,7 +437,7 @@ def plan(
         heads: query heads.
         head_dim: width of one head.
         kv_heads: key heads; default ``heads``.
-        mask: default :class:`headway.masks.Causal`.
+        mask: as of :func:`attend`; default :class:`headway.masks.Causal`.
         device: the device it would run on.
         training: whether gradients will be needed.
 
@@ -451,17 +452,25 @@ def plan(
     heads, head_dim = as_count(heads, "heads of at least 1", 1), as_count(head_dim, "head_dim of at least 1", 1)
     tokens = as_count(tokens, "tokens of at least 0")
     shape = HeadShape.of(heads * head_dim, heads, kv_heads, head_dim)
+    batch = 1
+
+    def without_data(x: Tensor, axes: str) -> Tensor:
+        nonlocal batch
+        batch = max(batch, x.shape[axes.index("b")] if "b" in axes else 1)
+        return x.to("meta")
+
+    seen, added = with_bias(Causal() if mask is None else mask, ())
+    seen = None if seen is None else changed(seen, without_data)
+    added = tuple(changed(term, without_data) for term in added)
     with torch.device("meta"), torch.enable_grad():
         fresh = position.fresh().attach(shape)
         pos = torch.arange(tokens)[None]
-        q = torch.empty(1, heads, tokens, head_dim, requires_grad=training)
-        k = torch.empty(1, shape.kv_heads, tokens, head_dim, requires_grad=training)
-        v = torch.empty(1, shape.kv_heads, tokens, head_dim, requires_grad=training)
-        marks = fresh.marked(torch.empty(1, tokens, shape.dim), pos)
+        q = torch.empty(batch, heads, tokens, head_dim, requires_grad=training)
+        k, v = (torch.empty(batch, shape.kv_heads, tokens, head_dim, requires_grad=training) for _ in range(2))
+        marks = fresh.marked(torch.empty(batch, tokens, shape.dim), pos)
         q, k = fresh.rotate(q, k, pos, pos)
         q, k, terms = fresh.prepare(q, k, pos, pos, head_dim**-0.5, marks)
-        mask = Causal() if mask is None else as_mask(mask)
-        call = check(q, k, v, mask, terms, None, None, head_dim**-0.5, fresh.normalise)
+        call = check(q, k, v, seen, (*terms, *added), None, None, head_dim**-0.5, fresh.normalise)
         call = replace(call, device=torch.device(device).type)
         route = _choose(call, "auto")
     refused = tuple((name, _refusal(name, call) or "") for name in BACKENDS[: BACKENDS.index(route)])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headway import Causal, Dense, Documents, HeadwayError, Prefix, Window, attend, plan
 from headway.backends import BACKENDS
+from headway.masks import Blocks, KeyPadding
 from headway.positions import methods
 from headway.terms import ByDistance, ByDistancePerQuery, PerKey, ValuesByDistance
 
@@ -461,6 +462,26 @@ def test_a_plan_tells_what_it_costs() -> None:
     assert lines[0].startswith("shaw: tiled · exact")
     assert lines[1] == "  not native: it runs on the CPU, not on cuda"
     assert [line.split()[1].removesuffix(":") for line in lines[1:]] == ["native", "sdpa", "triton", "flex"]
+
+
+def test_a_plan_takes_every_mask_that_attention_takes() -> None:
+    seen, ids = torch.ones(16, 16, dtype=torch.bool).tril(), torch.arange(16) // 5
+    masks: dict[str, Any] = {
+        "a boolean tensor": seen,
+        "one for each of three sequences": seen.expand(3, 1, 16, 16),
+        "an array": seen.numpy(),
+        "numbers to add": torch.zeros(16, 16),
+        "documents": Causal() & Documents(ids),
+        "documents of three sequences": Documents(ids.expand(3, -1)),
+        "padding": KeyPadding(torch.ones(3, 16, dtype=torch.bool)) & Causal(),
+        "blocks": Blocks(torch.ones(4, 4, dtype=torch.bool), 4) | Window(3),
+    }
+    for name, mask in masks.items():
+        for spec in ("rotary", "t5", "fox"):
+            planned = plan(methods()[spec](), tokens=16, heads=2, head_dim=8, mask=mask)
+            assert str(planned) == f"{spec}: native · exact · O(queries + keys): fused", name
+    with refusal("expected a mask over 15 queries and 15 keys,", whole=False):
+        plan(methods()["none"](), tokens=15, heads=2, head_dim=8, mask=seen)
 
 
 def test_inputs_are_left_alone() -> None:

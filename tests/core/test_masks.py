@@ -106,6 +106,7 @@ def test_tensors_that_are_no_mask_are_refused_wherever_one_is_taken(value: Any, 
         lambda mask: Attention(24, 3)(x, mask=mask),
         lambda mask: Attention(24, 3)(x[0], mask=mask),
         lambda mask: Transformer(5, 24)(torch.zeros(2, 4, dtype=torch.long), mask=mask),
+        lambda mask: plan(NoPosition(), tokens=4, heads=3, head_dim=8, mask=mask),
     )
     for takes in (
         Dense,
@@ -115,7 +116,6 @@ def test_tensors_that_are_no_mask_are_refused_wherever_one_is_taken(value: Any, 
         lambda mask: mask | Causal(),
         lambda mask: Attention(24, 3, mask=mask),
         *(() if instead == FLOATS else calls),
-        lambda mask: plan(NoPosition(), tokens=4, heads=3, head_dim=8, mask=mask),
     ):
         with refusal(
             "expected a boolean mask of shape (batch or 1, heads or 1, queries, keys), (batch or 1, queries, keys) or "

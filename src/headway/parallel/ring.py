@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from headway.attending import Attending
+from headway.axes import changed
 from headway.backends.base import Call, Partial
 from headway.cache import Tokens
 from headway.functional import check, folded, part_of
 from headway.masks import Mask
-from headway.parallel.axes import changed
 from headway.parallel.gathering import Way
 from headway.parallel.merging import joined
 from headway.parallel.sharding import Layout

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from headway.attending import Attending
+from headway.axes import changed
 from headway.backends.base import Call
 from headway.cache import Tokens
 from headway.functional import as_seed, attend_checked
 from headway.masks import Mask
-from headway.parallel.axes import changed
 from headway.parallel.gathering import Way, all_marks
 from headway.shapes import HeadwayError
 from headway.terms import AnyTerm

@@ -242,7 +242,7 @@ class DenseBias(Term):
 
     axes: ClassVar[dict[str, str]] = {"bias": "bhqn"}
 
-    bias: Float[Tensor, "#batch #heads queries keys"]
+    bias: Float[Tensor, "*#leading queries keys"]
 
     def __post_init__(self) -> None:
         given: Any = self.bias

@@ -1,4 +1,4 @@
-"""Masks and terms over other tokens or heads: what each of their tensors becomes, as the letters of its axes say."""
+"""Masks and terms over other tokens, heads or devices: what each tensor of theirs becomes, as its axes' letters say."""
 
 from __future__ import annotations
 
