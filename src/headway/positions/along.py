@@ -16,6 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from headway.integers import exporting
+
 
 @dataclass(frozen=True, eq=False)
 class Before:
@@ -85,7 +87,7 @@ def windows(
     pos = torch.cat((held, pos), 1)
     number = torch.arange(pos.shape[1], device=pos.device).expand_as(pos)
     text = (pos >= 0) | (number < first)
-    last = torch.where(text, number, 0).cummax(1).values  # the last token up to each place
+    last = _greatest_so_far(torch.where(text, number, 0))  # the last token up to each place
     previous = pad(last[:, :-1], (1, 0))
     begins = (pos.gather(1, previous) >= pos) & (number >= first)
     found, place, goes_on = [x], number, text
@@ -96,6 +98,14 @@ def windows(
         taken = x[:, place[0]] if len(place) == 1 else x.gather(1, place[..., None].expand(-1, -1, x.shape[2]))
         found.append(taken.masked_fill(~goes_on[..., None], 0.0))
     return torch.stack(found, 2)[:, first:].masked_fill(~text[:, first:, None, None], 0.0)
+
+
+def _greatest_so_far(x: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
+    """The running maximum of numbers of at least 0; ONNX has none, but maxima of all pairs."""
+    if not exporting():
+        return x.cummax(1).values
+    number = torch.arange(x.shape[1], device=x.device)
+    return torch.where(number[:, None] >= number, x[:, None], 0).amax(2)
 
 
 def out_of_order(
