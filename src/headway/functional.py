@@ -195,12 +195,14 @@ def check(
             f"{max(keys - queries, 0) + queries}) and k_pos=torch.arange({keys})"
         )
     default_positions = q_pos is None and k_pos is None
+    q_pos = as_positions(q_pos, q[:, 0], "q_pos", looked_at)
+    k_pos = q_pos if default_positions and queries == keys else as_positions(k_pos, k[:, 0], "k_pos", looked_at)
     return Call(
         q,
         k,
         v,
-        as_positions(q_pos, q[:, 0], "q_pos", looked_at),
-        as_positions(k_pos, k[:, 0], "k_pos", looked_at),
+        q_pos,
+        k_pos,
         mask,
         terms,
         scale,

@@ -25,6 +25,8 @@ from transformers import (
 )
 from transformers.models.maskformer.modeling_maskformer_swin import MaskFormerSwinModel
 
+from headway.hf.families import swin
+
 SMALL: dict[str, Any] = {"patch_size": 2, "embed_dim": 12, "depths": [2, 2], "num_heads": [3, 6], "window_size": 3}
 SMALL |= {"image_size": 24, "mlp_ratio": 2.0, "drop_path_rate": 0.0}
 KINDS: dict[str, tuple[type, Any, int]] = {
@@ -36,6 +38,12 @@ KINDS: dict[str, tuple[type, Any, int]] = {
     "sr": (Swin2SRModel, Swin2SRConfig(**SMALL | {"patch_size": 1, "image_size": 12}), 12),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture(autouse=True)
+def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the kernel compute these few scores too."""
+    monkeypatch.setattr(swin, "FEW", 0)
 
 
 def built(kind: str, dtype: torch.dtype = torch.float64) -> Any:
@@ -68,6 +76,16 @@ def run(kind: str, rows: int = 2, **more: Any) -> Any:
 def test_values_and_gradients(kind: str, rows: int) -> None:
     """Output and all gradients are the model's own, with shifted windows and images that are padded."""
     same(built(kind), run(kind, rows))
+
+
+@every_kind
+@pytest.mark.parametrize("rows", [1, 3])
+def test_few_scores(kind: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same without the kernel, which they leave alone."""
+    monkeypatch.setattr(swin, "FEW", 2**19)
+    monkeypatch.setattr(swin, "attend", lambda *_, **__: pytest.fail("called the kernel"))
+    same(built(kind), run(kind, rows))
+    as_exact(built(kind, torch.float32), run(kind, rows), torch.bfloat16 if rows == 1 else torch.float32)
 
 
 def test_eager() -> None:

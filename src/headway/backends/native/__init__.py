@@ -44,6 +44,8 @@ class Part(Protocol):
 
 def _part(call: Call) -> Part:
     """The file that computes this kind of call."""
+    if call.by_rows is None:
+        return softmax
     return next((part for part in (mix, path, scan) if part.fits(call)), softmax)
 
 

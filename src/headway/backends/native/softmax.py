@@ -138,7 +138,7 @@ def run(call: Call) -> Float[Tensor, "batch heads queries dim_v"]:
     if call.training or transforms():
         out = _attention(*given)
     elif not operators.are_seen(given.q, given.k, given.v):
-        out = inference(*given)
+        out, _ = _compute(given, inference=True)
     else:
         operators.count(torch.ops.headway.native_inference, 0, 2)
         out = cast(Tensor, torch.ops.headway.native_inference(*given))

@@ -3,7 +3,7 @@
 Windows are small: the bias of the pairs of tokens of one window, (heads, tokens, tokens), and for shifted windows the
 −100 that the models add between tokens from different edges of the image, (windows, heads, tokens, tokens), are made
 once per layer and shared by all images of a batch. A kernel reads them faster than it looks up offsets, and the formula
-stays the models' own; scores and weights are not materialised.
+stays the models' own; scores and weights are not materialised, unless they are so few that a kernel gains nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from headway.hf.interface import asked_for_weights
-from headway.hf.watching import attend, watched
+from headway.hf.watching import attend, replaced, watched
 from headway.terms import DenseBias
+
+FEW = 2**19
+"""Scores of a layer, of all windows and heads, below which torch's own products take less time than a kernel's call."""
 
 
 def in_windows(
@@ -48,6 +51,10 @@ def in_windows(
     bias = nn.functional.embedding(index, table).T.unflatten(1, (tokens, tokens))
     q, k = q.to(v.dtype), k.to(v.dtype)
     bias = bias[None] if mask is None else bias + mask[:, None]
+    if batch * heads * tokens**2 < FEW and not (watched() or replaced(module)):
+        scores = (q @ k.mT * scale).unflatten(0, (-1, len(bias))) + bias
+        weights = nn.functional.dropout(scores.softmax(-1).flatten(0, 1), dropout)
+        return (weights @ v).transpose(1, 2).flatten(2)
     if len(bias) > 1 and watched():  # heads stay heads
         bias = bias.repeat(batch // len(bias), 1, 1, 1)
     elif 1 < len(bias) < batch:  # the windows of an image as more heads
