@@ -159,10 +159,11 @@ def _masks(call: Call) -> tuple[list[Mask], Documents | None, list[Mask]]:
     near: list[Mask] = []
     documents: Documents | None = None
     others: list[Mask] = []
+    row = call.row
     for part in parts(call.mask):
         if isinstance(part, Documents) and documents is None:
             documents = part
-        elif is_distance_only(part) and (call.row is None or isinstance(part, Causal)):
+        elif is_distance_only(part) and (row is None or isinstance(part, Causal)):
             near.append(part)  # distances in an image have the same sign, not the same size
         else:
             others.append(part)
@@ -183,7 +184,8 @@ def canonical(call: Call, products: bool = False, images: bool = False) -> Canon
     keys = call.k.shape[2]
     wide = torch.promote_types(call.q.dtype, torch.float32)
     near, documents, others = _masks(call)
-    reaches = [reach(part) for part in (near if call.row is not None else [*near, *others])]
+    row = call.row
+    reaches = [reach(part) for part in (near if row is not None else [*near, *others])]
     past, future = (min([FAR, *sides]) for sides in zip(*reaches, strict=True)) if reaches else (FAR, FAR)
     q_docs, k_docs = None, None
     if documents is not None:
@@ -203,8 +205,8 @@ def canonical(call: Call, products: bool = False, images: bool = False) -> Canon
         return sum(there[1:], start=there[0]).expand(batch, heads, *shape) if there else None
 
     q_pos, k_pos = call.q_pos, call.k_pos
-    if call.row is not None and not images:
-        q_pos, k_pos = raster(q_pos, call.row), raster(k_pos, call.row)
+    if row is not None and not images:
+        q_pos, k_pos = raster(q_pos, row), raster(k_pos, row)
     (q, k, v), scale, rates, decays = _products(call, wide)
     return Canonical(
         q,
@@ -237,7 +239,7 @@ def canonical(call: Call, products: bool = False, images: bool = False) -> Canon
         rates,
         decays,
         _steps(call, others) if others else None,
-        (call.row or 0) if images else 0,
+        (row or 0) if images else 0,
     )
 
 

@@ -123,6 +123,14 @@ _AXES = {
 }
 """The axes of the inputs whose gradients are sums, b for sequences and h for heads. Each task has its own part of them,
 (splits, B, H, …), unless one task alone adds to it; the parts are summed over the axes that the input does not have."""
+_STRIDES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("q", "k", "v", "rows", "rows_x", "cols", "cols_x", "pairs", "q_decay", "k_decay"), ("batch", "head", "row")
+    ),
+    **dict.fromkeys(("q_pos", "k_pos", "q_docs", "k_docs"), ("batch",)),
+    **dict.fromkeys(("q_slopes", "k_slopes"), ("batch", "head")),
+}
+"""The inputs of which the kernel reads rows, and the strides that it is told of each."""
 _OF_ONE_TASK = ("keys", "cols", "cols_x", "k_slopes", "k_decay")
 _IN_DOUBLE = ("keys", "table", "tails", "curve_level", "curve_rate", "curve_base", "curve_slope", "q_decay", "k_decay")
 
@@ -239,18 +247,17 @@ def arguments_of(given: Given) -> Arguments:
     call.skip = g.q_decay is None  # with it |q|·|k| bounds no score
     call.left, call.rows_left, call.cols_left, call.values_left = g.left, g.rows_left, g.cols_left, g.values_left
     call.row = g.row
-    for name in ("q", "k", "v", "rows", "rows_x", "cols", "cols_x", "pairs", "q_decay", "k_decay"):
-        arguments.put_rows(name, getattr(g, name), "batch", "head", "row")
-    for name in ("q_pos", "k_pos", "q_docs", "k_docs"):
-        arguments.put_rows(name, getattr(g, name), "batch")
+    for name, strides in _STRIDES.items():
+        x: Tensor | None = getattr(g, name)
+        if x is not None:  # most are not there
+            arguments.put_rows(name, x, *strides)
     arguments.put_mask(g.mask, g.mask_q, g.mask_k, g.mask_table)
     arguments.put_rows("per_key", g.keys, "batch", "head")
-    for name in ("q_slopes", "k_slopes"):
-        arguments.put_rows(name, getattr(g, name), "batch", "head")
     call.softcap = g.softcap
     for name in ("table", "tails", "sinks", "seed", "rows_index", "cols_index", "rates"):
         x = getattr(g, name)
-        arguments.put_rows(name, None if x is None else x.contiguous())
+        if x is not None:
+            arguments.put_rows(name, x.contiguous())
     if g.curve_level is not None and g.curve_breaks is not None:
         for name in ("curve_level", "curve_base", "curve_slope"):
             arguments.put(name, getattr(g, name).contiguous())
