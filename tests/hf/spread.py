@@ -224,6 +224,9 @@ def refused() -> None:
         "its pooler reads the first token": hf.BertModel(hf.BertConfig(**SMALL)),
         "its head reads some tokens": hf.LlamaForSequenceClassification(hf.LlamaConfig(**SMALL)),
         "(dynamic) goes by the length": hf.LlamaModel(hf.LlamaConfig(**SMALL, rope_parameters=rope)),
+        "leaves layers out at random, each process others; set config.decoder_layerdrop = 0": hf.BartModel(
+            hf.BartConfig(**SMALL, decoder_layerdrop=0.1)
+        ),
         "balances experts": hf.MixtralForCausalLM(hf.MixtralConfig(**SMALL, output_router_logits=True)),
     }
     for text, model in models.items():

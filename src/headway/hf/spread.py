@@ -48,6 +48,9 @@ TYPES = (*_NAMES.split(), *_BEHIND_PADDING.split(), *PAIRS)
 LAYERS = {"full_attention", "sliding_attention"}
 """What the layers of these families may be; some configurations have others."""
 
+LAYER_DROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
+"""What configurations call the share of layers that training leaves out."""
+
 CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
 HEADS = (*CAUSAL_HEADS, "ForMaskedLM", "ForTokenClassification", "ForConditionalGeneration", "MTModel")
 """Ends of the names of models that compute one output for each token, from this token alone."""
@@ -180,9 +183,9 @@ class Spread:
         _CURRENT.set(None)
 
     def _check_arguments(self, given: dict[str, Any]) -> None:
+        taken = TAKEN_BY_PAIRS if len(self.sides) > 1 else TAKEN
         for key, value in given.items():
             off = value is None or (isinstance(value, bool | int) and not value)
-            taken = TAKEN_BY_PAIRS if len(self.sides) > 1 else TAKEN
             if not off and (key not in taken or key == "use_cache"):
                 what = WHY.get(key, WHY["cache"] if key == "use_cache" else "leave it out")
                 raise HeadwayError(f"expected no {key}, because {self.name}'s {self}, got some: {what}")
@@ -251,7 +254,7 @@ class _Call:
 
 
 _CURRENT: ContextVar[_Call | None] = ContextVar("spread", default=None)
-
+"""The call that runs."""
 
 TABLES = ("embed_positions", "position_embeddings", "wpe")
 """What learned embeddings of positions are called."""
@@ -316,6 +319,9 @@ def _refuses(model: PreTrainedModel) -> str | None:
         return "its pooler reads the first token, which one process has; make it with add_pooling_layer=False"
     if getattr(config, "output_router_logits", False):
         return "its loss balances experts over one process's tokens; set config.output_router_logits = False"
+    dropped = next((name for name in LAYER_DROPS if getattr(config, name, 0)), None)
+    if dropped is not None:
+        return f"in training it leaves layers out at random, each process others; set config.{dropped} = 0"
     for module in model.modules():
         scaled = getattr(module, "rope_type", None)
         for rope in scaled.values() if isinstance(scaled, dict) else (scaled,):
