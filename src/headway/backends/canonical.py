@@ -183,8 +183,7 @@ def canonical(call: Call, products: bool = False, images: bool = False) -> Canon
     batch, heads, queries, _ = call.q.shape
     keys = call.k.shape[2]
     wide = torch.promote_types(call.q.dtype, torch.float32)
-    near, documents, others = _masks(call)
-    row = call.row
+    row, (near, documents, others) = call.row, _masks(call)
     reaches = [reach(part) for part in (near if row is not None else [*near, *others])]
     past, future = (min([FAR, *sides]) for sides in zip(*reaches, strict=True)) if reaches else (FAR, FAR)
     q_docs, k_docs = None, None
