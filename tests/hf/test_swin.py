@@ -88,6 +88,23 @@ def test_few_scores(kind: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> No
     as_exact(built(kind, torch.float32), run(kind, rows), torch.bfloat16 if rows == 1 else torch.float32)
 
 
+@pytest.mark.parametrize("kind", ["donut", "v2"])
+def test_few_scores_are_dropped_as_by_the_model(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swin, "FEW", 2**19)
+    made, config, _ = KINDS[kind]
+    model = randomised(made(type(config)(**config.to_dict() | {"attention_probs_dropout_prob": 0.4}))).train()
+
+    def dropped() -> Tensor:
+        torch.manual_seed(0)
+        out: Tensor = run(kind)(model)
+        return out
+
+    expected = dropped()
+    with accelerated(model):
+        torch.testing.assert_close(dropped(), expected, rtol=0, atol=1e-9)
+    assert not torch.allclose(run(kind)(model.eval()), expected)
+
+
 def test_eager() -> None:
     """Swin's eager attention, whose softmax is in float32."""
     model = built("swin")
