@@ -88,6 +88,17 @@ def test_few_scores(kind: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> No
     as_exact(built(kind, torch.float32), run(kind, rows), torch.bfloat16 if rows == 1 else torch.float32)
 
 
+def test_what_hides_is_a_number_that_large_scores_outweigh() -> None:
+    """Swin V2 adds −100 twice, and its scores are −100 to 100: a token alone in its region may see others."""
+    model = built("v2")
+    for name, module in model.named_modules():
+        if name.endswith("attention.self"):
+            module.logit_scale.data.fill_(4.6)
+            module.query.bias.data.zero_()
+            module.key.weight.data = -module.query.weight.data
+    same(model, run("v2"))
+
+
 @pytest.mark.parametrize("kind", ["donut", "v2"])
 def test_few_scores_are_dropped_as_by_the_model(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(swin, "FEW", 2**19)
