@@ -20,6 +20,7 @@ from headway.terms import DenseBias
 
 FEW = 2**19
 """Scores of a layer, of all windows and heads, below which torch's own products take less time than a kernel's call."""
+_SMALL = f"fewer than {FEW:,} scores by torch's own products"
 
 
 def in_windows(
@@ -95,7 +96,7 @@ class _WindowAttention:
 class TableAttention(_WindowAttention):
     """Put before a ``SwinSelfAttention`` of the older kind: its own table of biases."""
 
-    position = "Swin's bias, of the pairs of a window, once per layer"
+    position = f"Swin's bias, of the pairs of a window, once per layer; {_SMALL}"
 
     def scored(self, q: Tensor, k: Tensor, mask: Any) -> tuple[Tensor, Tensor, Tensor, Any, float]:
         """See :meth:`_WindowAttention.scored`."""
@@ -106,7 +107,7 @@ class TableAttention(_WindowAttention):
 class CosineAttention(_WindowAttention):
     """Put before an attention of Swin V2: cosines times a learned scale, and a bias from a network of the offset."""
 
-    position = "Swin V2's continuous bias, of the pairs of a window, once per layer"
+    position = f"Swin V2's continuous bias, of the pairs of a window, once per layer; {_SMALL}"
 
     def scored(self, q: Tensor, k: Tensor, mask: Any) -> tuple[Tensor, Tensor, Tensor, Any, float]:
         """See :meth:`_WindowAttention.scored`."""
