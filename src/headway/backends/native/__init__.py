@@ -44,7 +44,7 @@ class Part(Protocol):
 
 def _part(call: Call) -> Part:
     """The file that computes this kind of call."""
-    if call.by_rows is None:
+    if call.by_rows is None:  # the other files compute what needs a query's whole row at once
         return softmax
     return next((part for part in (mix, path, scan) if part.fits(call)), softmax)
 

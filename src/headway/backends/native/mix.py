@@ -147,8 +147,8 @@ def _compute(given: tuple[Any, ...], inference: bool) -> tuple[Tensor, Tensor]:
     return out[..., : given[2].shape[3]].to(given[0].dtype).contiguous(), sums
 
 
-def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor]:
-    """The gradients of the first of what was given; an empty tensor for those not needed."""
+def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor | None]:
+    """The gradients of the first of what was given."""
     q, k, v = (_padded(x) for x in given[:3])
     arguments = _arguments(q, k, v, *given[3:])
     call, batch = arguments.call, q.shape[0]
@@ -165,7 +165,7 @@ def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given
     arguments.run("headway_mix_backward")
     found = [d_q, *(x[0] if splits == 1 else x.sum(0) for x in shared), *(x.sum((0, 1)) for x in weights)]
     found = [x[..., : y.shape[-1]].to(y.dtype) for x, y in zip(found, given, strict=False)]
-    return [x.contiguous() if need else q.new_empty(0) for x, need in zip(found, needed, strict=True)]
+    return [x.contiguous() if need else None for x, need in zip(found, needed, strict=True)]
 
 
 def _gradients(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor]:

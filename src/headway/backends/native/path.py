@@ -120,8 +120,8 @@ def forward(*given: Any) -> tuple[Tensor, Tensor]:
     return out, sums
 
 
-def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor]:
-    """The gradients of the first six inputs; an empty tensor for per_key if there is none."""
+def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor | None]:
+    """The gradients of the first six inputs."""
     arguments, per_key = _arguments(*given), given[5]
     q, k, v, w, beta = given[:5]
     splits = arguments.call.splits = splits_of(q.shape[0] * v.shape[1], q.shape[2])
@@ -135,7 +135,7 @@ def backward(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given
     d_per_key = None if per_key is None else per_key.new_zeros(splits, *per_key.shape, dtype=torch.float64)
     arguments.put_rows("d_per_key", d_per_key)
     arguments.run("path_backward")
-    return [d_q, d_k, d_v.sum(0), d_w, d_beta, q.new_empty(0) if d_per_key is None else d_per_key.sum(0).to(q.dtype)]
+    return [d_q, d_k, d_v.sum(0), d_w, d_beta, None if d_per_key is None else d_per_key.sum(0).to(q.dtype)]
 
 
 def _gradients(grad: Tensor, out: Tensor, sums: Tensor, needed: list[bool], *given: Any) -> list[Tensor]:

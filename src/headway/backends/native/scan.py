@@ -176,8 +176,8 @@ def _compute(given: tuple[Any, ...], inference: bool) -> tuple[Tensor, ...]:
 
 def backward(
     grad: Tensor, out: Tensor, sums: Tensor, borders: Tensor, exact: Tensor, needed: list[bool], *given: Any
-) -> list[Tensor]:
-    """The gradients of q, k, v, table, left, right and slope; an empty tensor for those not needed."""
+) -> list[Tensor | None]:
+    """The gradients of q, k, v, table, left, right and slope."""
     arguments = _arguments(*given)
     q, k, v, table, left, right, slope = given[:7]
     call, wide = arguments.call, wide_of(q)
@@ -234,7 +234,7 @@ def backward(
         _like(d_q, q),
         _like(d_k, k),
         _like(d_v, v),
-        *(parts[name] if name in parts else q.new_empty(0) for name in ("d_table", "d_left", "d_right", "d_slope")),
+        *(parts.get(name) for name in ("d_table", "d_left", "d_right", "d_slope")),
     ]
 
 
