@@ -204,7 +204,7 @@ def padded(*names: str) -> None:
             expected = model(**texts, attention_mask=real, **alone).logits
             headway.hf.accelerate(model, mesh=dist.group.WORLD, quiet=True)
             given = shares(texts)
-            given["position_ids"] = shard_tokens(ids, pos=pos)[1]
+            given["position_ids"] = shard(pos, fill=-1)
             found = unshard(model(**given).logits, length=expected.shape[1])
         if not is_pair(model):  # otherwise each token of the decoder sees the tokens of the encoder, padding aside
             found, expected = found[real > 0], expected[real > 0]

@@ -55,17 +55,15 @@ CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
 HEADS = (*CAUSAL_HEADS, "ForMaskedLM", "ForTokenClassification", "ForConditionalGeneration", "MTModel")
 """Ends of the names of models that compute one output for each token, from this token alone."""
 
-TAKEN = {"input_ids", "inputs_embeds", "position_ids", "token_type_ids", "labels", "shift_labels"}
-TAKEN |= {"num_items_in_batch", "return_dict", "output_hidden_states", "use_cache"}
 SIDES = ("", "decoder_")
 """What the names of arguments begin with that are for an encoder, or for a model without one, and for a decoder."""
-TAKEN_BY_PAIRS = TAKEN | {"decoder_input_ids", "decoder_inputs_embeds", "decoder_position_ids"}
+OF_EACH_SIDE = ("input_ids", "inputs_embeds", "position_ids")
+TAKEN = {"token_type_ids", "labels", "shift_labels", "num_items_in_batch", "return_dict", "output_hidden_states"}
 WHY = {
     "attention_mask": "give padding the position −1, and documents by documents=",
     "decoder_attention_mask": "give padding the position −1, and documents by decoder_documents=",
     "encoder_outputs": "give the encoder's tokens",
-    "cache": "decode in one process, after undo()",
-    "past_key_values": "decode in one process, after undo()",
+    **dict.fromkeys(("cache", "past_key_values", "use_cache"), "decode in one process, after undo()"),
     "output_attentions": "weights of the whole text are on no process",
 }
 
@@ -79,7 +77,7 @@ class Spread:
         how: how keys and queries meet, see :func:`headway.parallel.context_parallel`.
         zigzag: as the tokens were spread.
         name: of the model's class, for messages.
-        table: the module with the model's embeddings of positions, by name; None where it has none.
+        tables: the modules with the model's embeddings of positions, by name.
         sides: of :data:`SIDES`, those of its texts.
         sums: whether its own loss is a sum over shifted labels, divided by the number of targets that it is given.
     """
@@ -88,7 +86,7 @@ class Spread:
     how: str
     zigzag: bool
     name: str
-    table: str | None
+    tables: tuple[str, ...]
     sides: tuple[str, ...] = SIDES[:1]
     sums: bool = False
     hooks: tuple[Any, ...] = ()
@@ -117,7 +115,7 @@ class Spread:
             for number, stack in enumerate((inner.encoder, inner.decoder)):
                 hooks.append(stack.register_forward_pre_hook(partial(self._enters, number)))
         if "position_ids" not in inspect.signature(model.forward).parameters:
-            hooks += [model.get_submodule(name).register_forward_hook(self._placed) for name in _tables(model)]
+            hooks += [model.get_submodule(name).register_forward_hook(self._placed) for name in self.tables]
         self.hooks = tuple(hooks)
 
     def undo(self) -> None:
@@ -134,8 +132,9 @@ class Spread:
                 f"expected documents and decoder_documents, because {self.name}'s {self}, got one without the other"
             )
         texts = [self._text(given, side, ids) for side, ids in zip(self.sides, documents, strict=True)]
-        room, greatest = None if self.table is None else _room(model, self.table), max(text.greatest for text in texts)
-        if room is not None and greatest >= room:  # here, because a process that fails later lets the others wait
+        greatest = max(text.greatest for text in texts)
+        room = min((_room(model, table) for table in self.tables), default=greatest + 1)
+        if greatest >= room:  # here, because a process that fails later lets the others wait
             raise HeadwayError(f"expected positions below {room}, for which {self.name} has embeddings, got {greatest}")
         takes = inspect.signature(model.forward).parameters
         if "use_cache" in takes:
@@ -183,11 +182,11 @@ class Spread:
         _CURRENT.set(None)
 
     def _check_arguments(self, given: dict[str, Any]) -> None:
-        taken = TAKEN_BY_PAIRS if len(self.sides) > 1 else TAKEN
+        taken = TAKEN | {f"{side}{name}" for side in self.sides for name in OF_EACH_SIDE}
         for key, value in given.items():
             off = value is None or (isinstance(value, bool | int) and not value)
-            if not off and (key not in taken or key == "use_cache"):
-                what = WHY.get(key, WHY["cache"] if key == "use_cache" else "leave it out")
+            if not off and key not in taken:
+                what = WHY.get(key, "leave it out")
                 raise HeadwayError(f"expected no {key}, because {self.name}'s {self}, got some: {what}")
         if given.get("labels") is not None:
             needs = ("shift_labels", "num_items_in_batch")
@@ -260,10 +259,10 @@ TABLES = ("embed_positions", "position_embeddings", "wpe")
 """What learned embeddings of positions are called."""
 
 
-def _tables(model: PreTrainedModel) -> list[str]:
+def _tables(model: PreTrainedModel) -> tuple[str, ...]:
     """The modules with a model's embeddings of positions, by name."""
     tables = (name for name, module in model.named_modules() if isinstance(module, nn.Embedding))
-    return [name for name in tables if name.rpartition(".")[2] in TABLES]
+    return tuple(name for name in tables if name.rpartition(".")[2] in TABLES)
 
 
 def _room(model: PreTrainedModel, table: str) -> int:
@@ -294,9 +293,9 @@ def spread_over(model: PreTrainedModel, mesh: Mesh, how: str, zigzag: bool) -> S
     name, kind = type(model).__name__, getattr(model.config, "model_type", None)
     way_of(how)
     both = hasattr(model.base_model, "encoder") and hasattr(model.base_model, "decoder")
-    table, pair = next(iter(_tables(model)), None), kind in PAIRS
+    pair = kind in PAIRS
     sums = name.endswith(CAUSAL_HEADS) and not pair
-    spread = Spread(mesh, how, zigzag, name, table, SIDES if both and pair else SIDES[:1], sums)
+    spread = Spread(mesh, how, zigzag, name, _tables(model), SIDES if both and pair else SIDES[:1], sums)
     reason = _refuses(model)
     if reason is not None:
         raise HeadwayError(f"expected a model whose tokens can be spread over processes, got {name} ({kind}): {reason}")
