@@ -416,6 +416,10 @@ def test_a_bar_holds_or_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     fake({(name, "headway (auto)"): 1.07 for name in ("none", "fox")}, monkeypatch)
     for bar in (Bar(TINY, "none", 0.6), Bar(replace(TINY, mode="decode"), "fox", 0.6)):
         assert judged([bar])[0]["met_by"] is None
+    for theirs, ours_, met_by in ((1.5, 1.0, "bar"), (1.4, 1.07, "floor"), (1.4, 1.09, None)):
+        fake({("t5", "headway (tiled)"): theirs, ("fox", "headway (auto)"): ours_}, monkeypatch)
+        (bar,) = judged([Bar(TINY, "t5", 1.5, by="tiled", against=("fox", "auto"), least=True)])
+        assert (bar["met_by"], bar["floor"]) == (met_by, pytest.approx(theirs / 0.9))
     fake({("fox", "headway (auto)"): 1.081}, monkeypatch)
     (failed,) = judged([Bar(TINY, "fox", 0.6)])
     assert (held["passed"], held["measured"], held["bar"], held["reason"]) == (True, 1.05, "≤ 1.05", None)

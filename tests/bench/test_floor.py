@@ -82,19 +82,22 @@ def test_the_floor_is_the_share_of_products_at_the_speed_of_none() -> None:
     group = Group(CAUSAL, 1, thorough=False)
     row = measured(Entry("shaw(clip=2)", "headway: tiled", ours("tiled")), group)
     share = 1 + BY_HAND["shaw(clip=2)"] / (HEADS * PAIRS * 2 * DIM)
-    assert row.floor == pytest.approx(group.nones["headway: tiled"] * share)
-    group.nones["headway: tiled"] = "broken"  # type: ignore[assignment]
+    assert row.floor == pytest.approx(group.nones["tiled"] * share)
+    group.nones["tiled"] = "broken"  # type: ignore[assignment]
     without = measured(Entry("shaw(clip=2)", "headway: tiled", ours("tiled")), group)
     assert (without.status, without.floor) == ("ok", None)
     assert str(without.reason).startswith("without a floor: TypeError")
     none = measured(Entry("none", "headway: tiled", ours("tiled")), group)
-    assert [none.floor, none.ratio] == pytest.approx([group.nones["headway: tiled"]] * 2)  # products of quotients
+    assert [none.floor, none.ratio] == pytest.approx([group.nones["tiled"]] * 2)  # products of quotients
 
 
 def test_the_layers_compute_the_same() -> None:
     case = Case(9, mask="full", heads=2, kv_heads=2, head_dim=8, dtype="float64")
     method = "deberta(clip=6, reverse=False)"
     mine, other = layers.ours(method, case), layers.theirs(method, case)
+    projections = 4 * 9 * 16 * 16
+    assert mine.products() == products(build(method, case)) + 3 * projections
+    assert (mine.backend, other.backend) == ("native", None)
     given = other.leaves
     with torch.no_grad():
         given["self.pos_key_proj.bias"].zero_()

@@ -26,7 +26,7 @@ NEAR = 1.2
 class Bar:
     """One target: time or memory of a method, divided by that of a baseline, stays below, or above, a limit.
 
-    Time divided by plain attention's may also stay below :data:`NEAR` times its floor, see :attr:`floored`.
+    Our time may also stay below :data:`NEAR` times its floor, see :attr:`floored`.
 
     Args:
         case: the shape.
@@ -77,13 +77,25 @@ class Bar:
                 return {**found, "passed": False, "reason": f"{row.contender}: {row.status}: {row.reason}"}
             values.append(value)
         found["measured"] = ratio = values[0] / (values[1] if len(values) > 1 else 1.0)
-        if self.what == "time" and self.against is None and not self.least:
-            found["floor"] = rows[self.needs[0]].floor
+        if self.what == "time":
+            found["floor"] = floor = self._floor([rows[need] for need in self.needs])
+            near = floor is not None and (ratio >= floor / NEAR if self.least else ratio <= floor * NEAR)
         if ratio >= self.limit if self.least else ratio <= self.limit:
             found["met_by"] = "bar"
-        elif self.floored and found["floor"] is not None and ratio <= NEAR * found["floor"]:
+        elif self.what == "time" and self.floored and near:
             found["met_by"] = "floor"
         return {**found, "passed": found["met_by"] is not None}
+
+
+    @staticmethod
+    def _floor(rows: list[Row]) -> float | None:
+        """What would be measured if our products ran at plain attention's speed: we are divided, or divide."""
+        match rows:
+            case [ours]:
+                return ours.floor
+            case [theirs, ours] if ours.floor and theirs.ratio:
+                return theirs.ratio / ours.floor
+        return None
 
 
 def _who(by: str) -> str:

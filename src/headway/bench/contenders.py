@@ -15,6 +15,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from headway.attending import Core
 from headway.backends import BACKENDS
+from headway.bench import floor
 from headway.bench.cases import Built, Case, CoreCall, TooLarge, Unsupported, build
 from headway.bench.measure import available_memory
 from headway.bench.page import PLAIN
@@ -57,6 +58,15 @@ class Work:
         gradients = torch.autograd.grad(out, list(self.leaves.values()), self.built.weight, allow_unused=True)
         found = {f"d{name}": one for name, one in zip(self.leaves, gradients, strict=True) if one is not None}
         return {"out": out.detach(), **found}
+
+    @property
+    def backend(self) -> str | None:
+        """The backend that computes it; None for what is not ours."""
+        return self.name.removeprefix(OURS) if self.name.startswith(OURS) else None
+
+    def products(self) -> int:
+        """Multiply-adds that it demands, see :mod:`headway.bench.floor`."""
+        return floor.products(self.built)
 
     @property
     def held(self) -> int:

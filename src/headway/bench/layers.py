@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from headway.attention import Attention
 from headway.bench.cases import Built, Case, Unsupported, build
 from headway.bench.contenders import Work, fits
+from headway.bench.contenders import ours as our_heads
 from headway.bench.others import imported
 from headway.positions import Deberta, parse
 
@@ -19,22 +20,42 @@ OURS, THEIRS = "headway layer", "transformers layer"
 
 @dataclass
 class Layer(Work):
-    """A layer on one input; its results have their own names, as they are not those of the case's q, k and v."""
+    """A layer on one input; its results have their own names, as they are not those of the case's q, k and v.
+
+    Args:
+        heads: what it computes between its projections, if it is ours.
+        projected: multiply-adds of its projections, forward.
+    """
+
+    heads: Work | None = None
+    projected: int = 0
+
+    @property
+    def backend(self) -> str | None:
+        """See :attr:`Work.backend`."""
+        return None if self.heads is None else self.heads.backend
+
+    def products(self) -> int:
+        """See :meth:`Work.products`; with its projections."""
+        inside = 0 if self.heads is None else self.heads.products()
+        return inside + self.projected * (3 if self.case.backward else 1)
 
     def step(self) -> dict[str, Tensor]:
         """Run once, see :meth:`Work.step`."""
         return {f"layer {name}": one for name, one in super().step().items()}
 
 
-def ours(method: str, case: Case) -> Work:
+def ours(method: str, case: Case) -> Layer:
     """Our layer."""
     built, x = _input(case)
     mask, dim = case.visible(), case.heads * case.head_dim
     layer = Attention(dim, case.heads, position=parse(method), mask=mask, bias=True)
-    return _work(OURS, built, layer, x, layer)
+    work = _work(OURS, built, layer, x, layer)
+    work.heads, work.projected = our_heads("auto")(method, case), 4 * case.batch * case.length * dim * dim
+    return work
 
 
-def theirs(method: str, case: Case) -> Work:
+def theirs(method: str, case: Case) -> Layer:
     """transformers' ``DisentangledSelfAttention`` of DeBERTa v2 and v3, and a projection like our W_O.
 
     Raises:
@@ -79,7 +100,7 @@ def _input(case: Case) -> tuple[Built, Tensor]:
     return built, x.to(case.device, case.torch_dtype).requires_grad_(case.backward)
 
 
-def _work(name: str, built: Built, module: nn.Module, x: Tensor, layer: Callable[[Tensor], Tensor]) -> Work:
+def _work(name: str, built: Built, module: nn.Module, x: Tensor, layer: Callable[[Tensor], Tensor]) -> Layer:
     case = built.case
     module.to(case.device, case.torch_dtype).requires_grad_(case.backward)
 

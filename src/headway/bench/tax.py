@@ -16,7 +16,6 @@ import torch
 
 from headway.bench.cases import Case, TooLarge, Unsupported
 from headway.bench.contenders import OURS, Contender, Work, eager, ours, plain
-from headway.bench.floor import products
 from headway.bench.measure import error, interleaved, median_ratio, repeats_for, same
 from headway.bench.page import PLAIN
 from headway.memory import peak_memory
@@ -126,16 +125,15 @@ class Group:
 
     def floor(self, row: Row, work: Work) -> float | None:
         """The floor of a timed row; None for what is not ours, or where its backend refuses ``none``."""
-        name = work.name
-        if not name.startswith(OURS):
+        backend = work.backend
+        if backend is None:
             return None
         if row.method == "none":
-            self.nones[name] = row.ratio
-        elif name not in self.nones:
-            entry = Entry("none", name, ours(name.removeprefix(OURS)))
-            self.nones[name] = measured(entry, self).ratio
-        none = self.nones[name]
-        return None if none is None else none * products(work.built) / products(self.base.built)
+            self.nones[backend] = row.ratio
+        elif backend not in self.nones:
+            self.nones[backend] = measured(Entry("none", OURS + backend, ours(backend)), self).ratio
+        none = self.nones[backend]
+        return None if none is None else none * work.products() / self.base.products()
 
     def row(self, method: str, name: str) -> Row:
         """An empty row of this case."""
