@@ -24,6 +24,7 @@ FLOORS = (
     ("terms",),
     ("cache", "axes"),
     ("backends",),
+    ("linear",),
     ("positions",),
     ("functional",),
     ("init",),
@@ -50,7 +51,18 @@ FLOORS = (
 )
 """From the ground up; a part imports from the floors below its own, and from itself."""
 ALLOWED = {
-    "positions": {"shapes", "schema", "display", "characters", "integers", "masks", "terms", "backends", "positions"},
+    "positions": {
+        "shapes",
+        "schema",
+        "display",
+        "characters",
+        "integers",
+        "masks",
+        "terms",
+        "backends",
+        "linear",
+        "positions",
+    },
     "backends": {"shapes", "integers", "masks", "terms", "backends"},
     "figures": {"figures", "display"},
     "results": {"results", "figures"},
@@ -186,7 +198,8 @@ print(*sys.modules)
     light, attention, core, trained = (line.split() for line in fresh(program))
     top = [{name.partition(".")[0] for name in names} for names in (light, core)]
     assert not {"torch", "numpy", "typer", "rich"} & top[0]
-    assert [name for name in attention if name.startswith("headway.backends.")] == ["headway.backends.base"]
+    ours = sorted(name for name in attention if name.startswith("headway.backends."))
+    assert ours == ["headway.backends.base", "headway.backends.operators"]
     assert "torch" in top[1]
     assert not {"transformers", "x_transformers", "beartype", "typer", "tokenizers", "safetensors"} & top[1]
     assert "torch._dynamo" not in trained  # what torch.compile needs takes more than a second to load

@@ -20,6 +20,7 @@ from headway.cache import KVCache, Tokens
 from headway.functional import with_bias
 from headway.init import initialise
 from headway.integers import Array, Integers, as_positions
+from headway.linear import project
 from headway.masks import Mask
 from headway.positions import NoPosition, Position
 from headway.shapes import HeadShape, HeadwayError, as_count
@@ -300,7 +301,7 @@ class Attention(Attending):
 
     def _normed(self, x: Tensor, q_pos: Tensor) -> Tensor:
         """The queries of x, normalised and sharpened, not yet rotated."""
-        q = self._split(self.q(x), self.shape.heads)
+        q = self._split(project(self.q, x), self.shape.heads)
         return self.sharpened(q if self.q_norm is None else normed(self.q_norm, q), q_pos)
 
     def _context(self, context: Tensor, pos: Integers | None) -> tuple[Tensor, Tensor]:
@@ -312,7 +313,7 @@ class Attention(Attending):
         self, q: Tensor, where: Tensor, source: Tensor, k_pos: Tensor, k_where: Tensor, cache: KVCache | None
     ) -> tuple[Tensor, Tokens]:
         """q rotated; and rotated keys, values, positions and marks: of what the cache holds, then of the source."""
-        k, v = self._split(self.k(source), self.shape.kv_heads), self._split(self.v(source), self.shape.kv_heads)
+        k, v = (self._split(project(one, source), self.shape.kv_heads) for one in (self.k, self.v))
         if self.k_norm is not None:
             k = normed(self.k_norm, k)
         marks = self.marked(source, k_pos, cache)
@@ -345,8 +346,7 @@ class Attention(Attending):
         return x.view(*x.shape[:2], heads, self.shape.head_dim).transpose(1, 2)
 
     def _join(self, heads: Tensor) -> Tensor:
-        out: Tensor = self.o(heads.transpose(1, 2).flatten(2))
-        return out
+        return project(self.o, heads.transpose(1, 2).flatten(2))
 
     def _check(self, x: Tensor, context: Tensor | None, cache: KVCache | None, shared: SharedKV | None) -> None:
         check_given(cache, x=x, context=context)

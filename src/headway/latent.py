@@ -23,6 +23,7 @@ from headway.cache import KVCache, Tokens
 from headway.functional import with_bias
 from headway.init import initialise
 from headway.integers import Array, Integers
+from headway.linear import project
 from headway.masks import Mask
 from headway.positions import Position
 from headway.shapes import HeadShape, HeadwayError, as_count
@@ -196,11 +197,11 @@ class LatentAttention(Attending):
 
     def _latent(self, x: Tensor, q_pos: Tensor, where: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor, Tokens]:
         """Queries without position and rotated; and latent vectors with rotated keys: of the cache, then of x."""
-        low = x if self.q_down is None or self.q_norm is None else normed(self.q_norm, self.q_down(x))
+        low = x if self.q_down is None or self.q_norm is None else normed(self.q_norm, project(self.q_down, x))
         wide = self.head_dim + self.position_dim
-        q = self.sharpened(self.q(low).view(*x.shape[:2], self.heads, wide).transpose(1, 2), q_pos)
+        q = self.sharpened(project(self.q, low).view(*x.shape[:2], self.heads, wide).transpose(1, 2), q_pos)
         q, turned = q.split((self.head_dim, self.position_dim), -1)
-        latent, key = self.kv_down(x).split((self.latent_dim, self.position_dim), -1)
+        latent, key = project(self.kv_down, x).split((self.latent_dim, self.position_dim), -1)
         marks = self.marked(x, q_pos, cache)
         turned, key = self.position.rotate(turned, key[:, None], where, where)
         held = torch.cat((normed(self.kv_norm, latent)[:, None], key), -1)
@@ -248,8 +249,7 @@ class LatentAttention(Attending):
         heads = self.weighed(q, k, v, mask, (*own, *terms), q_pos, tokens.pos, given=given)
         if absorb:
             heads = heads @ up_v.mT
-        out: Tensor = self.o(heads.transpose(1, 2).flatten(2))
-        return out
+        return project(self.o, heads.transpose(1, 2).flatten(2))
 
     def _absorbs(self, queries: int, keys: int) -> bool:
         """Whether absorbing takes fewer multiplications: wider vectors per pair against keys and values not made."""

@@ -18,6 +18,7 @@ from headway.config import LATENT, TransformerConfig
 from headway.init import initialise
 from headway.integers import Integers, as_positions, readable
 from headway.latent import LatentAttention
+from headway.linear import project
 from headway.masks import Causal, Chunks, Mask, Window
 from headway.positions import Position, as_method
 from headway.shapes import HeadShape, HeadwayError
@@ -56,10 +57,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """Map each token."""
-        up = self.up(x)
-        inner = nn.functional.gelu(up) if self.gate is None else nn.functional.silu(self.gate(x)) * up
-        out: Tensor = self.down(inner)
-        return out
+        up = project(self.up, x)
+        inner = nn.functional.gelu(up) if self.gate is None else nn.functional.silu(project(self.gate, x)) * up
+        return project(self.down, inner)
 
 
 class Residual(nn.Module):

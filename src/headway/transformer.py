@@ -23,6 +23,7 @@ from headway.attention import Attention
 from headway.config import TransformerConfig as TransformerConfig
 from headway.integers import Array, Integers, as_positions
 from headway.latent import LatentAttention
+from headway.linear import project
 from headway.masks import Mask, as_mask
 from headway.positions import NoPosition, Position, as_method, extend
 from headway.saving import fill, read_config, save
@@ -262,8 +263,7 @@ class Transformer(nn.Module):
             context=context,
             context_pos=source_pos,
         )
-        logits: Tensor = self.head(x)
-        return logits
+        return project(self.head, x)
 
 
 def two_sided(position: Position) -> Position:

@@ -86,7 +86,6 @@ class Bar:
             found["met_by"] = "floor"
         return {**found, "passed": found["met_by"] is not None}
 
-
     @staticmethod
     def _floor(rows: list[Row]) -> float | None:
         """What would be measured if our products ran at plain attention's speed: we are divided, or divide."""

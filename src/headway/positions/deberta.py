@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from headway.linear import linear
 from headway.positions.base import Position, TermInputs
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, ProductPerKey, ProductPerQuery
@@ -127,4 +128,6 @@ class Deberta(Position):
         exact = self.buckets // 2 if self.buckets else side
         first, last = (side + sign * (n if n <= exact else side) for sign, n in ((-1, below), (1, above)))
         first, last, dtype = max(first, 0), min(last, 2 * side - 1), look.q.dtype
-        return self.vectors[first : last + 1].to(dtype) @ look.of_heads(weight).to(dtype).mT, first
+        weight = look.of_heads(weight).to(dtype)
+        rows = linear(self.vectors[first : last + 1].to(dtype), weight.flatten(0, 1))
+        return rows.unflatten(1, weight.shape[:2]).transpose(0, 1), first

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from headway.integers import exporting
+from headway.linear import linear
 from headway.positions.base import Position, TermInputs, frequencies
 from headway.shapes import HeadShape, HeadwayError
 from headway.terms import AnyTerm, PerKey, ProductPerQuery
@@ -84,4 +85,5 @@ class TransformerXL(Position):
         if not exporting() and q.shape[0] * q.shape[2] < q.shape[3]:
             # with few queries, as in decoding, map the queries to the sinusoids' width; with many, map each distance
             return biases, ProductPerQuery(rows @ weight, waves.mT[None], left)
-        return biases, ProductPerQuery(rows, (weight @ waves).mT, left)
+        mapped = linear(waves.mT, weight.flatten(0, 1)).unflatten(1, weight.shape[:2]).transpose(0, 1)
+        return biases, ProductPerQuery(rows, mapped, left)
