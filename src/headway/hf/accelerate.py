@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from headway.functional import plan
+from headway.hf import products
 from headway.hf.families import family_of
 from headway.hf.forms import formula
 from headway.hf.interface import NAMES
@@ -29,12 +30,12 @@ TOKENS = 2048
 
 @dataclass(frozen=True)
 class Part:
-    """What was done to one kind of attention in a model.
+    """What was done to one kind of attention in a model, or to its linear layers.
 
     Args:
         kind: name of its class.
         names: names of its modules.
-        position: how position enters, where headway computes it.
+        position: how position enters, where headway computes it; of linear layers, what multiplies them.
         like: the method of headway's own whose terms it has, and the device: for :attr:`plan`.
         memory: bytes of the position bias of such a text, in one layer, before and after; None where there is none.
         reason: why it was left alone; None when it was accelerated.
@@ -60,7 +61,7 @@ class Part:
         many = f"{len(self.names)} × {self.kind}"
         if self.reason:
             return f"{many:<36} left alone: {self.reason}"
-        parts = [self.position, self.plan]
+        parts = [self.position, *filter(None, [self.plan])]
         if self.memory is not None:
             before, after = (n / 2**20 for n in self.memory)
             parts.append(f"bias of {TOKENS:,} tokens {before:,.0f} → {after:.2g} MiB")
@@ -73,9 +74,10 @@ class Accelerated:
 
     Args:
         model: the model.
-        parts: one for each kind of attention.
+        parts: one for each kind of attention, and one for all linear layers where those were changed.
         configs: the configurations that were changed, with the implementation that each had.
         classes: the modules that were changed, with the class that each had.
+        linears: the linear layers that were changed.
         spread: how its tokens are spread over processes; None where they are not.
     """
 
@@ -83,6 +85,7 @@ class Accelerated:
     parts: tuple[Part, ...]
     configs: list[tuple[Any, str | None]] = field(default_factory=list, repr=False)
     classes: list[tuple[nn.Module, type]] = field(default_factory=list, repr=False)
+    linears: list[nn.Module] = field(default_factory=list, repr=False)
     spread: Spread | None = None
 
     def undo(self) -> None:
@@ -92,8 +95,11 @@ class Accelerated:
         for module, kind in self.classes:
             module.__class__ = kind
             module.__dict__.pop("headway_form", None)
+        for module in self.linears:
+            products.give_back(module)
         self.configs.clear()
         self.classes.clear()
+        self.linears.clear()
         if self.spread is not None:
             self.spread.undo()
 
@@ -117,7 +123,8 @@ def accelerate(
 
     Parameters, their names, hooks and files stay as they are; position biases stay tables, buckets and slopes instead
     of a number for every pair of tokens. What is not known is left alone and named. Where a model is asked for its
-    attentions, its own code computes them.
+    attentions, its own code computes them. On processors of which torch's own float32 products use half, its linear
+    layers are multiplied by the other library that torch has, see :mod:`headway.linear`.
 
     With a mesh, the tokens of its texts are spread over processes. Each of them calls the model with its own tokens and
     their positions, as :func:`headway.parallel.shard_tokens` gives them, and gets their logits; padding is position −1
@@ -162,6 +169,9 @@ def accelerate(
         )
     if done.spread is not None:
         done.spread.start(model)
+    if linears := products.take(model):
+        names, done.linears = tuple(name for name, _ in linears), [module for _, module in linears]
+        done.parts += (Part("linear layer", names, products.SAID),)
     if not quiet:
         print(done)
     return done
