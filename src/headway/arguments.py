@@ -29,7 +29,8 @@ Out = Annotated[Path, typer.Option(help="Folder for the results; rerun the same 
 Threads = Annotated[int | None, typer.Option(min=1, max=256, help="CPU threads; default: torch's own choice.")]
 Vocabulary = Annotated[str | None, typer.Option(help=VOCABULARIES, show_default="bytes")]
 MaxText = Annotated[
-    int | None, typer.Option(min=1, max=1 << 40, help="Largest text in bytes; default: any, 128 MiB for pairs.")
+    int | None,
+    typer.Option(min=1, max=1 << 40, help="Maximum size of a text in bytes; default: any, 128 MiB for pairs."),
 ]
 Source = Annotated[
     str | None,

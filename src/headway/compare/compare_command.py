@@ -31,14 +31,14 @@ def command(
         typer.Option(
             min=1,
             max=256,
-            help="Processes that share the models among them; the same command on another machine with the same folder "
-            "joins in. Default: this process alone; under torchrun one per rank.",
+            help="Number of processes that divide the models among themselves; the same command on another "
+            "machine with the same folder joins in. Default: this process alone; under torchrun one per rank.",
         ),
     ] = None,
     lease: Annotated[
         float,
         typer.Option(
-            min=1, max=86400, help="Seconds without a sign of life after which a worker, e.g. one cut off, is lost."
+            min=1, max=86400, help="Seconds of silence after which a worker, e.g. on a machine cut off, is lost."
         ),
     ] = 30.0,
     **given: Any,
@@ -100,7 +100,7 @@ def _with_workers(comparison: Comparison, out: Path, workers: int, lease: float,
             part = sum(_show(shown, row, event) for row, event in zip(rows, seen.working, strict=False))
             for number, row in enumerate(rows):
                 shown.update(row, visible=number < len(seen.working))
-            note = f"{len(seen.finished)} of {seen.cells} models, {len(seen.working)} in work"
+            note = f"{len(seen.finished)} of {seen.cells} models, {len(seen.working)} in progress"
             shown.update(whole, total=seen.cells, completed=len(seen.finished) + 0.95 * part, note=note)
             if not screen.is_terminal and not rank():
                 for number, (method, seed) in enumerate(seen.finished[said:], said + 1):
@@ -161,7 +161,7 @@ def _conclude(results: dict[str, Any], out: Path, line: str, failures: list[str]
     if failures:
         raise HeadwayError(
             f"{'; '.join(failures)} ({len(failures)} of {len(results['cells']) + len(failures)} models could not be "
-            f"finished, the others are; rerun the command to try again)"
+            f"finished; the others are done; rerun the command to try again)"
         )
     if not results["complete"]:
         raise typer.Exit(130)

@@ -123,8 +123,8 @@ def accelerate(
 
     Parameters, their names, hooks and files stay as they are; position biases stay tables, buckets and slopes instead
     of a number for every pair of tokens. What is not known is left alone and named. Where a model is asked for its
-    attentions, its own code computes them. On processors of which torch's own float32 products use half, its linear
-    layers are multiplied by the other library that torch has, see :mod:`headway.linear`.
+    attentions, its own code computes them. On AMD processors with AVX-512,
+    where MKL runs float32 products at half speed, linear layers use oneDNN instead, see :mod:`headway.linear`.
 
     With a mesh, the tokens of its texts are spread over processes. Each of them calls the model with its own tokens and
     their positions, as :func:`headway.parallel.shard_tokens` gives them, and gets their logits; padding is position −1
@@ -151,7 +151,7 @@ def accelerate(
     """
     if not isinstance(model, PreTrainedModel):
         raise HeadwayError(
-            f"expected a model of transformers, got {type(model).__name__}: of DDP or peft pass the model inside"
+            f"expected a model of transformers, got {type(model).__name__}: pass the model that DDP or peft wraps"
         )
     check_version()
     done = Accelerated(model, (), spread=None if mesh is None else spread_over(model, mesh, how, zigzag))

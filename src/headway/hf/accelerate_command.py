@@ -20,7 +20,7 @@ def command(
     out: Annotated[Path, typer.Option(help="Folder for report.html and results.json.")] = Path("headway-accelerate"),
     threads: Threads = None,
 ) -> None:
-    """Say which attentions of a transformers model headway can compute, and how much faster the model is then."""
+    """Say which attentions of a transformers model headway can compute; with --bench, how much faster it is then."""
     use_threads(threads)
     from headway.hf.accelerate import accelerate
     from headway.hf.loading import as_lengths, open_model

@@ -171,7 +171,7 @@ class Base:
         """
         if hasattr(self.model, METHODS):
             raise HeadwayError(
-                f"expected a checkpoint with its own positions, got one whose were swapped in {self.folder}: "
+                f"expected a checkpoint with its own positions, got one whose positions were swapped in {self.folder}: "
                 f"give the one it was made from"
             )
         return ", ".join(dict.fromkeys(position.spec() for _, position in seen_in(self.model).values()))

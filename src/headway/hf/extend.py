@@ -105,7 +105,7 @@ class Extended:
         text.update(copy.deepcopy(dict(self.stretch.values)))
         why = misread(type(read).from_dict(copy.deepcopy(config)), self.stretch.values)
         if why is not None:
-            raise HeadwayError(f"expected a config.json that says the extension, got one of which {why}")
+            raise HeadwayError(f"expected a config.json that transformers reads as extended, got another: {why}")
         return config
 
     def _copy(self, source: Folder, folder: Path) -> None:
@@ -184,7 +184,7 @@ def extend(
     done = Extended(stretch(config, to, how, trained=trained, windows_too=windows_too), original)
     check_effect(kind, done.stretch.on(config))
     if text is None and tune_steps:
-        raise HeadwayError("expected a text to tune on, got none: pass text=")
+        raise HeadwayError("expected a text to tune on, got none: pass --text (text= in Python)")
     if text is not None:
         given = own_text(text, original, config, length=to, windows=(measuring or Measuring()).windows)
         check(given, done.stretch, measuring or Measuring())

@@ -129,7 +129,7 @@ class Spread:
         self._check_arguments(given)
         if len({ids is None for ids in documents}) > 1:
             raise HeadwayError(
-                f"expected documents and decoder_documents, because {self.name}'s {self}, got one without the other"
+                f"expected documents and decoder_documents, because {self.name} has its {self}, got one alone"
             )
         texts = [self._text(given, side, ids) for side, ids in zip(self.sides, documents, strict=True)]
         greatest = max(text.greatest for text in texts)
@@ -154,8 +154,8 @@ class Spread:
             tokens = given.get(f"{side}inputs_embeds")
         if tokens is None and side:
             raise HeadwayError(
-                f"expected decoder_input_ids, this process's tokens, because {self.name}'s {self}, got none: of labels "
-                f"of the whole text, shard(model.prepare_decoder_input_ids_from_labels(labels))"
+                f"expected decoder_input_ids, this process's tokens, because {self.name} has its {self}, got none: of "
+                f"labels of the whole text, shard(model.prepare_decoder_input_ids_from_labels(labels))"
             )
         what = "its own tokens' positions in the whole text"
         pos = self._ids(given.get(f"{side}position_ids"), tokens, f"{side}position_ids", what)
@@ -187,15 +187,16 @@ class Spread:
             off = value is None or (isinstance(value, bool | int) and not value)
             if not off and key not in taken:
                 what = WHY.get(key, "leave it out")
-                raise HeadwayError(f"expected no {key}, because {self.name}'s {self}, got some: {what}")
+                raise HeadwayError(f"expected no {key}, because {self.name} has its {self}, got some: {what}")
         if given.get("labels") is not None:
             needs = ("shift_labels", "num_items_in_batch")
             missing = [key for key in needs if given.get(key) is None]
             if missing or not self.sums:
                 raise HeadwayError(
-                    f"expected no labels, because {self.name}'s {self}, and it would shift and average its own part: "
-                    f"compute the loss from the logits, or, of a causal model, pass labels and shift_labels both as "
-                    f"shard(ids[:, 1:], fill=-100), and num_items_in_batch, the number of targets in the whole text"
+                    f"expected no labels, because {self.name} has its {self}, and each process would "
+                    f"shift and average only its own part: compute the loss from the logits, or, "
+                    f"of a causal model, pass labels and shift_labels both as shard(ids[:, 1:], fill=-100), and "
+                    f"num_items_in_batch, the number of targets in the whole text"
                 )
 
     def _ids(self, ids: Any, tokens: Any, name: str, what: str) -> Tensor:
@@ -208,7 +209,7 @@ class Spread:
         if not fits:
             got = "none" if ids is None else brief(getattr(ids, "shape", ids))
             raise HeadwayError(
-                f"expected {name}, {what}, of shape {shape}, because {self.name}'s {self}, got {got}: see "
+                f"expected {name}, {what}, of shape {shape}, because {self.name} has its {self}, got {got}: see "
                 f"headway.parallel.shard_tokens and shard"
             )
         whole: Tensor = ids.long().expand(shape)
@@ -225,8 +226,8 @@ class Spread:
         places = torch.where(pos < 0, padding, (ids << 32) + pos).sort(1).values
         if bool((places.diff(dim=1) == 0).any()):
             raise HeadwayError(
-                f"expected a position of its own for every token, because {self.name}'s {self}, got one twice: of a "
-                f"text packed of several documents pass {side}documents=shard(ids, fill=-1) as well"
+                f"expected a position of its own for every token, because {self.name} has its {self}, got one twice: "
+                f"of a text packed of several documents pass {side}documents=shard(ids, fill=-1) as well"
             )
         return int(pos.amax())
 
@@ -307,7 +308,7 @@ def _refuses(model: PreTrainedModel) -> str | None:
     """Why a model's tokens cannot be spread; None when they can."""
     config: Any = model.config
     if config.model_type not in TYPES or not type(model).__module__.startswith("transformers.models."):
-        return f"only of {', '.join(TYPES)} is it known that no token's number in its own part is used"
+        return f"this is tested only for {', '.join(TYPES)}; other families may count tokens within one process's part"
     others = set(getattr(config, "layer_types", None) or ()) - LAYERS
     if others or any(isinstance(module, nn.Conv1d) for module in model.modules()):
         kinds = ", ".join(sorted(others)) or "convolutions"
@@ -320,7 +321,7 @@ def _refuses(model: PreTrainedModel) -> str | None:
         return "its loss balances experts over one process's tokens; set config.output_router_logits = False"
     dropped = next((name for name in LAYER_DROPS if getattr(config, name, 0)), None)
     if dropped is not None:
-        return f"in training it leaves layers out at random, each process others; set config.{dropped} = 0"
+        return f"in training it drops layers at random (LayerDrop), on each process others; set config.{dropped} = 0"
     for module in model.modules():
         scaled = getattr(module, "rope_type", None)
         for rope in scaled.values() if isinstance(scaled, dict) else (scaled,):
@@ -354,7 +355,7 @@ def spread_mask(
         return now.crossing()  # what a decoder sees whole is the encoder's text
     if made is None or hides or q_length != kv_length:
         raise HeadwayError(
-            f"expected masks by position (causal, windows, documents), because {own.spread.name}'s "
+            f"expected masks by position (causal, windows, documents), because {own.spread.name} has its "
             f"{own.spread}, got another: undo() it, and run it in one process"
         )
     if made is SEES_ALL:

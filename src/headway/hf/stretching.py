@@ -93,7 +93,8 @@ def stretch(
     chosen = [kind for kind in kinds if windows_too or kind == "full_attention"]
     if kinds and not chosen:
         raise HeadwayError(
-            f"expected layers of full attention to extend, got {', '.join(kinds)}: windows_too=True extends all layers"
+            f"expected layers of full attention to extend, got {', '.join(kinds)}: --windows-too "
+            f"(windows_too=True) extends all layers"
         )
     longer, notes, befores, afters = copy.deepcopy(ropes), [], [], []
     length = as_count(text.max_position_embeddings, "max_position_embeddings", 1)
@@ -105,7 +106,7 @@ def stretch(
         start = _trained(position, length, trained)
         if to <= max(start, length):
             raise HeadwayError(
-                f"expected to above the present length, {max(start, length):,} tokens, got {to:,}: this model reads it"
+                f"expected 'to' above the present length, {max(start, length):,} tokens, got {to:,}: the model reads it"
             )
         new = _dropped(position) if how == "drope" else _extended(position, to, how, start, _width(text, position))
         made = _entries(new, how, old)

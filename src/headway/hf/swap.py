@@ -248,8 +248,8 @@ def _chosen(model: PreTrainedModel, method: Methods, seen: Mapping[str, Any]) ->
         if isinstance(given, Position):
             if given.shape is not None:
                 raise HeadwayError(
-                    f"expected a method without parameters, which it gets of the model's widths, got {given.spec()} "
-                    f"that has some: pass .fresh()"
+                    f"expected a method without parameters, which are created for the model's sizes, got "
+                    f"{given.spec()} that has some: pass .fresh()"
                 )
             return given
         return made.setdefault(str(given), as_method(given))

@@ -15,7 +15,17 @@ from headway.settings import described
 if TYPE_CHECKING:
     from headway.parallel.plan import Step
 
-HEADS = ("tokens", "GPUs", "position", "GPUs a sequence", "sequences", "GB a GPU", "fits", "s a step", "tokens/s a GPU")
+HEADS = (
+    "tokens",
+    "GPUs",
+    "position",
+    "GPUs per sequence",
+    "sequences",
+    "GB per GPU",
+    "fits",
+    "s per step",
+    "tokens/s per GPU",
+)
 _SWEPT = ("length", "devices", "position")
 
 

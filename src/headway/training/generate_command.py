@@ -36,8 +36,13 @@ def command(
     temperature: Annotated[
         float | None, typer.Option(help="Sampling temperature; 0 takes the most probable token.  [default: 0.8]")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(max=MOST, help="Sample from this many most probable tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample from the most probable tokens up to this total.")] = None,
+    top_k: Annotated[int | None, typer.Option(max=MOST, help="Sample from the k most probable tokens only.")] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Sample from the fewest most probable tokens whose probabilities sum to p (nucleus sampling)."
+        ),
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="Stop before this text; can be given several times.", show_default=False)
     ] = None,

@@ -52,7 +52,8 @@ def command(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Share of each of several texts, e.g. 0.7,0.3; default: by their tokens.", show_default=False
+            help="Share of each of several texts, e.g. 0.7,0.3; default: in proportion to their tokens.",
+            show_default=False,
         ),
     ] = None,
     column: Annotated[
@@ -62,7 +63,7 @@ def command(
     vocabulary_size: VocabularySize = None,
     max_text: MaxText = None,
     out: Out = Path("headway-run"),
-    watch: Annotated[int | None, typer.Option(min=1, help="Record W_Q, W_K and W_V every so many steps.")] = None,
+    watch: Annotated[int | None, typer.Option(min=1, help="Record W_Q, W_K and W_V every N steps.")] = None,
     log_dir: Annotated[
         Path | None, typer.Option(help="Folder for TensorBoard event files (needs the extra headway[tensorboard]).")
     ] = None,
@@ -95,7 +96,9 @@ def command(
         use_threads(threads)
         check_device(device, here=True)
         if base is None and lora is not None:
-            raise HeadwayError("expected --from with --lora, whose adapters are of a checkpoint, got none: add it")
+            raise HeadwayError(
+                "expected --from with --lora, because adapters extend an existing checkpoint, got none: add it"
+            )
         words = vocabulary or "bytes", 4096 if vocabulary_size is None else vocabulary_size
         if base is None:
             check_sizes(config, *words, settings.length, settings.batch)
