@@ -30,12 +30,12 @@ TOKENS = 2048
 
 @dataclass(frozen=True)
 class Part:
-    """What was done to one kind of attention in a model, or to its linear layers.
+    """What was done to one kind of attention in a model.
 
     Args:
         kind: name of its class.
         names: names of its modules.
-        position: how position enters, where headway computes it; of linear layers, what multiplies them.
+        position: how position enters, where headway computes it.
         like: the method of headway's own whose terms it has, and the device: for :attr:`plan`.
         memory: bytes of the position bias of such a text, in one layer, before and after; None where there is none.
         reason: why it was left alone; None when it was accelerated.
@@ -61,7 +61,7 @@ class Part:
         many = f"{len(self.names)} × {self.kind}"
         if self.reason:
             return f"{many:<36} left alone: {self.reason}"
-        parts = [self.position, *filter(None, [self.plan])]
+        parts = [self.position, self.plan]
         if self.memory is not None:
             before, after = (n / 2**20 for n in self.memory)
             parts.append(f"bias of {TOKENS:,} tokens {before:,.0f} → {after:.2g} MiB")
@@ -74,10 +74,10 @@ class Accelerated:
 
     Args:
         model: the model.
-        parts: one for each kind of attention, and one for all linear layers where those were changed.
+        parts: one for each kind of attention.
         configs: the configurations that were changed, with the implementation that each had.
         classes: the modules that were changed, with the class that each had.
-        linears: the linear layers that were changed.
+        linears: the linear layers that were changed, by name.
         spread: how its tokens are spread over processes; None where they are not.
     """
 
@@ -85,7 +85,7 @@ class Accelerated:
     parts: tuple[Part, ...]
     configs: list[tuple[Any, str | None]] = field(default_factory=list, repr=False)
     classes: list[tuple[nn.Module, type]] = field(default_factory=list, repr=False)
-    linears: list[nn.Module] = field(default_factory=list, repr=False)
+    linears: dict[str, nn.Module] = field(default_factory=dict, repr=False)
     spread: Spread | None = None
 
     def undo(self) -> None:
@@ -95,7 +95,7 @@ class Accelerated:
         for module, kind in self.classes:
             module.__class__ = kind
             module.__dict__.pop("headway_form", None)
-        for module in self.linears:
+        for module in self.linears.values():
             products.give_back(module)
         self.configs.clear()
         self.classes.clear()
@@ -108,6 +108,9 @@ class Accelerated:
         rows = [name if self.spread is None else f"{name}, its {self.spread}"]
         for part in self.parts:
             rows.append(f"  {part}")
+        if self.linears:
+            many = f"{len(self.linears)} × linear layer"
+            rows.append(f"  {many:<36} {products.SAID}")
         return "\n".join(rows)
 
 
@@ -169,9 +172,7 @@ def accelerate(
         )
     if done.spread is not None:
         done.spread.start(model)
-    if linears := products.take(model):
-        names, done.linears = tuple(name for name, _ in linears), [module for _, module in linears]
-        done.parts += (Part("linear layer", names, products.SAID),)
+    done.linears = products.take(model)
     if not quiet:
         print(done)
     return done

@@ -30,14 +30,14 @@ class Product:
         return linear(input, weight.T if type(self.layer) is Conv1D else weight, self.layer.bias)
 
 
-def take(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def take(model: nn.Module) -> dict[str, nn.Module]:
     """Let the layers of a model that compute slower than the processor could be computed faster; these, by name."""
-    found = []
+    found = {}
     for name, module in model.named_modules() if halved() else ():
         weight = getattr(module, "weight", None)
         if type(module) in (nn.Linear, Conv1D) and "forward" not in module.__dict__ and weight.device.type == "cpu":
             module.__dict__["forward"] = Product(module)
-            found.append((name, module))
+            found[name] = module
     return found
 
 
