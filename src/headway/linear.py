@@ -1,8 +1,8 @@
 """Products with a layer's matrix, X Wᵀ + b, by the faster of the two libraries that torch brings.
 
-torch multiplies float32 matrices on a CPU by MKL. On AMD's processors MKL uses AVX2 only, which is half the speed of those
-that have AVX-512: 225 against 500 GFLOP/s on two cores of Zen 5. oneDNN, which torch has for other dtypes, uses AVX-512.
-Nothing else changes: both sum in float32, and so err alike.
+torch multiplies float32 matrices on a CPU by MKL. On AMD's processors MKL uses AVX2 only, which is half the speed of
+those that have AVX-512: 225 against 500 GFLOP/s on two cores of Zen 5. oneDNN, which torch has for other dtypes, uses
+AVX-512. Nothing else changes: both sum in float32, and so err alike.
 """
 
 from __future__ import annotations

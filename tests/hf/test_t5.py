@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 import copy
+import time
 
 import family_laws
 import pytest
