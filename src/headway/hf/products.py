@@ -34,7 +34,7 @@ def take(model: nn.Module) -> dict[str, nn.Module]:
     """Let the layers of a model that compute slower than the processor could be computed faster; these, by name."""
     found = {}
     for name, module in model.named_modules() if halved() else ():
-        weight = getattr(module, "weight", None)
+        weight: Any = getattr(module, "weight", None)
         if type(module) in (nn.Linear, Conv1D) and "forward" not in module.__dict__ and weight.device.type == "cpu":
             module.__dict__["forward"] = Product(module)
             found[name] = module
