@@ -219,12 +219,14 @@ def refused() -> None:
 
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     models = {
-        "EsmModel (esm): only of afmoe, albert": hf.EsmModel(hf.EsmConfig(**SMALL), add_pooling_layer=False),
+        "EsmModel (esm): this is tested only for afmoe, albert": hf.EsmModel(
+            hf.EsmConfig(**SMALL), add_pooling_layer=False
+        ),
         "it has layers of convolutions": hf.DebertaV2Model(hf.DebertaV2Config(**SMALL, conv_kernel_size=3)),
         "its pooler reads the first token": hf.BertModel(hf.BertConfig(**SMALL)),
         "its head reads some tokens": hf.LlamaForSequenceClassification(hf.LlamaConfig(**SMALL)),
         "(dynamic) goes by the length": hf.LlamaModel(hf.LlamaConfig(**SMALL, rope_parameters=rope)),
-        "leaves layers out at random, each process others; set config.decoder_layerdrop = 0": hf.BartModel(
+        "drops layers at random (LayerDrop), on each process others; set config.decoder_layerdrop = 0": hf.BartModel(
             hf.BartConfig(**SMALL, decoder_layerdrop=0.1)
         ),
         "balances experts": hf.MixtralForCausalLM(hf.MixtralConfig(**SMALL, output_router_logits=True)),
