@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,8 @@ class Spread:
     sides: tuple[str, ...] = SIDES[:1]
     sums: bool = False
     hooks: tuple[Any, ...] = ()
+    started: ClassVar[bool] = False
+    """Whether any model was ever spread in this process."""
 
     def attention(self, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         """:func:`spread_attention`."""
@@ -108,6 +110,7 @@ class Spread:
 
     def start(self, model: PreTrainedModel) -> None:
         """Take down the positions of every call of the model from now on."""
+        Spread.started = True
         hooks = [model.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True)]
         hooks.append(model.register_forward_hook(self._after, always_call=True))
         if len(self.sides) > 1:
@@ -275,6 +278,8 @@ def _room(model: PreTrainedModel, table: str) -> int:
 
 def current() -> SpreadMask | None:
     """What masks of the text that is read now stand on; None where tokens are not spread."""
+    if not Spread.started:  # torch.compile reads this, but no context variable
+        return None
     now = _CURRENT.get()
     return None if now is None else now.texts[now.number]
 
