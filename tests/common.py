@@ -432,3 +432,19 @@ def refused(backend: str) -> Iterator[None]:
         HeadwayError, match=rf"^backend '{backend}' cannot run this call: \w.*; backend='auto' finds one"
     ):
         yield
+
+
+def by_onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of what oneDNN multiplies from now on, as on a processor that MKL does not use well."""
+    from headway import linear
+
+    seen: list[tuple[int, ...]] = []
+    real = linear._onednn
+
+    def counted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        seen.append((*x.shape, weight.shape[0]))
+        return real(x, weight, bias)
+
+    monkeypatch.setattr(linear, "halved", lambda: True)
+    monkeypatch.setattr(linear, "_onednn", counted)
+    return seen

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from common import by_onednn
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,17 +18,7 @@ SHAPES = [((256,), 256, 256), ((2, 200), 300, 180), ((1, 517), 333, 129), ((3, 1
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of what oneDNN multiplied, as on a processor that MKL does not use well."""
-    seen: list[tuple[int, ...]] = []
-    real = module._onednn
-
-    def counted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        seen.append((*x.shape, weight.shape[0]))
-        return real(x, weight, bias)
-
-    monkeypatch.setattr(module, "halved", lambda: True)
-    monkeypatch.setattr(module, "_onednn", counted)
-    return seen
+    return by_onednn(monkeypatch)
 
 
 def results(x: Tensor, layer: nn.Linear, how: Callable[[nn.Linear, Tensor], Tensor]) -> list[Tensor]:

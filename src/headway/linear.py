@@ -34,7 +34,7 @@ def project(layer: nn.Module, x: Float[Tensor, "*tokens width"]) -> Float[Tensor
     True
     """
     if type(layer) is nn.Linear and _is_worth_it(x, layer.weight) and _is_bare(layer):
-        return linear(x, layer.weight, layer.bias)
+        return _multiplied(x, layer.weight, layer.bias)
     out: Tensor = layer(x)
     return out
 
@@ -49,7 +49,12 @@ def linear(
         weight: W, (E, D).
         bias: b, (E,).
     """
-    if not (_is_worth_it(x, weight) and _is_plain(x, weight, bias)):
+    return _multiplied(x, weight, bias) if _is_worth_it(x, weight) else torchs(x, weight, bias)
+
+
+def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """:func:`linear` of a product that is worth it."""
+    if not _is_plain(x, weight, bias):
         return torchs(x, weight, bias)
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, weight, bias)):
         out: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from common import by_onednn
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5EncoderModel
 
-from headway import linear as module
 from headway.hf import accelerate, products
 
 TOKENS = torch.randint(1, 300, (1, 256), generator=torch.Generator().manual_seed(0))
@@ -32,18 +32,8 @@ def gpt2() -> GPT2LMHeadModel:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of what oneDNN multiplied, as on a processor that MKL does not use well."""
-    seen: list[tuple[int, ...]] = []
-    real = module._onednn
-
-    def counted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        seen.append((*x.shape, weight.shape[0]))
-        return real(x, weight, bias)
-
-    monkeypatch.setattr(module, "halved", lambda: True)
     monkeypatch.setattr(products, "halved", lambda: True)
-    monkeypatch.setattr(module, "_onednn", counted)
-    return seen
+    return by_onednn(monkeypatch)
 
 
 def results(model: Any) -> dict[str, Tensor]:

@@ -77,12 +77,10 @@ class Bar:
                 return {**found, "passed": False, "reason": f"{row.contender}: {row.status}: {row.reason}"}
             values.append(value)
         found["measured"] = ratio = values[0] / (values[1] if len(values) > 1 else 1.0)
-        if self.what == "time":
-            found["floor"] = floor = self._floor([rows[need] for need in self.needs])
-            near = floor is not None and (ratio >= floor / NEAR if self.least else ratio <= floor * NEAR)
+        found["floor"] = floor = self._floor([rows[need] for need in self.needs]) if self.what == "time" else None
         if ratio >= self.limit if self.least else ratio <= self.limit:
             found["met_by"] = "bar"
-        elif self.what == "time" and self.floored and near:
+        elif self.floored and floor and (ratio >= floor / NEAR if self.least else ratio <= floor * NEAR):
             found["met_by"] = "floor"
         return {**found, "passed": found["met_by"] is not None}
 
