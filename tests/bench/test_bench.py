@@ -28,7 +28,7 @@ from headway.bench.page import PLAIN
 from headway.bench.run import SAMPLES, bench, entries_for, outcome
 from headway.bench.settings import MODES, Bench, rounds_for
 from headway.bench.tax import Entry, Group, Row, measured
-from headway.bench.training import Measured, Steps, steps_text, time_steps
+from headway.bench.training import Measured, Steps, demanded, steps_text, time_steps
 from headway.config import CORE
 from headway.positions import methods
 
@@ -552,6 +552,11 @@ def test_training_steps_are_measured_beside_others() -> None:
     ]
     assert found["headway", "none"].parameters == found["nn.TransformerEncoder", "none"].parameters
     assert found["headway", "none"].tax == found["headway", "none"].ratio == 1
+    assert {one.floor for who, one in found.items() if who[0] != "headway"} == {None}
+    assert {method for method in CORE if found["headway", method].floor != 1} == {"shaw"}
+    # a query reaches itself and all before it, in a table for keys and one for values: as many products again
+    assert demanded("shaw", steps.attention()) == pytest.approx(2)
+    assert (found["headway", "shaw"].floor or 0) > 1
     # x-transformers has no output bias, and its own norms: methods add the same
     for method in ("learned", "t5"):
         added = [
@@ -564,22 +569,27 @@ def test_training_steps_are_measured_beside_others() -> None:
 
 
 def test_the_target_of_a_training_step() -> None:
-    slow = Measured("headway", "rotary", 1000, 2.0, 1.06, 1.0)
+    slow = Measured("headway", "rotary", 1000, 2.0, 1.06, 1.0, floor=1.0)
     assert not slow.passed
     assert replace(slow, tax=1.05).passed
+    assert replace(slow, floor=1.01).passed
     assert replace(slow, method="path").passed
-    assert replace(slow, name="x-transformers").passed
-    text = steps_text([slow, replace(slow, name="x-transformers", ratio=0.5)])
+    theirs = replace(slow, name="x-transformers", ratio=0.5, floor=None)
+    assert theirs.passed
+    text = steps_text([slow, theirs])
     assert text.splitlines()[-2].split() == [
         "headway",
         "rotary",
         "1,000",
         "2",
         "1.060",
+        "1.000",
         "above",
         "the",
         "target,",
         "1.05",
+        "×",
+        "floor",
     ]
     assert text.splitlines()[-1].split() == ["x-transformers", "rotary", "1,000", "2", "1.060", "0.500"]
 

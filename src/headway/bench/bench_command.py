@@ -12,6 +12,7 @@ import typer
 from headway.arguments import Threads, chosen, offers, use_threads
 from headway.bench.settings import Bench
 from headway.console import console, progress_bars
+from headway.memory import keep_freed_memory
 
 
 @offers(Bench)
@@ -32,6 +33,7 @@ def command(
     if training:
         from headway.bench.training import Steps, steps_text, time_steps
 
+        keep_freed_memory()  # as headway train does
         found = time_steps(Steps.like(options))
         print(steps_text(found))
         if options.get("bars") and not all(one.passed for one in found):

@@ -12,6 +12,7 @@ import typer
 from headway.arguments import Out, Source, check_sizes, chosen, offers, use_threads
 from headway.compare.settings import Comparison
 from headway.console import console, progress_bars, reading_bar
+from headway.memory import keep_freed_memory
 from headway.shapes import HeadwayError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def command(
     """Train one small model per position method on a text, test it beyond the training length, and write a report."""
     comparison = Comparison(text=text, **chosen(Comparison, given))
     use_threads(comparison.threads)
+    keep_freed_memory()
     from headway.compare.workers import rank
 
     for one in comparison.positions if comparison.model is None else ():

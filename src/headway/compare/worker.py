@@ -42,7 +42,9 @@ def _work(told: dict[str, Any], stopped: threading.Event) -> bool:
     from headway.compare.claims import Claims
     from headway.compare.run import Job, work
     from headway.compare.settings import Comparison
+    from headway.memory import keep_freed_memory
 
+    keep_freed_memory()
     threads: int = told["comparison"]["threads"]
     torch.set_num_threads(threads)
     comparison = Comparison.of({n: tuple(v) if isinstance(v, list) else v for n, v in told["comparison"].items()})

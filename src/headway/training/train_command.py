@@ -23,6 +23,7 @@ from headway.arguments import (
 )
 from headway.config import TransformerConfig
 from headway.console import console, progress_bars, reading_bar
+from headway.memory import keep_freed_memory
 from headway.parallel.process import as_command, is_first
 from headway.shapes import HeadwayError
 from headway.training.execution import Execution
@@ -94,6 +95,7 @@ def command(
     execution = Execution(parallel=parallel, **chosen(Execution, given))
     with as_command():
         use_threads(threads)
+        keep_freed_memory()
         check_device(device, here=True)
         if base is None and lora is not None:
             raise HeadwayError(

@@ -207,12 +207,14 @@ class Products {
     });
   }
 
-  // Write what `differentiate` gathered to the call's gradient.
+  // Write what `differentiate` gathered to the call's gradient, and zeros for the vectors that no pair needs.
   void write(int64_t split, int64_t b, int64_t h, const T* d_vectors) const {
     if (side_.d_vectors == nullptr) return;
-    T* to = static_cast<T*>(side_.d_vectors) +
-            (((split * call_.batch + b) * call_.heads + h) * side_.entries + first_) * side_.dim;
-    for (int64_t e = 0; e < count_; ++e) std::copy_n(d_vectors + e * wide_, side_.dim, to + e * side_.dim);
+    T* to =
+        static_cast<T*>(side_.d_vectors) + ((split * call_.batch + b) * call_.heads + h) * side_.entries * side_.dim;
+    to = std::fill_n(to, first_ * side_.dim, T(0));
+    for (int64_t e = 0; e < count_; ++e) to = std::copy_n(d_vectors + e * wide_, side_.dim, to);
+    std::fill_n(to, (side_.entries - first_ - count_) * side_.dim, T(0));
   }
 
   int64_t width = 0, left = 0, stride = 0;

@@ -132,6 +132,7 @@ _STRIDES: dict[str, tuple[str, ...]] = {
 }
 """The inputs of which the kernel reads rows, and the strides that it is told of each."""
 _OF_ONE_TASK = ("keys", "cols", "cols_x", "k_slopes", "k_decay")
+_WHOLE = ("values", "rows_vectors", "cols_vectors")  # every entry is written, the others are added to
 _IN_DOUBLE = ("keys", "table", "tails", "curve_level", "curve_rate", "curve_base", "curve_slope", "q_decay", "k_decay")
 
 
@@ -415,7 +416,8 @@ def _differentiate(
         if x is not None and needs[name]:
             lead = (batch, heads) if name in _OF_ONE_TASK else (splits, batch, heads)
             own = x.shape[sum(axis in "bh" for axis in axes) :]
-            found[name] = q.new_zeros(*lead, *own, dtype=torch.float64 if name in _IN_DOUBLE else wide)
+            made = q.new_empty if name in _WHOLE else q.new_zeros
+            found[name] = made(*lead, *own, dtype=torch.float64 if name in _IN_DOUBLE else wide)
             arguments.put({"keys": "d_per_key", "values": "d_values_vectors"}.get(name, f"d_{name}"), found[name])
     d_pairs = None if g.pairs is None or not needs["pairs"] else q.new_zeros(g.pairs.shape, dtype=wide)
     if d_pairs is not None:
