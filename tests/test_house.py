@@ -27,6 +27,7 @@ FLOORS = (
     ("linear",),
     ("positions",),
     ("functional",),
+    ("plans",),
     ("init",),
     ("attending",),
     ("one_token",),
@@ -203,6 +204,19 @@ print(*sys.modules)
     assert "torch" in top[1]
     assert not {"transformers", "x_transformers", "beartype", "typer", "tokenizers", "safetensors"} & top[1]
     assert "torch._dynamo" not in trained  # what torch.compile needs takes more than a second to load
+
+
+def test_attend_alone_knows_no_method() -> None:
+    """Its first call in a process costs what it imports: the methods would take longer than torch's first attention."""
+    program = """
+import sys, torch, headway
+x = torch.randn(1, 1, 4, 8)
+headway.attend(x, x, x, mask=headway.Causal())
+print(*sys.modules)
+"""
+    (loaded,) = (line.split() for line in fresh(program))
+    assert "headway.backends.native" in loaded or "headway.backends.tiled" in loaded
+    assert not {name for name in loaded if name.startswith(("headway.positions", "headway.attention"))}
 
 
 def test_every_name_headway_offers_is_there() -> None:

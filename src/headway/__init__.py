@@ -17,9 +17,10 @@ from headway._version import __version__ as __version__
 if TYPE_CHECKING:
     from headway.attention import Attention
     from headway.cache import KVCache
-    from headway.functional import Plan, attend, plan
+    from headway.functional import attend
     from headway.latent import LatentAttention
     from headway.masks import Causal, Dense, Documents, Prefix, Window
+    from headway.plans import Plan, plan
     from headway.positions import T5, Alibi, Learned, NoPosition, Position, Rotary, Shaw, Sinusoidal
     from headway.shapes import HeadShape, HeadwayError
     from headway.shipped import load_shipped
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from headway.views.draw import draw
 
 _HOMES = {
-    "functional": ("Plan", "attend", "plan"),
+    "functional": ("attend",),
+    "plans": ("Plan", "plan"),
     "attention": ("Attention",),
     "latent": ("LatentAttention",),
     "cache": ("KVCache",),

@@ -1,4 +1,4 @@
-"""Attention as a function: checks its arguments, chooses a backend, and can say in advance which one (``plan``).
+"""Attention as a function: checks its arguments, and chooses a backend.
 
 out_i = Σ_j softmax_j( scale · q_i·k_j + terms(i, j) under mask(i, j) ) · v_j
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -16,14 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.axes import changed
 from headway.backends import BACKENDS, SHIPPED
 from headway.backends.base import Backend, Call, transforms
 from headway.integers import Array, Integers, as_positions, exporting
 from headway.masks import Before, Causal, Dense, Mask, divided, fitted, padding
-from headway.positions.base import Position
 from headway.schema import Number, require
-from headway.shapes import HeadShape, HeadwayError, as_count, as_number, brief, broadcasts, contents
+from headway.shapes import HeadwayError, as_count, as_number, brief, broadcasts, contents
 from headway.terms import AnyTerm, DenseBias, LowRankBias
 
 DROPOUT = Number(0, below=1)
@@ -94,8 +92,8 @@ def attend(
 def attend_checked(call: Call, backend: str) -> Float[Tensor, "batch heads queries dim_v"]:
     """Run a call that :func:`check` returned."""
     call = folded(call)
-    route = _choose(call, backend)
-    chosen = _load(route)
+    route = choose(call, backend)
+    chosen = loaded(route)
     alone = hasattr(chosen, "isolates") and chosen.isolates(call)
     poisoned = None
     if not alone:
@@ -309,7 +307,8 @@ def _check_terms(terms: tuple[AnyTerm, ...], q: Tensor, k: Tensor, v: Tensor) ->
         term.fits(q.shape[1], q.shape[2], k.shape[2], v.shape[3])
 
 
-def _load(name: str) -> Backend:
+def loaded(name: str) -> Backend:
+    """A backend, imported when it is first needed."""
     # import statements, because torch.compile follows them; it cannot follow importlib
     match name:
         case "native":
@@ -341,25 +340,26 @@ def _load(name: str) -> Backend:
             return added
 
 
-def _refusal(name: str, call: Call) -> str | None:
+def refusal(name: str, call: Call) -> str | None:
     """Why a backend cannot run the call, under the active transforms of torch.func too; None when it can."""
-    backend = _load(name)
+    backend = loaded(name)
     beyond = [active for active in transforms() if active not in getattr(backend, "TRANSFORMS", ())]
     return f"it does not run under {' and '.join(beyond)}" if beyond else backend.refuses(call)
 
 
 def _unexportable(name: str) -> str | None:
     """Why ``auto`` takes no such backend into an exported program."""
-    if not exporting() or getattr(_load(name), "EXPORTS", False):
+    if not exporting() or getattr(loaded(name), "EXPORTS", False):
         return None
     return "an exported program consists of torch's own operators and serves every length"
 
 
-def _choose(call: Call, backend: str) -> str:
+def choose(call: Call, backend: str) -> str:
+    """The backend that runs a call: this one, or with ``auto`` the first that does not refuse it."""
     if not isinstance(backend, str) or backend != "auto":
         if not isinstance(backend, str) or backend not in BACKENDS:
             raise HeadwayError(f"expected backend 'auto' or one of {', '.join(BACKENDS)}, got {brief(backend)}")
-        reason = _refusal(backend, call)
+        reason = refusal(backend, call)
         if reason is not None:
             raise HeadwayError(f"backend {backend!r} cannot run this call: {reason}; backend='auto' finds one that can")
         return backend
@@ -367,7 +367,7 @@ def _choose(call: Call, backend: str) -> str:
     # one query in compiled code: torch's own operator is called without Python
     one = torch.compiler.is_compiling() and call.q.shape[2] == 1 and not call.training
     for name in ("sdpa", *BACKENDS) if one else BACKENDS:
-        reason = _unexportable(name) or _refusal(name, call)
+        reason = _unexportable(name) or refusal(name, call)
         if reason is None:
             return name
         refusals.append(f"{name}: {reason}")
@@ -394,86 +394,4 @@ def part_of(call: Call, backend: str) -> ModuleType:
 
 def _probe(call: Call) -> Tensor:
     """Attention by whichever backend can."""
-    return _load(_choose(call, "auto")).run(call)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which backend will run a position method, its exactness and memory, and why others refuse; made for printing.
-
-    Args:
-        position: the method.
-        route: the backend that will run.
-        exactness: in words.
-        memory: in words.
-        refused: (backend, reason) for every backend that was tried first.
-    """
-
-    position: str
-    route: str
-    exactness: str
-    memory: str
-    refused: tuple[tuple[str, str], ...]
-
-    def __str__(self) -> str:
-        why = "".join(f"\n  not {name}: {reason}" for name, reason in self.refused)
-        return f"{self.position}: {self.route} · {self.exactness} · {self.memory}{why}"
-
-
-def plan(
-    position: Position,
-    *,
-    tokens: int,
-    heads: int,
-    head_dim: int,
-    kv_heads: int | None = None,
-    mask: Mask | Tensor | Array | None = None,
-    device: str | torch.device = "cpu",
-    training: bool = True,
-) -> Plan:
-    """Say which backend would run a position method, without running it.
-
-    Args:
-        position: the method, attached or not; it is not changed.
-        tokens: queries and keys.
-        heads: query heads.
-        head_dim: width of one head.
-        kv_heads: key heads; default ``heads``.
-        mask: as of :func:`attend`; default :class:`headway.masks.Causal`.
-        device: the device it would run on.
-        training: whether gradients will be needed.
-
-    >>> from headway.positions import Rotary
-    >>> print(plan(Rotary(), tokens=1024, heads=8, head_dim=64))
-    rotary: native · exact · O(queries + keys): fused
-    """
-    if not isinstance(position, Position):
-        raise HeadwayError(
-            f"expected a position method, e.g. Rotary(), got {brief(position)}: parse() makes one from text"
-        )
-    heads, head_dim = as_count(heads, "heads of at least 1", 1), as_count(head_dim, "head_dim of at least 1", 1)
-    tokens = as_count(tokens, "tokens of at least 0")
-    shape = HeadShape.of(heads * head_dim, heads, kv_heads, head_dim)
-    batch = 1
-
-    def without_data(x: Tensor, axes: str) -> Tensor:
-        nonlocal batch
-        batch = max(batch, x.shape[axes.index("b")] if "b" in axes else 1)
-        return x.to("meta")
-
-    seen, added = with_bias(Causal() if mask is None else mask, ())
-    seen = None if seen is None else changed(seen, without_data)
-    added = tuple(changed(term, without_data) for term in added)
-    with torch.device("meta"), torch.enable_grad():
-        fresh = position.fresh().attach(shape)
-        pos = torch.arange(tokens)[None]
-        q = torch.empty(batch, heads, tokens, head_dim, requires_grad=training)
-        k, v = (torch.empty(batch, shape.kv_heads, tokens, head_dim, requires_grad=training) for _ in range(2))
-        marks = fresh.marked(torch.empty(batch, tokens, shape.dim), pos)
-        q, k = fresh.rotate(q, k, pos, pos)
-        q, k, terms = fresh.prepare(q, k, pos, pos, head_dim**-0.5, marks)
-        call = check(q, k, v, seen, (*terms, *added), None, None, head_dim**-0.5, fresh.normalise)
-        call = replace(call, device=torch.device(device).type)
-        route = _choose(call, "auto")
-    refused = tuple((name, _refusal(name, call) or "") for name in BACKENDS[: BACKENDS.index(route)])
-    return Plan(position.spec(), route, *_load(route).describe(call), refused)
+    return loaded(choose(call, "auto")).run(call)

@@ -62,11 +62,11 @@ def test_a_mask_is_what_it_says(kind: str) -> None:
 
 
 def test_padding_runs_as_fast_as_positions_do() -> None:
-    from headway.functional import _choose, check
+    from headway.functional import check, choose
 
     q = torch.randn(B, H, N, D)
     call = check(q, q, q, Causal() & KeyPadding(REAL), (), None, None, None, "softmax")
-    assert _choose(call, "auto") == "native"
+    assert choose(call, "auto") == "native"
 
 
 def test_a_mask_of_floats_is_added() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from headway import Causal, Documents, Window, attend
 from headway.backends import native
-from headway.functional import plan
 from headway.memory import peak_memory
+from headway.plans import plan
 from headway.positions import Path
 from headway.terms import ByDistance, PathProduct, PerKey
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from headway import Attention, Causal, Documents, KVCache, Window, attend, terms
 from headway.backends import native
-from headway.functional import plan
 from headway.masks import Before
 from headway.memory import peak_memory
+from headway.plans import plan
 from headway.positions import parse
 from headway.terms import ByDistance, PathProduct, Scan, from_the_end
 

@@ -29,14 +29,14 @@ from signatures import (
 from headway import attend
 from headway.backends import BACKENDS, native
 from headway.backends.base import Call
-from headway.functional import _load, check
+from headway.functional import check, loaded
 
 DTYPE = {name: getattr(torch, name) for name in DTYPES["reference"].split()}
 
 
 def asked(backend: str, call: Call) -> str | None:
     """What a backend says to a call on the device it is for; one that is absent here is asked as if it were there."""
-    answer = _load(backend).refuses(replace(call, device="cuda" if backend in ("triton", "flex") else "cpu"))
+    answer = loaded(backend).refuses(replace(call, device="cuda" if backend in ("triton", "flex") else "cpu"))
     assert answer is None or answer.strip() == answer != ""
     missing = answer is not None and (
         answer.startswith("it could not be compiled") or answer == "triton is not installed"

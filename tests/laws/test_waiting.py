@@ -44,14 +44,14 @@ def routes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name, module in list(sys.modules.items()):
         if name.startswith("headway.") and hasattr(module, "readable"):
             monkeypatch.setattr(module, "readable", readable)
-    folded, choose, ran = functional.folded, functional._choose, list[str]()
+    folded, choose, ran = functional.folded, functional.choose, list[str]()
 
     def chosen(call: Call, backend: str) -> str:
         ran.append(choose(call, backend))
         return ran[-1]
 
     monkeypatch.setattr(functional, "folded", lambda call: folded(replace(call, device="cuda")))
-    monkeypatch.setattr(functional, "_choose", chosen)
+    monkeypatch.setattr(functional, "choose", chosen)
     # it compiles, and torch.compile needs the GPU itself
     monkeypatch.setattr(flex, "refuses", lambda call: "it compiles")
     return ran

@@ -19,7 +19,7 @@ from headway.bench import floor
 from headway.bench.cases import Built, Case, CoreCall, TooLarge, Unsupported, build
 from headway.bench.measure import available_memory
 from headway.bench.page import PLAIN
-from headway.functional import _load, check
+from headway.functional import check, loaded
 from headway.terms import AnyTerm, RowTerm, Term, ValuesByDistance
 
 OURS = "headway: "
@@ -108,11 +108,11 @@ def ours(backend: str) -> Contender:
 
         def choose(given: CoreCall) -> Tensor:
             call = check(*given)
-            refused = {name: _load(name).refuses(call) for name in names}
+            refused = {name: loaded(name).refuses(call) for name in names}
             name = next((name for name in names if refused[name] is None), None)
             if name is None:
                 raise Unsupported(refused[names[-1]] or "")
-            accepts.append((name, _load(name).describe(call)[1]))
+            accepts.append((name, loaded(name).describe(call)[1]))
             return given.empty()
 
         with torch.set_grad_enabled(case.backward):

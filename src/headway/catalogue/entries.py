@@ -1,7 +1,7 @@
 """The description of a position method as plain values, derived from the method itself, so nothing is written twice.
 
 Where it acts follows from the hooks that change something and the terms it returns; formula and hyperparameters from
-its docstrings; parameters from attaching it; its backend from :func:`headway.functional.plan`; the picture from calling
+its docstrings; parameters from attaching it; its backend from :func:`headway.plans.plan`; the picture from calling
 it, see :mod:`headway.catalogue.curves`.
 """
 
@@ -15,7 +15,7 @@ import torch
 
 from headway._version import __version__
 from headway.catalogue.curves import method_curves
-from headway.functional import plan
+from headway.plans import plan
 from headway.positions import Position, methods
 from headway.positions.docstring import Docstring, formula_of
 from headway.shapes import HeadShape, HeadwayError

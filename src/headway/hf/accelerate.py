@@ -13,13 +13,13 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from headway.functional import plan
 from headway.hf import products
 from headway.hf.families import family_of
 from headway.hf.forms import formula
 from headway.hf.interface import NAMES
 from headway.hf.spread import SPREAD, Spread, spread_over
 from headway.parallel.ranks import Mesh
+from headway.plans import plan
 from headway.positions import parse
 from headway.shapes import HeadwayError
 
