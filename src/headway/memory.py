@@ -41,18 +41,19 @@ def peak_memory(work: Callable[[], object], device: str = "cpu") -> int:
     return peak
 
 
-_TRIM, _PAD, _MMAP = -1, -2, -3  # of mallopt, as glibc numbers them
-_KEPT = {_MMAP: 32 * 2**20, _TRIM: 2**31 - 1, _PAD: 64 * 2**20}
+_TRIM, _PAD, _MAPPED = -1, -2, -4  # of mallopt, as glibc numbers them
+_KEPT = {_MAPPED: 0, _TRIM: 2**31 - 1, _PAD: 64 * 2**20}  # no block of its own; free bytes at the end; more at a time
 
 
 def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees, for its next allocations; returns whether it does.
 
     A training step allocates and frees the same tensors again and again. Left alone, glibc returns freed memory to the
-    system, which clears every page before the next step gets it back: a tenth of the time of a small model's step. Once
-    called, blocks of less than 32 MiB are kept, up to 2 GiB. Nothing is set without glibc, or where the environment
-    says how memory is to be handled (``MALLOC_…_``, ``GLIBC_TUNABLES``). It holds for the whole process, so commands
-    call it, functions of the library do not.
+    system, which clears every page before the next step gets it back: a tenth to a third of the time of a small model's
+    step. Once called, free memory is kept, up to 2 GiB at the end of the heap, and the process may hold a third more than
+    otherwise. Nothing is set without glibc, or where
+    the environment says how memory is to be handled (``MALLOC_…_``, ``GLIBC_TUNABLES``). It holds for the whole
+    process, so commands call it, functions of the library do not.
     """
     told = any(name == "GLIBC_TUNABLES" or (name.startswith("MALLOC_") and name.endswith("_")) for name in os.environ)
     if told or not sys.platform.startswith("linux"):
