@@ -50,10 +50,10 @@ def keep_freed_memory() -> bool:
 
     A training step allocates and frees the same tensors again and again. Left alone, glibc returns freed memory to the
     system, which clears every page before the next step gets it back: a tenth to a third of the time of a small model's
-    step. Once called, free memory is kept, up to 2 GiB at the end of the heap, and the process may hold a third more than
-    otherwise. Nothing is set without glibc, or where
-    the environment says how memory is to be handled (``MALLOC_…_``, ``GLIBC_TUNABLES``). It holds for the whole
-    process, so commands call it, functions of the library do not.
+    step. Once called, free memory is kept, up to 2 GiB at the end of the heap, and the process may hold a third more
+    than otherwise. Nothing is set without glibc, or where the environment says how memory is to be handled
+    (``MALLOC_…_``, ``GLIBC_TUNABLES``). It holds for the whole process, so commands call it, functions of the library
+    do not.
     """
     told = any(name == "GLIBC_TUNABLES" or (name.startswith("MALLOC_") and name.endswith("_")) for name in os.environ)
     if told or not sys.platform.startswith("linux"):
