@@ -29,6 +29,7 @@ from headway.bench.run import SAMPLES, bench, entries_for, outcome
 from headway.bench.settings import MODES, Bench, rounds_for
 from headway.bench.tax import Entry, Group, Row, measured
 from headway.bench.training import Measured, Steps, demanded, steps_text, time_steps
+from headway.bench.training import contenders as decoders
 from headway.config import CORE
 from headway.positions import methods
 
@@ -563,6 +564,8 @@ def test_training_steps_are_measured_beside_others() -> None:
             found[name, method].parameters - found[name, "none"].parameters for name in ("headway", "x-transformers")
         ]
         assert added[1] == (8 * 16 if method == "learned" else 32 * 2)
+    long = decoders(Steps(dim=16, heads=2, length=600, methods=("learned",)))  # longer than its table by default
+    assert long["headway", "learned"](torch.zeros(1, 600, dtype=torch.long)).shape == (1, 600, 256)
     assert Steps.like({"methods": ("rotary",)}).methods == ("none", "rotary")
     with refusal("expected position methods with --training, got the term rows"):
         Steps.like({"methods": ("t5", "rows")})

@@ -29,6 +29,7 @@ from headway.config import CORE, DEEPEST, MOST, Width
 from headway.schema import Whole
 from headway.settings import Settings
 from headway.shapes import HeadwayError
+from headway.training.lengths import trained_at
 from headway.transformer import Transformer
 
 OURS = "headway"
@@ -71,9 +72,10 @@ THEIRS: dict[str, dict[str, bool]] = {
 def contenders(steps: Steps, vocab: int = 256) -> dict[tuple[str, str], nn.Module]:
     """Decoders of one size by library and method; x-transformers only if it is installed."""
     dim, layers, heads = steps.dim, steps.layers, steps.heads
+    positions = {method: trained_at(method, steps.length)[0] for method in steps.methods}
     models: dict[tuple[str, str], nn.Module] = {
-        (OURS, method): Transformer(vocab, dim, layers, heads, position=method, norm="layer", bias=True)
-        for method in steps.methods
+        (OURS, method): Transformer(vocab, dim, layers, heads, position=position, norm="layer", bias=True)
+        for method, position in positions.items()
     }
     models["nn.TransformerEncoder", "none"] = TorchDecoder(vocab, dim, layers, heads, steps.length)
     try:
