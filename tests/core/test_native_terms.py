@@ -161,6 +161,21 @@ def test_keys_divided_among_threads(name: str) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("name", TERMS)
+def test_nothing_that_is_read_stays_unwritten(name: str) -> None:
+    """New tensors begin as NaN, also for queries that see no key and for distances that no pair has."""
+    leaves = draw(7, 9)
+    given: dict[str, Any] = {"mask": Causal(), "q_pos": torch.arange(-2, 5).clamp(min=-1), "k_pos": 1 + torch.arange(9)}
+    weight = torch.randn(2, 4, 7, 9, dtype=torch.float64)
+    expected = run(leaves, weight, "native", TERMS[name], **given)
+    torch.use_deterministic_algorithms(True)  # which fills them, see torch.utils.deterministic
+    try:
+        got = run(leaves, weight, "native", TERMS[name], **given)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(got[one], expected[one]) for one in expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes(dtype: torch.dtype) -> None:
     leaves = draw(75, 75)
