@@ -382,6 +382,5 @@ def _check_removed(model: PreTrainedModel, layers: Mapping[str, Placed]) -> None
         turned = layer.name in layers and not torch.equal(layer.q, layer.call.q)
         if turned or (layer.name in layers and layer.call.terms):
             raise HeadwayError(
-                f"expected a model whose own position method can be taken out, got {layer.name}, in which it is still "
-                f"at work"
+                f"expected a model whose own position method can be switched off, got {layer.name}, where it still acts"
             )

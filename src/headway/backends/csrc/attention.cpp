@@ -47,9 +47,10 @@ struct Shared {
       for (int64_t bh = begin; bh < end; ++bh)
         bounds[bh].template measure<In>(call, bh / call.heads, bh % call.heads, q[bh / call.heads], k[bh / call.heads]);
     });
-    rows = std::make_unique<Products<T>>(call, queries_of(call));
-    cols = std::make_unique<Products<T>>(call, keys_of(call));
-    values = std::make_unique<Products<T>>(call, values_of(call));
+    const std::vector<Range> queries = ranges(q), keys = ranges(k);
+    rows = std::make_unique<Products<T>>(call, queries_of(call), queries, keys);
+    cols = std::make_unique<Products<T>>(call, keys_of(call), queries, keys);
+    values = std::make_unique<Products<T>>(call, values_of(call), queries, keys);
   }
 
   bool look(const Call& call, int64_t b, int64_t h, int64_t iq, int64_t ik, Tile& tile) const {

@@ -101,6 +101,15 @@ std::unique_ptr<T[]> uninitialised(int64_t count) {
   return std::unique_ptr<T[]>(new T[count]);
 }
 
+// Whole numbers from low to high, none if low > high.
+struct Range {
+  int64_t low = std::numeric_limits<int64_t>::max(), high = std::numeric_limits<int64_t>::min();
+
+  bool empty() const { return low > high; }
+  int64_t size() const { return high - low + 1; }
+  Range with(Range other) const { return {std::min(low, other.low), std::max(high, other.high)}; }
+};
+
 // Computes tables x · vectors, a block of tokens at a time, for the distances that some pair has: of a block, only the
 // entries that it reaches. The others are left as they are, and may be anything.
 template <typename T>
@@ -109,14 +118,12 @@ class Products {
   // Tokens of a block.
   static constexpr int64_t STEP = 96;
 
-  Products(const Call& call, const Side& side) : call_(call), side_(side) {
+  // The positions of each sequence's queries and keys are needed as ranges, too.
+  Products(const Call& call, const Side& side, const std::vector<Range>& queries, const std::vector<Range>& keys)
+      : call_(call), side_(side), others_(side.queries ? keys : queries) {
     if (!side.multiplies()) return;
-    for (int64_t b = 0; b < call.batch; ++b)
-      others_.push_back(
-          side.queries ? range_of(call.k_pos + b * call.k_pos_batch, call.keys)
-                       : range_of(call.q_pos + b * call.q_pos_batch, call.queries));
-    Range all = NONE;
-    for (int64_t b = 0; b < call.batch; ++b) all = all.with(reached(b, 0, side.tokens));
+    Range all;
+    for (int64_t b = 0; b < call.batch; ++b) all = all.with(reached(b, side.queries ? queries[b] : keys[b]));
     if (all.empty()) all = {0, 0};
     low_ = all.low;
     width = all.size();
@@ -220,15 +227,6 @@ class Products {
   int64_t width = 0, left = 0, stride = 0;
 
  private:
-  // Whole numbers from low to high, none if low > high.
-  struct Range {
-    int64_t low, high;
-    bool empty() const { return low > high; }
-    int64_t size() const { return high - low + 1; }
-    Range with(Range other) const { return {std::min(low, other.low), std::max(high, other.high)}; }
-  };
-  static constexpr Range NONE{std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::min()};
-
   // Neighbouring distances [begin, end) whose entries in `index` are `entry`, entry + step, entry + 2 step …
   struct Run {
     int64_t begin, end, entry, step;
@@ -248,15 +246,6 @@ class Products {
     }
   };
 
-  static Range range_of(const int64_t* pos, int64_t tokens) {
-    int64_t low = NONE.low, high = -1;
-    for (int64_t i = 0; i < tokens; ++i) {
-      low = std::min(low, pos[i] < 0 ? NONE.low : pos[i]);
-      high = std::max(high, pos[i]);
-    }
-    return high < 0 ? NONE : Range{low, high};
-  }
-
   // Rows whose distance is a power of two would share few sets of the cache.
   static int64_t apart(int64_t width) {
     width = round_up(width, LANES<T>);
@@ -266,11 +255,20 @@ class Products {
   // The entries of the table that some tokens reach, before `low_` is known.
   Range reached(int64_t b, int64_t begin, int64_t tokens) const {
     const int64_t* pos = side_.queries ? call_.q_pos + b * call_.q_pos_batch : call_.k_pos + b * call_.k_pos_batch;
-    const Range own = range_of(pos + begin, tokens), other = others_[b];
-    if (own.empty() || other.empty()) return NONE;
+    Range own;
+    for (int64_t i = begin; i < begin + tokens; ++i) {
+      own.low = std::min(own.low, pos[i] < 0 ? own.low : pos[i]);
+      own.high = std::max(own.high, pos[i] < 0 ? own.high : pos[i]);
+    }
+    return reached(b, own);
+  }
+  // The same for tokens at these positions.
+  Range reached(int64_t b, Range own) const {
+    const Range other = others_[b];
+    if (own.empty() || other.empty()) return {};
     const Range q = side_.queries ? own : other, k = side_.queries ? other : own;
     const int64_t least = std::max(k.low - q.high, -call_.past), most = std::min(k.high - q.low, call_.future);
-    if (least > most) return NONE;
+    if (least > most) return {};
     const auto entry = [&](int64_t distance) {
       return std::min(std::max<int64_t>(distance + side_.left, 0), side_.width - 1);
     };
@@ -280,7 +278,7 @@ class Products {
   // The vectors that some distances need, counted from `first_`.
   Range entries(Range reach) const {
     if (side_.index == nullptr) return {reach.low + low_ - first_, reach.high + low_ - first_};
-    Range found = NONE;
+    Range found;
     for (const Run& whole : runs_) {
       const Run run = whole.within(reach);
       if (run.begin == run.end) continue;
@@ -377,8 +375,8 @@ class Products {
 
   const Call& call_;
   const Side side_;
-  std::vector<Range> others_;  // by sequence, the positions of the other side's tokens
-  std::vector<Run> runs_;      // of `index`
+  const std::vector<Range> others_;  // by sequence, the positions of the other side's tokens
+  std::vector<Run> runs_;            // of `index`
   int64_t low_ = 0, first_ = 0, count_ = 0, wide_ = 0, columns_ = 0;
   std::unique_ptr<T[]> rows_, panels_;
   const T* source_ = nullptr;  // vector 0 of head 0, those of the other heads source_head_ apart

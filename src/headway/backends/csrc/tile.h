@@ -125,6 +125,14 @@ inline std::vector<Span> spans(const int64_t* pos, const int64_t* docs, int64_t 
   return result;
 }
 
+// The positions of each sequence, padding aside.
+inline std::vector<Range> ranges(const std::vector<std::vector<Span>>& sequences) {
+  std::vector<Range> result(sequences.size());
+  for (size_t b = 0; b < sequences.size(); ++b)
+    for (const Span& span : sequences[b]) result[b] = result[b].with({span.low, span.high});
+  return result;
+}
+
 // A rectangle of scores: queries of one span, keys of another, of which columns [first, last) are computed.
 struct Tile {
   const Span *q, *k;
