@@ -142,8 +142,8 @@ def _trained(position: Position, length: int, given: int | None) -> int:
         return as_count(given, "trained, a length,", 2)
     if isinstance(position, Interpolated):
         raise HeadwayError(
-            f"expected trained, the length that the model was trained at, because {position.spec()} does not say it, got "
-            f"none: e.g. pass trained=2048"
+            f"expected trained, the length that the model was trained at, because {position.spec()} does not say it, "
+            f"got none: e.g. pass trained=2048"
         )
     return int(getattr(position, "original", length))
 
