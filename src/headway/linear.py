@@ -2,7 +2,7 @@
 
 torch multiplies float32 matrices on a CPU by MKL. On AMD's processors MKL uses AVX2 only, which is half the speed of
 those that have AVX-512: 225 against 500 GFLOP/s on two cores of Zen 5. oneDNN, which torch has for other dtypes, uses
-AVX-512. Nothing else changes: both sum in float32, and so err alike.
+AVX-512. Nothing else changes: both sum in float32, long sums in parts, and so err alike.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from headway.backends.base import transforms
 
 OUTPUTS, PRODUCTS = 2**16, 2**23
 """Below so many outputs, or multiply-adds, oneDNN is no faster."""
+WIDTH = 256
+"""Terms that one sum of oneDNN takes. MKL divides longer ones, too; in one sum, 2,048 terms err 2.3 times as much."""
 _PLAIN = (Tensor, nn.Parameter)
 
 
@@ -104,6 +106,18 @@ def _is_plain(*tensors: Tensor | None) -> bool:
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product in parts of :data:`WIDTH` entries, of which oneDNN sums each from its first term to its last."""
+    width = x.shape[-1]
+    if width <= WIDTH:
+        return _part(x, weight, bias)
+    out = _part(x[..., :WIDTH].contiguous(), weight[:, :WIDTH].contiguous(), bias)
+    for begin in range(WIDTH, width, WIDTH):  # slices as they lie would be multiplied a thousand times as slowly
+        end = begin + WIDTH
+        out += _part(x[..., begin:end].contiguous(), weight[:, begin:end].contiguous(), None)
+    return out
+
+
+def _part(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
 
