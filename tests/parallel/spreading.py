@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from headway.functional import attend
 from headway.masks import KeyPadding
 from headway.parallel import context_parallel, shard, shard_tokens, sum_gradients, tensor_parallel, unshard
 from headway.parallel.context import WAYS
+from headway.parallel.process import _leave
 from headway.terms import ByDistance, DenseBias, LowRankBias, PerKey, ProductPerQuery, SlopePerToken, ValuesByDistance
 
 
@@ -32,8 +32,7 @@ def started(rank: int, size: int, folder: str, job: Callable[..., None], *given:
     except BaseException:
         Path(folder, f"failed{rank}").write_text(traceback.format_exc())
         raise
-    time.sleep(0.1)  # gloo's threads give back what they hold; one that still waits for Python's lock at its end aborts
-    dist.destroy_process_group()
+    _leave(joined=False, group=None, failed=False)
 
 
 def together(folder: Path, size: int, job: Callable[..., None], *given: Any) -> None:

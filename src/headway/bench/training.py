@@ -36,7 +36,7 @@ OURS = "headway"
 REPEATS = 5
 """Steps per measurement."""
 MOST_TAX = 1.05
-"""Target: the most time that a step with a core method takes, ÷ one without position, and ÷ its floor."""
+"""Target: the most that the tax of a core method is, ÷ its floor."""
 
 
 class TorchDecoder(nn.Module):
