@@ -30,10 +30,11 @@ def peak_memory(work: Callable[[], object], device: str = "cpu") -> int:
         return torch.cuda.max_memory_allocated() - before
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some builds of the profiler warn about parts that are not requested
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        # not torch.profiler, which imports torch's compiler first: a second or more
+        with torch.autograd.profiler.profile(profile_memory=True) as profile:
             work()
-    assert profile.profiler is not None
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert profile.kineto_results is not None
+    events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
