@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from headway.attending import Attending, Core, normed
 from headway.backends.base import transforms
+from headway.backends.operators import are_seen
 from headway.cache import KVCache, Tokens
 from headway.functional import check
 from headway.integers import FAR
@@ -57,17 +58,18 @@ def step(layer: Any, x: Tensor, pos: Any, cache: KVCache) -> Tensor | None:
         pos: positions of x, or None.
         cache: the layer's.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not isinstance(cache, KVCache):
+    if torch.is_grad_enabled() or are_seen() or transforms() or not isinstance(cache, KVCache):
         return None
     store = cache.writable()
     if store is None or not _fits(layer, x, pos, store[0]):
         return None
     prepared = _prepared(layer, cache, store)
-    if prepared.steps is None or prepared.steps.are_seen():  # before projections, which a counter would see twice
+    if prepared.steps is None:
         return None
-    made, heads, kv_heads = _modules(layer), layer.shape.heads, layer.shape.kv_heads
+    made = layer._modules
     q, k, v = made["q"](x), made["k"](x), made["v"](x)
     if layer.qk_norm:
+        heads, kv_heads = layer.shape.heads, layer.shape.kv_heads
         q, k = normed(made["q_norm"], layer._split(q, heads)), normed(made["k_norm"], layer._split(k, kv_heads))
     if not (q.dtype == k.dtype == v.dtype == store[0].dtype and type(q) is type(k) is type(v) is Tensor):
         return None
@@ -79,34 +81,30 @@ def step(layer: Any, x: Tensor, pos: Any, cache: KVCache) -> Tensor | None:
         return out
     at = prepared.steps.at.clone()
     tokens = Tokens(cache.k, cache.v, cache.pos, None)
-    q = q if layer.qk_norm else layer._split(q, heads)
+    q = q if layer.qk_norm else layer._split(q, layer.shape.heads)
     q, _ = layer.rotated(q, tokens.k[:, :, :0], at, tokens.pos[:, :0])
     isolated: Tensor = layer._attend(q, at, tokens, None, (), cache, crosses=False, given=True)
     return isolated
 
 
-def _modules(layer: nn.Module) -> dict[str, Any]:
-    """Its modules by name: to read an attribute that is a module takes as long as a small operator of torch."""
-    return layer._modules
-
-
-def _fits(layer: Attending, x: Tensor, pos: Any, k: Tensor) -> bool:
-    """Whether the call is a plain one: of a token for each sequence in the cache, on the CPU, and not watched."""
-    if type(x) is not Tensor or x.shape != (k.shape[0], 1, layer.shape.dim) or not x.is_cpu or transforms():
+def _fits(layer: Any, x: Tensor, pos: Any, k: Tensor) -> bool:
+    """Whether the call is a plain one: of a token for each sequence in the cache, on the CPU, and without hooks."""
+    if type(x) is not Tensor or x.shape != (k.shape[0], 1, layer.shape.dim) or not x.is_cpu:
         return False
     if pos is not None and not (
         type(pos) is Tensor and pos.dtype is torch.int64 and pos.is_cpu and pos.shape in ((1, 1), (k.shape[0], 1))
     ):
         return False
-    core = _modules(layer)["core"]
+    core = layer._modules["core"]
     watched = core._forward_hooks or core._forward_pre_hooks or _has_any_global_hook()
     return not (watched or (layer.dropout and layer.training))
 
 
-def _prepared(layer: Attending, cache: KVCache, store: tuple[Tensor, Tensor, Tensor, int | Tensor]) -> _Prepared:
+def _prepared(layer: Any, cache: KVCache, store: tuple[Tensor, Tensor, Tensor, int | Tensor]) -> _Prepared:
     """What was prepared for the cache, anew where something has changed since."""
-    core, position = _modules(layer)["core"], _modules(layer)["position"]
-    options: tuple[Any, ...] = (
+    made = layer._modules  # to read an attribute that is a module takes as long as a small operator of torch
+    core, position = made["core"], made["position"]
+    options = (
         layer,
         position,
         type(core),
@@ -115,8 +113,12 @@ def _prepared(layer: Attending, cache: KVCache, store: tuple[Tensor, Tensor, Ten
         layer.mask,
         layer.scale,
         layer.softcap,
+        layer.log_scale,
+        layer.embed,
+        layer.spread,
+        layer.own_heads,
+        layer.borrows,
     )
-    options += (layer.log_scale, layer.embed, layer.spread, layer.own_heads, layer.borrows)
     found = _PREPARED.get(cache)
     if found is None or not found.serves(options):
         places = [(held, name) for held in (position._parameters, position._buffers) for name in held]

@@ -137,6 +137,31 @@ def test_projections_may_return_anything(taken: list[bool]) -> None:
     assert torch.equal(found, general(attention, KVCache(), x, pos))
 
 
+class Apart(nn.Linear):
+    """A projection whose sequences lie apart, in every other call."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        y = super().forward(x)
+        return torch.cat((y, y), -1)[..., : y.shape[-1]] if self.calls % 2 else y
+
+
+@pytest.mark.parametrize("name", "qkv")
+def test_tokens_may_lie_anew_in_every_step(name: str, taken: list[bool]) -> None:
+    x, pos = tokens()
+    found = []
+    for how in (decoded, general):
+        attention = layer("rotary")
+        own = getattr(attention, name)
+        setattr(attention, name, Apart(DIM, own.out_features, bias=False))
+        getattr(attention, name).load_state_dict(own.state_dict())
+        found.append(how(attention, KVCache(TOKENS), x, pos))
+    assert sum(taken) >= TOKENS - FIRST
+    assert torch.equal(*found)
+
+
 def test_dropout_is_drawn_the_general_way(taken: list[bool]) -> None:
     decoded(layer("rotary", dropout=0.5).train(), KVCache(), *tokens())
     assert not any(taken)

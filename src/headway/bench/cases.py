@@ -274,7 +274,7 @@ class Built:
             q, k, v = self.q.expand(-1, -1, before, -1), self.k[:, :, :before], self.v[:, :, :before]
             with torch.no_grad():
                 self.heads.compute(_Core(CoreCall.empty), self.x[:, :before], q, k, v, cache)
-        new = self.x[:, before:], self.q, self.k[:, :, before:], self.v[:, :, before:]
+        new = self.x[:, before:], self.q, self.k[:, :, before:].contiguous(), self.v[:, :, before:].contiguous()
 
         def step() -> Tensor:
             cache.rewind(before)

@@ -11,6 +11,7 @@
 
 #include <map>
 #include <numeric>
+#include <optional>
 
 namespace headway {
 
@@ -24,7 +25,8 @@ struct Shared {
   std::vector<std::vector<Span>> q, k;
   Shown shown;
   std::vector<Bounds<T>> bounds;
-  std::unique_ptr<Products<T>> rows, cols, values;  // the tables of tokens, as far as some pair needs them
+  std::vector<Range> queries, keys;
+  std::optional<Products<T>> rows, cols, values;  // the tables of tokens, as far as some pair needs them
 
   explicit Shared(const Call& call) : bounds(call.batch * call.heads) {
     for (int64_t b = 0; b < call.batch; ++b) {
@@ -43,14 +45,16 @@ struct Shared {
           call.k_pos + b * call.k_pos_batch, docs ? call.k_docs + b * call.k_docs_batch : nullptr, call.keys, KEYS));
     }
     shown.measure(call, q, k);
-    at::parallel_for(0, call.batch * call.heads, 1, [&](int64_t begin, int64_t end) {
+    const int64_t measured = Bounds<T>::are_needed(call, KEYS) ? call.batch * call.heads : 0;
+    at::parallel_for(0, measured, 1, [&](int64_t begin, int64_t end) {
       for (int64_t bh = begin; bh < end; ++bh)
         bounds[bh].template measure<In>(call, bh / call.heads, bh % call.heads, q[bh / call.heads], k[bh / call.heads]);
     });
-    const std::vector<Range> queries = ranges(q), keys = ranges(k);
-    rows = std::make_unique<Products<T>>(call, queries_of(call), queries, keys);
-    cols = std::make_unique<Products<T>>(call, keys_of(call), queries, keys);
-    values = std::make_unique<Products<T>>(call, values_of(call), queries, keys);
+    queries = ranges(q);
+    keys = ranges(k);
+    rows.emplace(call, queries_of(call), queries, keys);
+    cols.emplace(call, keys_of(call), queries, keys);
+    values.emplace(call, values_of(call), queries, keys);
   }
 
   bool look(const Call& call, int64_t b, int64_t h, int64_t iq, int64_t ik, Tile& tile) const {

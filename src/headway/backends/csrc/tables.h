@@ -118,7 +118,7 @@ class Products {
   // Tokens of a block.
   static constexpr int64_t STEP = 96;
 
-  // The positions of each sequence's queries and keys are needed as ranges, too.
+  // The positions of each sequence's queries and keys are needed as ranges, too, and read as long as this is used.
   Products(const Call& call, const Side& side, const std::vector<Range>& queries, const std::vector<Range>& keys)
       : call_(call), side_(side), others_(side.queries ? keys : queries) {
     if (!side.multiplies()) return;
@@ -375,8 +375,8 @@ class Products {
 
   const Call& call_;
   const Side side_;
-  const std::vector<Range> others_;  // by sequence, the positions of the other side's tokens
-  std::vector<Run> runs_;            // of `index`
+  const std::vector<Range>& others_;  // by sequence, the positions of the other side's tokens
+  std::vector<Run> runs_;             // of `index`
   int64_t low_ = 0, first_ = 0, count_ = 0, wide_ = 0, columns_ = 0;
   std::unique_ptr<T[]> rows_, panels_;
   const T* source_ = nullptr;  // vector 0 of head 0, those of the other heads source_head_ apart

@@ -667,12 +667,16 @@ struct Bounds {
   std::vector<T> q, k, rows;                          // per span: the longest query, scaled key, and largest own term
   T threshold = -std::numeric_limits<T>::infinity();  // -inf: nothing is negligible
 
+  // Of a single block of keys nothing is negligible: each row has its greatest weight in it. And in decoding, reading
+  // the keys and values for their norms would cost more than it saves.
+  static bool are_needed(const Call& call, int64_t block) {
+    return call.skip && call.keys > block && !(call.decoding && call.queries <= FEW);
+  }
+
   template <typename In>
   void measure(
       const Call& call, int64_t b, int64_t h, const std::vector<Span>& q_spans, const std::vector<Span>& k_spans) {
-    // of a single tile nothing is negligible: each row has its greatest weight in it; and in decoding, reading the keys
-    // and values for their norms would cost more than it saves
-    if (!call.skip || k_spans.size() < 2 || (call.decoding && call.queries <= FEW) || !may_decay(call, h)) return;
+    if (!may_decay(call, h)) return;
     const int64_t h_kv = h / (call.heads / call.kv_heads);
     const int64_t* k_pos = call.k_pos + b * call.k_pos_batch;
     const T infinite = std::numeric_limits<T>::infinity();

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headway.backends import operators
 from headway.backends.base import Call
 from headway.backends.native import softmax
 from headway.backends.native.library import KINDS, kernel_of, struct, wide_of
@@ -46,7 +45,6 @@ class Step:
     """
 
     DONE, NOT_FINITE, REFUSED = range(3)
-    are_seen = staticmethod(operators.are_seen)
 
     def __init__(
         self,
@@ -64,7 +62,10 @@ class Step:
         self._attention.put("sums", sums)
         self._kernel = kernel_of(softmax.SOURCE, HEADER).headway_step
         self._kind, self._message = KINDS[given.q.dtype], ctypes.create_string_buffer(256)
-        self._like, self._dim = given.q.new_empty(*given.q.shape[:3], v.shape[3]), given.q.shape[3]
+        self._like = given.q.new_empty(*given.q.shape[:3], v.shape[3])
+        (heads, _, dim), (kv_heads, _, dim_v) = given.q.shape[1:], v.shape[1:]
+        self._strides = heads * dim, dim, kv_heads * dim, dim, kv_heads * dim_v, dim_v
+        self._usual = False  # whether the call has these
         made = self._call = struct(HEADER)()
         made.attention = ctypes.addressof(self._attention.call)
         made.keys, made.values, made.places, made.room = k.data_ptr(), v.data_ptr(), pos.data_ptr(), k.shape[2]
@@ -94,9 +95,15 @@ class Step:
                 of one int64, counts it.
         """
         call, attention = self._call, self._attention.call
-        q, call.q_batch, call.q_head = _even(q, self._dim)
-        k, call.k_batch, call.k_head = _even(k, self._dim)
-        v, call.v_batch, call.v_head = _even(v, self._like.shape[3])
+        if q.is_contiguous() and k.is_contiguous() and v.is_contiguous():  # as projections leave them
+            if not self._usual:
+                self._usual = True
+                call.q_batch, call.q_head, call.k_batch, call.k_head, call.v_batch, call.v_head = self._strides
+        else:
+            self._usual = False
+            q, call.q_batch, call.q_head = _even(q, self._strides[1])
+            k, call.k_batch, call.k_head = _even(k, self._strides[3])
+            v, call.v_batch, call.v_head = _even(v, self._strides[5])
         call.q, call.k, call.v = q.data_ptr(), k.data_ptr(), v.data_ptr()
         if isinstance(length, int):
             call.length = length
