@@ -375,7 +375,8 @@ def test_options_left_out_are_the_defaults() -> None:
     given = Bench(**chosen(Bench, options))
     assert given.methods == ("rotary(base=5, fraction=0.5)", "t5")
     assert given.lengths == (8, 4)
-    assert [rounds_for(length) for length in (1, 1024, 4096, 8192)] == [9, 9, 5, 3]
+    assert [rounds_for(length, "forward") for length in (1, 1024, 4096, 8192)] == [9, 9, 5, 3]
+    assert [rounds_for(length, mode) for length in (1, 8192) for mode in ("decode", "decode-static")] == [99] * 4
 
 
 # --- the bars -----------------------------------------------------------------------------------------------------

@@ -192,7 +192,8 @@ def measure_bars(
         # for long texts a run takes seconds: skip what no target needs
         rows: dict[tuple[str, str], Row] = {}
         try:
-            group = Group(case, settings.rounds or rounds_for(case.length), thorough=case.length <= EXACT_UP_TO)
+            rounds = settings.rounds or rounds_for(case.length, case.mode)
+            group = Group(case, rounds, thorough=case.length <= EXACT_UP_TO)
         except Exception as problem:
             base = without_base(case, problem)
             yield [bar.judge(dict.fromkeys(bar.needs, base)) for bar in together], [base]

@@ -79,7 +79,7 @@ def bench(
                 count = sum(len(entries) for _, entries in planned)
                 for case, entries in planned:
                     try:
-                        group = Group(case, settings.rounds or rounds_for(case.length))
+                        group = Group(case, settings.rounds or rounds_for(case.length, case.mode))
                     except Exception as problem:
                         results["rows"].append(asdict(without_base(case, problem)))
                         continue

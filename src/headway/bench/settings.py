@@ -33,7 +33,7 @@ class Bench(Settings):
         head_dim: width of a head.
         dtype: float32, bfloat16 or float16.
         device: cpu or cuda.
-        rounds: rounds per measurement; default 9 up to 1024 tokens, 5 up to 4096, else 3.
+        rounds: rounds per measurement; default 99 in decoding, else 9 up to 1024 tokens, 5 up to 4096, then 3.
         bars: measure this project's own speed targets instead; exit status 1 if one fails.
 
     Raises:
@@ -90,6 +90,10 @@ class Bench(Settings):
                 raise HeadwayError("expected a CUDA device for device cuda, got none: use device cpu")
 
 
-def rounds_for(length: int) -> int:
-    """Rounds per length: fewer for long texts, where each takes seconds and noise matters less."""
+def rounds_for(length: int, mode: str) -> int:
+    """Rounds per measurement: fewer for long texts, where each takes seconds and noise matters less. In decoding each
+    takes hundredths of a second, and whatever else the machine does for a moment would count in most of a few.
+    """
+    if mode.startswith("decode"):
+        return 99
     return 9 if length <= 1024 else 5 if length <= 4096 else 3

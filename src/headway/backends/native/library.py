@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -57,7 +58,14 @@ def loaded(source: str) -> ctypes.CDLL | str:
     try:
         return ctypes.CDLL(str(compiler.library(SOURCES / source)))
     except (HeadwayError, OSError) as error:
+        _tell(str(error))
         return str(error)
+
+
+@cache
+def _tell(reason: str) -> None:
+    """Say once that another backend will be chosen."""
+    logging.getLogger("headway").warning("attention is slower than it could be, without the CPU kernel: %s", reason)
 
 
 def unavailable(source: str = "attention.cpp") -> str | None:
