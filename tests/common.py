@@ -435,16 +435,22 @@ def refused(backend: str) -> Iterator[None]:
 
 
 def by_onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of what oneDNN multiplies from now on, as on a processor that MKL does not use well."""
+    """The shapes of what MKL does not multiply from now on, as on a processor that it does not use well."""
     from headway import linear
+    from headway.backends.native import weights
 
     seen: list[tuple[int, ...]] = []
-    real = linear._onednn
+    real, gradient = linear._onednn, weights.gradient_of_weights
 
     def counted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         seen.append((*x.shape, weight.shape[0]))
         return real(x, weight, bias)
 
+    def counted_gradient(grad: Tensor, x: Tensor) -> Tensor:
+        seen.append((grad.shape[1], *x.shape))
+        return gradient(grad, x)
+
     monkeypatch.setattr(linear, "halved", lambda: True)
     monkeypatch.setattr(linear, "_onednn", counted)
+    monkeypatch.setattr(weights, "gradient_of_weights", counted_gradient)
     return seen

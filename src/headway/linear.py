@@ -2,7 +2,8 @@
 
 torch multiplies float32 matrices on a CPU by MKL. On AMD's processors MKL uses AVX2 only, which is half the speed of
 those that have AVX-512: 225 against 500 GFLOP/s on two cores of Zen 5. oneDNN, which torch has for other dtypes, uses
-AVX-512. Nothing else changes: both sum in float32, long sums in parts, and so err alike.
+AVX-512. Nothing else changes: both sum in float32, long sums in parts, and so err alike. The gradient of W, a sum over
+all tokens that suits neither, has a kernel of its own.
 """
 
 from __future__ import annotations
@@ -122,6 +123,16 @@ def _part(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out
 
 
+def _gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """gradᵀ x, the gradient of W."""
+    from headway.backends.native import weights
+
+    large = grad.numel() * x.shape[1] >= PRODUCTS
+    if large and not torch.is_grad_enabled() and _is_plain(grad, x) and weights.fits(grad, x):
+        return weights.gradient_of_weights(grad, x)
+    return linear(grad.mT, x.mT)  # differentiable once more
+
+
 class _Linear(torch.autograd.Function):
     """The product with gradients, which are products, too."""
 
@@ -135,5 +146,5 @@ class _Linear(torch.autograd.Function):
         (grad,), (x, weight) = grads, ctx.saved_tensors
         rows = grad.flatten(0, -2)
         for_x = linear(grad, weight.mT) if ctx.needs_input_grad[0] else None
-        for_weight = linear(rows.mT, x.flatten(0, -2).mT) if ctx.needs_input_grad[1] else None
+        for_weight = _gradient(rows, x.flatten(0, -2)) if ctx.needs_input_grad[1] else None
         return for_x, for_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
