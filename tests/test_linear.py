@@ -68,12 +68,14 @@ def test_only_gradients_that_are_needed_are_computed(calls: list[tuple[int, ...]
     assert len(calls) == 8
 
 
-def test_second_derivatives(calls: list[tuple[int, ...]]) -> None:
+@pytest.mark.parametrize("weight_last", [True, False])
+def test_second_derivatives(weight_last: bool, calls: list[tuple[int, ...]]) -> None:
     layer, x = nn.Linear(256, 256), torch.randn(256, 256, requires_grad=True)
+    before, after = (x, layer.weight) if weight_last else (layer.weight, x)
 
     def second(how: Callable[[nn.Linear, Tensor], Tensor]) -> Tensor:
-        (first,) = torch.autograd.grad(how(layer, x).square().sum(), x, create_graph=True)
-        (found,) = torch.autograd.grad(first.square().sum(), layer.weight)
+        (first,) = torch.autograd.grad(how(layer, x).square().sum(), before, create_graph=True)
+        (found,) = torch.autograd.grad(first.square().sum(), after)
         return found
 
     got, expected = second(project), second(lambda layer, x: layer(x))
