@@ -67,7 +67,7 @@ def library(source: Path) -> Path:
     target = cache_folder() / f"{source.stem}-{digest}.so"
     if target.is_file():
         return target
-    logging.getLogger("headway").warning("compiling the CPU kernel for this machine, once (about 15 s)")
+    logging.getLogger("headway").warning("compiling %s for this machine, once (5 to 15 s)", source.name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.stem, suffix=".tmp")
