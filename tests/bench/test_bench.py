@@ -26,7 +26,7 @@ from headway.bench.contenders import Work, eager, materialised, ours, plain
 from headway.bench.measure import error, interleaved, repeats_for, same
 from headway.bench.page import PLAIN
 from headway.bench.run import SAMPLES, bench, entries_for, outcome
-from headway.bench.settings import MODES, Bench, rounds_for
+from headway.bench.settings import MODES, Bench
 from headway.bench.tax import Entry, Group, Row, measured
 from headway.bench.training import Measured, Steps, demanded, steps_text, time_steps
 from headway.bench.training import contenders as decoders
@@ -375,8 +375,8 @@ def test_options_left_out_are_the_defaults() -> None:
     given = Bench(**chosen(Bench, options))
     assert given.methods == ("rotary(base=5, fraction=0.5)", "t5")
     assert given.lengths == (8, 4)
-    assert [rounds_for(length, "forward") for length in (1, 1024, 4096, 8192)] == [9, 9, 5, 3]
-    assert [rounds_for(length, mode) for length in (1, 8192) for mode in ("decode", "decode-static")] == [99] * 4
+    assert [Case(length, "forward").rounds for length in (1, 1024, 4096, 8192)] == [9, 9, 5, 3]
+    assert [Case(length, mode).rounds for length in (1, 8192) for mode in ("decode", "decode-static")] == [99] * 4
 
 
 # --- the bars -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from torch import Tensor
 from headway.backends.native.library import unavailable
 from headway.backends.native.weights import SOURCE, fits, gradient_of_weights
 
-pytestmark = pytest.mark.skipif(unavailable(SOURCE) is not None, reason="no compiler")
+pytestmark = pytest.mark.skipif(unavailable(SOURCE) is not None, reason=f"no kernel here: {unavailable(SOURCE)}")
 
 SHAPES = [
     (1, 1, 1),
@@ -66,10 +66,12 @@ def test_layouts() -> None:
 def test_bits_do_not_depend_on_threads() -> None:
     grad, x, threads = drawn(700, 130), drawn(700, 130), torch.get_num_threads()
     found = []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        found.append(gradient_of_weights(grad, x))
-    torch.set_num_threads(threads)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(gradient_of_weights(grad, x))
+    finally:
+        torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 

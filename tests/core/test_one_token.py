@@ -95,9 +95,9 @@ def test_steps_in_half_precision(dtype: torch.dtype, taken: list[bool]) -> None:
     assert torch.equal(found, general(attention, KVCache(), x, pos))
 
 
-def project_by(kind: type[nn.Linear], attention: Attention) -> None:
+def project_by(kind: type[nn.Linear], attention: Attention, names: str = "qkv") -> None:
     """Put projections of another kind, with the same weights, in place of an attention's own."""
-    for name in "qkv":
+    for name in names:
         own = getattr(attention, name)
         setattr(attention, name, kind(DIM, own.out_features, bias=False))
         getattr(attention, name).load_state_dict(own.state_dict())
@@ -154,9 +154,7 @@ def test_tokens_may_lie_anew_in_every_step(name: str, taken: list[bool]) -> None
     found = []
     for how in (decoded, general):
         attention = layer("rotary")
-        own = getattr(attention, name)
-        setattr(attention, name, Apart(DIM, own.out_features, bias=False))
-        getattr(attention, name).load_state_dict(own.state_dict())
+        project_by(Apart, attention, name)
         found.append(how(attention, KVCache(TOKENS), x, pos))
     assert sum(taken) >= TOKENS - FIRST
     assert torch.equal(*found)

@@ -15,7 +15,7 @@ from headway.bench.cases import Case
 from headway.bench.contenders import Contender, ours
 from headway.bench.others import flex
 from headway.bench.page import PLAIN
-from headway.bench.settings import Bench, rounds_for
+from headway.bench.settings import Bench
 from headway.bench.tax import EXACT_UP_TO, Entry, Group, Row, measured, without_base
 
 NEAR = 1.2
@@ -192,8 +192,7 @@ def measure_bars(
         # for long texts a run takes seconds: skip what no target needs
         rows: dict[tuple[str, str], Row] = {}
         try:
-            rounds = settings.rounds or rounds_for(case.length, case.mode)
-            group = Group(case, rounds, thorough=case.length <= EXACT_UP_TO)
+            group = Group(case, settings.rounds or case.rounds, thorough=case.length <= EXACT_UP_TO)
         except Exception as problem:
             base = without_base(case, problem)
             yield [bar.judge(dict.fromkeys(bar.needs, base)) for bar in together], [base]

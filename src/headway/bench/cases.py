@@ -89,6 +89,15 @@ class Case:
         return 1 if self.decodes else self.length
 
     @property
+    def rounds(self) -> int:
+        """Rounds per measurement: fewer for long texts, where each takes seconds and noise matters less. In decoding
+        each takes hundredths of a second, and whatever else the machine does for a moment would count in most of a few.
+        """
+        if self.decodes:
+            return 99
+        return 9 if self.length <= 1024 else 5 if self.length <= 4096 else 3
+
+    @property
     def causal(self) -> bool:
         """Whether the mask hides anything: in decoding, the token sees the whole cache."""
         return self.mask == "causal" and not self.decodes

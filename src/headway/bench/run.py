@@ -18,7 +18,7 @@ from headway.bench.cases import DECODING, Case
 from headway.bench.contenders import OURS, materialised, ours
 from headway.bench.measure import environment
 from headway.bench.others import others_for
-from headway.bench.settings import Bench, rounds_for
+from headway.bench.settings import Bench
 from headway.bench.tax import Entry, Group, Row, measured, without_base
 from headway.output import write_output
 from headway.shapes import HeadwayError
@@ -79,7 +79,7 @@ def bench(
                 count = sum(len(entries) for _, entries in planned)
                 for case, entries in planned:
                     try:
-                        group = Group(case, settings.rounds or rounds_for(case.length, case.mode))
+                        group = Group(case, settings.rounds or case.rounds)
                     except Exception as problem:
                         results["rows"].append(asdict(without_base(case, problem)))
                         continue

@@ -88,12 +88,3 @@ class Bench(Settings):
 
             if not torch.cuda.is_available():
                 raise HeadwayError("expected a CUDA device for device cuda, got none: use device cpu")
-
-
-def rounds_for(length: int, mode: str) -> int:
-    """Rounds per measurement: fewer for long texts, where each takes seconds and noise matters less. In decoding each
-    takes hundredths of a second, and whatever else the machine does for a moment would count in most of a few.
-    """
-    if mode.startswith("decode"):
-        return 99
-    return 9 if length <= 1024 else 5 if length <= 4096 else 3
